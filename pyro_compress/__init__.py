@@ -1,0 +1,53 @@
+"""Train a network as a Pyro program, keep what its posterior is sure about, ship the rest as nothing.
+
+The library, imported name by name when first used::
+
+    import pyro_compress as pc
+
+    splits = pc.load_splits("digits")
+    net = pc.build_net("mlp", splits.input_shape, len(splits.classes), (100,))
+    config = pc.resolve(pc.FitConfig(prior="horseshoe", epochs=30), len(splits.train))
+    posterior = pc.extract(pc.fit_posterior(net, splits, config))
+    network, sparsity = pc.compress(posterior, splits)
+    pc.save(Path("network.pcn"), network, splits)
+    module = pc.load("network.pcn")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyro_compress.bayes.extract import extract as extract
+    from pyro_compress.bayes.fit import fit_posterior as fit_posterior
+    from pyro_compress.bayes.layers import bayesianize as bayesianize
+    from pyro_compress.bayes.priors import PRIORS as PRIORS
+    from pyro_compress.compression.pipeline import compress as compress
+    from pyro_compress.compression.pipeline import load as load
+    from pyro_compress.compression.pipeline import save as save
+    from pyro_compress.data import load_splits as load_splits
+    from pyro_compress.nets import build_net as build_net
+    from pyro_compress.run import resolve as resolve
+    from pyro_compress.types import FitConfig as FitConfig
+
+_HOMES = {
+    "FitConfig": "types",
+    "PRIORS": "bayes.priors",
+    "bayesianize": "bayes.layers",
+    "build_net": "nets",
+    "compress": "compression.pipeline",
+    "extract": "bayes.extract",
+    "fit_posterior": "bayes.fit",
+    "load": "compress.pipeline",
+    "load_splits": "data",
+    "resolve": "run",
+    "save": "compression.pipeline",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home when it is first asked for (PEP 562)."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

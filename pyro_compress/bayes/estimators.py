@@ -1,0 +1,150 @@
+"""How a layer's random output is estimated: one messenger each, all unbiased for the same ELBO.
+
+An estimator is in force around both guide and model (`with estimator: elbo(x, y)`). It acts on the `affine` effect of
+`pyro_compress.bayes.layers`, and may choose how the guide's sites are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.distributions import Distribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_compress.bayes.layers import BayesLayer, Bias, Operation, bias_value, multiplied
+from pyro_compress.bayes.priors import Marginal
+from pyro_compress.types import WeightDraw
+
+VARIANCE_FLOOR = 1e-16
+
+
+class WeightSampling(Messenger):
+    """One weight per minibatch, shared by its examples: the default meaning of `affine` (Blundell et al. 2015)."""
+
+    def __init__(self, marginal: Marginal, layers: list[BayesLayer], batch: int):
+        super().__init__()
+
+
+class LocalReparameterization(Messenger):
+    """Draws each layer's output from its Gaussian instead of its weight (Kingma et al. 2015, section 2.3).
+
+    Given the group scales, the output is Gaussian with mean `op(x, loc)` and variance `op(x², scale²)`, each example
+    its own draw. Group scales of `input` and `output` grouping are drawn per example as well (as Louizos et al. do):
+    the expected log-likelihood is a sum over examples, so independent draws per example leave it unchanged and lower
+    its variance. Scales of single weights cannot be: they would need a weight per example, and are shared by the
+    minibatch.
+
+    Where a prior's KL is closed-form nobody reads the raw weight's value, so its noise is not even drawn.
+
+    Args:
+        marginal: site -> posterior marginal.
+        layers: the layers with a prior.
+        batch: number of examples of the minibatch.
+    """
+
+    def __init__(self, marginal: Marginal, layers: list[BayesLayer], batch: int):
+        super().__init__()
+        self.marginal, self.batch = marginal, batch
+        self.raw_sites: set[str] = set()
+        self.per_example: tuple[str, ...] = ()
+        for layer in layers:
+            if layer.prior.closed_form:
+                self.raw_sites.add(layer.shape.name)
+            if layer.prior.closed_form and layer.shape.grouping != "weight":
+                self.per_example += (f"{layer.shape.name}.",)
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["done"] or msg["is_observed"] or msg["value"] is not None:
+            return
+        if msg["name"] in self.raw_sites:
+            msg["value"], msg["done"] = msg["fn"].mean, True
+        elif msg["name"].startswith(self.per_example) and self.per_example:
+            msg["value"], msg["done"] = msg["fn"].rsample((self.batch,)), True
+
+    def _pyro_affine(self, msg: dict[str, Any]) -> None:
+        op, x, weight, bias = msg["args"]
+        name = msg["kwargs"]["site"]
+        q = self.marginal(name)
+        b_loc, b_var = _bias_moments(bias, name, self.marginal)
+        if weight.gate is not None and weight.gate.shape == q.loc.shape:  # a scale of every single weight
+            mean = op.function(x, weight.gate * q.loc, b_loc)
+            variance = op.function(x.square(), (weight.gate * q.scale).square(), b_var)
+        else:
+            into, out = _gates(op, weight, x.dim())
+            x = x if into is None else x * into
+            mean, variance = op.function(x, q.loc, None), op.function(x.square(), q.scale.square(), None)
+            if out is not None:
+                mean, variance = mean * out, variance * out.square()
+            mean = mean if b_loc is None else mean + _on_channels(b_loc, op, x.dim())
+            variance = variance if b_var is None else variance + _on_channels(b_var, op, x.dim())
+        noise = torch.randn_like(mean)
+        msg["value"], msg["done"] = (
+            torch.addcmul(mean, variance.clamp_min(VARIANCE_FLOOR).sqrt(), noise),
+            True,
+        )
+
+
+class Flipout(Messenger):
+    """One weight perturbation per minibatch, flipped by random signs per example (Wen et al. 2018, eq. 6).
+
+    `op(x, gate·loc) + s · op(x ∘ r, gate·(raw - loc))` with random signs r on the inputs and s on the outputs of each
+    example. The group scales are shared by the minibatch.
+    """
+
+    def __init__(self, marginal: Marginal, layers: list[BayesLayer], batch: int):
+        super().__init__()
+        self.marginal = marginal
+
+    def _pyro_affine(self, msg: dict[str, Any]) -> None:
+        op, x, weight, bias = msg["args"]
+        loc = self.marginal(msg["kwargs"]["site"]).loc
+        mean = op.function(x, multiplied(WeightDraw(weight.gate, loc)), bias_value(bias))
+        flipped = op.function(x * _signs(x, op), multiplied(WeightDraw(weight.gate, weight.raw - loc)), None)
+        msg["value"], msg["done"] = mean + flipped * _signs(flipped, op), True
+
+
+def _signs(x: Tensor, op: Operation) -> Tensor:
+    """Random signs per example and channel, shared by all positions of a convolution (Wen et al. 2018, section 3.2)."""
+    shape = [1] * x.dim()
+    shape[0], shape[op.channel_axis] = x.shape[0], x.shape[op.channel_axis]
+    return torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(0.5).mul_(2).sub_(1)
+
+
+def _bias_moments(bias: Bias, name: str, marginal: Marginal) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and variance of a bias; its scales, if any, are shared by the minibatch."""
+    if not isinstance(bias, WeightDraw):
+        return bias, None
+    q: Distribution = marginal(name.removesuffix("weight") + "bias")
+    if bias.gate is None:
+        return q.loc, q.scale.square()
+    return bias.gate * q.loc, (bias.gate * q.scale).square()
+
+
+def _on_channels(vector: Tensor, op: Operation, dims: int) -> Tensor:
+    """Shape `(channels,)` so that it broadcasts over an output of `dims` dimensions."""
+    return vector if op.channel_axis == -1 else vector.view(-1, *[1] * (dims - 2))
+
+
+def _gates(op: Operation, weight: WeightDraw, dims: int) -> tuple[Tensor | None, Tensor | None]:
+    """The gate as factors on the input and on the output, shared or (with a leading batch dimension) per example."""
+    gate = weight.gate
+    if gate is None:
+        return None, None
+    batch = gate.shape[0] if gate.dim() > weight.raw.dim() else 1
+    out, into = gate.shape[-weight.raw.dim()], gate.shape[1 - weight.raw.dim()]
+    shape = [batch] + [1] * (dims - 1)
+    shape[op.channel_axis] = max(out, into)
+    factor = gate.reshape(shape)
+    return (factor, None) if out == 1 and into == weight.raw.shape[1] else (None, factor)
+
+
+Estimator = Callable[[Marginal, list[BayesLayer], int], Messenger]
+
+ESTIMATORS: dict[str, Estimator] = {
+    "weight": WeightSampling,
+    "local": LocalReparameterization,
+    "flipout": Flipout,
+}

@@ -1,0 +1,71 @@
+"""Every closed-form Kullback-Leibler divergence that torch lacks, registered with torch, in nats.
+
+`TraceMeanField_ELBO` asks `torch.distributions.kl_divergence` for each latent site and silently falls back to Monte
+Carlo where no rule exists; the tests hold every prior that claims closed forms to its claim.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pyro.distributions import Gamma, InverseGamma, LogNormal, Normal
+from torch import Tensor
+from torch.distributions import register_kl
+
+from pyro_compress.bayes.distributions import LogUniform, ScaleMixtureBound
+
+K1, K2, K3 = 0.63576, 1.87320, 1.48695
+
+
+@register_kl(Normal, LogUniform)
+def normal_log_uniform(q: Normal, p: LogUniform) -> Tensor:
+    """KL(N(mu, sigma²) ‖ log-uniform), up to the prior's constant (Molchanov et al. 2017, eq. 14).
+
+    With `alpha = sigma² / mu²` the paper's fit is
+    `k1 - k1 sigmoid(k2 + k3 log alpha) + ½ log(1 + 1/alpha)`, here written in `t = 1 / alpha`, which is smooth at
+    mu = 0. The fit's largest error against the true integral is 0.009 nats (at log alpha about -0.9).
+    """
+    inverse_alpha = (q.loc / q.scale).square()
+    rest = torch.sigmoid(K3 * inverse_alpha.clamp_min(1e-30).log() - K2)
+    return K1 * rest + 0.5 * torch.log1p(inverse_alpha)
+
+
+@register_kl(LogNormal, Gamma)
+def log_normal_gamma(q: LogNormal, p: Gamma) -> Tensor:
+    """KL(LogN(m, s²) ‖ Gamma(a, rate b)) = -a m - ½ log(2πe s²) - a log b + lnΓ(a) + b exp(m + s²/2).
+
+    Closed form behind Louizos et al. 2017, appendix A (group horseshoe).
+    """
+    return _log_normal(q, p.concentration, p.rate, 1.0)
+
+
+@register_kl(LogNormal, InverseGamma)
+def log_normal_inverse_gamma(q: LogNormal, p: InverseGamma) -> Tensor:
+    """KL(LogN(m, s²) ‖ InvGamma(a, scale b)) = a m - ½ log(2πe s²) - a log b + lnΓ(a) + b exp(-m + s²/2).
+
+    The inverse of a log-normal variable is log-normal with location -m, and the KL does not see the inversion.
+    """
+    return _log_normal(q, p.concentration, p.rate, -1.0)
+
+
+def _log_normal(q: LogNormal, a: Tensor, b: Tensor, sign: float) -> Tensor:
+    entropy_of_log = 0.5 * math.log(2 * math.pi * math.e) + q.scale.log()
+    location = sign * q.loc
+    # exp(m + log b) rather than b * exp(m): with tau0 = 1e-5 the rate is 1e10 while the product is about 1
+    expected = torch.exp(location + b.log() + 0.5 * q.scale.square())
+    return torch.lgamma(a) - a * (location + b.log()) - entropy_of_log + expected
+
+
+@register_kl(Normal, ScaleMixtureBound)
+def normal_scale_mixture_bound(q: Normal, p: ScaleMixtureBound) -> Tensor:
+    """Upper bound on KL(N(mu, sigma²) ‖ scale mixture), see `ScaleMixtureBound`."""
+    second_moment = 0.5 * (q.loc.square() + q.scale.square())
+    shared = -q.scale.log() - 0.5
+
+    def negative(weight: float, sigma: float) -> Tensor:
+        return math.log(weight) - (second_moment / sigma**2 + shared + math.log(sigma))
+
+    slab, spike = negative(p.pi, p.sigma1), negative(1 - p.pi, p.sigma2)
+    return -(spike + F.softplus(slab - spike))

@@ -1,0 +1,173 @@
+"""Layers whose weights are drawn from a prior; they know neither KL nor posterior.
+
+`BayesLayer.forward` runs the prior and then issues one effectful operation, `affine`. What happens there is up to the
+estimator in force (`pyro_compress.bayes.estimators`); the default multiplies the weight out.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch.nn.functional as F
+from pyro.poutine.runtime import effectful
+from torch import Tensor, nn
+
+from pyro_compress.bayes.priors import Prior
+from pyro_compress.types import LayerShape, WeightDraw
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A linear map of `x` and a weight: `function(x, weight, bias)`, features of `x` on `channel_axis`."""
+
+    function: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    channel_axis: int
+
+
+def _linear(module: nn.Module) -> Operation:
+    return Operation(F.linear, -1)
+
+
+def _conv(module: nn.Module) -> Operation:
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    # the module's own forward: it knows padding modes; its weight and bias are passed in
+    rank = len(module.kernel_size)
+    if module.padding_mode == "zeros":
+        conv = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+        settings = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
+        return Operation(functools.partial(conv, **settings), 1)
+    bare = copy.deepcopy(module)
+    bare._parameters.clear()
+    return Operation(bare._conv_forward, 1)
+
+
+OPS: dict[type[nn.Module], Callable[[nn.Module], Operation]] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _conv,
+    nn.Conv2d: _conv,
+    nn.Conv3d: _conv,
+}
+
+
+Bias = WeightDraw | Tensor | None
+"""A drawn bias, a point estimate, or none."""
+
+
+@effectful(type="affine")
+def affine(op: Operation, x: Tensor, weight: WeightDraw, bias: WeightDraw | Tensor | None, *, site: str) -> Tensor:
+    """Apply `op` with the drawn weight: the effect that estimators replace.
+
+    Args:
+        op: the linear map.
+        x: its input.
+        weight: draw of the weight.
+        bias: draw of the bias, a point value, or None.
+        site: name of the weight's site; the bias' site is beside it.
+    """
+    return op.function(x, multiplied(weight), bias_value(bias))
+
+
+def multiplied(draw: WeightDraw) -> Tensor:
+    """The weight that a draw stands for."""
+    return draw.raw if draw.gate is None else draw.gate * draw.raw
+
+
+def bias_value(bias: Bias) -> Tensor | None:
+    """The bias that a draw stands for; point values pass."""
+    return multiplied(bias) if isinstance(bias, WeightDraw) else bias
+
+
+class BayesLayer(nn.Module):
+    """Stands in for one supported module: draws weight (and bias), then applies the module's operation.
+
+    Args:
+        module: the layer it stands in for; a point-valued bias is taken over as a parameter.
+        shape: name, shape and grouping of its weight.
+        prior: prior of the weight.
+        bias_prior: prior of the bias; None keeps it a point estimate.
+    """
+
+    def __init__(self, module: nn.Module, shape: LayerShape, prior: Prior, bias_prior: Prior | None = None):
+        super().__init__()
+        self.shape, self.prior, self.bias_prior = shape, prior, bias_prior
+        self.op = OPS[type(module)](module)
+        bias = module._parameters["bias"]
+        self.bias_shape: LayerShape | None = None
+        if bias is not None and bias_prior is not None:
+            self.bias_shape = LayerShape(shape.name.removesuffix("weight") + "bias", tuple(bias.shape))
+            bias = None
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", bias)
+
+    def draw(self, device: str) -> tuple[WeightDraw, Bias]:
+        """Draw weight and bias from their priors; a point-valued bias is returned as it is."""
+        weight = self.prior.draw(replace(self.shape, device=device))
+        if self.bias_shape is None or self.bias_prior is None:
+            return weight, self.bias
+        return weight, self.bias_prior.draw(replace(self.bias_shape, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer with weights drawn from its prior (or replayed from a guide)."""
+        weight, bias = self.draw(str(x.device))
+        return affine(self.op, x, weight, bias, site=self.shape.name)
+
+
+def bayesianize(
+    net: nn.Module,
+    prior: Prior,
+    grouping: str | None = None,
+    bias_prior: Prior | None = None,
+    keep: tuple[str, ...] = (),
+) -> nn.Module:
+    """Copy a network and give its supported layers (`OPS`) a prior; the given network stays as it is.
+
+    Args:
+        net: any module tree; everything that is not a supported layer stays deterministic.
+        prior: a row of `PRIORS`.
+        grouping: `weight`, `input` or `output`; the prior's own default if None.
+        bias_prior: prior of the biases, per bias; None leaves them point estimates.
+        keep: layers whose dotted path matches one of these patterns stay deterministic.
+
+    Raises:
+        ValueError: no supported layer, a grouping that the prior or a layer does not allow, a module used twice.
+    """
+    grouping = grouping or prior.groupings[0]
+    if grouping not in prior.groupings:
+        raise ValueError(f"grouping {grouping!r} is not defined for this prior; allowed: {', '.join(prior.groupings)}")
+    net = copy.deepcopy(net)
+    paths = [path for path, module in net.named_modules(remove_duplicate=False) if type(module) in OPS]
+    chosen = [path for path in paths if not any(fnmatchcase(path, pattern) for pattern in keep)]
+    if not chosen:
+        kinds = ", ".join(sorted(kind.__name__ for kind in OPS))
+        raise ValueError(f"the network has no layer to put a prior on (supported: {kinds}; kept as is: {len(paths)})")
+    _refuse_shared(net, paths)
+    for path in chosen:
+        module = net.get_submodule(path)
+        if grouping == "input" and getattr(module, "groups", 1) != 1:
+            raise ValueError(f"{path}: input groups are not defined for a grouped convolution; use grouping 'output'")
+        name = f"{path}.weight" if path else "weight"
+        weight = module.get_parameter("weight")
+        layer = BayesLayer(module, LayerShape(name, tuple(weight.shape), grouping), prior, bias_prior)
+        if not path:
+            return layer
+        parent, _, leaf = path.rpartition(".")
+        setattr(net.get_submodule(parent), leaf, layer)
+    return net
+
+
+def _refuse_shared(net: nn.Module, paths: list[str]) -> None:
+    """A weight that appears twice would be two sites with one posterior: not what mean field means."""
+    seen: dict[int, str] = {}
+    for path in paths:
+        weight = net.get_submodule(path).weight
+        if (first := seen.setdefault(id(weight), path)) != path:
+            raise ValueError(f"{first} and {path} share their weight, which is not supported; keep both with --keep")
+
+
+def bayes_layers(net: nn.Module) -> list[BayesLayer]:
+    """The layers with a prior, in network order."""
+    return [module for module in net.modules() if isinstance(module, BayesLayer)]

@@ -1,0 +1,375 @@
+"""The command line: parse, call one function, print.
+
+Nothing heavy is imported before a command runs; the names that options offer are read off the source of the modules
+that own them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pyro_compress.compression.pipeline import Report
+    from pyro_compress.training import Epoch
+    from pyro_compress.types import Scores
+
+
+def names_in(module: str, registry: str) -> tuple[str, ...]:
+    """Keys of a registry (a dict literal) in a module of this package, without importing it."""
+    source = (Path(__file__).parent / module).read_text(encoding="utf-8")
+    for statement in ast.parse(source).body:
+        target = statement.target if isinstance(statement, ast.AnnAssign) else None
+        if isinstance(target, ast.Name) and target.id == registry:
+            assert isinstance(statement, ast.AnnAssign)
+            assert isinstance(statement.value, ast.Dict)
+            return tuple(ast.literal_eval(key) for key in statement.value.keys if key is not None)
+    raise ValueError(f"no registry {registry} in {module}")
+
+
+PRIORS = names_in("bayes/priors.py", "PRIORS")
+ESTIMATORS = names_in("bayes/estimators.py", "ESTIMATORS")
+CRITERIA = names_in("compression/prune.py", "CRITERIA")
+DATASETS = names_in("data.py", "DATASETS")
+NETS = names_in("nets.py", "NETS")
+
+
+class Widths(click.ParamType):
+    """Comma-separated positive integers, or a TOML array of them."""
+
+    name = "n,n,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """`"500,500"` or `[500, 500]` -> `(500, 500)`."""
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            widths = tuple(int(part) for part in parts)
+        except (TypeError, ValueError):
+            widths = ()
+        if not widths or min(widths) < 1:
+            self.fail(f"{value!r}: give positive widths separated by commas, like 500,500", param, ctx)
+        return widths
+
+
+class Option(click.ParamType):
+    """`name=number`."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """`"tau0=1e-5"` -> `("tau0", 1e-5)`."""
+        if isinstance(value, tuple):
+            return value
+        name, _, number = str(value).partition("=")
+        try:
+            return name, float(number)
+        except ValueError:
+            self.fail(f"{value!r}: give an option of the prior as name=number, like tau0=1e-5", param, ctx)
+
+
+def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Make a TOML file's values the defaults of the command; what stands on the command line wins."""
+    if path is not None:
+        with one_line_errors():
+            from pyro_compress.run import read_config
+
+            options = read_config(path)
+        if isinstance(extra := options.get("prior_options"), dict):
+            options["prior_options"] = [f"{name}={value}" for name, value in extra.items()]
+        ctx.default_map = options
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user did wrong becomes one line on standard error and exit code 1."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        raise click.ClickException(message or type(error).__name__) from None
+
+
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say where the data are."""
+    folder = click.option(
+        "--data-dir",
+        envvar="PYRO_COMPRESS_DATA",
+        default="",
+        metavar="DIR",
+        help="Folder of the torchvision data sets (also PYRO_COMPRESS_DATA).",
+    )
+    return folder(command)
+
+
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say where to compute."""
+    device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+    threads = click.option(
+        "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default."
+    )
+    return device(threads(command))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="pyro-compress")
+def main() -> None:
+    """Train a network as a Pyro program, keep what its posterior is sure about, ship the rest as nothing."""
+
+
+@main.command()
+@click.option(
+    "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), callback=load_config, is_eager=True,
+    expose_value=False, help="TOML file with the same options (a run's config.toml, say); the command line wins.",
+)  # fmt: skip
+@click.option(
+    "--prior",
+    type=click.Choice([*PRIORS, "none"]),
+    default="horseshoe",
+    help="none: a deterministic baseline.",
+)
+@click.option(
+    "--prior-option",
+    "prior_options",
+    type=Option(),
+    multiple=True,
+    help="Option of the prior, e.g. tau0=1e-5; repeatable.",
+)
+@click.option(
+    "--grouping", type=click.Choice(["weight", "input", "output"]), default=None,
+    help="Weights that share a scale; the default fits the prior.",
+)  # fmt: skip
+@click.option(
+    "--bias-prior",
+    type=click.Choice(["none", "same"]),
+    default="none",
+    help="none: biases are point estimates.",
+)
+@click.option("--net", default="mlp", metavar="NAME", help=f"{', '.join(NETS)}, or package.module:function.")
+@click.option("--hidden", type=Widths(), default="500,500", help="Hidden widths of mlp.")
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="PATTERN",
+    help="Layers (dotted path) that stay deterministic; repeatable.",
+)
+@click.option(
+    "--init",
+    default="",
+    metavar="PATH",
+    help="Trained weights to start from: safetensors file or run folder.",
+)
+@click.option("--data", default="digits", metavar="NAME", help=f"{', '.join(DATASETS)}, or a .npz file.")
+@data_options
+@click.option("--download", is_flag=True, help="Fetch a missing torchvision data set into --data-dir.")
+@click.option(
+    "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
+    help="Share of the training set held out; default a tenth, or more where that is under 240 rows.",
+)  # fmt: skip
+@click.option("--epochs", type=click.IntRange(1), default=None, help="Default: 30, more for small data sets.")
+@click.option(
+    "--pretrain-epochs",
+    type=click.IntRange(0),
+    default=None,
+    help="How many of them train point weights first.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=None, help="Default: 128, or 64 for small data sets.")
+@click.option("--lr", type=float, default=1e-3, help="Learning rate of means and of everything deterministic.")
+@click.option("--lr-scale", type=float, default=None, help="Learning rate of posterior log-scales.")
+@click.option("--lr-group", type=float, default=None, help="Learning rate of group and layer scales.")
+@click.option("--kl-warmup", type=float, default=None, metavar="EPOCHS", help="Epochs over which the KL weight rises.")
+@click.option("--kl-weight", type=float, default=1.0, help="Final KL weight; 1 is the ELBO.")
+@click.option(
+    "--kl-schedule",
+    type=click.Choice(["uniform", "blundell"]),
+    default="uniform",
+    help="Share of each minibatch in the KL.",
+)
+@click.option("--samples", type=click.IntRange(1), default=1, help="Monte Carlo samples per step.")
+@click.option("--estimator", type=click.Choice(ESTIMATORS), default=None, help="The default fits the prior.")
+@click.option("--guide", type=click.Choice(["mean-field"]), default="mean-field", help="Variational family.")
+@click.option("--init-scale", type=float, default=None, help="Initial posterior standard deviation of a raw weight.")
+@click.option(
+    "--max-scale",
+    type=float,
+    default=None,
+    help="Bound on the first layer's raw standard deviations; 0: none.",
+)
+@click.option("--dropout", type=float, default=0.0, help="Before every layer with weights (prior none).")
+@click.option(
+    "--patience",
+    type=click.IntRange(0),
+    default=0,
+    help="Stop after so many epochs without a better NLL; 0: never.",
+)
+@click.option("--seed", type=int, default=0)
+@device_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Run folder; default runs/DATA-NET-PRIOR-SEED.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing run folder.")
+def fit(out: Path | None, force: bool, download: bool, **options: Any) -> None:
+    """Train a network and write its posterior to a run folder."""
+    with one_line_errors():
+        from pyro_compress.run import fit_run
+        from pyro_compress.types import FitConfig
+
+        options["prior_options"] = dict(options["prior_options"])
+        config = FitConfig(**options)
+        where = out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
+        with epoch_printer() as on_epoch:
+            run = fit_run(config, where, force, download, on_epoch)
+    click.echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
+
+
+def default_name(data: str, net: str, prior: str, seed: int) -> str:
+    """Name of a run folder."""
+    return f"{Path(data).stem}-{net.replace(':', '.')}-{prior}-{seed}"
+
+
+@contextmanager
+def epoch_printer() -> Iterator[Callable[[Epoch], None]]:
+    """A progress bar on a terminal, one line per epoch elsewhere; both on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    if not sys.stderr.isatty():
+        yield lambda epoch: click.echo(epoch_line(epoch), err=True)
+        return
+    columns = (TextColumn("{task.description}"), TimeElapsedColumn(), MofNCompleteColumn(), BarColumn(None))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("fitting", total=None)
+        yield lambda epoch: progress.update(task, completed=epoch.epoch, description=epoch_line(epoch))
+
+
+def epoch_line(epoch: Epoch) -> str:
+    """One epoch in words."""
+    parts = [f"epoch {epoch.epoch:3d} {epoch.phase:5s}"]
+    if epoch.negative_elbo_nats is not None:
+        parts.append(f"-ELBO {epoch.negative_elbo_nats:,.0f} nats (KL {epoch.kl_nats:,.0f} × {epoch.kl_weight:.2f})")
+    parts.append(f"validation {100 * epoch.validation_accuracy:.2f} %, {epoch.validation_nll_nats:.4f} nats")
+    return ", ".join([*parts, f"{epoch.seconds:.0f} s"])
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--criterion",
+    type=click.Choice(CRITERIA),
+    default=None,
+    help="Pruning score; the default fits the prior.",
+)
+@click.option("--sparsity", type=float, default=None, help="Share of the weights to remove, instead of a search.")
+@click.option(
+    "--tolerance",
+    type=float,
+    default=0.005,
+    help="Validation accuracy that may be lost (0.005: half a point).",
+)
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="The .pcn file; default RUN/network.pcn.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object and nothing else.")
+@data_options
+@device_options
+def compress(run: Path, out: Path | None, force: bool, as_json: bool, data_dir: str, **options: Any) -> None:
+    """Prune, round and shrink a run's network into one .pcn file, read back and re-evaluated."""
+    with one_line_errors():
+        from pyro_compress.compression.pipeline import compress_run
+        from pyro_compress.run import load_run
+
+        out = out or run / "network.pcn"
+        if out.exists() and not force:
+            raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
+        loaded = load_run(run)
+        with trial_printer(as_json) as on_trial:
+            report = compress_run(loaded.posterior, loaded.splits(data_dir), out, on_trial=on_trial, **options)
+    click.echo(json.dumps(report.as_dict() | {"file": str(out)}) if as_json else report_text(report, out))
+
+
+@contextmanager
+def trial_printer(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of the search, on a terminal only."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("searching on the validation split", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def report_text(report: Report, path: Path) -> str:
+    """The report for people."""
+    rows = [("", "accuracy", "NLL (nats)", "ECE")]
+    for split in ("validation", "test"):
+        for when in ("before", "after"):
+            scores = getattr(report, f"{split}_{when}")
+            rows.append(
+                (
+                    f"{split} {when}",
+                    f"{100 * scores.accuracy:.2f} %",
+                    f"{scores.nll_nats:.4f}",
+                    f"{scores.ece:.4f}",
+                )
+            )
+    lines = ["".join(f"{cell:>20}" if i else f"{cell:<20}" for i, cell in enumerate(row)) for row in rows]
+    kept, total = report.parameters_kept, report.parameters_total
+    lines += [
+        "",
+        f"criterion           {report.criterion}, {100 * report.sparsity:.1f} % of the weights removed by it",
+        f"parameters          {kept:,} of {total:,} kept ({100 * kept / total:.2f} %)",
+        f"units               {'-'.join(map(str, report.units_before))} -> {'-'.join(map(str, report.units_kept))}",
+        f"bits per kept weight {report.bits_per_kept_weight:.2f}",
+        "",
+        *(f"  {name:<18}{size:>10,} B" for name, size in report.sections_bytes.items()),
+        "",
+        f"{path}: {report.file_bytes:,} bytes; dense float32 {report.dense_bytes:,} bytes; {report.ratio:.1f}× smaller",
+    ]
+    return "\n".join(lines)
+
+
+@main.command()
+@click.argument("target", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--data",
+    default=None,
+    metavar="NAME",
+    help="Data set or .npz file; the default is what it was fitted on.",
+)
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test")
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as one JSON object and nothing else.")
+@data_options
+@device_options
+def evaluate(
+    target: Path, data: str | None, split: str, as_json: bool, data_dir: str, device: str, threads: int
+) -> None:
+    """Score a run folder (its posterior mean) or a .pcn file."""
+    with one_line_errors():
+        from pyro_compress.evaluation import evaluate_target
+
+        scores, size = evaluate_target(target, data, split, data_dir, device, threads)
+    click.echo(json.dumps(scores_dict(scores) | {"examples": size}) if as_json else scores_text(target, scores, size))
+
+
+def scores_dict(scores: Scores) -> dict[str, float]:
+    """Scores as JSON values."""
+    return dict(vars(scores))
+
+
+def scores_text(target: Path, scores: Scores, size: int) -> str:
+    """Scores for people."""
+    return (
+        f"{target}: accuracy {100 * scores.accuracy:.2f} %, NLL {scores.nll_nats:.4f} nats, ECE {scores.ece:.4f}, "
+        f"Brier {scores.brier:.4f} on {size:,} examples"
+    )

@@ -1,0 +1,196 @@
+"""Integers <-> bytes: range coding of one tensor's codes with a static model that the block itself carries.
+
+A block is `flags`, an optional mask of live columns, the model's parameters, and the range coder's words:
+
+- model 0: every code is zero, nothing follows;
+- model 1 (table): zig-zag varint of the smallest code, varint number of codes, one varint count per code;
+- model 2 (geometric): a byte `z`, a byte `r` and a varint K. The weight of 0 is `z / 256` of the total, that of ±k
+  falls by `r / 256` per step up to K.
+
+Models are built from transmitted integers by integer arithmetic, and constriction turns counts into its own fixed-point
+frequencies, so a file decodes identically on every machine. `encode` writes the smallest block it finds.
+"""
+
+from __future__ import annotations
+
+import constriction
+import numpy as np
+
+ZERO, TABLE, GEOMETRIC = 0, 1, 2
+COLUMNS = 4
+MAX_ALPHABET = 1 << 16
+"""Largest number of distinct codes of a tensor."""
+_SCALE = 1 << 30
+
+
+class Reader:
+    """Reads a byte string from front to back; whatever reaches beyond its end is a ValueError."""
+
+    def __init__(self, data: bytes):
+        self.data, self.position = data, 0
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        if count < 0 or self.position + count > len(self.data):
+            raise ValueError(f"truncated: {count} bytes wanted at {self.position} of {len(self.data)}")
+        self.position += count
+        return self.data[self.position - count : self.position]
+
+    def rest(self) -> bytes:
+        """Everything that is left."""
+        return self.take(len(self.data) - self.position)
+
+    def varint(self) -> int:
+        """Unsigned LEB128, below 2**35."""
+        value = 0
+        for shift in range(0, 35, 7):
+            (byte,) = self.take(1)
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise ValueError("a number is longer than five bytes")
+
+
+def varint(value: int) -> bytes:
+    """Unsigned LEB128."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def encode(codes: np.ndarray) -> bytes:
+    """Encode integers of any shape; `decode` needs the shape.
+
+    Raises:
+        ValueError: codes span more than `MAX_ALPHABET` values.
+    """
+    matrix = _matrix(codes)
+    if not matrix.any():
+        return bytes([ZERO])
+    low, high = int(matrix.min()), int(matrix.max())
+    if max(high, -low, high - low) >= MAX_ALPHABET // 2:
+        raise ValueError(f"codes from {low} to {high} are too many to code; use a coarser step")
+    live = matrix.any(0)
+    blocks = _blocks(matrix, b"", 0)
+    if not live.all():
+        blocks += _blocks(matrix[:, live], np.packbits(live).tobytes(), COLUMNS)
+    return min(blocks, key=len)
+
+
+def decode(block: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Decode a block into int32 codes of this shape.
+
+    Raises:
+        ValueError: the block is truncated or inconsistent.
+    """
+    codes = np.zeros(shape, np.int32)
+    matrix = _matrix(codes)
+    reader = Reader(block)
+    (flags,) = reader.take(1)
+    model, masked = flags & 3, flags & COLUMNS
+    if flags > 7 or model > GEOMETRIC:
+        raise ValueError(f"unknown coding {flags}")
+    if model == ZERO:
+        return codes
+    live = np.ones(matrix.shape[1], bool)
+    if masked:
+        packed = np.frombuffer(reader.take((matrix.shape[1] + 7) // 8), np.uint8)
+        live = np.unpackbits(packed, count=matrix.shape[1]).astype(bool)
+    low, counts = _read_table(reader) if model == TABLE else _read_geometric(reader)
+    count = matrix.shape[0] * int(live.sum())
+    if count:
+        matrix[:, live] = (_decode_words(reader.rest(), counts, count) + low).reshape(matrix.shape[0], -1)
+    return codes
+
+
+def _matrix(codes: np.ndarray) -> np.ndarray:
+    """View as `(out, rest)`; vectors are one row."""
+    return codes.reshape(len(codes), -1) if codes.ndim > 1 else codes.reshape(1, -1)
+
+
+def _blocks(matrix: np.ndarray, mask: bytes, flag: int) -> list[bytes]:
+    """The block under each model."""
+    values = matrix.ravel()
+    low, span = int(values.min()), int(values.max() - values.min()) + 1
+    histogram = np.bincount(values - low, minlength=span)
+    table = varint(2 * low if low >= 0 else -2 * low - 1) + varint(span) + b"".join(varint(int(c)) for c in histogram)
+    tabled = bytes([TABLE | flag]) + mask + table + _encode_words(values - low, histogram)
+    zero, ratio, bound = _fit_geometric(low, histogram)
+    counts = _geometric(zero, ratio, bound)
+    parameters = bytes([zero, ratio]) + varint(bound)
+    falling = bytes([GEOMETRIC | flag]) + mask + parameters + _encode_words(values + bound, counts)
+    return [tabled, falling]
+
+
+def _read_table(reader: Reader) -> tuple[int, np.ndarray]:
+    zigzag, span = reader.varint(), reader.varint()
+    low = zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
+    if not 0 < span < MAX_ALPHABET or abs(low) >= MAX_ALPHABET:
+        raise ValueError(f"impossible alphabet: {span} codes from {low}")
+    counts = np.array([reader.varint() for _ in range(span)], np.int64)
+    if not counts.any():
+        raise ValueError("a frequency table without any count")
+    return low, counts
+
+
+def _read_geometric(reader: Reader) -> tuple[int, np.ndarray]:
+    zero, ratio = reader.take(2)
+    bound = reader.varint()
+    if not 0 < bound < MAX_ALPHABET // 2:
+        raise ValueError(f"impossible bound {bound} of a geometric model")
+    return -bound, _geometric(zero, ratio, bound)
+
+
+def _geometric(zero: int, ratio: int, bound: int) -> np.ndarray:
+    """Counts of -bound..bound, by integer arithmetic; every count is at least 1."""
+    side, weight = [], _SCALE
+    for _ in range(bound):
+        side.append(max(weight, 1))
+        weight = weight * ratio >> 8
+    total = 2 * sum(side)
+    middle = max(total * zero // (256 - zero), 1)
+    return np.array([*reversed(side), middle, *side], np.int64)
+
+
+def _fit_geometric(low: int, histogram: np.ndarray) -> tuple[int, int, int]:
+    """Parameters of the geometric model with the fewest bits, among all ratios."""
+    values = np.arange(low, low + len(histogram))
+    bound = int(np.abs(values[histogram > 0]).max())
+    total = histogram.sum()
+    zeros = int(histogram[-low]) if 0 <= -low < len(histogram) else 0
+    zero = int(np.clip(round(256 * zeros / total), 0, 255))
+    distances = np.bincount(np.abs(values), weights=histogram, minlength=bound + 1)[1 : bound + 1]
+    steps = np.arange(bound)
+    ratios = np.arange(1, 256)
+    # bits of the magnitudes under a truncated geometric law, for all ratios at once
+    log_ratio = np.log2(ratios / 256)
+    norm = np.log2((1 - (ratios / 256) ** bound) / (1 - ratios / 256))
+    bits = distances.sum() * norm - log_ratio * (distances * steps).sum()
+    return zero, int(ratios[np.argmin(bits)]), bound
+
+
+def _model(counts: np.ndarray) -> constriction.stream.model.Categorical:
+    return constriction.stream.model.Categorical(counts / counts.sum(), perfect=False)
+
+
+def _encode_words(symbols: np.ndarray, counts: np.ndarray) -> bytes:
+    """Range-coded symbols; trailing zero bytes are left out."""
+    if len(counts) == 1:
+        return b""
+    encoder = constriction.stream.queue.RangeEncoder()
+    encoder.encode(symbols.astype(np.int32), _model(counts))
+    words: bytes = encoder.get_compressed().astype("<u4").tobytes()
+    return words.rstrip(b"\0")
+
+
+def _decode_words(data: bytes, counts: np.ndarray, count: int) -> np.ndarray:
+    if len(counts) == 1:
+        return np.zeros(count, np.int32)
+    words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
+    try:
+        symbols: np.ndarray = constriction.stream.queue.RangeDecoder(words).decode(_model(counts), count)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise ValueError(f"range decoder: {error}") from error
+    return symbols

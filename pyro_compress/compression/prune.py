@@ -1,0 +1,87 @@
+"""What goes: scores per weight (high = keep), one global threshold, masks.
+
+To add a criterion, write a function `LayerPosterior -> score`, broadcastable to the weight, and a row in `CRITERIA`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_compress.types import LayerPosterior, Masks, Posterior
+
+
+def signal_to_noise(layer: LayerPosterior) -> Tensor:
+    """|mean| / std of every weight (Graves 2011; Blundell et al. 2015, section 5.1); infinite where std is 0."""
+    return _ratio(layer.mean.abs(), layer.std)
+
+
+def magnitude(layer: LayerPosterior) -> Tensor:
+    """|mean| of every weight."""
+    return layer.mean.abs()
+
+
+def group_signal_to_noise(layer: LayerPosterior) -> Tensor:
+    """|mean| / std of the group's scale: -½ log alpha of Louizos et al. 2017, section 4.1, up to monotony."""
+    if layer.unit_mean is None or layer.unit_std is None:
+        return _keep_all(layer)
+    return _ratio(layer.unit_mean.abs(), layer.unit_std)
+
+
+def group_mode(layer: LayerPosterior) -> Tensor:
+    """Mode of the group's log-normal scale, exp(m - s²) (Louizos et al. 2017, section 4.2).
+
+    Moments give the parameters back: s² = log(1 + std²/mean²), m = log mean - s²/2.
+    """
+    if layer.unit_mean is None or layer.unit_std is None:
+        return _keep_all(layer)
+    variance_of_log = torch.log1p((layer.unit_std / layer.unit_mean).square())
+    return layer.unit_mean * torch.exp(-1.5 * variance_of_log)
+
+
+def _ratio(signal: Tensor, noise: Tensor) -> Tensor:
+    """Signal / noise, where 0 / 0 counts as no signal."""
+    return torch.where(signal > 0, signal / noise, 0.0)
+
+
+def _keep_all(layer: LayerPosterior) -> Tensor:
+    return torch.full([1] * layer.mean.dim(), torch.inf)
+
+
+CRITERIA: dict[str, Callable[[LayerPosterior], Tensor]] = {
+    "snr": signal_to_noise,
+    "magnitude": magnitude,
+    "group-snr": group_signal_to_noise,
+    "group-mode": group_mode,
+}
+
+
+def scores(posterior: Posterior, criterion: str) -> dict[str, Tensor]:
+    """Score of every weight, in weight shape, by weight tensor name.
+
+    Raises:
+        ValueError: unknown criterion, or a group criterion without groups.
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"unknown criterion {criterion!r}; allowed: {', '.join(CRITERIA)}")
+    if criterion.startswith("group-") and all(layer.unit_mean is None for layer in posterior.layers.values()):
+        raise ValueError(f"criterion {criterion!r} needs a prior with group scales; this posterior has none")
+    found = {name: CRITERIA[criterion](layer) for name, layer in posterior.layers.items()}
+    return {name: score.expand_as(posterior.layers[name].mean) for name, score in found.items()}
+
+
+def masks_at(scores: dict[str, Tensor], sparsity: float) -> Masks:
+    """Drop the given share of all weights, lowest scores first, over all layers together.
+
+    Weights that tie with the last one to go (a group, say) stay.
+    """
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity {sparsity}: allowed are values from 0 up to, but not including, 1")
+    everything = torch.cat([score.flatten() for score in scores.values()])
+    drop = round(sparsity * len(everything))
+    if drop == 0:
+        return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    threshold = everything.kthvalue(drop + 1).values if drop < len(everything) else torch.inf
+    return {name: score >= threshold for name, score in scores.items()}

@@ -1,0 +1,221 @@
+"""Structural removal: a smaller network that computes the same function as the masked one.
+
+Two passes over the graph. Forward: a channel whose weights are all zero emits a constant; constants flow through
+activations and are folded into the biases of the layers that read them. Backward: a channel that nobody reads is
+dead, and so is the row that makes it. Channels that must agree (both sides of an addition) form one *space* and go
+together. Where folding would not be exact (a non-zero constant entering a zero-padded convolution) the channel stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pyro_compress.graph import WEIGHTED, run_node
+from pyro_compress.types import Graph, Node
+
+POINTWISE = ("relu", "tanh", "sigmoid", "silu", "gelu")
+SAME_CHANNELS = (*POINTWISE, "max_pool", "avg_pool", "batch_norm", "pad", "add")
+
+
+@dataclass
+class _Value:
+    """What is known of one node's output.
+
+    Attributes:
+        shape: of one example.
+        constant: value per channel, NaN where it varies, float64.
+        space: index of the set of channels it belongs to.
+        factor: entries along axis 1 per channel of the space (after flattening, the number of pixels).
+    """
+
+    shape: tuple[int, ...]
+    constant: Tensor
+    space: int
+    factor: int = 1
+
+
+def shrink(graph: Graph, tensors: dict[str, Tensor]) -> tuple[Graph, dict[str, Tensor]]:
+    """Remove dead units and fold constants; zero weights are what a mask left behind.
+
+    Args:
+        graph: the network.
+        tensors: its tensors, pruned weights zero; not changed.
+
+    Returns:
+        The smaller network. The number of inputs and outputs stays; so do channels around grouped convolutions.
+    """
+    work = _Work(graph, {name: tensor.double().clone() for name, tensor in tensors.items()})
+    work.fold()
+    while work.sweep():
+        pass
+    return work.cut({name: tensor.dtype for name, tensor in tensors.items()})
+
+
+class _Work:
+    def __init__(self, graph: Graph, tensors: dict[str, Tensor]):
+        self.nodes, self.input_shape, self.tensors = list(graph.nodes), graph.input_shape, tensors
+        self.values: list[_Value] = []
+        self.parent: list[int] = []  # union-find over spaces
+        self.fixed: set[int] = set()  # spaces whose channels all stay
+        self.alive: dict[int, Tensor] = {}
+
+    # --- forward: constants and spaces
+
+    def fold(self) -> None:
+        """Find constants, fold them into the biases behind them, and name the spaces."""
+        examples: list[Tensor] = []
+        for index, node in enumerate(self.nodes):
+            if node.op == "input":
+                example = torch.zeros(1, *self.input_shape, dtype=torch.float64)
+                channels = self.input_shape[0]
+                value = _Value(self.input_shape, _varying(channels), self.new_space(channels, fixed=True))
+            else:
+                value = self.flow(index, node)
+                parameters = {role: self.tensors[name] for role, name in self.nodes[index].parameters.items()}
+                example = run_node(self.nodes[index], [examples[i] for i in node.inputs], parameters)
+                value.shape = tuple(example.shape[1:])
+                if node.op == "reshape":
+                    self.place_reshape(value, self.values[node.inputs[0]])
+            examples.append(example)
+            self.values.append(value)
+        self.fixed.add(self.find(self.values[-1].space))
+
+    def flow(self, index: int, node: Node) -> _Value:
+        sources = [self.values[i] for i in node.inputs]
+        if node.op in WEIGHTED:
+            return self.flow_weighted(index, node, sources[0])
+        if node.op not in SAME_CHANNELS:
+            return _Value((), _varying(0), -1)  # a reshape, placed once its shape is known
+        value = replace(sources[0])
+        if node.op == "add":
+            self.join(sources[0], sources[1])
+            value.constant = sources[0].constant + sources[1].constant
+        elif node.op == "pad":
+            value.constant = torch.where(value.constant == 0, 0.0, torch.nan)
+        elif node.op in (*POINTWISE, "batch_norm"):
+            parameters = {role: self.tensors[name] for role, name in node.parameters.items()}
+            value.constant = run_node(node, [value.constant[None]], parameters)[0]
+        return value
+
+    def flow_weighted(self, index: int, node: Node, source: _Value) -> _Value:
+        weight = self.tensors[node.parameters["weight"]]
+        out, into = weight.shape[:2]
+        groups = node.attributes.get("groups", 1)
+        known = source.constant
+        if any(any(side) for side in node.attributes.get("padding", ())):
+            known = torch.where(known == 0, 0.0, torch.nan)
+        # entry (o, j) of the weight reads input channel j of the group that o belongs to
+        reads = known.view(groups, into).repeat_interleave(out // groups, 0)
+        summed = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+        offset = torch.nansum(reads * summed, 1)
+        weight[~reads.isnan()] = 0
+        bias = self.bias(index, offset)
+        constant = torch.where(weight.flatten(1).any(1), torch.nan, bias)
+        if groups != 1:
+            self.fixed.add(self.find(source.space))
+        return _Value((), constant, self.new_space(out, fixed=groups != 1))
+
+    def bias(self, index: int, offset: Tensor) -> Tensor:
+        """The layer's bias after adding an offset; a layer without one gets one where it is needed."""
+        node = self.nodes[index]
+        if "bias" in node.parameters:
+            self.tensors[node.parameters["bias"]] += offset
+            return self.tensors[node.parameters["bias"]]
+        if offset.any():
+            name = node.parameters["weight"].removesuffix("weight") + "bias"
+            self.nodes[index] = replace(node, parameters={**node.parameters, "bias": name})
+            self.tensors[name] = offset
+        return offset
+
+    def place_reshape(self, value: _Value, source: _Value) -> None:
+        """Flattening keeps channels, each as several entries; any other reshape fixes both sides."""
+        flattens = len(value.shape) == 1 or (len(source.shape) > 0 and value.shape[0] == source.shape[0])
+        if flattens and value.shape[0] % source.shape[0] == 0:
+            times = value.shape[0] // source.shape[0]
+            value.space, value.factor = source.space, source.factor * times
+            value.constant = source.constant.repeat_interleave(times)
+            return
+        self.fixed.add(self.find(source.space))
+        value.space, value.constant = self.new_space(value.shape[0], fixed=True), _varying(value.shape[0])
+
+    # --- spaces
+
+    def new_space(self, channels: int, fixed: bool = False) -> int:
+        self.parent.append(len(self.parent))
+        space = self.parent[-1]
+        self.alive[space] = torch.ones(channels, dtype=torch.bool)
+        if fixed:
+            self.fixed.add(space)
+        return space
+
+    def find(self, space: int) -> int:
+        while self.parent[space] != space:
+            space = self.parent[space]
+        return space
+
+    def join(self, a: _Value, b: _Value) -> None:
+        first, second = self.find(a.space), self.find(b.space)
+        if a.factor != b.factor or len(self.alive[first]) != len(self.alive[second]):
+            self.fixed |= {first, second}
+        elif first != second:
+            self.parent[second] = first
+            if second in self.fixed:
+                self.fixed.add(first)
+
+    def live(self, value: _Value) -> Tensor:
+        """Which entries along axis 1 of a value are alive."""
+        return self.alive[self.find(value.space)].repeat_interleave(value.factor)
+
+    # --- backward: who is read
+
+    def sweep(self) -> bool:
+        """One pass from the output to the input; True if something died."""
+        read = {
+            self.find(space): torch.full_like(alive, self.find(space) in self.fixed)
+            for space, alive in self.alive.items()
+        }
+        died = False
+        for index in reversed(range(1, len(self.nodes))):
+            node = self.nodes[index]
+            if node.op not in WEIGHTED:
+                continue
+            weight, source = self.tensors[node.parameters["weight"]], self.values[node.inputs[0]]
+            dead = ~self.live(self.values[index])
+            if weight[dead].any():
+                weight[dead] = 0
+                died = True
+            if node.attributes.get("groups", 1) == 1:
+                columns = weight.transpose(0, 1).flatten(1).any(1)
+                read[self.find(source.space)] |= columns.view(-1, source.factor).any(1)
+        for space, channels in read.items():
+            if not torch.equal(self.alive[space], self.alive[space] & channels):
+                self.alive[space] &= channels
+                died = True
+        return died
+
+    # --- the smaller network
+
+    def cut(self, dtypes: dict[str, torch.dtype]) -> tuple[Graph, dict[str, Tensor]]:
+        nodes, tensors = [], {}
+        for node, value in zip(self.nodes, self.values, strict=True):
+            keep = self.live(value)
+            for role, name in node.parameters.items():
+                tensor = self.tensors[name]
+                if node.op in WEIGHTED and role == "weight":
+                    grouped = node.attributes.get("groups", 1) != 1
+                    into = slice(None) if grouped else self.live(self.values[node.inputs[0]])
+                    tensor = tensor[keep][:, into]
+                else:
+                    tensor = tensor[keep]
+                tensors[name] = tensor.to(dtypes.get(name, torch.float32)).contiguous()
+            if node.op == "reshape":
+                node = replace(node, attributes={"shape": [int(keep.sum()), *value.shape[1:]]})
+            nodes.append(node)
+        return Graph(tuple(nodes), self.input_shape), tensors
+
+
+def _varying(channels: int) -> Tensor:
+    return torch.full((channels,), torch.nan, dtype=torch.float64)

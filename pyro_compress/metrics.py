@@ -1,0 +1,50 @@
+"""How good a network is; the only reader of the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_compress.types import Data, Scores, Splits
+
+SPLITS = ("train", "validation", "test")
+Predict = Callable[[Tensor], Tensor]
+
+
+def evaluate(predict: Predict, splits: Splits, split: str, device: str = "cpu") -> Scores:
+    """Score `predict` (inputs -> logits) on one split by name; what reads the test split says so by this call."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
+    data: Data = getattr(splits, split)
+    return score(logits_of(predict, data.x, device), data.y)
+
+
+@torch.no_grad()
+def logits_of(predict: Predict, x: Tensor, device: str = "cpu", batch: int = 1000) -> Tensor:
+    """Logits `(n, classes)` on the CPU, computed in batches."""
+    return torch.cat([predict(part.to(device)).float().cpu() for part in x.split(batch)])
+
+
+def score(logits: Tensor, y: Tensor) -> Scores:
+    """Accuracy, NLL, expected calibration error and Brier score of logits `(n, classes)` against labels `(n,)`."""
+    log_probs = F.log_softmax(logits.double(), 1)
+    probs = log_probs.exp()
+    onehot = F.one_hot(y, probs.shape[1])
+    return Scores(
+        accuracy=float((probs.argmax(1) == y).double().mean()),
+        nll_nats=float(F.nll_loss(log_probs, y)),
+        ece=calibration_error(probs, y),
+        brier=float((probs - onehot).square().sum(1).mean()),
+    )
+
+
+def calibration_error(probs: Tensor, y: Tensor, bins: int = 15) -> float:
+    """Expected calibration error with equal-width bins of the top probability (Guo et al. 2017, eq. 3)."""
+    confidence, predicted = probs.max(1)
+    which = (confidence * bins).long().clamp(max=bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64)
+    gap.index_add_(0, which, confidence.double() - (predicted == y).double())
+    return float(gap.abs().sum() / len(y))

@@ -1,0 +1,132 @@
+"""Minibatches, the learning-rate schedule and plain training of point weights, shared by all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from pyro_compress.types import Data
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the history. ELBO terms are None while point weights are trained.
+
+    Attributes:
+        epoch: 1, 2, ...
+        phase: `point` (deterministic weights) or `svi`.
+        step: optimiser steps so far.
+        negative_elbo_nats: of the whole training set, at KL weight 1: KL minus expected log-likelihood.
+        expected_log_likelihood_nats: of the training set, averaged over the epoch's steps.
+        kl_nats: at the end of the epoch.
+        kl_weight: at the end of the epoch.
+        validation_accuracy: of the posterior mean.
+        validation_nll_nats: per example, of the posterior mean.
+        seconds: since the start of the fit.
+    """
+
+    epoch: int
+    phase: str
+    step: int
+    negative_elbo_nats: float | None
+    expected_log_likelihood_nats: float | None
+    kl_nats: float | None
+    kl_weight: float | None
+    validation_accuracy: float
+    validation_nll_nats: float
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Field name -> value."""
+        return asdict(self)
+
+
+OnEpoch = Callable[[Epoch], None]
+
+
+class Diverged(ValueError):
+    """The loss became NaN or infinite."""
+
+
+def batch_count(examples: int, batch_size: int) -> int:
+    """Minibatches per epoch."""
+    return max(1, -(-examples // batch_size))
+
+
+def minibatches(data: Data, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """A shuffled partition of the data into batches whose sizes differ by at most one."""
+    order = torch.randperm(len(data), generator=generator).to(data.x.device)
+    for index in order.tensor_split(batch_count(len(data), batch_size)):
+        yield data.x[index], data.y[index]
+
+
+def decay(progress: float) -> float:
+    """Learning-rate factor: constant over the first half of training, then linear to 0."""
+    return min(1.0, 2 * (1 - progress))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Scale every group's base rate (its rate when first seen) by a factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+@contextmanager
+def dropped_inputs(net: nn.Module, rate: float) -> Iterator[None]:
+    """Dropout before every layer with weights, the input included (Srivastava et al. 2014), while in training mode."""
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear | _ConvNd)] if rate else []
+    hooks = [m.register_forward_pre_hook(lambda m, args: F.dropout(args[0], rate, m.training)) for m in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def train_point(
+    net: nn.Module,
+    data: Data,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    generator: torch.Generator,
+    after_epoch: Callable[[int, int], bool] = lambda epoch, step: True,
+) -> None:
+    """Minimise cross entropy with Adam, in place.
+
+    Args:
+        net: the network; its forward gives logits.
+        data: training examples, on the network's device.
+        epochs: passes over the data.
+        batch_size: examples per step.
+        lr: Adam's learning rate, constant for half of the steps, then linear to 0.
+        generator: shuffles.
+        after_epoch: called with (epoch, step), network in evaluation mode; training ends early where it returns False.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    optimizer = torch.optim.Adam(net.parameters(), lr, fused=True)
+    total, step = epochs * batch_count(len(data), batch_size), 0
+    for epoch in range(1, epochs + 1):
+        net.train()
+        loss = torch.zeros(())
+        for x, y in minibatches(data, batch_size, generator):
+            set_rates(optimizer, decay(step / total))
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step()
+            step += 1
+        if not torch.isfinite(loss):
+            raise Diverged(f"loss {float(loss)} after step {step}: try a smaller --lr (now {lr:g})")
+        net.eval()
+        if not after_epoch(epoch, step):
+            return

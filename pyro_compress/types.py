@@ -1,0 +1,270 @@
+"""The values that flow between the parts; nothing here computes more than a shape or a sum.
+
+The waist of the hourglass is `Posterior`: left of it everything samples (Pyro), right of it everything is
+deterministic. Neither torch nor Pyro is imported at run time, so that a decoder needs only numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What a prior may know about a weight (or bias) tensor.
+
+    Attributes:
+        name: name of the tensor in the network, e.g. `1.weight`; the prefix of its site names.
+        weight: its shape, `(out, in, *kernel)`, or `(out,)` for a bias.
+        grouping: which weights share a scale: `weight` (none), `input` (a column) or `output` (a row).
+        device: where its values live.
+    """
+
+    name: str
+    weight: tuple[int, ...]
+    grouping: str = "weight"
+    device: str = "cpu"
+
+    @property
+    def gate(self) -> tuple[int, ...]:
+        """Shape of the group scales, broadcastable to `weight`."""
+        if self.grouping == "weight":
+            return self.weight
+        out, into, *kernel = self.weight
+        ones = (1,) * len(kernel)
+        return (1, into, *ones) if self.grouping == "input" else (out, 1, *ones)
+
+
+class WeightDraw(NamedTuple):
+    """One draw from a prior or posterior: the weight is `gate * raw`. `gate` is None for priors without groups."""
+
+    gate: Tensor | None
+    raw: Tensor
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of a captured network.
+
+    Attributes:
+        op: name of the operation (see `pyro_compress.graph`).
+        inputs: indices of the nodes it reads; node 0 is the network's input.
+        parameters: role (`weight`, `bias`, ...) -> tensor name.
+        attributes: JSON values (stride, padding, ...).
+    """
+
+    op: str
+    inputs: tuple[int, ...] = ()
+    parameters: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network as a list of operations in execution order; the last node is the output.
+
+    Attributes:
+        nodes: node 0 has the operation `input`.
+        input_shape: shape of one example, without the batch dimension.
+    """
+
+    nodes: tuple[Node, ...]
+    input_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Examples `x` of shape `(n, *input_shape)` (float32) and class labels `y` of shape `(n,)` (int64)."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Thresholds and recipes are chosen on `validation`; `test` is read once, at the end, by `metrics` alone."""
+
+    train: Data
+    validation: Data
+    test: Data
+    classes: tuple[str, ...]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return tuple(self.train.x.shape[1:])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of examples per split."""
+        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Everything that determines a fit. A None is filled in by the prior's own recipe (`pyro_compress.run.resolve`).
+
+    Attributes:
+        prior: name in `PRIORS`, or `none` for a deterministic baseline.
+        prior_options: keyword arguments of the prior, e.g. `{"tau0": 1e-5}`.
+        grouping: `weight`, `input` or `output`.
+        bias_prior: `none` (biases are point estimates) or `same` (the weights' prior, per bias).
+        net: name in `NETS` or `package.module:function`.
+        hidden: widths of the hidden layers of `mlp`.
+        keep: layers whose path matches one of these patterns (fnmatch) stay deterministic.
+        init: trained weights to start from: a safetensors file or a run folder; empty for a random start.
+        data: name in `DATASETS` or a `.npz` file.
+        data_dir: folder of the torchvision data sets.
+        validation: share of the training set held out; None takes a tenth, or more where that is under 240 rows.
+        epochs: passes over the training set, pretraining included.
+        pretrain_epochs: how many of `epochs` train point weights, from which the posterior starts.
+        batch_size: examples per step.
+        lr: Adam's learning rate of means and of everything deterministic.
+        lr_scale: learning rate of posterior log-scales.
+        lr_group: learning rate of the locations of group and layer scales.
+        kl_warmup: epochs, after pretraining, over which the KL weight rises linearly to `kl_weight`.
+        kl_weight: final weight of the KL term; 1 is the ELBO.
+        kl_schedule: how the KL is shared among the minibatches of an epoch: `uniform` or `blundell`.
+        samples: Monte Carlo samples per step.
+        estimator: name in `ESTIMATORS`.
+        guide: name in `GUIDES`.
+        init_scale: initial posterior standard deviation of a weight; None leaves it to the prior.
+        max_scale: upper bound on the first layer's raw posterior standard deviations; 0 for none, None: the prior's.
+        dropout: dropout rate before every layer with weights (baselines).
+        patience: stop after this many epochs without a better validation NLL; 0 never stops early.
+        seed: seeds initialisation, shuffling and sampling.
+        device: `cpu` or `cuda` (`auto` before it is resolved).
+        threads: CPU threads; 0 leaves torch's default.
+    """
+
+    prior: str = "horseshoe"
+    prior_options: dict[str, float] = field(default_factory=dict)
+    grouping: str | None = None
+    bias_prior: str = "none"
+    net: str = "mlp"
+    hidden: tuple[int, ...] = (500, 500)
+    keep: tuple[str, ...] = ()
+    init: str = ""
+    data: str = "digits"
+    data_dir: str = ""
+    validation: float | None = None
+    epochs: int | None = None
+    pretrain_epochs: int | None = None
+    batch_size: int | None = None
+    lr: float = 1e-3
+    lr_scale: float | None = None
+    lr_group: float | None = None
+    kl_warmup: float | None = None
+    kl_weight: float = 1.0
+    kl_schedule: str = "uniform"
+    samples: int = 1
+    estimator: str | None = None
+    guide: str = "mean-field"
+    init_scale: float | None = None
+    max_scale: float | None = None
+    dropout: float = 0.0
+    patience: int = 0
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 0
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a compressed file says about its origin: just enough to evaluate it again."""
+        told: dict[str, Any] = {"prior": self.prior, "data": self.data, "seed": self.seed}
+        if self.validation is not None:
+            told["validation"] = self.validation
+        return told | ({"dropout": self.dropout} if self.dropout else {})
+
+
+@dataclass(frozen=True)
+class LayerPosterior:
+    """Moments of one layer's weights under the posterior.
+
+    Attributes:
+        mean: posterior mean of the weight, `(out, in, *kernel)`.
+        std: its standard deviation, same shape; all zero for a deterministic network.
+        unit_mean: mean of the group scale in gate shape; None without groups.
+        unit_std: its standard deviation.
+        grouping: grouping of the prior.
+    """
+
+    mean: Tensor
+    std: Tensor
+    unit_mean: Tensor | None = None
+    unit_std: Tensor | None = None
+    grouping: str = "weight"
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The waist: all that compression may know of a fit.
+
+    Attributes:
+        graph: the network.
+        layers: weight tensor name -> moments, in network order.
+        dense: every other tensor by name (biases, batch-norm statistics), float32.
+        criterion: pruning criterion that fits the prior (a name in `CRITERIA`).
+        provenance: where it comes from (data set, prior, seed, ...), written into the compressed file.
+    """
+
+    graph: Graph
+    layers: dict[str, LayerPosterior]
+    dense: dict[str, Tensor]
+    criterion: str
+    provenance: dict[str, Any]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The posterior-mean network: tensor name -> value."""
+        return {name: layer.mean for name, layer in self.layers.items()} | self.dense
+
+
+Masks = dict[str, "Tensor"]
+"""Weight tensor name -> bool tensor, True where the weight is kept."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Integers on a uniform grid: value = `codes * step`."""
+
+    codes: np.ndarray
+    step: float
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What a `.pcn` file holds: the (smaller) network and its tensors, quantised or dense float32."""
+
+    graph: Graph
+    tensors: dict[str, Quantized | np.ndarray]
+    meta: dict[str, Any]
+
+    @property
+    def parameters(self) -> int:
+        """Number of non-zero values."""
+        return sum(int((t.codes if isinstance(t, Quantized) else t).astype(bool).sum()) for t in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Quality on one split: accuracy in [0, 1], NLL in nats per example, expected calibration error, Brier score."""
+
+    accuracy: float
+    nll_nats: float
+    ece: float
+    brier: float
+
+
+def count(shape: tuple[int, ...]) -> int:
+    """Number of elements of a tensor of this shape."""
+    return math.prod(shape)

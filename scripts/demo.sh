@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The main job on the embedded digits: fit, compress, evaluate. Arguments are passed on to `pyro-compress fit`.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+set_up ""
+
+out="$(mktemp -d)"
+trap 'rm -rf "$out"' EXIT
+.venv/bin/pyro-compress fit --prior horseshoe --out "$out/run" "$@"
+.venv/bin/pyro-compress compress "$out/run"
+.venv/bin/pyro-compress evaluate "$out/run/network.pcn"
