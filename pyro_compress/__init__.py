@@ -37,7 +37,7 @@ _HOMES = {
     "compress": "compression.pipeline",
     "extract": "bayes.extract",
     "fit_posterior": "bayes.fit",
-    "load": "compress.pipeline",
+    "load": "compression.pipeline",
     "load_splits": "data",
     "resolve": "run",
     "save": "compression.pipeline",

@@ -49,6 +49,7 @@ def fit_baseline(
 
     assert config.epochs
     assert config.batch_size
+    assert config.lr
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         generator = torch.Generator().manual_seed(config.seed)

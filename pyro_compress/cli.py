@@ -180,7 +180,7 @@ def main() -> None:
     help="How many of them train point weights first.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=None, help="Default: 128, or 64 for small data sets.")
-@click.option("--lr", type=float, default=1e-3, help="Learning rate of means and of everything deterministic.")
+@click.option("--lr", type=float, default=None, help="Learning rate of means and of everything deterministic.")
 @click.option("--lr-scale", type=float, default=None, help="Learning rate of posterior log-scales.")
 @click.option("--lr-group", type=float, default=None, help="Learning rate of group and layer scales.")
 @click.option("--kl-warmup", type=float, default=None, metavar="EPOCHS", help="Epochs over which the KL weight rises.")
@@ -274,6 +274,13 @@ def epoch_line(epoch: Epoch) -> str:
     type=float,
     default=0.005,
     help="Validation accuracy that may be lost (0.005: half a point).",
+)
+@click.option(
+    "--nll-tolerance",
+    type=float,
+    default=None,
+    metavar="NATS",
+    help="Validation NLL that may be lost; default twice --tolerance.",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="The .pcn file; default RUN/network.pcn.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")

@@ -34,6 +34,8 @@ from pyro_compress.types import FitConfig, Graph, LayerPosterior, Node, Posterio
 DEFAULT_STEPS = 1500
 """Optimiser steps that the default number of epochs aims at, within `DEFAULT_EPOCHS`."""
 DEFAULT_EPOCHS = (30, 100)
+BASELINE_LR = 1e-3
+"""Adam's default learning rate without a prior."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,13 @@ def resolve(config: FitConfig, examples: int) -> FitConfig:
 
 
 def _resolve_baseline(config: FitConfig) -> FitConfig:
-    for name, value in (
-        ("grouping", config.grouping),
-        ("estimator", config.estimator),
-        ("keep", config.keep),
-    ):
-        if value:
+    for name in ("grouping", "estimator", "keep"):
+        if (value := getattr(config, name)) not in (None, "weight", ()):
             raise ValueError(f"{name} {value!r} goes with a prior only; with prior 'none' leave it out")
+    lr = config.lr or BASELINE_LR
     return replace(
-        config, grouping="weight", estimator="weight", pretrain_epochs=0, kl_warmup=0.0,
-        lr_scale=config.lr, lr_group=config.lr, init_scale=0.0, max_scale=0.0,
+        config, lr=lr, grouping="weight", estimator="weight", pretrain_epochs=0, kl_warmup=0.0,
+        lr_scale=lr, lr_group=lr, init_scale=None, max_scale=0.0,
     )  # fmt: skip
 
 
@@ -106,6 +105,7 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
     warmup = prior.warmup * (epochs - pretrain) if config.kl_warmup is None else config.kl_warmup
     return replace(
         config, grouping=grouping, estimator=estimator, pretrain_epochs=pretrain, kl_warmup=float(warmup),
+        lr=config.lr or prior.lr,
         lr_scale=config.lr_scale or prior.lr_scale, lr_group=config.lr_group or prior.lr_group,
         init_scale=config.init_scale or prior.init_scale,
         max_scale=prior.max_scale if config.max_scale is None else config.max_scale,
@@ -304,7 +304,7 @@ def posterior_bytes(posterior: Posterior) -> bytes:
     }
     data: bytes = save(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
-        {key: json.dumps(value) for key, value in metadata.items()},
+        {"pyro_compress": json.dumps(metadata)},  # one key: safetensors writes several in random order
     )
     return data
 
@@ -319,7 +319,7 @@ def read_posterior(path: Path) -> Posterior:
 
     try:
         with safe_open(path, "pt") as file:
-            metadata = {key: json.loads(value) for key, value in file.metadata().items()}
+            metadata = json.loads(file.metadata()["pyro_compress"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         nodes = tuple(Node(**(node | {"inputs": tuple(node["inputs"])})) for node in metadata["graph"]["nodes"])
         layers = {

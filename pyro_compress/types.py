@@ -160,7 +160,7 @@ class FitConfig:
     epochs: int | None = None
     pretrain_epochs: int | None = None
     batch_size: int | None = None
-    lr: float = 1e-3
+    lr: float | None = None
     lr_scale: float | None = None
     lr_group: float | None = None
     kl_warmup: float | None = None

@@ -151,6 +151,7 @@ class _Loop:
             self.note("point", step, evaluate(self.net, self.splits, "validation", self.config.device))
             return True
 
+        assert self.config.lr
         epochs = self.config.pretrain_epochs or 0
         train_point(self.net, self.train, epochs, self.batch_size, self.config.lr, self.generator, note)
 
@@ -158,7 +159,10 @@ class _Loop:
         """Maximise the ELBO."""
         config = self.config
         elbo = TraceMeanField_ELBO(num_particles=config.samples)(model, guide)
-        groups = guide.groups(config.lr, config.lr_scale or config.lr, config.lr_group or config.lr)
+        assert config.lr
+        assert config.lr_scale
+        assert config.lr_group
+        groups = guide.groups(config.lr, config.lr_scale, config.lr_group)
         groups = [{"params": list(model.parameters()), "lr": config.lr}, *groups]
         closed_form = closed_form_sites(guide, model.net)
         optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)

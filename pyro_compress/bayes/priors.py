@@ -50,6 +50,7 @@ class Prior:
         init_scale: default initial standard deviation of a raw weight.
         pretrain: default share of the epochs spent on point weights.
         warmup: default share of the remaining epochs over which the KL weight rises.
+        lr: default learning rate of raw weights and of everything deterministic.
         lr_scale: default learning rate of log-scales.
         lr_group: default learning rate of group and layer scales.
         max_scale: default bound on the first layer's raw standard deviations, 0 for none (the code of Louizos et al.
@@ -66,6 +67,7 @@ class Prior:
     init_scale: float = 0.01
     pretrain: float = 0.0
     warmup: float = 0.2
+    lr: float = 1e-3
     lr_scale: float = 1e-2
     lr_group: float = 1e-3
     max_scale: float = 0.0

@@ -34,8 +34,8 @@ BIAS_LEVELS = (127, 63, 31, 15, 7, 3)
 """Codes of the largest bias, finest first."""
 PRECISION_TOLERANCE = 0.001
 """Accuracy that rounding may cost where the sparsity is given."""
-NLL_PER_ACCURACY = 10.0
-"""Nats per example that may be lost for each unit of accuracy that may: 0.05 for half a point."""
+NLL_PER_ACCURACY = 2.0
+"""Nats per example that may be lost, by default, for each unit of accuracy that may: 0.01 for half a point."""
 
 OnTrial = Callable[[int, int], None]
 
@@ -134,10 +134,11 @@ class _Target:
 
     reference: Scores
     tolerance: float
+    nll_tolerance: float
 
     def reached(self, scores: Scores) -> bool:
         enough = scores.accuracy >= self.reference.accuracy - self.tolerance
-        return enough and scores.nll_nats <= self.reference.nll_nats + NLL_PER_ACCURACY * self.tolerance
+        return enough and scores.nll_nats <= self.reference.nll_nats + self.nll_tolerance
 
 
 def to_module(network: Compressed) -> Network:
@@ -160,6 +161,7 @@ def compress(
     criterion: str | None = None,
     sparsity: float | None = None,
     tolerance: float = 0.005,
+    nll_tolerance: float | None = None,
     device: str = "cpu",
     on_trial: OnTrial = lambda done, total: None,
 ) -> tuple[Compressed, float]:
@@ -171,6 +173,7 @@ def compress(
         criterion: name in `CRITERIA`; the one that fits the prior if None.
         sparsity: share of the weights to remove; None searches for the smallest file within the tolerance.
         tolerance: validation accuracy that may be lost against the uncompressed posterior mean, in [0, 1].
+        nll_tolerance: validation NLL that may be lost, in nats per example; twice the tolerance if None.
         device: where candidates are evaluated.
         on_trial: progress, called with (done, total).
 
@@ -182,15 +185,19 @@ def compress(
     """
     if not 0 <= tolerance <= 1:
         raise ValueError(f"tolerance {tolerance}: allowed are values from 0 to 1 (0.005 is half a point)")
+    if nll_tolerance is not None and not nll_tolerance >= 0:
+        raise ValueError(f"nll_tolerance {nll_tolerance}: it must not be negative")
     search = _Search(posterior, splits, criterion or posterior.criterion, device)
     if sparsity is not None:
-        masks = search.masks(sparsity)
-        target = _Target(search.scores_of(search.candidate(masks, None, BIAS_LEVELS[0])), PRECISION_TOLERANCE)
+        tolerance, masks = PRECISION_TOLERANCE, search.masks(sparsity)
+        reference = search.scores_of(search.candidate(masks, None, BIAS_LEVELS[0]))
+        target = _Target(reference, tolerance, NLL_PER_ACCURACY * tolerance)
         trials = [(sparsity, coarseness) for coarseness in COARSENESS]
         chosen = next((t for t in trials if _reaches(search, t, target)), trials[-1])
     else:
-        reference = Network(posterior.graph, posterior.tensors).eval().to(device)
-        target = _Target(evaluate(reference, splits, "validation", device), tolerance)
+        network = Network(posterior.graph, posterior.tensors).eval().to(device)
+        nll = NLL_PER_ACCURACY * tolerance if nll_tolerance is None else nll_tolerance
+        target = _Target(evaluate(network, splits, "validation", device), tolerance, nll)
         chosen = _smallest(search, target, on_trial)
     masks = search.masks(chosen[0])
     removed = 1 - sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())

@@ -1,0 +1,126 @@
+"""The picture of docs/architecture.md, held against the import statements."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyro_compress
+
+ROOT = Path(pyro_compress.__file__).parent
+MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.rglob("*.py"))
+
+# Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
+FLOORS = [
+    {"types", "machine"},
+    {"data", "nets", "graph", "training", "compression/codec"},
+    {"metrics", "compression/prune", "compression/precision", "compression/shrink", "compression/file"},
+    {"baselines", "compression/pipeline", "compression/runner", "bayes/*"},
+    {"run"},
+    {"evaluation"},
+    {"cli"},
+    {"__main__"},
+]
+SIDEWAYS = {
+    ("compression/pipeline", "compression/runner"),
+    ("bayes/kl", "bayes/distributions"),
+    ("bayes/priors", "bayes/distributions"),
+    ("bayes/priors", "bayes/kl"),
+    ("bayes/layers", "bayes/priors"),
+    ("bayes/estimators", "bayes/layers"),
+    ("bayes/estimators", "bayes/priors"),
+    ("bayes/guides", "bayes/layers"),
+    ("bayes/guides", "bayes/priors"),
+    ("bayes/extract", "bayes/guides"),
+    ("bayes/extract", "bayes/layers"),
+    ("bayes/extract", "bayes/priors"),
+    ("bayes/extract", "bayes/fit"),  # for the type checker only
+    ("bayes/fit", "bayes/estimators"),
+    ("bayes/fit", "bayes/extract"),
+    ("bayes/fit", "bayes/guides"),
+    ("bayes/fit", "bayes/layers"),
+    ("bayes/fit", "bayes/priors"),
+}
+
+
+def floor(module: str) -> int:
+    for index, rooms in enumerate(FLOORS):
+        if module in rooms or (module.startswith("bayes/") and "bayes/*" in rooms):
+            return index
+    raise AssertionError(f"{module} has no floor: add it to FLOORS and to docs/architecture.md")
+
+
+def imports(module: str) -> set[str]:
+    """Dotted names that a module imports anywhere, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own(names: set[str]) -> set[str]:
+    """Those among dotted names that are modules of this package, as paths."""
+    paths = {
+        name.removeprefix("pyro_compress.").replace(".", "/") for name in names if name.startswith("pyro_compress.")
+    }
+    return paths & set(MODULES)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.endswith("__init__")])
+def test_imports_only_from_floors_below(module: str) -> None:
+    for other in own(imports(module)):
+        allowed = floor(other) < floor(module) or (module, other) in SIDEWAYS
+        assert allowed, f"{module} imports {other}, which does not stand below it"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("bayes/")])
+def test_pyro_stays_in_bayes(module: str) -> None:
+    assert not {name for name in imports(module) if name == "pyro" or name.startswith("pyro.")}
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"{statement}; import sys; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import pyro_compress", {"torch", "pyro", "numpy", "click"}),
+        ("import pyro_compress.cli", {"torch", "pyro", "numpy", "sklearn", "rich"}),
+        ("import pyro_compress.compression.runner", {"torch", "pyro", "sklearn"}),
+        ("import pyro_compress.compression.pipeline", {"pyro", "sklearn", "torchvision"}),
+    ],
+)
+def test_import_stays_light(statement: str, absent: set[str]) -> None:
+    assert not loaded_after(statement) & absent
+
+
+def test_public_names_exist() -> None:
+    for name in pyro_compress.__all__:
+        assert getattr(pyro_compress, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = pyro_compress.nothing
+
+
+def test_only_metrics_reads_the_test_split() -> None:
+    readers = {
+        module
+        for module in MODULES
+        for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "test" and isinstance(node.ctx, ast.Load)
+    }
+    assert readers <= {"types"}  # Splits.sizes counts it; metrics reads it by name
+
+
+def test_no_pickle() -> None:
+    for module in MODULES:
+        names = imports(module)
+        assert not {"pickle", "dill", "cloudpickle", "joblib"} & names
+        assert "torch.load(" not in (ROOT / f"{module}.py").read_text()

@@ -1,0 +1,154 @@
+"""Every prior with every grouping: its sites, its closed forms, its draws, a short fit."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from scipy import integrate, stats
+from torch import nn
+from torch.distributions import kl_divergence
+
+from pyro_compress.bayes.distributions import LogUniform, ScaleMixture
+from pyro_compress.bayes.extract import extract, moments
+from pyro_compress.bayes.fit import closed_form_sites, fit_posterior
+from pyro_compress.bayes.guides import mean_field
+from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize
+from pyro_compress.bayes.priors import HORSESHOE_SITES, PRIORS
+from pyro_compress.run import resolve
+from pyro_compress.types import Data, FitConfig, LayerShape, Splits
+
+CASES = [(name, grouping) for name, prior in PRIORS.items() for grouping in prior.groupings]
+SHAPES = [(4, 3), (4, 3, 2, 2), (1, 1, 3)]
+GROUP_SITES = {"normal-jeffreys": ("scale",), "horseshoe": HORSESHOE_SITES}
+
+
+def toy(classes: int = 3, n: int = 300) -> Splits:
+    """Gaussian blobs in five dimensions, two of which carry the class."""
+    generator = torch.Generator().manual_seed(1)
+    y = torch.arange(n) % classes
+    x = torch.randn(n, 5, generator=generator)
+    x[:, 0] += 3 * (y == 1)
+    x[:, 1] += 3 * (y == 2)
+    data = Data(x, y)
+    return Splits(data, data, data, tuple(str(i) for i in range(classes)))
+
+
+def start_trace(name: str, shape: LayerShape) -> tuple[pyro.poutine.Trace, dict]:
+    """Trace of the prior, its sites replayed at the posterior's starting locations."""
+    prior = PRIORS[name]
+    starts = prior.start(shape, torch.randn(shape.weight), prior.init_scale)
+    values = {site: start.family(start.loc, start.scale).mean for site, start in starts.items()}
+    return pyro.poutine.trace(pyro.poutine.condition(prior.draw, values)).get_trace(shape), starts
+
+
+@pytest.mark.parametrize("weight", SHAPES)
+@pytest.mark.parametrize(("name", "grouping"), CASES)
+def test_sites_shapes_and_closed_forms(name: str, grouping: str, weight: tuple[int, ...]) -> None:
+    shape = LayerShape("1.weight", weight, grouping)
+    trace, starts = start_trace(name, shape)
+    sites = {site for site, node in trace.nodes.items() if node["type"] == "sample"}
+    assert sites == set(starts) == {"1.weight", *(f"1.weight.{part}" for part in GROUP_SITES.get(name, ()))}
+    draw = trace.nodes["_RETURN"]["value"]
+    assert draw.raw.shape == weight
+    assert draw.gate is None or draw.gate.shape == shape.gate
+    closed = []
+    for site, start in starts.items():
+        q = start.family(start.loc, start.scale)
+        try:
+            kl = kl_divergence(q.to_event(q.loc.dim()), trace.nodes[site]["fn"])
+            assert kl.shape == ()
+            assert torch.isfinite(kl)
+            closed.append(True)
+        except NotImplementedError:
+            closed.append(False)
+    assert all(closed) == PRIORS[name].closed_form
+
+
+@pytest.mark.parametrize(("name", "grouping"), CASES)
+def test_posterior_starts_at_the_given_weights(name: str, grouping: str) -> None:
+    net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    bayes = bayesianize(net, PRIORS[name], grouping)
+    guide = mean_field(bayes, dict(net.state_dict()), None, 0.0)
+    for layer in bayes_layers(bayes):
+        wanted = net.get_parameter(layer.shape.name)
+        got = moments(layer.shape, layer.prior, guide).mean
+        # a log-normal scale's mean lies exp(s²/2) above its median; its four sites start at s = exp(-2.5)
+        assert torch.allclose(got, wanted, rtol=0.01, atol=1e-6)
+    assert closed_form_sites(guide, bayes) == (frozenset(guide.families) if PRIORS[name].closed_form else frozenset())
+
+
+@pytest.mark.parametrize("bias_prior", ["none", "same"])
+@pytest.mark.parametrize(("name", "grouping"), CASES)
+def test_elbo_falls_and_nothing_global_is_left(name: str, grouping: str, bias_prior: str) -> None:
+    splits = toy()
+    net = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    config = FitConfig(
+        prior=name, grouping=grouping, bias_prior=bias_prior, epochs=30, pretrain_epochs=2, kl_warmup=0.0,
+        batch_size=50, lr=1e-2, device="cpu",
+    )  # fmt: skip
+    fit = fit_posterior(net, splits, resolve(config, len(splits.train)))
+    assert not list(pyro.get_param_store().keys())
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
+    elbo = [epoch.negative_elbo_nats for epoch in fit.history if epoch.phase == "svi"]
+    assert len(elbo) == 28
+    assert elbo[-1] < elbo[0]
+    posterior = extract(fit)
+    assert list(posterior.layers) == ["0.weight", "2.weight"]
+    assert all((layer.std > 0).all() and layer.mean.isfinite().all() for layer in posterior.layers.values())
+    assert fit.history[-1].validation_accuracy > 0.6  # a third is chance
+
+
+def test_a_missing_closed_form_fails_loudly() -> None:
+    """The placeholder densities of closed-form sites must not turn into a silent zero."""
+    from pyro.infer import TraceMeanField_ELBO
+
+    from pyro_compress.bayes.fit import ElboTerms
+
+    net = bayesianize(nn.Linear(3, 2), PRIORS["spike-and-slab"])
+    assert isinstance(net, BayesLayer)
+    guide = mean_field(net, {"weight": torch.randn(2, 3)}, None, 0.0)
+    with ElboTerms(1.0, frozenset({"weight"})), pytest.raises((AttributeError, TypeError)):
+        TraceMeanField_ELBO().differentiable_loss(lambda: net.draw("cpu"), guide)
+
+
+@pytest.mark.parametrize(("pi", "sigma1", "sigma2"), [(0.25, 1.0, math.exp(-6)), (0.5, 1.0, 0.1), (0.9, 3.0, 2.0)])
+def test_scale_mixture_density_and_draws(pi: float, sigma1: float, sigma2: float) -> None:
+    prior = ScaleMixture(pi, sigma1, sigma2)
+
+    def density(w: float) -> float:
+        return math.exp(prior.log_prob(torch.tensor(w, dtype=torch.float64)).item())
+
+    total = 2 * sum(integrate.quad(density, a, b)[0] for a, b in ((0, sigma2), (sigma2, 9 * sigma2), (9 * sigma2, 40)))
+    assert total == pytest.approx(1, abs=1e-6)
+    wanted = pi * stats.norm(0, sigma1).pdf(0.02) + (1 - pi) * stats.norm(0, sigma2).pdf(0.02)
+    assert density(0.02) == pytest.approx(wanted, rel=1e-6)
+    # Kolmogorov-Smirnov on 20,000 draws: the critical value at p = 1e-4 is about 2.2 / sqrt(n)
+    draws = prior.expand((20_000,)).sample().double().numpy()
+    cdf = lambda w: pi * stats.norm.cdf(w, 0, sigma1) + (1 - pi) * stats.norm.cdf(w, 0, sigma2)  # noqa: E731
+    assert stats.kstest(draws, cdf).pvalue > 1e-4
+
+
+def test_horseshoe_gate_is_half_cauchy() -> None:
+    """The global scale times the local one: draws of the gate against draws of C⁺(0, tau0) · C⁺(0, 1)."""
+    shape = LayerShape("w", (1, 40_000), "input")
+    gate = pyro.poutine.block(PRIORS["horseshoe"].with_options({"tau0": 0.5}).draw)(shape).gate
+    local = (gate / gate.median()).flatten().double().numpy()
+    # given the layer's global scale, the local scales are half-Cauchy: |Cauchy|, median 1
+    assert stats.kstest(local, stats.halfcauchy.cdf).pvalue > 1e-4
+
+
+def test_log_uniform_has_no_draws() -> None:
+    with pytest.raises(ValueError, match="improper"):
+        LogUniform().sample()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"sigma": 1.0}, "unknown prior option sigma; allowed: pi, sigma1, sigma2"), ({"pi": 1.5}, "between 0 and 1"),
+     ({"sigma1": -1.0}, "positive"), ({"sigma2": math.nan}, "positive and finite")],
+)  # fmt: skip
+def test_bad_options(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PRIORS["spike-and-slab"].with_options(options)

@@ -1,0 +1,189 @@
+"""Structural removal computes the same function, and every file runs the same in torch and in numpy."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_compress.compression import file, runner
+from pyro_compress.compression.shrink import shrink
+from pyro_compress.graph import WEIGHTED, Network, capture, widths
+from pyro_compress.nets import NETS, build_net
+from pyro_compress.types import Compressed
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.second(torch.relu(self.norm(self.first(x)))))
+
+
+class Functional(nn.Module):
+    """No modules for its shapes and activations, only calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(x.view(x.size(0), -1))))
+
+
+PROBLEMS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "mlp": (
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 9), nn.Sigmoid(), nn.Linear(9, 3)),
+        (1, 4, 4),
+    ),
+    "functional": (Functional(), (1, 4, 4)),
+    "no bias": (nn.Sequential(nn.Linear(6, 9, bias=False), nn.Sigmoid(), nn.Linear(9, 3, bias=False)), (6,)),
+    "conv": (
+        nn.Sequential(
+            nn.Conv2d(2, 8, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 6, 2),
+            nn.Flatten(),
+            nn.Dropout(),
+            nn.Linear(24, 5),
+            nn.GELU(),
+            nn.Linear(5, 3),
+        ),
+        (2, 8, 8),
+    ),
+    "residual": (
+        nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1, stride=2, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            Residual(8),
+            Residual(8),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32, 3),
+        ),
+        (2, 8, 8),
+    ),
+    "grouped": (
+        nn.Sequential(
+            nn.Conv2d(4, 4, 3, groups=4, padding="same"),
+            nn.SiLU(),
+            nn.Conv2d(4, 8, 1, groups=2),
+            nn.AvgPool2d(2),
+            nn.Conv2d(8, 6, 3, padding_mode="reflect", padding=1),
+            nn.Flatten(),
+            nn.Linear(96, 3),
+        ),
+        (4, 8, 8),
+    ),
+    "conv1d": (
+        nn.Sequential(
+            nn.Conv1d(4, 6, 3, dilation=2, padding_mode="circular", padding=2),
+            nn.Sigmoid(),
+            nn.MaxPool1d(2, padding=1),
+            nn.Conv1d(6, 8, 3, stride=2),
+            nn.Flatten(),
+            nn.Linear(16, 3),
+        ),
+        (4, 8),
+    ),
+    "conv3d": (
+        nn.Sequential(nn.Conv3d(1, 4, 2), nn.GELU("tanh"), nn.Conv3d(4, 5, 2), nn.Flatten(), nn.Linear(40, 3)),
+        (1, 4, 4, 4),
+    ),
+} | {name: (build_net(name, (1, 16, 16), 3, (20, 10)), (1, 16, 16)) for name in NETS}
+
+
+def prepared(name: str, rows: float, columns: float) -> tuple[nn.Module, Tensor, tuple, dict[str, Tensor]]:
+    """A network with random statistics and biases, and its tensors with random dead rows and columns."""
+    torch.manual_seed(3)
+    net, input_shape = PROBLEMS[name]
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.bias.data.normal_()
+    graph = capture(net, input_shape)
+    used = {tensor for node in graph.nodes for tensor in node.parameters.values()}
+    tensors = {key: value.detach().clone() for key, value in net.state_dict().items() if key in used}
+    weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
+    for key in weights[:-1]:
+        tensors[key][torch.rand(len(tensors[key])) < rows] = 0
+    for key in weights:
+        tensors[key][:, torch.rand(tensors[key].shape[1]) < columns] = 0
+    return net, torch.randn(7, *input_shape), graph, tensors
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_capture_computes_the_same(name: str) -> None:
+    net, x, graph, _ = prepared(name, 0, 0)
+    assert torch.allclose(Network(graph, net.state_dict())(x), net.eval()(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0.5, 0.3), (0.9, 0.0), (0.0, 0.6), (1.0, 0.0)])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_shrunken_equals_masked(name: str, rows: float, columns: float) -> None:
+    _, x, graph, tensors = prepared(name, rows, columns)
+    wanted = Network(graph, tensors)(x)
+    small_graph, small = shrink(graph, tensors)
+    assert torch.allclose(Network(small_graph, small)(x), wanted, atol=1e-5)
+    assert sum(t.numel() for t in small.values()) < sum(t.numel() for t in tensors.values()) or name == "grouped"
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_numpy_runs_the_decoded_file(name: str) -> None:
+    _, x, graph, tensors = prepared(name, 0.3, 0.3)
+    small_graph, small = shrink(graph, tensors)
+    data, _ = file.dumps(Compressed(small_graph, {key: value.numpy() for key, value in small.items()}, {}))
+    got = runner.run(file.loads(data), x.numpy(), batch=3)
+    assert np.allclose(got, Network(small_graph, small)(x).detach().numpy(), atol=1e-5)
+
+
+def test_widths_and_constants() -> None:
+    """Unit 0 has no inputs and emits relu(2) = 2; unit 1 is read by nobody; input 2 is read by nobody."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    graph = capture(net, (3,))
+    tensors = {
+        "0.weight": torch.tensor([[0.0, 0, 0], [1, 1, 0], [1, 0, 0]]),
+        "0.bias": torch.tensor([2.0, 1, 0]),
+        "2.weight": torch.tensor([[5.0, 0, 1], [0, 0, 1]]),
+        "2.bias": torch.tensor([1.0, 1]),
+    }
+    small_graph, small = shrink(graph, tensors)
+    assert small["2.bias"].tolist() == [11.0, 1.0]
+    assert small["2.weight"].tolist() == [[1.0], [1.0]]
+    assert small["0.weight"].tolist() == [[1.0, 0.0, 0.0]]
+    assert widths(small_graph, small) == [1, 1, 2]
+
+
+def test_a_constant_entering_a_padded_convolution_stays() -> None:
+    """Folding it would be wrong at the border."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 3, padding=1))
+    tensors = {key: value.detach().clone() for key, value in net.state_dict().items()}
+    tensors["0.weight"][0] = 0
+    tensors["0.bias"][0] = 3
+    _, small = shrink(capture(net, (1, 5, 5)), tensors)
+    assert small["0.weight"].shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (nn.LSTM(3, 3), "unsupported|cannot be captured|must return one tensor"),
+        (nn.Sequential(nn.Linear(3, 3), nn.Softplus()), "unsupported operation aten.softplus"),
+        (nn.Sequential(nn.Linear(4, 3)), r"cannot be captured by torch.export on \(3,\) inputs"),
+    ],
+)
+def test_what_cannot_be_captured_is_named(net: nn.Module, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        capture(net, (3,))
+
+
+def test_shared_weights_are_refused() -> None:
+    layer = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="used by several layers"):
+        capture(nn.Sequential(layer, nn.ReLU(), layer), (3,))
