@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyro_compress.bayes.extract import extract as extract
     from pyro_compress.bayes.fit import fit_posterior as fit_posterior
     from pyro_compress.bayes.layers import bayesianize as bayesianize
+    from pyro_compress.bayes.predict import predictive as predictive
     from pyro_compress.bayes.priors import PRIORS as PRIORS
     from pyro_compress.compression.pipeline import compress as compress
     from pyro_compress.compression.pipeline import load as load
@@ -39,6 +40,7 @@ _HOMES = {
     "fit_posterior": "bayes.fit",
     "load": "compression.pipeline",
     "load_splits": "data",
+    "predictive": "bayes.predict",
     "resolve": "run",
     "save": "compression.pipeline",
 }

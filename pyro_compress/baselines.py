@@ -45,7 +45,7 @@ def fit_baseline(
         on_epoch(entry)
         losses = [e.validation_nll_nats for e in history]
         patience = config.patience
-        return not patience or len(losses) <= patience or min(losses[-patience:]) <= min(losses[:-patience])
+        return not patience or len(losses) <= patience or min(losses[-patience:]) < min(losses[:-patience])
 
     assert config.epochs
     assert config.batch_size

@@ -36,6 +36,7 @@ def names_in(module: str, registry: str) -> tuple[str, ...]:
 
 PRIORS = names_in("bayes/priors.py", "PRIORS")
 ESTIMATORS = names_in("bayes/estimators.py", "ESTIMATORS")
+GUIDES = names_in("bayes/guides.py", "GUIDES")
 CRITERIA = names_in("compression/prune.py", "CRITERIA")
 DATASETS = names_in("data.py", "DATASETS")
 NETS = names_in("nets.py", "NETS")
@@ -193,7 +194,7 @@ def main() -> None:
 )
 @click.option("--samples", type=click.IntRange(1), default=1, help="Monte Carlo samples per step.")
 @click.option("--estimator", type=click.Choice(ESTIMATORS), default=None, help="The default fits the prior.")
-@click.option("--guide", type=click.Choice(["mean-field"]), default="mean-field", help="Variational family.")
+@click.option("--guide", type=click.Choice(GUIDES), default="mean-field", help="auto-*: Pyro's AutoGuides.")
 @click.option("--init-scale", type=float, default=None, help="Initial posterior standard deviation of a raw weight.")
 @click.option(
     "--max-scale",

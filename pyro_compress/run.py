@@ -82,6 +82,7 @@ def _resolve_baseline(config: FitConfig) -> FitConfig:
 
 def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
     from pyro_compress.bayes.estimators import ESTIMATORS
+    from pyro_compress.bayes.guides import GUIDES
     from pyro_compress.bayes.priors import PRIORS
 
     _one_of("prior", config.prior, (*PRIORS, "none"))
@@ -93,8 +94,15 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
         )
     if config.dropout:
         raise ValueError(f"dropout {config.dropout} goes with --prior none; a prior brings its own noise")
-    estimator = config.estimator or prior.estimator
+    _one_of("guide", config.guide, GUIDES)
+    auto = config.guide != "mean-field"
+    estimator = config.estimator or ("weight" if auto else prior.estimator)
     _one_of("estimator", estimator, ESTIMATORS)
+    if auto and estimator != "weight":
+        raise ValueError(
+            f"estimator {estimator!r} needs the marginal of every weight, which guide {config.guide!r} draws through "
+            "an auxiliary site; use --estimator weight, or --guide mean-field"
+        )
     pretrain = config.pretrain_epochs
     if pretrain is None:
         pretrain = round(prior.pretrain * epochs)

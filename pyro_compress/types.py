@@ -32,6 +32,11 @@ class LayerShape:
     device: str = "cpu"
 
     @property
+    def site(self) -> str:
+        """Name of the raw weight's site; scales are its siblings (`1.weight.raw`, `1.weight.scale`)."""
+        return f"{self.name}.raw"
+
+    @property
     def gate(self) -> tuple[int, ...]:
         """Shape of the group scales, broadcastable to `weight`."""
         if self.grouping == "weight":

@@ -37,6 +37,7 @@ SIDEWAYS = {
     ("bayes/extract", "bayes/layers"),
     ("bayes/extract", "bayes/priors"),
     ("bayes/extract", "bayes/fit"),  # for the type checker only
+    ("bayes/predict", "bayes/fit"),
     ("bayes/fit", "bayes/estimators"),
     ("bayes/fit", "bayes/extract"),
     ("bayes/fit", "bayes/guides"),

@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 from pyro_compress.bayes.distributions import LogUniform, ScaleMixture
 from pyro_compress.bayes.extract import extract, moments
 from pyro_compress.bayes.fit import closed_form_sites, fit_posterior
-from pyro_compress.bayes.guides import mean_field
+from pyro_compress.bayes.guides import MeanField, starts_of
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize
 from pyro_compress.bayes.priors import HORSESHOE_SITES, PRIORS
 from pyro_compress.run import resolve
@@ -48,7 +48,7 @@ def test_sites_shapes_and_closed_forms(name: str, grouping: str, weight: tuple[i
     shape = LayerShape("1.weight", weight, grouping)
     trace, starts = start_trace(name, shape)
     sites = {site for site, node in trace.nodes.items() if node["type"] == "sample"}
-    assert sites == set(starts) == {"1.weight", *(f"1.weight.{part}" for part in GROUP_SITES.get(name, ()))}
+    assert sites == set(starts) == {"1.weight.raw", *(f"1.weight.{part}" for part in GROUP_SITES.get(name, ()))}
     draw = trace.nodes["_RETURN"]["value"]
     assert draw.raw.shape == weight
     assert draw.gate is None or draw.gate.shape == shape.gate
@@ -69,7 +69,7 @@ def test_sites_shapes_and_closed_forms(name: str, grouping: str, weight: tuple[i
 def test_posterior_starts_at_the_given_weights(name: str, grouping: str) -> None:
     net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
     bayes = bayesianize(net, PRIORS[name], grouping)
-    guide = mean_field(bayes, dict(net.state_dict()), None, 0.0)
+    guide = MeanField(starts_of(bayes, dict(net.state_dict()), None))
     for layer in bayes_layers(bayes):
         wanted = net.get_parameter(layer.shape.name)
         got = moments(layer.shape, layer.prior, guide).mean
@@ -108,8 +108,8 @@ def test_a_missing_closed_form_fails_loudly() -> None:
 
     net = bayesianize(nn.Linear(3, 2), PRIORS["spike-and-slab"])
     assert isinstance(net, BayesLayer)
-    guide = mean_field(net, {"weight": torch.randn(2, 3)}, None, 0.0)
-    with ElboTerms(1.0, frozenset({"weight"})), pytest.raises((AttributeError, TypeError)):
+    guide = MeanField(starts_of(net, {"weight": torch.randn(2, 3)}, None))
+    with ElboTerms(1.0, frozenset({"weight.raw"})), pytest.raises((AttributeError, TypeError)):
         TraceMeanField_ELBO().differentiable_loss(lambda: net.draw("cpu"), guide)
 
 

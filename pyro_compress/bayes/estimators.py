@@ -52,7 +52,7 @@ class LocalReparameterization(Messenger):
         self.per_example: tuple[str, ...] = ()
         for layer in layers:
             if layer.prior.closed_form:
-                self.raw_sites.add(layer.shape.name)
+                self.raw_sites.add(layer.shape.site)
             if layer.prior.closed_form and layer.shape.grouping != "weight":
                 self.per_example += (f"{layer.shape.name}.",)
 
@@ -66,9 +66,9 @@ class LocalReparameterization(Messenger):
 
     def _pyro_affine(self, msg: dict[str, Any]) -> None:
         op, x, weight, bias = msg["args"]
-        name = msg["kwargs"]["site"]
-        q = self.marginal(name)
-        b_loc, b_var = _bias_moments(bias, name, self.marginal)
+        site = msg["kwargs"]["site"]
+        q = self.marginal(site)
+        b_loc, b_var = _bias_moments(bias, site, self.marginal)
         if weight.gate is not None and weight.gate.shape == q.loc.shape:  # a scale of every single weight
             mean = op.function(x, weight.gate * q.loc, b_loc)
             variance = op.function(x.square(), (weight.gate * q.scale).square(), b_var)
@@ -113,11 +113,11 @@ def _signs(x: Tensor, op: Operation) -> Tensor:
     return torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(0.5).mul_(2).sub_(1)
 
 
-def _bias_moments(bias: Bias, name: str, marginal: Marginal) -> tuple[Tensor | None, Tensor | None]:
+def _bias_moments(bias: Bias, site: str, marginal: Marginal) -> tuple[Tensor | None, Tensor | None]:
     """Mean and variance of a bias; its scales, if any, are shared by the minibatch."""
     if not isinstance(bias, WeightDraw):
         return bias, None
-    q: Distribution = marginal(name.removesuffix("weight") + "bias")
+    q: Distribution = marginal(site.removesuffix("weight.raw") + "bias.raw")
     if bias.gate is None:
         return q.loc, q.scale.square()
     return bias.gate * q.loc, (bias.gate * q.scale).square()

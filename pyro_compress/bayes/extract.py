@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pyro_compress.bayes.guides import MeanField
+from pyro_compress.bayes.guides import Guide
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.priors import PRIORS, Prior
 from pyro_compress.types import LayerPosterior, LayerShape, Posterior
@@ -42,9 +42,9 @@ def extract(fit: Fit) -> Posterior:
 
 
 @torch.no_grad()
-def moments(shape: LayerShape, prior: Prior, guide: MeanField) -> LayerPosterior:
+def moments(shape: LayerShape, prior: Prior, guide: Guide) -> LayerPosterior:
     """Posterior moments of one weight or bias tensor, on the CPU."""
-    raw = guide.marginal(shape.name)
+    raw = guide.marginal(shape.site)
     if prior.gate is None:
         return LayerPosterior(raw.loc.detach().cpu(), raw.scale.cpu(), grouping=shape.grouping)
     gate = prior.gate(shape.name, guide.marginal)
@@ -56,11 +56,10 @@ def moments(shape: LayerShape, prior: Prior, guide: MeanField) -> LayerPosterior
 
 
 @torch.no_grad()
-def mean_tensors(net: nn.Module, guide: MeanField) -> dict[str, Tensor]:
+def mean_tensors(net: nn.Module, guide: Guide) -> dict[str, Tensor]:
     """`state_dict` of the plain network that carries the posterior mean."""
     tensors = dict(net.state_dict())
     for layer in bayes_layers(net):
-        for shape, prior in ((layer.shape, layer.prior), (layer.bias_shape, layer.bias_prior)):
-            if shape is not None and prior is not None:
-                tensors[shape.name] = moments(shape, prior, guide).mean.to(next(guide.parameters()).device)
+        for shape, prior in layer.parts:
+            tensors[shape.name] = moments(shape, prior, guide).mean.to(next(guide.parameters()).device)
     return tensors

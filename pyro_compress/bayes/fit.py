@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.extract import mean_tensors
-from pyro_compress.bayes.guides import MeanField, mean_field
+from pyro_compress.bayes.guides import Guide, MeanField, build_guide, starts_of
 from pyro_compress.bayes.layers import bayes_layers, bayesianize
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.graph import capture
@@ -93,7 +94,7 @@ class Fit:
     """
 
     model: Classifier
-    guide: MeanField
+    guide: Guide
     net: nn.Module
     graph: Graph
     config: FitConfig
@@ -124,8 +125,12 @@ def fit_posterior(net: nn.Module, splits: Splits, config: FitConfig, on_epoch: O
         bayes_net = bayesianize(loop.net, prior, config.grouping, bias_prior, config.keep)
         model = Classifier(bayes_net, len(splits.train)).to(config.device)
         weights = {name: tensor.detach() for name, tensor in loop.net.state_dict().items()}
-        guide = mean_field(model, weights, config.init_scale, config.max_scale)
-        loop.infer(model, guide)
+        starts = starts_of(bayes_net, weights, config.init_scale)
+        example = (loop.train.x[:2], loop.train.y[:2])
+        guide = build_guide(config.guide, model, starts, config.max_scale, example)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Encountered NaN")  # named as `Diverged`, with what to do
+            loop.infer(model, guide)
     return Fit(model, guide, net, graph, config, tuple(loop.history))
 
 
@@ -155,7 +160,7 @@ class _Loop:
         epochs = self.config.pretrain_epochs or 0
         train_point(self.net, self.train, epochs, self.batch_size, self.config.lr, self.generator, note)
 
-    def infer(self, model: Classifier, guide: MeanField) -> None:
+    def infer(self, model: Classifier, guide: Guide) -> None:
         """Maximise the ELBO."""
         config = self.config
         elbo = TraceMeanField_ELBO(num_particles=config.samples)(model, guide)
@@ -193,7 +198,7 @@ class _Loop:
             if self.out_of_patience():
                 break
 
-    def estimator(self, model: Classifier, guide: MeanField, batch: int) -> Messenger:
+    def estimator(self, model: Classifier, guide: Guide, batch: int) -> Messenger:
         assert self.config.estimator
         return ESTIMATORS[self.config.estimator](guide.marginal, bayes_layers(model), batch)
 
@@ -206,7 +211,7 @@ class _Loop:
         """Whether the last `patience` epochs at full KL weight brought no better validation NLL."""
         patience = self.config.patience
         losses = [e.validation_nll_nats for e in self.history if e.kl_weight == self.config.kl_weight]
-        return bool(patience) and len(losses) > patience and min(losses[-patience:]) > min(losses[:-patience])
+        return bool(patience) and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
     def _check(self, log_likelihood: float, kl: float, step: int) -> None:
         for name, number in (("expected log-likelihood", log_likelihood), ("KL", kl)):
@@ -239,13 +244,15 @@ class _Loop:
         self.on_epoch(epoch)
 
 
-def closed_form_sites(guide: MeanField, net: nn.Module) -> frozenset[str]:
-    """Sites whose prior has closed-form KLs to the guide's marginals."""
+def closed_form_sites(guide: Guide, net: nn.Module) -> frozenset[str]:
+    """Sites whose prior has closed-form KLs to the guide's marginals: none under Pyro's AutoGuides."""
+    if not isinstance(guide, MeanField):
+        return frozenset()
     found: set[str] = set()
     for layer in bayes_layers(net):
-        for shape, prior in ((layer.shape, layer.prior), (layer.bias_shape, layer.bias_prior)):
-            if shape is not None and prior is not None and prior.closed_form:
-                found |= {site for site in guide.families if site == shape.name or site.startswith(f"{shape.name}.")}
+        for shape, prior in layer.parts:
+            if prior.closed_form:
+                found |= {site for site in guide.families if site.startswith(f"{shape.name}.")}
     return frozenset(found)
 
 
@@ -261,7 +268,7 @@ def minibatch_weight(schedule: str, index: int, batches: int) -> float:
 
 
 @torch.no_grad()
-def kl_nats(net: nn.Module, guide: MeanField, samples: int = 1) -> float:
+def kl_nats(net: nn.Module, guide: Guide, samples: int = 1) -> float:
     """KL(posterior ‖ prior) of all sites: closed forms, and sampled estimates where a prior has none."""
     device = str(next(guide.parameters()).device)
 

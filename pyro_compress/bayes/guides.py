@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import Distribution
+from pyro.distributions import Distribution, LogNormal
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoNormal
+from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor, nn
 
 from pyro_compress.bayes.layers import bayes_layers
@@ -67,31 +70,129 @@ class MeanField(nn.Module):
 
     @property
     def raw_sites(self) -> list[str]:
-        """Sites of raw weights and biases, as opposed to group scales, whose names extend theirs."""
-        return [site for site in self.families if site.endswith((".weight", ".bias")) or "." not in site]
+        """Sites of raw weights and biases, as opposed to group scales."""
+        return [site for site in self.families if site.endswith(".raw")]
 
 
 def _key(site: str) -> str:
     return site.replace(".", "/")
 
 
-def mean_field(
-    model: nn.Module, weights: dict[str, Tensor], init_scale: float | None, max_scale: float | None
-) -> MeanField:
-    """Guide for a network with Bayesian layers, started from given weights.
+class Auto(nn.Module):
+    """One of Pyro's AutoGuides behind the same face: `marginal`, `groups`, `project`.
+
+    An AutoGuide samples an auxiliary site and a Delta at the model's own, so every KL is a one-sample estimate,
+    whatever the prior. It is here to compare with and to build on; it goes with weight sampling only.
 
     Args:
-        model: contains the `BayesLayer`s.
+        kind: `AutoNormal` or `AutoDiagonalNormal`.
+        model: the Pyro model.
+        starts: site -> where its posterior starts.
+        example: arguments of the model, to find its sites with.
+    """
+
+    def __init__(self, kind: type[AutoGuide], model: nn.Module, starts: dict[str, Start], example: tuple[Tensor, ...]):
+        super().__init__()
+        self.families = {site: start.family for site, start in starts.items()}
+        medians = {site: start.loc.exp() if start.family is LogNormal else start.loc for site, start in starts.items()}
+        with torch.no_grad(), self._local():
+            self.guide = kind(model, init_loc_fn=init_to_value(values=medians))
+            self.guide(*example)  # builds its parameters
+            self._scale_to(starts)
+
+    @staticmethod
+    def _local() -> AbstractContextManager[None]:
+        """Keeps an AutoGuide's parameters in the module: it would put them into Pyro's global store."""
+        context: AbstractContextManager[None] = pyro.settings.context(module_local_params=True)
+        return context
+
+    def _scale_to(self, starts: dict[str, Start]) -> None:
+        """Give every site its own initial scale; the AutoGuides know a single one."""
+        if isinstance(self.guide, AutoNormal):
+            for site, start in starts.items():
+                parent, _, leaf = f"scales.{site}".rpartition(".")
+                setattr(self.guide.get_submodule(parent), leaf, start.scale.clone())
+        else:
+            sites = self.guide._unpack_latent(torch.arange(self.guide.latent_dim, device=self.guide.loc.device))
+            scale = self.guide.scale.detach().clone()
+            for site, index in sites:
+                scale[index.flatten().long()] = starts[site["name"]].scale.flatten()
+            self.guide.scale = scale
+
+    def marginal(self, site: str) -> Distribution:
+        """Posterior marginal of a site, one independent value per element."""
+        if isinstance(self.guide, AutoNormal):
+            loc, scale = self.guide._get_loc_and_scale(site)
+        else:
+            parts = [dict(self._unpacked(vector)) for vector in (self.guide.loc, self.guide.scale)]
+            loc, scale = parts[0][site], parts[1][site]
+        return self.families[site](loc, scale)
+
+    def _unpacked(self, vector: Tensor) -> Iterator[tuple[str, Tensor]]:
+        return ((site["name"], value) for site, value in self.guide._unpack_latent(vector))
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every site."""
+        with self._local():
+            drawn: dict[str, Tensor] = self.guide(*args, **kwargs)
+        return drawn
+
+    def project(self) -> None:
+        """Nothing to do: the AutoGuides keep scales positive by themselves."""
+
+    def groups(self, lr: float, lr_scale: float, lr_group: float) -> list[dict[str, Any]]:
+        """Optimiser groups; AutoDiagonalNormal has one location vector for all sites, so group scales share `lr`."""
+        parts: dict[str, list[nn.Parameter]] = {"raw": [], "group": [], "scale": []}
+        for full_name, parameter in self.named_parameters():
+            name = full_name.removesuffix("_unconstrained")
+            is_loc = ".locs." in f".{name}" or name.endswith(".loc")
+            kind = "scale" if not is_loc else "raw" if name.endswith((".raw", ".loc")) else "group"
+            parts[kind].append(parameter)
+        rates = {"raw": lr, "group": lr_group, "scale": lr_scale}
+        return [{"params": parameters, "lr": rates[kind]} for kind, parameters in parts.items()]
+
+
+Guide = MeanField | Auto
+
+GUIDES: dict[str, type[AutoGuide] | None] = {
+    "mean-field": None,
+    "auto-normal": AutoNormal,
+    "auto-diagonal": AutoDiagonalNormal,
+}
+"""Guides by name; None stands for `MeanField`, the others are Pyro's."""
+
+
+def starts_of(net: nn.Module, weights: dict[str, Tensor], init_scale: float | None) -> dict[str, Start]:
+    """Where the posterior of every site starts.
+
+    Args:
+        net: contains the `BayesLayer`s.
         weights: tensor name -> trained weight or bias.
         init_scale: initial standard deviation of raw weights; the prior's default if None.
-        max_scale: upper bound on the standard deviation of the first layer's raw weights; 0 for none.
     """
     starts: dict[str, Start] = {}
-    for layer in bayes_layers(model):
-        for shape, prior in ((layer.shape, layer.prior), (layer.bias_shape, layer.bias_prior)):
-            if shape is not None and prior is not None:
-                starts |= prior.start(shape, weights[shape.name], init_scale or prior.init_scale)
+    for layer in bayes_layers(net):
+        for shape, prior in layer.parts:
+            starts |= prior.start(shape, weights[shape.name], init_scale or prior.init_scale)
+    return starts
+
+
+def build_guide(
+    name: str, model: nn.Module, starts: dict[str, Start], max_scale: float | None, example: tuple[Tensor, ...]
+) -> Guide:
+    """Build a guide for a model.
+
+    Args:
+        name: name in `GUIDES`.
+        model: the Pyro model, which contains the `BayesLayer`s.
+        starts: site -> where its posterior starts.
+        max_scale: upper bound on the standard deviation of the first layer's raw weights; 0 for none.
+        example: arguments of the model.
+    """
+    kind = GUIDES[name]
+    if kind is not None:
+        return Auto(kind, model, starts, example)
     guide = MeanField(starts)
     if max_scale:
-        guide.max_log_scale[bayes_layers(model)[0].shape.name] = math.log(max_scale)
+        guide.max_log_scale[bayes_layers(model)[0].shape.site] = math.log(max_scale)
     return guide

@@ -66,7 +66,7 @@ def affine(op: Operation, x: Tensor, weight: WeightDraw, bias: WeightDraw | Tens
         x: its input.
         weight: draw of the weight.
         bias: draw of the bias, a point value, or None.
-        site: name of the weight's site; the bias' site is beside it.
+        site: name of the raw weight's site.
     """
     return op.function(x, multiplied(weight), bias_value(bias))
 
@@ -103,6 +103,12 @@ class BayesLayer(nn.Module):
         self.bias: nn.Parameter | None
         self.register_parameter("bias", bias)
 
+    @property
+    def parts(self) -> list[tuple[LayerShape, Prior]]:
+        """What is drawn: the weight and its prior, then the bias and its prior, if it has one."""
+        bias = [(self.bias_shape, self.bias_prior)] if self.bias_shape and self.bias_prior else []
+        return [(self.shape, self.prior), *bias]
+
     def draw(self, device: str) -> tuple[WeightDraw, Bias]:
         """Draw weight and bias from their priors; a point-valued bias is returned as it is."""
         weight = self.prior.draw(replace(self.shape, device=device))
@@ -113,7 +119,7 @@ class BayesLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer with weights drawn from its prior (or replayed from a guide)."""
         weight, bias = self.draw(str(x.device))
-        return affine(self.op, x, weight, bias, site=self.shape.name)
+        return affine(self.op, x, weight, bias, site=self.shape.site)
 
 
 def bayesianize(

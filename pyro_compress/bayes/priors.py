@@ -1,7 +1,7 @@
 """Priors: a prior is a stochastic function `LayerShape -> WeightDraw`, plus what is known about fitting it.
 
-The weight is `gate * raw`. Sites are named after the tensor: `1.weight` for the raw weight, `1.weight.scale` and the
-like for group scales. To add a prior, write the function and its start, and add a row to `PRIORS`.
+The weight is `gate * raw`. Sites are named after the tensor: `1.weight.raw` for the raw weight, `1.weight.scale` and
+the like for group scales. To add a prior, write the function and its start, and add a row to `PRIORS`.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _normal(shape: LayerShape, scale: float = 1.0) -> Distribution:
 
 def gaussian(shape: LayerShape, scale: float = 1.0) -> WeightDraw:
     """Normal prior N(0, scale²) on every weight."""
-    return WeightDraw(None, pyro.sample(shape.name, _normal(shape, scale)))
+    return WeightDraw(None, pyro.sample(shape.site, _normal(shape, scale)))
 
 
 def spike_and_slab(
@@ -117,7 +117,7 @@ def spike_and_slab(
 ) -> WeightDraw:
     """Scale mixture of two Gaussians on every weight (Blundell et al. 2015, eq. 7); its KL is a one-sample estimate."""
     mixture = ScaleMixture(pi, sigma1, sigma2, device=shape.device)
-    return WeightDraw(None, pyro.sample(shape.name, _joint(mixture, shape.weight)))
+    return WeightDraw(None, pyro.sample(shape.site, _joint(mixture, shape.weight)))
 
 
 def spike_and_slab_bound(
@@ -125,18 +125,18 @@ def spike_and_slab_bound(
 ) -> WeightDraw:
     """The scale mixture with an upper bound in place of its KL: a different, closed-form objective."""
     mixture = ScaleMixtureBound(pi, sigma1, sigma2, device=shape.device)
-    return WeightDraw(None, pyro.sample(shape.name, _joint(mixture, shape.weight)))
+    return WeightDraw(None, pyro.sample(shape.site, _joint(mixture, shape.weight)))
 
 
 def log_uniform(shape: LayerShape) -> WeightDraw:
     """Improper log-uniform prior on every weight (sparse variational dropout, Molchanov et al. 2017)."""
-    return WeightDraw(None, pyro.sample(shape.name, _joint(LogUniform(), shape.weight)))
+    return WeightDraw(None, pyro.sample(shape.site, _joint(LogUniform(), shape.weight)))
 
 
 def normal_jeffreys(shape: LayerShape) -> WeightDraw:
     """Group scale z with prior ∝ 1/|z|, raw weights N(0, 1) (BC-GNJ, Louizos et al. 2017, section 4.1)."""
     gate = pyro.sample(f"{shape.name}.scale", _joint(LogUniform(), shape.gate))
-    return WeightDraw(gate, pyro.sample(shape.name, _normal(shape)))
+    return WeightDraw(gate, pyro.sample(shape.site, _normal(shape)))
 
 
 HORSESHOE_SITES = ("global_a", "global_b", "local_a", "local_b")
@@ -158,12 +158,12 @@ def horseshoe(shape: LayerShape, tau0: float = 1e-5) -> WeightDraw:
     local_b = pyro.sample(f"{shape.name}.local_b", _joint(InverseGamma(half, one), shape.gate))
     # square roots one by one: the product of four scales under- and overflows float32 long before its root does
     gate = (global_a.sqrt() * local_b.sqrt()) * (global_b.sqrt() * local_a.sqrt())
-    return WeightDraw(gate, pyro.sample(shape.name, _normal(shape)))
+    return WeightDraw(gate, pyro.sample(shape.site, _normal(shape)))
 
 
 def weight_start(shape: LayerShape, weight: Tensor, std: float) -> dict[str, Start]:
     """Posterior centred on the given weights."""
-    return {shape.name: Start(Normal, weight, torch.full_like(weight, std))}
+    return {shape.site: Start(Normal, weight, torch.full_like(weight, std))}
 
 
 def _group_rms(shape: LayerShape, weight: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def normal_jeffreys_start(shape: LayerShape, weight: Tensor, std: float) -> dict
     rms = _group_rms(shape, weight)
     return {
         f"{shape.name}.scale": Start(Normal, rms, 0.01 * rms),
-        shape.name: Start(Normal, weight / rms, torch.full_like(weight, std)),
+        shape.site: Start(Normal, weight / rms, torch.full_like(weight, std)),
     }
 
 
@@ -200,7 +200,7 @@ def horseshoe_start(shape: LayerShape, weight: Tensor, std: float, tau0: float =
         f"{shape.name}.{site}": Start(LogNormal, loc, torch.full_like(loc, math.exp(-2.5)))
         for site, loc in locations.items()
     }
-    return scales | {shape.name: Start(Normal, weight / rms, torch.full_like(weight, std))}
+    return scales | {shape.site: Start(Normal, weight / rms, torch.full_like(weight, std))}
 
 
 def _normal_gate(name: str, marginal: Marginal) -> Distribution:
@@ -217,8 +217,12 @@ def _horseshoe_gate(name: str, marginal: Marginal) -> Distribution:
 
 PRIORS: dict[str, Prior] = {
     "gaussian": Prior(gaussian, ("weight",), True, weight_start),
-    "spike-and-slab": Prior(spike_and_slab, ("weight",), False, weight_start, estimator="weight", lr_scale=1e-3),
-    "spike-and-slab-bound": Prior(spike_and_slab_bound, ("weight",), True, weight_start, lr_scale=1e-3),
+    "spike-and-slab": Prior(
+        spike_and_slab, ("weight",), False, weight_start, estimator="weight", init_scale=0.02, lr=2e-3, lr_scale=1e-3
+    ),
+    "spike-and-slab-bound": Prior(
+        spike_and_slab_bound, ("weight",), True, weight_start, init_scale=0.02, lr=2e-3, lr_scale=1e-3
+    ),
     "log-uniform": Prior(
         log_uniform,
         ("weight",),
@@ -238,7 +242,9 @@ PRIORS: dict[str, Prior] = {
         criterion="group-snr",
         pretrain=0.2,
         warmup=0.2,
+        lr=3e-3,
         lr_scale=5e-3,
+        lr_group=3e-3,
         max_scale=0.2,
     ),
     "horseshoe": Prior(
@@ -250,8 +256,9 @@ PRIORS: dict[str, Prior] = {
         criterion="group-mode",
         pretrain=0.2,
         warmup=0.2,
-        lr_scale=5e-3,
-        lr_group=2e-2,
+        lr=4e-3,
+        lr_scale=1e-2,
+        lr_group=3e-2,
         max_scale=0.2,
     ),
 }

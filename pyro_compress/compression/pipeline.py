@@ -210,6 +210,25 @@ def compress(
     return best, removed
 
 
+def remove_units(
+    posterior: Posterior, splits: Splits, criterion: str | None = None, tolerance: float = 0.001, device: str = "cpu"
+) -> Compressed:
+    """Only the structural part: the fewest weights, in float32, within a tolerance of validation accuracy.
+
+    Args:
+        posterior: the waist.
+        splits: only `validation` is looked at.
+        criterion: a group criterion; the one that fits the prior if None.
+        tolerance: validation accuracy that may be lost.
+        device: where candidates are evaluated.
+    """
+    search = _Search(posterior, splits, criterion or posterior.criterion, device)
+    full = search.candidate(search.masks(0.0), None, BIAS_LEVELS[0])
+    target = _Target(search.scores_of(full), tolerance, float("inf"))
+    candidates = (search.candidate(search.masks(1 - kept), None, BIAS_LEVELS[0]) for kept in reversed(KEPT))
+    return next((network for network in candidates if target.reached(search.scores_of(network))), full)
+
+
 Trial = tuple[float, float]
 
 

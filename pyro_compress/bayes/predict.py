@@ -1,0 +1,35 @@
+"""What a fitted posterior predicts: draws of the predictive distribution."""
+
+from __future__ import annotations
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_compress.bayes.fit import Fit
+
+
+@torch.no_grad()
+def predictive(fit: Fit, x: Tensor, draws: int = 10, seed: int = 0) -> Tensor:
+    """Class probabilities of networks drawn from the posterior.
+
+    Args:
+        fit: a fitted posterior.
+        x: inputs `(n, *input_shape)`.
+        draws: number of networks; each is shared by all inputs.
+        seed: seeds the draws.
+
+    Returns:
+        Probabilities `(draws, n, classes)`; their mean over the draws is the posterior predictive (Blundell et al.
+        2015, section 3.1), which the posterior-mean network (`extract`) approximates.
+    """
+    net, device = fit.model.net, next(fit.guide.parameters()).device
+    found = []
+    with torch.random.fork_rng(), pyro.validation_enabled(False):
+        torch.manual_seed(seed)
+        for _ in range(draws):
+            weights = pyro.poutine.trace(fit.guide).get_trace(x[:1].to(device))
+            network = pyro.poutine.replay(net.eval(), trace=weights)
+            logits = [pyro.poutine.block(network)(part.to(device)) for part in x.split(1000)]
+            found.append(torch.cat(logits).softmax(1).cpu())
+    return torch.stack(found)

@@ -1,0 +1,110 @@
+"""What bayesianize does to a module tree, and what it refuses."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_compress.bayes.fit import Classifier, fit_posterior
+from pyro_compress.bayes.guides import MeanField, starts_of
+from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize
+from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.run import resolve
+from pyro_compress.types import Data, FitConfig, Splits
+
+HORSESHOE, GAUSSIAN = PRIORS["horseshoe"], PRIORS["gaussian"]
+
+
+class Block(nn.Module):
+    """A residual block with functional calls, batch norm and a nested container."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleDict({"conv": nn.Conv2d(2, 2, 3, padding=1), "norm": nn.BatchNorm2d(2)})
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + torch.relu(self.body["norm"](self.body["conv"](x)))
+        return self.head(x.mean((2, 3)).flatten(1))
+
+
+def test_only_supported_layers_change_and_the_original_stays() -> None:
+    net = Block()
+    before = copy.deepcopy(net.state_dict())
+    bayes = bayesianize(net, HORSESHOE)
+    assert [layer.shape.name for layer in bayes_layers(bayes)] == ["body.conv.weight", "head.weight"]
+    assert type(bayes.get_submodule("body.norm")) is nn.BatchNorm2d
+    assert type(net.head) is nn.Linear
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
+    # every tensor that has no prior keeps its name
+    assert set(bayes.state_dict()) == set(before) - {"body.conv.weight", "head.weight"}
+    assert bayes.get_parameter("head.bias") is not net.head.bias
+
+
+def test_keep_and_bias_prior() -> None:
+    bayes = bayesianize(Block(), GAUSSIAN, bias_prior=GAUSSIAN, keep=("body.*",))
+    assert [layer.shape.name for layer in bayes_layers(bayes)] == ["head.weight"]
+    (head,) = bayes_layers(bayes)
+    assert head.bias is None
+    assert [shape.name for shape, _ in head.parts] == ["head.weight", "head.bias"]
+
+
+def test_a_single_layer_is_a_network() -> None:
+    bayes = bayesianize(nn.Linear(3, 2), GAUSSIAN)
+    assert isinstance(bayes, BayesLayer)
+    assert bayes.shape.name == "weight"
+
+
+SHARED = nn.Linear(3, 3)
+TIED = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+TIED[1].weight = TIED[0].weight
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "message"),
+    [
+        (nn.Sequential(nn.ReLU()), {}, "no layer to put a prior on .supported: Conv1d, Conv2d, Conv3d, Linear"),
+        (nn.Linear(3, 2), {"keep": ("*",)}, "no layer to put a prior on"),
+        (nn.Sequential(SHARED, SHARED), {}, "0 and 1 share their weight"),
+        (TIED, {}, "0 and 1 share their weight"),
+        (nn.Linear(3, 2), {"grouping": "column"}, "allowed: input, output, weight"),
+        (nn.Conv2d(4, 4, 3, groups=2), {"grouping": "input"}, "not defined for a grouped convolution"),
+    ],
+)
+def test_refusals(net: nn.Module, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bayesianize(net, HORSESHOE, **options)
+
+
+def test_state_round_trips() -> None:
+    net = bayesianize(Block(), HORSESHOE)
+    weights = dict(Block().state_dict())
+    model, guide = Classifier(net, 10), MeanField(starts_of(net, weights, None))
+    state = {**model.state_dict(), **{f"guide.{key}": value for key, value in guide.state_dict().items()}}
+    other = MeanField(starts_of(net, dict(Block().state_dict()), None))
+    other.load_state_dict(guide.state_dict())
+    assert all(
+        torch.equal(other.state_dict()[key.removeprefix("guide.")], v) for key, v in state.items() if "guide" in key
+    )
+
+
+@pytest.mark.parametrize("prior", ["horseshoe", "log-uniform", "spike-and-slab"])
+@pytest.mark.parametrize("estimator", ["weight", "local", "flipout"])
+def test_a_convolutional_residual_network_fits(prior: str, estimator: str) -> None:
+    y = torch.arange(240) % 3
+    x = torch.randn(240, 2, 6, 6) * 0.5 + torch.stack([y == 1, y == 2], 1)[:, :, None, None]
+    data = Data(x, y)
+    splits = Splits(data, data, data, ("a", "b", "c"))
+    config = FitConfig(prior=prior, estimator=estimator, epochs=8, batch_size=60, lr=1e-2, device="cpu", samples=2)
+    fit = fit_posterior(ConvBlock(), splits, resolve(config, 240))
+    assert fit.history[-1].validation_accuracy > 0.9
+
+
+class ConvBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Linear(72, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x + torch.relu(self.norm(self.conv(x)))).flatten(1))
