@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from pyro_compress.bayes.layers import bayesianize as bayesianize
     from pyro_compress.bayes.predict import predictive as predictive
     from pyro_compress.bayes.priors import PRIORS as PRIORS
-    from pyro_compress.compression.pipeline import compress as compress
     from pyro_compress.compression.pipeline import load as load
     from pyro_compress.compression.pipeline import save as save
+    from pyro_compress.compression.search import compress as compress
+    from pyro_compress.config import resolve as resolve
     from pyro_compress.data import load_splits as load_splits
     from pyro_compress.nets import build_net as build_net
-    from pyro_compress.run import resolve as resolve
     from pyro_compress.types import FitConfig as FitConfig
 
 _HOMES = {
@@ -35,13 +35,13 @@ _HOMES = {
     "PRIORS": "bayes.priors",
     "bayesianize": "bayes.layers",
     "build_net": "nets",
-    "compress": "compression.pipeline",
+    "compress": "compression.search",
     "extract": "bayes.extract",
     "fit_posterior": "bayes.fit",
     "load": "compression.pipeline",
     "load_splits": "data",
     "predictive": "bayes.predict",
-    "resolve": "run",
+    "resolve": "config",
     "save": "compression.pipeline",
 }
 

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import ast
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from pyro_compress.compression.pipeline import Report
-    from pyro_compress.training import Epoch
-    from pyro_compress.types import Scores
+from pyro_compress.console import epoch_printer, report_text, scores_text, trial_printer
 
 
 def names_in(module: str, registry: str) -> tuple[str, ...]:
@@ -79,7 +75,7 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     """Make a TOML file's values the defaults of the command; what stands on the command line wins."""
     if path is not None:
         with one_line_errors():
-            from pyro_compress.run import read_config
+            from pyro_compress.config import read_config
 
             options = read_config(path)
         if isinstance(extra := options.get("prior_options"), dict):
@@ -237,30 +233,6 @@ def default_name(data: str, net: str, prior: str, seed: int) -> str:
     return f"{Path(data).stem}-{net.replace(':', '.')}-{prior}-{seed}"
 
 
-@contextmanager
-def epoch_printer() -> Iterator[Callable[[Epoch], None]]:
-    """A progress bar on a terminal, one line per epoch elsewhere; both on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    if not sys.stderr.isatty():
-        yield lambda epoch: click.echo(epoch_line(epoch), err=True)
-        return
-    columns = (TextColumn("{task.description}"), TimeElapsedColumn(), MofNCompleteColumn(), BarColumn(None))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("fitting", total=None)
-        yield lambda epoch: progress.update(task, completed=epoch.epoch, description=epoch_line(epoch))
-
-
-def epoch_line(epoch: Epoch) -> str:
-    """One epoch in words."""
-    parts = [f"epoch {epoch.epoch:3d} {epoch.phase:5s}"]
-    if epoch.negative_elbo_nats is not None:
-        parts.append(f"-ELBO {epoch.negative_elbo_nats:,.0f} nats (KL {epoch.kl_nats:,.0f} × {epoch.kl_weight:.2f})")
-    parts.append(f"validation {100 * epoch.validation_accuracy:.2f} %, {epoch.validation_nll_nats:.4f} nats")
-    return ", ".join([*parts, f"{epoch.seconds:.0f} s"])
-
-
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
@@ -303,50 +275,6 @@ def compress(run: Path, out: Path | None, force: bool, as_json: bool, data_dir: 
     click.echo(json.dumps(report.as_dict() | {"file": str(out)}) if as_json else report_text(report, out))
 
 
-@contextmanager
-def trial_printer(quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of the search, on a terminal only."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("searching on the validation split", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def report_text(report: Report, path: Path) -> str:
-    """The report for people."""
-    rows = [("", "accuracy", "NLL (nats)", "ECE")]
-    for split in ("validation", "test"):
-        for when in ("before", "after"):
-            scores = getattr(report, f"{split}_{when}")
-            rows.append(
-                (
-                    f"{split} {when}",
-                    f"{100 * scores.accuracy:.2f} %",
-                    f"{scores.nll_nats:.4f}",
-                    f"{scores.ece:.4f}",
-                )
-            )
-    lines = ["".join(f"{cell:>20}" if i else f"{cell:<20}" for i, cell in enumerate(row)) for row in rows]
-    kept, total = report.parameters_kept, report.parameters_total
-    lines += [
-        "",
-        f"criterion           {report.criterion}, {100 * report.sparsity:.1f} % of the weights removed by it",
-        f"parameters          {kept:,} of {total:,} kept ({100 * kept / total:.2f} %)",
-        f"units               {'-'.join(map(str, report.units_before))} -> {'-'.join(map(str, report.units_kept))}",
-        f"bits per kept weight {report.bits_per_kept_weight:.2f}",
-        "",
-        *(f"  {name:<18}{size:>10,} B" for name, size in report.sections_bytes.items()),
-        "",
-        f"{path}: {report.file_bytes:,} bytes; dense float32 {report.dense_bytes:,} bytes; {report.ratio:.1f}× smaller",
-    ]
-    return "\n".join(lines)
-
-
 @main.command()
 @click.argument("target", type=click.Path(path_type=Path, exists=True))
 @click.option(
@@ -367,17 +295,4 @@ def evaluate(
         from pyro_compress.evaluation import evaluate_target
 
         scores, size = evaluate_target(target, data, split, data_dir, device, threads)
-    click.echo(json.dumps(scores_dict(scores) | {"examples": size}) if as_json else scores_text(target, scores, size))
-
-
-def scores_dict(scores: Scores) -> dict[str, float]:
-    """Scores as JSON values."""
-    return dict(vars(scores))
-
-
-def scores_text(target: Path, scores: Scores, size: int) -> str:
-    """Scores for people."""
-    return (
-        f"{target}: accuracy {100 * scores.accuracy:.2f} %, NLL {scores.nll_nats:.4f} nats, ECE {scores.ece:.4f}, "
-        f"Brier {scores.brier:.4f} on {size:,} examples"
-    )
+    click.echo(json.dumps(vars(scores) | {"examples": size}) if as_json else scores_text(target, scores, size))

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from pyro_compress.compression import file
-from pyro_compress.compression.pipeline import to_module
+from pyro_compress.compression.search import to_module
 from pyro_compress.data import load_examples, load_splits
 from pyro_compress.graph import Network
 from pyro_compress.machine import prepare

@@ -116,7 +116,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Everything that determines a fit. A None is filled in by the prior's own recipe (`pyro_compress.run.resolve`).
+    """Everything that determines a fit. A None is filled in by the prior's own recipe (`pyro_compress.config.resolve`).
 
     Attributes:
         prior: name in `PRIORS`, or `none` for a deterministic baseline.

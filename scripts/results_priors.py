@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from pyro_compress.compression import file
-from pyro_compress.compression.pipeline import compress_run, remove_units, to_module
+from pyro_compress.compression.pipeline import compress_run
+from pyro_compress.compression.search import remove_units, to_module
 from pyro_compress.graph import WEIGHTED, widths
 from pyro_compress.metrics import evaluate
 from pyro_compress.run import Run, fit_run

@@ -17,14 +17,15 @@ FLOORS = [
     {"types", "machine"},
     {"data", "nets", "graph", "training", "compression/codec"},
     {"metrics", "compression/prune", "compression/precision", "compression/shrink", "compression/file"},
-    {"baselines", "compression/pipeline", "compression/runner", "bayes/*"},
+    {"baselines", "compression/search", "compression/runner", "bayes/*"},
+    {"compression/pipeline"},
+    {"config"},
     {"run"},
-    {"evaluation"},
+    {"evaluation", "console"},
     {"cli"},
     {"__main__"},
 ]
 SIDEWAYS = {
-    ("compression/pipeline", "compression/runner"),
     ("bayes/kl", "bayes/distributions"),
     ("bayes/priors", "bayes/distributions"),
     ("bayes/priors", "bayes/kl"),
@@ -36,12 +37,14 @@ SIDEWAYS = {
     ("bayes/extract", "bayes/guides"),
     ("bayes/extract", "bayes/layers"),
     ("bayes/extract", "bayes/priors"),
-    ("bayes/extract", "bayes/fit"),  # for the type checker only
-    ("bayes/predict", "bayes/fit"),
+    ("bayes/extract", "bayes/model"),
+    ("bayes/predict", "bayes/model"),
     ("bayes/fit", "bayes/estimators"),
     ("bayes/fit", "bayes/extract"),
     ("bayes/fit", "bayes/guides"),
     ("bayes/fit", "bayes/layers"),
+    ("bayes/fit", "bayes/model"),
+    ("bayes/model", "bayes/guides"),
     ("bayes/fit", "bayes/priors"),
 }
 

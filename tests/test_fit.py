@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.extract import extract
-from pyro_compress.bayes.fit import Classifier, ElboTerms, Fit, fit_posterior, kl_nats, minibatch_weight
+from pyro_compress.bayes.fit import ElboTerms, fit_posterior, kl_nats, minibatch_weight
 from pyro_compress.bayes.guides import GUIDES, MeanField, starts_of
 from pyro_compress.bayes.layers import bayes_layers, bayesianize
+from pyro_compress.bayes.model import Classifier, Fit
 from pyro_compress.bayes.predict import predictive
 from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.config import resolve
 from pyro_compress.graph import Network
 from pyro_compress.metrics import logits_of
-from pyro_compress.run import resolve
 from pyro_compress.types import Data, FitConfig, Splits
 
 

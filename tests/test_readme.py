@@ -20,7 +20,9 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 def commands() -> list[str]:
     lines = [line.partition("  #")[0].removeprefix("$ ") for _, block in blocks("") for line in block.splitlines()]
-    return sorted({line.strip() for line in lines if line.startswith(("pyro-compress ", "bash scripts/", "python scripts/"))})
+    return sorted(
+        {line.strip() for line in lines if line.startswith(("pyro-compress ", "bash scripts/", "python scripts/"))}
+    )
 
 
 def test_there_are_commands() -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from pyro_compress.bayes.guides import Guide
 from pyro_compress.bayes.layers import bayes_layers
+from pyro_compress.bayes.model import Fit
 from pyro_compress.bayes.priors import PRIORS, Prior
 from pyro_compress.types import LayerPosterior, LayerShape, Posterior
-
-if TYPE_CHECKING:
-    from pyro_compress.bayes.fit import Fit
 
 
 def extract(fit: Fit) -> Posterior:
@@ -22,6 +18,16 @@ def extract(fit: Fit) -> Posterior:
     With gate g and raw weight independent, `E[w] = E[g] loc` and
     `Var[w] = Var[g] (loc² + scale²) + E[g]² scale²` (Louizos et al. 2017, eq. 6 and appendix).
     Layers without a prior enter with standard deviation 0.
+
+    Example:
+        >>> import pyro_compress as pc
+        >>> splits = pc.load_splits("digits")
+        >>> net = pc.build_net("mlp", splits.input_shape, len(splits.classes), (20,))
+        >>> config = pc.resolve(pc.FitConfig(prior="log-uniform", epochs=4), len(splits.train))
+        >>> fit = pc.fit_posterior(net, splits, config)
+        >>> posterior = pc.extract(fit)
+        >>> {name: tuple(layer.std.shape) for name, layer in posterior.layers.items()}
+        {'1.weight': (20, 64), '3.weight': (10, 20)}
     """
     net, guide = fit.model.net, fit.guide
     found = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in bayes_layers(net)}

@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import Categorical
 from pyro.infer import TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.extract import mean_tensors
 from pyro_compress.bayes.guides import Guide, MeanField, build_guide, starts_of
 from pyro_compress.bayes.layers import bayes_layers, bayesianize
+from pyro_compress.bayes.model import Classifier, Fit
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.graph import capture
 from pyro_compress.metrics import evaluate
@@ -32,22 +31,7 @@ from pyro_compress.training import (
     set_rates,
     train_point,
 )
-from pyro_compress.types import Data, FitConfig, Graph, Scores, Splits
-
-
-class Classifier(nn.Module):
-    """The Pyro model: a network with priors, and a categorical likelihood over a plate of `size` examples."""
-
-    def __init__(self, net: nn.Module, size: int):
-        super().__init__()
-        self.net, self.size = net, size
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Logits `(batch, classes)`; with labels given, the site `y` observes them."""
-        logits = self.net(x)
-        with pyro.plate("data", self.size, subsample=x):
-            pyro.sample("y", Categorical(logits=logits), obs=y)
-        return logits
+from pyro_compress.types import Data, FitConfig, Scores, Splits
 
 
 class ElboTerms(Messenger):
@@ -80,27 +64,6 @@ class ElboTerms(Messenger):
             self.log_likelihood_nats = self.log_likelihood_nats + msg["scale"] * log_prob
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A fitted posterior, still in Pyro.
-
-    Attributes:
-        model: the Pyro model.
-        guide: its variational posterior.
-        net: the plain network it came from.
-        graph: the same as data.
-        config: what determined the fit, resolved.
-        history: one entry per epoch.
-    """
-
-    model: Classifier
-    guide: Guide
-    net: nn.Module
-    graph: Graph
-    config: FitConfig
-    history: tuple[Epoch, ...]
-
-
 def fit_posterior(net: nn.Module, splits: Splits, config: FitConfig, on_epoch: OnEpoch = lambda epoch: None) -> Fit:
     """Fit a mean-field posterior over a network's weights by stochastic variational inference.
 
@@ -113,6 +76,15 @@ def fit_posterior(net: nn.Module, splits: Splits, config: FitConfig, on_epoch: O
     Raises:
         ValueError: what `bayesianize` and `capture` refuse.
         Diverged: the loss is not finite.
+
+    Example:
+        >>> import pyro_compress as pc
+        >>> splits = pc.load_splits("digits")
+        >>> net = pc.build_net("mlp", splits.input_shape, len(splits.classes), (20,))
+        >>> config = pc.resolve(pc.FitConfig(prior="log-uniform", epochs=4), len(splits.train))
+        >>> fit = pc.fit_posterior(net, splits, config)
+        >>> fit.history[-1].phase, fit.history[-1].epoch
+        ('svi', 4)
     """
     prior = PRIORS[config.prior].with_options(config.prior_options)
     bias_prior = None if config.bias_prior == "none" else prior

@@ -140,6 +140,14 @@ def bayesianize(
 
     Raises:
         ValueError: no supported layer, a grouping that the prior or a layer does not allow, a module used twice.
+
+    Example:
+        >>> import pyro_compress as pc
+        >>> from torch import nn
+        >>> plain = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> bayes = pc.bayesianize(plain, pc.PRIORS["horseshoe"], grouping="input", keep=("2",))
+        >>> bayes[0].shape.gate, type(bayes[2]).__name__
+        ((1, 4), 'Linear')
     """
     grouping = grouping or prior.groupings[0]
     if grouping not in prior.groupings:

@@ -6,7 +6,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_compress.bayes.fit import Fit
+from pyro_compress.bayes.model import Fit
 
 
 @torch.no_grad()
@@ -22,6 +22,15 @@ def predictive(fit: Fit, x: Tensor, draws: int = 10, seed: int = 0) -> Tensor:
     Returns:
         Probabilities `(draws, n, classes)`; their mean over the draws is the posterior predictive (Blundell et al.
         2015, section 3.1), which the posterior-mean network (`extract`) approximates.
+
+    Example:
+        >>> import pyro_compress as pc
+        >>> splits = pc.load_splits("digits")
+        >>> net = pc.build_net("mlp", splits.input_shape, len(splits.classes), (20,))
+        >>> config = pc.resolve(pc.FitConfig(prior="log-uniform", epochs=4), len(splits.train))
+        >>> fit = pc.fit_posterior(net, splits, config)
+        >>> pc.predictive(fit, splits.validation.x, draws=5).shape
+        torch.Size([5, 240, 10])
     """
     net, device = fit.model.net, next(fit.guide.parameters()).device
     found = []
