@@ -205,6 +205,12 @@ def main() -> None:
     default=0,
     help="Stop after so many epochs without a better NLL; 0: never.",
 )
+@click.option(
+    "--compile",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    help="Compile the SVI step; auto: if it pays.",
+)
 @click.option("--seed", type=int, default=0)
 @device_options
 @click.option(

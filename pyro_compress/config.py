@@ -104,6 +104,7 @@ def _check_ranges(config: FitConfig) -> None:
     if not config.hidden or min(config.hidden) < 1:
         raise ValueError(f"hidden {config.hidden}: widths must be positive")
     _one_of("bias_prior", config.bias_prior, ("none", "same"))
+    _one_of("compile", config.compile, ("auto", "on", "off"))
     _one_of("kl_schedule", config.kl_schedule, ("uniform", "blundell"))
 
 

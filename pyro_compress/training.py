@@ -61,9 +61,9 @@ def batch_count(examples: int, batch_size: int) -> int:
 
 
 def minibatches(data: Data, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """A shuffled partition of the data into batches whose sizes differ by at most one."""
+    """A shuffled partition of the data; the last batch may be smaller."""
     order = torch.randperm(len(data), generator=generator).to(data.x.device)
-    for index in order.tensor_split(batch_count(len(data), batch_size)):
+    for index in order.split(batch_size):
         yield data.x[index], data.y[index]
 
 

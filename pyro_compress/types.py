@@ -147,6 +147,7 @@ class FitConfig:
         dropout: dropout rate before every layer with weights (baselines).
         patience: stop after this many epochs without a better validation NLL; 0 never stops early.
         seed: seeds initialisation, shuffling and sampling.
+        compile: whether the SVI step is captured and compiled: `on`, `off`, or `auto` (only where it pays).
         device: `cpu` or `cuda` (`auto` before it is resolved).
         threads: CPU threads; 0 leaves torch's default.
     """
@@ -179,6 +180,7 @@ class FitConfig:
     dropout: float = 0.0
     patience: int = 0
     seed: int = 0
+    compile: str = "auto"
     device: str = "auto"
     threads: int = 0
 

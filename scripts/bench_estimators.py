@@ -15,8 +15,9 @@ import pyro
 import torch
 from pyro.infer import TraceMeanField_ELBO
 
+from pyro_compress.bayes.elbo import ElboTerms, closed_form_sites
 from pyro_compress.bayes.estimators import ESTIMATORS
-from pyro_compress.bayes.fit import ElboTerms, closed_form_sites, fit_posterior
+from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Fit
 from pyro_compress.config import resolve

@@ -39,13 +39,19 @@ SIDEWAYS = {
     ("bayes/extract", "bayes/priors"),
     ("bayes/extract", "bayes/model"),
     ("bayes/predict", "bayes/model"),
-    ("bayes/fit", "bayes/estimators"),
+    ("bayes/model", "bayes/guides"),
+    ("bayes/elbo", "bayes/estimators"),
+    ("bayes/elbo", "bayes/guides"),
+    ("bayes/elbo", "bayes/layers"),
+    ("bayes/elbo", "bayes/model"),
+    ("bayes/step", "bayes/elbo"),
+    ("bayes/fit", "bayes/elbo"),
     ("bayes/fit", "bayes/extract"),
     ("bayes/fit", "bayes/guides"),
     ("bayes/fit", "bayes/layers"),
     ("bayes/fit", "bayes/model"),
-    ("bayes/model", "bayes/guides"),
     ("bayes/fit", "bayes/priors"),
+    ("bayes/fit", "bayes/step"),
 }
 
 

@@ -9,9 +9,10 @@ from pyro.distributions import Normal
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
+from pyro_compress.bayes.elbo import ElboTerms, kl_nats
 from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.extract import extract
-from pyro_compress.bayes.fit import ElboTerms, fit_posterior, kl_nats, minibatch_weight
+from pyro_compress.bayes.fit import fit_posterior, minibatch_weight
 from pyro_compress.bayes.guides import GUIDES, MeanField, starts_of
 from pyro_compress.bayes.layers import bayes_layers, bayesianize
 from pyro_compress.bayes.model import Classifier, Fit

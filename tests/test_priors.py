@@ -10,8 +10,9 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from pyro_compress.bayes.distributions import LogUniform, ScaleMixture
+from pyro_compress.bayes.elbo import closed_form_sites
 from pyro_compress.bayes.extract import extract, moments
-from pyro_compress.bayes.fit import closed_form_sites, fit_posterior
+from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.guides import MeanField, starts_of
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize
 from pyro_compress.bayes.priors import HORSESHOE_SITES, PRIORS
@@ -104,7 +105,7 @@ def test_a_missing_closed_form_fails_loudly() -> None:
     """The placeholder densities of closed-form sites must not turn into a silent zero."""
     from pyro.infer import TraceMeanField_ELBO
 
-    from pyro_compress.bayes.fit import ElboTerms
+    from pyro_compress.bayes.elbo import ElboTerms
 
     net = bayesianize(nn.Linear(3, 2), PRIORS["spike-and-slab"])
     assert isinstance(net, BayesLayer)

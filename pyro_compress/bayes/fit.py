@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
-from typing import Any
 
 import pyro
 import torch
-from pyro.infer import TraceMeanField_ELBO
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_compress.bayes.estimators import ESTIMATORS
+from pyro_compress.bayes.elbo import Objective, build_objective, kl_nats
 from pyro_compress.bayes.extract import mean_tensors
-from pyro_compress.bayes.guides import Guide, MeanField, build_guide, starts_of
-from pyro_compress.bayes.layers import bayes_layers, bayesianize
+from pyro_compress.bayes.guides import build_guide, starts_of
+from pyro_compress.bayes.layers import bayesianize
 from pyro_compress.bayes.model import Classifier, Fit
 from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.bayes.step import Step, captured, eager, tuned_parameters, with_fallback
 from pyro_compress.graph import capture
 from pyro_compress.metrics import evaluate
 from pyro_compress.training import (
@@ -28,40 +25,9 @@ from pyro_compress.training import (
     batch_count,
     decay,
     minibatches,
-    set_rates,
     train_point,
 )
 from pyro_compress.types import Data, FitConfig, Scores, Splits
-
-
-class ElboTerms(Messenger):
-    """Scales the KL of every latent site, in model and guide alike, and notes the expected log-likelihood.
-
-    Args:
-        kl_weight: factor on the KL.
-        closed_form: sites whose KL is closed-form. Pyro evaluates their densities all the same, and then does not use
-            them; as `Trace` memoises densities, a placeholder saves about half of the step. Should a rule be missing
-            after all, the placeholder makes Pyro's Monte Carlo fallback fail loudly.
-
-    Attributes:
-        log_likelihood_nats: sum over the evaluations since construction, scaled to the whole data set.
-    """
-
-    def __init__(self, kl_weight: float, closed_form: frozenset[str] = frozenset()):
-        super().__init__()
-        self.kl_weight, self.closed_form = kl_weight, closed_form
-        self.log_likelihood_nats: Tensor | float = 0.0
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
-            msg["scale"] = msg["scale"] * self.kl_weight
-
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if msg["name"] in self.closed_form:
-            msg["log_prob"] = msg["log_prob_sum"] = msg["score_parts"] = None
-        if msg["is_observed"]:
-            log_prob = msg["fn"].log_prob(msg["value"]).detach().sum()
-            self.log_likelihood_nats = self.log_likelihood_nats + msg["scale"] * log_prob
 
 
 def fit_posterior(net: nn.Module, splits: Splits, config: FitConfig, on_epoch: OnEpoch = lambda epoch: None) -> Fit:
@@ -100,10 +66,13 @@ def fit_posterior(net: nn.Module, splits: Splits, config: FitConfig, on_epoch: O
         starts = starts_of(bayes_net, weights, config.init_scale)
         example = (loop.train.x[:2], loop.train.y[:2])
         guide = build_guide(config.guide, model, starts, config.max_scale, example)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Encountered NaN")  # named as `Diverged`, with what to do
-            loop.infer(model, guide)
+        assert config.estimator
+        loop.infer(build_objective(model, guide, config.estimator, config.samples))
     return Fit(model, guide, net, graph, config, tuple(loop.history))
+
+
+COMPILE_STEPS = 5000
+"""Fewer SVI steps than this do not pay back the compiler's half minute."""
 
 
 class _Loop:
@@ -132,37 +101,24 @@ class _Loop:
         epochs = self.config.pretrain_epochs or 0
         train_point(self.net, self.train, epochs, self.batch_size, self.config.lr, self.generator, note)
 
-    def infer(self, model: Classifier, guide: Guide) -> None:
+    def infer(self, objective: Objective) -> None:
         """Maximise the ELBO."""
-        config = self.config
-        elbo = TraceMeanField_ELBO(num_particles=config.samples)(model, guide)
-        assert config.lr
-        assert config.lr_scale
-        assert config.lr_group
-        groups = guide.groups(config.lr, config.lr_scale, config.lr_group)
-        groups = [{"params": list(model.parameters()), "lr": config.lr}, *groups]
-        closed_form = closed_form_sites(guide, model.net)
-        optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
+        config, model, guide = self.config, objective.elbo.model, objective.elbo.guide
+        step_once = self.stepper(objective)
         done, epochs = len(self.history), (config.epochs or 0) - len(self.history)
         total, step = epochs * self.batches, 0
         for _ in range(epochs):
             model.train()
-            log_likelihood: Tensor | float = 0.0
+            noted: list[Tensor] = []
             for index, (x, y) in enumerate(minibatches(self.train, self.batch_size, self.generator)):
-                set_rates(optimizer, decay(step / total))
                 weight = self.kl_weight(step) * minibatch_weight(config.kl_schedule, index, self.batches)
-                terms = ElboTerms(weight, closed_form)
-                optimizer.zero_grad()
-                with terms, self.estimator(model, guide, len(y)):
-                    loss = elbo(x, y)
-                (loss / len(self.train)).backward()
-                optimizer.step()
-                guide.project()
-                log_likelihood = log_likelihood + terms.log_likelihood_nats / config.samples
+                log_likelihood = step_once(x, y, weight, decay(step / total))
+                if log_likelihood is not None:
+                    noted.append(log_likelihood)
                 step += 1
             model.eval()
             kl = kl_nats(model.net, guide, config.samples)
-            mean_ll = float(log_likelihood) / self.batches
+            mean_ll = float(torch.stack(noted).mean())
             self._check(mean_ll, kl, done * self.batches + step)
             self.net.load_state_dict(mean_tensors(model.net, guide))
             scores = evaluate(self.net.eval(), self.splits, "validation", config.device)
@@ -170,9 +126,17 @@ class _Loop:
             if self.out_of_patience():
                 break
 
-    def estimator(self, model: Classifier, guide: Guide, batch: int) -> Messenger:
-        assert self.config.estimator
-        return ESTIMATORS[self.config.estimator](guide.marginal, bayes_layers(model), batch)
+    def stepper(self, objective: Objective) -> Step:
+        """The eager step, or the captured one where compiling it pays."""
+        config = self.config
+        assert config.lr
+        assert config.lr_scale
+        assert config.lr_group
+        tuned = tuned_parameters(objective, config.lr, config.lr_scale, config.lr_group)
+        steps = ((config.epochs or 0) - len(self.history)) * self.batches
+        if config.compile == "off" or (config.compile == "auto" and steps < COMPILE_STEPS):
+            return eager(objective, tuned)
+        return with_fallback(captured(objective, tuned), lambda: eager(objective, tuned))
 
     def kl_weight(self, step: int) -> float:
         """KL weight at an SVI step: linear warm-up, then constant."""
@@ -216,18 +180,6 @@ class _Loop:
         self.on_epoch(epoch)
 
 
-def closed_form_sites(guide: Guide, net: nn.Module) -> frozenset[str]:
-    """Sites whose prior has closed-form KLs to the guide's marginals: none under Pyro's AutoGuides."""
-    if not isinstance(guide, MeanField):
-        return frozenset()
-    found: set[str] = set()
-    for layer in bayes_layers(net):
-        for shape, prior in layer.parts:
-            if prior.closed_form:
-                found |= {site for site in guide.families if site.startswith(f"{shape.name}.")}
-    return frozenset(found)
-
-
 def minibatch_weight(schedule: str, index: int, batches: int) -> float:
     """Weight of the KL on minibatch `index` (from 0), relative to an even share; the mean over an epoch is 1.
 
@@ -237,16 +189,3 @@ def minibatch_weight(schedule: str, index: int, batches: int) -> float:
     if schedule == "uniform":
         return 1.0
     return batches * 2.0 ** -(index + 1) / (1 - 2.0**-batches)
-
-
-@torch.no_grad()
-def kl_nats(net: nn.Module, guide: Guide, samples: int = 1) -> float:
-    """KL(posterior ‖ prior) of all sites: closed forms, and sampled estimates where a prior has none."""
-    device = str(next(guide.parameters()).device)
-
-    def prior() -> None:
-        for layer in bayes_layers(net):
-            layer.draw(device)
-
-    with pyro.validation_enabled(False):
-        return float(TraceMeanField_ELBO(num_particles=samples).loss(prior, guide))

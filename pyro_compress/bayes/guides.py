@@ -52,12 +52,12 @@ class MeanField(nn.Module):
     def _marginals(self) -> Iterator[tuple[str, Distribution]]:
         return ((site, self.marginal(site)) for site in self.families)
 
-    @torch.no_grad()
-    def project(self) -> None:
-        """Put log-scales back into their bounds; called after every optimiser step."""
-        for site in self.families:
-            low, high = LOG_SCALE_BOUNDS
-            self.log_scale[_key(site)].clamp_(low, min(high, self.max_log_scale.get(site, high)))
+    def bounds(self) -> list[tuple[nn.Parameter, tuple[float, float]]]:
+        """Parameters that must stay within (low, high), and are put back after every step: the log-scales."""
+        low, high = LOG_SCALE_BOUNDS
+        return [
+            (self.log_scale[_key(site)], (low, min(high, self.max_log_scale.get(site, high)))) for site in self.families
+        ]
 
     def groups(self, lr: float, lr_scale: float, lr_group: float) -> list[dict[str, Any]]:
         """Optimiser groups: locations of raw weights, locations of group scales, all log-scales."""
@@ -79,7 +79,7 @@ def _key(site: str) -> str:
 
 
 class Auto(nn.Module):
-    """One of Pyro's AutoGuides behind the same face: `marginal`, `groups`, `project`.
+    """One of Pyro's AutoGuides behind the same face: `marginal`, `groups`, `bounds`.
 
     An AutoGuide samples an auxiliary site and a Delta at the model's own, so every KL is a one-sample estimate,
     whatever the prior. It is here to compare with and to build on; it goes with weight sampling only.
@@ -137,8 +137,9 @@ class Auto(nn.Module):
             drawn: dict[str, Tensor] = self.guide(*args, **kwargs)
         return drawn
 
-    def project(self) -> None:
-        """Nothing to do: the AutoGuides keep scales positive by themselves."""
+    def bounds(self) -> list[tuple[nn.Parameter, tuple[float, float]]]:
+        """None: the AutoGuides keep scales positive by themselves."""
+        return []
 
     def groups(self, lr: float, lr_scale: float, lr_group: float) -> list[dict[str, Any]]:
         """Optimiser groups; AutoDiagonalNormal has one location vector for all sites, so group scales share `lr`."""
