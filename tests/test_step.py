@@ -101,7 +101,7 @@ def test_the_graph_bakes_nothing_in_and_never_synchronises() -> None:
     graph = capture_graph(found, tuned, graph_inputs(tuned))
     targets = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
     assert not [
-        t for t in targets if any(word in t for word in ("_local_scalar_dense", "item", "nonzero", "is_nonzero"))
+        t for t in targets if any(word in t for word in ("_local_scalar_dense", "aten.item", "nonzero", "is_nonzero"))
     ]
     assert not [node for node in graph.graph.nodes if node.op == "get_attr" and _numel(graph, node.target) > 1]
     scalars = [node for node in graph.graph.nodes if node.op == "placeholder"][3 * len(tuned) :]
@@ -152,7 +152,7 @@ def test_compiled_fit_equals_eager_fit(caplog: pytest.LogCaptureFixture) -> None
     """Through inductor, last minibatches of another size included; and the same bits twice."""
     torch.manual_seed(0)
     first = fit_with("on")
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name.startswith("pyro_compress")]
     torch.manual_seed(0)
     assert all(torch.equal(a, b) for a, b in zip(first, fit_with("on"), strict=True))
     torch.manual_seed(0)

@@ -144,4 +144,4 @@ def kl_nats(net: nn.Module, guide: Guide, samples: int = 1) -> float:
             layer.draw(device)
 
     with pyro.validation_enabled(False):
-        return float(TraceMeanField_ELBO(num_particles=samples).loss(prior, guide))
+        return float(StaticELBO(num_particles=samples).differentiable_loss(prior, guide))
