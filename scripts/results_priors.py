@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--priors", nargs="+", default=PRIORS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--validation", type=float, help="share of the training set held out; default as for fit")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("docs/results/priors.json"))
     parser.add_argument("--smoke", action="store_true", help="one tiny row on the embedded digits")
@@ -147,7 +148,7 @@ def main() -> None:
                 continue
             config = FitConfig(
                 prior=prior, data=options.data, data_dir=options.data_dir, net=options.net, seed=seed,
-                epochs=options.epochs, device="cpu", threads=options.threads,
+                epochs=options.epochs, device="cpu", validation=options.validation, threads=options.threads,
             )  # fmt: skip
             rows = [*rows, row(config, None)]
             file.write_atomically(options.out, (json.dumps(rows, indent=1) + "\n").encode())
