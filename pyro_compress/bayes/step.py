@@ -96,7 +96,7 @@ def captured(objective: Objective, tuned: list[Tuned], compiled: bool = True) ->
         count += 1
         for scalar, value in zip(scalars, (count, kl_weight, factor), strict=True):
             scalar.fill_(value)
-        inputs = (parameters, *state, *scalars, x, y)
+        inputs = (parameters, *state, list(objective.elbo.buffers()), *scalars, x, y)
         if len(y) not in graphs:
             graph = capture_graph(objective, tuned, inputs)
             options: dict[str, Any] = {"fallback_random": True}  # inductor's own CPU generator is slower than ATen's
@@ -111,8 +111,13 @@ def captured(objective: Objective, tuned: list[Tuned], compiled: bool = True) ->
 
 @torch.no_grad()
 def _log_likelihood(objective: Objective, x: Tensor, y: Tensor) -> Tensor:
-    with torch.random.fork_rng():  # the history must not change the fit
-        return objective(x, y, 0.0)[1]
+    """The log-likelihood for the history, which must change neither the generator nor batch-norm statistics."""
+    saved = [buffer.clone() for buffer in objective.elbo.buffers()]
+    with torch.random.fork_rng():
+        found = objective(x, y, 0.0)[1]
+    for buffer, before in zip(objective.elbo.buffers(), saved, strict=True):
+        buffer.copy_(before)
+    return found
 
 
 def capture_graph(objective: Objective, tuned: list[Tuned], inputs: tuple[Any, ...]) -> torch.fx.GraphModule:
@@ -121,15 +126,15 @@ def capture_graph(objective: Objective, tuned: list[Tuned], inputs: tuple[Any, .
     Args:
         objective: what to minimise.
         tuned: the parameters, in the order of the graph's first input.
-        inputs: (parameters, first moments, second moments, step number, KL weight, rate factor, x, y).
+        inputs: (parameters, first moments, second moments, buffers, step number, KL weight, rate factor, x, y).
     """
 
     def step(
-        values: list[Tensor], first: list[Tensor], second: list[Tensor],
+        values: list[Tensor], first: list[Tensor], second: list[Tensor], buffers: list[Tensor],
         count: Tensor, kl_weight: Tensor, factor: Tensor, x: Tensor, y: Tensor,
     ) -> tuple[()]:  # fmt: skip
         leaves = [value.detach().requires_grad_() for value in values]
-        named = dict(zip((t.name for t in tuned), leaves, strict=True))
+        named = dict(zip([*(t.name for t in tuned), *buffer_names], [*leaves, *buffers], strict=True))
         with torch.enable_grad():
             loss, _ = objective(x, y, kl_weight, lambda *data: functional_call(objective.elbo, named, data))
             gradients = torch.autograd.grad(loss, leaves)
@@ -142,16 +147,14 @@ def capture_graph(objective: Objective, tuned: list[Tuned], inputs: tuple[Any, .
                 value.clamp_(*t.bounds)
         return ()
 
-    flat = [*inputs[0], *inputs[1], *inputs[2]]
-    saved = [tensor.clone() for tensor in flat]
-    buffers = {name: buffer.clone() for name, buffer in objective.elbo.named_buffers()}
+    buffer_names = [name for name, _ in objective.elbo.named_buffers()]
+    updated = [tensor for group in inputs[:4] for tensor in group]
+    saved = [tensor.clone() for tensor in updated]
     with torch.random.fork_rng():
         graph = make_fx(step)(*inputs)
     with torch.no_grad():  # tracing ran the step for real: undo it
-        for tensor, before in zip(flat, saved, strict=True):
+        for tensor, before in zip(updated, saved, strict=True):
             tensor.copy_(before)
-        for name, buffer in objective.elbo.named_buffers():
-            buffer.copy_(buffers[name])
     return graph
 
 
