@@ -40,7 +40,9 @@ def fit_baseline(
     def note(epoch: int, step: int) -> bool:
         scores = evaluate(net, splits, "validation", config.device)
         seconds = time.perf_counter() - started
-        entry = Epoch(epoch, "point", step, None, None, None, None, scores.accuracy, scores.nll_nats, seconds)
+        entry = Epoch(
+            epoch, config.epochs or 0, "point", step, None, None, None, None, scores.accuracy, scores.nll_nats, seconds
+        )
         history.append(entry)
         on_epoch(entry)
         losses = [e.validation_nll_nats for e in history]

@@ -14,7 +14,7 @@ import torch
 from pyro_compress.machine import prepare
 from pyro_compress.types import FitConfig, Splits
 
-DEFAULT_STEPS = 1500
+DEFAULT_STEPS = 1200
 """Optimiser steps that the default number of epochs aims at, within `DEFAULT_EPOCHS`."""
 DEFAULT_EPOCHS = (30, 100)
 BASELINE_LR = 1e-3

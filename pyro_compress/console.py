@@ -25,10 +25,18 @@ def epoch_printer() -> Iterator[Callable[[Epoch], None]]:
     if not sys.stderr.isatty():
         yield lambda epoch: click.echo(epoch_line(epoch), err=True)
         return
-    columns = (TextColumn("{task.description}"), TimeElapsedColumn(), MofNCompleteColumn(), BarColumn(None))
+    columns = (BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("fitting", total=None)
-        yield lambda epoch: progress.update(task, completed=epoch.epoch, description=epoch_line(epoch))
+        yield lambda epoch: progress.update(
+            task, total=epoch.epochs, completed=epoch.epoch, description=bar_text(epoch)
+        )
+
+
+def bar_text(epoch: Epoch) -> str:
+    """What stands beside the progress bar: short enough for 80 columns."""
+    kl = "" if epoch.kl_nats is None else f", KL {epoch.kl_nats:,.0f}"
+    return f"{epoch.phase}, validation {100 * epoch.validation_accuracy:.2f} %{kl}"
 
 
 def epoch_line(epoch: Epoch) -> str:

@@ -21,6 +21,7 @@ class Epoch:
 
     Attributes:
         epoch: 1, 2, ...
+        epochs: how many are planned.
         phase: `point` (deterministic weights) or `svi`.
         step: optimiser steps so far.
         negative_elbo_nats: of the whole training set, at KL weight 1: KL minus expected log-likelihood.
@@ -33,6 +34,7 @@ class Epoch:
     """
 
     epoch: int
+    epochs: int
     phase: str
     step: int
     negative_elbo_nats: float | None

@@ -166,6 +166,7 @@ class _Loop:
         """Append an epoch to the history and report it."""
         epoch = Epoch(
             epoch=len(self.history) + 1,
+            epochs=self.config.epochs or 0,
             phase=phase,
             step=step,
             negative_elbo_nats=None if log_likelihood is None or kl is None else kl - log_likelihood,
