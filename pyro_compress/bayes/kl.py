@@ -25,7 +25,7 @@ def normal_log_uniform(q: Normal, p: LogUniform) -> Tensor:
 
     With `alpha = sigma² / mu²` the paper's fit is
     `k1 - k1 sigmoid(k2 + k3 log alpha) + ½ log(1 + 1/alpha)`, here written in `t = 1 / alpha`, which is smooth at
-    mu = 0. The fit's largest error against the true integral is 0.009 nats (at log alpha about -0.9).
+    mu = 0. The fit's largest error against the true integral is 0.0094 nats, at log alpha = -3.5.
     """
     inverse_alpha = (q.loc / q.scale).square()
     rest = torch.sigmoid(K3 * inverse_alpha.clamp_min(1e-30).log() - K2)

@@ -230,8 +230,9 @@ PRIORS: dict[str, Prior] = {
         weight_start,
         init_scale=0.0067,
         pretrain=0.2,
-        warmup=0.5,
-        lr_scale=1e-3,
+        warmup=0.75,
+        lr=3e-3,
+        lr_scale=3e-3,
     ),
     "normal-jeffreys": Prior(
         normal_jeffreys,

@@ -101,6 +101,8 @@ def captured(objective: Objective, tuned: list[Tuned], compiled: bool = True) ->
             graph = capture_graph(objective, tuned, inputs)
             options: dict[str, Any] = {"fallback_random": True}  # inductor's own CPU generator is slower than ATen's
             first = compiled and not graphs
+            # it warns where a CUDA toolkit is installed without a device
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             graphs[len(y)] = torch.compile(graph, fullgraph=True, options=options) if first else graph
         with torch.no_grad():
             graphs[len(y)](*inputs)
