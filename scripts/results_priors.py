@@ -40,12 +40,17 @@ def dense_weights(network: Compressed) -> int:
     return total
 
 
-def structural(run: Run, splits: Splits) -> dict:
-    """What removing units alone gives, at the threshold that validation allows 0.1 points."""
-    network = remove_units(run.posterior, splits)
+STRUCTURAL_TOLERANCES = (0.0, 0.0005, 0.001)
+"""Validation accuracy that removing units alone may cost; the table shows the first."""
+
+
+def structural(run: Run, splits: Splits, tolerance: float) -> dict:
+    """What removing units alone gives, in float32, at the threshold that validation allows."""
+    network = remove_units(run.posterior, splits, tolerance=tolerance)
     total = sum(layer.mean.numel() for layer in run.posterior.layers.values())
     kept = dense_weights(network)
     return {
+        "tolerance": tolerance,
         "units": widths(network.graph, {name: file.dense(t) for name, t in network.tensors.items()}),
         "weights": kept,
         "ratio": total / kept,
@@ -70,7 +75,9 @@ def row(config: FitConfig, keep: Path | None) -> dict:
             "seconds": epochs[-1].seconds,
             "seconds_per_svi_epoch": (epochs[-1].seconds - epochs[run.config.pretrain_epochs].seconds)
             / max(len(epochs) - run.config.pretrain_epochs - 1, 1),
-            "structural": structural(run, splits) if run.posterior.criterion.startswith("group-") else None,
+            "structural": [structural(run, splits, tolerance) for tolerance in STRUCTURAL_TOLERANCES]
+            if run.posterior.criterion.startswith("group-")
+            else [],
             "report": report,
             "config": {key: value for key, value in asdict(run.config).items() if key != "data_dir"},
             "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy", "constriction")},
@@ -98,7 +105,7 @@ def table(rows: list[dict]) -> str:
     for one in rows:
         groups.setdefault((one["data"], one["net"], one["prior"], one["epochs"]), []).append(one)
     for (data, net, prior, epochs), members in groups.items():
-        reports, parts = [m["report"] for m in members], [m["structural"] for m in members]
+        reports, parts = [m["report"] for m in members], [part for m in members for part in m["structural"][:1]]
         cells = [
             f"{data}, {net}", prior, str(epochs), ", ".join(str(m["seed"]) for m in members),
             spread([100 * (1 - r["test_accuracy_before"]) for r in reports]),
@@ -106,8 +113,8 @@ def table(rows: list[dict]) -> str:
             spread([r["file_bytes"] for r in reports], 0),
             spread([r["ratio"] for r in reports], 1),
             spread([100 * r["parameters_kept"] / r["parameters_total"] for r in reports]),
-            spread([p["ratio"] for p in parts], 1) if all(parts) else "",
-            spread([p["test_error_percent"] for p in parts]) if all(parts) else "",
+            spread([p["ratio"] for p in parts], 1) if parts else "",
+            spread([p["test_error_percent"] for p in parts]) if parts else "",
             spread([m["seconds_per_svi_epoch"] for m in members], 1),
             spread([m["seconds"] / 60 for m in members], 1),
         ]  # fmt: skip

@@ -33,7 +33,8 @@ def test_results_priors(tmp_path: Path) -> None:
     run(script, "--smoke", "--out", "rows.json", cwd=tmp_path)
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["report"]["file_bytes"] > 0
-    assert row["structural"]["weights"] > 0
+    assert [part["tolerance"] for part in row["structural"]] == [0.0, 0.0005, 0.001]
+    assert all(part["weights"] > 0 for part in row["structural"])
     assert "digits, mlp | horseshoe | 5" in run(script, "--table", "--out", "rows.json", cwd=tmp_path)
 
 

@@ -75,6 +75,10 @@ COMPILE_STEPS = 5000
 """Fewer SVI steps than this do not pay back the compiler's half minute."""
 
 
+NOTE_EVERY = 20
+"""The log-likelihood of every so many-th minibatch of an epoch goes into the history."""
+
+
 class _Loop:
     """State of one fit while it runs: data on the device, shuffling, clock, history."""
 
@@ -112,7 +116,7 @@ class _Loop:
             noted: list[Tensor] = []
             for index, (x, y) in enumerate(minibatches(self.train, self.batch_size, self.generator)):
                 weight = self.kl_weight(step) * minibatch_weight(config.kl_schedule, index, self.batches)
-                log_likelihood = step_once(x, y, weight, decay(step / total))
+                log_likelihood = step_once(x, y, weight, decay(step / total), index % NOTE_EVERY == 0)
                 if log_likelihood is not None:
                     noted.append(log_likelihood)
                 step += 1

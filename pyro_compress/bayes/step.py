@@ -20,11 +20,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_compress.bayes.elbo import Objective
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-LOG_EVERY = 20
-"""A captured step evaluates the log-likelihood, for the history, once in so many steps."""
 
-Step = Callable[[Tensor, Tensor, float, float], Tensor | None]
-"""(x, y, KL weight, factor on all rates) -> the expected log-likelihood of the training set in nats, where noted."""
+Step = Callable[[Tensor, Tensor, float, float, bool], Tensor | None]
+"""(x, y, KL weight, factor on all rates, whether to note) -> the expected log-likelihood of the training set in nats,
+if it is to be noted: the captured graph does not return it, and evaluating it costs a forward pass."""
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def eager(objective: Objective, tuned: list[Tuned]) -> Step:
     groups = [{"params": [t.parameter], "lr": t.rate} for t in tuned]
     optimizer = torch.optim.Adam(groups, betas=(BETA1, BETA2), eps=EPSILON, fused=True)
 
-    def step(x: Tensor, y: Tensor, kl_weight: float, factor: float) -> Tensor:
+    def step(x: Tensor, y: Tensor, kl_weight: float, factor: float, note: bool) -> Tensor:
         for group, t in zip(optimizer.param_groups, tuned, strict=True):
             group["lr"] = t.rate * factor
         optimizer.zero_grad()
@@ -91,7 +90,7 @@ def captured(objective: Objective, tuned: list[Tuned], compiled: bool = True) ->
     graphs: dict[int, Callable[..., Any]] = {}
     count = 0
 
-    def step(x: Tensor, y: Tensor, kl_weight: float, factor: float) -> Tensor | None:
+    def step(x: Tensor, y: Tensor, kl_weight: float, factor: float, note: bool) -> Tensor | None:
         nonlocal count
         count += 1
         for scalar, value in zip(scalars, (count, kl_weight, factor), strict=True):
@@ -106,7 +105,7 @@ def captured(objective: Objective, tuned: list[Tuned], compiled: bool = True) ->
             graphs[len(y)] = torch.compile(graph, fullgraph=True, options=options) if first else graph
         with torch.no_grad():
             graphs[len(y)](*inputs)
-        return _log_likelihood(objective, x, y) if count % LOG_EVERY == 1 else None
+        return _log_likelihood(objective, x, y) if note else None
 
     return step
 
@@ -165,16 +164,16 @@ def with_fallback(step: Step, fallback: Callable[[], Step]) -> Step:
     current = [step]
     proven = [False]
 
-    def run(x: Tensor, y: Tensor, kl_weight: float, factor: float) -> Tensor | None:
+    def run(x: Tensor, y: Tensor, kl_weight: float, factor: float, note: bool) -> Tensor | None:
         if proven[0]:
-            return current[0](x, y, kl_weight, factor)
+            return current[0](x, y, kl_weight, factor, note)
         proven[0] = True
         try:
-            return current[0](x, y, kl_weight, factor)
+            return current[0](x, y, kl_weight, factor, note)
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             log.warning("the step could not be compiled and runs eagerly: %s: %s", type(error).__name__, reason)
             current[0] = fallback()
-            return current[0](x, y, kl_weight, factor)
+            return current[0](x, y, kl_weight, factor, note)
 
     return run
