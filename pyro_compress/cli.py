@@ -259,7 +259,7 @@ def default_name(data: str, net: str, prior: str, seed: int) -> str:
     type=float,
     default=None,
     metavar="NATS",
-    help="Validation NLL that may be lost; default twice --tolerance.",
+    help="Validation NLL that may be lost; default twice --tolerance, less below 3,000 examples.",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="The .pcn file; default RUN/network.pcn.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")

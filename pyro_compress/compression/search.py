@@ -33,6 +33,8 @@ PRECISION_TOLERANCE = 0.001
 """Accuracy that rounding may cost where the sparsity is given."""
 NLL_PER_ACCURACY = 2.0
 """Nats per example that may be lost, by default, for each unit of accuracy that may: 0.01 for half a point."""
+LARGE_SPLIT = 3000
+"""Below this many validation examples the default allowance in nats shrinks with the root of their number."""
 
 OnTrial = Callable[[int, int], None]
 
@@ -111,7 +113,7 @@ def compress(
         criterion: name in `CRITERIA`; the one that fits the prior if None.
         sparsity: share of the weights to remove; None searches for the smallest file within the tolerance.
         tolerance: validation accuracy that may be lost against the uncompressed posterior mean, in [0, 1].
-        nll_tolerance: validation NLL that may be lost, in nats per example; twice the tolerance if None.
+        nll_tolerance: validation NLL that may be lost, in nats per example; `default_nll_tolerance` if None.
         device: where candidates are evaluated.
         on_trial: progress, called with (done, total).
 
@@ -139,12 +141,12 @@ def compress(
     if sparsity is not None:
         tolerance, masks = PRECISION_TOLERANCE, search.masks(sparsity)
         reference = search.scores_of(search.candidate(masks, None, BIAS_LEVELS[0]))
-        target = _Target(reference, tolerance, NLL_PER_ACCURACY * tolerance)
+        target = _Target(reference, tolerance, default_nll_tolerance(tolerance, len(splits.validation)))
         trials = [(sparsity, coarseness) for coarseness in COARSENESS]
         chosen = next((t for t in trials if _reaches(search, t, target)), trials[-1])
     else:
         network = Network(posterior.graph, posterior.tensors).eval().to(device)
-        nll = NLL_PER_ACCURACY * tolerance if nll_tolerance is None else nll_tolerance
+        nll = default_nll_tolerance(tolerance, len(splits.validation)) if nll_tolerance is None else nll_tolerance
         target = _Target(evaluate(network, splits, "validation", device), tolerance, nll)
         chosen = _smallest(search, target, on_trial)
     masks = search.masks(chosen[0])
@@ -156,6 +158,15 @@ def compress(
             break
         best = coarser
     return best, removed
+
+
+def default_nll_tolerance(tolerance: float, examples: int) -> float:
+    """Nats per example that may be lost beside a tolerance of accuracy.
+
+    On a small split chance moves the difference of two networks by more than the tolerance, and a search among many
+    candidates finds the lucky ones: the allowance shrinks as the standard error of the difference grows.
+    """
+    return NLL_PER_ACCURACY * tolerance * min(1.0, (examples / LARGE_SPLIT) ** 0.5)
 
 
 def remove_units(
