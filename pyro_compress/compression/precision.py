@@ -14,8 +14,7 @@ MAX_CODE = 1 << 14
 def step_size(layer: LayerPosterior, kept: Tensor, coarseness: float) -> float:
     """Step of a layer's uniform grid: `coarseness` times the typical size of what it holds.
 
-    The typical size is the root mean square of the kept weights. (A posterior standard deviation used as an absolute
-    tolerance is far too optimistic; `docs/results.md` compares.)
+    The typical size is the root mean square of the kept weights.
 
     Args:
         layer: posterior moments.
