@@ -189,6 +189,14 @@ def main() -> None:
     help="Share of each minibatch in the KL.",
 )
 @click.option("--samples", type=click.IntRange(1), default=1, help="Monte Carlo samples per step.")
+@click.option("--clip-norm", type=float, default=0.0, help="Scale the gradient down to this norm; 0: never.")
+@click.option("--accumulate", type=click.IntRange(1), default=1, help="Parts of a minibatch per step, to save memory.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    help="Of the matrix products in SVI steps.",
+)
 @click.option("--estimator", type=click.Choice(ESTIMATORS), default=None, help="The default fits the prior.")
 @click.option("--guide", type=click.Choice(GUIDES), default="mean-field", help="auto-*: Pyro's AutoGuides.")
 @click.option("--init-scale", type=float, default=None, help="Initial posterior standard deviation of a raw weight.")

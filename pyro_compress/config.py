@@ -91,12 +91,22 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
 
 
 def _check_ranges(config: FitConfig) -> None:
-    positive = ("epochs", "batch_size", "lr", "lr_scale", "lr_group", "samples", "init_scale", "kl_weight")
+    positive = (
+        "epochs",
+        "batch_size",
+        "lr",
+        "lr_scale",
+        "lr_group",
+        "samples",
+        "init_scale",
+        "kl_weight",
+        "accumulate",
+    )
     for name in positive:
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name} {value}: it must be positive")
-    for name in ("pretrain_epochs", "kl_warmup", "patience", "threads", "max_scale"):
+    for name in ("pretrain_epochs", "kl_warmup", "patience", "threads", "max_scale", "clip_norm"):
         if (value := getattr(config, name)) is not None and value < 0:
             raise ValueError(f"{name} {value}: it must not be negative")
     if not 0 <= config.dropout < 1:
@@ -105,6 +115,7 @@ def _check_ranges(config: FitConfig) -> None:
         raise ValueError(f"hidden {config.hidden}: widths must be positive")
     _one_of("bias_prior", config.bias_prior, ("none", "same"))
     _one_of("compile", config.compile, ("auto", "on", "off"))
+    _one_of("precision", config.precision, ("float32", "bfloat16"))
     _one_of("kl_schedule", config.kl_schedule, ("uniform", "blundell"))
 
 

@@ -140,6 +140,9 @@ class FitConfig:
         kl_weight: final weight of the KL term; 1 is the ELBO.
         kl_schedule: how the KL is shared among the minibatches of an epoch: `uniform` or `blundell`.
         samples: Monte Carlo samples per step.
+        clip_norm: the gradient of all parameters together is scaled down to this norm; 0 for never.
+        accumulate: parts that a minibatch is worked off in before the step, to save memory.
+        precision: `float32`, or `bfloat16` for the matrix products of SVI steps.
         estimator: name in `ESTIMATORS`.
         guide: name in `GUIDES`.
         init_scale: initial posterior standard deviation of a weight; None leaves it to the prior.
@@ -173,6 +176,9 @@ class FitConfig:
     kl_weight: float = 1.0
     kl_schedule: str = "uniform"
     samples: int = 1
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    precision: str = "float32"
     estimator: str | None = None
     guide: str = "mean-field"
     init_scale: float | None = None

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 
 import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.bayes.capture import captured
 from pyro_compress.bayes.elbo import Objective, build_objective, kl_nats
 from pyro_compress.bayes.extract import mean_tensors
 from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize
 from pyro_compress.bayes.model import Classifier, Fit
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.step import Step, captured, eager, tuned_parameters, with_fallback
+from pyro_compress.bayes.step import Rule, Step, eager, tuned_parameters
 from pyro_compress.graph import capture
 from pyro_compress.metrics import evaluate
 from pyro_compress.training import (
@@ -67,9 +69,11 @@ def fit_posterior(net: nn.Module, splits: Splits, config: FitConfig, on_epoch: O
         example = (loop.train.x[:2], loop.train.y[:2])
         guide = build_guide(config.guide, model, starts, config.max_scale, example)
         assert config.estimator
-        loop.infer(build_objective(model, guide, config.estimator, config.samples))
+        loop.infer(build_objective(model, guide, config.estimator, config.samples, config.precision))
     return Fit(model, guide, net, graph, config, tuple(loop.history))
 
+
+log = logging.getLogger(__name__)
 
 COMPILE_STEPS = 5000
 """Fewer SVI steps than this do not pay back the compiler's half minute."""
@@ -137,10 +141,18 @@ class _Loop:
         assert config.lr_scale
         assert config.lr_group
         tuned = tuned_parameters(objective, config.lr, config.lr_scale, config.lr_group)
+        rule = Rule(config.clip_norm, config.accumulate)
         steps = ((config.epochs or 0) - len(self.history)) * self.batches
         if config.compile == "off" or (config.compile == "auto" and steps < COMPILE_STEPS):
-            return eager(objective, tuned)
-        return with_fallback(captured(objective, tuned), lambda: eager(objective, tuned))
+            return eager(objective, tuned, rule)
+        try:
+            example = (self.train.x[: self.batch_size], self.train.y[: self.batch_size])
+            objective.elbo.model.train()
+            return captured(objective, tuned, rule, example)
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            log.warning("the step could not be compiled and runs eagerly: %s: %s", type(error).__name__, reason)
+            return eager(objective, tuned, rule)
 
     def kl_weight(self, step: int) -> float:
         """KL weight at an SVI step: linear warm-up, then constant."""
