@@ -44,3 +44,20 @@ def test_bench_estimators(tmp_path: Path) -> None:
     rows = {row["estimator"]: row["relative"] for row in json.loads((tmp_path / "rows.json").read_text())}
     assert rows["local"] == 1
     assert set(rows) == {"weight", "local", "flipout"}
+
+
+def test_bench_step(tmp_path: Path) -> None:
+    script = next(path for path in SCRIPTS if path.stem == "bench_step")
+    run(script, "--smoke", "--json", "rows.json", cwd=tmp_path)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert {row["mode"] for row in rows} == {"eager", "captured", "naive"}
+    assert rows[0]["ratio"] == 1
+    assert set(rows[0]) == {"network", "batch", "prior", "estimator", "mode", "ms", "ratio", "peak_mib"}
+
+
+def test_bench_fit(tmp_path: Path) -> None:
+    script = next(path for path in SCRIPTS if path.stem == "bench_fit")
+    run(script, "--smoke", "--json", "rows.json", cwd=tmp_path)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["prior"] for row in rows] == ["none", "gaussian"]
+    assert all(row["seconds"] > 0 for row in rows)
