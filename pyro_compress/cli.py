@@ -356,14 +356,11 @@ def compare(
         out = out or Path("studies") / read.name
         read = replace(read, seeds=seeds or read.seeds)
         planned = studies.plan(read, data_dir, device, threads)
-        if table:
-            outcomes = comparison.collect(planned, out)
-            comparison.write_results(outcomes, out)
-        else:
-            outcomes = comparison.compare(planned, out, jobs, outcome_line)
-        rows = [row for outcome in outcomes for row in outcome.rows]
-        if not rows:
+        wanted = [one for one in planned if not table or comparison.cached_rows(one, out)]
+        if not wanted:
             raise ValueError(f"{out} holds no row of {study}; run it without --table")
+        outcomes = comparison.compare(wanted, out, jobs, outcome_line)
+        rows = [row for outcome in outcomes for row in outcome.rows]
     text = json.dumps([vars(row) for row in rows]) if as_json else (tables.markdown if markdown else tables.plain)(rows)
     click.echo(text)
     if failed := [outcome for outcome in outcomes if outcome.failure]:

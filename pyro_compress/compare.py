@@ -34,7 +34,7 @@ from pyro_compress.graph import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
 from pyro_compress.run import fit_run, load_run
-from pyro_compress.study import Planned, identity
+from pyro_compress.study import Planned
 from pyro_compress.tables import COLUMNS, Row, markdown
 from pyro_compress.types import Posterior, Splits
 
@@ -81,12 +81,6 @@ def compare(
     return [found[i] for i in sorted(found)]
 
 
-def collect(planned: list[Planned], out: Path) -> list[Outcome]:
-    """The outcomes that are there already; nothing is fitted."""
-    known = [(one, cached_rows(one, out)) for one in planned]
-    return [Outcome(one, rows) for one, rows in known if rows is not None]
-
-
 def _outcomes(planned: list[Planned], out: Path, jobs: int) -> Iterator[tuple[int, Outcome]]:
     if jobs == 1:
         for index, one in enumerate(planned):
@@ -114,7 +108,7 @@ def run_one(planned: Planned, out: Path) -> Outcome:
     except ValueError as error:
         return Outcome(planned, (), " ".join(str(error).split()))
     document = {
-        "config": identity(planned.config),
+        "config": asdict(replace(planned.config, data_dir="")),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "pyro-ppl")},
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
         "threads": planned.config.threads,

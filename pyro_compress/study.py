@@ -99,8 +99,14 @@ class Planned:
 
 
 def identity(config: FitConfig) -> dict[str, Any]:
-    """The configuration as JSON values, without what only says where and how fast it runs."""
-    return {key: value for key, value in asdict(config).items() if key not in WHERE_AND_HOW_FAST}
+    """What sets a configuration apart from the defaults, as JSON values: an option added later changes no hash.
+
+    What only says where and how fast it runs is left out.
+    """
+    plain = asdict(FitConfig())
+    return {
+        key: value for key, value in asdict(config).items() if key not in WHERE_AND_HOW_FAST and value != plain[key]
+    }
 
 
 def read_study(path: Path) -> Study:
