@@ -34,7 +34,7 @@ from pyro_compress.graph import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
 from pyro_compress.run import fit_run, load_run
-from pyro_compress.study import Planned
+from pyro_compress.study import Planned, plan, read_study
 from pyro_compress.tables import COLUMNS, Row, markdown
 from pyro_compress.types import Posterior, Splits
 
@@ -211,3 +211,22 @@ def csv_text(rows: list[Row]) -> str:
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     return text.getvalue()
+
+
+def compare_file(study: Path, out: Path, data_dir: str = "", jobs: int = 1) -> list[Row]:
+    """Run a study file on the CPU, one thread per fit, and give its rows."""
+    planned = plan(read_study(study), data_dir, "cpu", 1)
+    return [row for outcome in compare(planned, out, jobs) for row in outcome.rows]
+
+
+def read_results(out: Path) -> list[Row]:
+    """Rows of a results folder, extras included.
+
+    Raises:
+        ValueError: no results folder.
+    """
+    try:
+        runs = json.loads((out / "study.json").read_text())["runs"].values()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{out} is no results folder of compare (it needs study.json): {error}") from error
+    return [Row(**row) for run in runs for row in run["rows"]]
