@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from pyro_compress.console import epoch_printer, report_text, scores_text, trial_printer
+from pyro_compress.console import epoch_printer, outcome_line, report_text, scores_text, trial_printer
 
 
 def names_in(module: str, registry: str) -> tuple[str, ...]:
@@ -36,6 +36,9 @@ GUIDES = names_in("bayes/guides.py", "GUIDES")
 CRITERIA = names_in("compression/prune.py", "CRITERIA")
 DATASETS = names_in("data.py", "DATASETS")
 NETS = names_in("nets.py", "NETS")
+OPTIMIZERS = names_in("training.py", "OPTIMIZERS")
+SCHEDULES = names_in("training.py", "SCHEDULES")
+PRUNING = names_in("sparse_training.py", "PRUNING")
 
 
 class Widths(click.ParamType):
@@ -53,6 +56,19 @@ class Widths(click.ParamType):
         if not widths or min(widths) < 1:
             self.fail(f"{value!r}: give positive widths separated by commas, like 500,500", param, ctx)
         return widths
+
+
+class Seeds(click.ParamType):
+    """Comma-separated integers."""
+
+    name = "n,n,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """`"0,1"` -> `(0, 1)`."""
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: give seeds separated by commas, like 0,1,2", param, ctx)
 
 
 class Option(click.ParamType):
@@ -207,6 +223,16 @@ def main() -> None:
     help="Bound on the first layer's raw standard deviations; 0: none.",
 )
 @click.option("--dropout", type=float, default=0.0, help="Before every layer with weights (prior none).")
+@click.option("--dropout-input", type=float, default=None, help="At the input, if not as --dropout (prior none).")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adam", help="sgd: prior none only.")
+@click.option("--momentum", type=float, default=0.9, help="Of sgd.")
+@click.option("--lr-schedule", type=click.Choice(SCHEDULES), default="late-decay", help="What the rates do.")
+@click.option(
+    "--pruning", type=click.Choice(["none", *PRUNING]), default="none",
+    help="Prune while training (prior none): Han et al. 2015, Zhu & Gupta 2017, Frankle & Carbin 2019.",
+)  # fmt: skip
+@click.option("--prune-to", type=float, default=0.0, metavar="SPARSITY", help="Where --pruning ends.")
+@click.option("--init-range", type=float, default=0.0, help="Uniform start in ±RANGE; 0: torch's default.")
 @click.option(
     "--patience",
     type=click.IntRange(0),
@@ -310,3 +336,40 @@ def evaluate(
 
         scores, size = evaluate_target(target, data, split, data_dir, device, threads)
     click.echo(json.dumps(vars(scores) | {"examples": size}) if as_json else scores_text(target, scores, size))
+
+
+@main.command()
+@click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; default studies/NAME.")
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Fits at a time, one process each.")
+@click.option("--seeds", type=Seeds(), default=None, help="Only these seeds of the study.")
+@click.option("--table", is_flag=True, help="Fit nothing: tables of what is there.")
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON and nothing else.")
+@data_options
+@device_options
+def compare(
+    study: Path, out: Path | None, jobs: int, seeds: tuple[int, ...] | None, table: bool, markdown: bool,
+    as_json: bool, data_dir: str, device: str, threads: int,
+) -> None:  # fmt: skip
+    """Fit and prune what a study file names; resumes, and ends in one table (also CSV, JSON, Markdown in --out)."""
+    with one_line_errors():
+        from dataclasses import replace
+
+        from pyro_compress import compare as comparison
+        from pyro_compress import study as studies
+        from pyro_compress import tables
+
+        read = studies.read_study(study)
+        out = out or Path("studies") / read.name
+        read = replace(read, seeds=seeds or read.seeds)
+        planned = studies.plan(read, data_dir, device, threads)
+        wanted = [one for one in planned if not table or comparison.cached_rows(one, out)]
+        if not wanted:
+            raise ValueError(f"{out} holds no row of {study}; run it without --table")
+        outcomes = comparison.compare(wanted, out, jobs, outcome_line)
+        rows = [row for outcome in outcomes for row in outcome.rows]
+    text = json.dumps([vars(row) for row in rows]) if as_json else (tables.markdown if markdown else tables.plain)(rows)
+    click.echo(text)
+    if failed := [outcome for outcome in outcomes if outcome.failure]:
+        raise click.ClickException(f"{len(failed)} of {len(planned)} fits failed; the first: {failed[0].failure}")

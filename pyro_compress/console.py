@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from pyro_compress.compare import Outcome
     from pyro_compress.compression.pipeline import Report
     from pyro_compress.training import Epoch
     from pyro_compress.types import Scores
@@ -98,3 +99,12 @@ def scores_text(target: Path, scores: Scores, size: int) -> str:
         f"{target}: accuracy {100 * scores.accuracy:.2f} %, NLL {scores.nll_nats:.4f} nats, ECE {scores.ece:.4f}, "
         f"Brier {scores.brier:.4f} on {size:,} examples"
     )
+
+
+def outcome_line(outcome: Outcome, done: int, total: int) -> None:
+    """One fit of a study, on standard error."""
+    planned = outcome.planned
+    method, config = planned.method, planned.config
+    head = f"[{done}/{total}] {config.data} {planned.network} {method.name} {method.variant} seed {config.seed}"
+    cells = [f"{100 * r.sparsity:g} %: {100 * r.accuracy:.2f}" for r in outcome.rows if not r.ensemble]
+    click.echo(" ".join(head.split()) + ": " + (outcome.failure or ", ".join(cells)), err=True)

@@ -95,6 +95,10 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         net = build_net(config.net, splits.input_shape, len(splits.classes), config.hidden)
+        if config.init_range:
+            with torch.no_grad():
+                for parameter in net.parameters():
+                    parameter.uniform_(-config.init_range, config.init_range)
     if config.init:
         given = initial_weights(Path(config.init))
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -74,6 +74,18 @@ def decay(progress: float) -> float:
     return min(1.0, 2 * (1 - progress))
 
 
+def constant(progress: float) -> float:
+    """Learning-rate factor 1 throughout."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "late-decay": decay,
+    "constant": constant,
+}
+"""Share of training that is done -> factor on every learning rate."""
+
+
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Scale every group's base rate (its rate when first seen) by a factor."""
     for group in optimizer.param_groups:
@@ -81,10 +93,21 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 @contextmanager
-def dropped_inputs(net: nn.Module, rate: float) -> Iterator[None]:
-    """Dropout before every layer with weights, the input included (Srivastava et al. 2014), while in training mode."""
-    layers = [m for m in net.modules() if isinstance(m, nn.Linear | _ConvNd)] if rate else []
-    hooks = [m.register_forward_pre_hook(lambda m, args: F.dropout(args[0], rate, m.training)) for m in layers]
+def dropped_inputs(net: nn.Module, rate: float, input_rate: float | None = None) -> Iterator[None]:
+    """Dropout before every layer with weights (Srivastava et al. 2014), while in training mode.
+
+    Args:
+        net: the network.
+        rate: before every layer but the first, and before that one too unless `input_rate` is given.
+        input_rate: before the first layer; None: `rate`.
+    """
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear | _ConvNd)]
+    rates = [rate if input_rate is None else input_rate, *[rate] * len(layers)]
+    hooks = [
+        layer.register_forward_pre_hook(lambda m, args, p=p: F.dropout(args[0], p, m.training))
+        for layer, p in zip(layers, rates, strict=False)
+        if p
+    ]
     try:
         yield
     finally:
@@ -92,43 +115,81 @@ def dropped_inputs(net: nn.Module, rate: float) -> Iterator[None]:
             hook.remove()
 
 
+@dataclass(frozen=True)
+class PointPlan:
+    """How point weights are trained.
+
+    Attributes:
+        epochs: passes over the data.
+        batch_size: examples per step.
+        lr: base learning rate.
+        optimizer: name in `OPTIMIZERS`.
+        momentum: of `sgd`.
+        schedule: name in `SCHEDULES`.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    optimizer: str = "adam"
+    momentum: float = 0.9
+    schedule: str = "late-decay"
+
+
+def _adam(parameters: Iterable[nn.Parameter], plan: PointPlan) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, plan.lr, fused=True)
+
+
+def _sgd(parameters: Iterable[nn.Parameter], plan: PointPlan) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, plan.lr, plan.momentum, fused=True)
+
+
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], PointPlan], torch.optim.Optimizer]] = {
+    "adam": _adam,
+    "sgd": _sgd,
+}
+"""Name -> (parameters, plan) -> optimizer."""
+
+AfterStep = Callable[[int, torch.optim.Optimizer], None]
+"""Called with (steps done, optimizer) after every step."""
+
+
 def train_point(
     net: nn.Module,
     data: Data,
-    epochs: int,
-    batch_size: int,
-    lr: float,
+    plan: PointPlan,
     generator: torch.Generator,
     after_epoch: Callable[[int, int], bool] = lambda epoch, step: True,
+    after_step: AfterStep = lambda step, optimizer: None,
 ) -> None:
-    """Minimise cross entropy with Adam, in place.
+    """Minimise cross entropy, in place.
 
     Args:
         net: the network; its forward gives logits.
         data: training examples, on the network's device.
-        epochs: passes over the data.
-        batch_size: examples per step.
-        lr: Adam's learning rate, constant for half of the steps, then linear to 0.
+        plan: epochs, batch size, optimizer, rates.
         generator: shuffles.
         after_epoch: called with (epoch, step), network in evaluation mode; training ends early where it returns False.
+        after_step: may change the weights; pruning while training does.
 
     Raises:
         Diverged: the loss is not finite.
     """
-    optimizer = torch.optim.Adam(net.parameters(), lr, fused=True)
-    total, step = epochs * batch_count(len(data), batch_size), 0
-    for epoch in range(1, epochs + 1):
+    optimizer, schedule = OPTIMIZERS[plan.optimizer](net.parameters(), plan), SCHEDULES[plan.schedule]
+    total, step = plan.epochs * batch_count(len(data), plan.batch_size), 0
+    for epoch in range(1, plan.epochs + 1):
         net.train()
         loss = torch.zeros(())
-        for x, y in minibatches(data, batch_size, generator):
-            set_rates(optimizer, decay(step / total))
+        for x, y in minibatches(data, plan.batch_size, generator):
+            set_rates(optimizer, schedule(step / total))
             optimizer.zero_grad()
             loss = F.cross_entropy(net(x), y)
             loss.backward()
             optimizer.step()
             step += 1
+            after_step(step, optimizer)
         if not torch.isfinite(loss):
-            raise Diverged(f"loss {float(loss)} after step {step}: try a smaller --lr (now {lr:g})")
+            raise Diverged(f"loss {float(loss)} after step {step}: try a smaller --lr (now {plan.lr:g})")
         net.eval()
         if not after_epoch(epoch, step):
             return

@@ -148,6 +148,13 @@ class FitConfig:
         init_scale: initial posterior standard deviation of a weight; None leaves it to the prior.
         max_scale: upper bound on the first layer's raw posterior standard deviations; 0 for none, None: the prior's.
         dropout: dropout rate before every layer with weights (baselines).
+        dropout_input: rate at the network's input, where it differs from `dropout`; None: the same.
+        optimizer: `adam`, or `sgd` (baselines).
+        momentum: of `sgd`.
+        lr_schedule: name in `pyro_compress.training.SCHEDULES`: what the learning rates do over training.
+        pruning: name in `pyro_compress.sparse_training.PRUNING`, or `none`: pruning while training (baselines).
+        prune_to: sparsity that such pruning ends at.
+        init_range: weights and biases start uniform in ±`init_range`; 0 leaves torch's default start.
         patience: stop after this many epochs without a better validation NLL; 0 never stops early.
         seed: seeds initialisation, shuffling and sampling.
         compile: whether the SVI step is captured and compiled: `on`, `off`, or `auto` (only where it pays).
@@ -184,6 +191,13 @@ class FitConfig:
     init_scale: float | None = None
     max_scale: float | None = None
     dropout: float = 0.0
+    dropout_input: float | None = None
+    optimizer: str = "adam"
+    momentum: float = 0.9
+    lr_schedule: str = "late-decay"
+    pruning: str = "none"
+    prune_to: float = 0.0
+    init_range: float = 0.0
     patience: int = 0
     seed: int = 0
     compile: str = "auto"

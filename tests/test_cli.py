@@ -20,6 +20,8 @@ from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.data import DATASETS
 from pyro_compress.nets import NETS
+from pyro_compress.sparse_training import PRUNING
+from pyro_compress.training import OPTIMIZERS, SCHEDULES
 
 SMALL = ["--net", "mlp", "--hidden", "30,20", "--epochs", "12", "--device", "cpu", "--threads", "1"]
 REPORT_KEYS = {
@@ -79,6 +81,9 @@ def test_registries_are_read_off_the_source() -> None:
     assert tuple(CRITERIA) == cli.CRITERIA
     assert tuple(DATASETS) == cli.DATASETS
     assert tuple(NETS) == cli.NETS
+    assert tuple(OPTIMIZERS) == cli.OPTIMIZERS
+    assert tuple(SCHEDULES) == cli.SCHEDULES
+    assert tuple(PRUNING) == cli.PRUNING
 
 
 def test_run_folder(run: Path) -> None:
@@ -276,7 +281,7 @@ def test_a_network_without_layers(tmp_path: Path) -> None:
     assert "no layer to put a prior on" in refused(*FIT, "--net", "flat:net")
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["compress"], ["evaluate"]])
+@pytest.mark.parametrize("command", [[], ["fit"], ["compress"], ["evaluate"], ["compare"]])
 def test_help(command: list[str]) -> None:
     text = ok(*command, "--help").stdout
     assert "Usage" in text

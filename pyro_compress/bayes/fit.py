@@ -21,11 +21,12 @@ from pyro_compress.bayes.step import Rule, Step, eager, tuned_parameters
 from pyro_compress.graph import capture
 from pyro_compress.metrics import evaluate
 from pyro_compress.training import (
+    SCHEDULES,
     Diverged,
     Epoch,
     OnEpoch,
+    PointPlan,
     batch_count,
-    decay,
     minibatches,
     train_point,
 )
@@ -107,7 +108,8 @@ class _Loop:
 
         assert self.config.lr
         epochs = self.config.pretrain_epochs or 0
-        train_point(self.net, self.train, epochs, self.batch_size, self.config.lr, self.generator, note)
+        plan = PointPlan(epochs, self.batch_size, self.config.lr, schedule=self.config.lr_schedule)
+        train_point(self.net, self.train, plan, self.generator, note)
 
     def infer(self, objective: Objective) -> None:
         """Maximise the ELBO."""
@@ -120,7 +122,8 @@ class _Loop:
             noted: list[Tensor] = []
             for index, (x, y) in enumerate(minibatches(self.train, self.batch_size, self.generator)):
                 weight = self.kl_weight(step) * minibatch_weight(config.kl_schedule, index, self.batches)
-                log_likelihood = step_once(x, y, weight, decay(step / total), index % NOTE_EVERY == 0)
+                factor = SCHEDULES[config.lr_schedule](step / total)
+                log_likelihood = step_once(x, y, weight, factor, index % NOTE_EVERY == 0)
                 if log_likelihood is not None:
                     noted.append(log_likelihood)
                 step += 1
