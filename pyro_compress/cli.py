@@ -253,18 +253,38 @@ def main() -> None:
     default=None,
     help="Run folder; default runs/DATA-NET-PRIOR-SEED.",
 )
-@click.option("--force", is_flag=True, help="Replace an existing run folder.")
-def fit(out: Path | None, force: bool, download: bool, **options: Any) -> None:
+@click.option("--force", is_flag=True, help="Replace an existing run folder, drop an unfinished one.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="RUN",
+    help="Go on with the interrupted fit of this run folder; its configuration counts, not other options.",
+)
+@click.option("--checkpoint-epochs", type=click.IntRange(1), default=5, help="A checkpoint every so many epochs.")
+@click.option(
+    "--checkpoint-minutes", type=click.FloatRange(0), default=10.0, help="And every so many minutes; 0: never."
+)
+def fit(
+    out: Path | None, force: bool, download: bool, resume: Path | None, checkpoint_epochs: int,
+    checkpoint_minutes: float, **options: Any,
+) -> None:  # fmt: skip
     """Train a network and write its posterior to a run folder."""
     with one_line_errors():
-        from pyro_compress.run import fit_run
+        from pyro_compress.checkpoint import Interrupted
+        from pyro_compress.run import Keeping, fit_run, unfinished_config
         from pyro_compress.types import FitConfig
 
         options["prior_options"] = dict(options["prior_options"])
-        config = FitConfig(**options)
-        where = out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
-        with epoch_printer() as on_epoch:
-            run = fit_run(config, where, force, download, on_epoch)
+        config = unfinished_config(resume) if resume else FitConfig(**options)
+        where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
+        keeping = Keeping(checkpoint_epochs, checkpoint_minutes, resume is not None)
+        try:
+            with epoch_printer() as on_epoch:
+                run = fit_run(config, where, force, download, on_epoch, keeping)
+        except Interrupted:
+            click.echo(f"stopped, state kept; go on with: pyro-compress fit --resume {where}", err=True)
+            raise click.exceptions.Exit(130) from None
     click.echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
 
 

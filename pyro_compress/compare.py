@@ -33,7 +33,7 @@ from pyro_compress.draws import Ensemble, has_spread, masked
 from pyro_compress.graph import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
-from pyro_compress.run import fit_run, load_run
+from pyro_compress.run import Keeping, fit_run, load_run
 from pyro_compress.study import Planned, plan, read_study
 from pyro_compress.tables import COLUMNS, Row, markdown
 from pyro_compress.types import Posterior, Splits
@@ -103,7 +103,7 @@ def run_one(planned: Planned, out: Path) -> Outcome:
     folder = out / "runs" / planned.hash
     try:
         if not folder.is_dir():
-            fit_run(planned.config, folder)
+            fit_run(planned.config, folder, keeping=Keeping(resume=True))
         rows = evaluated(planned, folder)
     except ValueError as error:
         return Outcome(planned, (), " ".join(str(error).split()))

@@ -33,17 +33,17 @@ class Epoch:
         seconds: since the start of the fit.
     """
 
-    epoch: int
-    epochs: int
-    phase: str
-    step: int
-    negative_elbo_nats: float | None
-    expected_log_likelihood_nats: float | None
-    kl_nats: float | None
-    kl_weight: float | None
-    validation_accuracy: float
-    validation_nll_nats: float
-    seconds: float
+    epoch: int = 0
+    epochs: int = 0
+    phase: str = "point"
+    step: int = 0
+    negative_elbo_nats: float | None = None
+    expected_log_likelihood_nats: float | None = None
+    kl_nats: float | None = None
+    kl_weight: float | None = None
+    validation_accuracy: float = float("nan")
+    validation_nll_nats: float = float("nan")
+    seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Field name -> value."""
@@ -62,11 +62,49 @@ def batch_count(examples: int, batch_size: int) -> int:
     return max(1, -(-examples // batch_size))
 
 
-def minibatches(data: Data, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """A shuffled partition of the data; the last batch may be smaller."""
-    order = torch.randperm(len(data), generator=generator).to(data.x.device)
-    for index in order.split(batch_size):
-        yield data.x[index], data.y[index]
+class Feed:
+    """Shuffled minibatches, epoch after epoch; it can be put back to any place in one.
+
+    Args:
+        data: the examples, on the device of the network.
+        batch_size: examples per minibatch; the last of an epoch may be smaller.
+        generator: shuffles.
+
+    Attributes:
+        order: permutation of the running epoch; None between epochs.
+        position: minibatches of it that were given out.
+    """
+
+    def __init__(self, data: Data, batch_size: int, generator: torch.Generator):
+        self.data, self.batch_size, self.generator = data, batch_size, generator
+        self.order: Tensor | None = None
+        self.position = 0
+
+    @property
+    def batches(self) -> int:
+        """Minibatches per epoch."""
+        return batch_count(len(self.data), self.batch_size)
+
+    def epoch(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(index, x, y) of every minibatch that is left of the running epoch, or of a new one."""
+        if self.order is None:
+            self.order, self.position = torch.randperm(len(self.data), generator=self.generator), 0
+        order = self.order.to(self.data.x.device)
+        for index in range(self.position, self.batches):
+            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+            self.position = index + 1
+            yield index, self.data.x[rows], self.data.y[rows]
+        self.order = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The generator's state and the order of the running epoch."""
+        assert self.order is not None
+        return {"generator": self.generator.get_state(), "order": self.order}
+
+    def restore(self, tensors: dict[str, Tensor], position: int) -> None:
+        """Go on where `tensors` and `position` were taken."""
+        self.generator.set_state(tensors["generator"])
+        self.order, self.position = tensors["order"], position
 
 
 def decay(progress: float) -> float:
@@ -121,7 +159,6 @@ class PointPlan:
 
     Attributes:
         epochs: passes over the data.
-        batch_size: examples per step.
         lr: base learning rate.
         optimizer: name in `OPTIMIZERS`.
         momentum: of `sgd`.
@@ -129,7 +166,6 @@ class PointPlan:
     """
 
     epochs: int
-    batch_size: int
     lr: float
     optimizer: str = "adam"
     momentum: float = 0.9
@@ -154,33 +190,63 @@ AfterStep = Callable[[int, torch.optim.Optimizer], None]
 """Called with (steps done, optimizer) after every step."""
 
 
+@dataclass(frozen=True)
+class PointState:
+    """Where training of point weights goes on: steps done, epochs finished, the optimizer's tensors."""
+
+    step: int
+    epochs: int
+    optimizer: dict[str, Tensor]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of an optimizer: `INDEX/KEY` -> tensor, parameters counted in their order."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{index}/{key}": value
+        for index, parameter in enumerate(parameters)
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for name, tensor in tensors.items():
+        index, key = name.split("/")
+        parameter = parameters[int(index)]
+        optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
+
+
 def train_point(
     net: nn.Module,
-    data: Data,
+    feed: Feed,
     plan: PointPlan,
-    generator: torch.Generator,
     after_epoch: Callable[[int, int], bool] = lambda epoch, step: True,
     after_step: AfterStep = lambda step, optimizer: None,
+    start: PointState | None = None,
 ) -> None:
     """Minimise cross entropy, in place.
 
     Args:
         net: the network; its forward gives logits.
-        data: training examples, on the network's device.
-        plan: epochs, batch size, optimizer, rates.
-        generator: shuffles.
+        feed: gives the minibatches.
+        plan: epochs, optimizer, rates.
         after_epoch: called with (epoch, step), network in evaluation mode; training ends early where it returns False.
         after_step: may change the weights; pruning while training does.
+        start: where to go on, network and feed being there already; None: at the beginning.
 
     Raises:
         Diverged: the loss is not finite.
     """
     optimizer, schedule = OPTIMIZERS[plan.optimizer](net.parameters(), plan), SCHEDULES[plan.schedule]
-    total, step = plan.epochs * batch_count(len(data), plan.batch_size), 0
-    for epoch in range(1, plan.epochs + 1):
+    start = start or PointState(0, 0, {})
+    _restore_optimizer(optimizer, start.optimizer)
+    total, step = plan.epochs * feed.batches, start.step
+    for epoch in range(start.epochs + 1, plan.epochs + 1):
         net.train()
         loss = torch.zeros(())
-        for x, y in minibatches(data, plan.batch_size, generator):
+        for _, x, y in feed.epoch():
             set_rates(optimizer, schedule(step / total))
             optimizer.zero_grad()
             loss = F.cross_entropy(net(x), y)

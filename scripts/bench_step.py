@@ -37,7 +37,7 @@ from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize
 from pyro_compress.bayes.model import Classifier
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.step import Rule, eager, tuned_parameters
+from pyro_compress.bayes.step import Rule, State, eager, tuned_parameters
 from pyro_compress.machine import prepare
 
 Run = Callable[[], object]
@@ -82,9 +82,9 @@ def variational(
     objective = build_objective(model, guide, estimator, 1, precision)
     tuned = tuned_parameters(objective, 1e-3, 1e-3, 1e-3)
     if mode == "captured":
-        step = captured(objective, tuned, Rule(), (x, y))
+        step = captured(objective, tuned, Rule(), State.of(objective, tuned), (x, y))
     else:
-        step = eager(objective, tuned)
+        step = eager(objective, tuned, Rule(), State.of(objective, tuned))
     return lambda: step(x, y, 1.0, 1.0, False)
 
 

@@ -17,6 +17,8 @@ FLOORS = [
     {"types", "machine"},
     {"data", "nets", "graph", "training", "compression/codec"},
     {"metrics", "compression/prune", "compression/precision", "compression/shrink", "compression/file"},
+    {"checkpoint"},
+    {"progress"},
     {"sparse_training", "draws", "compression/search", "compression/runner", "bayes/*"},
     {"baselines"},
     {"compression/pipeline"},

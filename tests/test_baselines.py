@@ -14,7 +14,7 @@ from pyro_compress.config import resolve
 from pyro_compress.nets import mlp
 from pyro_compress.run import initial_net
 from pyro_compress.sparse_training import PRUNING, RENEW_STEPS, gradual, iterative, pruned_while_training, rewind
-from pyro_compress.training import PointPlan, dropped_inputs, minibatches, train_point
+from pyro_compress.training import Feed, PointPlan, dropped_inputs, train_point
 from pyro_compress.types import Data, FitConfig, Splits
 
 
@@ -105,12 +105,12 @@ def test_sgd_is_that_of_torch(digits: Splits) -> None:
     data = Data(digits.train.x[:300], digits.train.y[:300])
     net = mlp((1, 8, 8), 10, (7,))
     other = copy.deepcopy(net)
-    plan = PointPlan(3, 100, 0.1, "sgd", 0.5, "constant")
-    train_point(net, data, plan, torch.Generator().manual_seed(3))
-    generator = torch.Generator().manual_seed(3)
+    plan = PointPlan(3, 0.1, "sgd", 0.5, "constant")
+    train_point(net, Feed(data, 100, torch.Generator().manual_seed(3)), plan)
+    feed = Feed(data, 100, torch.Generator().manual_seed(3))
     velocity = [torch.zeros_like(p) for p in other.parameters()]
     for _ in range(3):
-        for x, y in minibatches(data, 100, generator):
+        for _, x, y in feed.epoch():
             gradients = torch.autograd.grad(F.cross_entropy(other(x), y), list(other.parameters()))
             with torch.no_grad():
                 for p, v, g in zip(other.parameters(), velocity, gradients, strict=True):

@@ -12,7 +12,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 import pyro_compress.bayes.fit
-from pyro_compress.bayes.capture import State, capture_graph, captured, set_scalars
+from pyro_compress.bayes.capture import capture_graph, captured, set_scalars
 from pyro_compress.bayes.elbo import ElboTerms, Objective, build_objective
 from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.fit import fit_posterior
@@ -21,7 +21,7 @@ from pyro_compress.bayes.layers import bayesianize
 from pyro_compress.bayes.model import Classifier, Fit
 from pyro_compress.bayes.noise import Noise, lift_noise
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.step import Rule, Step, Tuned, eager, tuned_parameters
+from pyro_compress.bayes.step import Rule, State, Step, Tuned, eager, tuned_parameters
 from pyro_compress.config import resolve
 from pyro_compress.data import load_splits
 from pyro_compress.nets import build_net
@@ -124,9 +124,14 @@ def twenty_steps(prior: str, estimator: str, samples: int, build: Callable[..., 
 )
 def test_twenty_steps_stay_together(prior: str, estimator: str, samples: int, rule: str) -> None:
     """Adam divides by the root of tiny second moments, which magnifies rounding: 2 % of what the parameters moved."""
-    one = twenty_steps(prior, estimator, samples, lambda found, tuned: eager(found, tuned, RULES[rule]))
+    one = twenty_steps(
+        prior, estimator, samples, lambda found, tuned: eager(found, tuned, RULES[rule], State.of(found, tuned))
+    )
     two = twenty_steps(
-        prior, estimator, samples, lambda found, tuned: captured(found, tuned, RULES[rule], (X, Y), compiled=False)
+        prior,
+        estimator,
+        samples,
+        lambda found, tuned: captured(found, tuned, RULES[rule], State.of(found, tuned), (X, Y), compiled=False),
     )
     for a, b in zip(one, two, strict=True):
         assert (a - b).norm() <= 0.02 * a.norm() + 1e-7

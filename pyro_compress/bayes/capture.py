@@ -9,9 +9,7 @@ the device for anything. A minibatch of another size (the last of an epoch) runs
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,45 +19,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_compress.bayes.elbo import Objective
 from pyro_compress.bayes.noise import Fill, fast_fill, lift_noise
-from pyro_compress.bayes.step import BETA1, BETA2, EPSILON, Rule, Step, Tuned
+from pyro_compress.bayes.step import BETA1, BETA2, EPSILON, Rule, State, Step, Tuned
 
 MAX_NODES = 20_000
 """Larger graphs are not compiled: inductor's time grows faster than they do."""
-
-
-@dataclass(frozen=True)
-class State:
-    """What a step reads and updates in place.
-
-    Attributes:
-        parameters: values of the parameters.
-        first: Adam's first moments.
-        second: Adam's second moments.
-        buffers: batch-norm statistics and the like.
-    """
-
-    parameters: list[Tensor]
-    first: list[Tensor]
-    second: list[Tensor]
-    buffers: list[Tensor]
-
-    @classmethod
-    def of(cls, objective: Objective, tuned: list[Tuned]) -> State:
-        """The state before the first step."""
-        values = [t.parameter.data for t in tuned]
-        first, second = ([torch.zeros_like(value) for value in values] for _ in range(2))
-        return cls(values, first, second, list(objective.elbo.buffers()))
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Puts every tensor and the random number generator back on leaving."""
-        tensors = [*self.parameters, *self.first, *self.second, *self.buffers]
-        saved = [tensor.clone() for tensor in tensors]
-        with torch.random.fork_rng():
-            yield
-        with torch.no_grad():
-            for tensor, before in zip(tensors, saved, strict=True):
-                tensor.copy_(before)
 
 
 Scalars = tuple[Tensor, Tensor, Tensor]
@@ -157,7 +120,12 @@ def _fold_scalars(graph: torch.fx.GraphModule) -> None:
 
 
 def captured(
-    objective: Objective, tuned: list[Tuned], rule: Rule, example: tuple[Tensor, Tensor], compiled: bool = True
+    objective: Objective,
+    tuned: list[Tuned],
+    rule: Rule,
+    state: State,
+    example: tuple[Tensor, Tensor],
+    compiled: bool = True,
 ) -> Step:
     """The step as one graph per batch size, compiled for the size of the example.
 
@@ -165,17 +133,16 @@ def captured(
         objective: what to minimise.
         tuned: its parameters.
         rule: how a minibatch becomes a gradient.
+        state: what the steps start from and update.
         example: (x, y) of a minibatch of the usual size, on the parameters' device.
         compiled: whether to compile at all; if not, the noise is ATen's, in the order of the eager step.
 
     Raises:
         Exception: whatever tracing or compiling raises.
     """
-    state = State.of(objective, tuned)
     device = example[0].device
     scalars: Scalars = tuple(torch.zeros((), device=device) for _ in range(3))  # type: ignore[assignment]
     runs: dict[int, Callable[[Tensor, Tensor], None]] = {}
-    count = 0
 
     def build(x: Tensor, y: Tensor, compiled: bool) -> Callable[[Tensor, Tensor], None]:
         graph = capture_graph(objective, tuned, rule, state, scalars, x, y)
@@ -190,9 +157,8 @@ def captured(
         return _replayed(run, fill, state, x, y) if replay else _filled(run, fill)
 
     def step(x: Tensor, y: Tensor, kl_weight: float, factor: float, note: bool) -> Tensor | None:
-        nonlocal count
-        count += 1
-        set_scalars(scalars, count, kl_weight, factor)
+        state.count += 1
+        set_scalars(scalars, state.count, kl_weight, factor)
         if len(y) not in runs:
             runs[len(y)] = build(x, y, compiled=False)
         with torch.no_grad():

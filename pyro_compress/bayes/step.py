@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,55 @@ class Rule:
             yield part_x, part_y, len(part_y) / len(y)
 
 
+@dataclass
+class State:
+    """What a step reads and updates in place.
+
+    Attributes:
+        parameters: values of the parameters.
+        first: Adam's first moments.
+        second: Adam's second moments.
+        buffers: batch-norm statistics and the like.
+        count: steps done.
+    """
+
+    parameters: list[Tensor]
+    first: list[Tensor]
+    second: list[Tensor]
+    buffers: list[Tensor]
+    count: int = 0
+
+    @classmethod
+    def of(cls, objective: Objective, tuned: list[Tuned]) -> State:
+        """The state before the first step."""
+        values = [t.parameter.data for t in tuned]
+        first, second = ([torch.zeros_like(value) for value in values] for _ in range(2))
+        return cls(values, first, second, list(objective.elbo.buffers()))
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Puts every tensor and the random number generator back on leaving."""
+        tensors = [*self.parameters, *self.first, *self.second, *self.buffers]
+        saved = [tensor.clone() for tensor in tensors]
+        with torch.random.fork_rng():
+            yield
+        with torch.no_grad():
+            for tensor, before in zip(tensors, saved, strict=True):
+                tensor.copy_(before)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the count, by name."""
+        lists = {"parameter": self.parameters, "first": self.first, "second": self.second, "buffer": self.buffers}
+        return {f"{kind}/{i}": tensor for kind, tensors in lists.items() for i, tensor in enumerate(tensors)}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], count: int) -> None:
+        """Go on where `tensors` and `count` were taken."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        self.count = count
+
+
 def tuned_parameters(objective: Objective, lr: float, lr_scale: float, lr_group: float) -> list[Tuned]:
     """Every parameter of model and guide, each once, with its rate and bounds."""
     guide = objective.elbo.guide
@@ -63,12 +113,14 @@ def tuned_parameters(objective: Objective, lr: float, lr_scale: float, lr_group:
     ]
 
 
-def eager(objective: Objective, tuned: list[Tuned], rule: Rule | None = None) -> Step:
-    """The step as Pyro and torch run it."""
-    rule = rule or Rule()
+def eager(objective: Objective, tuned: list[Tuned], rule: Rule, state: State) -> Step:
+    """The step as Pyro and torch run it, on the moments of `state`."""
     groups = [{"params": [t.parameter], "lr": t.rate} for t in tuned]
     parameters = [t.parameter for t in tuned]
     optimizer = torch.optim.Adam(groups, betas=(BETA1, BETA2), eps=EPSILON, fused=True)
+    for t, first, second in zip(tuned, state.first, state.second, strict=True):
+        done = torch.tensor(float(state.count), device=first.device)
+        optimizer.state[t.parameter] = {"step": done, "exp_avg": first, "exp_avg_sq": second}
 
     def step(x: Tensor, y: Tensor, kl_weight: float, factor: float, note: bool) -> Tensor:
         for group, t in zip(optimizer.param_groups, tuned, strict=True):
@@ -82,6 +134,7 @@ def eager(objective: Objective, tuned: list[Tuned], rule: Rule | None = None) ->
         if rule.clip_norm:
             nn.utils.clip_grad_norm_(parameters, rule.clip_norm)
         optimizer.step()
+        state.count += 1
         with torch.no_grad():
             for t in tuned:
                 if t.bounds:
