@@ -220,6 +220,16 @@ def bench(hidden: int, batch: int, options: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def table(rows: list[dict]) -> str:
+    """Markdown, one line per row."""
+    lines = ["| network | batch | prior | estimator | mode | ms | × Adam | MiB |", "| --- " * 8 + "|"]
+    for row in rows:
+        memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+        cells = [row["network"], row["batch"], row["prior"], row["estimator"], row["mode"]]
+        lines.append(f"| {' | '.join(map(str, cells))} | {row['ms']:.2f} | {row['ratio']:.2f} | {memory} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", nargs="+", type=int, default=[500, 1200])
@@ -236,6 +246,9 @@ def main() -> None:
         "--one", nargs=5, metavar=("HIDDEN", "BATCH", "PRIOR", "ESTIMATOR", "MODE"), help=argparse.SUPPRESS
     )
     options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.json.read_text())))
+        return
     prepare("cpu", options.threads)
     pyro.enable_validation(False)
     if options.one:
