@@ -95,13 +95,30 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """What must be known to feed a network elsewhere.
+
+    Attributes:
+        scale: the raw value (an integer) that becomes 1.0; 1 where inputs are taken as they are.
+        classes: names in the order of the outputs; empty: numbered from 0.
+    """
+
+    scale: float
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Splits:
-    """Thresholds and recipes are chosen on `validation`; `test` is read once, at the end, by `metrics` alone."""
+    """Thresholds and recipes are chosen on `validation`; `test` is read once, at the end, by `metrics` alone.
+
+    `scale` is that of `Preprocessing`: what raw values were divided by.
+    """
 
     train: Data
     validation: Data
     test: Data
     classes: tuple[str, ...]
+    scale: float = 1.0
 
     @property
     def input_shape(self) -> tuple[int, ...]:

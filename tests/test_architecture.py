@@ -15,7 +15,7 @@ MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in R
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
     {"types", "machine"},
-    {"data", "nets", "graph", "training", "compression/codec"},
+    {"data", "nets", "graph", "training", "compression/codec", "compression/operations"},
     {"metrics", "compression/prune", "compression/precision", "compression/shrink", "compression/file"},
     {"checkpoint"},
     {"progress"},

@@ -19,6 +19,7 @@ from pyro_compress.compression import file
 from pyro_compress.compression.precision import bias_step, quantize, rounded, step_size
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.compression.shrink import shrink
+from pyro_compress.data import told
 from pyro_compress.graph import WEIGHTED, Network
 from pyro_compress.metrics import evaluate
 from pyro_compress.types import Compressed, Masks, Posterior, Quantized, Scores, Splits
@@ -71,7 +72,9 @@ class _Search:
 
     def meta(self) -> dict[str, Any]:
         total = sum(tensor.numel() for tensor in self.posterior.tensors.values())
-        return self.posterior.provenance | {"criterion": self.criterion, "parameters_total": total}
+        origin = self.posterior.provenance
+        inputs = told(str(origin.get("data", "")), self.splits)
+        return origin | inputs | {"criterion": self.criterion, "parameters_total": total}
 
     def scores_of(self, network: Compressed) -> Scores:
         return evaluate(to_module(network).to(self.device), self.splits, "validation", self.device)
