@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pyro_compress.cli_deploy import bench, export
+from pyro_compress.cli_options import data_options, device_options, one_line_errors
 from pyro_compress.console import epoch_printer, outcome_line, report_text, scores_text, trial_printer
 
 
@@ -97,37 +97,6 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
         if isinstance(extra := options.get("prior_options"), dict):
             options["prior_options"] = [f"{name}={value}" for name, value in extra.items()]
         ctx.default_map = options
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """What a user did wrong becomes one line on standard error and exit code 1."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        raise click.ClickException(message or type(error).__name__) from None
-
-
-def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say where the data are."""
-    folder = click.option(
-        "--data-dir",
-        envvar="PYRO_COMPRESS_DATA",
-        default="",
-        metavar="DIR",
-        help="Folder of the torchvision data sets (also PYRO_COMPRESS_DATA).",
-    )
-    return folder(command)
-
-
-def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say where to compute."""
-    device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-    threads = click.option(
-        "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default."
-    )
-    return device(threads(command))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -393,3 +362,7 @@ def compare(
     click.echo(text)
     if failed := [outcome for outcome in outcomes if outcome.failure]:
         raise click.ClickException(f"{len(failed)} of {len(planned)} fits failed; the first: {failed[0].failure}")
+
+
+main.add_command(export)
+main.add_command(bench)

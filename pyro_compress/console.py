@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,8 @@ import click
 if TYPE_CHECKING:
     from pyro_compress.compare import Outcome
     from pyro_compress.compression.pipeline import Report
+    from pyro_compress.deploy.export import Exported
+    from pyro_compress.deploy.measured import Bench
     from pyro_compress.training import Epoch
     from pyro_compress.types import Scores
 
@@ -108,3 +110,52 @@ def outcome_line(outcome: Outcome, done: int, total: int) -> None:
     head = f"[{done}/{total}] {config.data} {planned.network} {method.name} {method.variant} seed {config.seed}"
     cells = [f"{100 * r.sparsity:g} %: {100 * r.accuracy:.2f}" for r in outcome.rows if not r.ensemble]
     click.echo(" ".join(head.split()) + ": " + (outcome.failure or ", ".join(cells)), err=True)
+
+
+def export_text(exported: Exported) -> str:
+    """What was exported, for people."""
+    before, after = 100 * exported.before.accuracy, 100 * exported.after.accuracy
+    return "\n".join(
+        [
+            f"{exported.path}: {exported.bytes:,} bytes, loaded again, compared on {exported.examples:,} test inputs",
+            f"largest difference  {exported.difference:.2g} of outputs up to {exported.largest_output:.3g}; "
+            f"{exported.probability_difference:.2g} of probabilities",
+            f"accuracy            {before:.2f} % decoded, {after:.2f} % exported",
+            *exported.notes,
+        ]
+    )
+
+
+BENCH_LEGEND = (
+    "µs per call: median (95th percentile); ×: against the dense network in torch, or else in ONNX Runtime;",
+    "ex/s: examples per second at the largest batch; MiB: peak of a process, and what came after its import.",
+)
+
+
+def bench_text(results: Sequence[Bench]) -> str:
+    """Tables of latencies, and what they mean."""
+    from pyro_compress.deploy.measured import findings
+
+    parts = []
+    for result in results:
+        density = 100 * result.density
+        parts.append(f"{result.file}: {result.file_bytes:,} bytes, {density:.1f} % of its weights non-zero")
+        parts += [*_bench_table(result), "", *findings(result), *result.missing, ""]
+    return "\n".join([*parts, *BENCH_LEGEND])
+
+
+def _bench_table(result: Bench) -> list[str]:
+    batches = [f"batch {cell.batch}" for cell in result.rows[0].cells]
+    rows = [["network", "engine", "threads", "bytes", "MiB", *batches, "ex/s"]]
+    for row in result.rows:
+        memory = "" if row.peak_mib is None else f"{row.peak_mib:.0f} +{row.added_mib:.1f}"
+        cells = []
+        for cell in row.cells:
+            gain = result.gain(row, cell.batch)
+            times = "" if gain is None else f" {gain:.1f}×"
+            cells.append(f"{cell.median_us:,.1f} ({cell.p95_us:,.1f}){times}")
+        rate = f"{row.cells[-1].per_second:,.0f}"
+        rows.append([row.variant, row.engine, str(row.threads), f"{row.bytes:,}", memory, *cells, rate])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    pad = [str.ljust, str.ljust, *[str.rjust] * (len(widths) - 2)]
+    return ["  ".join(p(cell, width) for p, cell, width in zip(pad, row, widths, strict=True)) for row in rows]

@@ -227,7 +227,7 @@ _RUN: dict[str, Callable[..., Tensor]] = {
     "sigmoid": lambda x, p, a: torch.sigmoid(x),
     "silu": lambda x, p, a: F.silu(x),
     "gelu": lambda x, p, a: F.gelu(x, approximate="tanh" if a["tanh"] else "none"),
-    "reshape": lambda x, p, a: x.reshape(len(x), *a["shape"]),
+    "reshape": lambda x, p, a: x.reshape(x.shape[0], *a["shape"]),  # len(x) would fix the batch in torch.export
     "max_pool": _run_pool("max"),
     "avg_pool": _run_pool("avg"),
     "batch_norm": lambda x, p, a: F.batch_norm(

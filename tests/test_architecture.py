@@ -24,9 +24,10 @@ FLOORS = [
     {"compression/pipeline"},
     {"config"},
     {"run"},
-    {"evaluation", "study", "tables"},
+    {"evaluation", "study", "tables", "cli_options", "deploy/*"},
     {"compare", "study_plots"},
     {"console"},
+    {"cli_deploy"},
     {"cli"},
     {"__main__"},
 ]
@@ -61,12 +62,25 @@ SIDEWAYS = {
     ("bayes/fit", "bayes/model"),
     ("bayes/fit", "bayes/priors"),
     ("bayes/fit", "bayes/step"),
+    ("console", "deploy/export"),
+    ("console", "deploy/measured"),
+    ("deploy/onnx_model", "deploy/crop"),
+    ("deploy/onnx_model", "deploy/onnx_operations"),
+    ("deploy/onnx_files", "deploy/engines"),
+    ("deploy/onnx_files", "deploy/onnx_model"),
+    ("deploy/arrays", "deploy/standalone"),
+    ("deploy/engines", "deploy/arrays"),
+    ("deploy/engines", "deploy/torch_files"),
+    ("deploy/memory", "deploy/engines"),
+    *[("deploy/export", f"deploy/{room}") for room in ("arrays", "card", "onnx_files", "torch_files")],
+    *[("deploy/bench", f"deploy/{room}") for room in ("arrays", "card", "onnx_files", "torch_files")],
+    *[("deploy/bench", f"deploy/{room}") for room in ("engines", "measured", "memory")],
 }
 
 
 def floor(module: str) -> int:
     for index, rooms in enumerate(FLOORS):
-        if module in rooms or (module.startswith("bayes/") and "bayes/*" in rooms):
+        if module in rooms or f"{module.partition('/')[0]}/*" in rooms:
             return index
     raise AssertionError(f"{module} has no floor: add it to FLOORS and to docs/architecture.md")
 
@@ -112,7 +126,9 @@ def loaded_after(statement: str) -> set[str]:
     ("statement", "absent"),
     [
         ("import pyro_compress", {"torch", "pyro", "numpy", "click"}),
-        ("import pyro_compress.cli", {"torch", "pyro", "numpy", "sklearn", "rich"}),
+        ("import pyro_compress.cli", {"torch", "pyro", "numpy", "sklearn", "rich", "onnx", "onnxruntime"}),
+        ("import pyro_compress.deploy.export", {"pyro", "sklearn", "onnx", "onnxruntime", "scipy"}),
+        ("import pyro_compress.deploy.memory", {"torch", "onnxruntime"}),
         ("import pyro_compress.compression.runner", {"torch", "pyro", "sklearn"}),
         ("import pyro_compress.compression.pipeline", {"pyro", "sklearn", "torchvision"}),
     ],
