@@ -21,7 +21,13 @@ def blocks(language: str) -> list[tuple[str, str]]:
 def commands() -> list[str]:
     lines = [line.partition("  #")[0].removeprefix("$ ") for _, block in blocks("") for line in block.splitlines()]
     return sorted(
-        {line.strip() for line in lines if line.startswith(("pyro-compress ", "bash scripts/", "python scripts/"))}
+        {
+            line.strip()
+            for line in lines
+            if line.startswith(
+                ("pyro-compress ", "bash scripts/", "python scripts/", "bash examples/", "python examples/")
+            )
+        }
     )
 
 
