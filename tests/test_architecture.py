@@ -62,8 +62,6 @@ SIDEWAYS = {
     ("bayes/fit", "bayes/model"),
     ("bayes/fit", "bayes/priors"),
     ("bayes/fit", "bayes/step"),
-    ("console", "deploy/export"),
-    ("console", "deploy/measured"),
     ("deploy/onnx_model", "deploy/crop"),
     ("deploy/onnx_model", "deploy/onnx_operations"),
     ("deploy/onnx_files", "deploy/engines"),
