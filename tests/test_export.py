@@ -259,6 +259,16 @@ def test_refusals(
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
+def test_without_onnx(pcn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "pip install 'pyro-compress[onnx]'" in refused(pcn, "-o", tmp_path / "m.onnx")
+    export(pcn, "-o", tmp_path / "folder")
+    result = CliRunner().invoke(cli.main, ["bench", str(pcn), "--seconds", "0.01", "--no-memory", "--threads", "1"])
+    assert result.exit_code == 0, result.output
+    assert "pip install 'pyro-compress[onnx]'" in result.stdout
+    assert "scipy CSR" in result.stdout
+
+
 def test_replaced_with_force_only(pcn: Path, tmp_path: Path) -> None:
     for out in ("m.onnx", "folder"):
         export(pcn, "-o", tmp_path / out)
