@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="PRIOR:ESTIMATOR:MODE", help="these rows only, beside the base")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave peak memory out: much faster")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", action="store_true", help="print the Markdown table of --json and stop")
     parser.add_argument("--smoke", action="store_true", help="one prior on a tiny network, two rounds")
     parser.add_argument(
         "--one", nargs=5, metavar=("HIDDEN", "BATCH", "PRIOR", "ESTIMATOR", "MODE"), help=argparse.SUPPRESS
