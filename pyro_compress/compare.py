@@ -34,9 +34,9 @@ from pyro_compress.graph import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
 from pyro_compress.run import Keeping, fit_run, load_run
-from pyro_compress.study import Planned, plan, read_study
+from pyro_compress.study import Planned, config_hash, plan, read_study
 from pyro_compress.tables import COLUMNS, Row, markdown
-from pyro_compress.types import Posterior, Splits
+from pyro_compress.types import FitConfig, Posterior, Splits
 
 DRAWS = 10
 """Networks in an ensemble."""
@@ -100,22 +100,38 @@ def run_one(planned: Planned, out: Path) -> Outcome:
     """Fit and evaluate, or read the rows of an earlier time; a user's error becomes the outcome's failure."""
     if (rows := cached_rows(planned, out)) is not None:
         return Outcome(planned, rows)
-    folder = out / "runs" / planned.hash
     try:
-        if not folder.is_dir():
-            fit_run(planned.config, folder, keeping=Keeping(resume=True))
-        rows = evaluated(planned, folder)
+        config, folder = chosen(planned, out)
+        rows = evaluated(planned, config, folder)
     except ValueError as error:
         return Outcome(planned, (), " ".join(str(error).split()))
     document = {
-        "config": asdict(replace(planned.config, data_dir="")),
+        "config": asdict(replace(config, data_dir="")),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "pyro-ppl")},
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
-        "threads": planned.config.threads,
+        "candidates": [config_hash(candidate) for candidate in planned.configs],
         "rows": [asdict(row) for row in rows],
     }
     write_atomically(_rows_path(planned, out), (json.dumps(document, indent=1) + "\n").encode())
     return Outcome(planned, rows)
+
+
+def chosen(planned: Planned, out: Path) -> tuple[FitConfig, Path]:
+    """Fit what is missing; the configuration with the lowest final validation NLL, and its run folder."""
+    found = []
+    for config in planned.configs:
+        folder = out / "runs" / config_hash(config)
+        if not folder.is_dir():
+            fit_run(config, folder, keeping=Keeping(resume=True))
+        found.append((float(last_epoch(folder)["validation_nll_nats"]), config, folder))
+    _, config, folder = min(found, key=lambda candidate: candidate[0])
+    return config, folder
+
+
+def last_epoch(folder: Path) -> dict[str, Any]:
+    """Last line of a run's history."""
+    epoch: dict[str, Any] = json.loads((folder / "history.jsonl").read_text().splitlines()[-1])
+    return epoch
 
 
 def _rows_path(planned: Planned, out: Path) -> Path:
@@ -139,20 +155,19 @@ def cached_rows(planned: Planned, out: Path) -> tuple[Row, ...] | None:
     )
 
 
-def evaluated(planned: Planned, folder: Path) -> tuple[Row, ...]:
+def evaluated(planned: Planned, config: FitConfig, folder: Path) -> tuple[Row, ...]:
     """Rows of a fitted run: pruned globally by its criterion, float weights, on the test split."""
-    run, config = load_run(folder), planned.config
+    run = load_run(folder)
     prepare(config.device, config.threads)
     splits = load_splits(config.data, config.data_dir, config.validation)
     other = load_splits(planned.other, config.data_dir) if planned.other else None
     ranks = scores(run.posterior, planned.method.criterion or run.posterior.criterion)
-    history = (folder / "history.jsonl").read_text().splitlines()
-    seconds = float(json.loads(history[-1])["seconds"])
+    origin = (config_hash(config), float(last_epoch(folder)["seconds"]))
     found = []
     for sparsity in planned.sparsities:
         posterior = masked(run.posterior, masks_at(ranks, sparsity))
         for ensemble, predict in _predictors(posterior).items():
-            found.append(_row(planned, sparsity, ensemble, predict, seconds, (splits, other)))
+            found.append(_row(planned, sparsity, ensemble, predict, origin, (splits, other)))
     return tuple(found)
 
 
@@ -163,7 +178,7 @@ def _predictors(posterior: Posterior) -> dict[bool, Predict]:
 
 
 def _row(
-    planned: Planned, sparsity: float, ensemble: bool, predict: Predict, seconds: float,
+    planned: Planned, sparsity: float, ensemble: bool, predict: Predict, origin: tuple[str, float],
     data: tuple[Splits, Splits | None],
 ) -> Row:  # fmt: skip
     splits, other = data
@@ -179,8 +194,8 @@ def _row(
         accuracy=measured.accuracy,
         nll_nats=measured.nll_nats,
         ece=measured.ece,
-        train_seconds=seconds,
-        config_hash=planned.hash,
+        train_seconds=origin[1],
+        config_hash=origin[0],
         brier=measured.brier,
         ood_auroc=out_of_domain_auroc(predict, splits, other, "test") if other else None,
         ensemble=ensemble,

@@ -16,6 +16,7 @@
     sparsities = [0, 0.9]                       # optional: other sparsities than the study's
     criterion = "magnitude"                     # optional: other than the posterior's own
     prior = "none"                              # and any other option of fit
+    choose = {lr = [1e-4, 1e-3]}                # optional: the best of these on validation, for every seed anew
 
 A method that prunes while training (option `pruning`) is fitted once per sparsity above 0, every other one once.
 """
@@ -23,6 +24,7 @@ A method that prunes while training (option `pruning`) is fitted once per sparsi
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -37,7 +39,7 @@ from pyro_compress.types import FitConfig
 WHERE_AND_HOW_FAST = ("data_dir", "threads", "device", "compile")
 """Options that are no part of a run's identity."""
 LISTS = ("datasets", "networks", "sparsities", "seeds")
-OWN = ("name", "variant", "sparsities", "criterion")
+OWN = ("name", "variant", "sparsities", "criterion", "choose")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Method:
         options: fields of `FitConfig`.
         sparsities: shares of the weights to remove.
         criterion: name in `CRITERIA`; empty for the posterior's own.
+        choose: options among which validation decides: name -> values, all combinations.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Method:
     options: dict[str, Any]
     sparsities: tuple[float, ...]
     criterion: str = ""
+    choose: dict[str, list[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,19 +77,24 @@ class Study:
 
 @dataclass(frozen=True)
 class Planned:
-    """One fit and the sparsities it is evaluated at.
+    """One fit, or several of which validation chooses one, and the sparsities it is evaluated at.
 
     Attributes:
         method: the method.
-        config: resolved.
+        configs: resolved; all but the one with the lowest validation NLL are dropped unseen by the test split.
         sparsities: shares of the weights to remove.
         other: data set for the out-of-domain comparison, or empty.
     """
 
     method: Method
-    config: FitConfig
+    configs: tuple[FitConfig, ...]
     sparsities: tuple[float, ...]
     other: str = ""
+
+    @property
+    def config(self) -> FitConfig:
+        """The configuration; the first candidate where there are several."""
+        return self.configs[0]
 
     @property
     def network(self) -> str:
@@ -94,8 +103,8 @@ class Planned:
 
     @property
     def hash(self) -> str:
-        """First twelve hexadecimal digits of the SHA-256 of the configuration, less what does not change the run."""
-        return hashlib.sha256(json.dumps(identity(self.config), sort_keys=True).encode()).hexdigest()[:12]
+        """Name of the configuration, or of all candidates together."""
+        return config_hash(self.config) if len(self.configs) == 1 else _digest([*map(identity, self.configs)])
 
 
 def identity(config: FitConfig) -> dict[str, Any]:
@@ -107,6 +116,15 @@ def identity(config: FitConfig) -> dict[str, Any]:
     return {
         key: value for key, value in asdict(config).items() if key not in WHERE_AND_HOW_FAST and value != plain[key]
     }
+
+
+def config_hash(config: FitConfig) -> str:
+    """First twelve hexadecimal digits of the SHA-256 of the configuration, less what does not change the run."""
+    return _digest(identity(config))
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read_study(path: Path) -> Study:
@@ -168,7 +186,10 @@ def _method(table: dict[str, Any], shared: dict[str, Any], sparsities: tuple[flo
         raise ValueError(f"{path}: unknown criterion {criterion!r}; allowed: {', '.join(CRITERIA)}")
     if "sparsities" in own:
         sparsities = _sparsities(own["sparsities"], path)
-    return Method(own["name"], own.get("variant", ""), shared | _options(table, path), sparsities, criterion)
+    choose = _options(own.get("choose", {}), path)
+    if bad := [key for key, values in choose.items() if not isinstance(values, list) or not values]:
+        raise ValueError(f"{path}: choose {bad[0]}: give a list of values")
+    return Method(own["name"], own.get("variant", ""), shared | _options(table, path), sparsities, criterion, choose)
 
 
 def plan(study: Study, data_dir: str = "", device: str = "auto", threads: int = 0) -> list[Planned]:
@@ -194,7 +215,11 @@ def plan(study: Study, data_dir: str = "", device: str = "auto", threads: int = 
 
 def _fits(method: Method, config: FitConfig, examples: int, study: Study) -> list[Planned]:
     other = study.out_of_domain.get(config.data, "")
-    if config.pruning == "none":
-        return [Planned(method, resolve(config, examples), method.sparsities, other)]
-    targets = [sparsity for sparsity in method.sparsities if sparsity]
-    return [Planned(method, resolve(replace(config, prune_to=s), examples), (s,), other) for s in targets]
+    choices = [dict(zip(method.choose, values, strict=True)) for values in itertools.product(*method.choose.values())]
+    targets = [(0.0, method.sparsities)]
+    if config.pruning != "none":
+        targets = [(sparsity, (sparsity,)) for sparsity in method.sparsities if sparsity]
+    return [
+        Planned(method, tuple(resolve(replace(config, prune_to=to, **c), examples) for c in choices), at, other)
+        for to, at in targets
+    ]

@@ -16,7 +16,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from pyro_compress.compression.file import write_atomically
 from pyro_compress.tables import Row
@@ -76,7 +76,8 @@ def scale_mixture_prior(ax: Axes, pi: float, sigma1: float, sigma2: float, reach
     for i, (density, label) in enumerate(zip((*parts, sum(parts)), labels, strict=True)):
         width = 2.6 if label == "mixture" else 1.4
         ax.plot(x, density, label=label, color=STYLES[2 - i]["color"], linestyle=("--", ":", "-")[i], linewidth=width)
-    ax.set(yscale="log", ylim=(parts[0].max() / 10, None), xlabel="weight", ylabel="density")
+    top = max(density.max() for density in parts)
+    ax.set(yscale="log", ylim=(parts[0].max() / 10, 3 * top), xlabel="weight", ylabel="density")
     ax.legend(frameon=False)
     return ax
 
@@ -150,7 +151,11 @@ def accuracy_against_bytes(ax: Axes, points: Mapping[str, Sequence[tuple[int, fl
     ax.annotate(
         "dense float32", (dense_bytes / 1000, 0.02), xycoords=("data", "axes fraction"), ha="right", rotation=90
     )
-    ax.set(xscale="log", xlabel="file (kB)", ylabel="test accuracy (%)")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set(xlabel="file (kB)", ylabel="test accuracy (%)")
     ax.legend(frameon=False, fontsize="small", loc="lower center")
     return ax
 
@@ -162,7 +167,7 @@ def accuracy_against_time(ax: Axes, rows: Sequence[Row], sparsity: float) -> Axe
         own = [row for row in shown if row.label == label]
         look = {key: value for key, value in style(index).items() if key in ("color", "marker")}
         ax.scatter([r.train_seconds / 60 for r in own], [100 * r.accuracy for r in own], label=label, **look)
-    ax.set(xlabel="training (minutes)", ylabel=f"test accuracy (%) with {100 * sparsity:g} % of the weights removed")
+    ax.set(xlabel="training (minutes)", ylabel=f"test accuracy (%), {100 * sparsity:g} % removed")
     ax.set_xlim(left=0)
     ax.legend(frameon=False, fontsize="small")
     return ax

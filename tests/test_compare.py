@@ -16,7 +16,7 @@ from pyro_compress.evaluation import evaluate_target
 from pyro_compress.graph import Network
 from pyro_compress.metrics import evaluate
 from pyro_compress.run import load_run
-from pyro_compress.study import identity, plan, read_study
+from pyro_compress.study import config_hash, identity, plan, read_study
 from pyro_compress.tables import COLUMNS, read_csv
 
 STUDY = """
@@ -68,7 +68,7 @@ def test_plan(study: Path) -> None:
     assert len({p.hash for p in planned}) == len(planned) == 8
     assert [p.hash for p in plan(read_study(study), data_dir="elsewhere", threads=2)] == [p.hash for p in planned]
     changed = replace(planned[0].config, lr=0.5)
-    assert replace(planned[0], config=changed).hash != planned[0].hash
+    assert replace(planned[0], configs=(changed,)).hash != planned[0].hash
     assert identity(planned[0].config)["lr"] == 0.001
     assert not {"guide", "threads", "seed"} & set(identity(planned[0].config))  # defaults and machinery
 
@@ -111,6 +111,20 @@ def test_whole_study_then_resumed(study: Path, tmp_path: Path, monkeypatch: pyte
     assert fitted == [1] * 4
     assert re.search(r"SGD \(Adam\) +\d+\.\d\d ± \d+\.\d\d", everything.stdout)
     assert "[8/8] digits mlp-12 Bayes by Backprop seed 1: 0 %" in everything.stderr
+
+
+def test_validation_chooses(study: Path, tmp_path: Path) -> None:
+    study.write_text(
+        STUDY.replace('variant = "Adam"\n', "choose = {lr = [1e-6, 1e-2]}\n").partition('[[methods]]\nname = "gr')[0]
+    )
+    planned = plan(read_study(study), device="cpu", threads=1)
+    assert [[config.lr for config in one.configs] for one in planned] == [[1e-6, 1e-2]] * 2
+    (outcome,) = compare.compare(planned[:1], tmp_path / "out")
+    assert {row.config_hash for row in outcome.rows} == {config_hash(planned[0].configs[1])}
+    (run,) = json.loads((tmp_path / "out/study.json").read_text())["runs"].values()
+    assert run["config"]["lr"] == 1e-2
+    assert len(list((tmp_path / "out/runs").iterdir())) == 2
+    assert compare.run_one(planned[0], tmp_path / "out") == outcome
 
 
 def test_rows_are_what_evaluate_says(study: Path, tmp_path: Path) -> None:
@@ -172,6 +186,7 @@ def test_ensemble_of_a_posterior_without_noise_is_its_mean(study: Path, tmp_path
         ('name = "SGD"', 'name = "SGD"\noptimizer = "lbfgs"', "unknown optimizer 'lbfgs'; allowed: adam, sgd"),
         ('pruning = "gradual"', 'pruning = "rewind"', "use lr_schedule 'constant'"),
         ('prior = "spike-and-slab"', 'prior = "spike-and-slab"\npruning = "gradual"', "go with --prior none"),
+        ('variant = "Adam"', "choose = {lr = 1}", "choose lr: give a list of values"),
         ('name = "gradual"', 'name = "SGD"\nvariant = "Adam"', "'SGD Adam' stands there twice"),
         ('["digits"]', '["nowhere"]', "unknown data set 'nowhere'"),
         ("[fit]", "[fit", "no valid TOML"),
