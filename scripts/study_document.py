@@ -35,8 +35,10 @@ def add(study: Path, folder: Path, results: Path, data_dir: str) -> None:
     hashes = {row.config_hash for row in rows}
     path = results / "study.csv"
     kept = [row for row in read_csv(path.read_text()) if row.config_hash not in hashes] if path.exists() else []
-    order = {label: i for i, label in enumerate(dict.fromkeys(row.label for row in (*kept, *rows)))}
-    merged = sorted((*kept, *rows), key=lambda r: (r.dataset, r.network, order[r.label], r.seed, r.sparsity))
+    both = (*kept, *rows)
+    labels, sets = list(dict.fromkeys(r.label for r in both)), list(dict.fromkeys((r.dataset, r.network) for r in both))
+    place = {label: index for index, label in enumerate(labels)} | {pair: index for index, pair in enumerate(sets)}
+    merged = sorted(both, key=lambda r: (place[r.dataset, r.network], place[r.label], r.seed, r.sparsity))
     write_atomically(path, csv_text(merged).encode())
     runs = json.loads((results / "study.json").read_text()) if (results / "study.json").exists() else {}
     for run in json.loads((folder / "study.json").read_text())["runs"].values():
