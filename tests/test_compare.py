@@ -96,7 +96,9 @@ def test_whole_study_then_resumed(study: Path, tmp_path: Path, monkeypatch: pyte
 
     fitted = []
     real = compare.fit_run
-    monkeypatch.setattr(compare, "fit_run", lambda config, *rest, **more: (fitted.append(config.seed), real(config, *rest, **more)))
+    monkeypatch.setattr(
+        compare, "fit_run", lambda config, *rest, **more: (fitted.append(config.seed), real(config, *rest, **more))
+    )
     victim = rows[0]["config_hash"]
     (out / "rows" / f"{victim}.json").unlink()  # as after an interruption between fit and evaluation
     again = invoke(study, "--out", out, "--seeds", "0", "--json")
