@@ -3,6 +3,7 @@
     config.toml             everything that determined the fit, resolved, with versions and split sizes
     history.jsonl           one line per epoch (`pyro_compress.training.Epoch`)
     posterior.safetensors   the waist: moments of every weight, and the graph of the network as metadata
+    guide.safetensors       the posterior's own parameters, to draw from it again (absent with prior none)
 
 A folder appears under its name only when it is complete; until then it is `.NAME.unfinished` beside it, with the last
 two checkpoints (`pyro_compress.checkpoint`).
@@ -98,20 +99,27 @@ def fit_run(
                 history.flush()
                 on_epoch(epoch)
 
-            posterior = _fit(net, splits, config, note, keeper)
+            posterior, guide = _fit(net, splits, config, note, keeper)
         (folder / "posterior.safetensors").write_bytes(posterior_bytes(posterior))
+        if guide:
+            (folder / "guide.safetensors").write_bytes(guide)
     return Run(out, config, posterior)
 
 
-def _fit(net: nn.Module, splits: Splits, config: FitConfig, note: OnEpoch, keeper: Keeper) -> Posterior:
+def _fit(
+    net: nn.Module, splits: Splits, config: FitConfig, note: OnEpoch, keeper: Keeper
+) -> tuple[Posterior, bytes]:
+    """The waist, and the posterior's parameters as they are stored (empty for a deterministic network)."""
     if config.prior == "none":
         from pyro_compress.baselines import fit_baseline
 
-        return fit_baseline(net, splits, config, note, keeper)[0]
+        return fit_baseline(net, splits, config, note, keeper)[0], b""
     from pyro_compress.bayes.extract import extract
     from pyro_compress.bayes.fit import fit_posterior
+    from pyro_compress.bayes.marginals import marginals_bytes
 
-    return extract(fit_posterior(net, splits, config, note, keeper))
+    fit = fit_posterior(net, splits, config, note, keeper)
+    return extract(fit), marginals_bytes(fit.model.net, fit.guide)
 
 
 def initial_net(config: FitConfig, splits: Splits) -> nn.Module:

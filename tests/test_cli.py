@@ -87,7 +87,8 @@ def test_registries_are_read_off_the_source() -> None:
 
 
 def test_run_folder(run: Path) -> None:
-    assert sorted(path.name for path in run.iterdir()) == ["config.toml", "history.jsonl", "posterior.safetensors"]
+    names = ["config.toml", "guide.safetensors", "history.jsonl", "posterior.safetensors"]
+    assert sorted(path.name for path in run.iterdir()) == names
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 13))
     assert {line["phase"] for line in lines} == {"point", "svi"}
