@@ -23,7 +23,7 @@ from pyro_compress.graph import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate
 from pyro_compress.run import Run, load_run
-from pyro_compress.types import FitConfig, Posterior, Scores, Splits
+from pyro_compress.types import FitConfig, Masks, Posterior, Scores, Splits
 
 THRESHOLDS = {
     "snr": math.exp(-1.5),
@@ -210,10 +210,7 @@ def summaries(posterior: Posterior, kl_nats: dict[str, float]) -> tuple[LayerSum
         posterior: the waist.
         kl_nats: KL by tensor; layers without an entry have no prior.
     """
-    keep = {
-        name: (CRITERIA[posterior.criterion](layer) > THRESHOLDS[posterior.criterion]).expand_as(layer.mean)
-        for name, layer in posterior.layers.items()
-    }
+    keep = kept(posterior)
     pruned = {name: torch.where(keep[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
     _, small = shrink(posterior.graph, posterior.tensors | pruned)
     return tuple(
@@ -229,6 +226,12 @@ def summaries(posterior: Posterior, kl_nats: dict[str, float]) -> tuple[LayerSum
         )
         for name, layer in posterior.layers.items()
     )
+
+
+def kept(posterior: Posterior) -> Masks:
+    """Weights whose score is above the criterion's threshold."""
+    score, threshold = CRITERIA[posterior.criterion], THRESHOLDS[posterior.criterion]
+    return {name: (score(layer) > threshold).expand_as(layer.mean) for name, layer in posterior.layers.items()}
 
 
 def _live(tensors: dict[str, Tensor], name: str, axis: int) -> int:
