@@ -255,6 +255,7 @@ def predictive_examples(
         titles: one per image.
     """
     x = np.arange(len(classes))
+    shown = x[:: max(1, len(x) // 4)]
     for i, title in enumerate(titles):
         axes[0, i].imshow(1 - images[i].clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes[0, i].set_title(title, fontsize=8)
@@ -263,7 +264,7 @@ def predictive_examples(
         ax.bar(x, drawn.mean(0), color=SECOND, alpha=0.5, width=0.8)
         ax.vlines(x, np.percentile(drawn, 5, axis=0), np.percentile(drawn, 95, axis=0), color=INK, linewidth=1)
         ax.set_ylim(0, 1.02)
-        ax.set_xticks(x[:: max(1, len(x) // 4)], [classes[j][:4] for j in x[:: max(1, len(x) // 4)]], fontsize=7)
+        ax.set_xticks(shown, [classes[j].split(" ")[0][:5] for j in shown], fontsize=7)
         ax.set_yticks([0, 1] if i == 0 else [])
     return axes
 

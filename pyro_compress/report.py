@@ -191,7 +191,7 @@ def _commands(inspection: Inspection, network: Path | None) -> str:
         "" if network is None else " The options of compress that made the file are not stored; these are its defaults."
     )
     return (
-        f'<pre>{escape(chr(10).join(lines))}</pre><p class="note">config.toml without what depends on the machine:{note}</p>'
+        f'<pre>{escape(chr(10).join(lines))}</pre><p class="note">config.toml, less folders and machine:{note}</p>'
         f"<pre>{escape(_configuration(run))}</pre>"
     )
 
