@@ -282,11 +282,12 @@ def test_a_network_without_layers(tmp_path: Path) -> None:
     assert "no layer to put a prior on" in refused(*FIT, "--net", "flat:net")
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["compress"], ["evaluate"], ["compare"]])
+@pytest.mark.parametrize("command", [[], ["fit"], ["compress"], ["evaluate"], ["compare"], ["inspect"], ["report"]])
 def test_help(command: list[str]) -> None:
     text = ok(*command, "--help").stdout
     assert "Usage" in text
-    assert not command or all(option in text for option in ("--data-dir", "--device", "--threads"))
+    wanted = ["--data-dir", "--threads"] + ["--device"] * (command not in (["inspect"], ["report"]))
+    assert not command or all(option in text for option in wanted)
 
 
 def test_help_is_quick() -> None:
