@@ -106,33 +106,35 @@ def diagnose(
 
 
 def _draw_once(
-    collected: _Collected, posterior: Posterior, marginals: Marginals, rows: Data, scaled: tuple[Data, int]
+    collected: _Collected, posterior: Posterior, marginals: Marginals, rows: Data, target: tuple[Data, int]
 ) -> None:
+    """One network: what it makes of the rows, its weights, its densities against the target's rows and their number."""
     drawn = draw(marginals)
     network = drawn_network(posterior, drawn)
     log_probs = _log_probs(network, rows.x)
-    collected.add("log_likelihood", "y", log_probs.gather(1, rows.y[:, None])[:, 0].float())
+    likelihood = log_probs.gather(1, rows.y[:, None])[:, 0]
+    collected.add("log_likelihood", "y", likelihood.float())
     collected.add("posterior_predictive", "y", torch.distributions.Categorical(logits=log_probs).sample().short())
     collected.draw("posterior", drawn)
-    _add_densities(collected, network, drawn, *scaled)
+    data, examples = target
+    if data is not rows:
+        likelihood = _log_probs(network, data.x).gather(1, data.y[:, None])
+    _add_densities(collected, drawn, float(likelihood.sum()) * examples / len(data))
 
 
 def _log_probs(network: Network, x: Tensor) -> Tensor:
     return torch.cat([network(part).double().log_softmax(1) for part in x.split(1000)])
 
 
-def _add_densities(
-    collected: _Collected, network: Network, drawn: dict[str, TensorDraw], data: Data, examples: int
-) -> None:
+def _add_densities(collected: _Collected, drawn: dict[str, TensorDraw], likelihood: float) -> None:
     """The ELBO's integrand at one draw, and its terms; their means over the draws estimate ELBO and KL."""
-    likelihood = _log_probs(network, data.x).gather(1, data.y[:, None]).sum() * (examples / len(data))
     log_prior = sum(d.log_prior for d in drawn.values())
     log_posterior = sum(d.log_posterior for d in drawn.values())
     terms = {
         "log_prior": log_prior,
         "log_posterior": log_posterior,
-        "expected_log_likelihood": float(likelihood),
-        "elbo": float(likelihood) + log_prior - log_posterior,
+        "expected_log_likelihood": likelihood,
+        "elbo": likelihood + log_prior - log_posterior,
     }
     for name, number in terms.items():
         collected.add("sample_stats", name, torch.tensor(number, dtype=torch.float64))
