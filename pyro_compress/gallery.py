@@ -13,10 +13,11 @@ from torch import Tensor
 from pyro_compress import arviz_compat, plots
 from pyro_compress.bayes.diagnostics import Diagnosis
 from pyro_compress.bayes.marginals import networks, read_marginals
-from pyro_compress.compression.prune import CRITERIA
+from pyro_compress.compression.prune import CRITERIA, kept
 from pyro_compress.graph import Network
-from pyro_compress.inspection import PREDICTIVE_DRAWS, Inspection, kept
+from pyro_compress.inspection import PREDICTIVE_DRAWS, Inspection
 from pyro_compress.metrics import logits_of
+from pyro_compress.snapshots import read_snapshots
 from pyro_compress.types import Posterior, Splits
 
 SCORE_NAMES = {
@@ -29,11 +30,12 @@ SCORE_NAMES = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and what to see in it."""
+    """A picture, what to see in it, and its kind as browsers name it."""
 
     title: str
     reading: str
-    svg: str
+    content: str | bytes
+    kind: str = "image/svg+xml"
 
 
 def pictures(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> list[Picture]:
@@ -130,7 +132,7 @@ def pixel_importance(posterior: Posterior) -> np.ndarray | None:
     shape = posterior.graph.input_shape
     if len(shape) != 3 or shape[0] != 1 or layer.mean.dim() != 2 or layer.mean.shape[1] != math.prod(shape):
         return None
-    weights = torch.where(kept(posterior)[name], layer.mean, 0.0)
+    weights = torch.where(kept(posterior.layers, posterior.criterion)[name], layer.mean, 0.0)
     return weights.norm(dim=0).reshape(shape[1:]).numpy()
 
 
@@ -195,6 +197,21 @@ def _leave_one_out(inspection: Inspection, diagnosis: Diagnosis | None, splits: 
     )
 
 
+def _pruning(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> Iterator[Picture]:
+    path = inspection.run.path / "snapshots.safetensors"
+    if not path.is_file():
+        return
+    epochs, tensors = read_snapshots(path)
+    name = inspection.layers[0].name
+    yield Picture(
+        "Weights while they are pruned",
+        f"{name}, one row per unit, over the epochs with a posterior: dark where a weight is large, red where it "
+        "scores below the threshold.",
+        plots.pruning_animation(tensors[name].flatten(2).float().numpy(), epochs),
+        "image/gif",
+    )
+
+
 def _prior(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> Iterator[Picture]:
     if inspection.run.config.prior == "none":
         return
@@ -221,6 +238,7 @@ MAKERS: tuple[Maker, ...] = (
     _inputs,
     _calibration,
     _examples,
+    _pruning,
     _leave_one_out,
     _prior,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -11,31 +12,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_compress import arviz_compat
 from pyro_compress.arviz_compat import HIGH
 from pyro_compress.bayes.diagnostics import Diagnosis, Size, diagnose
 from pyro_compress.bayes.marginals import kl_by_tensor, networks, read_marginals
-from pyro_compress.compression.prune import CRITERIA, signal_to_noise
+from pyro_compress.compression.prune import THRESHOLDS, kept, signal_to_noise
 from pyro_compress.compression.shrink import shrink
+from pyro_compress.draws import mixture
 from pyro_compress.graph import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate
 from pyro_compress.run import Run, load_run
-from pyro_compress.types import FitConfig, Masks, Posterior, Scores, Splits
+from pyro_compress.types import FitConfig, Posterior, Scores, Splits
 
-THRESHOLDS = {
-    "snr": math.exp(-1.5),
-    "group-snr": math.exp(1.5),
-    "group-mode": math.exp(-6.0),
-    "magnitude": 0.0,
-}
-"""Score from which `inspect` counts a weight as kept; `compress` searches for its own threshold.
-
-`snr`: log alpha < 3 (Molchanov et al. 2017, section 5.1). `group-snr`: log alpha < -3, as in the code of Louizos et al.
-2017. `group-mode`: far from either cluster of scores that the horseshoe leaves behind. `magnitude`: not exactly zero.
-"""
 PREDICTIVE_DRAWS = 20
 """Networks that the posterior predictive of validation and test rows averages."""
 
@@ -169,7 +160,7 @@ def inspect_run(
         marginals = read_marginals(path / "guide.safetensors", run.config)
         diagnosis = diagnose(run.posterior, marginals, splits.train, size or Size(), seed, all_rows)
         kl = kl_by_tensor(marginals)
-        predict = _mixture(networks(run.posterior, marginals, PREDICTIVE_DRAWS, seed))
+        predict = functools.partial(mixture, networks(run.posterior, marginals, PREDICTIVE_DRAWS, seed))
         sampled = _sampled(diagnosis, predict, splits)
     mean = Network(run.posterior.graph, run.posterior.tensors).eval()
     return Inspection(
@@ -210,7 +201,7 @@ def summaries(posterior: Posterior, kl_nats: dict[str, float]) -> tuple[LayerSum
         posterior: the waist.
         kl_nats: KL by tensor; layers without an entry have no prior.
     """
-    keep = kept(posterior)
+    keep = kept(posterior.layers, posterior.criterion)
     pruned = {name: torch.where(keep[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
     _, small = shrink(posterior.graph, posterior.tensors | pruned)
     return tuple(
@@ -228,28 +219,12 @@ def summaries(posterior: Posterior, kl_nats: dict[str, float]) -> tuple[LayerSum
     )
 
 
-def kept(posterior: Posterior) -> Masks:
-    """Weights whose score is above the criterion's threshold."""
-    score, threshold = CRITERIA[posterior.criterion], THRESHOLDS[posterior.criterion]
-    return {name: (score(layer) > threshold).expand_as(layer.mean) for name, layer in posterior.layers.items()}
-
-
 def _live(tensors: dict[str, Tensor], name: str, axis: int) -> int:
     """Inputs (axis 0) or outputs (axis 1) of a weight that are not all zero; 0 if the layer is gone."""
     if name not in tensors:
         return 0
     used = (tensors[name] != 0).flatten(2) if tensors[name].dim() > 2 else (tensors[name] != 0)[..., None]
     return int(used.any(2).any(axis).sum())
-
-
-def _mixture(drawn: Sequence[nn.Module]) -> Predict:
-    """Log of the mean predicted probability over networks: the posterior predictive, as logits."""
-
-    def predict(x: Tensor) -> Tensor:
-        logs = torch.stack([network(x).double().log_softmax(1) for network in drawn])
-        return logs.logsumexp(0) - math.log(len(drawn))
-
-    return predict
 
 
 def _sampled(diagnosis: Diagnosis, predict: Predict, splits: Splits) -> Sampled:

@@ -269,6 +269,35 @@ def predictive_examples(
     return axes
 
 
+def pruning_animation(frames: np.ndarray, epochs: Sequence[int], limit: int = 300) -> bytes:
+    """A weight matrix while it is pruned, as a GIF: |weight| in shades, red where the weight is gone.
+
+    Args:
+        frames: `(n, out, in)`, zero where pruned.
+        epochs: one label per frame.
+        limit: rows and columns shown at most; larger matrices are thinned out.
+    """
+    from PIL import Image, ImageDraw
+
+    thin = [max(1, -(-size // limit)) for size in frames.shape[1:]]
+    shown = np.abs(frames[:, :: thin[0], :: thin[1]]).astype(np.float32)
+    shades = 255 - 255 * (shown / max(float(np.percentile(shown, 99)), 1e-12)).clip(0, 1) ** 0.5
+    rgb = np.repeat(shades[..., None], 3, axis=3)
+    rgb[shown == 0] = (240, 200, 190)
+    zoom = max(1, round(300 / max(shown.shape[1:])))
+    pictures = []
+    for epoch, frame, picture in zip(epochs, frames, rgb.astype(np.uint8), strict=True):
+        scaled = picture.repeat(zoom, 0).repeat(zoom, 1)
+        canvas = Image.new("RGB", (max(scaled.shape[1], 180), scaled.shape[0] + 16), "white")
+        canvas.paste(Image.fromarray(scaled), (0, 16))
+        ImageDraw.Draw(canvas).text((2, 2), f"epoch {epoch}, {100 * np.mean(frame != 0):.1f} % left", fill=INK)
+        pictures.append(canvas.quantize(32))
+    buffer = io.BytesIO()
+    times = [250] * (len(pictures) - 1) + [2000]
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
+    return buffer.getvalue()
+
+
 def prior_shapes(ax: Axes, names: Sequence[str] = ("gaussian", "spike-and-slab", "log-uniform", "horseshoe")) -> Axes:
     """Densities of the priors with their default options, horseshoe with scale 1; improper ones scaled to fit."""
     w = np.linspace(-3, 3, 1201)

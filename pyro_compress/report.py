@@ -173,10 +173,11 @@ def _readings(inspection: Inspection) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    data = base64.b64encode(picture.svg.encode()).decode()
+    content = picture.content.encode() if isinstance(picture.content, str) else picture.content
+    data = base64.b64encode(content).decode()
     return (
         f'<figure><h3>{escape(picture.title)}</h3><img alt="{escape(picture.title)}" '
-        f'src="data:image/svg+xml;base64,{data}"><figcaption>{escape(picture.reading)}</figcaption></figure>'
+        f'src="data:{picture.kind};base64,{data}"><figcaption>{escape(picture.reading)}</figcaption></figure>'
     )
 
 

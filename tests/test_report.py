@@ -1,5 +1,6 @@
 """The page of a run: it says what the other commands say, and a browser loads it without a request."""
 
+import io
 import json
 import os
 import re
@@ -12,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from pyro_compress import cli
+from pyro_compress.compression.prune import kept
 from pyro_compress.gallery import pixel_importance
-from pyro_compress.inspection import kept
+from pyro_compress.plots import pruning_animation
 from pyro_compress.run import load_run
+from pyro_compress.snapshots import read_snapshots
 
 SMALL = ["--hidden", "20,10", "--epochs", "6", "--device", "cpu", "--threads", "1"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -105,7 +109,7 @@ def test_importance_of_pixels(folder: Path) -> None:
     run = load_run(folder / "run")
     importance = pixel_importance(run.posterior)
     assert importance is not None
-    gone = ~kept(run.posterior)["1.weight"].any(0).reshape(8, 8).numpy()
+    gone = ~kept(run.posterior.layers, run.posterior.criterion)["1.weight"].any(0).reshape(8, 8).numpy()
     assert ((importance == 0) == gone).all()
 
 
@@ -119,6 +123,28 @@ def test_data_that_are_no_images(tmp_path: Path) -> None:
     words = Page((tmp_path / "run/report.html").read_text()).words
     assert "Reliability" in words
     assert "What the first layer reads" not in words
+
+
+def test_snapshots_become_an_animation(tmp_path: Path) -> None:
+    """One frame per epoch with a posterior, the last of which is what `inspect` counts."""
+    ok("fit", *SMALL, "--prior", "log-uniform", "--snapshots", "--out", tmp_path / "run")
+    epochs, tensors = read_snapshots(tmp_path / "run/snapshots.safetensors")
+    assert epochs == [2, 3, 4, 5, 6]
+    posterior = load_run(tmp_path / "run").posterior
+    for name, mask in kept(posterior.layers, posterior.criterion).items():
+        assert tensors[name].shape == (5, *mask.shape)
+        assert ((tensors[name][-1] != 0) <= mask).all()
+    gif = pruning_animation(tensors["1.weight"].float().numpy(), epochs)
+    with Image.open(io.BytesIO(gif)) as image:
+        assert image.n_frames == 5
+    ok("report", tmp_path / "run", "--draws", "50", "--threads", "1")
+    assert "data:image/gif;base64" in (tmp_path / "run/report.html").read_text()
+    options = [*SMALL, "--prior", "none", "--snapshots", "--out", str(tmp_path / "x")]
+    refused = CliRunner().invoke(cli.main, ["fit", *options])
+    assert refused.exit_code == 1
+    assert "there is none" in refused.stderr
+    with pytest.raises(ValueError, match="no snapshots"):
+        read_snapshots(tmp_path / "run/posterior.safetensors")
 
 
 @dataclass(frozen=True)
