@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from pyro_compress.cli_deploy import bench, export
+from pyro_compress.cli_inspect import inspect_command, report
 from pyro_compress.cli_options import data_options, device_options, one_line_errors
 from pyro_compress.console import epoch_printer, outcome_line, report_text, scores_text, trial_printer
 
@@ -234,9 +235,10 @@ def main() -> None:
 @click.option(
     "--checkpoint-minutes", type=click.FloatRange(0), default=10.0, help="And every so many minutes; 0: never."
 )
+@click.option("--snapshots", is_flag=True, help="Store the pruned weights of the epochs, for the report's animation.")
 def fit(
     out: Path | None, force: bool, download: bool, resume: Path | None, checkpoint_epochs: int,
-    checkpoint_minutes: float, **options: Any,
+    checkpoint_minutes: float, snapshots: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Train a network and write its posterior to a run folder."""
     with one_line_errors():
@@ -247,7 +249,7 @@ def fit(
         options["prior_options"] = dict(options["prior_options"])
         config = unfinished_config(resume) if resume else FitConfig(**options)
         where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
-        keeping = Keeping(checkpoint_epochs, checkpoint_minutes, resume is not None)
+        keeping = Keeping(checkpoint_epochs, checkpoint_minutes, resume is not None, snapshots)
         try:
             with epoch_printer() as on_epoch:
                 run = fit_run(config, where, force, download, on_epoch, keeping)
@@ -366,3 +368,5 @@ def compare(
 
 main.add_command(export)
 main.add_command(bench)
+main.add_command(inspect_command)
+main.add_command(report)

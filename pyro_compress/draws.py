@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_compress.graph import Network
 from pyro_compress.types import Masks, Posterior
@@ -50,5 +51,10 @@ class Ensemble:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits `(n, classes)` of inputs `(n, *input_shape)`."""
-        log_probs = torch.stack([network(x).log_softmax(1) for network in self.networks])
-        return log_probs.logsumexp(0) - torch.log(torch.tensor(float(len(self.networks))))
+        return mixture(self.networks, x)
+
+
+def mixture(networks: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Log of the mean class probability over networks, `(n, classes)`."""
+    log_probs = torch.stack([network(x).log_softmax(1) for network in networks])
+    return log_probs.logsumexp(0) - torch.log(torch.tensor(float(len(networks))))

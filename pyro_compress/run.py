@@ -3,6 +3,8 @@
     config.toml             everything that determined the fit, resolved, with versions and split sizes
     history.jsonl           one line per epoch (`pyro_compress.training.Epoch`)
     posterior.safetensors   the waist: moments of every weight, and the graph of the network as metadata
+    guide.safetensors       the posterior's own parameters, to draw from it again (absent with prior none)
+    snapshots.safetensors   if asked for: the pruned weights at the end of the epochs
 
 A folder appears under its name only when it is complete; until then it is `.NAME.unfinished` beside it, with the last
 two checkpoints (`pyro_compress.checkpoint`).
@@ -26,6 +28,7 @@ from pyro_compress.checkpoint import Keeper, stops_on_signals
 from pyro_compress.config import config_toml, read_config, resolve
 from pyro_compress.data import load_splits
 from pyro_compress.nets import build_net
+from pyro_compress.snapshots import Frames
 from pyro_compress.training import Epoch, OnEpoch
 from pyro_compress.types import FitConfig, Graph, LayerPosterior, Node, Posterior, Splits
 
@@ -45,17 +48,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Keeping:
-    """How a running fit is kept safe.
+    """What of a running fit is kept.
 
     Attributes:
         every_epochs: a checkpoint at the end of every so many-th epoch.
         every_minutes: and whenever so many minutes have passed; 0: never.
         resume: go on from an unfinished fit, where there is one.
+        snapshots: store the pruned weights of the epochs, to show how they went.
     """
 
     every_epochs: int = 5
     every_minutes: float = 10.0
     resume: bool = False
+    snapshots: bool = False
 
 
 def fit_run(
@@ -98,20 +103,39 @@ def fit_run(
                 history.flush()
                 on_epoch(epoch)
 
-            posterior = _fit(net, splits, config, note, keeper)
+            frames = _frames(folder, config) if keeping.snapshots else None
+            posterior, guide = _fit(net, splits, config, note, (keeper, frames))
+        if frames:
+            frames.collect(folder / "snapshots.safetensors")
         (folder / "posterior.safetensors").write_bytes(posterior_bytes(posterior))
+        if guide:
+            (folder / "guide.safetensors").write_bytes(guide)
     return Run(out, config, posterior)
 
 
-def _fit(net: nn.Module, splits: Splits, config: FitConfig, note: OnEpoch, keeper: Keeper) -> Posterior:
+def _frames(folder: Path, config: FitConfig) -> Frames:
+    if config.prior == "none":
+        raise ValueError("snapshots show what a posterior prunes; with prior 'none' there is none")
+    from pyro_compress.bayes.priors import PRIORS
+
+    return Frames(folder / "frames", PRIORS[config.prior].criterion, config.epochs or 1)
+
+
+def _fit(
+    net: nn.Module, splits: Splits, config: FitConfig, note: OnEpoch, kept: tuple[Keeper, Frames | None]
+) -> tuple[Posterior, bytes]:
+    """The waist, and the posterior's parameters as they are stored (empty for a deterministic network)."""
+    keeper, frames = kept
     if config.prior == "none":
         from pyro_compress.baselines import fit_baseline
 
-        return fit_baseline(net, splits, config, note, keeper)[0]
+        return fit_baseline(net, splits, config, note, keeper)[0], b""
     from pyro_compress.bayes.extract import extract
     from pyro_compress.bayes.fit import fit_posterior
+    from pyro_compress.bayes.marginals import marginals_bytes
 
-    return extract(fit_posterior(net, splits, config, note, keeper))
+    fit = fit_posterior(net, splits, config, note, keeper, frames)
+    return extract(fit), marginals_bytes(fit.model.net, fit.guide)
 
 
 def initial_net(config: FitConfig, splits: Splits) -> nn.Module:

@@ -87,7 +87,8 @@ def test_registries_are_read_off_the_source() -> None:
 
 
 def test_run_folder(run: Path) -> None:
-    assert sorted(path.name for path in run.iterdir()) == ["config.toml", "history.jsonl", "posterior.safetensors"]
+    names = ["config.toml", "guide.safetensors", "history.jsonl", "posterior.safetensors"]
+    assert sorted(path.name for path in run.iterdir()) == names
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 13))
     assert {line["phase"] for line in lines} == {"point", "svi"}
@@ -281,11 +282,12 @@ def test_a_network_without_layers(tmp_path: Path) -> None:
     assert "no layer to put a prior on" in refused(*FIT, "--net", "flat:net")
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["compress"], ["evaluate"], ["compare"]])
+@pytest.mark.parametrize("command", [[], ["fit"], ["compress"], ["evaluate"], ["compare"], ["inspect"], ["report"]])
 def test_help(command: list[str]) -> None:
     text = ok(*command, "--help").stdout
     assert "Usage" in text
-    assert not command or all(option in text for option in ("--data-dir", "--device", "--threads"))
+    wanted = ["--data-dir", "--threads"] + ["--device"] * (command not in (["inspect"], ["report"]))
+    assert not command or all(option in text for option in wanted)
 
 
 def test_help_is_quick() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 
 import pyro
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from pyro_compress.bayes.capture import captured
 from pyro_compress.bayes.elbo import Objective, build_objective, kl_nats
-from pyro_compress.bayes.extract import mean_tensors
+from pyro_compress.bayes.extract import mean_tensors, moments
 from pyro_compress.bayes.guides import build_guide, starts_of
-from pyro_compress.bayes.layers import bayesianize
+from pyro_compress.bayes.layers import bayes_layers, bayesianize
 from pyro_compress.bayes.model import Classifier, Fit
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, Step, Tuned, eager, tuned_parameters
@@ -21,7 +22,10 @@ from pyro_compress.checkpoint import Keeper
 from pyro_compress.graph import capture
 from pyro_compress.progress import Progress
 from pyro_compress.training import SCHEDULES, Diverged, Epoch, OnEpoch, PointPlan
-from pyro_compress.types import FitConfig, Splits
+from pyro_compress.types import FitConfig, LayerPosterior, Splits
+
+OnLayers = Callable[[int, dict[str, LayerPosterior]], None]
+"""Called at the end of an epoch with a posterior: the epoch's number, and the moments of every weight."""
 
 
 def fit_posterior(
@@ -30,6 +34,7 @@ def fit_posterior(
     config: FitConfig,
     on_epoch: OnEpoch = lambda epoch: None,
     keeper: Keeper | None = None,
+    on_layers: OnLayers | None = None,
 ) -> Fit:
     """Fit a mean-field posterior over a network's weights by stochastic variational inference.
 
@@ -39,6 +44,7 @@ def fit_posterior(
         config: a resolved configuration (`pyro_compress.resolve`).
         on_epoch: called after every epoch.
         keeper: writes checkpoints; the fit goes on from its latest, where it has one.
+        on_layers: called after every epoch with a posterior.
 
     Raises:
         ValueError: what `bayesianize` and `capture` refuse.
@@ -74,7 +80,7 @@ def fit_posterior(
         guide = build_guide(config.guide, model, starts, config.max_scale, example)
         assert config.estimator
         objective = build_objective(model, guide, config.estimator, config.samples, config.precision)
-        _Inference(progress, objective, start).run()
+        _Inference(progress, objective, start, on_layers).run()
     return Fit(model, guide, net, graph, config, tuple(progress.history))
 
 
@@ -95,10 +101,13 @@ class _Inference:
         progress: data, history, checkpoints.
         objective: what to minimise.
         mean_net: a plain network that takes the posterior mean, to be evaluated.
+        on_layers: called after every epoch.
     """
 
-    def __init__(self, progress: Progress, objective: Objective, mean_net: nn.Module):
-        self.progress, self.objective, self.mean_net = progress, objective, mean_net
+    def __init__(
+        self, progress: Progress, objective: Objective, mean_net: nn.Module, on_layers: OnLayers | None = None
+    ):
+        self.progress, self.objective, self.mean_net, self.on_layers = progress, objective, mean_net, on_layers
         self.config, self.batches = progress.config, progress.feed.batches
         self.pretrained = self.config.pretrain_epochs or 0
         self.total = ((self.config.epochs or 0) - self.pretrained) * self.batches
@@ -149,6 +158,10 @@ class _Inference:
             phase="svi", step=done, negative_elbo_nats=kl - log_likelihood,
             expected_log_likelihood_nats=log_likelihood, kl_nats=kl, kl_weight=self.kl_weight(step),
         )  # fmt: skip
+        if self.on_layers:
+            layers = bayes_layers(model.net)
+            found = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in layers}
+            self.on_layers(len(self.progress.history) + 1, found)
         self.progress.note(self.mean_net, epoch)
 
     def tensors(self, state: State) -> dict[str, Tensor]:
