@@ -15,9 +15,12 @@ MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in R
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
     {"types", "machine"},
-    {"data", "nets", "graph", "training", "compression/codec"},
+    {"data", "nets", "graph", "training", "compression/codec", "compression/context", "compression/layout"},
+    {"compression/templates", "compression/sections", "compression/rate"},
+    {"compression/header"},
     {"metrics", "compression/prune", "compression/precision", "compression/shrink", "compression/file"},
-    {"baselines", "compression/search", "compression/runner", "bayes/*"},
+    {"baselines", "compression/finetune", "compression/runner", "bayes/*"},
+    {"compression/search"},
     {"compression/pipeline"},
     {"config"},
     {"run"},

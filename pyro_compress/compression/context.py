@@ -71,7 +71,8 @@ class Coder:
 
     Attributes:
         decoding: whether it reads.
-        spent: bits written so far, in units of 1/65536 (an estimate, for comparisons).
+        data: what it reads.
+        position: how many bytes it has read, at most four more than it needed.
     """
 
     def __init__(self, data: bytes | None = None):
@@ -127,6 +128,10 @@ class Coder:
             self.cache = (self.low >> 24) & 255
         self.pending += 1
         self.low = (self.low & 0xFFFFFF) << 8
+
+    def written(self) -> int:
+        """Bytes so far, about: those that are still open included."""
+        return len(self.out) + self.pending - 1
 
     def finish(self) -> bytes:
         """The shortest byte string that decodes to what was written; zeros at its end are left out."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_compress.compression.layout import layouts
+from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.graph import WEIGHTED, run_graph
@@ -217,9 +218,9 @@ class _Work:
             if node.op in WEIGHTED:
                 weight = self.free[node.parameters["weight"]]
                 size = float(weight.square().mean().sqrt()) if len(weight) else 1.0
-                self.steps[node.parameters["weight"]] = quarter_power(self.how.step * size)
+                self.steps[node.parameters["weight"]] = snapped(self.how.step * size)
                 if "bias" in node.parameters:
-                    self.steps[node.parameters["bias"]] = quarter_power(self.how.bias_step)
+                    self.steps[node.parameters["bias"]] = snapped(self.how.bias_step)
         self._start([])
 
     @torch.no_grad()
@@ -250,8 +251,3 @@ def distilled(loss: Tensor, logits: Tensor, teacher: Tensor, weight: float, temp
     ours, theirs = F.log_softmax(logits / temperature, 1), F.log_softmax(teacher / temperature, 1)
     divergence = F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
     return (1 - weight) * loss + weight * temperature**2 * divergence
-
-
-def quarter_power(step: float) -> float:
-    """The nearest 2^(k/4) for a whole k, in float32."""
-    return float(np.float32(2.0 ** (round(4 * np.log2(step)) / 4)))

@@ -217,9 +217,11 @@ class _Work:
                 columns = weight.transpose(0, 1).flatten(1).any(1)
                 read[self.find(source.space)] |= columns.view(-1, source.factor).any(1)
         for space, channels in read.items():
-            channels[0] |= not channels.any()  # no operation takes an empty tensor: one channel stays
-            if not torch.equal(self.alive[space], self.alive[space] & channels):
-                self.alive[space] &= channels
+            channels &= self.alive[space]
+            if not channels.any():  # no operation takes an empty tensor: one channel stays
+                channels[int(self.alive[space].to(torch.uint8).argmax())] = True
+            if not torch.equal(self.alive[space], channels):
+                self.alive[space] = channels
                 died = True
         return died
 
