@@ -43,13 +43,13 @@ class FineTune:
     """
 
     epochs: int = 30
-    masked_epochs: int = 5
+    masked_epochs: int = 2
     rate: float = 1.0
     ramp: float = 0.3
-    step: float = 0.5
+    step: float = 1.0
     bias_step: float = 0.125
     batch_size: int = 256
-    lr: float = 1e-3
+    lr: float = 3e-3
     teacher_weight: float = 0.7
     temperature: float = 2.0
     seed: int = 0

@@ -52,15 +52,9 @@ class Rate:
         chance = self.chances(there)
         chance = chance.flatten()[self.places]
         self.zero, self.one = -torch.log2(1 - chance), 1 - torch.log2(chance)
-        histogram = torch.bincount(codes.flatten().long(), minlength=LARGEST + 1).float()
-        histogram[0] = 0
-        smooth = F.conv1d(histogram.view(1, 1, -1), torch.tensor([[[0.25, 0.5, 0.25]]]), padding=1).flatten()
-        smooth[1] += 0.25 * histogram[1]
-        smooth = smooth[1:] + 0.02
-        bits = -torch.log2(smooth / smooth.sum())
-        bits = torch.cummax(bits - bits[0], 0).values.clamp(min=0)
-        self.one = self.one + (-torch.log2(smooth[0] / smooth.sum()))
-        self.more = torch.cat([torch.zeros(1), bits])
+        sizes = codes[codes > 0]
+        first, more = magnitudes(sizes) if len(sizes) else (torch.zeros(()), torch.zeros(LARGEST))
+        self.one, self.more = self.one + first, torch.cat([torch.zeros(1), more])
 
     def chances(self, there: Tensor) -> Tensor:
         """Probability that a value is not zero, from its row, its column and the pixels around."""
@@ -75,3 +69,19 @@ class Rate:
         column = (column + 2 * overall) / (rows + 2)
         logits = torch.logit(row, 1e-5) + torch.logit(column, 1e-5) - torch.logit(overall, 1e-5)
         return torch.sigmoid(logits).clamp(1e-4, 0.9)
+
+
+def magnitudes(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Bits of magnitude 1, and how many more those from 1 to `LARGEST` take; never falling.
+
+    Half of it is the smoothed histogram, half a geometric law of the same mean: where a histogram has its peak above 1
+    it knows no reason to become smaller, but together its members would save by doing so.
+    """
+    histogram = torch.bincount(sizes.long(), minlength=LARGEST + 1).float()
+    padded = torch.cat([histogram[1:2], histogram[1:], torch.zeros(1)])
+    smooth = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:] + 0.02
+    counted = -torch.log2(smooth / smooth.sum())
+    ratio = (sizes.mean() - 0.9) / (sizes.mean() + 0.1)
+    geometric = -torch.log2(1 - ratio) - torch.log2(ratio) * torch.arange(LARGEST)
+    bits = 0.5 * (torch.cummax(counted, 0).values + geometric)
+    return bits[0], bits - bits[0]
