@@ -35,7 +35,7 @@ cdef long long bucket(long long count)
 cdef long long sign(long long value)
 
 cdef class Plane:
-    cdef long long rows, planes, height, width, total, seen
+    cdef long long rows, planes, height, width, total, seen, last
     cdef long long[::1] column_counts, column_sums, plane_counts
 
 @cython.locals(at=cython.longlong, row=cython.longlong, plane=cython.longlong, y=cython.longlong, x=cython.longlong,
@@ -48,7 +48,8 @@ cpdef code(Coder coder, long long[::1] values, long long rows, long long planes,
                up2=cython.longlong, pattern=cython.longlong, near=cython.longlong, counts="long long[::1]",
                in_column=cython.longlong, around=cython.longlong, in_plane=cython.longlong, prior=cython.longlong,
                known=cython.longlong, across=cython.longlong, negative=cython.longlong, largest=cython.longlong,
-               size=cython.longlong)
+               size=cython.longlong, left_over=cython.longlong, wide=cython.longlong,
+               back=cython.longlong, side=cython.longlong)
 cdef long long code_value(Mixture mixture, Plane state, long long[::1] values, long long at, long long row,
                           long long plane, long long y, long long x, long long row_count, long long row_sum,
                           long long here) except? -32768

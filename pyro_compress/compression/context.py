@@ -249,6 +249,7 @@ class Plane:
         self.plane_counts = array("q", bytes(8 * planes))
         self.total = 0
         self.seen = 0
+        self.last = 0
 
 
 def code(coder: Coder, values: array[int], rows: int, planes: int, height: int, width: int) -> None:
@@ -279,6 +280,7 @@ def code(coder: Coder, values: array[int], rows: int, planes: int, height: int, 
                         here += 1
                     state.seen += 1
                     at += 1
+        state.last = row_count
 
 
 def code_value(
@@ -297,6 +299,12 @@ def code_value(
     up2 = values[at - 2 * width] if y > 1 else 0
     pattern = (left != 0) + 2 * (up != 0) + 4 * (up_left != 0) + 8 * (up_right != 0)
     near = (left != 0) + (up != 0) + (up_left != 0) + (up_right != 0) + (left2 != 0) + (up2 != 0)
+    wide = 0
+    if area > 1:
+        for back in range(max(y - 3, 0), y + 1):
+            for side in range(max(x - 3, 0), min(x + 4, width)):
+                if back < y or side < x:
+                    wide += values[at + (back - y) * width + side - x] != 0
     counts = state.column_counts
     in_column = counts[column]
     around = 0
@@ -316,6 +324,7 @@ def code_value(
         mixture.context(bucket(in_column) * 8 + bucket(around))
         mixture.context((y >> 1) * 64 + (x >> 1))
         mixture.context(near * 8 + bucket(in_column + around))
+        mixture.context(min(wide, 15) * 8 + min(near, 7))
     else:
         mixture.context(bucket(in_column) * 8 + min(row, 7))
         mixture.context(bucket(row_count) * 8 + bucket(column))
@@ -324,8 +333,14 @@ def code_value(
         mixture.context(bucket(here) * 8 + bucket(in_plane))
     mixture.logit(mixture.density(in_column * 16, row, prior))
     mixture.logit(mixture.density(row_count * 16, column, prior))
+    if row > 0:
+        left_over = max(state.last - row_count, 0)
+        mixture.logit(mixture.density(left_over * 16, state.planes * area - column, prior))
+    else:
+        mixture.logit(0)
     if area > 1:
         mixture.logit(mixture.density(around * 4, row, prior))
+        mixture.logit(mixture.density(wide * 16, 24, prior))
         if state.planes > 1:
             mixture.logit(mixture.density(in_plane * 16, row * area + y * width + x, prior))
             mixture.logit(mixture.density(here * 16, y * width + x, prior))

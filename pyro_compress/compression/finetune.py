@@ -35,6 +35,8 @@ class FineTune:
         ramp: share of the epochs over which the price rises to `rate`.
         step: step of the weights, in units of the root mean square of what the mask kept in a layer.
         bias_step: step of the biases, as a power of two.
+        noise: standard deviation of Gaussian noise on the surviving weights while training, in units of the step: they
+            are to be as insensitive as their precision says (Hinton & van Camp 1993).
         batch_size: examples per step.
         lr: Adam's learning rate; falls linearly to 0 in both stages.
         teacher_weight: share of the loss that is the teacher's.
@@ -48,6 +50,7 @@ class FineTune:
     ramp: float = 0.3
     step: float = 1.0
     bias_step: float = 0.125
+    noise: float = 0.0
     batch_size: int = 256
     lr: float = 3e-3
     teacher_weight: float = 0.7
@@ -81,14 +84,13 @@ def finetune(
     """
     tensors = {name: torch.where(masks[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
     work = _Work(posterior.graph, tensors | posterior.dense, how)
-    generator = torch.Generator().manual_seed(how.seed)
     total = how.masked_epochs + how.epochs
     for epoch in range(total):
         if epoch == how.masked_epochs:
             work.choose_steps()
         stage = how.epochs if work.steps else how.masked_epochs
         done = epoch - (how.masked_epochs if work.steps else 0)
-        order = torch.randperm(len(train), generator=generator)
+        order = torch.randperm(len(train), generator=work.generator)
         batches = order.split(how.batch_size)
         for index, rows in enumerate(batches):
             progress = (done + index / len(batches)) / stage
@@ -114,6 +116,7 @@ class _Work:
 
     def __init__(self, graph: Graph, tensors: dict[str, Tensor], how: FineTune):
         self.how, self.steps = how, dict[str, float]()
+        self.generator = torch.Generator().manual_seed(how.seed)
         weights = {n.parameters["weight"] for n in graph.nodes if n.op in WEIGHTED}
         self.optimizer: torch.optim.Adam | None = None
         self.hold(graph, {name: tensor.detach().clone() for name, tensor in tensors.items()}, weights)
@@ -145,7 +148,7 @@ class _Work:
         assert self.optimizer
         for group in self.optimizer.param_groups:
             group["lr"] = self.how.lr * (1 - progress)
-        logits = run_graph(self.graph, self.full(self.rounded()), x)
+        logits = run_graph(self.graph, self.full(self.noisy()), x)
         loss = F.cross_entropy(logits, y)
         if teacher is not None:
             loss = distilled(loss, logits, teacher, self.how.teacher_weight, self.how.temperature)
@@ -161,6 +164,15 @@ class _Work:
         found = dict(self.free)
         for name, step in self.steps.items():
             found[name] = found[name] + (torch.round(found[name] / step) * step - found[name]).detach()
+        return found
+
+    def noisy(self) -> dict[str, Tensor]:
+        """What a training step computes with: rounded values, and noise on the weights."""
+        found = self.rounded()
+        if self.how.noise:
+            for name in self.places.keys() & self.steps.keys():
+                drawn = torch.randn(found[name].shape, generator=self.generator)
+                found[name] = found[name] + self.how.noise * self.steps[name] * drawn
         return found
 
     def bits(self) -> Tensor:
