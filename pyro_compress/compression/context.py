@@ -18,7 +18,7 @@ from array import array
 
 SLOTS = 4096
 """Contexts that each input of the mixer tells apart."""
-INPUTS = 16
+INPUTS = 20
 """Most inputs of one mixer."""
 MAX_UNARY = 20
 """Magnitudes up to this are unary; what exceeds it follows in Exp-Golomb code."""
