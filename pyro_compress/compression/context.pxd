@@ -1,7 +1,7 @@
 # Types for Cython; the program is context.py.
 cimport cython
 
-cdef long long SLOTS, INPUTS, MAX_UNARY, MAX_MAGNITUDE, ZERO, SIGN, MAGNITUDE, ESCAPE, LIMIT, LEARNING, START
+cdef long long SLOTS, FEW, INPUTS, MAX_UNARY, MAX_MAGNITUDE, ZERO, SIGN, MAGNITUDE, ESCAPE, LIMIT, LEARNING, START
 
 @cython.locals(index=cython.longlong, part=cython.longlong)
 cdef long long squash(long long[::1] table, long long z)
@@ -24,7 +24,7 @@ cdef class Mixture:
     cdef void start(self)
     cdef void context(self, long long value)
     cdef void logit(self, long long value)
-    @cython.locals(first=cython.longlong, total=cython.longlong, index=cython.longlong, z=cython.longlong,
+    @cython.locals(first=cython.longlong, span=cython.longlong, base=cython.longlong, total=cython.longlong, index=cython.longlong, z=cython.longlong,
                    at=cython.longlong, count=cython.longlong, logit=cython.longlong, probability=cython.longlong,
                    error=cython.longlong, change=cython.longlong)
     cdef long long bit(self, long long kind, long long bit)

@@ -17,7 +17,9 @@ from __future__ import annotations
 from array import array
 
 SLOTS = 4096
-"""Contexts that each input of the mixer tells apart."""
+"""Contexts that each input of the mixer tells apart where a value may be zero."""
+FEW = 256
+"""The same for signs and magnitudes, whose contexts are few."""
 INPUTS = 20
 """Most inputs of one mixer."""
 MAX_UNARY = 20
@@ -153,8 +155,9 @@ class Mixture:
         self.squashed = SQUASH
         self.stretched = STRETCH
         self.rates = RATE
-        self.estimates = array("q", [1 << 21]) * (4 * INPUTS * SLOTS)
-        self.seen = array("q", bytes(8 * 4 * INPUTS * SLOTS))
+        places = INPUTS * (SLOTS + 3 * FEW)
+        self.estimates = array("q", [1 << 21]) * places
+        self.seen = array("q", bytes(8 * places))
         self.weights = array("q", bytes(8 * 4 * INPUTS))
         self.fresh = array("q", [1, 1, 1, 1])
         self.slots = array("q", bytes(8 * INPUTS))
@@ -180,6 +183,8 @@ class Mixture:
     def bit(self, kind: int, bit: int) -> int:
         """Code one decision under the contexts that were set, and learn from it."""
         first = kind * INPUTS
+        span = SLOTS if kind == ZERO else FEW
+        base = 0 if kind == ZERO else INPUTS * (SLOTS + (kind - 1) * FEW)
         total = self.contexts + self.extras
         if self.fresh[kind]:
             self.fresh[kind] = 0
@@ -187,10 +192,10 @@ class Mixture:
                 self.weights[first + index] = 65536 * START // (16 * self.contexts)
         z = 0
         for index in range(self.contexts):
-            at = (first + index) * SLOTS + self.slots[index]
+            at = base + index * span + self.slots[index]
             count = self.seen[at]
             if count == 0 and index > 0:
-                self.estimates[at] = self.estimates[first * SLOTS + self.slots[0]]
+                self.estimates[at] = self.estimates[base + self.slots[0]]
             logit = self.stretched[self.estimates[at] >> 10]
             self.inputs[index] = logit if count > 3 else (logit * (2 * count + 1)) >> 3
         for index in range(total):
@@ -201,7 +206,7 @@ class Mixture:
         for index in range(total):
             self.weights[first + index] += (error * self.inputs[index]) >> 24
         for index in range(self.contexts):
-            at = (first + index) * SLOTS + self.slots[index]
+            at = base + index * span + self.slots[index]
             count = self.seen[at]
             change = ((bit << 22) - self.estimates[at]) * self.rates[count]
             self.estimates[at] = min(max(self.estimates[at] + (change >> 16), 1 << 10), (1 << 22) - (1 << 10))
