@@ -2,8 +2,8 @@
 
     python scripts/compare_coders.py docs/results/records/*.pcn
 
-General-purpose compressors get the integers as one byte each (two if they do not fit), and as a bit mask of the non-zeros
-followed by their values; the smaller counts. Header and steps are left out of every column, but for the last.
+General-purpose compressors get the integers as one byte each (two if they do not fit), and as a bit mask of the
+non-zeros followed by their values; the smaller counts. The last column is the whole file.
 """
 
 import argparse

@@ -86,9 +86,8 @@ def main() -> None:
         path = options.keep / f"{zlib.crc32(data):08x}.pcn"
         path.write_bytes(data)
         print(f"{path}: {outcome}")
-    print(
-        f"{sum(counts.values()) + failures} inputs: {counts['decoded']} decoded, {counts['refused']} refused, {failures} failed"
-    )
+    tried = sum(counts.values()) + failures
+    print(f"{tried} inputs: {counts['decoded']} decoded, {counts['refused']} refused, {failures} failed")
     sys.exit(failures > 0)
 
 
