@@ -86,6 +86,7 @@ def report_text(report: Report, path: Path) -> str:
     lines += [
         "",
         f"criterion           {report.criterion}, {100 * report.sparsity:.1f} % of the weights removed by it",
+        *([f"fine-tuning         {finetuning}"] if (finetuning := finetuning_text(report)) else []),
         f"parameters          {kept:,} of {total:,} kept ({100 * kept / total:.2f} %)",
         f"units               {'-'.join(map(str, report.units_before))} -> {'-'.join(map(str, report.units_kept))}",
         f"bits per kept weight {report.bits_per_kept_weight:.2f}",
@@ -95,6 +96,30 @@ def report_text(report: Report, path: Path) -> str:
         f"{path}: {report.file_bytes:,} bytes; dense float32 {report.dense_bytes:,} bytes; {report.ratio:.1f}× smaller",
     ]
     return "\n".join(lines)
+
+
+def finetuning_text(report: Report) -> str:
+    """What fine-tuning was used, if any."""
+    if not report.finetune_epochs:
+        return ""
+    teacher = f", teacher {report.teacher}" if report.teacher else ""
+    return f"{report.finetune_epochs} epochs at rate {report.finetune_rate:.3g}{teacher}"
+
+
+@contextmanager
+def tune_printer(quiet: bool) -> Iterator[Callable[[int, int, int], None]]:
+    """A progress bar of fine-tuning, on a terminal only."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda epoch, epochs, kept: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("fine-tuning", total=None)
+        yield lambda epoch, epochs, kept: progress.update(
+            task, completed=epoch, total=epochs, description=f"fine-tuning, {kept:,} values left"
+        )
 
 
 def scores_text(target: Path, scores: Scores, size: int) -> str:

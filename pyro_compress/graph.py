@@ -243,6 +243,15 @@ def run_node(node: Node, inputs: list[Tensor], parameters: dict[str, Tensor]) ->
     return _RUN[node.op](*inputs, parameters, node.attributes)
 
 
+def run_graph(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Map inputs `(batch, *input_shape)` to the network's output, given its tensors by name."""
+    values = [x]
+    for node in graph.nodes[1:]:
+        parameters = {role: tensors[name] for role, name in node.parameters.items()}
+        values.append(run_node(node, [values[i] for i in node.inputs], parameters))
+    return values[-1]
+
+
 class Network(nn.Module):
     """Runs a `Graph` on given tensors. Its `state_dict` has the names of the captured network; batch norm is frozen."""
 
@@ -264,12 +273,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map inputs `(batch, *input_shape)` to the network's output."""
-        tensors = dict(self.named_parameters()) | dict(self.named_buffers())
-        values = [x]
-        for node in self.graph.nodes[1:]:
-            parameters = {role: tensors[name] for role, name in node.parameters.items()}
-            values.append(run_node(node, [values[i] for i in node.inputs], parameters))
-        return values[-1]
+        return run_graph(self.graph, dict(self.named_parameters()) | dict(self.named_buffers()), x)
 
 
 def widths(graph: Graph, tensors: Mapping[str, Any]) -> list[int]:

@@ -1,4 +1,4 @@
-# Sourced by demo.sh and test.sh: makes .venv beside them, once, and again when pyproject.toml changes.
+# Sourced by demo.sh and test.sh: makes .venv beside them, once, and again when pyproject.toml or the compiled coder changes.
 # PYTHON names the interpreter (3.11 or newer). pip's own settings (PIP_INDEX_URL, ...) are respected: on a machine
 # without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,10 +16,11 @@ find_python() {
 }
 
 set_up() { # $1: extras to install, in brackets, or nothing
-  local stamp wanted python
+  local stamp state wanted python
   stamp=.venv/.installed
-  wanted="$(cksum < pyproject.toml) $1"
-  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] || [ "$(cat "$stamp" 2>/dev/null)" = "$(cksum < pyproject.toml) [dev]" ]; then
+  state="$(cat pyproject.toml setup.py pyro_compress/compression/context.p* | cksum)" # the compiled coder follows its source
+  wanted="$state $1"
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] || [ "$(cat "$stamp" 2>/dev/null)" = "$state [dev]" ]; then
     return
   fi
   python="$(find_python)" || return 1

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pyro_compress.compression import file
+from pyro_compress.compression import codec, file, header
+from pyro_compress.compression.shrink import shrink
+from pyro_compress.graph import Network, capture
+from pyro_compress.nets import build_net
 from pyro_compress.types import Compressed, Graph, Node, Quantized
 
 
@@ -32,14 +36,16 @@ def sealed(data: bytes) -> bytes:
 
 
 def test_literal_bytes() -> None:
-    """A file written by version 1, byte by byte; if this changes, the version must."""
-    data, parts = file.dumps(tiny())
-    assert data[:5].hex() == "9350434e01"
-    (length,) = struct.unpack("<I", data[5:9])
-    assert parts["header"] == length
-    weight = struct.pack("<f", 0.25) + bytes.fromhex(WEIGHT_BLOCK)
-    bias = struct.pack("<ff", 0.0, 1.0)
-    assert data[9 + length : -4] == bytes([len(weight)]) + weight + bytes([len(bias)]) + bias
+    """A file written by version 2, byte by byte; if this changes, the version must."""
+    data, parts = file.dumps(tiny(), in_context=False)
+    assert data[:5].hex() == "9350434e02"
+    assert data[5] == 0  # no template: the graph is spelled out
+    length = data[6]
+    assert parts["header"] == 2 + length
+    weight, bias = bytes.fromhex(WEIGHT_BLOCK), struct.pack("<ff", 0.0, 1.0)
+    # descriptors: step 2^(-8/4) without context, dense
+    body = bytes([2 * (100 - 8), 255, len(weight)]) + weight + bytes([len(bias)]) + bias
+    assert data[7 + length : -4] == body
     assert data == sealed(data[:-4])
     assert sum(parts.values()) == len(data)
     assert same(file.loads(data), tiny())
@@ -49,12 +55,69 @@ WEIGHT_BLOCK = "02ab01016451a5a9"
 
 
 def test_header_is_deflated_json() -> None:
-    data, parts = file.dumps(tiny())
-    text = zlib.decompressobj(-15, file.DICTIONARY).decompress(data[9 : 9 + parts["header"]])
+    data, _ = file.dumps(tiny())
+    text = zlib.decompressobj(-15, header.DICTIONARY).decompress(data[7 : 7 + data[6]])
     assert text == (
         b'{"graph":{"input":[3],"nodes":[["linear",[0],{"weight":"w","bias":"b"},{}]]},'
         b'"tensors":[["w",[2,3],1],["b",[2],0]],"meta":{"prior":"none","parameters_total":8}}'
     )
+
+
+def golden() -> Compressed:
+    """What the files in `golden/` hold: every kind of section."""
+    rng = np.random.default_rng(5)
+    conv = {"stride": [1, 1], "padding": [[0, 0], [0, 0]], "dilation": [1, 1]}
+    nodes = (
+        Node("input"),
+        Node("conv2d", (0,), {"weight": "0.weight", "bias": "0.bias"}, conv),
+        Node("relu", (1,)),
+        Node("reshape", (2,), {}, {"shape": [108]}),
+        Node("linear", (3,), {"weight": "3.weight", "bias": "3.bias"}),
+    )
+
+    def sparse(*shape: int) -> np.ndarray:
+        return (rng.integers(-3, 4, shape) * (rng.random(shape) < 0.3)).astype(np.int32)
+
+    tensors = {
+        "0.weight": Quantized(sparse(3, 1, 3, 3), 0.125),
+        "0.bias": rng.normal(size=3).astype(np.float32),
+        "3.weight": Quantized(sparse(10, 108), float(np.float32(0.07))),
+        "3.bias": Quantized(sparse(10), 0.5),
+    }
+    return Compressed(Graph(nodes, (1, 8, 8)), tensors, {"data": "digits", "parameters_total": 1130})
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_golden_files(version: int) -> None:
+    """Files written when a version was new decode to the same integers for ever."""
+    path = Path(__file__).parent / "golden" / f"version-{version}.pcn"
+    assert path.read_bytes()[4] == version
+    network = file.read(path)
+    assert same(network, golden())
+    assert [type(t) for t in network.tensors.values()] == [type(t) for t in golden().tensors.values()]
+
+
+def test_the_newest_golden_file_is_what_is_written() -> None:
+    path = Path(__file__).parent / "golden" / f"version-{file.VERSION}.pcn"
+    assert file.dumps(golden())[0] == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet-300-100", "lenet-5-caffe", "lenet-5-relu"])
+def test_builtin_networks_are_named_not_spelled_out(name: str) -> None:
+    graph = capture(build_net(name, (1, 28, 28), 10, (7, 6)), (1, 28, 28))
+    net = Network(graph, build_net(name, (1, 28, 28), 10, (7, 6)).state_dict())
+    tensors = {key: torch.where(torch.rand_like(t) < 0.02, t, 0.0) for key, t in net.state_dict().items()}
+    graph, small = shrink(graph, tensors)
+    packed = {key: Quantized(torch.round(8 * t).int().numpy(), 0.125) for key, t in small.items()}
+    network = Compressed(graph, packed, {"prior": "none", "data": "mnist", "parameters_total": 266610})
+    data, parts = file.dumps(network)
+    assert parts["header"] < 40
+    assert same(file.loads(data), network)
+
+
+def test_steps_that_are_no_quarter_power_take_five_bytes() -> None:
+    odd = Compressed(tiny().graph, tiny().tensors | {"w": Quantized(tiny().tensors["w"].codes, 0.3)}, {})  # type: ignore[union-attr]
+    assert file.loads(file.dumps(odd)[0]).tensors["w"].step == np.float32(0.3)  # type: ignore[union-attr]
 
 
 @given(hnp.arrays(np.int32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(-99, 99)))
@@ -71,7 +134,7 @@ def test_every_truncation_and_bit_flip_is_refused() -> None:
         for bit in range(8):
             broken = bytearray(data)
             broken[position] ^= 1 << bit
-            with pytest.raises(ValueError, match=r"version|damaged|not a \.pcn"):
+            with pytest.raises(ValueError, match=r"version|damaged|not a \.pcn|truncated"):
                 file.loads(bytes(broken))
 
 
@@ -89,9 +152,20 @@ def test_forged_files_decode_or_are_refused(draw: st.DataObject) -> None:
     assert isinstance(network, Compressed)
 
 
-def forged(header: bytes, body: bytes = b"") -> bytes:
-    packed = file._deflate(header)
-    return sealed(file.MAGIC + b"\x01" + struct.pack("<I", len(packed)) + packed + body)
+def forged(text: bytes, body: bytes = b"", version: int = 2) -> bytes:
+    packed = header._deflate(text, header.DICTIONARY)
+    length = b"\0" + codec.varint(len(packed)) if version == 2 else struct.pack("<I", len(packed))
+    return sealed(file.MAGIC + bytes([version]) + length + packed + body)
+
+
+def stated(number: int, *sizes: int, body: bytes = b"") -> bytes:
+    """A file whose header names a template, with empty metadata."""
+    packed = header._deflate(b"{}", header.META_DICTIONARY)
+    head = b"".join(codec.varint(size) for size in (number, *sizes, len(packed)))
+    return sealed(file.MAGIC + b"\2" + head + packed + body)
+
+
+ONE = b'{"graph":{"input":[3],"nodes":[]},"tensors":[["w",[1],1]],"meta":{}}'
 
 
 @pytest.mark.parametrize(
@@ -99,8 +173,18 @@ def forged(header: bytes, body: bytes = b"") -> bytes:
     [
         (b"PK\x03\x04" + bytes(50), "not a .pcn file"),
         (b"", "not a .pcn file"),
-        (sealed(file.MAGIC + b"\x02" + bytes(20)), "format version 2"),
+        (sealed(file.MAGIC + b"\x03" + bytes(20)), "format version 3"),
         (sealed(file.MAGIC + b"\x01" + struct.pack("<I", 1 << 30) + bytes(9)), "a header of 1073741824 bytes"),
+        (sealed(file.MAGIC + b"\x02\x00" + codec.varint(1 << 30) + bytes(9)), "a header of 1073741824 bytes"),
+        (stated(9, 1, 3, 1, 2), "unknown template"),
+        (stated(1, 99), "99 sizes"),
+        (stated(1, 1, 1 << 33, 1, 2), "impossible shape"),
+        (stated(1, 2, 1 << 30, 1 << 30, 2, 1 << 30, 1 << 30), "values declared"),
+        (stated(2, 3, 1, 8, 8, 4, 1, 1, 1, 1), "LeNet-5"),
+        (stated(1, 1, 3, 1, 2), "truncated"),
+        (stated(1, 1, 3, 1, 2, body=b"\xf5\xf5"), "unknown kind of tensor"),
+        (stated(1, 1, 3, 1, 2, body=b"\xc9\xc9" + b"\xff" * 99), "left over"),
+        (stated(1, 1, 3000, 1, 3000, body=b"\xc9\xc9"), "coded in context, more than"),
         (forged(b"[]"), "not understood"),
         (forged(b"{" * 100_000), "not understood"),
         (forged(b" " * (9 << 20)), "more than 8388608"),
@@ -109,17 +193,13 @@ def forged(header: bytes, body: bytes = b"") -> bytes:
         (forged(b'{"graph":{"input":[3],"nodes":[["relu",[7],{},{}]]},"tensors":[],"meta":{}}'), "comes later"),
         (forged(b'{"graph":{"input":[3],"nodes":[["linear",[0],{"weight":"w"},{}]]},"tensors":[],"meta":{}}'), "uses"),
         (forged(b'{"graph":{"input":[3],"nodes":[]},"tensors":[],"meta":{}}', b"x"), "left over"),
-        (
-            forged(b'{"graph":{"input":[3],"nodes":[]},"tensors":[["w",[1],0]],"meta":{}}', b"\x04\x00\x00\xc0\x7f"),
-            "finite",
-        ),
-        (
-            forged(
-                b'{"graph":{"input":[3],"nodes":[]},"tensors":[["w",[1],1]],"meta":{}}', b"\x05\x00\x00\xc0\x7f\x00"
-            ),
-            "step",
-        ),
-        (forged(b'{"graph":{"input":[3],"nodes":[]},"tensors":[["w",[1],1]],"meta":{}}', b"\x50\x00"), "truncated"),
+        (forged(ONE, b"\xff\x04\x00\x00\xc0\x7f"), "finite"),
+        (forged(ONE, b"\xf0\x00\x00\xc0\x7f\x00"), "step"),
+        (forged(ONE, b"\xf1\x00\x00\x00\x80"), "step"),
+        (forged(ONE, b"\xc8\x50\x00"), "truncated"),
+        (forged(ONE, b"\x05\x00\x00\xc0\x7f\x00", 1), "step"),
+        (forged(ONE.replace(b"],1]", b"],0]"), b"\x04\x00\x00\xc0\x7f", 1), "finite"),
+        (forged(ONE, b"\x50\x00", 1), "truncated"),
     ],
 )
 def test_hostile_files(data: bytes, message: str) -> None:

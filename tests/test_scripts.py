@@ -116,3 +116,17 @@ def test_study_document(tmp_path: Path) -> None:
     again = text
     run(script("study_document"), "--document", str(document), cwd=tmp_path)
     assert document.read_text() == again
+
+
+def test_fuzz_files(tmp_path: Path) -> None:
+    script = next(path for path in SCRIPTS if path.stem == "fuzz_files")
+    assert run(script, "--smoke", "--keep", "hostile", cwd=tmp_path).startswith("300 inputs: ")
+
+
+@pytest.mark.parametrize("script", sorted((SCRIPTS[0].parent / "records").glob("*.py")), ids=lambda path: path.stem)
+def test_records(script: Path, tmp_path: Path) -> None:
+    assert "--smoke" in run(script, "--help", cwd=tmp_path)
+    run(script, "--smoke", cwd=tmp_path)
+    (row,) = json.loads((tmp_path / "docs" / "results" / "records" / "records.json").read_text())
+    assert (tmp_path / "docs" / "results" / "records" / row["file"]).stat().st_size == row["bytes"]
+    assert row["finetune_epochs"] > 0

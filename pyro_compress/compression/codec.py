@@ -13,6 +13,8 @@ frequencies, so a file decodes identically on every machine. `encode` writes the
 
 from __future__ import annotations
 
+import math
+
 import constriction
 import numpy as np
 
@@ -58,6 +60,19 @@ def varint(value: int) -> bytes:
         out.append(value & 127 | 128)
         value >>= 7
     return bytes([*out, value])
+
+
+_ROOTS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
+
+
+def quarter_power(exponent: int) -> float:
+    """2^(exponent / 4) as float32, the same on every machine."""
+    return float(np.float32(math.ldexp(_ROOTS[exponent % 4], exponent // 4)))
+
+
+def nearest_exponent(step: float) -> int:
+    """The exponent whose `quarter_power` is nearest to a step, on a logarithmic scale."""
+    return round(4 * math.log2(step))
 
 
 def encode(codes: np.ndarray) -> bytes:

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from pyro_compress.compression import file, runner
+from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.search import compress, to_module
+from pyro_compress.compression.tuned import compress_finetuned
 from pyro_compress.graph import Network, widths
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate
@@ -37,6 +39,9 @@ class Report:
         file_bytes: size of the file.
         dense_bytes: size of the uncompressed network as float32.
         sections_bytes: bytes of each part of the file.
+        finetune_epochs: epochs of fine-tuning; 0 where the posterior, threshold and rounding did it alone.
+        finetune_rate: price of a bit in it.
+        teacher: network that was distilled into this one; empty for none.
     """
 
     criterion: str
@@ -53,6 +58,9 @@ class Report:
     file_bytes: int
     dense_bytes: int
     sections_bytes: dict[str, int]
+    finetune_epochs: int = 0
+    finetune_rate: float = 0.0
+    teacher: str = ""
 
     @property
     def ratio(self) -> float:
@@ -84,9 +92,19 @@ def load(path: str | Path) -> Network:
 
 
 def compress_run(
-    posterior: Posterior, splits: Splits, path: Path, device: str = "auto", threads: int = 0, **options: Any
-) -> Report:
-    """Compress into a file and report on it; options as for `compress`.
+    posterior: Posterior, splits: Splits, path: Path, device: str = "auto", threads: int = 0,
+    how: FineTune | None = None, **options: Any,
+) -> Report:  # fmt: skip
+    """Compress into a file and report on it.
+
+    Args:
+        posterior: the waist.
+        splits: where it was fitted.
+        path: the file to write.
+        device: `auto`, `cpu` or `cuda`; fine-tuning runs on the CPU.
+        threads: CPU threads; 0 leaves torch's default.
+        how: fine-tune like this; None leaves that stage out.
+        options: as for `compress`, or with fine-tuning as for `compress_finetuned`.
 
     Raises:
         ValueError: as `compress`; nothing is written.
@@ -94,7 +112,11 @@ def compress_run(
     """
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is no folder; make it first, or choose another --out")
-    network, removed = compress(posterior, splits, device=prepare(device, threads), **options)
+    device = prepare(device, threads)
+    if how is None:
+        network, removed = compress(posterior, splits, device=device, **options)
+    else:
+        network, removed = compress_finetuned(posterior, splits, how, **options)
     sections = save(path, network, splits)
     return report(posterior, path, splits, removed, sections)
 
@@ -143,4 +165,7 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
         file_bytes=size,
         dense_bytes=4 * total,
         sections_bytes=sections,
+        finetune_epochs=network.meta.get("finetune_epochs", 0),
+        finetune_rate=network.meta.get("rate", 0.0),
+        teacher=network.meta.get("teacher", ""),
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_compress.compression.codec import nearest_exponent, quarter_power
 from pyro_compress.types import LayerPosterior, Quantized
 
 MAX_CODE = 1 << 14
@@ -25,13 +25,18 @@ def step_size(layer: LayerPosterior, kept: Tensor, coarseness: float) -> float:
     if not len(values) or not values.any():
         return 1.0
     typical = float(values.double().square().mean().sqrt())
-    return float(np.float32(max(coarseness * typical, float(values.abs().max()) / MAX_CODE)))
+    return snapped(max(coarseness * typical, float(values.abs().max()) / MAX_CODE))
+
+
+def snapped(step: float) -> float:
+    """The nearest power of 2^(1/4), which takes one byte in a file."""
+    return quarter_power(nearest_exponent(step))
 
 
 def bias_step(bias: Tensor, levels: int) -> float:
     """Step that puts the largest bias at code `levels`."""
     largest = float(bias.abs().max()) if len(bias) else 0.0
-    return float(np.float32(largest / levels)) if largest else 1.0
+    return snapped(largest / levels) if largest else 1.0
 
 
 def quantize(values: Tensor, step: float) -> Quantized:

@@ -2,14 +2,14 @@
 
 With a tolerance, the search looks for the smallest file: for every coarseness of the grid it bisects for the highest
 sparsity whose validation scores still reach the target, then compares the coded bytes; at the end it coarsens the
-biases as far as the target allows. A target bounds the NLL beside the accuracy: on a few hundred examples accuracy
-alone is a coarse ruler, and a search over it finds its gaps.
+biases as far as the target allows. With a bound on the validation error the target is that
+bound; with a bound on the bytes the search bisects for the lowest sparsity that fits, for every coarseness, and takes
+the candidate with the lowest validation NLL.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,14 @@ from pyro_compress.compression import file
 from pyro_compress.compression.precision import bias_step, quantize, rounded, step_size
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.compression.shrink import shrink
+from pyro_compress.compression.target import (
+    NLL_PER_ACCURACY,
+    OnCandidate,
+    Target,
+    Trial,
+    default_nll_tolerance,
+    target_of,
+)
 from pyro_compress.data import told
 from pyro_compress.graph import WEIGHTED, Network
 from pyro_compress.metrics import evaluate
@@ -32,20 +40,18 @@ BIAS_LEVELS = (127, 63, 31, 15, 7, 3)
 """Codes of the largest bias, finest first."""
 PRECISION_TOLERANCE = 0.001
 """Accuracy that rounding may cost where the sparsity is given."""
-NLL_PER_ACCURACY = 2.0
-"""Nats per example that may be lost, by default, for each unit of accuracy that may: 0.01 for half a point."""
-LARGE_SPLIT = 3000
-"""Below this many validation examples the default allowance in nats shrinks with the root of their number."""
-
 OnTrial = Callable[[int, int], None]
 
 
 class _Search:
     """Builds and scores candidates for one posterior."""
 
-    def __init__(self, posterior: Posterior, splits: Splits, criterion: str, device: str):
+    def __init__(
+        self, posterior: Posterior, splits: Splits, criterion: str, device: str,
+        on_candidate: OnCandidate = lambda trial: None,
+    ):  # fmt: skip
         self.posterior, self.splits, self.device, self.criterion = posterior, splits, device, criterion
-        self.scores = scores(posterior, criterion)
+        self.scores, self.on_candidate = scores(posterior, criterion), on_candidate
 
     def masks(self, sparsity: float) -> Masks:
         return masks_at(self.scores, sparsity)
@@ -79,18 +85,13 @@ class _Search:
     def scores_of(self, network: Compressed) -> Scores:
         return evaluate(to_module(network).to(self.device), self.splits, "validation", self.device)
 
-
-@dataclass(frozen=True)
-class _Target:
-    """What a candidate must reach: the reference less the tolerance, in accuracy and in NLL."""
-
-    reference: Scores
-    tolerance: float
-    nll_tolerance: float
-
-    def reached(self, scores: Scores) -> bool:
-        enough = scores.accuracy >= self.reference.accuracy - self.tolerance
-        return enough and scores.nll_nats <= self.reference.nll_nats + self.nll_tolerance
+    def trial(self, sparsity: float, coarseness: float) -> tuple[Trial, Scores]:
+        """Size and scores of one candidate, told to whoever draws the curve."""
+        network = self.candidate(self.masks(sparsity), coarseness, BIAS_LEVELS[0])
+        size, scored = len(file.dumps(network, in_context=False)[0]), self.scores_of(network)
+        trial = Trial(sparsity, coarseness, 0.0, size, 1 - scored.accuracy, scored.nll_nats)
+        self.on_candidate(trial)
+        return trial, scored
 
 
 def to_module(network: Compressed) -> Network:
@@ -105,8 +106,11 @@ def compress(
     sparsity: float | None = None,
     tolerance: float = 0.005,
     nll_tolerance: float | None = None,
+    target_error: float | None = None,
+    max_bytes: int | None = None,
     device: str = "cpu",
     on_trial: OnTrial = lambda done, total: None,
+    on_candidate: OnCandidate = lambda trial: None,
 ) -> tuple[Compressed, float]:
     """Prune, round and shrink a posterior's mean network.
 
@@ -117,8 +121,11 @@ def compress(
         sparsity: share of the weights to remove; None searches for the smallest file within the tolerance.
         tolerance: validation accuracy that may be lost against the uncompressed posterior mean, in [0, 1].
         nll_tolerance: validation NLL that may be lost, in nats per example; `default_nll_tolerance` if None.
+        target_error: validation error that may be reached, in [0, 1], instead of a tolerance.
+        max_bytes: largest size of the file, instead of a tolerance.
         device: where candidates are evaluated.
         on_trial: progress, called with (done, total).
+        on_candidate: called with every candidate of the search.
 
     Returns:
         The network as it goes into the file, and the share of weights that the criterion removed.
@@ -136,21 +143,17 @@ def compress(
         >>> round(removed, 2)
         0.5
     """
-    if not 0 <= tolerance <= 1:
-        raise ValueError(f"tolerance {tolerance}: allowed are values from 0 to 1 (0.005 is half a point)")
-    if nll_tolerance is not None and not nll_tolerance >= 0:
-        raise ValueError(f"nll_tolerance {nll_tolerance}: it must not be negative")
-    search = _Search(posterior, splits, criterion or posterior.criterion, device)
+    search = _Search(posterior, splits, criterion or posterior.criterion, device, on_candidate)
     if sparsity is not None:
-        tolerance, masks = PRECISION_TOLERANCE, search.masks(sparsity)
-        reference = search.scores_of(search.candidate(masks, None, BIAS_LEVELS[0]))
-        target = _Target(reference, tolerance, default_nll_tolerance(tolerance, len(splits.validation)))
+        reference = search.scores_of(search.candidate(search.masks(sparsity), None, BIAS_LEVELS[0]))
+        allowed = default_nll_tolerance(PRECISION_TOLERANCE, len(splits.validation))
+        target = Target(reference, PRECISION_TOLERANCE, allowed)
         trials = [(sparsity, coarseness) for coarseness in COARSENESS]
-        chosen = next((t for t in trials if _reaches(search, t, target)), trials[-1])
+        chosen = next((t for t in trials if target.reached(search.trial(*t)[1])), trials[-1])
+    elif max_bytes is not None:
+        chosen, target = _within(search, max_bytes, on_trial)
     else:
-        network = Network(posterior.graph, posterior.tensors).eval().to(device)
-        nll = default_nll_tolerance(tolerance, len(splits.validation)) if nll_tolerance is None else nll_tolerance
-        target = _Target(evaluate(network, splits, "validation", device), tolerance, nll)
+        target = target_of(posterior, splits, tolerance, nll_tolerance, target_error, device)
         chosen = _smallest(search, target, on_trial)
     masks = search.masks(chosen[0])
     removed = 1 - sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
@@ -163,13 +166,24 @@ def compress(
     return best, removed
 
 
-def default_nll_tolerance(tolerance: float, examples: int) -> float:
-    """Nats per example that may be lost beside a tolerance of accuracy.
+def prune(
+    posterior: Posterior, splits: Splits, criterion: str | None, sparsity: float | None, target: Target, device: str
+) -> tuple[Masks, float]:
+    """Masks before any rounding: at a sparsity, or the fewest weights that still reach a target.
 
-    On a small split chance moves the difference of two networks by more than the tolerance, and a search among many
-    candidates finds the lucky ones: the allowance shrinks as the standard error of the difference grows.
+    Returns:
+        The masks, and the share of the weights that they remove.
     """
-    return NLL_PER_ACCURACY * tolerance * min(1.0, (examples / LARGE_SPLIT) ** 0.5)
+    search = _Search(posterior, splits, criterion or posterior.criterion, device)
+    if sparsity is None:
+        low, high = 0, len(KEPT)
+        while high - low > 1:
+            middle = (low + high) // 2
+            network = search.candidate(search.masks(1 - KEPT[middle]), None, BIAS_LEVELS[0])
+            low, high = (middle, high) if target.reached(search.scores_of(network)) else (low, middle)
+        sparsity = 1 - KEPT[low]
+    masks = search.masks(sparsity)
+    return masks, 1 - sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
 
 
 def remove_units(
@@ -186,39 +200,52 @@ def remove_units(
     """
     search = _Search(posterior, splits, criterion or posterior.criterion, device)
     full = search.candidate(search.masks(0.0), None, BIAS_LEVELS[0])
-    target = _Target(search.scores_of(full), tolerance, float("inf"))
+    target = Target(search.scores_of(full), tolerance, float("inf"))
     candidates = (search.candidate(search.masks(1 - kept), None, BIAS_LEVELS[0]) for kept in reversed(KEPT))
     return next((network for network in candidates if target.reached(search.scores_of(network))), full)
 
 
-Trial = tuple[float, float]
+Chosen = tuple[float, float]
+"""(sparsity, coarseness)."""
 
 
-def _reaches(search: _Search, trial: Trial, target: _Target) -> bool:
-    sparsity, coarseness = trial
-    network = search.candidate(search.masks(sparsity), coarseness, BIAS_LEVELS[0])
-    return target.reached(search.scores_of(network))
-
-
-def _smallest(search: _Search, target: _Target, on_trial: OnTrial) -> Trial:
-    """(sparsity, coarseness) with the fewest coded bytes among those that reach the target."""
-    best: tuple[int, Trial] | None = None
+def _smallest(search: _Search, target: Target, on_trial: OnTrial) -> Chosen:
+    """The fewest coded bytes among those that reach the target."""
+    best: tuple[int, Chosen] | None = None
     for index, coarseness in enumerate(COARSENESS):
         low, high = -1, len(KEPT)  # KEPT[low] reaches the target, KEPT[high] does not
         while high - low > 1:
             middle = (low + high) // 2
-            if _reaches(search, (1 - KEPT[middle], coarseness), target):
-                low = middle
+            trial, scored = search.trial(1 - KEPT[middle], coarseness)
+            if target.reached(scored):
+                low, found = middle, (trial.bytes, (trial.sparsity, trial.coarseness))
+                best = min(best or found, found)
             else:
                 high = middle
-        if low >= 0:
-            trial = (1 - KEPT[low], coarseness)
-            size = len(file.dumps(search.candidate(search.masks(trial[0]), coarseness, BIAS_LEVELS[0]))[0])
-            best = min(best or (size, trial), (size, trial))
         on_trial(index + 1, len(COARSENESS))
     if best is None:
         raise ValueError(
-            f"no candidate stays within {target.tolerance} of the validation accuracy {target.reference.accuracy:.4f} "
-            "of the posterior mean; allow more with --tolerance, or use --sparsity"
+            f"no candidate reaches a validation accuracy of {target.reference.accuracy - target.tolerance:.4f}"
+            f" and an NLL of {target.reference.nll_nats + target.nll_tolerance:.4f} nats; "
+            "allow more with --tolerance or --target-error, or use --sparsity"
         )
     return best[1]
+
+
+def _within(search: _Search, max_bytes: int, on_trial: OnTrial) -> tuple[Chosen, Target]:
+    """The lowest validation NLL among those that fit, and a target that keeps it from getting worse."""
+    best: tuple[float, Chosen, Scores] | None = None
+    for index, coarseness in enumerate(COARSENESS):
+        low, high = -1, len(KEPT) - 1  # KEPT[high] may fit, KEPT[low] does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (
+                (low, middle) if search.trial(1 - KEPT[middle], coarseness)[0].bytes <= max_bytes else (middle, high)
+            )
+        trial, scored = search.trial(1 - KEPT[high], coarseness)
+        if trial.bytes <= max_bytes and (best is None or trial.validation_nll_nats < best[0]):
+            best = (trial.validation_nll_nats, (trial.sparsity, coarseness), scored)
+        on_trial(index + 1, len(COARSENESS))
+    if best is None:
+        raise ValueError(f"no candidate fits into {max_bytes} bytes; allow more with --max-bytes")
+    return best[1], Target(best[2], PRECISION_TOLERANCE, NLL_PER_ACCURACY * PRECISION_TOLERANCE)

@@ -37,8 +37,28 @@ class _Value:
     factor: int = 1
 
 
+@dataclass(frozen=True)
+class Shrunk:
+    """A smaller network, and where its parts come from.
+
+    Attributes:
+        graph: its operations.
+        tensors: its tensors.
+        rows: tensor name -> indices of the first axis that were kept, in their new order.
+        columns: weight tensor name -> the same for the second axis; absent where it stays as it is.
+    """
+
+    graph: Graph
+    tensors: dict[str, Tensor]
+    rows: dict[str, Tensor]
+    columns: dict[str, Tensor]
+
+
 def shrink(graph: Graph, tensors: dict[str, Tensor]) -> tuple[Graph, dict[str, Tensor]]:
     """Remove dead units and fold constants; zero weights are what a mask left behind.
+
+    Hidden units are put in the order of their non-zero weights, most first: any order computes the same, and this one
+    takes the fewest bytes.
 
     Args:
         graph: the network.
@@ -47,6 +67,12 @@ def shrink(graph: Graph, tensors: dict[str, Tensor]) -> tuple[Graph, dict[str, T
     Returns:
         The smaller network. The number of inputs and outputs stays; so do channels around grouped convolutions.
     """
+    small = trace_shrink(graph, tensors)
+    return small.graph, small.tensors
+
+
+def trace_shrink(graph: Graph, tensors: dict[str, Tensor]) -> Shrunk:
+    """As `shrink`, telling which rows and columns of every tensor are left."""
     work = _Work(graph, {name: tensor.double().clone() for name, tensor in tensors.items()})
     work.fold()
     while work.sweep():
@@ -191,31 +217,52 @@ class _Work:
                 columns = weight.transpose(0, 1).flatten(1).any(1)
                 read[self.find(source.space)] |= columns.view(-1, source.factor).any(1)
         for space, channels in read.items():
-            channels[0] |= not channels.any()  # no operation takes an empty tensor: one channel stays
-            if not torch.equal(self.alive[space], self.alive[space] & channels):
-                self.alive[space] &= channels
+            channels &= self.alive[space]
+            if not channels.any():  # no operation takes an empty tensor: one channel stays
+                channels[int(self.alive[space].to(torch.uint8).argmax())] = True
+            if not torch.equal(self.alive[space], channels):
+                self.alive[space] = channels
                 died = True
         return died
 
     # --- the smaller network
 
-    def cut(self, dtypes: dict[str, torch.dtype]) -> tuple[Graph, dict[str, Tensor]]:
-        nodes, tensors = [], {}
+    def cut(self, dtypes: dict[str, torch.dtype]) -> Shrunk:
+        orders = self.orders()
+        nodes = []
+        rows, columns, tensors = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
         for node, value in zip(self.nodes, self.values, strict=True):
-            keep = self.live(value)
+            keep = _entries(orders[self.find(value.space)], value.factor)
             for role, name in node.parameters.items():
-                tensor = self.tensors[name]
-                if node.op in WEIGHTED and role == "weight":
-                    grouped = node.attributes.get("groups", 1) != 1
-                    into = slice(None) if grouped else self.live(self.values[node.inputs[0]])
-                    tensor = tensor[keep][:, into]
-                else:
-                    tensor = tensor[keep]
+                rows[name] = keep
+                tensor = self.tensors[name][keep]
+                if node.op in WEIGHTED and role == "weight" and node.attributes.get("groups", 1) == 1:
+                    source = self.values[node.inputs[0]]
+                    columns[name] = _entries(orders[self.find(source.space)], source.factor)
+                    tensor = tensor[:, columns[name]]
                 tensors[name] = tensor.to(dtypes.get(name, torch.float32)).contiguous()
             if node.op == "reshape":
-                node = replace(node, attributes={"shape": [int(keep.sum()), *value.shape[1:]]})
+                node = replace(node, attributes={"shape": [len(keep), *value.shape[1:]]})
             nodes.append(node)
-        return Graph(tuple(nodes), self.input_shape), tensors
+        return Shrunk(Graph(tuple(nodes), self.input_shape), tensors, rows, columns)
+
+    def orders(self) -> dict[int, Tensor]:
+        """Live channels of every space; free ones by the number of non-zero weights that make them, most first."""
+        made = {self.find(space): torch.zeros(len(alive)) for space, alive in self.alive.items()}
+        for node, value in zip(self.nodes, self.values, strict=True):
+            if node.op in WEIGHTED:
+                made[self.find(value.space)] += (self.tensors[node.parameters["weight"]] != 0).flatten(1).sum(1)
+        found = {}
+        for space, counts in made.items():
+            live = self.alive[space].nonzero().flatten()
+            order = torch.argsort(counts[live], descending=True, stable=True)
+            found[space] = live if space in self.fixed else live[order]
+        return found
+
+
+def _entries(channels: Tensor, factor: int) -> Tensor:
+    """Indices along axis 1 of the entries of some channels, `factor` per channel."""
+    return (channels[:, None] * factor + torch.arange(factor)).flatten()
 
 
 def _varying(channels: int) -> Tensor:

@@ -1,0 +1,39 @@
+"""The size-against-error curve of a search: as a table, and as a picture where matplotlib is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import fields
+from pathlib import Path
+
+from pyro_compress.compression.file import write_atomically
+from pyro_compress.compression.target import Trial
+
+
+def write_curve(path: Path, trials: list[Trial]) -> list[Path]:
+    """Write all candidates, largest file first, as CSV, and beside it a picture (`.png`) if matplotlib is there.
+
+    Returns:
+        The files written.
+    """
+    names = [field.name for field in fields(Trial)]
+    rows = sorted(trials, key=lambda trial: -trial.bytes)
+    lines = [",".join(names), *(",".join(f"{getattr(row, name):.10g}" for name in names) for row in rows)]
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    if importlib.util.find_spec("matplotlib") is None:
+        return [path]
+    picture = path.with_suffix(".png")
+    _draw(picture, rows)
+    return [path, picture]
+
+
+def _draw(path: Path, trials: list[Trial]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter([t.bytes for t in trials], [100 * t.validation_error for t in trials], s=8, color="0.7")
+    front = [t for t in trials if all(t.validation_error < u.validation_error for u in trials if u.bytes < t.bytes)]
+    axes.plot([t.bytes for t in front], [100 * t.validation_error for t in front], marker="o", ms=3)
+    axes.set(xscale="log", xlabel="file (bytes)", ylabel="validation error (%)")
+    figure.savefig(path, dpi=120)

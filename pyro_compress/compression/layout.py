@@ -1,0 +1,63 @@
+"""How a weight tensor lies in space: rows of planes of `height × width` values, read off the graph.
+
+A filter of a convolution has one plane per input channel. A linear layer that reads a flattened image has one plane of
+pixels per channel; any other has one 1 × 1 plane per input. Writer and reader derive it alike, so it takes no bytes.
+"""
+
+from __future__ import annotations
+
+import math
+
+from pyro_compress.types import Graph
+
+Layout = tuple[int, int, int, int]
+"""(rows, planes, height, width)."""
+
+WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
+KEEPS_CHANNELS = ("relu", "tanh", "sigmoid", "silu", "gelu", "max_pool", "avg_pool", "batch_norm", "pad", "add")
+
+
+def layouts(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> dict[str, Layout]:
+    """Layout of every tensor that has values, by name; a vector is a column of rows with one value each.
+
+    Args:
+        graph: the network.
+        shapes: shape of every tensor.
+    """
+    found = {name: plain(shape) for name, shape in shapes.items()}
+    for node in graph.nodes:
+        name = node.parameters.get("weight", "")
+        if node.op == "linear" and node.inputs and len(shapes.get(name, ())) == 2:
+            found[name] = _linear(graph, shapes, name, node.inputs[0])
+    return {name: layout for name, layout in found.items() if math.prod(layout)}
+
+
+def plain(shape: tuple[int, ...]) -> Layout:
+    """Layout of a tensor of which nothing but the shape is known."""
+    rows, columns, *kernel = (*shape, 1, 1)[: max(len(shape), 2)]
+    height, width = (1, 1, *kernel)[-2:]
+    return rows, math.prod((columns, *kernel)) // max(height * width, 1), height, width
+
+
+def _linear(graph: Graph, shapes: dict[str, tuple[int, ...]], name: str, source: int) -> Layout:
+    """Follow the input back to where it was flattened, and from there to what made its channels."""
+    rows, columns = shapes[name]
+    source = _back(graph, source)
+    if graph.nodes[source].op != "reshape" or not graph.nodes[source].inputs:
+        return rows, columns, 1, 1
+    origin = _back(graph, graph.nodes[source].inputs[0])
+    node = graph.nodes[origin]
+    if origin == 0 and len(graph.input_shape) == 3 and math.prod(graph.input_shape) == columns:
+        return (rows, *graph.input_shape)
+    channels = (*shapes.get(node.parameters.get("weight", ""), ()), 0)[0] if node.op in WEIGHTED else 0
+    if not channels or columns % channels:
+        return rows, columns, 1, 1
+    area = columns // channels
+    side = math.isqrt(area)
+    return (rows, channels, side, side) if side * side == area else (rows, channels, 1, area)
+
+
+def _back(graph: Graph, index: int) -> int:
+    while graph.nodes[index].op in KEEPS_CHANNELS and graph.nodes[index].inputs:
+        index = graph.nodes[index].inputs[0]
+    return index

@@ -1,0 +1,90 @@
+"""What a search must reach on the validation split, and the candidates it has seen.
+
+A target bounds the NLL beside the accuracy: on a few hundred examples accuracy alone is a coarse ruler, and a search
+over it finds its gaps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from pyro_compress.graph import Network
+from pyro_compress.metrics import evaluate
+from pyro_compress.types import Posterior, Scores, Splits
+
+NLL_PER_ACCURACY = 2.0
+"""Nats per example that may be lost, by default, for each unit of accuracy that may: 0.01 for half a point."""
+LARGE_SPLIT = 3000
+"""Below this many validation examples the default allowance in nats shrinks with the root of their number."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate of a search: a point of the size-against-error curve.
+
+    Attributes:
+        sparsity: share of the weights that the criterion removed.
+        coarseness: steps relative to each layer's own scale; 0 where fine-tuning chose the integers.
+        rate: price of a bit in fine-tuning; 0 without.
+        bytes: size of the file; without fine-tuning an upper bound, as the context coder is left out.
+        validation_error: share of validation examples that it gets wrong.
+        validation_nll_nats: per example.
+    """
+
+    sparsity: float
+    coarseness: float
+    rate: float
+    bytes: int
+    validation_error: float
+    validation_nll_nats: float
+
+
+OnCandidate = Callable[[Trial], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a candidate must reach: the reference less the tolerance, in accuracy and in NLL."""
+
+    reference: Scores
+    tolerance: float
+    nll_tolerance: float
+
+    def reached(self, scores: Scores) -> bool:
+        """Whether scores are good enough."""
+        enough = scores.accuracy >= self.reference.accuracy - self.tolerance
+        return enough and scores.nll_nats <= self.reference.nll_nats + self.nll_tolerance
+
+
+def target_of(
+    posterior: Posterior, splits: Splits, tolerance: float = 0.005, nll_tolerance: float | None = None,
+    target_error: float | None = None, device: str = "cpu",
+) -> Target:  # fmt: skip
+    """What a candidate must reach: the posterior mean's validation scores less a tolerance, or a given error.
+
+    Raises:
+        ValueError: a tolerance or an error out of range.
+    """
+    if not 0 <= tolerance <= 1:
+        raise ValueError(f"tolerance {tolerance}: allowed are values from 0 to 1 (0.005 is half a point)")
+    if nll_tolerance is not None and not nll_tolerance >= 0:
+        raise ValueError(f"nll_tolerance {nll_tolerance}: it must not be negative")
+    if target_error is not None and not 0 <= target_error <= 1:
+        raise ValueError(f"target_error {target_error}: allowed are values from 0 to 1 (0.02 is two points)")
+    reference = evaluate(Network(posterior.graph, posterior.tensors).eval().to(device), splits, "validation", device)
+    if target_error is not None:
+        allowed = math.inf if nll_tolerance is None else nll_tolerance
+        return Target(replace(reference, accuracy=1.0), target_error, allowed)
+    nll = default_nll_tolerance(tolerance, len(splits.validation)) if nll_tolerance is None else nll_tolerance
+    return Target(reference, tolerance, nll)
+
+
+def default_nll_tolerance(tolerance: float, examples: int) -> float:
+    """Nats per example that may be lost beside a tolerance of accuracy.
+
+    On a small split chance moves the difference of two networks by more than the tolerance, and a search among many
+    candidates finds the lucky ones: the allowance shrinks as the standard error of the difference grows.
+    """
+    return NLL_PER_ACCURACY * tolerance * min(1.0, (examples / LARGE_SPLIT) ** 0.5)

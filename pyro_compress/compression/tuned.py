@@ -1,0 +1,112 @@
+"""Posterior -> Compressed by fine-tuning: masks, then integers under the price of their bits, chosen on validation.
+
+The masks are those of the sparsity that is given, or the fewest weights with which the unrounded posterior mean is
+still within the tolerance. A given rate is used as it is. Without one a grid of rates is bisected: for the highest rate
+whose scores reach the target, or, with a bound on the bytes, for the lowest whose file fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from pyro_compress.compression import file
+from pyro_compress.compression.finetune import FineTune, OnEpoch, finetune
+from pyro_compress.compression.search import prune, to_module
+from pyro_compress.compression.target import OnCandidate, Target, Trial, target_of
+from pyro_compress.graph import Network
+from pyro_compress.metrics import evaluate, logits_of
+from pyro_compress.types import Compressed, Posterior, Splits
+
+RATES = tuple(2.0 ** (k / 2) for k in range(-4, 9))
+"""Grid of rates, in nats per nat of the description length."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Whose logits are matched, and the name under which the file tells of it."""
+
+    posterior: Posterior
+    name: str
+
+
+def compress_finetuned(
+    posterior: Posterior, splits: Splits, how: FineTune, rate: float | None = None, teacher: Teacher | None = None,
+    max_bytes: int | None = None, on_candidate: OnCandidate = lambda trial: None,
+    on_epoch: OnEpoch = lambda epoch, epochs, kept: None, **options: Any,
+) -> tuple[Compressed, float]:  # fmt: skip
+    """Prune, fine-tune and shrink a posterior's mean network.
+
+    Args:
+        posterior: the waist.
+        splits: trained on `train`; `validation` chooses.
+        how: the recipe; its rate is replaced.
+        rate: price of a bit; None searches for one.
+        teacher: distil from this network.
+        max_bytes: largest size of the file, instead of a tolerance.
+        on_candidate: called with every fine-tuned network.
+        on_epoch: called after every epoch.
+        options: `criterion`, `sparsity`, `tolerance`, `nll_tolerance`, `target_error` as for `compress`.
+
+    Returns:
+        The network as it goes into the file, and the share of weights that the criterion removed.
+
+    Raises:
+        ValueError: no rate reaches the target.
+    """
+    criterion, sparsity = options.pop("criterion", None), options.pop("sparsity", None)
+    target = target_of(posterior, splits, **options)
+    masks, removed = prune(posterior, splits, criterion, sparsity, target, options.get("device", "cpu"))
+    logits = None if teacher is None else teacher_logits(teacher, splits)
+    told = posterior.provenance | {"criterion": criterion or posterior.criterion}
+    told |= {"parameters_total": sum(tensor.numel() for tensor in posterior.tensors.values())}
+    told |= {"finetune_epochs": how.masked_epochs + how.epochs}
+    told |= {} if teacher is None else {"teacher": teacher.name}
+
+    def tune(rate: float) -> tuple[Compressed, Trial, bool]:
+        recipe = replace(how, rate=rate)
+        graph, tensors = finetune(posterior, masks, splits.train, recipe, logits, on_epoch)
+        network = Compressed(graph, tensors, told | {"rate": rate})
+        trial, reached = measured(network, splits, target, removed, rate)
+        on_candidate(trial)
+        return network, trial, reached if max_bytes is None else trial.bytes <= max_bytes
+
+    network = tune(rate)[0] if rate is not None else _search(tune, max_bytes is not None)
+    return network, removed
+
+
+def measured(network: Compressed, splits: Splits, target: Target, removed: float, rate: float) -> tuple[Trial, bool]:
+    """A point of the curve, and whether its scores reach the target."""
+    scored = evaluate(to_module(network), splits, "validation")
+    size = len(file.dumps(network)[0])
+    return Trial(removed, 0.0, rate, size, 1 - scored.accuracy, scored.nll_nats), target.reached(scored)
+
+
+def teacher_logits(teacher: Teacher, splits: Splits) -> Tensor:
+    """A teacher's logits on the training split.
+
+    Raises:
+        ValueError: the teacher takes other inputs.
+    """
+    graph = teacher.posterior.graph
+    if graph.input_shape != splits.input_shape:
+        raise ValueError(f"the teacher takes inputs of shape {graph.input_shape}, these data have {splits.input_shape}")
+    return logits_of(Network(graph, teacher.posterior.tensors).eval(), splits.train.x)
+
+
+def _search(tune: Callable[[float], tuple[Compressed, Trial, bool]], by_size: bool) -> Compressed:
+    """Bisect the rates: files shrink and errors grow along them."""
+    best: Compressed | None = None
+    low, high = -1, len(RATES)
+    while high - low > 1:
+        middle = (low + high) // 2
+        network, _, good = tune(RATES[middle])
+        best = network if good else best
+        low, high = (middle, high) if good != by_size else (low, middle)
+    if best is None:
+        wanted = "fits" if by_size else "reaches the target"
+        raise ValueError(f"no rate from {RATES[0]:g} to {RATES[-1]:g} {wanted}; give --rate, or allow more")
+    return best

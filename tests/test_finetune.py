@@ -1,0 +1,200 @@
+"""Rate-aware fine-tuning: what it minimises, what it removes, what the file tells of it."""
+
+import json
+from array import array
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import pyro_compress as pc
+from pyro_compress import cli
+from pyro_compress.compression import context, file, runner
+from pyro_compress.compression.finetune import FineTune, _Work, distilled, finetune
+from pyro_compress.compression.layout import layouts, plain
+from pyro_compress.compression.pipeline import compress_run
+from pyro_compress.compression.precision import snapped
+from pyro_compress.compression.rate import Rate
+from pyro_compress.compression.search import to_module
+from pyro_compress.graph import run_graph
+from pyro_compress.metrics import evaluate
+from pyro_compress.run import Run, fit_run
+from pyro_compress.types import Compressed, FitConfig, Posterior, Splits
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    config = FitConfig(prior="log-uniform", hidden=(60, 20), epochs=30, seed=1, device="cpu")
+    return fit_run(config, tmp_path_factory.mktemp("runs") / "svd")
+
+
+def masks(posterior: Posterior, ratio: float = 0.22) -> dict[str, torch.Tensor]:
+    return {name: layer.mean.abs() > ratio * layer.std for name, layer in posterior.layers.items()}
+
+
+def tuned(run: Run, splits: Splits, **how: float) -> Compressed:
+    recipe = FineTune(**({"epochs": 6, "batch_size": 64} | how))  # type: ignore[arg-type]
+    return Compressed(*finetune(run.posterior, masks(run.posterior), splits.train, recipe), {})
+
+
+def test_a_higher_price_gives_a_smaller_file(run: Run, digits: Splits) -> None:
+    free, cheap, dear = (tuned(run, digits, rate=rate) for rate in (0.0, 1.0, 8.0))
+    sizes = [len(file.dumps(network)[0]) for network in (free, cheap, dear)]
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert evaluate(to_module(cheap), digits, "validation").accuracy > 0.9
+
+
+def test_the_decoded_file_predicts_the_same(run: Run, digits: Splits) -> None:
+    network = tuned(run, digits)
+    decoded = file.loads(file.dumps(network)[0])
+    with torch.no_grad():
+        wanted = to_module(network)(digits.validation.x)
+        assert torch.equal(to_module(decoded)(digits.validation.x), wanted)
+    assert np.allclose(runner.run(decoded, digits.validation.x.numpy()), wanted.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_file(run: Run, digits: Splits) -> None:
+    assert file.dumps(tuned(run, digits, seed=3))[0] == file.dumps(tuned(run, digits, seed=3))[0]
+
+
+def test_dropping_units_changes_nothing_but_the_units(run: Run, digits: Splits) -> None:
+    """Function, latent values and Adam's memory of the survivors are those from before."""
+    posterior = run.posterior
+    tensors = {name: layer.mean * masks(posterior)[name] for name, layer in posterior.layers.items()}
+    work = _Work(posterior.graph, tensors | posterior.dense, FineTune())
+    work.choose_steps()
+    x, y = digits.train.x[:64], digits.train.y[:64]
+    for _ in range(3):
+        work.train(x, y, None, 0.5, len(digits.train))
+    with torch.no_grad():
+        rows = work.full(work.free)["3.weight"].abs().sum(1).argsort()[:5]
+        index = work.places["3.weight"] // work.shapes["3.weight"][1]
+        work.free["3.weight"][torch.isin(index, rows)] *= 1e-3  # round to zero: five units die
+        before = run_graph(work.graph, work.full(work.rounded()), x)
+        moments = {name: work.optimizer.state[t]["exp_avg"].abs().sum() for name, t in work.free.items()}  # type: ignore[union-attr]
+    work.drop_dead_units()
+    assert work.shapes["3.weight"][0] <= 15
+    with torch.no_grad():
+        after = run_graph(work.graph, work.full(work.rounded()), x)
+        # folded constants are rounded with the bias that takes them up: half a step at most
+        assert (after - before).abs().max() <= 0.5 * sum(step for n, step in work.steps.items() if n.endswith("bias"))
+    kept = work.optimizer.state[work.free["1.weight"]]["exp_avg"].abs().sum()  # type: ignore[union-attr]
+    assert 0 < kept <= moments["1.weight"]
+    assert work.optimizer.state[work.free["5.weight"]]["step"] == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.4])
+def test_the_price_is_near_what_the_coder_takes(density: float) -> None:
+    rng = np.random.default_rng(0)
+    codes = (np.round(rng.laplace(0, 2, (60, 200))) * (rng.random((60, 200)) < density)).astype(np.int64)
+    layout = plain(codes.shape)
+    coder = context.Coder()
+    context.code(coder, array("q", codes.ravel().tolist()), *layout)
+    spent = 8 * len(coder.finish())
+    priced = float(Rate(layout)(torch.from_numpy(codes).float().flatten()))
+    assert priced == pytest.approx(spent, rel=0.15)
+
+
+def test_the_price_pulls_towards_zero() -> None:
+    values = torch.tensor([0.0, 0.4, -0.4, 1.6, -5.3, 0.0, 0.0, 0.0], requires_grad=True)
+    Rate((2, 4, 1, 1))(values).backward()
+    assert values.grad is not None
+    assert torch.equal(values.grad[1:5].sign(), torch.tensor([1.0, -1.0, 1.0, -1.0]))
+
+
+def test_distillation_is_the_mixture_it_says() -> None:
+    ours, theirs, loss = torch.randn(5, 3), torch.randn(5, 3), torch.tensor(2.0)
+    p, q = (ours / 2).softmax(1), (theirs / 2).softmax(1)
+    divergence = (q * (q / p).log()).sum(1).mean()
+    assert distilled(loss, ours, theirs, 0.7, 2.0) == pytest.approx(float(0.3 * loss + 0.7 * 4 * divergence), rel=1e-5)
+    assert distilled(loss, ours, ours, 0.7, 2.0) == pytest.approx(0.6, abs=1e-5)
+
+
+@pytest.mark.parametrize("step", [1.0, 0.3, 1e-5, 7.0])
+def test_steps_are_powers_of_a_fourth_root(step: float) -> None:
+    exponent = 4 * np.log2(snapped(step))
+    assert exponent == pytest.approx(round(exponent), abs=1e-5)
+    assert abs(exponent - 4 * np.log2(step)) <= 0.5
+
+
+def test_layouts_follow_the_flattening(digits: Splits) -> None:
+    net = pc.build_net("lenet-5-relu", (1, 28, 28), 10)
+    from pyro_compress.graph import capture
+
+    graph = capture(net, (1, 28, 28))
+    found = layouts(graph, {name: tuple(t.shape) for name, t in net.state_dict().items()})
+    assert found["0.weight"] == (20, 1, 5, 5)
+    assert found["7.weight"] == (500, 50, 4, 4)
+    assert found["9.weight"] == (10, 500, 1, 1)
+    graph = capture(pc.build_net("mlp", (1, 28, 28), 10, (5,)), (1, 28, 28))
+    assert layouts(graph, {"1.weight": (5, 784), "3.weight": (10, 5)})["1.weight"] == (5, 1, 28, 28)
+
+
+# --- the command line
+
+
+def compress(run: Run, out: Path, *arguments: str) -> dict:
+    result = CliRunner().invoke(cli.main, ["compress", str(run.path), "--out", str(out), "--json", *arguments])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_report_and_file_tell_of_fine_tuning(run: Run, tmp_path: Path) -> None:
+    plain = compress(run, tmp_path / "plain.pcn")
+    assert (plain["finetune_epochs"], plain["teacher"]) == (0, "")
+    curve = tmp_path / "curve.csv"
+    told = compress(
+        run, tmp_path / "tuned.pcn", "--finetune", "4", "--rate", "2", "--teacher", str(run.path), "--curve", str(curve)
+    )
+    assert told["finetune_epochs"] == 6  # two masked ones before
+    assert (told["finetune_rate"], told["teacher"]) == (2.0, "mlp")
+    assert told["file_bytes"] < plain["file_bytes"]
+    assert file.read(tmp_path / "tuned.pcn").meta["teacher"] == "mlp"
+    header, row = curve.read_text().splitlines()
+    assert header == "sparsity,coarseness,rate,bytes,validation_error,validation_nll_nats"
+    assert int(row.split(",")[3]) == told["file_bytes"]
+    assert 100 * float(row.split(",")[4]) == pytest.approx(100 * (1 - told["validation_accuracy_after"]))
+
+
+def test_rates_are_searched_for(run: Run, digits: Splits, tmp_path: Path) -> None:
+    trials: list = []
+    how = FineTune(epochs=3, masked_epochs=1, batch_size=64)
+    report = compress_run(
+        run.posterior, digits, tmp_path / "a.pcn", how=how, target_error=0.08, on_candidate=trials.append
+    )
+    assert report.validation_after.accuracy >= 0.92
+    assert 3 <= len({trial.rate for trial in trials}) <= 4
+    good = [trial for trial in trials if trial.validation_error <= 0.08]
+    assert report.finetune_rate == max(trial.rate for trial in good)
+    small = compress_run(run.posterior, digits, tmp_path / "b.pcn", how=how, max_bytes=report.file_bytes + 200)
+    assert small.file_bytes <= report.file_bytes + 200
+
+
+def test_goals_without_fine_tuning(run: Run, tmp_path: Path) -> None:
+    curve = tmp_path / "curve.csv"
+    loose = compress(run, tmp_path / "loose.pcn", "--target-error", "0.1", "--curve", str(curve))
+    assert loose["validation_accuracy_after"] >= 0.9
+    assert len(curve.read_text().splitlines()) > 20
+    for most in (900, 1500):
+        bounded = compress(run, tmp_path / f"{most}.pcn", "--max-bytes", str(most))
+        assert bounded["file_bytes"] <= most
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rate", "1"], "go with --finetune"),
+        (["--target-error", "0.1", "--max-bytes", "100"], "exclude each other"),
+        (["--max-bytes", "20"], "fits into 20 bytes"),
+        (["--target-error", "0"], "allow more"),
+        (["--finetune", "1", "--max-bytes", "20"], "no rate from"),
+    ],
+)
+def test_errors_are_one_line(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(cli.main, ["compress", str(run.path), "--out", str(tmp_path / "a.pcn"), *arguments])
+    assert result.exit_code == 1
+    assert message in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "a.pcn").exists()

@@ -1,0 +1,52 @@
+"""The record files: they decode, are as large as their rows say, and as good where the data are at hand."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pyro_compress.compression import file
+from pyro_compress.compression.search import to_module
+from pyro_compress.data import load_splits
+from pyro_compress.metrics import evaluate
+from pyro_compress.types import Splits
+
+FOLDER = Path(__file__).parents[1] / "docs" / "results" / "records"
+ROWS = json.loads((FOLDER / "records.json").read_text())
+KEYS = {
+    "file", "network", "dataset", "prior", "seed", "bytes", "validation_error_percent", "test_error_percent", "teacher",
+    "finetune_epochs", "command",
+}  # fmt: skip
+
+
+def test_every_file_has_a_row() -> None:
+    assert {path.name for path in FOLDER.glob("*.pcn")} == {row["file"] for row in ROWS}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["file"])
+def test_decodes_and_counts(row: dict) -> None:
+    assert row.keys() >= KEYS
+    path = FOLDER / row["file"]
+    assert path.stat().st_size == row["bytes"]
+    network = file.read(path)
+    assert network.meta["data"] == row["dataset"]
+    assert network.meta["finetune_epochs"] == row["finetune_epochs"]
+    assert network.meta.get("teacher", "") == row["teacher"]
+    assert network.parameters == row["values"]
+
+
+@pytest.fixture(scope="module")
+def mnist() -> Splits:
+    folder = os.environ.get("PYRO_COMPRESS_DATA", "")
+    if not folder:
+        pytest.skip("PYRO_COMPRESS_DATA names no folder with MNIST")
+    return load_splits("mnist", folder, 0.05)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row["dataset"] == "mnist"], ids=lambda row: row["file"])
+def test_errors_are_those_of_the_row(row: dict, mnist: Splits) -> None:
+    network = to_module(file.read(FOLDER / row["file"]))
+    for split in ("validation", "test"):
+        error = 100 * (1 - evaluate(network, mnist, split).accuracy)
+        assert error == pytest.approx(row[f"{split}_error_percent"], abs=0.0201)  # two images may tip over elsewhere
