@@ -1,64 +1,63 @@
-"""Deterministic baselines: plain training and dropout, as posteriors without spread."""
+"""Deterministic baselines: plain training, dropout, pruning while training, as posteriors without spread."""
 
 from __future__ import annotations
 
 import copy
-import time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.checkpoint import Keeper
 from pyro_compress.graph import WEIGHTED, capture
-from pyro_compress.metrics import evaluate
-from pyro_compress.training import Epoch, OnEpoch, dropped_inputs, train_point
-from pyro_compress.types import Data, FitConfig, Graph, LayerPosterior, Posterior, Splits
+from pyro_compress.progress import Progress
+from pyro_compress.sparse_training import pruned_while_training
+from pyro_compress.training import Epoch, OnEpoch, PointPlan, dropped_inputs
+from pyro_compress.types import FitConfig, Graph, LayerPosterior, Posterior, Splits
 
 
 def fit_baseline(
-    net: nn.Module, splits: Splits, config: FitConfig, on_epoch: OnEpoch = lambda epoch: None
+    net: nn.Module,
+    splits: Splits,
+    config: FitConfig,
+    on_epoch: OnEpoch = lambda epoch: None,
+    keeper: Keeper | None = None,
 ) -> tuple[Posterior, tuple[Epoch, ...]]:
-    """Train point weights by Adam, with dropout if asked for.
+    """Train point weights, with dropout or pruned while training if asked for.
 
     Args:
         net: a plain network; it is copied, not changed.
         splits: trained on `train`; `validation` is watched.
         config: a resolved configuration with prior `none`.
         on_epoch: called after every epoch.
+        keeper: writes checkpoints (none while pruning); training goes on from its latest, where it has one.
 
     Raises:
         ValueError: a network that cannot be captured or has no layer with weights.
         Diverged: the loss is not finite.
+        Interrupted: a signal came, and a checkpoint was written.
     """
     graph = capture(net, splits.input_shape)
-    if not any(node.op in WEIGHTED for node in graph.nodes):
+    weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
+    if not weights:
         raise ValueError(f"the network has no layer with weights to prune (supported: {', '.join(WEIGHTED)})")
-    net = copy.deepcopy(net).to(config.device)
-    data = Data(splits.train.x.to(config.device), splits.train.y.to(config.device))
-    started, history = time.perf_counter(), list[Epoch]()
-
-    def note(epoch: int, step: int) -> bool:
-        scores = evaluate(net, splits, "validation", config.device)
-        seconds = time.perf_counter() - started
-        entry = Epoch(
-            epoch, config.epochs or 0, "point", step, None, None, None, None, scores.accuracy, scores.nll_nats, seconds
-        )
-        history.append(entry)
-        on_epoch(entry)
-        losses = [e.validation_nll_nats for e in history]
-        patience = config.patience
-        return not patience or len(losses) <= patience or min(losses[-patience:]) < min(losses[:-patience])
-
-    assert config.epochs
-    assert config.batch_size
-    assert config.lr
+    net, plan = copy.deepcopy(net).to(config.device), point_plan(config)
+    progress = Progress(splits, config, on_epoch, keeper or Keeper())
+    total = plan.epochs * progress.feed.batches
+    after_step = pruned_while_training(net, weights, config.pruning, config.prune_to, total)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        generator = torch.Generator().manual_seed(config.seed)
-        with dropped_inputs(net, config.dropout):
-            train_point(net, data, config.epochs, config.batch_size, config.lr, generator, note)
+        with dropped_inputs(net, config.dropout, config.dropout_input):
+            progress.train_point(net, plan, after_step, resumable=config.pruning == "none")
     tensors = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
-    return point_posterior(graph, tensors, config.provenance), tuple(history)
+    return point_posterior(graph, tensors, config.provenance), tuple(progress.history)
+
+
+def point_plan(config: FitConfig) -> PointPlan:
+    """What a resolved configuration says about training point weights."""
+    assert config.epochs
+    assert config.lr
+    return PointPlan(config.epochs, config.lr, config.optimizer, config.momentum, config.lr_schedule)
 
 
 def point_posterior(graph: Graph, tensors: dict[str, Tensor], provenance: dict[str, Any]) -> Posterior:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pyro_compress.console import epoch_printer, report_text, scores_text, trial_printer, tune_printer
+from pyro_compress.cli_deploy import bench, export
+from pyro_compress.cli_inspect import inspect_command, report
+from pyro_compress.cli_options import data_options, device_options, one_line_errors
+from pyro_compress.console import epoch_printer, outcome_line, report_text, scores_text, trial_printer, tune_printer
 
 
 def names_in(module: str, registry: str) -> tuple[str, ...]:
@@ -36,6 +39,9 @@ GUIDES = names_in("bayes/guides.py", "GUIDES")
 CRITERIA = names_in("compression/prune.py", "CRITERIA")
 DATASETS = names_in("data.py", "DATASETS")
 NETS = names_in("nets.py", "NETS")
+OPTIMIZERS = names_in("training.py", "OPTIMIZERS")
+SCHEDULES = names_in("training.py", "SCHEDULES")
+PRUNING = names_in("sparse_training.py", "PRUNING")
 
 
 class Widths(click.ParamType):
@@ -53,6 +59,19 @@ class Widths(click.ParamType):
         if not widths or min(widths) < 1:
             self.fail(f"{value!r}: give positive widths separated by commas, like 500,500", param, ctx)
         return widths
+
+
+class Seeds(click.ParamType):
+    """Comma-separated integers."""
+
+    name = "n,n,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """`"0,1"` -> `(0, 1)`."""
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: give seeds separated by commas, like 0,1,2", param, ctx)
 
 
 class Option(click.ParamType):
@@ -81,37 +100,6 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
         if isinstance(extra := options.get("prior_options"), dict):
             options["prior_options"] = [f"{name}={value}" for name, value in extra.items()]
         ctx.default_map = options
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """What a user did wrong becomes one line on standard error and exit code 1."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        raise click.ClickException(message or type(error).__name__) from None
-
-
-def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say where the data are."""
-    folder = click.option(
-        "--data-dir",
-        envvar="PYRO_COMPRESS_DATA",
-        default="",
-        metavar="DIR",
-        help="Folder of the torchvision data sets (also PYRO_COMPRESS_DATA).",
-    )
-    return folder(command)
-
-
-def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say where to compute."""
-    device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-    threads = click.option(
-        "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default."
-    )
-    return device(threads(command))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -189,6 +177,14 @@ def main() -> None:
     help="Share of each minibatch in the KL.",
 )
 @click.option("--samples", type=click.IntRange(1), default=1, help="Monte Carlo samples per step.")
+@click.option("--clip-norm", type=float, default=0.0, help="Scale the gradient down to this norm; 0: never.")
+@click.option("--accumulate", type=click.IntRange(1), default=1, help="Parts of a minibatch per step, to save memory.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    help="Of the matrix products in SVI steps.",
+)
 @click.option("--estimator", type=click.Choice(ESTIMATORS), default=None, help="The default fits the prior.")
 @click.option("--guide", type=click.Choice(GUIDES), default="mean-field", help="auto-*: Pyro's AutoGuides.")
 @click.option("--init-scale", type=float, default=None, help="Initial posterior standard deviation of a raw weight.")
@@ -199,6 +195,16 @@ def main() -> None:
     help="Bound on the first layer's raw standard deviations; 0: none.",
 )
 @click.option("--dropout", type=float, default=0.0, help="Before every layer with weights (prior none).")
+@click.option("--dropout-input", type=float, default=None, help="At the input, if not as --dropout (prior none).")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adam", help="sgd: prior none only.")
+@click.option("--momentum", type=float, default=0.9, help="Of sgd.")
+@click.option("--lr-schedule", type=click.Choice(SCHEDULES), default="late-decay", help="What the rates do.")
+@click.option(
+    "--pruning", type=click.Choice(["none", *PRUNING]), default="none",
+    help="Prune while training (prior none): Han et al. 2015, Zhu & Gupta 2017, Frankle & Carbin 2019.",
+)  # fmt: skip
+@click.option("--prune-to", type=float, default=0.0, metavar="SPARSITY", help="Where --pruning ends.")
+@click.option("--init-range", type=float, default=0.0, help="Uniform start in ±RANGE; 0: torch's default.")
 @click.option(
     "--patience",
     type=click.IntRange(0),
@@ -219,18 +225,39 @@ def main() -> None:
     default=None,
     help="Run folder; default runs/DATA-NET-PRIOR-SEED.",
 )
-@click.option("--force", is_flag=True, help="Replace an existing run folder.")
-def fit(out: Path | None, force: bool, download: bool, **options: Any) -> None:
+@click.option("--force", is_flag=True, help="Replace an existing run folder, drop an unfinished one.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="RUN",
+    help="Go on with the interrupted fit of this run folder; its configuration counts, not other options.",
+)
+@click.option("--checkpoint-epochs", type=click.IntRange(1), default=5, help="A checkpoint every so many epochs.")
+@click.option(
+    "--checkpoint-minutes", type=click.FloatRange(0), default=10.0, help="And every so many minutes; 0: never."
+)
+@click.option("--snapshots", is_flag=True, help="Store the pruned weights of the epochs, for the report's animation.")
+def fit(
+    out: Path | None, force: bool, download: bool, resume: Path | None, checkpoint_epochs: int,
+    checkpoint_minutes: float, snapshots: bool, **options: Any,
+) -> None:  # fmt: skip
     """Train a network and write its posterior to a run folder."""
     with one_line_errors():
-        from pyro_compress.run import fit_run
+        from pyro_compress.checkpoint import Interrupted
+        from pyro_compress.run import Keeping, fit_run, unfinished_config
         from pyro_compress.types import FitConfig
 
         options["prior_options"] = dict(options["prior_options"])
-        config = FitConfig(**options)
-        where = out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
-        with epoch_printer() as on_epoch:
-            run = fit_run(config, where, force, download, on_epoch)
+        config = unfinished_config(resume) if resume else FitConfig(**options)
+        where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
+        keeping = Keeping(checkpoint_epochs, checkpoint_minutes, resume is not None, snapshots)
+        try:
+            with epoch_printer() as on_epoch:
+                run = fit_run(config, where, force, download, on_epoch, keeping)
+        except Interrupted:
+            click.echo(f"stopped, state kept; go on with: pyro-compress fit --resume {where}", err=True)
+            raise click.exceptions.Exit(130) from None
     click.echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
 
 
@@ -358,3 +385,46 @@ def evaluate(
 
         scores, size = evaluate_target(target, data, split, data_dir, device, threads)
     click.echo(json.dumps(vars(scores) | {"examples": size}) if as_json else scores_text(target, scores, size))
+
+
+@main.command()
+@click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; default studies/NAME.")
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Fits at a time, one process each.")
+@click.option("--seeds", type=Seeds(), default=None, help="Only these seeds of the study.")
+@click.option("--table", is_flag=True, help="Fit nothing: tables of what is there.")
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON and nothing else.")
+@data_options
+@device_options
+def compare(
+    study: Path, out: Path | None, jobs: int, seeds: tuple[int, ...] | None, table: bool, markdown: bool,
+    as_json: bool, data_dir: str, device: str, threads: int,
+) -> None:  # fmt: skip
+    """Fit and prune what a study file names; resumes, and ends in one table (also CSV, JSON, Markdown in --out)."""
+    with one_line_errors():
+        from dataclasses import replace
+
+        from pyro_compress import compare as comparison
+        from pyro_compress import study as studies
+        from pyro_compress import tables
+
+        read = studies.read_study(study)
+        out = out or Path("studies") / read.name
+        read = replace(read, seeds=seeds or read.seeds)
+        planned = studies.plan(read, data_dir, device, threads)
+        wanted = [one for one in planned if not table or comparison.cached_rows(one, out)]
+        if not wanted:
+            raise ValueError(f"{out} holds no row of {study}; run it without --table")
+        outcomes = comparison.compare(wanted, out, jobs, outcome_line)
+        rows = [row for outcome in outcomes for row in outcome.rows]
+    text = json.dumps([vars(row) for row in rows]) if as_json else (tables.markdown if markdown else tables.plain)(rows)
+    click.echo(text)
+    if failed := [outcome for outcome in outcomes if outcome.failure]:
+        raise click.ClickException(f"{len(failed)} of {len(planned)} fits failed; the first: {failed[0].failure}")
+
+
+main.add_command(export)
+main.add_command(bench)
+main.add_command(inspect_command)
+main.add_command(report)

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 from pyro_compress.machine import prepare
+from pyro_compress.sparse_training import PRUNING
+from pyro_compress.training import OPTIMIZERS, SCHEDULES
 from pyro_compress.types import FitConfig, Splits
 
 DEFAULT_STEPS = 1200
 """Optimiser steps that the default number of epochs aims at, within `DEFAULT_EPOCHS`."""
 DEFAULT_EPOCHS = (30, 100)
-BASELINE_LR = 1e-3
-"""Adam's default learning rate without a prior."""
+BASELINE_LR = {"adam": 1e-3, "sgd": 0.1}
+"""Default learning rate without a prior, by optimizer."""
 
 
 def resolve(config: FitConfig, examples: int) -> FitConfig:
@@ -40,10 +42,19 @@ def resolve(config: FitConfig, examples: int) -> FitConfig:
 
 
 def _resolve_baseline(config: FitConfig) -> FitConfig:
+    _one_of("optimizer", config.optimizer, OPTIMIZERS)
+    _one_of("pruning", config.pruning, ("none", *PRUNING))
+    if (config.pruning == "none") != (config.prune_to == 0):
+        raise ValueError(
+            f"pruning {config.pruning!r} with prune_to {config.prune_to}: pruning while training needs both a rule "
+            f"({', '.join(PRUNING)}) and a sparsity above 0"
+        )
+    if config.pruning == "rewind" and config.lr_schedule != "constant":
+        raise ValueError("pruning 'rewind' trains every round alike; use lr_schedule 'constant'")
     for name in ("grouping", "estimator", "keep"):
         if (value := getattr(config, name)) not in (None, "weight", ()):
             raise ValueError(f"{name} {value!r} goes with a prior only; with prior 'none' leave it out")
-    lr = config.lr or BASELINE_LR
+    lr = config.lr or BASELINE_LR[config.optimizer]
     return replace(
         config, lr=lr, grouping="weight", estimator="weight", pretrain_epochs=0, kl_warmup=0.0,
         lr_scale=lr, lr_group=lr, init_scale=None, max_scale=0.0,
@@ -62,8 +73,11 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
         raise ValueError(
             f"grouping {grouping!r} is not defined for prior {config.prior!r}; allowed: {', '.join(prior.groupings)}"
         )
-    if config.dropout:
-        raise ValueError(f"dropout {config.dropout} goes with --prior none; a prior brings its own noise")
+    if config.dropout or config.dropout_input:
+        rate = config.dropout or config.dropout_input
+        raise ValueError(f"dropout {rate} goes with --prior none; a prior brings its own noise")
+    if config.optimizer != "adam" or config.pruning != "none" or config.prune_to:
+        raise ValueError("optimizer, pruning and prune_to go with --prior none; posteriors are fitted by Adam")
     _one_of("guide", config.guide, GUIDES)
     auto = config.guide != "mean-field"
     estimator = config.estimator or ("weight" if auto else prior.estimator)
@@ -91,20 +105,34 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
 
 
 def _check_ranges(config: FitConfig) -> None:
-    positive = ("epochs", "batch_size", "lr", "lr_scale", "lr_group", "samples", "init_scale", "kl_weight")
+    positive = (
+        "epochs",
+        "batch_size",
+        "lr",
+        "lr_scale",
+        "lr_group",
+        "samples",
+        "init_scale",
+        "kl_weight",
+        "accumulate",
+    )
     for name in positive:
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name} {value}: it must be positive")
-    for name in ("pretrain_epochs", "kl_warmup", "patience", "threads", "max_scale"):
+    for name in ("pretrain_epochs", "kl_warmup", "patience", "threads", "max_scale", "clip_norm", "init_range"):
         if (value := getattr(config, name)) is not None and value < 0:
             raise ValueError(f"{name} {value}: it must not be negative")
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"dropout {config.dropout}: allowed are values from 0 up to, but not including, 1")
+    for name in ("dropout", "dropout_input", "momentum", "prune_to"):
+        if not 0 <= (getattr(config, name) or 0) < 1:
+            value = getattr(config, name)
+            raise ValueError(f"{name} {value}: allowed are values from 0 up to, but not including, 1")
     if not config.hidden or min(config.hidden) < 1:
         raise ValueError(f"hidden {config.hidden}: widths must be positive")
     _one_of("bias_prior", config.bias_prior, ("none", "same"))
     _one_of("compile", config.compile, ("auto", "on", "off"))
+    _one_of("precision", config.precision, ("float32", "bfloat16"))
+    _one_of("lr_schedule", config.lr_schedule, SCHEDULES)
     _one_of("kl_schedule", config.kl_schedule, ("uniform", "blundell"))
 
 

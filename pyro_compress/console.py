@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,11 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from pyro_compress.compare import Outcome
     from pyro_compress.compression.pipeline import Report
+    from pyro_compress.deploy.export import Exported
+    from pyro_compress.deploy.measured import Bench
+    from pyro_compress.inspection import Agreement, Inspection, LayerSummary
     from pyro_compress.training import Epoch
     from pyro_compress.types import Scores
 
@@ -123,3 +128,136 @@ def scores_text(target: Path, scores: Scores, size: int) -> str:
         f"{target}: accuracy {100 * scores.accuracy:.2f} %, NLL {scores.nll_nats:.4f} nats, ECE {scores.ece:.4f}, "
         f"Brier {scores.brier:.4f} on {size:,} examples"
     )
+
+
+def outcome_line(outcome: Outcome, done: int, total: int) -> None:
+    """One fit of a study, on standard error."""
+    planned = outcome.planned
+    method, config = planned.method, planned.config
+    head = f"[{done}/{total}] {config.data} {planned.network} {method.name} {method.variant} seed {config.seed}"
+    cells = [f"{100 * r.sparsity:g} %: {100 * r.accuracy:.2f}" for r in outcome.rows if not r.ensemble]
+    click.echo(" ".join(head.split()) + ": " + (outcome.failure or ", ".join(cells)), err=True)
+
+
+def export_text(exported: Exported) -> str:
+    """What was exported, for people."""
+    before, after = 100 * exported.before.accuracy, 100 * exported.after.accuracy
+    return "\n".join(
+        [
+            f"{exported.path}: {exported.bytes:,} bytes, loaded again, compared on {exported.examples:,} test inputs",
+            f"largest difference  {exported.difference:.2g} of outputs up to {exported.largest_output:.3g}; "
+            f"{exported.probability_difference:.2g} of probabilities",
+            f"accuracy            {before:.2f} % decoded, {after:.2f} % exported",
+            *exported.notes,
+        ]
+    )
+
+
+BENCH_LEGEND = (
+    "µs per call: median (95th percentile); ×: against the dense network in torch, or else in ONNX Runtime;",
+    "ex/s: examples per second at the largest batch; MiB: peak of a process, and what came after its import.",
+)
+
+
+def bench_text(results: Sequence[Bench]) -> str:
+    """Tables of latencies, and what they mean."""
+    from pyro_compress.deploy.measured import findings
+
+    parts = []
+    for result in results:
+        density = 100 * result.density
+        parts.append(f"{result.file}: {result.file_bytes:,} bytes, {density:.1f} % of its weights non-zero")
+        parts += [*_bench_table(result), "", *findings(result), *result.missing, ""]
+    return "\n".join([*parts, *BENCH_LEGEND])
+
+
+def _bench_table(result: Bench) -> list[str]:
+    batches = [f"batch {cell.batch}" for cell in result.rows[0].cells]
+    rows = [["network", "engine", "threads", "bytes", "MiB", *batches, "ex/s"]]
+    for row in result.rows:
+        memory = "" if row.peak_mib is None else f"{row.peak_mib:.0f} +{row.added_mib:.1f}"
+        cells = []
+        for cell in row.cells:
+            gain = result.gain(row, cell.batch)
+            times = "" if gain is None else f" {gain:.1f}×"
+            cells.append(f"{cell.median_us:,.1f} ({cell.p95_us:,.1f}){times}")
+        rate = f"{row.cells[-1].per_second:,.0f}"
+        rows.append([row.variant, row.engine, str(row.threads), f"{row.bytes:,}", memory, *cells, rate])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    pad = [str.ljust, str.ljust, *[str.rjust] * (len(widths) - 2)]
+    return ["  ".join(p(cell, width) for p, cell, width in zip(pad, row, widths, strict=True)) for row in rows]
+
+
+def inspection_text(inspection: Inspection) -> str:
+    """An inspection for people: the table, the ELBO trace, the readings."""
+    from pyro_compress.readings import readings
+
+    config, (criterion, threshold) = inspection.run.config, inspection.criterion
+    lines = [
+        f"{inspection.run.path}: {config.prior} posterior of {config.net} on {config.data}, "
+        f"{inspection.training_rows:,} training rows",
+        "",
+        *table(layer_rows(inspection.layers)),
+        f"kept: {criterion} above {threshold:.3g}; effective: units left then",
+        "",
+    ]
+    if losses := [e["negative_elbo_nats"] for e in inspection.history if e["negative_elbo_nats"] is not None]:
+        shown = losses[: -1 : max(1, len(losses) // 7)]
+        lines += [f"-ELBO, from the first to the last epoch: {' '.join(f'{v:,.0f}' for v in (*shown, losses[-1]))}", ""]
+    for name, scores in (("posterior mean", inspection.test_scores), ("averaged over draws", _of_draws(inspection))):
+        if scores is not None:
+            lines.append(
+                f"test, {name:<20} accuracy {100 * scores.accuracy:.2f} %, {-scores.nll_nats:.4f} nats per row"
+            )
+    told = [wrapped(f"{topic}: {text}") for topic, text in readings(inspection).items()]
+    return "\n".join([*lines, "", *told])
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines of at most 100 characters."""
+    return textwrap.fill(text, 100, subsequent_indent="  ")
+
+
+def _of_draws(inspection: Inspection) -> Scores | None:
+    return inspection.sampled.test_scores if inspection.sampled else None
+
+
+def layer_rows(layers: Iterable[LayerSummary]) -> list[tuple[str, ...]]:
+    """Head and rows of the table of layers."""
+    rows: list[tuple[str, ...]] = [("layer", "weights", "kept", "mean SNR", "KL (nats)", "bits/weight", "effective")]
+    for layer in layers:
+        kl, bits = layer.kl_nats, layer.bits_per_weight
+        rows.append(
+            (
+                layer.name,
+                f"{layer.weights:,}",
+                f"{layer.kept:,} ({100 * layer.kept / layer.weights:.1f} %)",
+                f"{layer.mean_snr:.2f}",
+                "-" if kl is None else f"{kl:,.0f}",
+                "-" if bits is None else f"{bits:.2f}",
+                f"{layer.inputs} -> {layer.outputs} of {layer.width}",
+            )
+        )
+    return rows
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as aligned lines: the first column to the left, the others to the right."""
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(size) if i else cell.ljust(size) for i, (cell, size) in enumerate(zip(row, sizes, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def restarts_text(found: list[Agreement]) -> str:
+    """A comparison of restarts for people."""
+    from pyro_compress.readings import restarts
+
+    rows = [("quantity", "items", "median r-hat", "above 1.05", "median ESS", "draws")]
+    for a in found:
+        numbers = (f"{a.median_rhat:.2f}", f"{100 * a.share_above:.0f} %", f"{a.median_ess:.0f}", f"{a.draws}")
+        rows.append((a.quantity, f"{a.items}", *numbers))
+    return "\n".join([*table(rows), "", wrapped(restarts(found))])

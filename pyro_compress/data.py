@@ -9,12 +9,12 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from pyro_compress.types import Data, Splits
+from pyro_compress.types import Data, Preprocessing, Splits
 
 SPLIT_SEED = 0
 """Seed of the embedded test split and of the validation split: the same in every run, whatever its own seed."""
@@ -70,6 +70,36 @@ def _torchvision(name: str) -> Callable[[str, bool], Arrays]:
     return load
 
 
+NUMERALS = tuple("0123456789")
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CLOTHES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+PREPROCESSING: dict[str, Preprocessing] = {
+    "digits": Preprocessing(16.0, NUMERALS),
+    "mnist": Preprocessing(255.0, tuple(f"{i} - {name}" for i, name in enumerate(DIGIT_NAMES))),
+    "fashion-mnist": Preprocessing(255.0, CLOTHES),
+}
+"""Of the data sets that a name is enough to identify: a compressed file need not repeat it."""
+
+
+def told(data: str, splits: Splits) -> dict[str, Any]:
+    """What a compressed file must say about its inputs and outputs beyond the data set's name."""
+    if data in PREPROCESSING:
+        return {}
+    numbered = splits.classes == tuple(str(i) for i in range(len(splits.classes)))
+    scale = {} if splits.scale == 1 else {"scale": splits.scale}
+    return scale | ({} if numbered else {"classes": list(splits.classes)})
+
+
+def preprocessing_of(meta: dict[str, Any]) -> Preprocessing:
+    """The preprocessing of a compressed file with this metadata; without names, classes are numbered from 0."""
+    if (data := meta.get("data")) in PREPROCESSING:
+        return PREPROCESSING[data]
+    return Preprocessing(float(meta.get("scale", 1.0)), tuple(str(name) for name in meta.get("classes", ())))
+
+
 DATASETS: dict[str, Callable[[str, bool], Arrays]] = {
     "digits": digits,
     "mnist": _torchvision("MNIST"),
@@ -78,12 +108,13 @@ DATASETS: dict[str, Callable[[str, bool], Arrays]] = {
 
 
 def load_npz(path: Path) -> Arrays:
-    """Read `x_train`, `y_train`, `x_test`, `y_test` from a `.npz` file."""
+    """Read `x_train`, `y_train`, `x_test`, `y_test`, and class names `classes` if given, from a `.npz` file."""
     arrays = _read_npz(path)
     wanted = ("x_train", "y_train", "x_test", "y_test")
     if missing := [name for name in wanted if name not in arrays]:
         raise ValueError(f"{path} has no array {', '.join(missing)}; it holds {', '.join(arrays)}")
-    return Arrays(arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"])
+    classes = tuple(str(name) for name in arrays.get("classes", ()))
+    return Arrays(arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"], classes)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -136,12 +167,16 @@ def split(arrays: Arrays, validation: float | None, name: str = "data") -> Split
     number = int(train.y.max()) + 1
     if len(test.y) and int(test.y.max()) >= number:
         raise ValueError(f"{name}: y_test holds class {int(test.y.max())}, which y_train never shows")
+    if arrays.classes and len(arrays.classes) < number:
+        raise ValueError(f"{name}: {len(arrays.classes)} class names for labels up to {number - 1}")
+    known = PREPROCESSING[name].scale if name in PREPROCESSING else None
     held_in, held_out = _stratified(train.y.numpy(), validation, name)
     return Splits(
         train=Data(train.x[held_in], train.y[held_in]),
         validation=Data(train.x[held_out], train.y[held_out]),
         test=test,
         classes=arrays.classes or tuple(str(i) for i in range(number)),
+        scale=known or (255.0 if arrays.x_train.dtype == np.uint8 else 1.0),
     )
 
 
@@ -155,8 +190,11 @@ def _stratified(y: np.ndarray, share: float, name: str) -> tuple[np.ndarray, np.
     return np.sort(held_in), np.sort(held_out)
 
 
-def _convert(x: np.ndarray, y: np.ndarray, what: str) -> Data:
-    """Check one pair of arrays and turn it into tensors; a missing channel dimension of images is added."""
+def _convert(x: np.ndarray, y: np.ndarray, what: str, scale: float | None = None) -> Data:
+    """Check one pair of arrays and turn it into tensors; a missing channel dimension of images is added.
+
+    Integers are divided by `scale`, bytes by 255 where it is None.
+    """
     if len(x) != len(y):
         raise ValueError(f"{what}: {len(x)} examples but {len(y)} labels")
     if not len(x):
@@ -168,21 +206,32 @@ def _convert(x: np.ndarray, y: np.ndarray, what: str) -> Data:
     values = x.astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError(f"{what}: {int((~np.isfinite(values)).sum())} values are NaN or infinite")
-    if x.dtype == np.uint8:
+    if np.issubdtype(x.dtype, np.integer) and scale is not None:
+        values /= scale
+    elif x.dtype == np.uint8:
         values /= 255
+    if scale not in (None, 1.0) and not 0 <= values.min() <= values.max() <= 1:
+        raise ValueError(
+            f"{what}: values from {x.min():g} to {x.max():g}, but this network takes integers from 0 to {scale:g}, "
+            "or floats already divided by that"
+        )
     if values.ndim == 3:
         values = values[:, None]
     return Data(torch.from_numpy(values), torch.from_numpy(y.astype(np.int64)))
 
 
-def load_examples(path: Path) -> Data:
+def load_examples(path: Path, scale: float | None = None) -> Data:
     """Labelled examples of a `.npz` file: its `x` and `y`, or `x_test` and `y_test`.
 
+    Args:
+        path: the file.
+        scale: that of the network's `Preprocessing`; with one, raw values cannot pass for scaled ones.
+
     Raises:
-        ValueError: missing arrays, mismatched lengths, NaNs.
+        ValueError: missing arrays, mismatched lengths, NaNs, values out of the network's range.
     """
     arrays = _read_npz(path)
     for suffix in ("", "_test"):
         if f"x{suffix}" in arrays and f"y{suffix}" in arrays:
-            return _convert(arrays[f"x{suffix}"], arrays[f"y{suffix}"], f"{path}: x{suffix}, y{suffix}")
+            return _convert(arrays[f"x{suffix}"], arrays[f"y{suffix}"], f"{path}: x{suffix}, y{suffix}", scale)
     raise ValueError(f"{path} needs arrays x and y, or x_test and y_test; it holds {', '.join(arrays)}")

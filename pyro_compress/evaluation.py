@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
 from pyro_compress.compression import file
 from pyro_compress.compression.search import to_module
-from pyro_compress.data import load_examples, load_splits
+from pyro_compress.data import PREPROCESSING, load_examples, load_splits, preprocessing_of
 from pyro_compress.graph import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate, logits_of, score
@@ -36,30 +37,41 @@ def evaluate_target(
         ValueError: a damaged file, missing data, inputs of another shape.
     """
     device = prepare(device, threads)
-    network, input_shape, origin, validation = _load(target, data_dir)
-    network = network.to(device)
+    loaded = _load(target)
+    network, input_shape, origin = loaded.network.to(device), loaded.input_shape, loaded.data
     if data is not None and data.endswith(".npz"):
-        examples = load_examples(Path(data))
+        examples = load_examples(Path(data), loaded.scale)
         _check_shape(data, tuple(examples.x.shape[1:]), input_shape)
         return score(logits_of(network, examples.x, device), examples.y), len(examples)
-    splits = load_splits(data or origin, data_dir, validation)
+    splits = load_splits(data or origin, data_dir, loaded.validation)
     _check_shape(data or origin, splits.input_shape, input_shape)
     return evaluate(network, splits, split, device), splits.sizes[split]
 
 
-def _load(target: Path, data_dir: str) -> tuple[nn.Module, tuple[int, ...], str, float | None]:
-    """The network, its input shape, the data set it was fitted on and that set's validation share."""
+class _Loaded(NamedTuple):
+    """A network, and what is known of the data it was fitted on."""
+
+    network: nn.Module
+    input_shape: tuple[int, ...]
+    data: str
+    validation: float | None
+    scale: float | None
+
+
+def _load(target: Path) -> _Loaded:
     if target.is_dir():
-        run = load_run(target)
-        network = Network(run.posterior.graph, run.posterior.tensors).eval()
-        return network, run.posterior.graph.input_shape, run.config.data, run.config.validation
+        posterior, config = (run := load_run(target)).posterior, run.config
+        network = Network(posterior.graph, posterior.tensors).eval()
+        scale = PREPROCESSING[config.data].scale if config.data in PREPROCESSING else None
+        return _Loaded(network, posterior.graph.input_shape, config.data, config.validation, scale)
     compressed = file.read(target)
     meta = compressed.meta
-    return (
+    return _Loaded(
         to_module(compressed),
         compressed.graph.input_shape,
         str(meta.get("data", "")),
         meta.get("validation"),
+        preprocessing_of(meta).scale,
     )
 
 

@@ -2,7 +2,7 @@
 
 The graph is what lets a run folder or a compressed file be rebuilt without the source code of the network, be made
 smaller unit by unit, and be run by numpy alone. `torch.export` reads the module; to support another operation, add a
-row to `_READERS` (ATen -> operation), one to `_RUN` here and one to `compression.runner.RUN` (numpy).
+row to `_READERS` (ATen -> operation), one to `_RUN` here and one to `compression.operations.RUN` (numpy).
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ _RUN: dict[str, Callable[..., Tensor]] = {
     "sigmoid": lambda x, p, a: torch.sigmoid(x),
     "silu": lambda x, p, a: F.silu(x),
     "gelu": lambda x, p, a: F.gelu(x, approximate="tanh" if a["tanh"] else "none"),
-    "reshape": lambda x, p, a: x.reshape(len(x), *a["shape"]),
+    "reshape": lambda x, p, a: x.reshape(x.shape[0], *a["shape"]),  # len(x) would fix the batch in torch.export
     "max_pool": _run_pool("max"),
     "avg_pool": _run_pool("avg"),
     "batch_norm": lambda x, p, a: F.batch_norm(

@@ -3,8 +3,11 @@
     config.toml             everything that determined the fit, resolved, with versions and split sizes
     history.jsonl           one line per epoch (`pyro_compress.training.Epoch`)
     posterior.safetensors   the waist: moments of every weight, and the graph of the network as metadata
+    guide.safetensors       the posterior's own parameters, to draw from it again (absent with prior none)
+    snapshots.safetensors   if asked for: the pruned weights at the end of the epochs
 
-A folder appears under its name only when it is complete.
+A folder appears under its name only when it is complete; until then it is `.NAME.unfinished` beside it, with the last
+two checkpoints (`pyro_compress.checkpoint`).
 """
 
 from __future__ import annotations
@@ -21,9 +24,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.checkpoint import Keeper, stops_on_signals
 from pyro_compress.config import config_toml, read_config, resolve
 from pyro_compress.data import load_splits
 from pyro_compress.nets import build_net
+from pyro_compress.snapshots import Frames
 from pyro_compress.training import Epoch, OnEpoch
 from pyro_compress.types import FitConfig, Graph, LayerPosterior, Node, Posterior, Splits
 
@@ -41,53 +46,96 @@ class Run:
         return load_splits(self.config.data, data_dir or self.config.data_dir, self.config.validation)
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """What of a running fit is kept.
+
+    Attributes:
+        every_epochs: a checkpoint at the end of every so many-th epoch.
+        every_minutes: and whenever so many minutes have passed; 0: never.
+        resume: go on from an unfinished fit, where there is one.
+        snapshots: store the pruned weights of the epochs, to show how they went.
+    """
+
+    every_epochs: int = 5
+    every_minutes: float = 10.0
+    resume: bool = False
+    snapshots: bool = False
+
+
 def fit_run(
     config: FitConfig,
     out: Path,
     force: bool = False,
     download: bool = False,
     on_epoch: OnEpoch = lambda epoch: None,
+    keeping: Keeping | None = None,
 ) -> Run:
     """Load data, build the network, fit it, write the run folder.
 
     Args:
         config: what the user asked for; None and `auto` are resolved.
         out: folder to make; refused if it exists and is not empty, unless `force`.
-        force: replace an existing folder, once the new one is complete.
+        force: replace an existing folder, once the new one is complete, and drop an unfinished one.
         download: fetch a missing torchvision data set.
         on_epoch: called after every epoch.
+        keeping: when to write checkpoints, and whether to go on from one.
 
     Raises:
-        ValueError: bad configuration, data or network.
+        ValueError: bad configuration, data or network; an unfinished fit of this name.
         OSError: the folder cannot be written.
+        Interrupted: a signal came; the unfinished fit can be resumed.
     """
-    with new_folder(out, force) as folder:
+    keeping = keeping or Keeping()
+    with new_folder(out, force, keeping.resume) as folder:
         splits = load_splits(config.data, config.data_dir, config.validation, download)
         config = resolve(config, len(splits.train))
         net = initial_net(config, splits)
-        history = (folder / "history.jsonl").open("w")
-        with history:
+        (folder / "config.toml").write_text(config_toml(config, splits))
+        keeper = Keeper(folder, keeping.every_epochs, keeping.every_minutes)
+        before = keeper.latest()
+        with (folder / "history.jsonl").open("w") as history, stops_on_signals(keeper):
+            for epoch in before.numbers["history"] if before else ():
+                history.write(json.dumps(epoch) + "\n")
 
             def note(epoch: Epoch) -> None:
                 history.write(json.dumps(epoch.as_dict()) + "\n")
                 history.flush()
                 on_epoch(epoch)
 
-            posterior = _fit(net, splits, config, note)
-        (folder / "config.toml").write_text(config_toml(config, splits))
+            frames = _frames(folder, config) if keeping.snapshots else None
+            posterior, guide = _fit(net, splits, config, note, (keeper, frames))
+        if frames:
+            frames.collect(folder / "snapshots.safetensors")
         (folder / "posterior.safetensors").write_bytes(posterior_bytes(posterior))
+        if guide:
+            (folder / "guide.safetensors").write_bytes(guide)
     return Run(out, config, posterior)
 
 
-def _fit(net: nn.Module, splits: Splits, config: FitConfig, note: OnEpoch) -> Posterior:
+def _frames(folder: Path, config: FitConfig) -> Frames:
+    if config.prior == "none":
+        raise ValueError("snapshots show what a posterior prunes; with prior 'none' there is none")
+    from pyro_compress.bayes.priors import PRIORS
+
+    return Frames(folder / "frames", PRIORS[config.prior].criterion, config.epochs or 1)
+
+
+def _fit(
+    net: nn.Module, splits: Splits, config: FitConfig, note: OnEpoch, kept: tuple[Keeper, Frames | None]
+) -> tuple[Posterior, bytes]:
+    """The waist, and the posterior's parameters as they are stored (empty for a deterministic network)."""
+    keeper, frames = kept
     if config.prior == "none":
         from pyro_compress.baselines import fit_baseline
 
-        return fit_baseline(net, splits, config, note)[0]
+        return fit_baseline(net, splits, config, note, keeper)[0], b""
     from pyro_compress.bayes.extract import extract
     from pyro_compress.bayes.fit import fit_posterior
+    from pyro_compress.bayes.marginals import marginals_bytes
 
-    return extract(fit_posterior(net, splits, config, note))
+    fit = fit_posterior(net, splits, config, note, keeper, frames)
+    return extract(fit), marginals_bytes(fit.model.net, fit.guide)
 
 
 def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
@@ -95,6 +143,10 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         net = build_net(config.net, splits.input_shape, len(splits.classes), config.hidden)
+        if config.init_range:
+            with torch.no_grad():
+                for parameter in net.parameters():
+                    parameter.uniform_(-config.init_range, config.init_range)
     if config.init:
         given = initial_weights(Path(config.init))
         try:
@@ -118,18 +170,33 @@ def initial_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is neither a run folder nor a safetensors file: {error}") from error
 
 
+def unfinished(out: Path) -> Path:
+    """Where a run lies until it is complete."""
+    return out.parent / f".{out.name}.unfinished"
+
+
 @contextmanager
-def new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its name on success and vanishes on failure."""
+def new_folder(out: Path, force: bool, resume: bool = False) -> Iterator[Path]:
+    """A folder beside `out` that takes its name on success; on failure it stays only if it holds a checkpoint.
+
+    A user's error (`ValueError`) would come again: nothing stays of it.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} exists and is not a folder")
     if out.exists() and any(out.iterdir()) and not force:
         raise ValueError(f"{out} exists and is not empty; choose another --out, or replace it with --force")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    folder = unfinished(out)
+    if folder.exists() and not resume:
+        if any(folder.glob("checkpoint-*")) and not force:
+            raise ValueError(
+                f"an unfinished fit lies in {folder}; go on with: fit --resume {out}, or start anew with --force"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
-        folder.chmod(0o755)
+        for path in folder.glob("checkpoint-*"):
+            path.unlink()
         if out.exists():
             old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-old-"))
             os.replace(out, old)
@@ -137,9 +204,33 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.replace(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException as error:
+        if isinstance(error, ValueError) or not any(folder.glob("checkpoint-*")):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def unfinished_config(out: Path) -> FitConfig:
+    """Configuration of an unfinished fit.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = unfinished(out) / "config.toml"
+    if not path.is_file() or not any(path.parent.glob("checkpoint-*")):
+        state = (
+            "is complete" if (out / "posterior.safetensors").is_file() else "has no unfinished fit with a checkpoint"
+        )
+        raise ValueError(f"{out} {state}; nothing to resume")
+    return stored_config(path)
+
+
+def stored_config(path: Path) -> FitConfig:
+    """The configuration that a run's config.toml holds."""
+    options = read_config(path)
+    for name in ("hidden", "keep"):
+        options[name] = tuple(options.get(name, ()))
+    return FitConfig(**options)
 
 
 def load_run(path: Path) -> Run:
@@ -152,10 +243,7 @@ def load_run(path: Path) -> Run:
         raise ValueError(
             f"{path} is no run folder (it needs config.toml and posterior.safetensors, as fit writes them)"
         )
-    options = read_config(path / "config.toml")
-    for name in ("hidden", "keep"):
-        options[name] = tuple(options.get(name, ()))
-    return Run(path, FitConfig(**options), read_posterior(path / "posterior.safetensors"))
+    return Run(path, stored_config(path / "config.toml"), read_posterior(path / "posterior.safetensors"))
 
 
 def posterior_bytes(posterior: Posterior) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,17 +33,17 @@ class Epoch:
         seconds: since the start of the fit.
     """
 
-    epoch: int
-    epochs: int
-    phase: str
-    step: int
-    negative_elbo_nats: float | None
-    expected_log_likelihood_nats: float | None
-    kl_nats: float | None
-    kl_weight: float | None
-    validation_accuracy: float
-    validation_nll_nats: float
-    seconds: float
+    epoch: int = 0
+    epochs: int = 0
+    phase: str = "point"
+    step: int = 0
+    negative_elbo_nats: float | None = None
+    expected_log_likelihood_nats: float | None = None
+    kl_nats: float | None = None
+    kl_weight: float | None = None
+    validation_accuracy: float = float("nan")
+    validation_nll_nats: float = float("nan")
+    seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Field name -> value."""
@@ -62,16 +62,66 @@ def batch_count(examples: int, batch_size: int) -> int:
     return max(1, -(-examples // batch_size))
 
 
-def minibatches(data: Data, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """A shuffled partition of the data; the last batch may be smaller."""
-    order = torch.randperm(len(data), generator=generator).to(data.x.device)
-    for index in order.split(batch_size):
-        yield data.x[index], data.y[index]
+class Feed:
+    """Shuffled minibatches, epoch after epoch; it can be put back to any place in one.
+
+    Args:
+        data: the examples, on the device of the network.
+        batch_size: examples per minibatch; the last of an epoch may be smaller.
+        generator: shuffles.
+
+    Attributes:
+        order: permutation of the running epoch; None between epochs.
+        position: minibatches of it that were given out.
+    """
+
+    def __init__(self, data: Data, batch_size: int, generator: torch.Generator):
+        self.data, self.batch_size, self.generator = data, batch_size, generator
+        self.order: Tensor | None = None
+        self.position = 0
+
+    @property
+    def batches(self) -> int:
+        """Minibatches per epoch."""
+        return batch_count(len(self.data), self.batch_size)
+
+    def epoch(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(index, x, y) of every minibatch that is left of the running epoch, or of a new one."""
+        if self.order is None:
+            self.order, self.position = torch.randperm(len(self.data), generator=self.generator), 0
+        order = self.order.to(self.data.x.device)
+        for index in range(self.position, self.batches):
+            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+            self.position = index + 1
+            yield index, self.data.x[rows], self.data.y[rows]
+        self.order = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The generator's state and the order of the running epoch."""
+        assert self.order is not None
+        return {"generator": self.generator.get_state(), "order": self.order}
+
+    def restore(self, tensors: dict[str, Tensor], position: int) -> None:
+        """Go on where `tensors` and `position` were taken."""
+        self.generator.set_state(tensors["generator"])
+        self.order, self.position = tensors["order"], position
 
 
 def decay(progress: float) -> float:
     """Learning-rate factor: constant over the first half of training, then linear to 0."""
     return min(1.0, 2 * (1 - progress))
+
+
+def constant(progress: float) -> float:
+    """Learning-rate factor 1 throughout."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "late-decay": decay,
+    "constant": constant,
+}
+"""Share of training that is done -> factor on every learning rate."""
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -81,10 +131,21 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 @contextmanager
-def dropped_inputs(net: nn.Module, rate: float) -> Iterator[None]:
-    """Dropout before every layer with weights, the input included (Srivastava et al. 2014), while in training mode."""
-    layers = [m for m in net.modules() if isinstance(m, nn.Linear | _ConvNd)] if rate else []
-    hooks = [m.register_forward_pre_hook(lambda m, args: F.dropout(args[0], rate, m.training)) for m in layers]
+def dropped_inputs(net: nn.Module, rate: float, input_rate: float | None = None) -> Iterator[None]:
+    """Dropout before every layer with weights (Srivastava et al. 2014), while in training mode.
+
+    Args:
+        net: the network.
+        rate: before every layer but the first, and before that one too unless `input_rate` is given.
+        input_rate: before the first layer; None: `rate`.
+    """
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear | _ConvNd)]
+    rates = [rate if input_rate is None else input_rate, *[rate] * len(layers)]
+    hooks = [
+        layer.register_forward_pre_hook(lambda m, args, p=p: F.dropout(args[0], p, m.training))
+        for layer, p in zip(layers, rates, strict=False)
+        if p
+    ]
     try:
         yield
     finally:
@@ -92,43 +153,109 @@ def dropped_inputs(net: nn.Module, rate: float) -> Iterator[None]:
             hook.remove()
 
 
+@dataclass(frozen=True)
+class PointPlan:
+    """How point weights are trained.
+
+    Attributes:
+        epochs: passes over the data.
+        lr: base learning rate.
+        optimizer: name in `OPTIMIZERS`.
+        momentum: of `sgd`.
+        schedule: name in `SCHEDULES`.
+    """
+
+    epochs: int
+    lr: float
+    optimizer: str = "adam"
+    momentum: float = 0.9
+    schedule: str = "late-decay"
+
+
+def _adam(parameters: Iterable[nn.Parameter], plan: PointPlan) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, plan.lr, fused=True)
+
+
+def _sgd(parameters: Iterable[nn.Parameter], plan: PointPlan) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, plan.lr, plan.momentum, fused=True)
+
+
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], PointPlan], torch.optim.Optimizer]] = {
+    "adam": _adam,
+    "sgd": _sgd,
+}
+"""Name -> (parameters, plan) -> optimizer."""
+
+AfterStep = Callable[[int, torch.optim.Optimizer], None]
+"""Called with (steps done, optimizer) after every step."""
+
+
+@dataclass(frozen=True)
+class PointState:
+    """Where training of point weights goes on: steps done, epochs finished, the optimizer's tensors."""
+
+    step: int
+    epochs: int
+    optimizer: dict[str, Tensor]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of an optimizer: `INDEX/KEY` -> tensor, parameters counted in their order."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{index}/{key}": value
+        for index, parameter in enumerate(parameters)
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for name, tensor in tensors.items():
+        index, key = name.split("/")
+        parameter = parameters[int(index)]
+        optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
+
+
 def train_point(
     net: nn.Module,
-    data: Data,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    generator: torch.Generator,
+    feed: Feed,
+    plan: PointPlan,
     after_epoch: Callable[[int, int], bool] = lambda epoch, step: True,
+    after_step: AfterStep = lambda step, optimizer: None,
+    start: PointState | None = None,
 ) -> None:
-    """Minimise cross entropy with Adam, in place.
+    """Minimise cross entropy, in place.
 
     Args:
         net: the network; its forward gives logits.
-        data: training examples, on the network's device.
-        epochs: passes over the data.
-        batch_size: examples per step.
-        lr: Adam's learning rate, constant for half of the steps, then linear to 0.
-        generator: shuffles.
+        feed: gives the minibatches.
+        plan: epochs, optimizer, rates.
         after_epoch: called with (epoch, step), network in evaluation mode; training ends early where it returns False.
+        after_step: may change the weights; pruning while training does.
+        start: where to go on, network and feed being there already; None: at the beginning.
 
     Raises:
         Diverged: the loss is not finite.
     """
-    optimizer = torch.optim.Adam(net.parameters(), lr, fused=True)
-    total, step = epochs * batch_count(len(data), batch_size), 0
-    for epoch in range(1, epochs + 1):
+    optimizer, schedule = OPTIMIZERS[plan.optimizer](net.parameters(), plan), SCHEDULES[plan.schedule]
+    start = start or PointState(0, 0, {})
+    _restore_optimizer(optimizer, start.optimizer)
+    total, step = plan.epochs * feed.batches, start.step
+    for epoch in range(start.epochs + 1, plan.epochs + 1):
         net.train()
         loss = torch.zeros(())
-        for x, y in minibatches(data, batch_size, generator):
-            set_rates(optimizer, decay(step / total))
+        for _, x, y in feed.epoch():
+            set_rates(optimizer, schedule(step / total))
             optimizer.zero_grad()
             loss = F.cross_entropy(net(x), y)
             loss.backward()
             optimizer.step()
             step += 1
+            after_step(step, optimizer)
         if not torch.isfinite(loss):
-            raise Diverged(f"loss {float(loss)} after step {step}: try a smaller --lr (now {lr:g})")
+            raise Diverged(f"loss {float(loss)} after step {step}: try a smaller --lr (now {plan.lr:g})")
         net.eval()
         if not after_epoch(epoch, step):
             return

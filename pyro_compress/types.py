@@ -95,13 +95,30 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """What must be known to feed a network elsewhere.
+
+    Attributes:
+        scale: the raw value (an integer) that becomes 1.0; 1 where inputs are taken as they are.
+        classes: names in the order of the outputs; empty: numbered from 0.
+    """
+
+    scale: float
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Splits:
-    """Thresholds and recipes are chosen on `validation`; `test` is read once, at the end, by `metrics` alone."""
+    """Thresholds and recipes are chosen on `validation`; `test` is read once, at the end, by `metrics` alone.
+
+    `scale` is that of `Preprocessing`: what raw values were divided by.
+    """
 
     train: Data
     validation: Data
     test: Data
     classes: tuple[str, ...]
+    scale: float = 1.0
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -140,11 +157,21 @@ class FitConfig:
         kl_weight: final weight of the KL term; 1 is the ELBO.
         kl_schedule: how the KL is shared among the minibatches of an epoch: `uniform` or `blundell`.
         samples: Monte Carlo samples per step.
+        clip_norm: the gradient of all parameters together is scaled down to this norm; 0 for never.
+        accumulate: parts that a minibatch is worked off in before the step, to save memory.
+        precision: `float32`, or `bfloat16` for the matrix products of SVI steps.
         estimator: name in `ESTIMATORS`.
         guide: name in `GUIDES`.
         init_scale: initial posterior standard deviation of a weight; None leaves it to the prior.
         max_scale: upper bound on the first layer's raw posterior standard deviations; 0 for none, None: the prior's.
         dropout: dropout rate before every layer with weights (baselines).
+        dropout_input: rate at the network's input, where it differs from `dropout`; None: the same.
+        optimizer: `adam`, or `sgd` (baselines).
+        momentum: of `sgd`.
+        lr_schedule: name in `pyro_compress.training.SCHEDULES`: what the learning rates do over training.
+        pruning: name in `pyro_compress.sparse_training.PRUNING`, or `none`: pruning while training (baselines).
+        prune_to: sparsity that such pruning ends at.
+        init_range: weights and biases start uniform in ±`init_range`; 0 leaves torch's default start.
         patience: stop after this many epochs without a better validation NLL; 0 never stops early.
         seed: seeds initialisation, shuffling and sampling.
         compile: whether the SVI step is captured and compiled: `on`, `off`, or `auto` (only where it pays).
@@ -173,11 +200,21 @@ class FitConfig:
     kl_weight: float = 1.0
     kl_schedule: str = "uniform"
     samples: int = 1
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    precision: str = "float32"
     estimator: str | None = None
     guide: str = "mean-field"
     init_scale: float | None = None
     max_scale: float | None = None
     dropout: float = 0.0
+    dropout_input: float | None = None
+    optimizer: str = "adam"
+    momentum: float = 0.9
+    lr_schedule: str = "late-decay"
+    pruning: str = "none"
+    prune_to: float = 0.0
+    init_range: float = 0.0
     patience: int = 0
     seed: int = 0
     compile: str = "auto"

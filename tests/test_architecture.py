@@ -14,18 +14,26 @@ MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in R
 
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
-    {"types", "machine"},
-    {"data", "nets", "graph", "training", "compression/codec", "compression/context", "compression/layout"},
+    {"types", "machine", "arviz_compat"},
+    {"data", "nets", "graph", "training", "compression/codec", "compression/context", "compression/layout"}
+    | {"compression/operations"},
     {"compression/templates", "compression/sections", "compression/rate"},
     {"compression/header"},
     {"metrics", "compression/prune", "compression/precision", "compression/shrink", "compression/file"},
-    {"baselines", "compression/target", "compression/finetune", "compression/runner", "bayes/*"},
-    {"compression/search"},
-    {"compression/tuned", "compression/curve"},
+    {"checkpoint"},
+    {"progress"},
+    {"compression/target", "compression/finetune", "compression/runner"},
+    {"sparse_training", "draws", "compression/search", "bayes/*"},
+    {"baselines", "snapshots", "compression/tuned", "compression/curve"},
     {"compression/pipeline"},
     {"config"},
     {"run"},
-    {"evaluation", "console"},
+    {"evaluation", "study", "tables", "inspection", "cli_options", "deploy/*"},
+    {"compare", "study_plots", "readings"},
+    {"console", "plots"},
+    {"gallery"},
+    {"report"},
+    {"cli_deploy", "cli_inspect"},
     {"cli"},
     {"__main__"},
 ]
@@ -44,11 +52,19 @@ SIDEWAYS = {
     ("bayes/extract", "bayes/model"),
     ("bayes/predict", "bayes/model"),
     ("bayes/model", "bayes/guides"),
+    ("bayes/marginals", "bayes/guides"),
+    ("bayes/marginals", "bayes/layers"),
+    ("bayes/marginals", "bayes/priors"),
+    ("bayes/diagnostics", "bayes/marginals"),
     ("bayes/elbo", "bayes/estimators"),
     ("bayes/elbo", "bayes/guides"),
     ("bayes/elbo", "bayes/layers"),
     ("bayes/elbo", "bayes/model"),
     ("bayes/step", "bayes/elbo"),
+    ("bayes/capture", "bayes/elbo"),
+    ("bayes/capture", "bayes/noise"),
+    ("bayes/capture", "bayes/step"),
+    ("bayes/fit", "bayes/capture"),
     ("bayes/fit", "bayes/elbo"),
     ("bayes/fit", "bayes/extract"),
     ("bayes/fit", "bayes/guides"),
@@ -56,12 +72,23 @@ SIDEWAYS = {
     ("bayes/fit", "bayes/model"),
     ("bayes/fit", "bayes/priors"),
     ("bayes/fit", "bayes/step"),
+    ("deploy/onnx_model", "deploy/crop"),
+    ("deploy/onnx_model", "deploy/onnx_operations"),
+    ("deploy/onnx_files", "deploy/engines"),
+    ("deploy/onnx_files", "deploy/onnx_model"),
+    ("deploy/arrays", "deploy/standalone"),
+    ("deploy/engines", "deploy/arrays"),
+    ("deploy/engines", "deploy/torch_files"),
+    ("deploy/memory", "deploy/engines"),
+    *[("deploy/export", f"deploy/{room}") for room in ("arrays", "card", "onnx_files", "torch_files")],
+    *[("deploy/bench", f"deploy/{room}") for room in ("arrays", "card", "onnx_files", "torch_files")],
+    *[("deploy/bench", f"deploy/{room}") for room in ("engines", "measured", "memory")],
 }
 
 
 def floor(module: str) -> int:
     for index, rooms in enumerate(FLOORS):
-        if module in rooms or (module.startswith("bayes/") and "bayes/*" in rooms):
+        if module in rooms or f"{module.partition('/')[0]}/*" in rooms:
             return index
     raise AssertionError(f"{module} has no floor: add it to FLOORS and to docs/architecture.md")
 
@@ -107,7 +134,9 @@ def loaded_after(statement: str) -> set[str]:
     ("statement", "absent"),
     [
         ("import pyro_compress", {"torch", "pyro", "numpy", "click"}),
-        ("import pyro_compress.cli", {"torch", "pyro", "numpy", "sklearn", "rich"}),
+        ("import pyro_compress.cli", {"torch", "pyro", "numpy", "sklearn", "rich", "onnx", "onnxruntime"}),
+        ("import pyro_compress.deploy.export", {"pyro", "sklearn", "onnx", "onnxruntime", "scipy"}),
+        ("import pyro_compress.deploy.memory", {"torch", "onnxruntime"}),
         ("import pyro_compress.compression.runner", {"torch", "pyro", "sklearn"}),
         ("import pyro_compress.compression.pipeline", {"pyro", "sklearn", "torchvision"}),
     ],

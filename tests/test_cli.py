@@ -20,6 +20,8 @@ from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.data import DATASETS
 from pyro_compress.nets import NETS
+from pyro_compress.sparse_training import PRUNING
+from pyro_compress.training import OPTIMIZERS, SCHEDULES
 
 SMALL = ["--net", "mlp", "--hidden", "30,20", "--epochs", "12", "--device", "cpu", "--threads", "1"]
 REPORT_KEYS = {
@@ -79,10 +81,14 @@ def test_registries_are_read_off_the_source() -> None:
     assert tuple(CRITERIA) == cli.CRITERIA
     assert tuple(DATASETS) == cli.DATASETS
     assert tuple(NETS) == cli.NETS
+    assert tuple(OPTIMIZERS) == cli.OPTIMIZERS
+    assert tuple(SCHEDULES) == cli.SCHEDULES
+    assert tuple(PRUNING) == cli.PRUNING
 
 
 def test_run_folder(run: Path) -> None:
-    assert sorted(path.name for path in run.iterdir()) == ["config.toml", "history.jsonl", "posterior.safetensors"]
+    names = ["config.toml", "guide.safetensors", "history.jsonl", "posterior.safetensors"]
+    assert sorted(path.name for path in run.iterdir()) == names
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 13))
     assert {line["phase"] for line in lines} == {"point", "svi"}
@@ -276,11 +282,12 @@ def test_a_network_without_layers(tmp_path: Path) -> None:
     assert "no layer to put a prior on" in refused(*FIT, "--net", "flat:net")
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["compress"], ["evaluate"]])
+@pytest.mark.parametrize("command", [[], ["fit"], ["compress"], ["evaluate"], ["compare"], ["inspect"], ["report"]])
 def test_help(command: list[str]) -> None:
     text = ok(*command, "--help").stdout
     assert "Usage" in text
-    assert not command or all(option in text for option in ("--data-dir", "--device", "--threads"))
+    wanted = ["--data-dir", "--threads"] + ["--device"] * (command not in (["inspect"], ["report"]))
+    assert not command or all(option in text for option in wanted)
 
 
 def test_help_is_quick() -> None:

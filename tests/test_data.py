@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from pyro_compress.data import DATASETS, load_examples, load_splits
-from pyro_compress.types import Splits
+from pyro_compress.data import DATASETS, PREPROCESSING, load_examples, load_splits, preprocessing_of, told
+from pyro_compress.types import Preprocessing, Splits
 
 
 def test_digits_are_the_uci_digits(digits: Splits) -> None:
@@ -116,3 +117,47 @@ def test_a_text_file_is_no_npz(tmp_path: Path) -> None:
 def test_bad_validation_share(share: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         load_splits("digits", validation=share)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("digits", 16.0), ("mnist", 255.0), ("fashion-mnist", 255.0)])
+def test_what_a_name_says_of_a_data_set(name: str, scale: float, request: pytest.FixtureRequest) -> None:
+    """The table that files rely on, held against the data themselves."""
+    folder = "" if name == "digits" else request.getfixturevalue("mnist_dir")
+    splits = load_splits(name, folder)
+    assert PREPROCESSING[name] == Preprocessing(scale, splits.classes)
+    raw = splits.train.x * splits.scale
+    assert torch.allclose(raw, raw.round(), atol=1e-4)
+    assert raw.max() == splits.scale == scale
+    assert told(name, splits) == {}
+    assert preprocessing_of({"data": name}) == PREPROCESSING[name]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "names", "meta"),
+    [
+        (np.uint8, ("cat", "dog"), {"scale": 255.0, "classes": ["cat", "dog"]}),
+        (np.uint8, (), {"scale": 255.0}),
+        (np.float32, (), {}),
+    ],
+)
+def test_own_data_tell_their_scaling_and_names(dtype: type, names: tuple[str, ...], meta: dict, tmp_path: Path) -> None:
+    x = (np.arange(40 * 5).reshape(40, 5) % 200).astype(dtype)
+    y = np.arange(40) % 2
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y, **({"classes": names} if names else {}))
+    splits = load_splits(str(tmp_path / "own.npz"))
+    assert told("own.npz", splits) == meta
+    known = preprocessing_of({"data": "own.npz"} | meta)
+    assert (known.scale, known.classes) == (meta.get("scale", 1.0), names)
+
+
+def test_raw_values_cannot_pass_for_scaled_ones(tmp_path: Path) -> None:
+    raw = np.array([[0, 200], [255, 1]])
+    for x in (raw.astype(np.uint8), raw, (raw / 255).astype(np.float32)):
+        np.savez(tmp_path / "x.npz", x=x, y=np.array([0, 1]))
+        assert torch.allclose(load_examples(tmp_path / "x.npz", 255.0).x, torch.tensor(raw / 255).float())
+    np.savez(tmp_path / "x.npz", x=raw.astype(np.float32), y=np.array([0, 1]))
+    with pytest.raises(ValueError, match="values from 0 to 255, but this network takes integers from 0 to 255, or"):
+        load_examples(tmp_path / "x.npz", 255.0)
+    np.savez(tmp_path / "x.npz", x=raw - 300, y=np.array([0, 1]))
+    with pytest.raises(ValueError, match="values from -300"):
+        load_examples(tmp_path / "x.npz", 255.0)

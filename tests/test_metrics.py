@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
-from pyro_compress.metrics import calibration_error, evaluate, score
-from pyro_compress.types import Splits
+from pyro_compress.metrics import auroc, calibration_error, entropy, evaluate, out_of_domain_auroc, score
+from pyro_compress.types import Data, Splits
 
 
 def test_against_scikit_learn() -> None:
@@ -30,3 +30,25 @@ def test_splits_by_name(digits: Splits) -> None:
     assert constant.nll_nats == pytest.approx(np.log(10))
     with pytest.raises(ValueError, match="unknown split 'tests'; allowed: train, validation, test"):
         evaluate(lambda x: x, digits, "tests")
+
+
+def test_auroc_is_that_of_scikit_learn() -> None:
+    low, high = torch.randn(300).round(decimals=1), (torch.randn(200) + 0.5).round(decimals=1)
+    labels = [0] * 300 + [1] * 200
+    assert auroc(low, high) == pytest.approx(roc_auc_score(labels, torch.cat([low, high])), abs=1e-12)
+    assert auroc(torch.zeros(3), torch.ones(4)) == 1
+    assert auroc(torch.ones(3), torch.ones(4)) == 0.5
+
+
+def test_entropy_by_hand() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.5], [1.0, 1e-30]]))
+    assert entropy(logits).tolist() == pytest.approx([np.log(2), 0], abs=1e-9)
+
+
+def test_out_of_domain(digits: Splits) -> None:
+    flat = Splits(digits.train, digits.validation, Data(digits.test.x * 0, digits.test.y), digits.classes)
+
+    def certain_where_there_is_ink(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(x.flatten(1).sum(1, keepdim=True), (0, 9))
+
+    assert out_of_domain_auroc(certain_where_there_is_ink, digits, flat, "test") == 1

@@ -46,6 +46,78 @@ def test_bench_estimators(tmp_path: Path) -> None:
     assert set(rows) == {"weight", "local", "flipout"}
 
 
+def test_bench_step(tmp_path: Path) -> None:
+    script = next(path for path in SCRIPTS if path.stem == "bench_step")
+    run(script, "--smoke", "--json", "rows.json", cwd=tmp_path)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert {row["mode"] for row in rows} == {"eager", "captured", "naive"}
+    assert rows[0]["ratio"] == 1
+    assert set(rows[0]) == {"network", "batch", "prior", "estimator", "mode", "ms", "ratio", "peak_mib"}
+
+
+def test_bench_fit(tmp_path: Path) -> None:
+    script = next(path for path in SCRIPTS if path.stem == "bench_fit")
+    run(script, "--smoke", "--json", "rows.json", cwd=tmp_path)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["prior"] for row in rows] == ["none", "gaussian"]
+    assert all(row["seconds"] > 0 for row in rows)
+
+
+def script(stem: str) -> Path:
+    return next(path for path in SCRIPTS if path.stem == stem)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results folder of the smallest study, shared by the figures."""
+    folder = tmp_path_factory.mktemp("study")
+    run(script("figure_training"), "--smoke", "--results", "out", "--out", "training", cwd=folder)
+    assert pictures(folder / "training")
+    return folder / "out"
+
+
+def pictures(stem: Path) -> bool:
+    """Whether a figure is there twice: a PNG of some size, and an SVG with readable text."""
+    png, svg = stem.with_suffix(".png").read_bytes(), stem.with_suffix(".svg").read_text()
+    return png[:4] == b"\x89PNG" and len(png) > 5000 and "<text" in svg
+
+
+@pytest.mark.parametrize("stem", ["figure_weights", "figure_bytes"])
+def test_figures_of_runs(stem: str, results: Path, tmp_path: Path) -> None:
+    run(script(stem), "--smoke", "--results", str(results), "--out", "figure", cwd=tmp_path)
+    assert pictures(tmp_path / "figure")
+
+
+@pytest.mark.parametrize("stem", ["figure_prior", "figure_sparsity", "figure_time"])
+def test_figures_of_rows(stem: str, results: Path, tmp_path: Path) -> None:
+    source = [] if stem == "figure_prior" else ["--csv", str(results / "study.csv")]
+    run(script(stem), *source, "--out", "figure", cwd=tmp_path)
+    assert pictures(tmp_path / "figure")
+
+
+def test_artefact(tmp_path: Path) -> None:
+    lines = run(script("artefact"), "--smoke", cwd=tmp_path).splitlines()[2:]
+    right, wrong, published = ([float(cell) for cell in line.split(" | ")[1:7]] for line in lines)
+    assert len(set(published)) == 1
+    assert right[0] == wrong[0] == published[0]
+    assert right[1] > wrong[1] + 30
+
+
+def test_study_document(tmp_path: Path) -> None:
+    assert "| log-uniform (own recipe) |" in run(script("study_document"), "--smoke", cwd=tmp_path)
+    document = tmp_path / "study.md"
+    document.write_text("before\n<!-- table accuracy mnist mlp-500-500 -->\nold\n<!-- end -->\nafter\n")
+    run(script("study_document"), "--document", str(document), cwd=tmp_path)
+    text = document.read_text()
+    assert text.startswith("before\n<!-- table accuracy mnist mlp-500-500 -->\n\n| method | 0 % |")
+    assert "| *published* | *97.83* | *97.53* | *95.86* | *69.43* |" in text
+    assert "old" not in text
+    assert text.endswith("\n<!-- end -->\nafter\n")
+    again = text
+    run(script("study_document"), "--document", str(document), cwd=tmp_path)
+    assert document.read_text() == again
+
+
 def test_fuzz_files(tmp_path: Path) -> None:
     script = next(path for path in SCRIPTS if path.stem == "fuzz_files")
     assert run(script, "--smoke", "--keep", "hostile", cwd=tmp_path).startswith("300 inputs: ")

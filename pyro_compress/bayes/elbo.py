@@ -91,6 +91,7 @@ class Objective:
         estimator: name in `ESTIMATORS`.
         closed_form: sites whose KL is closed-form.
         size: examples in the training set.
+        precision: `float32`, or `bfloat16` for the matrix products (torch's autocast).
     """
 
     elbo: ELBOModule
@@ -98,6 +99,7 @@ class Objective:
     estimator: str
     closed_form: frozenset[str]
     size: int
+    precision: str = "float32"
 
     def __call__(
         self, x: Tensor, y: Tensor, kl_weight: float | Tensor, call: Callable[..., Tensor] | None = None
@@ -111,15 +113,19 @@ class Objective:
             call: evaluates the ELBO module, `elbo` itself if None (a functional call, where parameters are inputs).
         """
         terms = ElboTerms(kl_weight, self.closed_form)
-        with terms, ESTIMATORS[self.estimator](self.elbo.guide.marginal, self.layers, len(y)):
+        mixed = torch.autocast(x.device.type, torch.bfloat16, self.precision == "bfloat16", cache_enabled=False)
+        with mixed, terms, ESTIMATORS[self.estimator](self.elbo.guide.marginal, self.layers, len(y)):
             loss = (call or self.elbo)(x, y)
         return loss / self.size, terms.log_likelihood_nats / self.elbo.elbo.num_particles
 
 
-def build_objective(model: Classifier, guide: Guide, estimator: str, samples: int) -> Objective:
+def build_objective(
+    model: Classifier, guide: Guide, estimator: str, samples: int, precision: str = "float32"
+) -> Objective:
     """Objective of a model and its guide with `samples` Monte Carlo samples per step."""
     elbo = StaticELBO(num_particles=samples)(model, guide)
-    return Objective(elbo, bayes_layers(model.net), estimator, closed_form_sites(guide, model.net), model.size)
+    sites = closed_form_sites(guide, model.net)
+    return Objective(elbo, bayes_layers(model.net), estimator, sites, model.size, precision)
 
 
 def closed_form_sites(guide: Guide, net: nn.Module) -> frozenset[str]:

@@ -110,7 +110,7 @@ def _signs(x: Tensor, op: Operation) -> Tensor:
     """Random signs per example and channel, shared by all positions of a convolution (Wen et al. 2018, section 3.2)."""
     shape = [1] * x.dim()
     shape[0], shape[op.channel_axis] = x.shape[0], x.shape[op.channel_axis]
-    return torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(0.5).mul_(2).sub_(1)
+    return torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(0.5) * 2 - 1
 
 
 def _bias_moments(bias: Bias, site: str, marginal: Marginal) -> tuple[Tensor | None, Tensor | None]:

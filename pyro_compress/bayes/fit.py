@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import copy
-import time
+import logging
+from collections.abc import Callable
 
 import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.bayes.capture import captured
 from pyro_compress.bayes.elbo import Objective, build_objective, kl_nats
-from pyro_compress.bayes.extract import mean_tensors
+from pyro_compress.bayes.extract import mean_tensors, moments
 from pyro_compress.bayes.guides import build_guide, starts_of
-from pyro_compress.bayes.layers import bayesianize
+from pyro_compress.bayes.layers import bayes_layers, bayesianize
 from pyro_compress.bayes.model import Classifier, Fit
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.step import Step, captured, eager, tuned_parameters, with_fallback
+from pyro_compress.bayes.step import Rule, State, Step, Tuned, eager, tuned_parameters
+from pyro_compress.checkpoint import Keeper
 from pyro_compress.graph import capture
-from pyro_compress.metrics import evaluate
-from pyro_compress.training import (
-    Diverged,
-    Epoch,
-    OnEpoch,
-    batch_count,
-    decay,
-    minibatches,
-    train_point,
-)
-from pyro_compress.types import Data, FitConfig, Scores, Splits
+from pyro_compress.progress import Progress
+from pyro_compress.training import SCHEDULES, Diverged, Epoch, OnEpoch, PointPlan
+from pyro_compress.types import FitConfig, LayerPosterior, Splits
+
+OnLayers = Callable[[int, dict[str, LayerPosterior]], None]
+"""Called at the end of an epoch with a posterior: the epoch's number, and the moments of every weight."""
 
 
-def fit_posterior(net: nn.Module, splits: Splits, config: FitConfig, on_epoch: OnEpoch = lambda epoch: None) -> Fit:
+def fit_posterior(
+    net: nn.Module,
+    splits: Splits,
+    config: FitConfig,
+    on_epoch: OnEpoch = lambda epoch: None,
+    keeper: Keeper | None = None,
+    on_layers: OnLayers | None = None,
+) -> Fit:
     """Fit a mean-field posterior over a network's weights by stochastic variational inference.
 
     Args:
@@ -38,10 +43,13 @@ def fit_posterior(net: nn.Module, splits: Splits, config: FitConfig, on_epoch: O
         splits: trained on `train`; `validation` is watched.
         config: a resolved configuration (`pyro_compress.resolve`).
         on_epoch: called after every epoch.
+        keeper: writes checkpoints; the fit goes on from its latest, where it has one.
+        on_layers: called after every epoch with a posterior.
 
     Raises:
         ValueError: what `bayesianize` and `capture` refuse.
         Diverged: the loss is not finite.
+        Interrupted: a signal came, and a checkpoint was written.
 
     Example:
         >>> import pyro_compress as pc
@@ -58,18 +66,25 @@ def fit_posterior(net: nn.Module, splits: Splits, config: FitConfig, on_epoch: O
     graph = capture(net, splits.input_shape)
     with torch.random.fork_rng(), pyro.validation_enabled(False):
         torch.manual_seed(config.seed)
-        loop = _Loop(copy.deepcopy(net).to(config.device), splits, config, on_epoch)
-        loop.pretrain()
-        bayes_net = bayesianize(loop.net, prior, config.grouping, bias_prior, config.keep)
+        progress = Progress(splits, config, on_epoch, keeper or Keeper())
+        start = copy.deepcopy(net).to(config.device)
+        if progress.snapshot is None or progress.snapshot.phase == "point":
+            assert config.lr
+            plan = PointPlan(config.pretrain_epochs or 0, config.lr, schedule=config.lr_schedule)
+            progress.train_point(start, plan, lambda step, optimizer: None)
+        bayes_net = bayesianize(start, prior, config.grouping, bias_prior, config.keep)
         model = Classifier(bayes_net, len(splits.train)).to(config.device)
-        weights = {name: tensor.detach() for name, tensor in loop.net.state_dict().items()}
+        weights = {name: tensor.detach() for name, tensor in start.state_dict().items()}
         starts = starts_of(bayes_net, weights, config.init_scale)
-        example = (loop.train.x[:2], loop.train.y[:2])
+        example = (progress.train.x[:2], progress.train.y[:2])
         guide = build_guide(config.guide, model, starts, config.max_scale, example)
         assert config.estimator
-        loop.infer(build_objective(model, guide, config.estimator, config.samples))
-    return Fit(model, guide, net, graph, config, tuple(loop.history))
+        objective = build_objective(model, guide, config.estimator, config.samples, config.precision)
+        _Inference(progress, objective, start, on_layers).run()
+    return Fit(model, guide, net, graph, config, tuple(progress.history))
 
+
+log = logging.getLogger(__name__)
 
 COMPILE_STEPS = 5000
 """Fewer SVI steps than this do not pay back the compiler's half minute."""
@@ -79,110 +94,107 @@ NOTE_EVERY = 20
 """The log-likelihood of every so many-th minibatch of an epoch goes into the history."""
 
 
-class _Loop:
-    """State of one fit while it runs: data on the device, shuffling, clock, history."""
+class _Inference:
+    """The SVI phase of a fit.
 
-    def __init__(self, net: nn.Module, splits: Splits, config: FitConfig, on_epoch: OnEpoch):
-        self.net, self.splits, self.config, self.on_epoch = net, splits, config, on_epoch
-        self.train = Data(splits.train.x.to(config.device), splits.train.y.to(config.device))
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.started, self.history = time.perf_counter(), list[Epoch]()
-        self.batches = batch_count(len(self.train), self.batch_size)
+    Args:
+        progress: data, history, checkpoints.
+        objective: what to minimise.
+        mean_net: a plain network that takes the posterior mean, to be evaluated.
+        on_layers: called after every epoch.
+    """
 
-    @property
-    def batch_size(self) -> int:
-        assert self.config.batch_size
-        return self.config.batch_size
+    def __init__(
+        self, progress: Progress, objective: Objective, mean_net: nn.Module, on_layers: OnLayers | None = None
+    ):
+        self.progress, self.objective, self.mean_net, self.on_layers = progress, objective, mean_net, on_layers
+        self.config, self.batches = progress.config, progress.feed.batches
+        self.pretrained = self.config.pretrain_epochs or 0
+        self.total = ((self.config.epochs or 0) - self.pretrained) * self.batches
+        self.noted: list[Tensor] = []
 
-    def pretrain(self) -> None:
-        """Train point weights for the posterior to start from."""
-
-        def note(epoch: int, step: int) -> bool:
-            self.note("point", step, evaluate(self.net, self.splits, "validation", self.config.device))
-            return True
-
-        assert self.config.lr
-        epochs = self.config.pretrain_epochs or 0
-        train_point(self.net, self.train, epochs, self.batch_size, self.config.lr, self.generator, note)
-
-    def infer(self, objective: Objective) -> None:
-        """Maximise the ELBO."""
-        config, model, guide = self.config, objective.elbo.model, objective.elbo.guide
-        step_once = self.stepper(objective)
-        done, epochs = len(self.history), (config.epochs or 0) - len(self.history)
-        total, step = epochs * self.batches, 0
-        for _ in range(epochs):
-            model.train()
-            noted: list[Tensor] = []
-            for index, (x, y) in enumerate(minibatches(self.train, self.batch_size, self.generator)):
-                weight = self.kl_weight(step) * minibatch_weight(config.kl_schedule, index, self.batches)
-                log_likelihood = step_once(x, y, weight, decay(step / total), index % NOTE_EVERY == 0)
-                if log_likelihood is not None:
-                    noted.append(log_likelihood)
-                step += 1
-            model.eval()
-            kl = kl_nats(model.net, guide, config.samples)
-            mean_ll = float(torch.stack(noted).mean())
-            self._check(mean_ll, kl, done * self.batches + step)
-            self.net.load_state_dict(mean_tensors(model.net, guide))
-            scores = evaluate(self.net.eval(), self.splits, "validation", config.device)
-            self.note("svi", done * self.batches + step, scores, mean_ll, kl, self.kl_weight(step))
-            if self.out_of_patience():
+    def run(self) -> None:
+        """Maximise the ELBO, from the snapshot on where there is one."""
+        config, progress = self.config, self.progress
+        tuned = self.tuned()
+        state = State.of(self.objective, tuned)
+        snapshot = progress.snapshot if progress.snapshot and progress.snapshot.phase == "svi" else None
+        if snapshot:
+            state.restore(snapshot.part("state"), snapshot.numbers["step"])
+            self.noted = list(snapshot.tensors["noted"].to(config.device))
+        step = self.stepper(tuned, state)
+        if snapshot:
+            progress.go_on(snapshot)
+        for _ in range(len(progress.history), config.epochs or 0):
+            self.epoch(step, state)
+            if progress.out_of_patience(config.kl_weight):
                 break
 
-    def stepper(self, objective: Objective) -> Step:
-        """The eager step, or the captured one where compiling it pays."""
+    def epoch(self, step: Step, state: State) -> None:
+        """One pass over the data, and its line in the history."""
+        model, config = self.objective.elbo.model, self.config
+        model.train()
+        for index, x, y in self.progress.feed.epoch():
+            weight = self.kl_weight(state.count) * minibatch_weight(config.kl_schedule, index, self.batches)
+            factor = SCHEDULES[config.lr_schedule](state.count / self.total)
+            log_likelihood = step(x, y, weight, factor, index % NOTE_EVERY == 0)
+            if log_likelihood is not None:
+                self.noted.append(log_likelihood)
+            self.progress.keep("svi", lambda: self.tensors(state), state.count)
+        model.eval()
+        self.note(state.count)
+
+    def note(self, step: int) -> None:
+        """Evaluate the terms of the ELBO and the posterior mean."""
+        model, guide = self.objective.elbo.model, self.objective.elbo.guide
+        kl, log_likelihood = kl_nats(model.net, guide, self.config.samples), float(torch.stack(self.noted).mean())
+        self.noted.clear()
+        done = self.pretrained * self.batches + step
+        for name, number in (("expected log-likelihood", log_likelihood), ("KL", kl)):
+            if not abs(number) < float("inf"):
+                raise Diverged(f"{name} is {number} after step {done}: try a smaller --lr or --lr-group")
+        self.mean_net.load_state_dict(mean_tensors(model.net, guide))
+        epoch = Epoch(
+            phase="svi", step=done, negative_elbo_nats=kl - log_likelihood,
+            expected_log_likelihood_nats=log_likelihood, kl_nats=kl, kl_weight=self.kl_weight(step),
+        )  # fmt: skip
+        if self.on_layers:
+            layers = bayes_layers(model.net)
+            found = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in layers}
+            self.on_layers(len(self.progress.history) + 1, found)
+        self.progress.note(self.mean_net, epoch)
+
+    def tensors(self, state: State) -> dict[str, Tensor]:
+        """What a checkpoint holds of this phase."""
+        kept = {f"state/{name}": tensor for name, tensor in state.tensors().items()}
+        return kept | {"noted": torch.stack(self.noted)}
+
+    def tuned(self) -> list[Tuned]:
+        """The parameters with their rates."""
         config = self.config
         assert config.lr
         assert config.lr_scale
         assert config.lr_group
-        tuned = tuned_parameters(objective, config.lr, config.lr_scale, config.lr_group)
-        steps = ((config.epochs or 0) - len(self.history)) * self.batches
-        if config.compile == "off" or (config.compile == "auto" and steps < COMPILE_STEPS):
-            return eager(objective, tuned)
-        return with_fallback(captured(objective, tuned), lambda: eager(objective, tuned))
+        return tuned_parameters(self.objective, config.lr, config.lr_scale, config.lr_group)
+
+    def stepper(self, tuned: list[Tuned], state: State) -> Step:
+        """The eager step, or the captured one where compiling it pays."""
+        config, rule = self.config, Rule(self.config.clip_norm, self.config.accumulate)
+        if config.compile == "off" or (config.compile == "auto" and self.total < COMPILE_STEPS):
+            return eager(self.objective, tuned, rule, state)
+        try:
+            train, size = self.progress.train, self.progress.feed.batch_size
+            self.objective.elbo.model.train()
+            return captured(self.objective, tuned, rule, state, (train.x[:size], train.y[:size]))
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            log.warning("the step could not be compiled and runs eagerly: %s: %s", type(error).__name__, reason)
+            return eager(self.objective, tuned, rule, state)
 
     def kl_weight(self, step: int) -> float:
         """KL weight at an SVI step: linear warm-up, then constant."""
         warmup = (self.config.kl_warmup or 0.0) * self.batches
         return self.config.kl_weight * (min(1.0, step / warmup) if warmup else 1.0)
-
-    def out_of_patience(self) -> bool:
-        """Whether the last `patience` epochs at full KL weight brought no better validation NLL."""
-        patience = self.config.patience
-        losses = [e.validation_nll_nats for e in self.history if e.kl_weight == self.config.kl_weight]
-        return bool(patience) and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
-
-    def _check(self, log_likelihood: float, kl: float, step: int) -> None:
-        for name, number in (("expected log-likelihood", log_likelihood), ("KL", kl)):
-            if not abs(number) < float("inf"):
-                raise Diverged(f"{name} is {number} after step {step}: try a smaller --lr or --lr-group")
-
-    def note(
-        self,
-        phase: str,
-        step: int,
-        scores: Scores,
-        log_likelihood: float | None = None,
-        kl: float | None = None,
-        kl_weight: float | None = None,
-    ) -> None:
-        """Append an epoch to the history and report it."""
-        epoch = Epoch(
-            epoch=len(self.history) + 1,
-            epochs=self.config.epochs or 0,
-            phase=phase,
-            step=step,
-            negative_elbo_nats=None if log_likelihood is None or kl is None else kl - log_likelihood,
-            expected_log_likelihood_nats=log_likelihood,
-            kl_nats=kl,
-            kl_weight=kl_weight,
-            validation_accuracy=scores.accuracy,
-            validation_nll_nats=scores.nll_nats,
-            seconds=time.perf_counter() - self.started,
-        )
-        self.history.append(epoch)
-        self.on_epoch(epoch)
 
 
 def minibatch_weight(schedule: str, index: int, batches: int) -> float:

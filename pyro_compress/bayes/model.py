@@ -22,7 +22,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Logits `(batch, classes)`; with labels given, the site `y` observes them."""
-        logits = self.net(x)
+        logits = self.net(x).float()  # under autocast they may be bfloat16
         with pyro.plate("data", self.size, subsample=x):
             pyro.sample("y", Categorical(logits=logits), obs=y)
         return logits

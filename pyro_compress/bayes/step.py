@@ -1,21 +1,13 @@
-"""One step of Adam on the objective: eagerly, or as one captured and compiled graph.
-
-`captured` traces the real Pyro program, the gradient and Adam's algebra into one graph (`make_fx`), which inductor
-compiles. Nothing about a prior is written twice, and what changes between steps (minibatch, KL weight, rates, step
-number) are the graph's inputs. The eager step stays, as the reference and as what is fallen back to.
-"""
+"""One step of Adam on the objective, as Pyro and torch run it: the reference for the captured one."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_compress.bayes.elbo import Objective
 
@@ -24,8 +16,6 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 Step = Callable[[Tensor, Tensor, float, float, bool], Tensor | None]
 """(x, y, KL weight, factor on all rates, whether to note) -> the expected log-likelihood of the training set in nats,
 if it is to be noted: the captured graph does not return it, and evaluating it costs a forward pass."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +35,73 @@ class Tuned:
     bounds: tuple[float, float] | None
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How a minibatch becomes one gradient.
+
+    Attributes:
+        clip_norm: the gradient of all parameters together is scaled down to this norm; 0 for never.
+        accumulate: parts that a minibatch is worked off in, to save memory; each draws its own noise.
+    """
+
+    clip_norm: float = 0.0
+    accumulate: int = 1
+
+    def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """The parts of a minibatch, each with its share of it."""
+        for part_x, part_y in zip(x.chunk(self.accumulate), y.chunk(self.accumulate), strict=True):
+            yield part_x, part_y, len(part_y) / len(y)
+
+
+@dataclass
+class State:
+    """What a step reads and updates in place.
+
+    Attributes:
+        parameters: values of the parameters.
+        first: Adam's first moments.
+        second: Adam's second moments.
+        buffers: batch-norm statistics and the like.
+        count: steps done.
+    """
+
+    parameters: list[Tensor]
+    first: list[Tensor]
+    second: list[Tensor]
+    buffers: list[Tensor]
+    count: int = 0
+
+    @classmethod
+    def of(cls, objective: Objective, tuned: list[Tuned]) -> State:
+        """The state before the first step."""
+        values = [t.parameter.data for t in tuned]
+        first, second = ([torch.zeros_like(value) for value in values] for _ in range(2))
+        return cls(values, first, second, list(objective.elbo.buffers()))
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Puts every tensor and the random number generator back on leaving."""
+        tensors = [*self.parameters, *self.first, *self.second, *self.buffers]
+        saved = [tensor.clone() for tensor in tensors]
+        with torch.random.fork_rng():
+            yield
+        with torch.no_grad():
+            for tensor, before in zip(tensors, saved, strict=True):
+                tensor.copy_(before)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the count, by name."""
+        lists = {"parameter": self.parameters, "first": self.first, "second": self.second, "buffer": self.buffers}
+        return {f"{kind}/{i}": tensor for kind, tensors in lists.items() for i, tensor in enumerate(tensors)}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], count: int) -> None:
+        """Go on where `tensors` and `count` were taken."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        self.count = count
+
+
 def tuned_parameters(objective: Objective, lr: float, lr_scale: float, lr_group: float) -> list[Tuned]:
     """Every parameter of model and guide, each once, with its rate and bounds."""
     guide = objective.elbo.guide
@@ -56,124 +113,32 @@ def tuned_parameters(objective: Objective, lr: float, lr_scale: float, lr_group:
     ]
 
 
-def eager(objective: Objective, tuned: list[Tuned]) -> Step:
-    """The step as Pyro and torch run it."""
+def eager(objective: Objective, tuned: list[Tuned], rule: Rule, state: State) -> Step:
+    """The step as Pyro and torch run it, on the moments of `state`."""
     groups = [{"params": [t.parameter], "lr": t.rate} for t in tuned]
+    parameters = [t.parameter for t in tuned]
     optimizer = torch.optim.Adam(groups, betas=(BETA1, BETA2), eps=EPSILON, fused=True)
+    for t, first, second in zip(tuned, state.first, state.second, strict=True):
+        done = torch.tensor(float(state.count), device=first.device)
+        optimizer.state[t.parameter] = {"step": done, "exp_avg": first, "exp_avg_sq": second}
 
     def step(x: Tensor, y: Tensor, kl_weight: float, factor: float, note: bool) -> Tensor:
         for group, t in zip(optimizer.param_groups, tuned, strict=True):
             group["lr"] = t.rate * factor
         optimizer.zero_grad()
-        loss, log_likelihood = objective(x, y, kl_weight)
-        loss.backward()
+        noted = torch.zeros((), device=x.device)
+        for part_x, part_y, share in rule.parts(x, y):
+            loss, log_likelihood = objective(part_x, part_y, kl_weight)
+            (loss * share).backward()
+            noted = noted + share * log_likelihood
+        if rule.clip_norm:
+            nn.utils.clip_grad_norm_(parameters, rule.clip_norm)
         optimizer.step()
+        state.count += 1
         with torch.no_grad():
             for t in tuned:
                 if t.bounds:
                     t.parameter.clamp_(*t.bounds)
-        return log_likelihood
+        return noted
 
     return step
-
-
-def captured(objective: Objective, tuned: list[Tuned], compiled: bool = True) -> Step:
-    """The step as one graph per batch size; the first size seen is compiled, others run uncompiled.
-
-    Raises:
-        Exception: whatever capturing raises, at the first step; `with_fallback` turns it into the eager step.
-    """
-    parameters = [t.parameter.data for t in tuned]
-    state = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
-    device = parameters[0].device
-    scalars = [torch.zeros((), device=device) for _ in range(3)]  # step number, KL weight, factor
-    graphs: dict[int, Callable[..., Any]] = {}
-    count = 0
-
-    def step(x: Tensor, y: Tensor, kl_weight: float, factor: float, note: bool) -> Tensor | None:
-        nonlocal count
-        count += 1
-        for scalar, value in zip(scalars, (count, kl_weight, factor), strict=True):
-            scalar.fill_(value)
-        inputs = (parameters, *state, list(objective.elbo.buffers()), *scalars, x, y)
-        if len(y) not in graphs:
-            graph = capture_graph(objective, tuned, inputs)
-            options: dict[str, Any] = {"fallback_random": True}  # inductor's own CPU generator is slower than ATen's
-            first = compiled and not graphs
-            # it warns where a CUDA toolkit is installed without a device
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-            graphs[len(y)] = torch.compile(graph, fullgraph=True, options=options) if first else graph
-        with torch.no_grad():
-            graphs[len(y)](*inputs)
-        return _log_likelihood(objective, x, y) if note else None
-
-    return step
-
-
-@torch.no_grad()
-def _log_likelihood(objective: Objective, x: Tensor, y: Tensor) -> Tensor:
-    """The log-likelihood for the history, which must change neither the generator nor batch-norm statistics."""
-    saved = [buffer.clone() for buffer in objective.elbo.buffers()]
-    with torch.random.fork_rng():
-        found = objective(x, y, 0.0)[1]
-    for buffer, before in zip(objective.elbo.buffers(), saved, strict=True):
-        buffer.copy_(before)
-    return found
-
-
-def capture_graph(objective: Objective, tuned: list[Tuned], inputs: tuple[Any, ...]) -> torch.fx.GraphModule:
-    """Trace one step into a graph that updates parameters and Adam's state in place.
-
-    Args:
-        objective: what to minimise.
-        tuned: the parameters, in the order of the graph's first input.
-        inputs: (parameters, first moments, second moments, buffers, step number, KL weight, rate factor, x, y).
-    """
-
-    def step(
-        values: list[Tensor], first: list[Tensor], second: list[Tensor], buffers: list[Tensor],
-        count: Tensor, kl_weight: Tensor, factor: Tensor, x: Tensor, y: Tensor,
-    ) -> tuple[()]:  # fmt: skip
-        leaves = [value.detach().requires_grad_() for value in values]
-        named = dict(zip([*(t.name for t in tuned), *buffer_names], [*leaves, *buffers], strict=True))
-        with torch.enable_grad():
-            loss, _ = objective(x, y, kl_weight, lambda *data: functional_call(objective.elbo, named, data))
-            gradients = torch.autograd.grad(loss, leaves)
-        correction1, correction2 = 1 - BETA1**count, (1 - BETA2**count).sqrt()
-        for t, value, m, v, gradient in zip(tuned, values, first, second, gradients, strict=True):
-            m.lerp_(gradient, 1 - BETA1)
-            v.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-            value.sub_((t.rate * factor / correction1) * m / (v.sqrt() / correction2 + EPSILON))
-            if t.bounds:
-                value.clamp_(*t.bounds)
-        return ()
-
-    buffer_names = [name for name, _ in objective.elbo.named_buffers()]
-    updated = [tensor for group in inputs[:4] for tensor in group]
-    saved = [tensor.clone() for tensor in updated]
-    with torch.random.fork_rng():
-        graph = make_fx(step)(*inputs)
-    with torch.no_grad():  # tracing ran the step for real: undo it
-        for tensor, before in zip(updated, saved, strict=True):
-            tensor.copy_(before)
-    return graph
-
-
-def with_fallback(step: Step, fallback: Callable[[], Step]) -> Step:
-    """A step that turns into its fallback, with one line that says so, if its first call fails."""
-    current = [step]
-    proven = [False]
-
-    def run(x: Tensor, y: Tensor, kl_weight: float, factor: float, note: bool) -> Tensor | None:
-        if proven[0]:
-            return current[0](x, y, kl_weight, factor, note)
-        proven[0] = True
-        try:
-            return current[0](x, y, kl_weight, factor, note)
-        except Exception as error:
-            reason = str(error).strip().split("\n")[0]
-            log.warning("the step could not be compiled and runs eagerly: %s: %s", type(error).__name__, reason)
-            current[0] = fallback()
-            return current[0](x, y, kl_weight, factor, note)
-
-    return run

@@ -5,6 +5,7 @@ To add a criterion, write a function `LayerPosterior -> score`, broadcastable to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -85,3 +86,22 @@ def masks_at(scores: dict[str, Tensor], sparsity: float) -> Masks:
         return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
     threshold = everything.kthvalue(drop + 1).values if drop < len(everything) else torch.inf
     return {name: score >= threshold for name, score in scores.items()}
+
+
+THRESHOLDS = {
+    "snr": math.exp(-1.5),
+    "group-snr": math.exp(1.5),
+    "group-mode": math.exp(-6.0),
+    "magnitude": 0.0,
+}
+"""Score above which `inspect` counts a weight as kept; `compress` searches for its own threshold.
+
+`snr`: log alpha < 3 (Molchanov et al. 2017, section 5.1). `group-snr`: log alpha < -3, as in the code of Louizos et al.
+2017. `group-mode`: far from either cluster of scores that the horseshoe leaves behind. `magnitude`: not exactly zero.
+"""
+
+
+def kept(layers: dict[str, LayerPosterior], criterion: str) -> Masks:
+    """Weights whose score is above the criterion's rule of thumb (`THRESHOLDS`)."""
+    score, threshold = CRITERIA[criterion], THRESHOLDS[criterion]
+    return {name: (score(layer) > threshold).expand_as(layer.mean) for name, layer in layers.items()}

@@ -1,0 +1,227 @@
+"""One SVI step as one graph: the Pyro program, its gradient and Adam's algebra, traced once, then compiled.
+
+Nothing about a prior is written twice: `make_fx` runs the real program. What changes between steps (minibatch, KL
+weight, rates, Adam's corrections, noise) are the graph's inputs; parameters and Adam's moments are updated in place. On
+a CPU inductor compiles the graph; on CUDA the compiled graph is recorded as a CUDA graph and replayed, without asking
+the device for anything. A minibatch of another size (the last of an epoch) runs through an uncompiled graph of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_compress.bayes.elbo import Objective
+from pyro_compress.bayes.noise import Fill, fast_fill, lift_noise
+from pyro_compress.bayes.step import BETA1, BETA2, EPSILON, Rule, State, Step, Tuned
+
+MAX_NODES = 20_000
+"""Larger graphs are not compiled: inductor's time grows faster than they do."""
+
+
+Scalars = tuple[Tensor, Tensor, Tensor]
+"""KL weight; step size (learning rates' factor, times √(1-β₂ᵗ) / (1-β₁ᵗ)); ε √(1-β₂ᵗ)."""
+
+
+def set_scalars(scalars: Scalars, count: int, kl_weight: float, factor: float) -> None:
+    """Set the graph's scalars for step `count` (from 1)."""
+    correction = (1 - BETA2**count) ** 0.5
+    values = (kl_weight, factor * correction / (1 - BETA1**count), EPSILON * correction)
+    for scalar, value in zip(scalars, values, strict=True):
+        scalar.fill_(value)
+
+
+def capture_graph(
+    objective: Objective, tuned: list[Tuned], rule: Rule, state: State, scalars: Scalars, x: Tensor, y: Tensor
+) -> torch.fx.GraphModule:
+    """Trace one step into a graph that updates the state in place.
+
+    Its inputs: (parameters, first, second, buffers, scalars, x, y, normal, coin), the last two still unused
+    (`pyro_compress.bayes.noise.lift_noise`).
+    """
+    names = [t.name for t in tuned] + [name for name, _ in objective.elbo.named_buffers()]
+
+    def step(
+        values: list[Tensor], first: list[Tensor], second: list[Tensor], buffers: list[Tensor],
+        scalars: Scalars, x: Tensor, y: Tensor, normal: Tensor, coin: Tensor,
+    ) -> tuple[()]:  # fmt: skip
+        leaves = [value.detach().requires_grad_() for value in values]
+        named = dict(zip(names, [*leaves, *buffers], strict=True))
+        gradients = _gradients(objective, rule, named, leaves, scalars[0], x, y)
+        _adam(tuned, values, first, second, gradients, scalars)
+        return ()
+
+    unused = torch.zeros(1, device=x.device)
+    with state.kept():  # tracing runs the step for real
+        inputs = (state.parameters, state.first, state.second, state.buffers, scalars, x, y, unused, unused.clone())
+        graph = make_fx(step)(*inputs)
+    _fold_scalars(graph)
+    return graph
+
+
+def _gradients(
+    objective: Objective, rule: Rule, named: dict[str, Tensor], leaves: list[Tensor], kl_weight: Tensor,
+    x: Tensor, y: Tensor,
+) -> list[Tensor]:  # fmt: skip
+    """Gradient of the loss in the leaves, over the parts of a minibatch, clipped."""
+
+    def call(*data: Tensor) -> Tensor:
+        found: Tensor = functional_call(objective.elbo, named, data)
+        return found
+
+    total: list[Tensor] = []
+    for part_x, part_y, share in rule.parts(x, y):
+        with torch.enable_grad():
+            loss, _ = objective(part_x, part_y, kl_weight, call)
+            found = torch.autograd.grad(loss * share if share < 1 else loss, leaves)
+        total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
+    if rule.clip_norm:
+        norm = torch.stack([gradient.square().sum() for gradient in total]).sum().sqrt()
+        factor = (rule.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        total = [gradient * factor for gradient in total]
+    return total
+
+
+def _adam(
+    tuned: list[Tuned], values: list[Tensor], first: list[Tensor], second: list[Tensor], gradients: list[Tensor],
+    scalars: Scalars,
+) -> None:  # fmt: skip
+    """Adam (Kingma & Ba 2015, the reordered form at the end of section 2) in place, then the bounds."""
+    _, step_size, epsilon = scalars
+    for t, value, m, v, gradient in zip(tuned, values, first, second, gradients, strict=True):
+        m.lerp_(gradient, 1 - BETA1)
+        v.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        value.sub_((t.rate * step_size) * m / (v.sqrt() + epsilon))
+        if t.bounds:
+            value.clamp_(*t.bounds)
+
+
+def _fold_scalars(graph: torch.fx.GraphModule) -> None:
+    """Write constant scalars (a prior's own numbers) as such, so that the compiler can do away with `x / 1`."""
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr" or (constant := getattr(graph, node.target)).numel() != 1:
+            continue
+        with graph.graph.inserting_before(node):
+            options = {"dtype": constant.dtype, "device": constant.device}
+            value = graph.graph.call_function(
+                torch.ops.aten.full.default, (list(constant.shape), constant.item()), options
+            )
+        node.replace_all_uses_with(value)
+        graph.graph.erase_node(node)
+        delattr(graph, node.target)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def captured(
+    objective: Objective,
+    tuned: list[Tuned],
+    rule: Rule,
+    state: State,
+    example: tuple[Tensor, Tensor],
+    compiled: bool = True,
+) -> Step:
+    """The step as one graph per batch size, compiled for the size of the example.
+
+    Args:
+        objective: what to minimise.
+        tuned: its parameters.
+        rule: how a minibatch becomes a gradient.
+        state: what the steps start from and update.
+        example: (x, y) of a minibatch of the usual size, on the parameters' device.
+        compiled: whether to compile at all; if not, the noise is ATen's, in the order of the eager step.
+
+    Raises:
+        Exception: whatever tracing or compiling raises.
+    """
+    device = example[0].device
+    scalars: Scalars = tuple(torch.zeros((), device=device) for _ in range(3))  # type: ignore[assignment]
+    runs: dict[int, Callable[[Tensor, Tensor], None]] = {}
+
+    def build(x: Tensor, y: Tensor, compiled: bool) -> Callable[[Tensor, Tensor], None]:
+        graph = capture_graph(objective, tuned, rule, state, scalars, x, y)
+        noise = lift_noise(graph, device)
+        if compiled and len(graph.graph.nodes) > MAX_NODES:
+            raise RuntimeError(f"its graph has {len(graph.graph.nodes)} operations, more than {MAX_NODES}")
+        fill = fast_fill(noise) if compiled and device.type == "cpu" else noise.fill_reference
+        function = _compile(graph) if compiled else graph
+        inputs = (state.parameters, state.first, state.second, state.buffers, scalars)
+        run = lambda x, y: function(*inputs, x, y, noise.normal, noise.coin)  # noqa: E731
+        replay = compiled and device.type == "cuda"
+        return _replayed(run, fill, state, x, y) if replay else _filled(run, fill)
+
+    def step(x: Tensor, y: Tensor, kl_weight: float, factor: float, note: bool) -> Tensor | None:
+        state.count += 1
+        set_scalars(scalars, state.count, kl_weight, factor)
+        if len(y) not in runs:
+            runs[len(y)] = build(x, y, compiled=False)
+        with torch.no_grad():
+            runs[len(y)](x, y)
+        return _log_likelihood(objective, x, y) if note else None
+
+    runs[len(example[1])] = build(*example, compiled=compiled)
+    with state.kept(), torch.no_grad():  # compiles
+        set_scalars(scalars, 1, 1.0, 0.0)
+        runs[len(example[1])](*example)
+    return step
+
+
+def _compile(graph: torch.fx.GraphModule) -> Callable[..., Any]:
+    """Through inductor; nothing is checked at every call, as each batch size has a graph of its own."""
+    # it warns where a CUDA toolkit is installed without a device
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    options: dict[str, Any] = {
+        "fallback_random": True,
+        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
+    }
+    return torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+
+
+def _filled(run: Callable[[Tensor, Tensor], Any], fill: Fill) -> Callable[[Tensor, Tensor], None]:
+    def step(x: Tensor, y: Tensor) -> None:
+        fill()
+        run(x, y)
+
+    return step
+
+
+def _replayed(
+    run: Callable[[Tensor, Tensor], Any], fill: Fill, state: State, x: Tensor, y: Tensor
+) -> Callable[[Tensor, Tensor], None]:
+    """Record noise and step as one CUDA graph over static inputs, and replay it."""
+    static_x, static_y = x.clone(), y.clone()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with state.kept():
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), torch.no_grad():
+            for _ in range(3):  # as torch asks before recording: the allocator and the libraries warm up
+                fill()
+                run(static_x, static_y)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph), torch.no_grad():
+            fill()
+            run(static_x, static_y)
+
+    def step(x: Tensor, y: Tensor) -> None:
+        static_x.copy_(x)
+        static_y.copy_(y)
+        graph.replay()
+
+    return step
+
+
+@torch.no_grad()
+def _log_likelihood(objective: Objective, x: Tensor, y: Tensor) -> Tensor:
+    """The log-likelihood for the history, which must change neither the generator nor batch-norm statistics."""
+    saved = [buffer.clone() for buffer in objective.elbo.buffers()]
+    with torch.random.fork_rng(devices=[]):
+        found = objective(x, y, 0.0)[1]
+    for buffer, before in zip(objective.elbo.buffers(), saved, strict=True):
+        buffer.copy_(before)
+    return found

@@ -1,0 +1,235 @@
+"""A fitted posterior as ArviZ sees posteriors: draws, densities, likelihoods and predictions, in named groups.
+
+A variational posterior over the weights of a network has too many dimensions to store: the groups hold every layer
+scale, group scales and weights up to a budget, the norm of every unit, and the likelihood of a seeded subset of the
+*training* rows (LOO speaks of rows that were fitted). The same rows are taken from every fit of the same data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_compress.arviz_compat import Groups
+from pyro_compress.bayes.marginals import Marginals, TensorDraw, draw, draw_prior, drawn_network, kl_by_tensor
+from pyro_compress.compression.prune import CRITERIA
+from pyro_compress.graph import Network
+from pyro_compress.types import Data, LayerShape, Posterior
+
+ROW_SEED = 0
+"""Seed of the training rows and of the weights that are stored: the same in every run."""
+VALUES_PER_KIND = 1_600_000
+"""Bytes that the weights, and again the group scales, of all layers and draws may take; a third more for the prior."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is drawn.
+
+    Attributes:
+        draws: networks drawn from the posterior.
+        rows: training rows whose likelihood is stored.
+        weights: weights stored per layer, at most; fewer where the budget of the file asks for it.
+        prior_draws: draws from the prior.
+    """
+
+    draws: int = 200
+    rows: int = 500
+    weights: int = 1000
+    prior_draws: int = 60
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Draws and what follows from them.
+
+    Attributes:
+        groups: ready for `arviz_compat.inference_data`.
+        log_ratios: log p(data, weights) - log q(weights) of every draw, in nats: what k-hat is computed from. Under
+            an improper prior, and from a subset of the rows, it is known up to a constant only.
+        ratio_rows: training rows that the target's likelihood was computed from, scaled up to all.
+        kl_nats: KL(posterior ‖ prior) by tensor.
+    """
+
+    groups: Groups
+    log_ratios: np.ndarray
+    ratio_rows: int
+    kl_nats: dict[str, float]
+
+
+def seeded_rows(data: Data, rows: int) -> Tensor:
+    """Indices of at most `rows` rows, the same for every fit of the same data."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(ROW_SEED))
+    return order[:rows].sort().values
+
+
+@torch.no_grad()
+def diagnose(
+    posterior: Posterior, marginals: Marginals, train: Data, size: Size, seed: int = 0, all_rows: bool = False
+) -> Diagnosis:
+    """Draw networks from a posterior and note what diagnostics need.
+
+    Args:
+        posterior: the waist: graph, point-valued tensors, pruning criterion.
+        marginals: the posterior's own parameters.
+        train: the training split.
+        size: how much is drawn.
+        seed: seeds the draws.
+        all_rows: compute the target's likelihood from every training row (exact, slow on large sets).
+    """
+    chosen = seeded_rows(train, size.rows)
+    subset = Data(train.x[chosen], train.y[chosen])
+    plan = {name: _Stored(shape, marginals, size) for name, shape in marginals.shapes.items() if len(shape.weight) > 1}
+    collected = _Collected(plan)
+    ratio_rows = train if all_rows else subset
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for _ in range(size.draws):
+            _draw_once(collected, posterior, marginals, subset, (ratio_rows, len(train)))
+        for _ in range(size.prior_draws):
+            if (drawn := draw_prior(marginals)) is None:
+                break
+            collected.draw("prior", drawn)
+    kl = kl_by_tensor(marginals)
+    values = collected.arrays()
+    values["observed_data"] = {"y": subset.y.numpy()}
+    values["constant_data"] = _constants(posterior, plan, kl)
+    attrs = {"rows_of_elbo": len(ratio_rows), "training_rows": len(train), "draw_seed": seed}
+    groups = Groups(values, _dims(plan), _coords(plan, chosen, list(kl)), posterior.provenance | attrs)
+    return Diagnosis(groups, values["sample_stats"]["elbo"][0], len(ratio_rows), kl)
+
+
+def _draw_once(
+    collected: _Collected, posterior: Posterior, marginals: Marginals, rows: Data, target: tuple[Data, int]
+) -> None:
+    """One network: what it makes of the rows, its weights, its densities against the target's rows and their number."""
+    drawn = draw(marginals)
+    network = drawn_network(posterior, drawn)
+    log_probs = _log_probs(network, rows.x)
+    likelihood = log_probs.gather(1, rows.y[:, None])[:, 0]
+    collected.add("log_likelihood", "y", likelihood.float())
+    collected.add("posterior_predictive", "y", torch.distributions.Categorical(logits=log_probs).sample().short())
+    collected.draw("posterior", drawn)
+    data, examples = target
+    if data is not rows:
+        likelihood = _log_probs(network, data.x).gather(1, data.y[:, None])
+    _add_densities(collected, drawn, float(likelihood.sum()) * examples / len(data))
+
+
+def _log_probs(network: Network, x: Tensor) -> Tensor:
+    return torch.cat([network(part).double().log_softmax(1) for part in x.split(1000)])
+
+
+def _add_densities(collected: _Collected, drawn: dict[str, TensorDraw], likelihood: float) -> None:
+    """The ELBO's integrand at one draw, and its terms; their means over the draws estimate ELBO and KL."""
+    log_prior = sum(d.log_prior for d in drawn.values())
+    log_posterior = sum(d.log_posterior for d in drawn.values())
+    terms = {
+        "log_prior": log_prior,
+        "log_posterior": log_posterior,
+        "expected_log_likelihood": likelihood,
+        "elbo": likelihood + log_prior - log_posterior,
+    }
+    for name, number in terms.items():
+        collected.add("sample_stats", name, torch.tensor(number, dtype=torch.float64))
+    kl = [d.log_posterior - d.log_prior for d in drawn.values()]
+    collected.add("sample_stats", "kl", torch.tensor(kl, dtype=torch.float64))
+
+
+class _Collected:
+    """Draws by group and variable."""
+
+    def __init__(self, plan: dict[str, _Stored]) -> None:
+        self.plan = plan
+        self.found: dict[str, dict[str, list[Tensor]]] = {}
+
+    def add(self, group: str, name: str, value: Tensor) -> None:
+        self.found.setdefault(group, {}).setdefault(name, []).append(value)
+
+    def draw(self, group: str, drawn: dict[str, TensorDraw]) -> None:
+        for name, stored in self.plan.items():
+            for variable, value in stored.variables(drawn[name]):
+                self.add(group, f"{name}.{variable}", value.float())
+
+    def arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        """Group -> variable -> `(1, draws, ...)`."""
+        return {
+            group: {name: torch.stack(values)[None].numpy() for name, values in variables.items()}
+            for group, variables in self.found.items()
+        }
+
+
+class _Stored:
+    """What is stored of one weight tensor: which elements, under which names."""
+
+    def __init__(self, shape: LayerShape, marginals: Marginals, size: Size):
+        layers = sum(len(s.weight) > 1 for s in marginals.shapes.values())
+        most = max(1, min(size.weights, VALUES_PER_KIND // (4 * layers * size.draws)))
+        self.shape = shape
+        self.elements = _some(math.prod(shape.weight), most)
+        self.gates = _some(math.prod(shape.gate), most)
+        self.grouped = marginals.prior.gate is not None
+        self.layer_sites = [site for site in marginals.of(shape.name) if site.startswith(f"{shape.name}.global_")]
+
+    def variables(self, drawn: TensorDraw) -> Iterator[tuple[str, Tensor]]:
+        """Variable -> value of one draw."""
+        yield "element", drawn.value.flatten()[self.elements]
+        yield "unit_norm", drawn.value.flatten(1).norm(dim=1)
+        if drawn.gate is not None:
+            yield "group_scale", drawn.gate.flatten()[self.gates]
+        if self.layer_sites:
+            yield "layer_scale", torch.cat([drawn.sites[site].flatten().sqrt() for site in self.layer_sites]).prod()
+
+    def names(self, index: Tensor, shape: tuple[int, ...]) -> list[str]:
+        places = np.unravel_index(index.numpy(), shape)
+        return [",".join(map(str, place)) for place in zip(*places, strict=True)]
+
+    def group_names(self) -> list[Any]:
+        """Input or output numbers; `out,in` for scales of single weights."""
+        axis = {"input": 1, "output": 0}.get(self.shape.grouping)
+        return self.gates.tolist() if axis is not None else self.names(self.gates, self.shape.gate)
+
+
+def _some(total: int, most: int) -> Tensor:
+    """All indices, or `most` seeded ones in order."""
+    if total <= most:
+        return torch.arange(total)
+    return torch.randperm(total, generator=torch.Generator().manual_seed(ROW_SEED))[:most].sort().values
+
+
+def _constants(posterior: Posterior, plan: dict[str, _Stored], kl: dict[str, float]) -> dict[str, np.ndarray]:
+    """KL per tensor, and the pruning score of every output unit: that of its best weight."""
+    values = {"kl_nats": np.array(list(kl.values()))}
+    for name in plan:
+        layer = posterior.layers[name]
+        score = CRITERIA[posterior.criterion](layer).expand_as(layer.mean)
+        values[f"{name}.unit_score"] = score.flatten(1).amax(1).numpy()
+    return values
+
+
+def _dims(plan: dict[str, _Stored]) -> dict[str, list[str]]:
+    dims = {"y": ["row"], "kl": ["tensor"], "kl_nats": ["tensor"]}
+    for name in plan:
+        dims |= {
+            f"{name}.element": [f"{name}.index"],
+            f"{name}.unit_norm": [f"{name}.unit"],
+            f"{name}.unit_score": [f"{name}.unit"],
+            f"{name}.group_scale": [f"{name}.group"],
+        }
+    return dims
+
+
+def _coords(plan: dict[str, _Stored], rows: Tensor, tensors: list[str]) -> dict[str, Any]:
+    coords: dict[str, Any] = {"row": rows.numpy(), "tensor": tensors}
+    for name, stored in plan.items():
+        coords[f"{name}.index"] = stored.names(stored.elements, stored.shape.weight)
+        coords[f"{name}.unit"] = np.arange(stored.shape.weight[0])
+        if stored.grouped:
+            coords[f"{name}.group"] = stored.group_names()
+    return coords

@@ -1,0 +1,144 @@
+"""Random numbers of a captured step: taken out of its graph, and drawn at a fraction of what ATen asks on a CPU.
+
+A step's draws of N(0, 1) and of fair coins become views of two flat buffers, which are the graph's inputs. On a CPU
+filling them by `normal_` and `bernoulli_` costs as much as a third of an Adam step (Mersenne twister, one number at a
+time). `fast_fill` computes them from a counter instead: a keyed integer hash, vectorised by inductor, then Box and
+Muller. Its keys come from torch's default generator, so `torch.manual_seed` still determines everything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+ALIGN = 32
+"""Every draw starts at a multiple of so many floats, for vector loads."""
+
+Fill = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Flat buffers of a step's draws.
+
+    Attributes:
+        normal: N(0, 1).
+        coin: 0 or 1 with probability ½.
+        slices: (whether normal, start, shape) of every draw, in the order of the program.
+    """
+
+    normal: Tensor
+    coin: Tensor
+    slices: tuple[tuple[bool, int, tuple[int, ...]], ...]
+
+    def views(self) -> list[tuple[bool, Tensor]]:
+        """Every draw as a view, with whether it is normal."""
+        found = []
+        for is_normal, start, shape in self.slices:
+            flat = self.normal if is_normal else self.coin
+            found.append((is_normal, flat[start : start + math.prod(shape)].view(shape)))
+        return found
+
+    def fill_reference(self) -> None:
+        """Draw by ATen, in the order of the program: exactly what the eager step draws."""
+        for is_normal, view in self.views():
+            view.normal_() if is_normal else view.bernoulli_(0.5)
+
+
+def lift_noise(graph: fx.GraphModule, device: torch.device) -> Noise:
+    """Turn a graph's draws into views of its last two inputs, `normal` and `coin`; other random operations stay.
+
+    Args:
+        graph: the traced step, changed in place; its last two placeholders are the (still unused) buffers.
+        device: where the buffers lie.
+    """
+    *_, normal, coin = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    slices: list[tuple[bool, int, tuple[int, ...]]] = []
+    used = {True: 0, False: 0}
+    for node in list(graph.graph.nodes):
+        is_normal = _kind_of_draw(node)
+        if is_normal is None:
+            continue
+        shape, start = tuple(node.meta["val"].shape), used[is_normal]
+        slices.append((is_normal, start, shape))
+        used[is_normal] += -(-math.prod(shape) // ALIGN) * ALIGN
+        with graph.graph.inserting_before(node):
+            strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+            view = graph.graph.call_function(
+                torch.ops.aten.as_strided.default, (normal if is_normal else coin, list(shape), strides, start)
+            )
+            if (dtype := node.meta["val"].dtype) != torch.float32:
+                view = graph.graph.call_function(torch.ops.aten._to_copy.default, (view,), {"dtype": dtype})
+        node.replace_all_uses_with(view)
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    buffers = {kind: torch.zeros(max(size, ALIGN), device=device) for kind, size in used.items()}
+    return Noise(buffers[True], buffers[False], tuple(slices))
+
+
+def _kind_of_draw(node: fx.Node) -> bool | None:
+    """True for a standard normal draw, False for fair coins, None for everything else."""
+    if node.target in (torch.ops.aten.randn_like.default, torch.ops.aten.randn.default):
+        return True
+    if node.target is torch.ops.aten.normal_.default and node.args[1:] in ((), (0,), (0, 1)) and not node.kwargs:
+        return True
+    if node.target is torch.ops.aten.bernoulli_.float and node.args[1:] in ((), (0.5,)) and not node.kwargs:
+        return False
+    return None
+
+
+def fast_fill(noise: Noise) -> Fill:
+    """A compiled function that fills the buffers, with fresh keys from torch's default generator at every call.
+
+    Inductor's own generator of N(0, 1) is ten times slower on a CPU than ATen's, hence the arithmetic.
+    """
+    keys = torch.zeros(3, dtype=torch.int32)
+    first, second = noise.normal.chunk(2)
+    has_coins = any(not is_normal for is_normal, _, _ in noise.slices)
+    normals = torch.compile(standard_normal, fullgraph=True, dynamic=False)
+    coins = torch.compile(fair_coins, fullgraph=True, dynamic=False)
+
+    def fill() -> None:
+        keys.random_()
+        normals(first, second, keys)
+        if has_coins:
+            coins(noise.coin, keys)
+
+    return fill
+
+
+def standard_normal(first: Tensor, second: Tensor, keys: Tensor) -> None:
+    """Fill two flat float32 buffers of one size with N(0, 1), from three int32 keys (Box and Muller 1958)."""
+    state = _mix(torch.arange(len(first), dtype=torch.int32, device=first.device) ^ keys[0])
+    radius = (-2 * _uniform(_mix(state + keys[1])).log()).sqrt()
+    angle = _uniform(_mix(state ^ keys[2])) * (2 * math.pi)
+    first.copy_(radius * angle.cos())
+    second.copy_(radius * angle.sin())
+
+
+def fair_coins(out: Tensor, keys: Tensor) -> None:
+    """Fill a flat float32 buffer with 0 and 1, from three int32 keys."""
+    state = _mix(torch.arange(len(out), dtype=torch.int32, device=out.device) ^ keys[1])
+    out.copy_(_shift(_mix(state + keys[2]), 31))
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    """In (0, 1), from the upper 24 of 32 random bits: float32 holds no more."""
+    return (_shift(bits, 8).to(torch.float32) + 0.5) * 2.0**-24
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit integers with almost no bias between input and output bits ("lowbias32", Wellons 2018)."""
+    x = (x ^ _shift(x, 16)) * 0x7FEB352D
+    x = (x ^ _shift(x, 15)) * (0x846CA68B - (1 << 32))
+    return x ^ _shift(x, 16)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right: torch's own is arithmetic."""
+    return (x >> bits) & ((1 << (32 - bits)) - 1)

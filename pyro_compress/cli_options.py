@@ -1,0 +1,40 @@
+"""What several commands share: options, and errors of one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user did wrong becomes one line on standard error and exit code 1."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        raise click.ClickException(message or type(error).__name__) from None
+
+
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say where the data are."""
+    folder = click.option(
+        "--data-dir",
+        envvar="PYRO_COMPRESS_DATA",
+        default="",
+        metavar="DIR",
+        help="Folder of the torchvision data sets (also PYRO_COMPRESS_DATA).",
+    )
+    return folder(command)
+
+
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say where to compute."""
+    device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+    threads = click.option(
+        "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default."
+    )
+    return device(threads(command))

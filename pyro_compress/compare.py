@@ -1,0 +1,247 @@
+"""Runs a study: fits what is missing, evaluates every fit at its sparsities, writes rows as they come.
+
+Results lie in one folder:
+
+    runs/HASH/              one run folder per configuration, as `fit` writes it
+    rows/HASH.json          its evaluation; the two together are the cache
+    study.csv               one line per (fit, sparsity)
+    study.json              the same and more, with resolved configurations, versions and machine
+    study.md                the table
+
+A fit whose rows are there is not repeated; a run folder without rows is evaluated again, not fitted again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from pyro_compress.compression.file import write_atomically
+from pyro_compress.compression.prune import masks_at, scores
+from pyro_compress.data import load_splits
+from pyro_compress.draws import Ensemble, has_spread, masked
+from pyro_compress.graph import Network
+from pyro_compress.machine import prepare
+from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
+from pyro_compress.run import Keeping, fit_run, load_run
+from pyro_compress.study import Planned, config_hash, plan, read_study
+from pyro_compress.tables import COLUMNS, Row, markdown
+from pyro_compress.types import FitConfig, Posterior, Splits
+
+DRAWS = 10
+"""Networks in an ensemble."""
+ENSEMBLE = f"ensemble of {DRAWS}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one fit: its rows, or why there are none."""
+
+    planned: Planned
+    rows: tuple[Row, ...]
+    failure: str = ""
+
+
+OnOutcome = Callable[[Outcome, int, int], None]
+
+
+def compare(
+    planned: list[Planned], out: Path, jobs: int = 1, on_outcome: OnOutcome = lambda outcome, done, total: None
+) -> list[Outcome]:
+    """Run what is missing, `jobs` fits at a time, and write the tables after each.
+
+    Args:
+        planned: every fit of the study, in order.
+        out: folder of the results.
+        jobs: processes.
+        on_outcome: called with (outcome, how many are done, how many there are).
+
+    Returns:
+        One outcome per fit, in order; a fit that failed does not stop the others.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    (out / "rows").mkdir(parents=True, exist_ok=True)
+    found = dict[int, Outcome]()
+    for index, outcome in _outcomes(planned, out, jobs):
+        found[index] = outcome
+        write_results([found[i] for i in sorted(found)], out)
+        on_outcome(outcome, len(found), len(planned))
+    return [found[i] for i in sorted(found)]
+
+
+def _outcomes(planned: list[Planned], out: Path, jobs: int) -> Iterator[tuple[int, Outcome]]:
+    if jobs == 1:
+        for index, one in enumerate(planned):
+            yield index, run_one(one, out)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(run_one, one, out): index for index, one in enumerate(planned)}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def run_one(planned: Planned, out: Path) -> Outcome:
+    """Fit and evaluate, or read the rows of an earlier time; a user's error becomes the outcome's failure."""
+    if (rows := cached_rows(planned, out)) is not None:
+        return Outcome(planned, rows)
+    try:
+        config, folder = chosen(planned, out)
+        rows = evaluated(planned, config, folder)
+    except ValueError as error:
+        return Outcome(planned, (), " ".join(str(error).split()))
+    document = {
+        "config": asdict(replace(config, data_dir="")),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "pyro-ppl")},
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "candidates": [config_hash(candidate) for candidate in planned.configs],
+        "rows": [asdict(row) for row in rows],
+    }
+    write_atomically(_rows_path(planned, out), (json.dumps(document, indent=1) + "\n").encode())
+    return Outcome(planned, rows)
+
+
+def chosen(planned: Planned, out: Path) -> tuple[FitConfig, Path]:
+    """Fit what is missing; the configuration with the lowest final validation NLL, and its run folder."""
+    found = []
+    for config in planned.configs:
+        folder = out / "runs" / config_hash(config)
+        if not folder.is_dir():
+            fit_run(config, folder, keeping=Keeping(resume=True))
+        found.append((float(last_epoch(folder)["validation_nll_nats"]), config, folder))
+    _, config, folder = min(found, key=lambda candidate: candidate[0])
+    return config, folder
+
+
+def last_epoch(folder: Path) -> dict[str, Any]:
+    """Last line of a run's history."""
+    epoch: dict[str, Any] = json.loads((folder / "history.jsonl").read_text().splitlines()[-1])
+    return epoch
+
+
+def _rows_path(planned: Planned, out: Path) -> Path:
+    return out / "rows" / f"{planned.hash}.json"
+
+
+def cached_rows(planned: Planned, out: Path) -> tuple[Row, ...] | None:
+    """Rows of an earlier evaluation, under the study's present labels; None where a sparsity is missing."""
+    try:
+        rows = [Row(**row) for row in json.loads(_rows_path(planned, out).read_text())["rows"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not set(planned.sparsities) <= {row.sparsity for row in rows}:
+        return None
+    method = planned.method
+    label = {False: method.variant, True: f"{method.variant}, {ENSEMBLE}".removeprefix(", ")}
+    return tuple(
+        replace(row, method=method.name, variant=label[row.ensemble])
+        for row in rows
+        if row.sparsity in planned.sparsities
+    )
+
+
+def evaluated(planned: Planned, config: FitConfig, folder: Path) -> tuple[Row, ...]:
+    """Rows of a fitted run: pruned globally by its criterion, float weights, on the test split."""
+    run = load_run(folder)
+    prepare(config.device, config.threads)
+    splits = load_splits(config.data, config.data_dir, config.validation)
+    other = load_splits(planned.other, config.data_dir) if planned.other else None
+    ranks = scores(run.posterior, planned.method.criterion or run.posterior.criterion)
+    origin = (config_hash(config), float(last_epoch(folder)["seconds"]))
+    found = []
+    for sparsity in planned.sparsities:
+        posterior = masked(run.posterior, masks_at(ranks, sparsity))
+        for ensemble, predict in _predictors(posterior).items():
+            found.append(_row(planned, sparsity, ensemble, predict, origin, (splits, other)))
+    return tuple(found)
+
+
+def _predictors(posterior: Posterior) -> dict[bool, Predict]:
+    """The posterior mean, and the ensemble of draws where weights can be drawn."""
+    mean: dict[bool, Predict] = {False: Network(posterior.graph, posterior.tensors).eval()}
+    return mean | ({True: Ensemble(posterior, DRAWS)} if has_spread(posterior) else {})
+
+
+def _row(
+    planned: Planned, sparsity: float, ensemble: bool, predict: Predict, origin: tuple[str, float],
+    data: tuple[Splits, Splits | None],
+) -> Row:  # fmt: skip
+    splits, other = data
+    measured = evaluate(predict, splits, "test")
+    method, variant = planned.method, planned.method.variant
+    return Row(
+        dataset=planned.config.data,
+        network=planned.network,
+        method=method.name,
+        variant=f"{variant}, {ENSEMBLE}".removeprefix(", ") if ensemble else variant,
+        sparsity=sparsity,
+        seed=planned.config.seed,
+        accuracy=measured.accuracy,
+        nll_nats=measured.nll_nats,
+        ece=measured.ece,
+        train_seconds=origin[1],
+        config_hash=origin[0],
+        brier=measured.brier,
+        ood_auroc=out_of_domain_auroc(predict, splits, other, "test") if other else None,
+        ensemble=ensemble,
+    )
+
+
+def write_results(outcomes: list[Outcome], out: Path) -> None:
+    """Write study.csv, study.json and study.md."""
+    rows = [row for outcome in outcomes for row in outcome.rows]
+    runs = {}
+    for outcome in outcomes:
+        path = _rows_path(outcome.planned, out)
+        if path.exists():
+            document: dict[str, Any] = json.loads(path.read_text())
+            document["rows"] = [asdict(row) for row in outcome.rows]
+            runs[outcome.planned.hash] = document
+    failures = {o.planned.hash: o.failure for o in outcomes if o.failure}
+    write_atomically(out / "study.csv", csv_text(rows).encode())
+    document = {"runs": runs, "failures": failures}
+    write_atomically(out / "study.json", (json.dumps(document, indent=1) + "\n").encode())
+    write_atomically(out / "study.md", (markdown(rows) + "\n").encode())
+
+
+def csv_text(rows: list[Row]) -> str:
+    """The rows as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()
+
+
+def compare_file(study: Path, out: Path, data_dir: str = "", jobs: int = 1) -> list[Row]:
+    """Run a study file on the CPU, one thread per fit, and give its rows."""
+    planned = plan(read_study(study), data_dir, "cpu", 1)
+    return [row for outcome in compare(planned, out, jobs) for row in outcome.rows]
+
+
+def read_results(out: Path) -> list[Row]:
+    """Rows of a results folder, extras included.
+
+    Raises:
+        ValueError: no results folder.
+    """
+    try:
+        runs = json.loads((out / "study.json").read_text())["runs"].values()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{out} is no results folder of compare (it needs study.json): {error}") from error
+    return [Row(**row) for run in runs for row in run["rows"]]

@@ -1,0 +1,95 @@
+"""The operations of a network in numpy: `RUN` has one function per operation of `pyro_compress.graph`.
+
+Each is `(inputs..., parameters, attributes) -> value`, where the first dimension of every value is the batch. This file
+imports numpy and nothing else, because the folder export ships it as it stands.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+Parameters = dict[str, np.ndarray]
+Attributes = dict[str, Any]
+
+
+def _linear(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    y = x @ p["weight"].T
+    return y + p["bias"] if "bias" in p else y
+
+
+def _conv(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    weight = p["weight"]
+    rank, groups = weight.ndim - 2, a.get("groups", 1)
+    before, after = a["padding"]
+    x = np.pad(x, [(0, 0), (0, 0), *zip(before, after, strict=True)])
+    reach = [d * (k - 1) + 1 for d, k in zip(a["dilation"], weight.shape[2:], strict=True)]
+    axes = tuple(range(2, 2 + rank))
+    windows = sliding_window_view(x, reach, axes)  # (batch, channels, *positions, *reach)
+    strides = [slice(None, None, s) for s in a["stride"]]
+    dilations = [slice(None, None, d) for d in a["dilation"]]
+    windows = windows[(slice(None), slice(None), *strides, *dilations)]
+    outputs = []
+    for part, kernel in zip(np.split(windows, groups, 1), np.split(weight, groups, 0), strict=True):
+        kernel_axes = tuple(range(2 + rank, 2 + 2 * rank))
+        outputs.append(np.tensordot(part, kernel, ((1, *kernel_axes), (1, *range(2, 2 + rank)))))
+    y = np.moveaxis(np.concatenate(outputs, -1), -1, 1)
+    return y + p["bias"].reshape(-1, *[1] * rank) if "bias" in p else y
+
+
+def _pool(reduce: Callable[..., np.ndarray], fill: float) -> Callable[..., np.ndarray]:
+    def pool(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+        rank = len(a["kernel"])
+        padding = a.get("padding", [0] * rank)
+        x = np.pad(x, [(0, 0), (0, 0), *((size, size) for size in padding)], constant_values=fill)
+        windows = sliding_window_view(x, a["kernel"], tuple(range(2, 2 + rank)))
+        windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in a["stride"]))]
+        return reduce(windows, axis=tuple(range(-rank, 0)))
+
+    return pool
+
+
+def _batch_norm(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    shape = (-1, *[1] * (x.ndim - 2))
+    y = (x - p["running_mean"].reshape(shape)) / np.sqrt(p["running_var"].reshape(shape) + a["eps"])
+    if "weight" in p:
+        y = y * p["weight"].reshape(shape) + p["bias"].reshape(shape)
+    return y
+
+
+def _gelu(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    if a["tanh"]:
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + np.vectorize(math.erf, otypes=[np.float32])(x / math.sqrt(2)))
+
+
+def _pad(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    sizes = a["sizes"]
+    pairs = [(sizes[i], sizes[i + 1]) for i in range(0, len(sizes), 2)][::-1]
+    modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    return np.pad(x, [(0, 0)] * (x.ndim - len(pairs)) + pairs, modes[a["mode"]])  # type: ignore[call-overload]
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.float32(0.5) * (np.tanh(np.float32(0.5) * x) + np.float32(1))
+
+
+RUN: dict[str, Callable[..., np.ndarray]] = {
+    "linear": _linear,
+    "conv1d": _conv,
+    "conv2d": _conv,
+    "conv3d": _conv,
+    "relu": lambda x, p, a: np.maximum(x, 0),
+    "tanh": lambda x, p, a: np.tanh(x),
+    "sigmoid": lambda x, p, a: _sigmoid(x),
+    "silu": lambda x, p, a: x * _sigmoid(x),
+    "gelu": _gelu,
+    "reshape": lambda x, p, a: x.reshape(len(x), *a["shape"]),
+    "max_pool": _pool(np.max, -np.inf),
+    "avg_pool": _pool(np.mean, 0),
+    "batch_norm": _batch_norm,
+    "add": lambda x, y, p, a: x + y,
+    "pad": _pad,
+}

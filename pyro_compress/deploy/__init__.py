@@ -1,0 +1,1 @@
+"""Running a compressed network elsewhere: exports that are verified, and speed that is measured."""

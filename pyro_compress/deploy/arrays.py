@@ -1,0 +1,86 @@
+"""A folder of plain numpy arrays with a runner that needs numpy alone.
+
+network.json   the card, and the operations in order
+NAME.npy       one array per tensor; a sparse one as NAME.data.npy, NAME.indices.npy, NAME.indptr.npy
+run.py         loads the folder, checks what it is fed, runs it: `python run.py examples.npy`
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_compress.compression import operations
+from pyro_compress.compression.file import dense
+from pyro_compress.deploy import standalone
+from pyro_compress.types import Compressed
+
+CSR_PAYS = 0.1
+"""Density below which a sparse product was faster than a dense one, at every batch size."""
+SMALLEST = 4096
+"""Matrices of fewer values are never worth a sparse product."""
+
+
+def write_folder(
+    network: Compressed, card: Mapping[str, Any], folder: Path, sparse_below: float = 0.0, smallest: int = SMALLEST
+) -> list[str]:
+    """Write the folder, which must exist; returns the names of the tensors that became sparse.
+
+    Args:
+        network: what to export.
+        card: `pyro_compress.deploy.card.card`.
+        folder: where to.
+        sparse_below: weights of linear layers with a smaller share of non-zeros are stored as CSR.
+        smallest: matrices of fewer values stay dense.
+    """
+    linear = {node.parameters["weight"] for node in network.graph.nodes if node.op == "linear"}
+    sparse = []
+    for name, tensor in network.tensors.items():
+        values = dense(tensor)
+        if name in linear and values.size >= smallest and np.count_nonzero(values) < sparse_below * values.size:
+            sparse.append(name)
+            for part, array in _csr(values).items():
+                np.save(folder / f"{name}.{part}.npy", array)
+        else:
+            np.save(folder / f"{name}.npy", values)
+    nodes = [asdict(node) for node in network.graph.nodes[1:]]
+    shapes = {name: list(dense(tensor).shape) for name, tensor in network.tensors.items()}
+    document = {**card, "nodes": nodes, "tensors": shapes, "sparse": sparse}
+    (folder / "network.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (folder / "run.py").write_text(runner_source(), encoding="utf-8")
+    return sparse
+
+
+def _csr(values: np.ndarray) -> dict[str, np.ndarray]:
+    rows, columns = np.nonzero(values)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(values)))])
+    return {"data": values[rows, columns], "indices": columns.astype(np.int32), "indptr": indptr.astype(np.int32)}
+
+
+def runner_source() -> str:
+    """`run.py`: the numpy operations of this package and `standalone`, in one file."""
+    own = inspect.getsource(standalone).replace(f"from {operations.__name__} import RUN, Parameters\n", "")
+    doc, _, rest = own.partition('"""\n')
+    return doc + '"""\n' + _without_docstring(inspect.getsource(operations)) + "\n" + rest
+
+
+def _without_docstring(source: str) -> str:
+    return source.partition('"""\n\n')[2]
+
+
+def load_runner(folder: Path) -> standalone.Runner:
+    """The folder's network, run by the very `run.py` that lies in it."""
+    spec = importlib.util.spec_from_file_location("pyro_compress_exported_run", folder / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    runner: standalone.Runner = module.Runner(folder)
+    return runner

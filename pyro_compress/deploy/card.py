@@ -1,0 +1,66 @@
+"""The card: what every export says about itself, in words and numbers that need no program of ours to read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from pyro_compress.data import preprocessing_of
+from pyro_compress.graph import widths
+from pyro_compress.types import Compressed, Scores, count
+
+INPUT_NAMES = {"uint8": "raw", "scaled": "scaled", "as is": "input"}
+"""The input's name says what it takes, so that the one cannot be fed where the other is meant."""
+
+
+def card(network: Compressed, scores: Scores, examples: int, raw: bool = False) -> dict[str, Any]:
+    """Origin, accuracy, preprocessing and class names of a network, as JSON values.
+
+    Args:
+        network: as read from its file.
+        scores: of the decoded network on the test split.
+        examples: size of that split.
+        raw: the export takes raw bytes and divides them itself.
+
+    Raises:
+        ValueError: raw bytes asked for, but the data had no integer scale.
+    """
+    known = preprocessing_of(network.meta)
+    shape = network.graph.input_shape
+    if raw and not 1 < known.scale <= 255:
+        raise ValueError("raw bytes as input were asked for, but this network was trained on values taken as they are")
+    scaled = known.scale != 1
+    entry = {
+        "name": INPUT_NAMES["uint8" if raw else "scaled" if scaled else "as is"],
+        "shape": list(shape),
+        "dtype": "uint8" if raw else "float32",
+        "scale": known.scale,
+        "range": [0, known.scale] if raw else [0, 1] if scaled else None,
+        "meaning": _meaning(known.scale, raw),
+    }
+    outputs = count(shape) if len(network.graph.nodes) == 1 else _outputs(network)
+    names = known.classes if len(known.classes) == outputs else tuple(str(i) for i in range(outputs))
+    origin = {key: value for key, value in network.meta.items() if key not in ("scale", "classes")}
+    return {
+        "producer": f"pyro-compress {version('pyro-compress')}",
+        "origin": origin,
+        "accuracy": {"split": "test", "examples": examples, **asdict(scores)},
+        "input": entry,
+        "output": "logits",
+        "classes": list(names),
+    }
+
+
+def _meaning(scale: float, raw: bool) -> str:
+    if raw:
+        return f"raw integers from 0 to {scale:g}; the model divides them by {scale:g} itself"
+    if scale != 1:
+        return f"raw integers from 0 to {scale:g}, divided by {scale:g} beforehand"
+    return "values as in the training data"
+
+
+def _outputs(network: Compressed) -> int:
+    from pyro_compress.compression.file import dense
+
+    return widths(network.graph, {name: dense(tensor) for name, tensor in network.tensors.items()})[-1]

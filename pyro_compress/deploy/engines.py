@@ -1,0 +1,91 @@
+"""Ways to run an exported network, each as `(file, threads) -> (inputs -> a call that is ready to be timed)`.
+
+Nothing heavy is imported before an engine is used, so that a process that measures memory holds one runtime only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Call = Callable[[], Any]
+Engine = Callable[[Path, int], Callable[[np.ndarray], Call]]
+
+
+def session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
+    """A CPU session; 0 threads leaves ONNX Runtime's default, one per core."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def onnx_runtime(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
+    """ONNX Runtime with inputs and outputs bound once, as a serving loop would."""
+    loaded = session(path, threads)
+    source, target = loaded.get_inputs()[0], loaded.get_outputs()[0]
+
+    def ready(x: np.ndarray) -> Call:
+        outputs = np.empty((len(x), *target.shape[1:]), np.float32)
+        binding = loaded.io_binding()
+        binding.bind_cpu_input(source.name, x)
+        binding.bind_output(target.name, "cpu", 0, np.float32, outputs.shape, outputs.ctypes.data)
+
+        def call(keep: tuple[np.ndarray, np.ndarray] = (x, outputs)) -> np.ndarray:
+            loaded.run_with_iobinding(binding)
+            return keep[1]
+
+        return call
+
+    return ready
+
+
+def _torch_on(device: str) -> Engine:
+    def engine(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
+        import torch
+
+        from pyro_compress.deploy.torch_files import load_safetensors
+
+        if threads:
+            torch.set_num_threads(threads)
+        module = load_safetensors(path).to(device)
+
+        def ready(x: np.ndarray) -> Call:
+            inputs = torch.from_numpy(x).to(device)
+
+            def call() -> torch.Tensor:
+                with torch.inference_mode():
+                    outputs = module(inputs)
+                    if device == "cuda":
+                        torch.cuda.synchronize()
+                    return outputs
+
+            return call
+
+        return ready
+
+    return engine
+
+
+def numpy_runner(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
+    """The folder's own `run.py`: CSR products of scipy where the folder holds them, which use one thread."""
+    from pyro_compress.deploy.arrays import load_runner
+
+    runner = load_runner(path)
+    return lambda x: lambda: runner.run(x)
+
+
+ENGINES: dict[str, Engine] = {
+    "torch": _torch_on("cpu"),
+    "torch CUDA": _torch_on("cuda"),
+    "ONNX Runtime": onnx_runtime,
+    "scipy CSR": numpy_runner,
+}

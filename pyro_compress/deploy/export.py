@@ -1,0 +1,251 @@
+"""`.pcn` -> a file or folder for another place, written only after it was loaded again and compared.
+
+To add a format, write a function `(network, card, path, request) -> notes` and one that loads the result as a function
+of numpy arrays, and add a row to `EXPORTERS`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_compress.compression import file
+from pyro_compress.compression.search import to_module
+from pyro_compress.data import load_splits
+from pyro_compress.deploy import arrays, onnx_files, torch_files
+from pyro_compress.deploy.card import card
+from pyro_compress.metrics import evaluate
+from pyro_compress.types import Compressed, Scores, Splits
+
+AGREEMENT = 1e-5
+"""Largest difference of outputs that passes, relative to the largest output (or to 1)."""
+INT8_LOSS = 0.01
+"""Validation accuracy that 8-bit arithmetic may cost before the export is refused."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for beside the format.
+
+    Attributes:
+        int8: `static`, `dynamic` or empty.
+        sparse: CSR where it pays.
+        raw: the model takes raw bytes and scales them itself.
+        float32: weights as plain float32.
+    """
+
+    int8: str = ""
+    sparse: bool = False
+    raw: bool = False
+    float32: bool = False
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how it compares with the decoded network on the test inputs.
+
+    Attributes:
+        path: file or folder.
+        bytes: its size.
+        difference: largest difference of outputs (logits).
+        probability_difference: largest difference of class probabilities.
+        largest_output: largest absolute output of the decoded network.
+        before: scores of the decoded network.
+        after: scores of the export.
+        examples: on how many.
+        notes: what else the user should know.
+    """
+
+    path: Path
+    bytes: int
+    difference: float
+    probability_difference: float
+    largest_output: float
+    before: Scores
+    after: Scores
+    examples: int
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self) | {"path": str(self.path)}
+
+
+Predict = Callable[[np.ndarray], np.ndarray]
+Write = Callable[[Compressed, Mapping[str, Any], Path, Request, Splits], list[str]]
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A format: how it is written (returns notes) and loaded, and which fields of a `Request` it understands."""
+
+    write: Write
+    load: Callable[[Path], Predict]
+    takes: tuple[str, ...] = ()
+
+
+def _onnx(network: Compressed, card: Mapping[str, Any], path: Path, request: Request, splits: Splits) -> list[str]:
+    if not request.int8:
+        onnx_files.write_onnx(network, card, path, integers=not request.float32)
+        return []
+    examples = onnx_files.fed(splits.train.x[: onnx_files.CALIBRATION].numpy(), card["input"])
+    onnx_files.write_int8(network, card, path, examples, request.int8 == "dynamic")
+    return [f"8-bit integers, {request.int8} quantisation by ONNX Runtime"]
+
+
+def _folder(network: Compressed, card: Mapping[str, Any], path: Path, request: Request, splits: Splits) -> list[str]:
+    path.mkdir()
+    sparse = arrays.write_folder(network, card, path, arrays.CSR_PAYS if request.sparse else 0.0)
+    if not request.sparse:
+        return []
+    return [f"CSR: {', '.join(sparse)}" if sparse else "no layer is sparse enough for CSR to pay; all are dense"]
+
+
+def _program(network: Compressed, card: Mapping[str, Any], path: Path, request: Request, splits: Splits) -> list[str]:
+    torch_files.write_program(network, card, path)
+    return []
+
+
+def _safetensors(
+    network: Compressed, card: Mapping[str, Any], path: Path, request: Request, splits: Splits
+) -> list[str]:
+    torch_files.write_safetensors(network, card, path)
+    return []
+
+
+def _with_torch(load: Callable[[Path], Callable[[Tensor], Tensor]]) -> Callable[[Path], Predict]:
+    def loaded(path: Path) -> Predict:
+        module = load(path)
+        return lambda x: module(torch.from_numpy(x)).detach().numpy()
+
+    return loaded
+
+
+EXPORTERS: dict[str, Exporter] = {
+    ".onnx": Exporter(_onnx, onnx_files.load_onnx, ("int8", "raw", "float32")),
+    ".pt2": Exporter(_program, _with_torch(torch_files.load_program)),
+    ".safetensors": Exporter(_safetensors, _with_torch(torch_files.load_safetensors)),
+    "folder": Exporter(_folder, lambda path: arrays.load_runner(path).run, ("sparse",)),
+}
+
+
+def export(
+    path: Path,
+    out: Path,
+    request: Request = Request(),
+    data: str | None = None,
+    data_dir: str = "",
+    force: bool = False,
+) -> Exported:
+    """Export a `.pcn` file; the suffix of `out` names the format, none means a folder.
+
+    Args:
+        path: the file.
+        out: what to write.
+        request: options of the format.
+        data: data set to compare on; None: what the network was fitted on.
+        data_dir: folder of the torchvision data sets.
+        force: replace `out`.
+
+    Raises:
+        ValueError: unknown format, an option that does not go with it, missing data or packages, outputs that differ.
+        OSError: the file cannot be read or written.
+    """
+    exporter = _exporter(out, request)
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
+    if out.is_dir() and not (out / "network.json").is_file():
+        raise ValueError(f"{out} is a folder that is no export; it is not replaced")
+    network = file.read(path)
+    name = data or str(network.meta.get("data", ""))
+    splits = load_splits(name, data_dir, network.meta.get("validation"))
+    if splits.input_shape != network.graph.input_shape:
+        raise ValueError(
+            f"{name}: one example has shape {splits.input_shape}; this network takes {network.graph.input_shape}"
+        )
+    with replacing(out) as temporary:
+        about = card(network, evaluate(to_module(network), splits, "test"), splits.sizes["test"], request.raw)
+        notes = exporter.write(network, about, temporary, request, splits)
+        measured = _compare(network, exporter.load(temporary), splits, request)
+        size = sum(part.stat().st_size for part in [temporary, *temporary.rglob("*")] if part.is_file())
+    return Exported(path=out, bytes=size, examples=splits.sizes["test"], notes=tuple(notes), **measured)
+
+
+def _exporter(out: Path, request: Request) -> Exporter:
+    kind = out.suffix or "folder"
+    if kind not in EXPORTERS:
+        raise ValueError(f"{out}: no export to {kind}; allowed: {', '.join(EXPORTERS)} (a name without suffix)")
+    exporter = EXPORTERS[kind]
+    for option, value in vars(request).items():
+        if value and option not in exporter.takes:
+            goes = [name for name, other in EXPORTERS.items() if option in other.takes]
+            raise ValueError(f"--{option} goes with {', '.join(goes)} only, not with {kind}")
+    if request.int8 and request.float32:
+        raise ValueError("--int8 and --float32 exclude each other")
+    if kind == ".onnx":
+        onnx_files.need_onnx()
+    return exporter
+
+
+def _compare(network: Compressed, predict: Predict, splits: Splits, request: Request) -> dict[str, Any]:
+    """Outputs of the export beside those of the decoded network, on every test input."""
+    reference = to_module(network)
+    seen = {"difference": 0.0, "probability_difference": 0.0, "largest_output": 0.0}
+
+    def beside(x: Tensor) -> Tensor:
+        wanted, got = reference(x), torch.from_numpy(predict(x.numpy()))
+        gaps = {
+            "difference": wanted - got,
+            "probability_difference": wanted.softmax(1) - got.softmax(1),
+            "largest_output": wanted,
+        }
+        for name, gap in gaps.items():
+            seen[name] = max(seen[name], float(gap.abs().max()))
+        return got
+
+    after = evaluate(beside, splits, "test")
+    if request.int8:
+        _check_int8(reference, predict, splits)
+    elif not seen["difference"] <= AGREEMENT * max(seen["largest_output"], 1.0):
+        raise ValueError(f"the export is off by {seen['difference']:.2g}; nothing was written")
+    return seen | {"before": evaluate(reference, splits, "test"), "after": after}
+
+
+def _check_int8(reference: Callable[[Tensor], Tensor], predict: Predict, splits: Splits) -> None:
+    """Refuse 8-bit arithmetic that costs too much, judged on the validation split."""
+    before = evaluate(reference, splits, "validation").accuracy
+    after = evaluate(lambda x: torch.from_numpy(predict(x.numpy())), splits, "validation").accuracy
+    if after < before - INT8_LOSS:
+        raise ValueError(
+            f"8-bit integers lower the validation accuracy from {100 * before:.2f} to {100 * after:.2f} %; nothing was "
+            "written (try --int8-dynamic, or leave --int8 out)"
+        )
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A temporary name beside `out`, to be written as file or folder; it becomes `out` on success, vanishes on failure.
+
+    Raises:
+        ValueError: the folder around `out` is not there.
+    """
+    if not out.parent.is_dir():
+        raise ValueError(f"{out.parent} is no folder; make it first, or choose another --out")
+    around = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    try:
+        yield around / out.name
+        if out.is_dir():
+            os.replace(out, around / "old")
+        os.replace(around / out.name, out)
+    finally:
+        shutil.rmtree(around, ignore_errors=True)

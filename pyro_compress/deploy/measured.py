@@ -1,0 +1,144 @@
+"""What a benchmark finds: the numbers, and in plain words which kind of pruning gained what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Latency of one batch size: median and 95th percentile in microseconds, over `calls` calls."""
+
+    batch: int
+    median_us: float
+    p95_us: float
+    calls: int
+
+    @property
+    def per_second(self) -> float:
+        """Examples per second at the median."""
+        return 1e6 * self.batch / self.median_us
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network on one engine.
+
+    Attributes:
+        variant: `dense`, `masked dense` or `shrunken`.
+        engine: name in `ENGINES`, with `int8` added.
+        threads: CPU threads.
+        bytes: of the file that the engine reads.
+        peak_mib: peak memory of a process that does nothing else, and `added_mib` what came after the import.
+        cells: one per batch size.
+    """
+
+    variant: str
+    engine: str
+    threads: int
+    bytes: int
+    peak_mib: float | None
+    added_mib: float | None
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything measured for one file.
+
+    Attributes:
+        file: the `.pcn` file, of `file_bytes` bytes.
+        density: share of non-zeros among the weights of the shrunken network.
+        widths: units of the shrunken network; `dense_widths` of the original.
+        rows: the table.
+        missing: what was left out, and why.
+    """
+
+    file: str
+    file_bytes: int
+    density: float
+    widths: list[int]
+    dense_widths: list[int]
+    rows: tuple[Row, ...]
+    missing: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    def row(self, variant: str, engine: str) -> Row | None:
+        """The row with the fewest threads."""
+        return next((r for r in self.rows if (r.variant, r.engine) == (variant, engine)), None)
+
+    def baseline(self, row: Row) -> Row | None:
+        """What a row is compared with: the dense network in torch or in ONNX Runtime, with as many threads."""
+        engine = row.engine if row.engine.startswith("torch") else "ONNX Runtime"
+        same = (r for r in self.rows if (r.variant, r.engine, r.threads) == ("dense", engine, row.threads))
+        return next(same, None)
+
+    def gain(self, row: Row | None, batch: int, against: Row | None = None) -> float | None:
+        """How many times faster a row is than another (its baseline), at one batch size."""
+        against = against or (self.baseline(row) if row else None)
+        if row is None or against is None:
+            return None
+        medians = [next(cell.median_us for cell in r.cells if cell.batch == batch) for r in (against, row)]
+        return medians[0] / medians[1]
+
+
+def findings(bench: Bench) -> list[str]:
+    """Sentences about the rows with the fewest threads, each with its numbers."""
+    return [sentence for part in (_zeros, _units, _csr, _int8, _fastest) for sentence in part(bench)]
+
+
+def _times(bench: Bench, row: Row | None, against: Row | None = None) -> str:
+    """`2.9× at batch 1, 5.1× at batch 256`; empty without something to compare with."""
+    if row is None:
+        return ""
+    gains = [(cell.batch, bench.gain(row, cell.batch, against)) for cell in row.cells]
+    return ", ".join(f"{gain:.1f}× at batch {batch}" for batch, gain in gains if gain is not None)
+
+
+def _zeros(bench: Bench) -> Iterator[str]:
+    for engine in ("ONNX Runtime", "torch"):
+        if gains := _times(bench, row := bench.row("masked dense", engine)):
+            dense = bench.row("dense", engine)
+            assert row is not None
+            assert dense is not None
+            size = "a file as large" if row.bytes > 0.99 * dense.bytes else f"{dense.bytes / row.bytes:.1f}× smaller"
+            yield f"Zeros left in place, {engine}: {gains}; {size}. They make only the .pcn file smaller."
+            return
+
+
+def _units(bench: Bench) -> Iterator[str]:
+    path = f"{'-'.join(map(str, bench.dense_widths))} -> {'-'.join(map(str, bench.widths))}"
+    for engine in ("ONNX Runtime", "torch"):
+        if gains := _times(bench, row := bench.row("shrunken", engine)):
+            dense = bench.row("dense", engine)
+            assert row is not None
+            assert dense is not None
+            yield f"Units removed ({path}), {engine}: {gains}; file {dense.bytes / row.bytes:.1f}× smaller."
+
+
+def _csr(bench: Bench) -> Iterator[str]:
+    if gains := _times(bench, row := bench.row("shrunken", "scipy CSR"), bench.row("shrunken", "ONNX Runtime")):
+        assert row is not None
+        verdict = f"{gains} as fast as the same network dense in ONNX Runtime"
+        yield f"The zeros that remain, used through CSR ({100 * bench.density:.0f} % non-zero): {verdict}."
+
+
+def _int8(bench: Bench) -> Iterator[str]:
+    shrunken = bench.row("shrunken", "ONNX Runtime")
+    if gains := _times(bench, bench.row("shrunken", "ONNX Runtime int8"), shrunken):
+        yield f"8-bit integers on top of removed units: {gains}."
+
+
+def _fastest(bench: Bench) -> Iterator[str]:
+    fewest = min(row.threads for row in bench.rows)
+    few = [row for row in bench.rows if row.variant == "shrunken" and row.threads == fewest]
+    if len(few) > 1:
+        columns = zip(*(row.cells for row in few), strict=True)
+        best = [min(zip(column, few, strict=True), key=lambda pair: pair[0].median_us) for column in columns]
+        named = ", ".join(f"{row.engine} at batch {cell.batch}" for cell, row in best)
+        yield f"Fastest for the compressed network: {named}."

@@ -1,0 +1,113 @@
+"""ONNX files: float32 or 8-bit integer, written and run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_compress.deploy.engines import session
+from pyro_compress.deploy.onnx_model import build, describe
+from pyro_compress.types import Compressed
+
+CALIBRATION = 500
+"""Training examples from which static quantisation reads the range of every activation."""
+BATCH = 100
+
+
+def need_onnx() -> None:
+    """Raise one clear error where the packages are missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"ONNX needs two more packages ({error}); pip install 'pyro-compress[onnx]'") from error
+
+
+def write_onnx(
+    network: Compressed, card: Mapping[str, Any], path: Path, integers: bool = True, crop: bool = True
+) -> None:
+    """Write a model that computes in float32; arguments as for `build`."""
+    path.write_bytes(build(network, card, integers, crop).SerializeToString(deterministic=True))
+
+
+def write_int8(
+    network: Compressed, card: Mapping[str, Any], path: Path, examples: np.ndarray, dynamic: bool = False
+) -> None:
+    """Write a model that computes in 8-bit integers, quantised by ONNX Runtime.
+
+    Args:
+        network: what to export.
+        card: `pyro_compress.deploy.card.card`.
+        path: where to.
+        examples: `(n, *input_shape)`, as the model takes them, for calibration.
+        dynamic: find the range of activations at run time instead.
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    model = build(network, card, integers=False)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        inside, outside = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
+        onnx.save_model(model, inside)
+        # 7-bit weights: without VNNI instructions the sum of two 8-bit products overflows, silently
+        common = {"weight_type": quantization.QuantType.QInt8, "reduce_range": True}
+        if dynamic:
+            quantization.quantize_dynamic(inside, outside, **common)
+        else:
+            reader = _reader(card["input"]["name"], examples)
+            quantization.quantize_static(inside, outside, reader, per_channel=True, **common)
+        model = onnx.load_model(outside)
+    describe(model, card)
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _reader(name: str, examples: np.ndarray) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.parts: Iterator[np.ndarray] = iter(np.split(examples, range(BATCH, len(examples), BATCH)))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            part = next(self.parts, None)
+            return None if part is None else {name: part}
+
+    return Reader()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser advises preprocessing through the root logger; the model is clean as it is."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def load_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """The model as a function of inputs in the range the network was trained on; a raw one is given raw integers."""
+    loaded = session(path)
+    entry = json.loads(loaded.get_modelmeta().custom_metadata_map["input"])
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = loaded.run(None, {entry["name"]: fed(x, entry)})[0]
+        return logits
+
+    return predict
+
+
+def fed(x: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
+    """Inputs as a model with this card entry takes them, from values in the range the network was trained on."""
+    if entry["dtype"] == "uint8":
+        return np.rint(x * entry["scale"]).astype(np.uint8)
+    return x

@@ -1,0 +1,104 @@
+"""A compressed network as an ONNX model, built node by node from our own graph.
+
+The graph has twenty operations, all of them with a counterpart in ONNX, so the model is written directly rather than
+traced: no further dependency, clean names, the same bytes every time, and room for two things a tracer cannot know.
+Quantised weights are stored as the integers they are, with a `Cast` and a `Mul` that every runtime folds into constants
+when it loads the model: a quarter of the bytes, the same float32 arithmetic. And images are cropped to what is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pyro_compress.compression.file import dense
+from pyro_compress.deploy.crop import cropped
+from pyro_compress.deploy.onnx_operations import OPERATIONS, Builder, Step
+from pyro_compress.graph import run_node
+from pyro_compress.types import Compressed, Node
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET, IR_VERSION = 20, 9
+"""ONNX 1.15 (2023): the oldest with every operation, read by ONNX Runtime 1.17 and newer."""
+
+
+def build(network: Compressed, card: Mapping[str, Any], integers: bool = True, crop: bool = True) -> onnx.ModelProto:
+    """The network as a checked ONNX model with a free batch dimension.
+
+    Args:
+        network: what to export.
+        card: `pyro_compress.deploy.card.card`; becomes the model's metadata and names its input. An input of type
+            `uint8` is divided by its scale inside the model.
+        integers: store quantised weights as integers.
+        crop: read only the part of the input that matters, where that pays.
+
+    Raises:
+        ValueError: an operation without a counterpart, or a model that ONNX's own checker refuses.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    entry, shape = card["input"], network.graph.input_shape
+    builder = Builder(cropped(network) if crop else network, integers)
+    first = entry["name"]
+    if entry["dtype"] == "uint8":
+        builder.node("Cast", [first], "raw.float", to=TensorProto.FLOAT)
+        first = builder.node(
+            "Div", ["raw.float", builder.constant(np.array(entry["scale"], np.float32), "raw.scale")], "scaled"
+        )
+    outputs = _place_all(builder, first, card["output"])
+    kind = TensorProto.UINT8 if entry["dtype"] == "uint8" else TensorProto.FLOAT
+    graph = helper.make_graph(
+        builder.nodes,
+        "pyro_compress",
+        [helper.make_tensor_value_info(entry["name"], kind, ["batch", *shape])],
+        [helper.make_tensor_value_info(card["output"], TensorProto.FLOAT, ["batch", *outputs])],
+        builder.constants,
+    )
+    model = helper.make_model(
+        graph, producer_name="pyro-compress", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    describe(model, card)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ValueError(f"ONNX's checker refuses the model: {error}") from error
+    return model
+
+
+def describe(model: onnx.ModelProto, card: Mapping[str, Any]) -> None:
+    """Write the card into the model's metadata, one JSON value per key."""
+    from onnx import helper
+
+    helper.set_model_props(model, {key: json.dumps(value) for key, value in card.items()})
+
+
+def _place_all(builder: Builder, first: str, output: str) -> tuple[int, ...]:
+    """Place every operation; returns the shape of one output."""
+    graph = builder.network.graph
+    names, examples = [first], [torch.zeros(1, *graph.input_shape)]
+    tensors = {name: torch.from_numpy(dense(tensor)) for name, tensor in builder.network.tensors.items()}
+    for index, node in enumerate(graph.nodes[1:], 1):
+        if node.op not in OPERATIONS:
+            raise ValueError(f"operation {node.op!r} has no ONNX counterpart here; known: {', '.join(OPERATIONS)}")
+        name = output if index == len(graph.nodes) - 1 else f"{node.op}_{index}"
+        inputs = [examples[i] for i in node.inputs]
+        shapes = [tuple(example.shape[1:]) for example in inputs]
+        step = Step([names[i] for i in node.inputs], name, node.parameters, node.attributes, shapes)
+        OPERATIONS[node.op](builder, step)
+        names.append(name)
+        examples.append(_shape_after(node, inputs, tensors))
+    return tuple(examples[-1].shape[1:])
+
+
+def _shape_after(node: Node, inputs: list[torch.Tensor], tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    if node.op == "crop":
+        corners = zip(node.attributes["starts"], node.attributes["ends"], strict=True)
+        return inputs[0][(slice(None), *(slice(start, end) for start, end in corners))]
+    return run_node(node, inputs, {role: tensors[name] for role, name in node.parameters.items()})

@@ -1,0 +1,191 @@
+"""Every operation of our graph as ONNX nodes; `OPERATIONS` has a function for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyro_compress.compression.file import dense
+from pyro_compress.types import Compressed, Quantized
+
+if TYPE_CHECKING:
+    import onnx
+
+SMALL = 256
+"""Tensors of fewer values stay float32: two more nodes would cost more bytes than they save."""
+
+
+@dataclass
+class Builder:
+    """Nodes and constants so far.
+
+    Attributes:
+        network: what is exported.
+        integers: whether quantised weights are stored as integers.
+        nodes: in execution order.
+        constants: initializers.
+        prepared: those already placed, by tensor name.
+    """
+
+    network: Compressed
+    integers: bool
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[onnx.TensorProto] = field(default_factory=list)
+    prepared: set[str] = field(default_factory=set)
+
+    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Append a node with one output."""
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, values: np.ndarray, name: str) -> str:
+        """Append an initializer."""
+        from onnx import numpy_helper
+
+        if name not in self.prepared:
+            self.prepared.add(name)
+            self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def tensor(self, name: str) -> str:
+        """One of the network's tensors; as integers where that is smaller."""
+        tensor = self.network.tensors[name]
+        if name in self.prepared:
+            return name
+        codes = tensor.codes if isinstance(tensor, Quantized) and tensor.codes.size >= SMALL else None
+        kind = None if codes is None or not self.integers else _integer_type(codes)
+        if kind is None or codes is None or not isinstance(tensor, Quantized):
+            return self.constant(dense(tensor), name)
+        self.prepared.add(name)
+        stored = self.constant(codes.astype(kind), f"{name}.codes")
+        step = self.constant(np.array(tensor.step, np.float32), f"{name}.step")
+        self.node("Cast", [stored], f"{name}.float", to=1)  # TensorProto.FLOAT
+        return self.node("Mul", [f"{name}.float", step], name)
+
+
+def _integer_type(codes: np.ndarray) -> type | None:
+    for kind in (np.int8, np.int16):
+        if np.iinfo(kind).min <= codes.min() <= codes.max() <= np.iinfo(kind).max:
+            return kind
+    return None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation to place: names of its inputs and output, parameters by role, shapes of one example per input."""
+
+    inputs: list[str]
+    output: str
+    parameters: dict[str, str]
+    attributes: dict[str, Any]
+    shapes: list[tuple[int, ...]]
+
+
+Place = Callable[[Builder, Step], object]
+
+
+def _plain(op: str) -> Place:
+    return lambda builder, step: builder.node(op, step.inputs, step.output)
+
+
+def _linear(builder: Builder, step: Step) -> None:
+    weight = builder.tensor(step.parameters["weight"])
+    bias = [builder.tensor(step.parameters["bias"])] if "bias" in step.parameters else []
+    if len(step.shapes[0]) == 1:
+        builder.node("Gemm", [*step.inputs, weight, *bias], step.output, transB=1)
+        return
+    turned = builder.node("Transpose", [weight], f"{step.output}.weight", perm=[1, 0])
+    product = builder.node("MatMul", [*step.inputs, turned], f"{step.output}.product" if bias else step.output)
+    if bias:
+        builder.node("Add", [product, *bias], step.output)
+
+
+def _conv(builder: Builder, step: Step) -> None:
+    parameters = [builder.tensor(step.parameters[role]) for role in ("weight", "bias") if role in step.parameters]
+    attributes = step.attributes
+    before, after = attributes["padding"]
+    builder.node(
+        "Conv", [*step.inputs, *parameters], step.output, strides=attributes["stride"], pads=[*before, *after],
+        dilations=attributes["dilation"], group=attributes.get("groups", 1),
+    )  # fmt: skip
+
+
+def _pool(op: str) -> Place:
+    def place(builder: Builder, step: Step) -> None:
+        kernel, strides = step.attributes["kernel"], step.attributes["stride"]
+        pads = 2 * list(step.attributes.get("padding", [0] * len(kernel)))
+        builder.node(op, step.inputs, step.output, kernel_shape=kernel, strides=strides, pads=pads)
+
+    return place
+
+
+def _batch_norm(builder: Builder, step: Step) -> None:
+    channels = dense(builder.network.tensors[step.parameters["running_mean"]]).shape
+    absent = {"weight": np.ones(channels, np.float32), "bias": np.zeros(channels, np.float32)}
+    tensors = [
+        builder.tensor(step.parameters[role]) if role in step.parameters
+        else builder.constant(absent[role], f"{step.output}.{role}")
+        for role in ("weight", "bias", "running_mean", "running_var")
+    ]  # fmt: skip
+    builder.node("BatchNormalization", [*step.inputs, *tensors], step.output, epsilon=step.attributes["eps"])
+
+
+def _reshape(builder: Builder, step: Step) -> None:
+    shape = step.attributes["shape"]
+    if len(shape) == 1:
+        builder.node("Flatten", step.inputs, step.output, axis=1)
+    else:
+        target = builder.constant(np.array([0, *shape], np.int64), f"{step.output}.shape")
+        builder.node("Reshape", [*step.inputs, target], step.output)
+
+
+def _silu(builder: Builder, step: Step) -> None:
+    gate = builder.node("Sigmoid", step.inputs, f"{step.output}.gate")
+    builder.node("Mul", [*step.inputs, gate], step.output)
+
+
+def _gelu(builder: Builder, step: Step) -> None:
+    approximate = "tanh" if step.attributes["tanh"] else "none"
+    builder.node("Gelu", step.inputs, step.output, approximate=approximate)
+
+
+def _pad(builder: Builder, step: Step) -> None:
+    sizes, rank = step.attributes["sizes"], len(step.shapes[0]) + 1
+    pads = np.zeros((2, rank), np.int64)
+    for place in range(len(sizes) // 2):  # torch names the last dimension first, (before, after) each
+        pads[:, rank - 1 - place] = sizes[2 * place : 2 * place + 2]
+    modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    amounts = builder.constant(pads.reshape(-1), f"{step.output}.pads")
+    builder.node("Pad", [*step.inputs, amounts], step.output, mode=modes[step.attributes["mode"]])
+
+
+def _crop(builder: Builder, step: Step) -> None:
+    starts, ends = step.attributes["starts"], step.attributes["ends"]
+    lists = {"starts": starts, "ends": ends, "axes": range(1, len(starts) + 1)}
+    names = [builder.constant(np.array(v, np.int64), f"{step.output}.{name}") for name, v in lists.items()]
+    builder.node("Slice", [*step.inputs, *names], step.output)
+
+
+OPERATIONS: dict[str, Place] = {
+    "linear": _linear,
+    "conv1d": _conv,
+    "conv2d": _conv,
+    "conv3d": _conv,
+    "relu": _plain("Relu"),
+    "tanh": _plain("Tanh"),
+    "sigmoid": _plain("Sigmoid"),
+    "silu": _silu,
+    "gelu": _gelu,
+    "reshape": _reshape,
+    "max_pool": _pool("MaxPool"),
+    "avg_pool": _pool("AveragePool"),
+    "batch_norm": _batch_norm,
+    "add": _plain("Add"),
+    "pad": _pad,
+    "crop": _crop,
+}

@@ -1,0 +1,121 @@
+"""Runs the network in this folder with numpy alone; with scipy, sparse layers stay sparse.
+
+In a program:
+
+    from run import Runner
+    runner = Runner()
+    names = [runner.classes[i] for i in runner.logits(images).argmax(1)]
+
+On a command line: `python run.py examples.npy` prints one class name per example.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_compress.compression.operations import RUN, Parameters
+
+
+class Runner:
+    """A network read from a folder.
+
+    Attributes:
+        card: what `network.json` says: origin, accuracy, input, classes.
+        classes: names in the order of the outputs.
+    """
+
+    def __init__(self, folder: str | Path | None = None):
+        folder = Path(__file__).parent if folder is None else Path(folder)
+        self.card: dict[str, Any] = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+        self.classes: list[str] = self.card["classes"]
+        tensors = {name: _tensor(folder, self.card, name) for name in self.card["tensors"]}
+        self._steps = [
+            (
+                self._function(node),
+                tuple(node["inputs"]),
+                {role: tensors[name] for role, name in node["parameters"].items()},
+                node["attributes"],
+            )
+            for node in self.card["nodes"]
+        ]
+
+    def _function(self, node: dict[str, Any]) -> Callable[..., np.ndarray]:
+        return _sparse_linear if node["parameters"].get("weight") in self.card["sparse"] else RUN[node["op"]]
+
+    def prepare(self, examples: np.ndarray) -> np.ndarray:
+        """Inputs for the network, `(n, *shape)` float32 in the range it was trained on.
+
+        Args:
+            examples: integers are raw and are divided by the scale; floats must be scaled already.
+
+        Raises:
+            ValueError: another shape, or values that look raw where scaled ones belong.
+        """
+        entry = self.card["input"]
+        shape, scale = tuple(entry["shape"]), entry["scale"]
+        if examples.shape[1:] != shape:
+            raise ValueError(f"examples of shape {examples.shape[1:]}; this network takes (n, *{shape})")
+        x = examples.astype(np.float32)
+        if scale != 1 and np.issubdtype(examples.dtype, np.integer):
+            x /= np.float32(scale)
+        if scale != 1 and x.size and not (0 <= x.min() and x.max() <= 1):
+            raise ValueError(
+                f"values from {examples.min():g} to {examples.max():g}; this network takes integers from 0 to "
+                f"{scale:g}, or floats already divided by that"
+            )
+        return x
+
+    def logits(self, examples: np.ndarray) -> np.ndarray:
+        """Outputs `(n, classes)` for examples as `prepare` takes them."""
+        return self.run(self.prepare(examples))
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """Outputs for prepared inputs."""
+        values = [x]
+        for function, inputs, parameters, attributes in self._steps:
+            values.append(function(*[values[i] for i in inputs], parameters, attributes))
+        return values[-1]
+
+
+def _tensor(folder: Path, card: dict[str, Any], name: str) -> Any:
+    if name not in card["sparse"]:
+        return np.load(folder / f"{name}.npy", allow_pickle=False)
+    parts = [np.load(folder / f"{name}.{part}.npy", allow_pickle=False) for part in ("data", "indices", "indptr")]
+    shape = tuple(card["tensors"][name])
+    try:
+        from scipy.sparse import csr_matrix
+    except ImportError:
+        values = np.zeros(shape, np.float32)
+        values[np.repeat(np.arange(shape[0]), np.diff(parts[2])), parts[1]] = parts[0]
+        return values
+    return csr_matrix(tuple(parts), shape=shape)
+
+
+def _sparse_linear(x: np.ndarray, p: Parameters, a: dict[str, Any]) -> np.ndarray:
+    rows = x.reshape(-1, x.shape[-1])
+    y = (p["weight"] @ rows.T).T
+    y = y + p["bias"] if "bias" in p else y
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def main() -> int:
+    """Print the class of every example in a .npy file."""
+    if len(sys.argv) != 2:
+        print("usage: python run.py examples.npy", file=sys.stderr)
+        return 2
+    runner = Runner()
+    try:
+        logits = runner.logits(np.load(sys.argv[1], allow_pickle=False))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(runner.classes[i] for i in logits.argmax(1)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""A fit while it runs, whatever the method: data on the device, shuffling, clock, history, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from pyro_compress.checkpoint import Keeper, Snapshot, random_states, set_random_states
+from pyro_compress.metrics import evaluate
+from pyro_compress.training import (
+    AfterStep,
+    Epoch,
+    Feed,
+    OnEpoch,
+    PointPlan,
+    PointState,
+    optimizer_tensors,
+    train_point,
+)
+from pyro_compress.types import Data, FitConfig, Splits
+
+
+class Progress:
+    """What a running fit knows of itself.
+
+    Args:
+        splits: trained on `train`; `validation` is watched.
+        config: resolved.
+        on_epoch: called after every epoch.
+        keeper: writes checkpoints, and holds the one to go on from.
+
+    Attributes:
+        train: training examples, on the device.
+        feed: gives their minibatches.
+        history: one entry per epoch.
+        snapshot: where the fit goes on; None: it begins.
+    """
+
+    def __init__(self, splits: Splits, config: FitConfig, on_epoch: OnEpoch, keeper: Keeper):
+        assert config.batch_size
+        self.splits, self.config, self.on_epoch, self.keeper = splits, config, on_epoch, keeper
+        self.train = Data(splits.train.x.to(config.device), splits.train.y.to(config.device))
+        self.feed = Feed(self.train, config.batch_size, torch.Generator().manual_seed(config.seed))
+        self.started, self.history = time.perf_counter(), list[Epoch]()
+        self.snapshot = keeper.latest()
+        if self.snapshot:
+            self.history = [Epoch(**epoch) for epoch in self.snapshot.numbers["history"]]
+            self.started -= self.snapshot.numbers["seconds"]
+
+    def keep(self, phase: str, tensors: Callable[[], dict[str, Tensor]], step: int) -> None:
+        """Let the keeper write a checkpoint, if one is due after this step.
+
+        Raises:
+            Interrupted: a signal came, and the checkpoint was written.
+        """
+        last = self.feed.position == self.feed.batches
+        self.keeper.after_step(len(self.history) + 1 if last else 0, lambda: self._taken(phase, tensors(), step))
+
+    def _taken(self, phase: str, tensors: dict[str, Tensor], step: int) -> Snapshot:
+        feed = {f"feed/{name}": tensor for name, tensor in self.feed.tensors().items()}
+        numbers = {
+            "step": step,
+            "position": self.feed.position,
+            "history": [epoch.as_dict() for epoch in self.history],
+            "seconds": time.perf_counter() - self.started,
+        }
+        return Snapshot(phase, tensors | feed | random_states(), numbers)
+
+    def go_on(self, snapshot: Snapshot) -> None:
+        """Put shuffling and noise where the snapshot was taken."""
+        self.feed.restore(snapshot.part("feed"), snapshot.numbers["position"])
+        set_random_states(snapshot)
+
+    def train_point(self, net: nn.Module, plan: PointPlan, after_step: AfterStep, resumable: bool = True) -> None:
+        """Train point weights, from the snapshot on where it is one of this phase.
+
+        Args:
+            net: the network, trained in place.
+            plan: epochs, optimizer, rates.
+            after_step: may change the weights.
+            resumable: False where `after_step` has a memory of its own: then no checkpoint is written.
+        """
+        start = None
+        if self.snapshot:
+            net.load_state_dict(self.snapshot.part("net"))
+            start = PointState(self.snapshot.numbers["step"], len(self.history), self.snapshot.part("optimizer"))
+            self.go_on(self.snapshot)
+
+        def after_epoch(epoch: int, step: int) -> bool:
+            self.note(net, Epoch(phase="point", step=step))
+            return self.config.prior != "none" or not self.out_of_patience(None)  # pretraining runs to its end
+
+        def then_keep(step: int, optimizer: torch.optim.Optimizer) -> None:
+            after_step(step, optimizer)
+            if resumable:
+                self.keep("point", lambda: _point_tensors(net, optimizer), step)
+
+        train_point(net, self.feed, plan, after_epoch, then_keep, start)
+
+    def out_of_patience(self, kl_weight: float | None) -> bool:
+        """Whether the last `patience` epochs at this KL weight brought no better validation NLL."""
+        patience = self.config.patience
+        losses = [e.validation_nll_nats for e in self.history if e.kl_weight == kl_weight]
+        return bool(patience) and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+
+    def note(self, net: nn.Module, epoch: Epoch) -> None:
+        """Evaluate the network, complete the epoch, append it to the history and report it."""
+        scores = evaluate(net.eval(), self.splits, "validation", self.config.device)
+        complete = replace(
+            epoch,
+            epoch=len(self.history) + 1,
+            epochs=self.config.epochs or 0,
+            validation_accuracy=scores.accuracy,
+            validation_nll_nats=scores.nll_nats,
+            seconds=time.perf_counter() - self.started,
+        )
+        self.history.append(complete)
+        self.on_epoch(complete)
+
+
+def _point_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    kept = {f"net/{name}": tensor for name, tensor in net.state_dict().items()}
+    return kept | {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}

@@ -1,0 +1,207 @@
+"""One page per run: configuration, result, byte map, pictures and diagnostics in a single HTML file.
+
+The page loads nothing: style and pictures are part of it, and there is no script.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import tomllib
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from pyro_compress.bayes.diagnostics import Size
+from pyro_compress.compression import file
+from pyro_compress.compression.search import to_module
+from pyro_compress.console import layer_rows
+from pyro_compress.gallery import Picture, pictures
+from pyro_compress.inspection import Inspection, inspect_run
+from pyro_compress.metrics import evaluate
+from pyro_compress.readings import readings
+from pyro_compress.types import Scores, Splits
+
+CSS = """
+:root { color-scheme: light; --ink: #1b2733; --soft: #5b6773; --line: #dde2e7; --accent: #2f6f8f; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.2rem; max-width: 70rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
+  background: #fff; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: .2rem 0 .6rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
+p.lead, figcaption, .note { color: var(--soft); }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1rem 0; }
+.facts div { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; }
+.facts b { display: block; font-size: 1.3rem; line-height: 1.25; color: var(--accent); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .92rem; min-width: 60%; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+.bar { display: inline-block; height: .7rem; background: var(--accent); border-radius: 2px; vertical-align: baseline; }
+.bytes td:last-child { width: 45%; text-align: left; }
+.gallery { columns: 2 26rem; column-gap: 2rem; }
+figure { margin: 0 0 1.6rem; break-inside: avoid; }
+figure h3 { font-size: 1rem; margin: 0 0 .3rem; }
+figure img { width: 100%; max-width: 36rem; height: auto; display: block; }
+figcaption { font-size: .9rem; margin-top: .3rem; }
+dt { font-weight: 600; margin-top: .7rem; } dd { margin: 0; }
+pre { background: #f4f6f8; padding: .8rem; border-radius: .5rem; overflow-x: auto; font-size: .85rem; }
+@media print { body { max-width: none; padding: 0; font-size: 11pt; } pre { white-space: pre-wrap; }
+  .gallery { columns: 2; } }
+"""
+
+
+def write_report(
+    run: Path, out: Path, network: Path | None = None, data_dir: str = "", size: Size | None = None, threads: int = 0
+) -> None:
+    """Look at a run and write its page.
+
+    Args:
+        run: the run folder.
+        out: the HTML file.
+        network: a `.pcn` file of that run; `RUN/network.pcn` if there is one and none is named.
+        data_dir: folder of the torchvision data sets.
+        size: how much is drawn for the diagnostics.
+        threads: CPU threads; 0 leaves torch's default.
+
+    Raises:
+        ValueError: as `inspect_run`; no such folder for the page; ArviZ or matplotlib not installed.
+        OSError: the file cannot be written.
+    """
+    if not out.parent.is_dir():
+        raise ValueError(f"{out.parent} is no folder; make it first, or choose another --out")
+    if network is None and (run / "network.pcn").is_file():
+        network = run / "network.pcn"
+    inspection, diagnosis = inspect_run(run, data_dir, size, threads=threads)
+    splits = inspection.run.splits(data_dir)
+    page = html(inspection, pictures(inspection, diagnosis, splits), splits, network)
+    file.write_atomically(out, page.encode())
+
+
+def html(inspection: Inspection, gallery: Sequence[Picture], splits: Splits, network: Path | None) -> str:
+    """The page."""
+    config = inspection.run.config
+    title = f"{config.net} on {config.data}, prior {config.prior}"
+    compressed = evaluate(to_module(file.read(network)), splits, "test") if network else None
+    sections = [
+        _facts(inspection, compressed, network),
+        _section("Scores on the test split", _scores(inspection, compressed)),
+        _section("Bytes of the file", _byte_map(network)) if network else "",
+        _section("Layers", _table(layer_rows(inspection.layers)) + _layers_note(inspection)),
+        _section("How far to trust it", _readings(inspection)),
+        _section("Pictures", f'<div class="gallery">{"".join(map(_figure, gallery))}</div>'),
+        _section("To repeat it", _commands(inspection, network)),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>{escape(title)}</title><style>{CSS}</style></head><body>"
+        f'<main><p class="lead">pyro-compress, one run</p><h1>{escape(title)}</h1>{"".join(sections)}</main>'
+        "</body></html>\n"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _facts(inspection: Inspection, compressed: Scores | None, network: Path | None) -> str:
+    config = inspection.run.config
+    tensors = inspection.run.posterior.tensors.values()
+    dense = 4 * sum(tensor.numel() for tensor in tensors)
+    facts = [("epochs", str(config.epochs)), ("seed", str(config.seed)), ("weights", f"{dense // 4:,}")]
+    if network and compressed:
+        size = os.path.getsize(network)
+        facts += [
+            ("bytes on disk", f"{size:,}"),
+            ("times smaller than float32", f"{dense / size:.0f}×"),
+            ("test error of the file", f"{100 * (1 - compressed.accuracy):.2f} %"),
+        ]
+    else:
+        facts.append(("test error", f"{100 * (1 - inspection.test_scores.accuracy):.2f} %"))
+    cells = "".join(f"<div><b>{escape(value)}</b>{escape(name)}</div>" for name, value in facts)
+    return f'<div class="facts">{cells}</div>'
+
+
+def _scores(inspection: Inspection, compressed: Scores | None) -> str:
+    rows: list[tuple[str, ...]] = [("", "accuracy", "NLL (nats)", "ECE", "Brier")]
+    for name, scores in (
+        ("posterior mean", inspection.test_scores),
+        ("draws averaged", inspection.sampled.test_scores if inspection.sampled else None),
+        ("compressed file", compressed),
+    ):
+        if scores:
+            numbers = (scores.nll_nats, scores.ece, scores.brier)
+            rows.append((name, f"{100 * scores.accuracy:.2f} %", *(f"{number:.4f}" for number in numbers)))
+    return _table(rows)
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in body]
+    heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    return f'<div class="scroll"><table><tr>{heads}</tr>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+
+
+def _byte_map(network: Path) -> str:
+    """Which part of the file costs what, as bars; only what adds up to the size on disk is shown."""
+    size = os.path.getsize(network)
+    _, parts = file.dumps(file.read(network))
+    if sum(parts.values()) != size:
+        return f'<p class="note">{escape(str(network))}: {size:,} bytes.</p>'
+    most = max(parts.values())
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{count:,} B</td><td>{100 * count / size:.1f} %</td>"
+        f'<td><span class="bar" style="width:{100 * count / most:.1f}%"></span></td></tr>'
+        for name, count in parts.items()
+    )
+    return f'<div class="scroll"><table class="bytes">{rows}</table></div>'
+
+
+def _layers_note(inspection: Inspection) -> str:
+    criterion, threshold = inspection.criterion
+    return (
+        f'<p class="note">Kept: weights whose {escape(criterion)} score is above {threshold:.3g}, a rule of thumb; '
+        "compress searches for its own threshold. Effective: inputs that are read and units that are left then. "
+        "Bits per weight: KL divided by the number of weights.</p>"
+    )
+
+
+def _readings(inspection: Inspection) -> str:
+    told = "".join(f"<dt>{escape(topic)}</dt><dd>{escape(text)}</dd>" for topic, text in readings(inspection).items())
+    return f"<dl>{told}</dl>"
+
+
+def _figure(picture: Picture) -> str:
+    content = picture.content.encode() if isinstance(picture.content, str) else picture.content
+    data = base64.b64encode(content).decode()
+    return (
+        f'<figure><h3>{escape(picture.title)}</h3><img alt="{escape(picture.title)}" '
+        f'src="data:{picture.kind};base64,{data}"><figcaption>{escape(picture.reading)}</figcaption></figure>'
+    )
+
+
+def _commands(inspection: Inspection, network: Path | None) -> str:
+    run = inspection.run.path
+    lines = [f"pyro-compress fit --config config.toml --out {run.name}"]
+    if network:
+        lines.append(f"pyro-compress compress {run.name} --out {network.name}")
+        lines.append(f"pyro-compress evaluate {network.name}")
+    lines += [f"pyro-compress inspect {run.name}", f"pyro-compress report {run.name} --out report.html"]
+    note = (
+        "" if network is None else " The options of compress that made the file are not stored; these are its defaults."
+    )
+    return (
+        f'<pre>{escape(chr(10).join(lines))}</pre><p class="note">config.toml, less folders and machine:{note}</p>'
+        f"<pre>{escape(_configuration(run))}</pre>"
+    )
+
+
+def _configuration(run: Path) -> str:
+    """The run's configuration, less folders and machine: a page travels."""
+    import tomli_w
+
+    document = tomllib.loads((run / "config.toml").read_text())
+    document.pop("machine", None)
+    document.get("fit", {}).pop("data_dir", None)
+    return tomli_w.dumps(document)

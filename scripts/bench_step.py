@@ -1,0 +1,278 @@
+"""What one SVI step costs, as a multiple of a fused-Adam step on point weights of the same network.
+
+    python scripts/bench_step.py [--hidden 500 1200] [--batch 100 1000] [--json FILE] [--smoke]
+
+All variants of one network and batch size live in one process and are timed in turn, round after round; a row's time
+is the median of its rounds, its ratio the median of the rounds' own ratios. Modes: `eager`, `captured` (one compiled
+graph), `naive` (Pyro's AutoNormal and SVI.step). Rows of the packages blitz-bayesian-pytorch and bayesian-torch appear
+where they are installed. peak_mib is the growth of resident memory that building and running a variant causes in a
+process of its own: libraries, and in captured mode the compiler, included (--no-memory leaves it out). `--only` picks
+rows:
+
+    python scripts/bench_step.py --hidden 120 680 2790 9600 --batch 100 --only gaussian:weight:captured
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyro
+import torch
+import torch.nn.functional as F
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor, nn
+
+from pyro_compress.bayes.capture import captured
+from pyro_compress.bayes.elbo import build_objective
+from pyro_compress.bayes.guides import build_guide, starts_of
+from pyro_compress.bayes.layers import bayesianize
+from pyro_compress.bayes.model import Classifier
+from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.bayes.step import Rule, State, eager, tuned_parameters
+from pyro_compress.machine import prepare
+
+Run = Callable[[], object]
+SIZE = 60_000
+ESTIMATORS = {
+    "gaussian": ("weight", "local", "flipout"),
+    "spike-and-slab": ("weight",),
+    "log-uniform": ("weight", "local"),
+    "normal-jeffreys": ("weight", "local"),
+    "horseshoe": ("weight", "local"),
+}
+
+
+def network(hidden: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(784, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+
+
+def point(hidden: int, x: Tensor, y: Tensor, optimizer: Callable[..., torch.optim.Optimizer], compile: bool) -> Run:
+    """Cross entropy on point weights."""
+    net = network(hidden)
+    update = optimizer(net.parameters())
+    loss = lambda x, y: F.cross_entropy(net(x), y)  # noqa: E731
+    loss = torch.compile(loss) if compile else loss
+
+    def step() -> None:
+        update.zero_grad()
+        loss(x, y).backward()
+        update.step()
+
+    return step
+
+
+def variational(
+    hidden: int, x: Tensor, y: Tensor, prior: str, estimator: str, mode: str, precision: str = "float32"
+) -> Run:
+    """One of ours."""
+    net = network(hidden)
+    weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    model = Classifier(bayesianize(net, PRIORS[prior]), SIZE)
+    guide = build_guide("mean-field", model, starts_of(model.net, weights, None), 0.2, (x, y))
+    objective = build_objective(model, guide, estimator, 1, precision)
+    tuned = tuned_parameters(objective, 1e-3, 1e-3, 1e-3)
+    if mode == "captured":
+        step = captured(objective, tuned, Rule(), State.of(objective, tuned), (x, y))
+    else:
+        step = eager(objective, tuned, Rule(), State.of(objective, tuned))
+    return lambda: step(x, y, 1.0, 1.0, False)
+
+
+def naive(hidden: int, x: Tensor, y: Tensor) -> Run:
+    """The same model with a Gaussian prior as Pyro's tutorials would fit it."""
+    pyro.clear_param_store()
+    model = Classifier(bayesianize(network(hidden), PRIORS["gaussian"]), SIZE)
+    svi = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    return lambda: svi.step(x, y)
+
+
+def blitz(hidden: int, x: Tensor, y: Tensor) -> Run:
+    from blitz.modules import BayesianLinear
+    from blitz.utils import variational_estimator
+
+    @variational_estimator
+    class Net(nn.Sequential):
+        pass
+
+    net = Net(
+        BayesianLinear(784, hidden), nn.ReLU(), BayesianLinear(hidden, hidden), nn.ReLU(), BayesianLinear(hidden, 10)
+    )
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        net.sample_elbo(x, y, nn.CrossEntropyLoss(), sample_nbr=1, complexity_cost_weight=1 / SIZE).backward()
+        optimizer.step()
+
+    return step
+
+
+def intel(hidden: int, x: Tensor, y: Tensor) -> Run:
+    from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
+
+    net = network(hidden)
+    dnn_to_bnn(net, {"prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -4.0,
+                     "type": "Reparameterization", "moped_enable": False, "moped_delta": 0.5})  # fmt: skip
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (F.cross_entropy(net(x), y) + get_kl_loss(net) / SIZE).backward()
+        optimizer.step()
+
+    return step
+
+
+HEAD = f"{'prior':<17}{'estimator':<16}{'mode':<10}{'ms':>9}{'ratio':>8}{'MiB':>8}"
+Key = tuple[str, str, str]
+"""(prior, estimator, mode)."""
+
+
+def variants(hidden: int, x: Tensor, y: Tensor, priors: list[str]) -> dict[Key, Callable[[], Run]]:
+    """Everything that is timed for one network and batch size; the fused-Adam step comes first."""
+    adam = lambda parameters: torch.optim.Adam(parameters, 1e-3, fused=True)  # noqa: E731
+    sgd = lambda parameters: torch.optim.SGD(parameters, 0.1)  # noqa: E731
+    found: dict[Key, Callable[[], Run]] = {
+        ("none", "adam", "eager"): lambda: point(hidden, x, y, adam, False),
+        ("none", "adam", "captured"): lambda: point(hidden, x, y, adam, True),
+        ("none", "sgd", "eager"): lambda: point(hidden, x, y, sgd, False),
+        ("gaussian", "auto-normal", "naive"): lambda: naive(hidden, x, y),
+    }
+    for prior in priors:
+        for estimator in ESTIMATORS[prior]:
+            for mode in ("eager", "captured"):
+                found[prior, estimator, mode] = lambda p=prior, e=estimator, m=mode: variational(hidden, x, y, p, e, m)
+    for name, package, build in (("blitz", "blitz", blitz), ("bayesian-torch", "bayesian_torch", intel)):
+        try:
+            __import__(package)
+        except ImportError:
+            continue
+        found["gaussian", name, "eager"] = lambda build=build: build(hidden, x, y)
+    return found
+
+
+def minibatch(batch: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(batch, 784, generator=generator), torch.randint(10, (batch,), generator=generator)
+
+
+def timed(runs: dict[Key, Run], rounds: int, repeats: int) -> dict[Key, list[float]]:
+    """Milliseconds per step, one number per round."""
+    times: dict[Key, list[float]] = {key: [] for key in runs}
+    for run in runs.values():
+        run()
+    for _ in range(rounds):
+        for key, run in runs.items():
+            run()  # brings its own data back into the cache
+            started = time.perf_counter()
+            for _ in range(repeats):
+                run()
+            times[key].append((time.perf_counter() - started) / repeats * 1e3)
+    return times
+
+
+def peak_mib(hidden: int, batch: int, key: Key) -> float:
+    """Growth of resident memory while building and running one variant, in a fresh process."""
+    command = [sys.executable, __file__, "--one", str(hidden), str(batch), *key]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def one(hidden: int, batch: int, key: Key) -> None:
+    """What `peak_mib` runs: prints MiB."""
+    x, y = minibatch(batch)
+    F.cross_entropy(nn.Linear(784, 10)(x), y).backward()  # libraries are loaded
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = variants(hidden, x, y, list(ESTIMATORS))[key]()
+    for _ in range(3):
+        run()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def bench(hidden: int, batch: int, options: argparse.Namespace) -> list[dict]:
+    x, y = minibatch(batch)
+    base_key = ("none", "adam", "eager")
+    chosen = variants(hidden, x, y, options.priors)
+    runs = {
+        k: build() for k, build in chosen.items() if k == base_key or ":".join(k) in (options.only or [":".join(k)])
+    }
+    times = timed(runs, options.rounds, options.repeats)
+    base = times[base_key]
+    rows = []
+    for key, found in times.items():
+        prior, estimator, mode = key
+        rows.append({
+            "network": f"784-{hidden}-{hidden}-10", "batch": batch,
+            "prior": prior, "estimator": estimator, "mode": mode,
+            "ms": statistics.median(found),
+            "ratio": statistics.median(a / b for a, b in zip(found, base, strict=True)),
+            "peak_mib": peak_mib(hidden, batch, key) if options.memory else None,
+        })  # fmt: skip
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown, one line per row."""
+    lines = ["| network | batch | prior | estimator | mode | ms | × Adam | MiB |", "| --- " * 8 + "|"]
+    for row in rows:
+        memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+        cells = [row["network"], row["batch"], row["prior"], row["estimator"], row["mode"]]
+        lines.append(f"| {' | '.join(map(str, cells))} | {row['ms']:.2f} | {row['ratio']:.2f} | {memory} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", nargs="+", type=int, default=[500, 1200])
+    parser.add_argument("--batch", nargs="+", type=int, default=[100, 1000])
+    parser.add_argument("--priors", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS))
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--repeats", type=int, default=5, help="steps per round")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="+", metavar="PRIOR:ESTIMATOR:MODE", help="these rows only, beside the base")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave peak memory out: much faster")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", action="store_true", help="print the Markdown table of --json and stop")
+    parser.add_argument("--smoke", action="store_true", help="one prior on a tiny network, two rounds")
+    parser.add_argument(
+        "--one", nargs=5, metavar=("HIDDEN", "BATCH", "PRIOR", "ESTIMATOR", "MODE"), help=argparse.SUPPRESS
+    )
+    options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.json.read_text())))
+        return
+    prepare("cpu", options.threads)
+    pyro.enable_validation(False)
+    if options.one:
+        hidden, batch, *key = options.one
+        one(int(hidden), int(batch), tuple(key))
+        return
+    if options.smoke:
+        options.hidden, options.batch, options.rounds, options.repeats, options.memory = [16], [10], 2, 1, False
+        options.only = options.only or ["gaussian:local:captured", "gaussian:auto-normal:naive"]
+    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
+          f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    rows = []
+    for hidden in options.hidden:
+        for batch in options.batch:
+            print(f"\n784-{hidden}-{hidden}-10, batch {batch}\n{HEAD}")
+            for row in bench(hidden, batch, options):
+                memory = f"{row['peak_mib']:8.0f}" if row["peak_mib"] is not None else ""
+                name = f"{row['prior']:<17}{row['estimator']:<16}{row['mode']:<10}"
+                print(f"{name}{row['ms']:9.2f}{row['ratio']:8.2f}{memory}", flush=True)
+                rows.append(row)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Test accuracy against sparsity, the tables as a picture: mean over seeds, their range as a band, one panel per set.
+
+    python scripts/figure_sparsity.py --csv docs/results/study.csv --out docs/figures/sparsity
+
+White markers on thin lines are the published values (docs/results/published.json). Writes OUT.png and OUT.svg.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from pyro_compress.compare import compare_file
+from pyro_compress.study_plots import accuracy_against_sparsity, new_figure, save
+from pyro_compress.tables import Row, groups, read_csv
+
+PUBLISHED = Path(__file__).parents[1] / "docs/results/published.json"
+
+
+def claims(data: str, rows: list[Row]) -> dict[str, dict[float, float]]:
+    """Published accuracies under our labels."""
+    table = json.loads(PUBLISHED.read_text()).get(data, {})
+    return {
+        label: {float(sparsity): accuracy for sparsity, accuracy in table[label].items()}
+        for label in {row.label for row in rows}
+        if label in table
+    }
+
+
+def draw(rows: list[Row]) -> Figure:
+    shown = {key: [r for r in members if "ensemble" not in r.variant] for key, members in groups(rows).items()}
+    figure, axes = new_figure(len(shown))
+    for ax, ((data, network), members) in zip(axes, shown.items(), strict=True):
+        accuracy_against_sparsity(ax, members, claims(data, members)).set_title(f"{data}, {network}", fontsize="medium")
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path, default=Path("docs/results/study.csv"))
+    parser.add_argument("--network", default="", help="only this network")
+    parser.add_argument("--out", type=Path, default=Path("docs/figures/sparsity"))
+    parser.add_argument("--smoke", action="store_true", help="a small study on the embedded digits")
+    options = parser.parse_args()
+    if options.smoke:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = compare_file(Path(__file__).parent / "studies/smoke.toml", Path(folder))
+    else:
+        rows = read_csv(options.csv.read_text())
+    for path in save(draw([row for row in rows if options.network in ("", row.network)]), options.out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Wall time against accuracy of every method of a study, at one sparsity; one panel per data set.
+
+    python scripts/figure_time.py --csv docs/results/study.csv --sparsity 0.9 --out docs/figures/time
+
+Writes OUT.png and OUT.svg.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from pyro_compress.compare import compare_file
+from pyro_compress.study_plots import accuracy_against_time, new_figure, save
+from pyro_compress.tables import Row, groups, read_csv
+
+
+def draw(rows: list[Row], sparsity: float) -> Figure:
+    shown = {key: [r for r in members if "ensemble" not in r.variant] for key, members in groups(rows).items()}
+    figure, axes = new_figure(len(shown))
+    for ax, ((data, network), members) in zip(axes, shown.items(), strict=True):
+        accuracy_against_time(ax, members, sparsity).set_title(f"{data}, {network}", fontsize="medium")
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path, default=Path("docs/results/study.csv"))
+    parser.add_argument("--network", default="", help="only this network")
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--out", type=Path, default=Path("docs/figures/time"))
+    parser.add_argument("--smoke", action="store_true", help="a small study on the embedded digits")
+    options = parser.parse_args()
+    if options.smoke:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = compare_file(Path(__file__).parent / "studies/smoke.toml", Path(folder))
+    else:
+        rows = read_csv(options.csv.read_text())
+    rows = [row for row in rows if options.network in ("", row.network)]
+    for path in save(draw(rows, options.sparsity), options.out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Takes results of compare into the repository and writes the tables of docs/study.md from them.
+
+    python scripts/study_document.py --add scripts/studies/tables.toml studies/tables
+
+`--add` takes a study and its results folder, as far as it has come, and merges them into docs/results/study.csv (rows)
+and docs/results/study.json (resolved configurations, versions, machine, uncertainty); rows that are there already under
+the same configuration are replaced. Without it only the document is refreshed: what stands between
+`<!-- table KIND DATA NETWORK -->` and `<!-- end -->`. `--smoke` runs a small study in a temporary folder and prints its
+table.
+"""
+
+import argparse
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from pyro_compress.compare import cached_rows, compare, compare_file, csv_text, read_results
+from pyro_compress.compression.file import write_atomically
+from pyro_compress.study import plan, read_study
+from pyro_compress.tables import Row, exceeds_noise, grid, markdown_table, read_csv, spread, table
+
+ROOT = Path(__file__).parents[1]
+MARKED = re.compile(r"(<!-- table (\S+) (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+COMPARED = ("Bayes by Backprop (faithful)", "SGD (Adam)")
+
+
+def add(study: Path, folder: Path, results: Path, data_dir: str) -> None:
+    """Merge what a results folder holds of a study into study.csv and study.json; nothing is fitted."""
+    planned = plan(read_study(study), data_dir, "cpu", 1)
+    compare([one for one in planned if cached_rows(one, folder)], folder)
+    rows = read_results(folder)
+    hashes = {row.config_hash for row in rows}
+    path = results / "study.csv"
+    kept = [row for row in read_csv(path.read_text()) if row.config_hash not in hashes] if path.exists() else []
+    both = (*kept, *rows)
+    labels, sets = list(dict.fromkeys(r.label for r in both)), list(dict.fromkeys((r.dataset, r.network) for r in both))
+    place = {label: index for index, label in enumerate(labels)} | {pair: index for index, pair in enumerate(sets)}
+    merged = sorted(both, key=lambda r: (place[r.dataset, r.network], place[r.label], r.seed, r.sparsity))
+    write_atomically(path, csv_text(merged).encode())
+    runs = json.loads((results / "study.json").read_text()) if (results / "study.json").exists() else {}
+    for run in json.loads((folder / "study.json").read_text())["runs"].values():
+        told = run.pop("rows")
+        extra = [
+            {key: row[key] for key in ("variant", "sparsity", "brier", "ood_auroc")}
+            for row in told
+            if row["brier"] is not None
+        ]
+        runs[told[0]["config_hash"]] = run | {"uncertainty": extra}
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(run)}" for key, run in sorted(runs.items()))
+    write_atomically(results / "study.json", f"{{\n{lines}\n}}\n".encode())
+
+
+def beside_published(rows: list[Row], claims: dict[str, dict[str, float]]) -> str:
+    """Ours, mean ± standard deviation, and under each line what was published."""
+    header, *lines = table(rows)
+    sparsities = list(grid(rows))
+    found = [header]
+    for line in lines:
+        found.append(line)
+        if line[0] in claims:
+            claimed = claims[line[0]]
+            cells = [f"{100 * claimed[f'{s:g}']:.2f}" if f"{s:g}" in claimed else "" for s in sparsities]
+            found.append(["*published*", *(f"*{cell}*" if cell else "" for cell in cells), "", ""])
+    return markdown_table(found)
+
+
+def uncertainty(rows: list[Row], runs: dict[str, dict]) -> str:
+    """NLL, calibration error, Brier score and out-of-domain AUROC, unpruned and at 90 %."""
+    extra = {(key, told["variant"], told["sparsity"]): told for key, run in runs.items() for told in run["uncertainty"]}
+    lines = [["method", "removed", "NLL (nats)", "ECE", "Brier", "out-of-domain AUROC"]]
+    for label in dict.fromkeys(row.label for row in rows):
+        for sparsity in (0.0, 0.9):
+            own = [row for row in rows if row.label == label and row.sparsity == sparsity]
+            told = [found for row in own if (found := extra.get((row.config_hash, row.variant, sparsity)))]
+            if not own:
+                continue
+            cells = [spread([row.nll_nats for row in own], 3), spread([row.ece for row in own], 3)]
+            for key in ("brier", "ood_auroc"):
+                values = [one[key] for one in told if one[key] is not None]
+                cells.append(spread(values, 3) if values else "")
+            lines.append([label, f"{100 * sparsity:g} %", *cells])
+    return markdown_table(lines)
+
+
+def gaps(rows: list[Row]) -> str:
+    """Paired differences of the first of `COMPARED` from the second, in points, by sparsity."""
+    lines = [["removed", f"{COMPARED[0]} − {COMPARED[1]} (points)", "seeds", "beyond the noise"]]
+    for sparsity, column in grid(rows).items():
+        first, second = (column.get(label, {}) for label in COMPARED)
+        paired = [first[seed] - second[seed] for seed in first if seed in second]
+        if paired:
+            sure = exceeds_noise(first, second) or exceeds_noise(second, first)
+            verdict = "yes" if sure else "no" if len(paired) > 1 else "one seed: unknown"
+            lines.append([f"{100 * sparsity:g} %", spread(paired), str(len(paired)), verdict])
+    return markdown_table(lines)
+
+
+def refresh(document: Path, results: Path) -> None:
+    """Rewrite the marked tables of the document."""
+    rows = read_csv((results / "study.csv").read_text())
+    runs = json.loads((results / "study.json").read_text())
+    claims = json.loads((results / "published.json").read_text())
+    makers: dict[str, Callable[[list[Row], str], str]] = {
+        "accuracy": lambda own, data: beside_published(own, claims.get(data, {})),
+        "plain": lambda own, data: markdown_table(table(own)),
+        "uncertainty": lambda own, data: uncertainty(own, runs),
+        "gaps": lambda own, data: gaps(own),
+    }
+
+    def written(match: re.Match[str]) -> str:
+        head, name, data, network, end = match.groups()
+        own = [row for row in rows if row.dataset == data and row.network == network]
+        return f"{head}\n{makers[name](own, data) if own else '(not run)'}\n\n{end}"
+
+    write_atomically(document, MARKED.sub(written, document.read_text()).encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--add", type=Path, nargs=2, action="append", default=[], metavar=("STUDY", "FOLDER"))
+    parser.add_argument("--data-dir", default=os.environ.get("PYRO_COMPRESS_DATA", ""))
+    parser.add_argument("--results", type=Path, default=ROOT / "docs/results")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs/study.md")
+    parser.add_argument("--smoke", action="store_true", help="a small study on the embedded digits")
+    options = parser.parse_args()
+    if options.smoke:
+        with tempfile.TemporaryDirectory() as folder:
+            smoke, options.results = ROOT / "scripts/studies/smoke.toml", Path(folder)
+            compare_file(smoke, options.results / "out")
+            add(smoke, options.results / "out", options.results, "")
+            print(markdown_table(table(read_csv((options.results / "study.csv").read_text()))))
+        return
+    for study, folder in options.add:
+        add(study, folder, options.results, options.data_dir)
+    refresh(options.document, options.results)
+
+
+if __name__ == "__main__":
+    main()

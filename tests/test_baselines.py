@@ -1,0 +1,165 @@
+"""Baselines: torch's own pruning and optimisers as oracles, the rules of pruning while training by hand."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from pyro_compress.baselines import fit_baseline
+from pyro_compress.compression.prune import masks_at, scores
+from pyro_compress.config import resolve
+from pyro_compress.nets import mlp
+from pyro_compress.run import initial_net
+from pyro_compress.sparse_training import PRUNING, RENEW_STEPS, gradual, iterative, pruned_while_training, rewind
+from pyro_compress.training import Feed, PointPlan, dropped_inputs, train_point
+from pyro_compress.types import Data, FitConfig, Splits
+
+
+def zeros(tensors: dict[str, torch.Tensor]) -> float:
+    return sum(int((t == 0).sum()) for t in tensors.values()) / sum(t.numel() for t in tensors.values())
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.75, 0.9, 0.98])
+def test_magnitude_masks_are_those_of_torch(sparsity: float, digits: Splits) -> None:
+    config = resolve(FitConfig(prior="none", epochs=2, hidden=(30, 20), device="cpu"), len(digits.train))
+    posterior, _ = fit_baseline(mlp((1, 8, 8), 10, (30, 20)), digits, config)
+    ours = masks_at(scores(posterior, "magnitude"), sparsity)
+    net = mlp((1, 8, 8), 10, (30, 20))
+    net.load_state_dict(posterior.tensors)
+    layers = [(module, "weight") for module in net if isinstance(module, nn.Linear)]
+    torch_prune.global_unstructured(layers, pruning_method=torch_prune.L1Unstructured, amount=sparsity)
+    for path, module in net.named_children():
+        if isinstance(module, nn.Linear):
+            assert torch.equal(module.weight_mask.bool(), ours[f"{path}.weight"])
+
+
+def test_rules() -> None:
+    assert [gradual(p, 0.9) for p in (0, 0.2, 0.7, 1)] == pytest.approx([0, 0, 0.9, 0.9])
+    assert gradual(0.45, 0.8) == pytest.approx(0.8 * (1 - 0.5**3))  # Zhu & Gupta 2017, eq. 1, half way
+    assert iterative(0.499, 0.9) == 0
+    kept = [1 - iterative(p, 0.9) for p in (0.51, 0.61, 0.71, 0.81, 0.91)]
+    assert kept == pytest.approx([0.1 ** (k / 5) for k in range(1, 6)])
+    assert [rewind(p, 0.9) for p in (0, 0.1666, 1)] == pytest.approx([0, 0, 0.9])
+    for rule in PRUNING.values():
+        values = [rule(i / 200, 0.95) for i in range(201)]
+        assert values == sorted(values)
+        assert values[-1] == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("pruning", sorted(PRUNING))
+def test_pruned_while_training(pruning: str, digits: Splits) -> None:
+    schedule = "constant" if pruning == "rewind" else "late-decay"
+    config = FitConfig(
+        prior="none", epochs=30, hidden=(30, 20), pruning=pruning, prune_to=0.8, device="cpu", lr_schedule=schedule,
+        lr=3e-3,
+    )  # fmt: skip
+    config = resolve(config, len(digits.train))
+    posterior, history = fit_baseline(mlp((1, 8, 8), 10, (30, 20)), digits, config)
+    assert zeros({name: layer.mean for name, layer in posterior.layers.items()}) == pytest.approx(0.8, abs=1e-3)
+    assert all(float((t == 0).float().mean()) < 0.1 for name, t in posterior.dense.items())  # biases stay
+    assert history[-1].validation_accuracy > 0.7  # chance is 0.1
+    kept = masks_at(scores(posterior, "magnitude"), 0.8)  # pruning again at the same sparsity takes nothing more
+    assert all(torch.equal(kept[name], layer.mean != 0) for name, layer in posterior.layers.items())
+
+
+def test_rewinding_goes_back_to_the_first_weights() -> None:
+    net = mlp((1, 2, 2), 3, (5,))
+    first = copy.deepcopy(net.state_dict())
+    after_step = pruned_while_training(net, ["1.weight", "3.weight"], "rewind", 0.8, 60)
+    optimizer = torch.optim.Adam(net.parameters())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    trained = copy.deepcopy(net.state_dict())
+    optimizer.state[net[1].weight]["step"] = torch.tensor(9.0)
+    after_step(1, optimizer)
+    assert all(torch.equal(value, trained[name]) for name, value in net.state_dict().items())
+    after_step(10, optimizer)
+    assert not optimizer.state
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, first[name] * (value != 0))
+    weights = {name: net.get_parameter(name) for name in ("1.weight", "3.weight")}
+    assert zeros(weights) == pytest.approx(1 - 0.2**0.2, abs=0.03)
+    smallest = torch.cat([trained[n][weights[n] == 0].abs().flatten() for n in weights]).max()
+    largest = torch.cat([trained[n][weights[n] != 0].abs().flatten() for n in weights]).min()
+    assert smallest < largest  # chosen by the trained weights, not by the first ones
+
+
+def test_gradual_renews_now_and_then() -> None:
+    net = mlp((1, 2, 2), 3, (50,))
+    after_step = pruned_while_training(net, ["1.weight"], "gradual", 0.9, 1000)
+    optimizer = torch.optim.SGD(net.parameters())
+    seen = []
+    for step in range(1, 1001):
+        after_step(step, optimizer)
+        seen.append(zeros({"": net[1].weight.detach()}))
+    changes = [step for step in range(2, 1001) if seen[step - 1] != seen[step - 2]]
+    assert all(step % RENEW_STEPS == 0 or step == 700 for step in changes)
+    assert seen[-1] == pytest.approx(0.9)
+
+
+def test_sgd_is_that_of_torch(digits: Splits) -> None:
+    data = Data(digits.train.x[:300], digits.train.y[:300])
+    net = mlp((1, 8, 8), 10, (7,))
+    other = copy.deepcopy(net)
+    plan = PointPlan(3, 0.1, "sgd", 0.5, "constant")
+    train_point(net, Feed(data, 100, torch.Generator().manual_seed(3)), plan)
+    feed = Feed(data, 100, torch.Generator().manual_seed(3))
+    velocity = [torch.zeros_like(p) for p in other.parameters()]
+    for _ in range(3):
+        for _, x, y in feed.epoch():
+            gradients = torch.autograd.grad(F.cross_entropy(other(x), y), list(other.parameters()))
+            with torch.no_grad():
+                for p, v, g in zip(other.parameters(), velocity, gradients, strict=True):
+                    v.mul_(0.5).add_(g)
+                    p.sub_(0.1 * v)
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rate", "input_rate", "expected"), [(0.5, None, (0.5, 0.5)), (0.5, 0.0, (0.0, 0.5)), (0.0, 0.2, (0.2, 0.0))]
+)
+def test_dropout_at_the_input_and_inside(rate: float, input_rate: float | None, expected: tuple[float, ...]) -> None:
+    net = nn.Sequential(nn.Linear(4000, 4000, bias=False), nn.Linear(4000, 1, bias=False))
+    seen: list[torch.Tensor] = []
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(4000))
+    with dropped_inputs(net, rate, input_rate), torch.no_grad():
+        hooks = [layer.register_forward_pre_hook(lambda m, args: seen.append(args[0])) for layer in net]
+        net.train()(torch.ones(1, 4000))
+    for hook in hooks:
+        hook.remove()
+    first = float((seen[0] == 0).float().mean())
+    second = float((seen[1] == 0).float().mean())
+    assert first == pytest.approx(expected[0], abs=0.04)
+    assert second == pytest.approx(1 - (1 - expected[0]) * (1 - expected[1]), abs=0.04)
+
+
+def test_uniform_start(digits: Splits) -> None:
+    net = initial_net(FitConfig(hidden=(300,), init_range=0.2), digits)
+    weights = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+    assert weights.abs().max() <= 0.2
+    assert float(weights.std()) == pytest.approx(0.4 / 12**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prior": "none", "pruning": "gradual"}, "needs both a rule"),
+        ({"prior": "none", "prune_to": 0.5}, "needs both a rule"),
+        ({"prior": "none", "pruning": "often", "prune_to": 0.5}, "unknown pruning 'often'; allowed: none, iterative"),
+        ({"prior": "none", "optimizer": "sgd", "momentum": 1.0}, "momentum 1.0: allowed are values from 0"),
+        ({"prior": "none", "dropout_input": 1.0}, "dropout_input 1.0: allowed"),
+        ({"prior": "none", "lr_schedule": "cosine"}, "unknown lr_schedule 'cosine'; allowed: late-decay, constant"),
+        ({"prior": "horseshoe", "optimizer": "sgd"}, "go with --prior none"),
+        ({"prior": "horseshoe", "dropout_input": 0.5}, "a prior brings its own noise"),
+        ({"prior": "none", "init_range": -1.0}, "init_range -1.0: it must not be negative"),
+    ],
+)
+def test_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve(FitConfig(**options), 1000)

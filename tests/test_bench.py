@@ -1,0 +1,134 @@
+"""The benchmark: every row there, its arithmetic right, its sentences true to the numbers."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pyro_compress import cli
+from pyro_compress.console import bench_text
+from pyro_compress.deploy.bench import in_turns
+from pyro_compress.deploy.measured import Bench, Cell, Row, findings
+from pyro_compress.deploy.memory import peak_memory
+
+pytest.importorskip("onnxruntime")
+ENGINE_ROWS = {
+    ("dense", "torch"), ("masked dense", "torch"), ("shrunken", "torch"),
+    ("dense", "ONNX Runtime"), ("masked dense", "ONNX Runtime"), ("shrunken", "ONNX Runtime"),
+    ("dense", "ONNX Runtime int8"), ("shrunken", "ONNX Runtime int8"), ("shrunken", "scipy CSR"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bench") / "run"
+    fit = ["fit", "--prior", "log-uniform", "--hidden", "30,20", "--epochs", "8", "--threads", "1", "--device", "cpu"]
+    for command in ([*fit, "--out", str(out)], ["compress", str(out), "--sparsity", "0.8"]):
+        result = CliRunner().invoke(cli.main, command)
+        assert result.exit_code == 0, result.output
+    return out
+
+
+def bench(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(cli.main, ["bench", "--seconds", "0.01", "--threads", "1", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_every_row(run: Path) -> None:
+    (found,) = json.loads(bench(run / "network.pcn", "--batches", "1,4", "--no-memory", "--json", "--device", "cpu"))
+    assert {(row["variant"], row["engine"]) for row in found["rows"]} == ENGINE_ROWS
+    assert found["file_bytes"] == (run / "network.pcn").stat().st_size
+    assert found["dense_widths"] == [64, 30, 20, 10]
+    for row in found["rows"]:
+        assert [cell["batch"] for cell in row["cells"]] == [1, 4]
+        assert all(0 < cell["median_us"] <= cell["p95_us"] and cell["calls"] > 0 for cell in row["cells"])
+    sizes = {(row["variant"], row["engine"]): row["bytes"] for row in found["rows"]}
+    assert sizes["shrunken", "ONNX Runtime"] < sizes["dense", "ONNX Runtime"]
+    assert sizes["masked dense", "ONNX Runtime"] == sizes["dense", "ONNX Runtime"]
+
+
+def test_without_the_original(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.pcn").write_bytes((run / "network.pcn").read_bytes())
+    alone = bench(tmp_path / "a.pcn", "--batches", "2", "--no-memory")
+    assert "name the original network with --dense RUN" in alone
+    assert "\ndense" not in alone
+    with_it = bench(tmp_path / "a.pcn", "--batches", "2", "--no-memory", "--dense", run)
+    assert "\ndense" in with_it
+    assert "Units removed (64-30-20-10 -> " in with_it
+
+
+def test_bad_batches(run: Path) -> None:
+    for wrong in ("0", "a", "1,,2"):
+        result = CliRunner().invoke(cli.main, ["bench", str(run / "network.pcn"), "--batches", wrong])
+        assert result.exit_code == 1
+        assert "give positive sizes separated by commas" in result.stderr
+
+
+def test_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
+    from pyro_compress.deploy.card import card
+    from pyro_compress.deploy.onnx_files import write_onnx
+    from pyro_compress.types import Compressed, Graph, Node, Scores
+
+    peaks = []
+    for width in (10, 20_000):  # the second weight takes 64 MB
+        graph = Graph((Node("input"), Node("linear", (0,), {"weight": "w"})), (800,))
+        network = Compressed(graph, {"w": np.ones((width, 800), np.float32)}, {})
+        write_onnx(network, card(network, Scores(0, 0, 0, 0), 0), tmp_path / "a.onnx")
+        peaks.append(peak_memory("ONNX Runtime", tmp_path / "a.onnx", (1, 800)))
+    small, large = peaks
+    assert small is not None
+    assert large is not None
+    assert small[0] < 200
+    assert 60 < large[1] - small[1] < 400
+    assert peak_memory("ONNX Runtime", tmp_path / "nothing.onnx", (1,)) is None
+
+
+def test_calls_are_timed_in_turns() -> None:
+    order = []
+
+    def call(name: str, seconds: float) -> None:
+        order.append(name)
+        time.sleep(seconds)
+
+    slow, quick = in_turns([lambda: call("a", 0.004), lambda: call("b", 0.001)], 0.02)
+    assert 3.9e6 < np.median(slow) < 40e6
+    assert np.median(slow) > np.median(quick)
+    assert order[6:9] in (["a", "b", "b"], ["a", "b", "a"])  # behind three calls each to warm up
+
+
+def synthetic() -> Bench:
+    def row(variant: str, engine: str, size: int, *medians: float) -> Row:
+        cells = tuple(Cell(batch, m, 2 * m, 9) for batch, m in zip((1, 256), medians, strict=True))
+        return Row(variant, engine, 1, size, 50.0, 1.0, cells)
+
+    rows = (
+        row("dense", "ONNX Runtime", 1000, 20, 1000),
+        row("masked dense", "ONNX Runtime", 1000, 20, 1000),
+        row("shrunken", "ONNX Runtime", 100, 8, 200),
+        row("shrunken", "ONNX Runtime int8", 50, 10, 100),
+        row("shrunken", "scipy CSR", 80, 16, 400),
+    )
+    return Bench("a.pcn", 30, 0.25, [4, 2], [9, 2], rows, ("something is missing",))
+
+
+def test_findings_say_what_the_numbers_say() -> None:
+    told = " ".join(findings(synthetic()))
+    assert "Zeros left in place, ONNX Runtime: 1.0× at batch 1, 1.0× at batch 256; a file as large." in told
+    assert "Units removed (9-2 -> 4-2), ONNX Runtime: 2.5× at batch 1, 5.0× at batch 256; file 10.0× smaller." in told
+    assert "CSR (25 % non-zero): 0.5× at batch 1, 0.5× at batch 256 as fast" in told
+    assert "8-bit integers on top of removed units: 0.8× at batch 1, 2.0× at batch 256." in told
+    assert "Fastest for the compressed network: ONNX Runtime at batch 1, ONNX Runtime int8 at batch 256." in told
+
+
+def test_table() -> None:
+    lines = bench_text([synthetic()]).splitlines()
+    assert lines[0] == "a.pcn: 30 bytes, 25.0 % of its weights non-zero"
+    assert lines[4].split() == [
+        "shrunken", "ONNX", "Runtime", "1", "100", "50", "+1.0", "8.0", "(16.0)", "2.5×", "200.0", "(400.0)", "5.0×",
+        "1,280,000",
+    ]  # fmt: skip
+    assert "something is missing" in lines

@@ -1,0 +1,251 @@
+"""The captured step is the eager step: same loss, same gradients, nothing baked in, nothing asked of the device."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor, nn
+
+import pyro_compress.bayes.fit
+from pyro_compress.bayes.capture import capture_graph, captured, set_scalars
+from pyro_compress.bayes.elbo import ElboTerms, Objective, build_objective
+from pyro_compress.bayes.estimators import ESTIMATORS
+from pyro_compress.bayes.fit import fit_posterior
+from pyro_compress.bayes.guides import GUIDES, build_guide, starts_of
+from pyro_compress.bayes.layers import bayesianize
+from pyro_compress.bayes.model import Classifier, Fit
+from pyro_compress.bayes.noise import Noise, lift_noise
+from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.bayes.step import Rule, State, Step, Tuned, eager, tuned_parameters
+from pyro_compress.config import resolve
+from pyro_compress.data import load_splits
+from pyro_compress.nets import build_net
+from pyro_compress.types import FitConfig
+
+CASES = [(prior, estimator) for prior in PRIORS for estimator in ESTIMATORS]
+X, Y = torch.rand(30, 2, 5, 5, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 4
+
+
+@pytest.fixture(autouse=True)
+def _no_validation():
+    with pyro.validation_enabled(False):
+        yield
+
+
+def objective(prior: str, estimator: str, samples: int = 1, guide: str = "mean-field") -> tuple[Objective, list[Tuned]]:
+    """A small convolutional network with batch norm (and no bias before it: its gradient would be pure rounding)."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 4))
+    weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    bayes = bayesianize(net, PRIORS[prior])
+    model = Classifier(bayes, 300)
+    built = build_guide(guide, model, starts_of(bayes, weights, None), 0.2, (X, Y))
+    found = build_objective(model, built, estimator, samples)
+    return found, tuned_parameters(found, 1e-3, 1e-2, 1e-2)
+
+
+class Graph:
+    """A captured step at hand: its graph, its inputs, its noise."""
+
+    def __init__(self, found: Objective, tuned: list[Tuned], rule: Rule | None = None):
+        self.state = State.of(found, tuned)
+        self.scalars = tuple(torch.zeros(()) for _ in range(3))
+        self.graph = capture_graph(found, tuned, rule or Rule(), self.state, self.scalars, X, Y)
+        self.noise: Noise = lift_noise(self.graph, X.device)
+
+    def run(self, seed: int, count: int = 1, kl_weight: float = 0.5, factor: float = 1.0) -> None:
+        set_scalars(self.scalars, count, kl_weight, factor)
+        torch.manual_seed(seed)
+        self.noise.fill_reference()
+        state = self.state
+        with torch.no_grad():
+            self.graph(
+                state.parameters, state.first, state.second, state.buffers, self.scalars, X, Y,
+                self.noise.normal, self.noise.coin,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("prior", PRIORS)
+def test_static_elbo_is_pyros(prior: str, guide: str, samples: int) -> None:
+    """The same number from the same draws, closed-form or not, to 1e-5 relative (sums in another order)."""
+    found, _ = objective(prior, "weight", samples, guide)
+    torch.manual_seed(1)
+    ours = found.elbo(X, Y).item()
+    torch.manual_seed(1)
+    stock = TraceMeanField_ELBO(num_particles=samples)
+    with ElboTerms(1.0):
+        theirs = stock.differentiable_loss(found.elbo.model, found.elbo.guide, X, Y).item()
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize(("prior", "estimator"), CASES)
+def test_captured_gradients_are_the_eager_ones(prior: str, estimator: str) -> None:
+    """First moments of one captured step (0.1 × gradient) against autograd, to 1e-5 of the largest gradient."""
+    found, tuned = objective(prior, estimator)
+    torch.manual_seed(1)
+    found(X, Y, 0.5)[0].backward()
+    wanted = [t.parameter.grad.clone() for t in tuned]
+    graph = Graph(found, tuned)
+    graph.run(seed=1, factor=0.0)
+    for got, gradient in zip(graph.state.first, wanted, strict=True):
+        assert torch.allclose(got * 10, gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
+
+
+RULES = {"plain": Rule(), "clipped": Rule(clip_norm=0.05), "accumulated": Rule(accumulate=3)}
+
+
+def twenty_steps(prior: str, estimator: str, samples: int, build: Callable[..., Step]) -> list[Tensor]:
+    found, tuned = objective(prior, estimator, samples)
+    before = [t.parameter.detach().clone() for t in tuned]
+    step = build(found, tuned)
+    for index in range(20):
+        torch.manual_seed(index)
+        rows = slice(0, 17) if index % 5 == 4 else slice(None)  # the last minibatch of an epoch is smaller
+        step(X[rows], Y[rows], min(1.0, index / 10), 1 - index / 40, index % 3 == 0)
+    moved = [t.parameter.detach() - b for t, b in zip(tuned, before, strict=True)]
+    return moved + [buffer.float() for buffer in found.elbo.buffers()]
+
+
+@pytest.mark.parametrize(
+    ("prior", "estimator", "samples", "rule"),
+    [(*case, 1, "plain") for case in CASES]
+    + [
+        ("gaussian", "weight", 2, "clipped"),
+        ("horseshoe", "local", 2, "clipped"),
+        ("log-uniform", "local", 1, "accumulated"),
+    ],
+)
+def test_twenty_steps_stay_together(prior: str, estimator: str, samples: int, rule: str) -> None:
+    """Adam divides by the root of tiny second moments, which magnifies rounding: 2 % of what the parameters moved."""
+    one = twenty_steps(
+        prior, estimator, samples, lambda found, tuned: eager(found, tuned, RULES[rule], State.of(found, tuned))
+    )
+    two = twenty_steps(
+        prior,
+        estimator,
+        samples,
+        lambda found, tuned: captured(found, tuned, RULES[rule], State.of(found, tuned), (X, Y), compiled=False),
+    )
+    for a, b in zip(one, two, strict=True):
+        assert (a - b).norm() <= 0.02 * a.norm() + 1e-7
+
+
+def test_rules_change_the_gradient_as_they_say() -> None:
+    """Clipping leaves the direction and bounds the norm; parts of a minibatch average to the whole."""
+    gradients = {}
+    for name, rule in (RULES | {"tight": Rule(clip_norm=1e-3)}).items():
+        found, tuned = objective("gaussian", "weight")
+        for t in tuned:
+            if "log_scale" in t.name:
+                t.parameter.data.fill_(-40.0)  # no noise: every part sees the same weights
+        net = found.elbo.model.net.eval()  # batch norm would see other statistics in every part
+        assert not net.training
+        graph = Graph(found, tuned, rule)
+        graph.run(seed=1, factor=0.0)
+        gradients[name] = (
+            torch.cat([m.flatten() for t, m in zip(tuned, graph.state.first, strict=True) if "loc" in t.name]) * 10
+        )
+    assert torch.allclose(gradients["accumulated"], gradients["plain"], rtol=1e-3, atol=1e-5)
+    assert float(gradients["tight"].norm()) < 1e-3 * 1.001
+    cosine = torch.nn.functional.cosine_similarity(gradients["tight"], gradients["plain"], dim=0)
+    assert float(cosine) > 0.9999
+
+
+def test_the_graph_bakes_nothing_in_and_never_synchronises() -> None:
+    found, tuned = objective("horseshoe", "local")
+    graph = Graph(found, tuned).graph
+    targets = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
+    forbidden = ("_local_scalar_dense", "aten.item", "nonzero", "is_nonzero", "normal", "rand", "bernoulli")
+    assert not [target for target in targets if any(word in target for word in forbidden)]
+    assert not [node for node in graph.graph.nodes if node.op == "get_attr" and getattr(graph, node.target).numel() > 0]
+    *scalars, x, y, normal, _coin = [node for node in graph.graph.nodes if node.op == "placeholder"][-7:]
+    assert all(node.users for node in (*scalars, x, y, normal)), "scalars, x, y and the noise must all be read"
+
+
+def test_schedules_are_inputs() -> None:
+    """One graph, other values: a factor of 0 moves nothing, the KL weight changes the gradient."""
+    found, tuned = objective("gaussian", "local")
+    graph = Graph(found, tuned)
+    before = [p.clone() for p in graph.state.parameters]
+    graph.run(seed=0, kl_weight=0.5, factor=0.0)
+    light = graph.state.first[-1].clone()
+    graph.state.first[-1].zero_()
+    graph.run(seed=0, kl_weight=5.0, factor=0.0)
+    assert all(torch.equal(p, b) for p, b in zip(graph.state.parameters, before, strict=True))
+    assert not torch.allclose(light, graph.state.first[-1])
+
+
+def test_capturing_leaves_no_trace() -> None:
+    """Parameters, batch-norm statistics and the global generator are as before."""
+    found, tuned = objective("log-uniform", "local")
+    before = {name: value.clone() for name, value in found.elbo.state_dict().items()}
+    torch.manual_seed(3)
+    Graph(found, tuned)
+    assert all(torch.equal(value, before[name]) for name, value in found.elbo.state_dict().items())
+    state = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(1), state)
+
+
+@pytest.mark.parametrize("build", ["eager", "graph"])
+def test_bfloat16_products(build: str) -> None:
+    """Matrix products in bfloat16 (8 bits of mantissa): gradients stay float32, near the exact ones."""
+    found, tuned = objective("log-uniform", "local")
+    mixed = replace(found, precision="bfloat16")
+    seen = []
+    for one in (found, mixed):
+        if build == "graph":
+            graph = Graph(one, tuned)
+            graph.run(seed=1, factor=0.0)
+            targets = [node for node in graph.graph.graph.nodes if node.target is torch.ops.aten._to_copy.default]
+            assert (one is mixed) == any(node.kwargs.get("dtype") is torch.bfloat16 for node in targets)
+            seen.append(torch.cat([m.flatten() for m in graph.state.first]))
+        else:
+            torch.manual_seed(1)
+            gradients = torch.autograd.grad(one(X, Y, 0.5)[0], [t.parameter for t in tuned])
+            seen.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    assert seen[1].dtype == torch.float32
+    assert 0 < (seen[0] - seen[1]).norm() < 0.1 * seen[0].norm()
+
+
+def fit_with(compile: str, seed: int = 0, **options: Any) -> Fit:
+    splits = load_splits("digits")
+    config = FitConfig(
+        prior="log-uniform", hidden=(20,), epochs=24, device="cpu", compile=compile, seed=seed, **options
+    )
+    torch.manual_seed(seed)
+    net = build_net("mlp", splits.input_shape, 10, config.hidden)
+    return fit_posterior(net, splits, resolve(config, len(splits.train)))
+
+
+def test_compiled_fits_reach_the_eager_elbo(caplog: pytest.LogCaptureFixture) -> None:
+    """Through inductor, with fast noise: the same bits twice; an ELBO within three standard deviations of seeds."""
+    first = fit_with("on")
+    assert not [record for record in caplog.records if record.name.startswith("pyro_compress")]
+    for a, b in zip(first.guide.parameters(), fit_with("on").guide.parameters(), strict=True):
+        assert torch.equal(a, b)
+    eager_elbos = torch.tensor([fit_with("off", seed).history[-1].negative_elbo_nats for seed in range(4)])
+    compiled = torch.tensor([first.history[-1].negative_elbo_nats, fit_with("on", 1).history[-1].negative_elbo_nats])
+    assert float((compiled.mean() - eager_elbos.mean()).abs()) < 3 * float(eager_elbos.std())
+
+
+def test_what_cannot_be_captured_runs_eagerly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("no such luck\nand more")
+
+    monkeypatch.setattr(pyro_compress.bayes.fit, "captured", broken)
+    with caplog.at_level(logging.WARNING):
+        broken_fit = fit_with("on")
+    (record,) = [record for record in caplog.records if record.name.startswith("pyro_compress")]
+    assert record.getMessage() == "the step could not be compiled and runs eagerly: RuntimeError: no such luck"
+    for a, b in zip(broken_fit.guide.parameters(), fit_with("off").guide.parameters(), strict=True):
+        assert torch.equal(a, b)

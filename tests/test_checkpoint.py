@@ -1,0 +1,156 @@
+"""A fit that was stopped, killed or damaged ends in the bytes of one that was not."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_compress.baselines import fit_baseline
+from pyro_compress.bayes.extract import extract
+from pyro_compress.bayes.fit import fit_posterior
+from pyro_compress.checkpoint import Interrupted, Keeper, Snapshot, read, write
+from pyro_compress.config import resolve
+from pyro_compress.data import load_splits
+from pyro_compress.run import Keeping, fit_run, initial_net, posterior_bytes, unfinished, unfinished_config
+from pyro_compress.types import Data, FitConfig, Splits
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    full = load_splits("digits")
+    return Splits(Data(full.train.x[:300], full.train.y[:300]), full.validation, full.test, full.classes)
+
+
+class Stopping(Keeper):
+    """Stops after given numbers of steps, one of them per life."""
+
+    def __init__(self, folder: Path, stops: list[int]):
+        super().__init__(folder, every_epochs=3, every_minutes=0.0)
+        self.stops, self.steps = stops, 0
+
+    def after_step(self, finished_epoch, take) -> None:
+        self.steps += 1
+        if self.stops and self.steps == self.stops[0]:
+            self.stops.pop(0)
+            self.stop.set()
+        super().after_step(finished_epoch, take)
+
+
+def fitted(config: FitConfig, splits: Splits, keeper: Keeper | None) -> bytes:
+    config = resolve(config, len(splits.train))
+    net = initial_net(config, splits)
+    if config.prior == "none":
+        return posterior_bytes(fit_baseline(net, splits, config, keeper=keeper)[0])
+    return posterior_bytes(extract(fit_posterior(net, splits, config, keeper=keeper)))
+
+
+CASES = {
+    "horseshoe": FitConfig(prior="horseshoe", hidden=(12,), epochs=6),
+    "one-sample KL": FitConfig(prior="spike-and-slab", hidden=(12,), epochs=4, samples=2, pretrain_epochs=0),
+    "compiled": FitConfig(prior="log-uniform", hidden=(12,), epochs=5, compile="on"),
+    "auto guide": FitConfig(prior="gaussian", hidden=(12,), epochs=4, guide="auto-normal"),
+    "dropout": FitConfig(prior="none", hidden=(12,), epochs=5, dropout=0.3),
+    "momentum": FitConfig(prior="none", hidden=(12,), epochs=5, optimizer="sgd", lr=0.05),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_anywhere_it_ends_the_same(case: str, splits: Splits, tmp_path: Path) -> None:
+    """Stopped in the first phase, in the middle of an epoch, at the end of one; five steps make an epoch."""
+    config = CASES[case]
+    wanted = fitted(config, splits, None)
+    stops = [3, 5, 7]
+    for life in range(4):
+        keeper = Stopping(tmp_path, stops[life : life + 1])
+        try:
+            found = fitted(config, splits, keeper)
+            break
+        except Interrupted:
+            assert len(list(tmp_path.glob("checkpoint-*"))) <= 2
+    assert life == 3
+    assert found == wanted
+
+
+def test_damaged_checkpoints_are_passed_over(splits: Splits, tmp_path: Path) -> None:
+    config = CASES["horseshoe"]
+    for stops in ([4], [6]):
+        with pytest.raises(Interrupted):
+            fitted(config, splits, Stopping(tmp_path, stops))
+    first, second = sorted(tmp_path.glob("checkpoint-*"))
+    second.write_bytes(second.read_bytes()[:1000])
+    assert Keeper(tmp_path).latest().numbers["step"] == read(first).numbers["step"]
+    with pytest.raises(ValueError, match="is no checkpoint of this program"):
+        read(second)
+    assert fitted(config, splits, Keeper(tmp_path)) == fitted(config, splits, None)
+
+
+def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    for step in range(5):
+        write(Snapshot("svi", {"a": torch.full((2,), float(step))}, {"step": step}), tmp_path)
+    assert [read(path).numbers["step"] for path in sorted(tmp_path.glob("*"))] == [3, 4]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pyro_compress", "fit", *arguments]
+
+
+TINY = ("--hidden", "8", "--epochs", "40", "--threads", "1", "--device", "cpu", "--checkpoint-epochs", "1")
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not list(path.glob("checkpoint-*")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_signals(number: signal.Signals, tmp_path: Path) -> None:
+    """Whatever ends the process, resuming ends in the bytes of an uninterrupted fit."""
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(*TINY, "--out", str(out)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    wait_for(unfinished(out), process)
+    process.send_signal(number)
+    error = process.communicate()[1].decode()
+    assert not out.exists()
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 130
+        assert f"stopped, state kept; go on with: pyro-compress fit --resume {out}" in error
+    config = unfinished_config(out)
+    with pytest.raises(ValueError, match="an unfinished fit lies in"):
+        fit_run(config, out)
+    fit_run(config, out, keeping=Keeping(resume=True))
+    assert not unfinished(out).exists()
+    wanted = fit_run(FitConfig(hidden=(8,), epochs=40, threads=1, device="cpu"), tmp_path / "straight")
+    assert (out / "posterior.safetensors").read_bytes() == (wanted.path / "posterior.safetensors").read_bytes()
+    assert len((out / "history.jsonl").read_text().splitlines()) == 40
+    with pytest.raises(ValueError, match="is complete; nothing to resume"):
+        unfinished_config(out)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyro_compress.checkpoint
+
+    write_atomically, written = pyro_compress.checkpoint.write_atomically, []
+
+    def full(path: Path, data: bytes) -> None:
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        write_atomically(path, data)
+
+    monkeypatch.setattr(pyro_compress.checkpoint, "write_atomically", full)
+    config = FitConfig(hidden=(8,), epochs=20, device="cpu")
+    with pytest.raises(OSError, match="No space left"):
+        fit_run(config, tmp_path / "run", keeping=Keeping(every_epochs=1))
+    monkeypatch.undo()
+    found = fit_run(config, tmp_path / "run", keeping=Keeping(resume=True))
+    assert found.posterior.tensors.keys()
+    assert Keeper(unfinished(tmp_path / "run")).latest() is None

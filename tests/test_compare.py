@@ -1,0 +1,208 @@
+"""Studies on the embedded digits: what is planned, cached, resumed, and what the rows say."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pyro_compress import cli, compare
+from pyro_compress.compression.prune import masks_at, scores
+from pyro_compress.draws import Ensemble, has_spread, masked
+from pyro_compress.evaluation import evaluate_target
+from pyro_compress.graph import Network
+from pyro_compress.metrics import evaluate
+from pyro_compress.run import load_run
+from pyro_compress.study import config_hash, identity, plan, read_study
+from pyro_compress.tables import COLUMNS, read_csv
+
+STUDY = """
+name = "small"
+datasets = ["digits"]
+networks = ["mlp"]
+sparsities = [0, 0.5]
+seeds = [0, 1]
+out-of-domain = {digits = "digits"}
+[fit]
+hidden = [12]
+epochs = 3
+[[methods]]
+name = "SGD"
+variant = "Adam"
+prior = "none"
+[[methods]]
+name = "gradual"
+prior = "none"
+pruning = "gradual"
+sparsities = [0, 0.5, 0.8]
+[[methods]]
+name = "Bayes by Backprop"
+prior = "spike-and-slab"
+bias-prior = "same"
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.main, ["compare", *map(str, arguments), "--device", "cpu", "--threads", "1"])
+
+
+def test_plan(study: Path) -> None:
+    planned = plan(read_study(study))
+    assert [(p.config.seed, p.method.name, p.config.prune_to, p.sparsities) for p in planned[:4]] == [
+        (0, "SGD", 0.0, (0.0, 0.5)),
+        (0, "gradual", 0.5, (0.5,)),
+        (0, "gradual", 0.8, (0.8,)),
+        (0, "Bayes by Backprop", 0.0, (0.0, 0.5)),
+    ]
+    assert planned[0].network == "mlp-12"
+    assert len({p.hash for p in planned}) == len(planned) == 8
+    assert [p.hash for p in plan(read_study(study), data_dir="elsewhere", threads=2)] == [p.hash for p in planned]
+    changed = replace(planned[0].config, lr=0.5)
+    assert replace(planned[0], configs=(changed,)).hash != planned[0].hash
+    assert identity(planned[0].config)["lr"] == 0.001
+    assert not {"guide", "threads", "seed"} & set(identity(planned[0].config))  # defaults and machinery
+
+
+def test_whole_study_then_resumed(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    result = invoke(study, "--out", out, "--seeds", "0", "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert [(r["method"], r["variant"], r["sparsity"]) for r in rows] == [
+        ("SGD", "Adam", 0.0),
+        ("SGD", "Adam", 0.5),
+        ("gradual", "", 0.5),
+        ("gradual", "", 0.8),
+        *[("Bayes by Backprop", variant, s) for s in (0.0, 0.5) for variant in ("", "ensemble of 10")],
+    ]
+    assert all(row["ood_auroc"] == pytest.approx(0.5) for row in rows)  # digits against digits
+    with (out / "study.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert tuple(lines[0]) == COLUMNS
+    assert [float(line["accuracy"]) for line in lines] == [row["accuracy"] for row in rows]
+    document = json.loads((out / "study.json").read_text())
+    assert set(document["runs"]) == {row["config_hash"] for row in rows}
+    assert all(run["config"]["seed"] == 0 and run["versions"]["torch"] for run in document["runs"].values())
+
+    fitted = []
+    real = compare.fit_run
+    monkeypatch.setattr(
+        compare, "fit_run", lambda config, *rest, **more: (fitted.append(config.seed), real(config, *rest, **more))
+    )
+    victim = rows[0]["config_hash"]
+    (out / "rows" / f"{victim}.json").unlink()  # as after an interruption between fit and evaluation
+    again = invoke(study, "--out", out, "--seeds", "0", "--json")
+    assert json.loads(again.stdout) == rows
+    assert fitted == []
+    table = invoke(study, "--out", out, "--table", "--markdown")
+    assert "| SGD (Adam) |" in table.stdout
+    assert fitted == []
+    assert len(read_csv((out / "study.csv").read_text())) == len(rows)
+    everything = invoke(study, "--out", out)
+    assert everything.exit_code == 0
+    assert fitted == [1] * 4
+    assert re.search(r"SGD \(Adam\) +\d+\.\d\d ± \d+\.\d\d", everything.stdout)
+    assert "[8/8] digits mlp-12 Bayes by Backprop seed 1: 0 %" in everything.stderr
+
+
+def test_validation_chooses(study: Path, tmp_path: Path) -> None:
+    study.write_text(
+        STUDY.replace('variant = "Adam"\n', "choose = {lr = [1e-6, 1e-2]}\n").partition('[[methods]]\nname = "gr')[0]
+    )
+    planned = plan(read_study(study), device="cpu", threads=1)
+    assert [[config.lr for config in one.configs] for one in planned] == [[1e-6, 1e-2]] * 2
+    (outcome,) = compare.compare(planned[:1], tmp_path / "out")
+    assert {row.config_hash for row in outcome.rows} == {config_hash(planned[0].configs[1])}
+    (run,) = json.loads((tmp_path / "out/study.json").read_text())["runs"].values()
+    assert run["config"]["lr"] == 1e-2
+    assert len(list((tmp_path / "out/runs").iterdir())) == 2
+    assert compare.run_one(planned[0], tmp_path / "out") == outcome
+
+
+def test_rows_are_what_evaluate_says(study: Path, tmp_path: Path) -> None:
+    planned = plan(read_study(study), device="cpu", threads=1)
+    sgd, bayes = planned[0], planned[3]
+    (outcome, other) = compare.compare([sgd, bayes], tmp_path / "out")
+    folder = tmp_path / "out/runs" / sgd.hash
+    assert evaluate_target(folder, None, "test")[0].accuracy == outcome.rows[0].accuracy
+    run = load_run(folder)
+    weights = {name: layer.mean.clone() for name, layer in run.posterior.layers.items()}
+    everything = sorted(float(value) for weight in weights.values() for value in weight.abs().flatten())
+    for weight in weights.values():
+        weight[weight.abs() < everything[len(everything) // 2]] = 0
+    pruned = Network(run.posterior.graph, run.posterior.tensors | weights).eval()
+    assert evaluate(pruned, run.splits(), "test").nll_nats == pytest.approx(outcome.rows[1].nll_nats)
+    assert [row.ensemble for row in other.rows] == [False, True, False, True]
+
+
+def test_a_fit_that_fails_does_not_stop_the_others(study: Path, tmp_path: Path) -> None:
+    study.write_text(
+        STUDY.replace('variant = "Adam"', 'lr = 1e30\nvariant = "Adam"').partition('[[methods]]\nname = "gr')[0]
+        + '[[methods]]\nname = "b"\nprior = "none"\n'
+    )
+    result = invoke(study, "--out", tmp_path / "out", "--jobs", "2")
+    assert result.exit_code == 1
+    assert "2 of 4 fits failed; the first: loss nan" in result.stderr
+    assert len(read_csv((tmp_path / "out/study.csv").read_text())) == 4
+    assert len(json.loads((tmp_path / "out/study.json").read_text())["failures"]) == 2
+
+
+def test_ensemble_of_a_posterior_without_noise_is_its_mean(study: Path, tmp_path: Path) -> None:
+    planned = plan(read_study(study), device="cpu", threads=1)[3]
+    compare.compare([planned], tmp_path / "out")
+    run = load_run(tmp_path / "out/runs" / planned.hash)
+    assert has_spread(run.posterior)
+    pruned = masked(run.posterior, masks_at(scores(run.posterior, "snr"), 0.7))
+    zeros = sum(int((layer.mean == 0).sum()) for layer in pruned.layers.values())
+    assert zeros == round(0.7 * (64 * 12 + 12 * 10))
+    assert all(bool((layer.std[layer.mean == 0] == 0).all()) for layer in pruned.layers.values())
+    still = {name: replace(layer, std=layer.std * 0) for name, layer in pruned.layers.items()}
+    x = run.splits().validation.x
+    quiet = replace(pruned, layers=still)
+    mean = Network(quiet.graph, quiet.tensors)(x).softmax(1)
+    assert (Ensemble(quiet, 3)(x).exp() - mean).abs().max() < 1e-6
+    assert (Ensemble(pruned, 3)(x).exp().sum(1) - 1).abs().max() < 1e-5
+    assert not has_spread(quiet)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seeds = [0, 1]", "seed = 0", "unknown key seed; allowed: name, datasets"),
+        ("seeds = [0, 1]", "seeds = []", "seeds must be a list with something in it"),
+        ("sparsities = [0, 0.5]\n", "sparsities = [1.5]\n", "sparsity 1.5: allowed are values from 0"),
+        ("epochs = 3", "epoch = 3", "unknown option epoch; allowed: prior"),
+        ("epochs = 3", "seed = 3", "unknown option seed"),
+        ('name = "SGD"\n', "", "a method has no name"),
+        ('name = "SGD"', 'name = "SGD"\ncriterion = "size"', "unknown criterion 'size'; allowed: snr"),
+        ('name = "SGD"', 'name = "SGD"\noptimizer = "lbfgs"', "unknown optimizer 'lbfgs'; allowed: adam, sgd"),
+        ('pruning = "gradual"', 'pruning = "rewind"', "use lr_schedule 'constant'"),
+        ('prior = "spike-and-slab"', 'prior = "spike-and-slab"\npruning = "gradual"', "go with --prior none"),
+        ('variant = "Adam"', "choose = {lr = 1}", "choose lr: give a list of values"),
+        ('name = "gradual"', 'name = "SGD"\nvariant = "Adam"', "'SGD Adam' stands there twice"),
+        ('["digits"]', '["nowhere"]', "unknown data set 'nowhere'"),
+        ("[fit]", "[fit", "no valid TOML"),
+    ],
+)
+def test_refused(old: str, new: str, message: str, study: Path, tmp_path: Path) -> None:
+    assert old in STUDY
+    study.write_text(STUDY.replace(old, new, 1))
+    result = invoke(study, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert message in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_table_without_rows(study: Path, tmp_path: Path) -> None:
+    assert "holds no row" in invoke(study, "--table", "--out", tmp_path / "out").stderr
+    assert invoke(study, "--seeds", "a").exit_code == 2

@@ -1,0 +1,227 @@
+"""Draws of a stored posterior against Pyro: the same marginals, densities, KL and k-hat."""
+
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.infer import importance
+from torch import nn
+
+from pyro_compress import arviz_compat
+from pyro_compress.bayes.diagnostics import Diagnosis, Size, diagnose, seeded_rows
+from pyro_compress.bayes.elbo import kl_nats
+from pyro_compress.bayes.extract import extract
+from pyro_compress.bayes.fit import fit_posterior
+from pyro_compress.bayes.marginals import (
+    Marginals,
+    draw,
+    draw_prior,
+    drawn_network,
+    kl_by_tensor,
+    marginals_bytes,
+    read_marginals,
+)
+from pyro_compress.bayes.model import Fit
+from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.config import resolve
+from pyro_compress.types import Data, FitConfig, Splits
+
+SMALL = Size(draws=60, rows=40, weights=20, prior_draws=10)
+
+
+def toy(n: int = 60) -> Splits:
+    generator = torch.Generator().manual_seed(1)
+    y = torch.arange(n) % 2
+    x = torch.randn(n, 3, generator=generator)
+    x[:, 0] += 2 * y
+    data = Data(x, y)
+    return Splits(data, data, data, ("a", "b"))
+
+
+def fitted(tmp_path: Path, net: nn.Module, **options) -> tuple[Fit, Marginals]:
+    config = resolve(FitConfig(**({"epochs": 30, "batch_size": 30, "lr": 1e-2, "device": "cpu"} | options)), 60)
+    fit = fit_posterior(net, toy(), config)
+    (tmp_path / "guide.safetensors").write_bytes(marginals_bytes(fit.model.net, fit.guide))
+    return fit, read_marginals(tmp_path / "guide.safetensors", config)
+
+
+def layers() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("bias_prior", ["none", "same"])
+@pytest.mark.parametrize("prior", PRIORS)
+def test_stored_is_fitted(prior: str, bias_prior: str, tmp_path: Path) -> None:
+    """Marginals survive the disk bit by bit; draws and moments agree with the waist; the KL with the fit's own."""
+    fit, marginals = fitted(tmp_path, layers(), prior=prior, bias_prior=bias_prior, epochs=4)
+    for site in fit.guide.families:
+        q = fit.guide.marginal(site)
+        assert torch.equal(marginals.sites[site].loc.float(), q.loc)
+        assert torch.equal(marginals.sites[site].scale.float(), q.scale)
+    posterior = extract(fit)
+    draws = [draw(marginals) for _ in range(400)]
+    for name, layer in posterior.layers.items():
+        values = torch.stack([d[name].value for d in draws])
+        z = (values.mean(0) - layer.mean) / (layer.std / math.sqrt(len(draws)))
+        assert z.abs().max() < 5
+        assert (values.std(0) / layer.std - 1).abs().median() < 0.1
+    total = sum(kl_by_tensor(marginals, draws=100).values())
+    closed = PRIORS[prior].closed_form
+    reference = np.mean([kl_nats(fit.model.net, fit.guide) for _ in range(1 if closed else 100)])
+    assert total == pytest.approx(reference, rel=1e-4 if closed else 0.1)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_densities_are_pyros(prior: str, tmp_path: Path) -> None:
+    """Log-densities of a draw equal those of Pyro's traces of guide and model on the same values."""
+    fit, marginals = fitted(tmp_path, layers(), prior=prior, epochs=4)
+    drawn, data = draw(marginals), toy().train
+    values = {site: value.float() for tensor in drawn.values() for site, value in tensor.sites.items()}
+    with pyro.validation_enabled(False), torch.no_grad():
+        guide = pyro.poutine.trace(pyro.poutine.condition(fit.guide, values)).get_trace()
+        model = pyro.poutine.trace(pyro.poutine.condition(fit.model, values)).get_trace(data.x, data.y)
+        log_q = sum(
+            float(fit.guide.marginal(site).log_prob(value).sum()) for site, value in values.items() if site in guide
+        )
+        logits = drawn_network(extract(fit), drawn)(data.x)
+    assert sum(d.log_posterior for d in drawn.values()) == pytest.approx(log_q, rel=1e-3, abs=1e-2)
+    log_prior = sum(float(model.nodes[site]["fn"].log_prob(value)) for site, value in values.items())
+    assert sum(d.log_prior for d in drawn.values()) == pytest.approx(log_prior, rel=1e-3, abs=1e-2)
+    torch.testing.assert_close(logits, model.nodes["_RETURN"]["value"], rtol=1e-4, atol=1e-4)
+
+
+def test_k_hat_is_pyros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pyro's `psis_diagnostic`, given importance weights of its own traces, agrees within Monte Carlo error.
+
+    Its programs must be vectorised, which ours are not: its weights are computed one by one instead. Both have 1,000
+    draws of their own, so each k has a standard error of about (1 + k) / sqrt(95).
+    """
+    fit, marginals = fitted(tmp_path, nn.Linear(3, 2), prior="gaussian", lr_scale=2e-2, epochs=200)
+    data = toy().train
+
+    def weights(model, guide, *args, num_samples, **kwargs):
+        found = []
+        for _ in range(num_samples):
+            drawn = pyro.poutine.trace(guide).get_trace(*args)
+            replayed = pyro.poutine.trace(pyro.poutine.replay(model, trace=drawn)).get_trace(*args)
+            found.append(float(replayed.log_prob_sum() - drawn.log_prob_sum()))
+        return torch.tensor(found, dtype=torch.float64), None, None
+
+    monkeypatch.setattr(importance, "vectorized_importance_weights", weights)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        theirs = float(importance.psis_diagnostic(fit.model, fit.guide, data.x, data.y, num_particles=1000))
+        found = diagnose(extract(fit), marginals, data, Size(1000, 60, 5, 0), seed=3, all_rows=True)
+    ours = arviz_compat.pareto_k(found.log_ratios)
+    error = (1 + max(ours, 0)) / math.sqrt(95)
+    assert ours == pytest.approx(theirs, abs=4 * math.sqrt(2) * error)
+    # and on the very same weights: two implementations of one estimator
+    monkeypatch.setattr(
+        importance, "vectorized_importance_weights", lambda *a, **k: (torch.from_numpy(found.log_ratios), None, None)
+    )
+    same = float(importance.psis_diagnostic(fit.model, fit.guide, data.x, data.y, num_particles=1000))
+    assert ours == pytest.approx(same, abs=0.02)
+
+
+@pytest.fixture(scope="module")
+def diagnosed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Diagnosis]:
+    found = {}
+    for prior in ("horseshoe", "log-uniform", "gaussian"):
+        fit, marginals = fitted(tmp_path_factory.mktemp("run"), layers(), prior=prior)
+        found[prior] = diagnose(extract(fit), marginals, toy().train, SMALL)
+    return found
+
+
+def test_groups(diagnosed: dict[str, Diagnosis]) -> None:
+    values = diagnosed["horseshoe"].groups.values
+    assert {name for name in values["posterior"] if name.startswith("0.")} == {
+        f"0.weight.{variable}" for variable in ("element", "unit_norm", "group_scale", "layer_scale")
+    }
+    assert set(values["prior"]) == set(values["posterior"])
+    assert values["posterior"]["0.weight.element"].shape == (1, 60, 12)
+    assert values["prior"]["0.weight.element"].shape == (1, 10, 12)
+    assert values["log_likelihood"]["y"].shape == values["posterior_predictive"]["y"].shape == (1, 60, 40)
+    assert (values["log_likelihood"]["y"] <= 0).all()
+    stats = values["sample_stats"]
+    by_hand = stats["expected_log_likelihood"] + stats["log_prior"] - stats["log_posterior"]
+    np.testing.assert_allclose(stats["elbo"], by_hand)
+    np.testing.assert_allclose(stats["kl"].sum(2), stats["log_posterior"] - stats["log_prior"])
+    assert "prior" not in diagnosed["log-uniform"].groups.values  # improper: no draws
+    assert "0.weight.group_scale" not in diagnosed["gaussian"].groups.values["posterior"]
+
+
+def test_mean_of_draws_is_the_closed_form_kl(diagnosed: dict[str, Diagnosis]) -> None:
+    for prior in ("horseshoe", "gaussian"):
+        drawn = diagnosed[prior].groups.values["sample_stats"]["kl"][0].sum(1)
+        closed = sum(diagnosed[prior].kl_nats.values())
+        assert abs(drawn.mean() - closed) < 5 * drawn.std() / math.sqrt(len(drawn))
+
+
+def test_arviz_reads_and_compares(diagnosed: dict[str, Diagnosis], tmp_path: Path) -> None:
+    data = {}
+    for name, diagnosis in diagnosed.items():
+        arviz_compat.write_netcdf(arviz_compat.inference_data(diagnosis.groups), tmp_path / f"{name}.nc")
+        data[name] = arviz_compat.read_netcdf(tmp_path / f"{name}.nc")
+    rows = arviz_compat.compare(data)
+    assert {row["name"] for row in rows} == set(data)
+    assert rows[0]["elpd"] >= rows[1]["elpd"] >= rows[2]["elpd"]
+    posterior = data["horseshoe"]["posterior"]
+    assert posterior["0.weight.group_scale"].coords["0.weight.group"].values.tolist() == [0, 1, 2]
+    assert posterior["0.weight.element"].coords["0.weight.index"].values[:2].tolist() == ["0,0", "0,1"]
+
+
+def test_seeds(tmp_path: Path) -> None:
+    fit, marginals = fitted(tmp_path, layers(), prior="horseshoe", epochs=2)
+    posterior, train = extract(fit), toy().train
+    first, again, other = (diagnose(posterior, marginals, train, SMALL, seed) for seed in (0, 0, 1))
+    assert np.array_equal(first.log_ratios, again.log_ratios)
+    assert not np.array_equal(first.log_ratios, other.log_ratios)
+    assert np.array_equal(first.groups.coords["row"], other.groups.coords["row"])  # the same rows in every run
+    assert seeded_rows(train, 10).tolist() == sorted(set(seeded_rows(train, 10).tolist()))
+
+
+def test_prior_draws_of_the_horseshoe(tmp_path: Path) -> None:
+    """The half-Cauchy local scale has median 1: so have the ratios of group scale to layer scale."""
+    _, marginals = fitted(tmp_path, nn.Linear(3, 2), prior="horseshoe", epochs=2)
+    ratios = []
+    for _ in range(1000):
+        drawn = draw_prior(marginals)["weight"]
+        layer = (drawn.sites["weight.global_a"] * drawn.sites["weight.global_b"]).sqrt()
+        ratios.append((drawn.gate / layer).flatten())
+    below = (torch.cat(ratios) < 1).double().mean()
+    assert float(below) == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(3000))
+
+
+@pytest.mark.parametrize("net", ["lenet-300-100", "lenet-5-relu"])
+def test_size_and_time_of_the_file(net: str, tmp_path: Path) -> None:
+    """Under 5 MB and written in under 10 s for both LeNets (on random images: size and time don't see them)."""
+    from pyro_compress.nets import build_net
+
+    x, y = torch.rand(600, 1, 28, 28), torch.arange(600) % 10
+    splits = Splits(Data(x, y), Data(x[:60], y[:60]), Data(x[:60], y[:60]), tuple("0123456789"))
+    config = resolve(FitConfig(prior="horseshoe", epochs=1, pretrain_epochs=0, batch_size=300, device="cpu"), 600)
+    fit = fit_posterior(build_net(net, (1, 28, 28), 10, ()), splits, config)
+    (tmp_path / "guide.safetensors").write_bytes(marginals_bytes(fit.model.net, fit.guide))
+    marginals = read_marginals(tmp_path / "guide.safetensors", config)
+    size = Size(rows=100)  # the other 400 rows are 6 bytes per draw each
+    data = arviz_compat.inference_data(diagnose(extract(fit), marginals, splits.train, size).groups)
+    started = time.perf_counter()
+    arviz_compat.write_netcdf(data, tmp_path / "a.nc")
+    assert time.perf_counter() - started < 10
+    assert os.path.getsize(tmp_path / "a.nc") + 400 * 200 * 6 < 5_000_000
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_damaged(content: bytes, tmp_path: Path) -> None:
+    config = FitConfig(prior="horseshoe")
+    with pytest.raises(ValueError, match="is missing"):
+        read_marginals(tmp_path / "guide.safetensors", config)
+    (tmp_path / "guide.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="holds no marginals"):
+        read_marginals(tmp_path / "guide.safetensors", config)

@@ -1,0 +1,212 @@
+"""The page of a run: it says what the other commands say, and a browser loads it without a request."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from pyro_compress import cli
+from pyro_compress.compression.prune import kept
+from pyro_compress.gallery import pixel_importance
+from pyro_compress.plots import pruning_animation
+from pyro_compress.run import load_run
+from pyro_compress.snapshots import read_snapshots
+
+SMALL = ["--hidden", "20,10", "--epochs", "6", "--device", "cpu", "--threads", "1"]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def ok(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("report")
+    ok("fit", *SMALL, "--out", made / "run")
+    ok("compress", made / "run", "--threads", "1")
+    ok("report", made / "run", "-o", made / "page.html", "--draws", "50", "--threads", "1")
+    return made
+
+
+class Page(HTMLParser):
+    """Tags, what they refer to, and the text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data + " "
+
+
+def test_nothing_is_loaded(folder: Path) -> None:
+    text = (folder / "page.html").read_text()
+    page = Page(text)
+    assert {"script", "iframe", "object", "embed"}.isdisjoint(page.tags)
+    assert all(reference.startswith("data:") for reference in page.references)
+    assert "@import" not in text
+    assert "url(" not in text
+    assert len(text) < 1_000_000
+
+
+def test_the_page_says_what_the_commands_say(folder: Path) -> None:
+    words = re.sub(r"\s+", " ", Page((folder / "page.html").read_text()).words)
+    scores = json.loads(ok("evaluate", folder / "run/network.pcn", "--json"))
+    size = os.path.getsize(folder / "run/network.pcn")
+    for text in (
+        f"{size:,}",
+        f"{100 * scores['accuracy']:.2f} %",
+        f"{scores['nll_nats']:.4f}",
+        "k-hat",
+        "leave-one-out",
+    ):
+        assert text in words
+    counts = [int(count.replace(",", "")) for count in re.findall(r"([\d,]+) B ", words)]
+    assert sum(counts) == size  # the byte map adds up
+    for title in ("Training", "Units that are left", "Group scales", "What the first layer reads", "Reliability"):
+        assert title in words
+    assert "platform" not in words
+
+
+def test_no_page_without_force(folder: Path, tmp_path: Path) -> None:
+    for out, message in ((folder / "page.html", "exists"), (tmp_path / "x/page.html", "is no folder")):
+        result = CliRunner().invoke(cli.main, ["report", str(folder / "run"), "-o", str(out)])
+        assert result.exit_code == 1
+        assert message in result.stderr
+
+
+@pytest.mark.parametrize("options", [["--prior", "none"], ["--prior", "log-uniform"], ["--prior", "normal-jeffreys"]])
+def test_other_runs_have_pages_too(options: list[str], tmp_path: Path) -> None:
+    ok("fit", *SMALL, *options, "--out", tmp_path / "run")
+    ok("report", tmp_path / "run", "--draws", "50", "--threads", "1")
+    words = Page((tmp_path / "run/report.html").read_text()).words
+    assert "test error" in words
+    assert ("nothing to diagnose" in words) == ("none" in options)
+    assert ("Group scales" in words) == ("normal-jeffreys" in options)
+
+
+def test_importance_of_pixels(folder: Path) -> None:
+    run = load_run(folder / "run")
+    importance = pixel_importance(run.posterior)
+    assert importance is not None
+    gone = ~kept(run.posterior.layers, run.posterior.criterion)["1.weight"].any(0).reshape(8, 8).numpy()
+    assert ((importance == 0) == gone).all()
+
+
+def test_data_that_are_no_images(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 3
+    x = (rng.normal(0, 0.3, (300, 6)) + y[:, None]).astype(np.float32)
+    np.savez(tmp_path / "own.npz", x_train=x[:200], y_train=y[:200], x_test=x[200:], y_test=y[200:])
+    ok("fit", *SMALL, "--data", tmp_path / "own.npz", "--out", tmp_path / "run")
+    ok("report", tmp_path / "run", "--draws", "50", "--threads", "1")
+    words = Page((tmp_path / "run/report.html").read_text()).words
+    assert "Reliability" in words
+    assert "What the first layer reads" not in words
+
+
+def test_snapshots_become_an_animation(tmp_path: Path) -> None:
+    """One frame per epoch with a posterior, the last of which is what `inspect` counts."""
+    ok("fit", *SMALL, "--prior", "log-uniform", "--snapshots", "--out", tmp_path / "run")
+    epochs, tensors = read_snapshots(tmp_path / "run/snapshots.safetensors")
+    assert epochs == [2, 3, 4, 5, 6]
+    posterior = load_run(tmp_path / "run").posterior
+    for name, mask in kept(posterior.layers, posterior.criterion).items():
+        assert tensors[name].shape == (5, *mask.shape)
+        assert ((tensors[name][-1] != 0) <= mask).all()
+    gif = pruning_animation(tensors["1.weight"].float().numpy(), epochs)
+    with Image.open(io.BytesIO(gif)) as image:
+        assert image.n_frames == 5
+    ok("report", tmp_path / "run", "--draws", "50", "--threads", "1")
+    assert "data:image/gif;base64" in (tmp_path / "run/report.html").read_text()
+    options = [*SMALL, "--prior", "none", "--snapshots", "--out", str(tmp_path / "x")]
+    refused = CliRunner().invoke(cli.main, ["fit", *options])
+    assert refused.exit_code == 1
+    assert "there is none" in refused.stderr
+    with pytest.raises(ValueError, match="no snapshots"):
+        read_snapshots(tmp_path / "run/posterior.safetensors")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a browser made of a page: sizes and broken images, console lines, requests over the network."""
+
+    layout: dict[str, int]
+    console: list[str]
+    requests: list[str]
+
+
+FRAME = """<iframe id="f" width="{width}" height="900" style="border:0" src="{page}"></iframe><pre id="out"></pre>
+<script>onload = () => {{
+  const page = document.getElementById("f").contentDocument, broken = [...page.images].filter(i => !i.naturalWidth);
+  document.getElementById("out").textContent = JSON.stringify({{scroll: page.documentElement.scrollWidth,
+    client: page.documentElement.clientWidth, broken: broken.length, images: page.images.length}})
+}}</script>"""
+
+
+def seen_in_a_browser(page: Path, width: int, folder: Path) -> Seen:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    frame, log = folder / "frame.html", folder / "net.json"
+    frame.write_text(FRAME.format(width=width, page=page.as_uri()))
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--enable-logging=stderr",
+    ]
+    flags += [f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}", "--allow-file-access-from-files"]
+    command = [CHROMIUM, *flags, "--dump-dom", frame.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    layout = re.search(r'<pre id="out">(.*?)</pre>', done.stdout)
+    assert layout is not None
+    asked = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
+    by_the_page = {p["url"] for p in asked if "url" in p and p.get("initiator", "not an origin") != "not an origin"}
+    return Seen(
+        layout=json.loads(layout.group(1)),
+        console=[line for line in done.stderr.splitlines() if "CONSOLE" in line],
+        requests=sorted(url for url in by_the_page if not url.startswith(("file:", "data:"))),
+    )
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_in_a_browser(width: int, folder: Path, tmp_path: Path) -> None:
+    """No console message, no request, nothing wider than the window."""
+    seen = seen_in_a_browser(folder / "page.html", width, tmp_path)
+    assert seen.console == seen.requests == []
+    assert seen.layout["broken"] == 0
+    assert seen.layout["images"] >= 8
+    assert seen.layout["scroll"] <= seen.layout["client"] <= width
+
+
+def test_the_browser_would_have_told(tmp_path: Path) -> None:
+    """The other way round: a page with all three faults."""
+    (tmp_path / "bad.html").write_text(
+        '<div style="width:2000px">wide</div><img src="http://127.0.0.1:9/x.png"><script>console.error("no")</script>'
+    )
+    seen = seen_in_a_browser(tmp_path / "bad.html", 390, tmp_path)
+    assert seen.console
+    assert seen.requests == ["http://127.0.0.1:9/x.png"]
+    assert seen.layout["broken"] == 1
+    assert seen.layout["scroll"] >= 2000
