@@ -74,13 +74,7 @@ class _Search:
                 packed[name] = quantize(tensor, bias_step(tensor, levels))
             else:
                 packed[name] = tensor.numpy()
-        return Compressed(graph, packed, self.meta())
-
-    def meta(self) -> dict[str, Any]:
-        total = sum(tensor.numel() for tensor in self.posterior.tensors.values())
-        origin = self.posterior.provenance
-        inputs = told(str(origin.get("data", "")), self.splits)
-        return origin | inputs | {"criterion": self.criterion, "parameters_total": total}
+        return Compressed(graph, packed, origin_of(self.posterior, self.splits, self.criterion))
 
     def scores_of(self, network: Compressed) -> Scores:
         return evaluate(to_module(network).to(self.device), self.splits, "validation", self.device)
@@ -92,6 +86,13 @@ class _Search:
         trial = Trial(sparsity, coarseness, 0.0, size, 1 - scored.accuracy, scored.nll_nats)
         self.on_candidate(trial)
         return trial, scored
+
+
+def origin_of(posterior: Posterior, splits: Splits, criterion: str) -> dict[str, Any]:
+    """What a compressed file says of where it comes from."""
+    total = sum(tensor.numel() for tensor in posterior.tensors.values())
+    inputs = told(str(posterior.provenance.get("data", "")), splits)
+    return posterior.provenance | inputs | {"criterion": criterion, "parameters_total": total}
 
 
 def to_module(network: Compressed) -> Network:

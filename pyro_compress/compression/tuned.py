@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_compress.compression import file
 from pyro_compress.compression.finetune import FineTune, OnEpoch, finetune
-from pyro_compress.compression.search import prune, to_module
+from pyro_compress.compression.search import origin_of, prune, to_module
 from pyro_compress.compression.target import OnCandidate, Target, Trial, target_of
 from pyro_compress.graph import Network
 from pyro_compress.metrics import evaluate, logits_of
@@ -61,8 +61,7 @@ def compress_finetuned(
     target = target_of(posterior, splits, **options)
     masks, removed = prune(posterior, splits, criterion, sparsity, target, options.get("device", "cpu"))
     logits = None if teacher is None else teacher_logits(teacher, splits)
-    told = posterior.provenance | {"criterion": criterion or posterior.criterion}
-    told |= {"parameters_total": sum(tensor.numel() for tensor in posterior.tensors.values())}
+    told = origin_of(posterior, splits, criterion or posterior.criterion)
     told |= {"finetune_epochs": how.masked_epochs + how.epochs}
     told |= {} if teacher is None else {"teacher": teacher.name}
 
