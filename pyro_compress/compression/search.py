@@ -34,6 +34,8 @@ from pyro_compress.types import Compressed, Masks, Posterior, Quantized, Scores,
 
 COARSENESS = tuple(2.0 ** (-k / 2) for k in range(9))
 """Grid of step sizes, relative to each layer's own scale, coarsest first."""
+FINER = tuple(2.0 ** (-k / 2) for k in range(9, 17))
+"""Step sizes that are tried where none of `COARSENESS` reaches the target: a few bits more, but an answer."""
 KEPT = tuple(0.93**k for k in range(90))
 """Grid of kept shares of the weights."""
 BIAS_LEVELS = (127, 63, 31, 15, 7, 3)
@@ -213,7 +215,9 @@ Chosen = tuple[float, float]
 def _smallest(search: _Search, target: Target, on_trial: OnTrial) -> Chosen:
     """The fewest coded bytes among those that reach the target."""
     best: tuple[int, Chosen] | None = None
-    for index, coarseness in enumerate(COARSENESS):
+    for index, coarseness in enumerate(COARSENESS + FINER):
+        if best and index >= len(COARSENESS):
+            break
         low, high = -1, len(KEPT)  # KEPT[low] reaches the target, KEPT[high] does not
         while high - low > 1:
             middle = (low + high) // 2
@@ -223,7 +227,7 @@ def _smallest(search: _Search, target: Target, on_trial: OnTrial) -> Chosen:
                 best = min(best or found, found)
             else:
                 high = middle
-        on_trial(index + 1, len(COARSENESS))
+        on_trial(min(index + 1, len(COARSENESS)), len(COARSENESS))
     if best is None:
         raise ValueError(
             f"no candidate reaches a validation accuracy of {target.reference.accuracy - target.tolerance:.4f}"
