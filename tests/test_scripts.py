@@ -118,6 +118,13 @@ def test_study_document(tmp_path: Path) -> None:
     assert document.read_text() == again
 
 
+def test_compare_coders(tmp_path: Path) -> None:
+    script = next(path for path in SCRIPTS if path.stem == "compare_coders")
+    lines = run(script, "--smoke", cwd=tmp_path).splitlines()
+    assert "static tables" in lines[0]
+    assert any(line.startswith("| version-1.pcn | ") for line in lines)
+
+
 def test_fuzz_files(tmp_path: Path) -> None:
     script = next(path for path in SCRIPTS if path.stem == "fuzz_files")
     assert run(script, "--smoke", "--keep", "hostile", cwd=tmp_path).startswith("300 inputs: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ def step_size(layer: LayerPosterior, kept: Tensor, coarseness: float) -> float:
     if not len(values) or not values.any():
         return 1.0
     typical = float(values.double().square().mean().sqrt())
-    return snapped(max(coarseness * typical, float(values.abs().max()) / MAX_CODE))
+    return float(np.float32(max(coarseness * typical, float(values.abs().max()) / MAX_CODE)))
 
 
 def snapped(step: float) -> float:
