@@ -137,3 +137,7 @@ def test_records(script: Path, tmp_path: Path) -> None:
     (row,) = json.loads((tmp_path / "docs" / "results" / "records" / "records.json").read_text())
     assert (tmp_path / "docs" / "results" / "records" / row["file"]).stat().st_size == row["bytes"]
     assert row["finetune_epochs"] > 0
+
+
+def test_kill_resume(tmp_path: Path) -> None:
+    assert "0 with other bytes" in run(script("kill_resume"), "--smoke", cwd=tmp_path)

@@ -1,0 +1,84 @@
+"""Kills fits of a tiny network with SIGKILL at random moments and resumes them: every one must end in the same bytes.
+
+    python scripts/kill_resume.py [--kills 50] [--seed 0] [--json FILE] [--smoke]
+
+A fit may be killed several times before it gets through; every kill counts. Prints one line per finished fit.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pyro_compress.run import fit_run, unfinished
+from pyro_compress.types import FitConfig
+
+EPOCHS = 150
+FIT = [sys.executable, "-m", "pyro_compress", "fit"]
+FRESH = ["--hidden", "8", "--epochs", str(EPOCHS), "--threads", "1", "--device", "cpu", "--checkpoint-epochs", "1"]
+
+
+def killed(command: list[str], started: Path, delay: float) -> bool:
+    """Run a command, kill it `delay` seconds after the file `started` changed; False if it was through before."""
+    before = started.stat().st_mtime_ns if started.exists() else 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (started.exists() and started.stat().st_mtime_ns != before):
+        time.sleep(0.005)
+    try:
+        process.wait(delay)
+        return False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return True
+
+
+def survived(out: Path, generator: random.Random, most: int) -> int:
+    """Fit, killed up to `most` times; how many kills it took."""
+    kills = 0
+    while kills < most:
+        resumable = any(unfinished(out).glob("checkpoint-*"))
+        command = [*FIT, *(["--resume", str(out)] if resumable else [*FRESH, "--force", "--out", str(out)])]
+        if not killed(command, unfinished(out) / "history.jsonl", generator.uniform(0, 1.5)):
+            return kills
+        kills += 1
+    resumable = any(unfinished(out).glob("checkpoint-*"))
+    command = [*FIT, *(["--resume", str(out)] if resumable else [*FRESH, "--force", "--out", str(out)])]
+    subprocess.run(command, check=True, capture_output=True)
+    return kills
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--per-fit", type=int, default=5, help="kills of one fit, at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--smoke", action="store_true", help="two kills")
+    options = parser.parse_args()
+    if options.smoke:
+        options.kills = options.per_fit = 2
+    generator, kills, fits = random.Random(options.seed), 0, []
+    with tempfile.TemporaryDirectory() as folder:
+        straight = fit_run(FitConfig(hidden=(8,), epochs=EPOCHS, threads=1, device="cpu"), Path(folder) / "straight")
+        wanted = (straight.path / "posterior.safetensors").read_bytes()
+        while kills < options.kills:
+            out = Path(folder) / f"run-{len(fits)}"
+            took = survived(out, generator, min(options.per_fit, options.kills - kills))
+            same = (out / "posterior.safetensors").read_bytes() == wanted
+            fits.append({"kills": took, "same_bytes": same})
+            kills += took
+            print(f"fit {len(fits)}: {took} kills, {'same bytes' if same else 'OTHER BYTES'}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(fits, indent=1) + "\n")
+    different = sum(not fit["same_bytes"] for fit in fits)
+    print(f"{kills} kills in {len(fits)} fits, {different} with other bytes")
+    sys.exit(bool(different))
+
+
+if __name__ == "__main__":
+    main()
