@@ -37,6 +37,7 @@ from pyro_compress.bayes.layers import bayesianize
 from pyro_compress.bayes.model import Classifier
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, eager, tuned_parameters
+from pyro_compress.deploy.memory import high_water_mib
 from pyro_compress.machine import prepare
 
 Run = Callable[[], object]
@@ -184,12 +185,6 @@ def peak_mib(hidden: int, batch: int, key: Key) -> float:
     """Growth of resident memory while building and running one variant, in a fresh process."""
     command = [sys.executable, __file__, "--one", str(hidden), str(batch), *key]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def high_water_mib() -> float:
-    """Peak resident memory so far; `ru_maxrss` would start at the parent's."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def one(hidden: int, batch: int, key: Key) -> None:

@@ -194,6 +194,23 @@ def test_capturing_leaves_no_trace() -> None:
     assert torch.equal(torch.rand(1), state)
 
 
+def test_a_failure_puts_the_state_back() -> None:
+    """The eager step that takes over must not start from a half-done one."""
+    found, tuned = objective("gaussian", "local")
+    state = State.of(found, tuned)
+    before = [tensor.clone() for tensor in state.tensors().values()]
+
+    def fail() -> None:
+        with state.kept():
+            for tensor in state.parameters:
+                tensor.add_(1.0)
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        fail()
+    assert all(torch.equal(a, b) for a, b in zip(state.tensors().values(), before, strict=True))
+
+
 @pytest.mark.parametrize("build", ["eager", "graph"])
 def test_bfloat16_products(build: str) -> None:
     """Matrix products in bfloat16 (8 bits of mantissa): gradients stay float32, near the exact ones."""

@@ -80,14 +80,16 @@ class State:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Puts every tensor and the random number generator back on leaving."""
+        """Puts every tensor and the random number generator back on leaving, after an error too."""
         tensors = [*self.parameters, *self.first, *self.second, *self.buffers]
         saved = [tensor.clone() for tensor in tensors]
-        with torch.random.fork_rng():
-            yield
-        with torch.no_grad():
-            for tensor, before in zip(tensors, saved, strict=True):
-                tensor.copy_(before)
+        try:
+            with torch.random.fork_rng():
+                yield
+        finally:
+            with torch.no_grad():
+                for tensor, before in zip(tensors, saved, strict=True):
+                    tensor.copy_(before)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the count, by name."""

@@ -34,7 +34,8 @@ def peak_memory(engine: str, path: Path, shape: tuple[int, ...]) -> tuple[float,
         return None
 
 
-def _peak() -> float:
+def high_water_mib() -> float:
+    """Peak resident memory of this process so far, in MiB."""
     status = Path("/proc/self/status")  # on Linux getrusage would still count the parent that was forked
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -50,11 +51,11 @@ def main(engine: str, path: str, shape: str) -> None:
     from pyro_compress.deploy.engines import ENGINES
 
     importlib.import_module(RUNTIMES[engine])
-    before = _peak()
+    before = high_water_mib()
     call = ENGINES[engine](Path(path), 1)(np.zeros([int(size) for size in shape.split(",")], np.float32))
     for _ in range(3):
         call()
-    print(_peak(), _peak() - before)
+    print(high_water_mib(), high_water_mib() - before)
 
 
 if __name__ == "__main__":
