@@ -1,9 +1,11 @@
-"""What several commands share: options, and errors of one line."""
+"""What several commands share: options, the names they offer, and errors of one line."""
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -38,3 +40,15 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default."
     )
     return device(threads(command))
+
+
+def names_in(module: str, registry: str) -> tuple[str, ...]:
+    """Keys of a registry (a dict literal) in a module of this package, without importing it."""
+    source = (Path(__file__).parent / module).read_text(encoding="utf-8")
+    for statement in ast.parse(source).body:
+        target = statement.target if isinstance(statement, ast.AnnAssign) else None
+        if isinstance(target, ast.Name) and target.id == registry:
+            assert isinstance(statement, ast.AnnAssign)
+            assert isinstance(statement.value, ast.Dict)
+            return tuple(ast.literal_eval(key) for key in statement.value.keys if key is not None)
+    raise ValueError(f"no registry {registry} in {module}")

@@ -33,7 +33,7 @@ FLOORS = [
     {"console", "plots"},
     {"gallery"},
     {"report"},
-    {"cli_deploy", "cli_inspect"},
+    {"cli_fit", "cli_compress", "cli_compare", "cli_deploy", "cli_inspect"},
     {"cli"},
     {"__main__"},
 ]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from pyro_compress import cli
+from pyro_compress import cli, cli_compress, cli_fit
 from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.compression.prune import CRITERIA
@@ -76,14 +76,14 @@ def pcn(run: Path) -> Path:
 
 
 def test_registries_are_read_off_the_source() -> None:
-    assert tuple(PRIORS) == cli.PRIORS
-    assert tuple(ESTIMATORS) == cli.ESTIMATORS
-    assert tuple(CRITERIA) == cli.CRITERIA
-    assert tuple(DATASETS) == cli.DATASETS
-    assert tuple(NETS) == cli.NETS
-    assert tuple(OPTIMIZERS) == cli.OPTIMIZERS
-    assert tuple(SCHEDULES) == cli.SCHEDULES
-    assert tuple(PRUNING) == cli.PRUNING
+    assert tuple(PRIORS) == cli_fit.PRIORS
+    assert tuple(ESTIMATORS) == cli_fit.ESTIMATORS
+    assert tuple(CRITERIA) == cli_compress.CRITERIA
+    assert tuple(DATASETS) == cli_fit.DATASETS
+    assert tuple(NETS) == cli_fit.NETS
+    assert tuple(OPTIMIZERS) == cli_fit.OPTIMIZERS
+    assert tuple(SCHEDULES) == cli_fit.SCHEDULES
+    assert tuple(PRUNING) == cli_fit.PRUNING
 
 
 def test_run_folder(run: Path) -> None:

@@ -1,0 +1,62 @@
+"""compare: a study, run and tabled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyro_compress.cli_options import data_options, device_options, one_line_errors
+from pyro_compress.console import outcome_line
+
+
+class Seeds(click.ParamType):
+    """Comma-separated integers."""
+
+    name = "n,n,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """`"0,1"` -> `(0, 1)`."""
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: give seeds separated by commas, like 0,1,2", param, ctx)
+
+
+@click.command()
+@click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; default studies/NAME.")
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Fits at a time, one process each.")
+@click.option("--seeds", type=Seeds(), default=None, help="Only these seeds of the study.")
+@click.option("--table", is_flag=True, help="Fit nothing: tables of what is there.")
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON and nothing else.")
+@data_options
+@device_options
+def compare(
+    study: Path, out: Path | None, jobs: int, seeds: tuple[int, ...] | None, table: bool, markdown: bool,
+    as_json: bool, data_dir: str, device: str, threads: int,
+) -> None:  # fmt: skip
+    """Fit and prune what a study file names; resumes, and ends in one table (also CSV, JSON, Markdown in --out)."""
+    with one_line_errors():
+        from dataclasses import replace
+
+        from pyro_compress import compare as comparison
+        from pyro_compress import study as studies
+        from pyro_compress import tables
+
+        read = studies.read_study(study)
+        out = out or Path("studies") / read.name
+        read = replace(read, seeds=seeds or read.seeds)
+        planned = studies.plan(read, data_dir, device, threads)
+        wanted = [one for one in planned if not table or comparison.cached_rows(one, out)]
+        if not wanted:
+            raise ValueError(f"{out} holds no row of {study}; run it without --table")
+        outcomes = comparison.compare(wanted, out, jobs, outcome_line)
+        rows = [row for outcome in outcomes for row in outcome.rows]
+    text = json.dumps([vars(row) for row in rows]) if as_json else (tables.markdown if markdown else tables.plain)(rows)
+    click.echo(text)
+    if failed := [outcome for outcome in outcomes if outcome.failure]:
+        raise click.ClickException(f"{len(failed)} of {len(planned)} fits failed; the first: {failed[0].failure}")

@@ -1,0 +1,223 @@
+"""fit: options -> FitConfig -> run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyro_compress.cli_options import data_options, device_options, names_in, one_line_errors
+from pyro_compress.console import epoch_printer
+
+PRIORS = names_in("bayes/priors.py", "PRIORS")
+ESTIMATORS = names_in("bayes/estimators.py", "ESTIMATORS")
+GUIDES = names_in("bayes/guides.py", "GUIDES")
+DATASETS = names_in("data.py", "DATASETS")
+NETS = names_in("nets.py", "NETS")
+OPTIMIZERS = names_in("training.py", "OPTIMIZERS")
+SCHEDULES = names_in("training.py", "SCHEDULES")
+PRUNING = names_in("sparse_training.py", "PRUNING")
+
+
+class Widths(click.ParamType):
+    """Comma-separated positive integers, or a TOML array of them."""
+
+    name = "n,n,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """`"500,500"` or `[500, 500]` -> `(500, 500)`."""
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            widths = tuple(int(part) for part in parts)
+        except (TypeError, ValueError):
+            widths = ()
+        if not widths or min(widths) < 1:
+            self.fail(f"{value!r}: give positive widths separated by commas, like 500,500", param, ctx)
+        return widths
+
+
+class Option(click.ParamType):
+    """`name=number`."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """`"tau0=1e-5"` -> `("tau0", 1e-5)`."""
+        if isinstance(value, tuple):
+            return value
+        name, _, number = str(value).partition("=")
+        try:
+            return name, float(number)
+        except ValueError:
+            self.fail(f"{value!r}: give an option of the prior as name=number, like tau0=1e-5", param, ctx)
+
+
+def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Make a TOML file's values the defaults of the command; what stands on the command line wins."""
+    if path is not None:
+        with one_line_errors():
+            from pyro_compress.config import read_config
+
+            options = read_config(path)
+        if isinstance(extra := options.get("prior_options"), dict):
+            options["prior_options"] = [f"{name}={value}" for name, value in extra.items()]
+        ctx.default_map = options
+
+
+@click.command()
+@click.option(
+    "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), callback=load_config, is_eager=True,
+    expose_value=False, help="TOML file with the same options (a run's config.toml, say); the command line wins.",
+)  # fmt: skip
+@click.option(
+    "--prior",
+    type=click.Choice([*PRIORS, "none"]),
+    default="horseshoe",
+    help="none: a deterministic baseline.",
+)
+@click.option(
+    "--prior-option",
+    "prior_options",
+    type=Option(),
+    multiple=True,
+    help="Option of the prior, e.g. tau0=1e-5; repeatable.",
+)
+@click.option(
+    "--grouping", type=click.Choice(["weight", "input", "output"]), default=None,
+    help="Weights that share a scale; the default fits the prior.",
+)  # fmt: skip
+@click.option(
+    "--bias-prior",
+    type=click.Choice(["none", "same"]),
+    default="none",
+    help="none: biases are point estimates.",
+)
+@click.option("--net", default="mlp", metavar="NAME", help=f"{', '.join(NETS)}, or package.module:function.")
+@click.option("--hidden", type=Widths(), default="500,500", help="Hidden widths of mlp.")
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="PATTERN",
+    help="Layers (dotted path) that stay deterministic; repeatable.",
+)
+@click.option(
+    "--init",
+    default="",
+    metavar="PATH",
+    help="Trained weights to start from: safetensors file or run folder.",
+)
+@click.option("--data", default="digits", metavar="NAME", help=f"{', '.join(DATASETS)}, or a .npz file.")
+@data_options
+@click.option("--download", is_flag=True, help="Fetch a missing torchvision data set into --data-dir.")
+@click.option(
+    "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
+    help="Share of the training set held out; default a tenth, or more where that is under 240 rows.",
+)  # fmt: skip
+@click.option("--epochs", type=click.IntRange(1), default=None, help="Default: 30, more for small data sets.")
+@click.option(
+    "--pretrain-epochs",
+    type=click.IntRange(0),
+    default=None,
+    help="How many of them train point weights first.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=None, help="Default: 128, or 64 for small data sets.")
+@click.option("--lr", type=float, default=None, help="Learning rate of means and of everything deterministic.")
+@click.option("--lr-scale", type=float, default=None, help="Learning rate of posterior log-scales.")
+@click.option("--lr-group", type=float, default=None, help="Learning rate of group and layer scales.")
+@click.option("--kl-warmup", type=float, default=None, metavar="EPOCHS", help="Epochs over which the KL weight rises.")
+@click.option("--kl-weight", type=float, default=1.0, help="Final KL weight; 1 is the ELBO.")
+@click.option(
+    "--kl-schedule",
+    type=click.Choice(["uniform", "blundell"]),
+    default="uniform",
+    help="Share of each minibatch in the KL.",
+)
+@click.option("--samples", type=click.IntRange(1), default=1, help="Monte Carlo samples per step.")
+@click.option("--clip-norm", type=float, default=0.0, help="Scale the gradient down to this norm; 0: never.")
+@click.option("--accumulate", type=click.IntRange(1), default=1, help="Parts of a minibatch per step, to save memory.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    help="Of the matrix products in SVI steps.",
+)
+@click.option("--estimator", type=click.Choice(ESTIMATORS), default=None, help="The default fits the prior.")
+@click.option("--guide", type=click.Choice(GUIDES), default="mean-field", help="auto-*: Pyro's AutoGuides.")
+@click.option("--init-scale", type=float, default=None, help="Initial posterior standard deviation of a raw weight.")
+@click.option(
+    "--max-scale",
+    type=float,
+    default=None,
+    help="Bound on the first layer's raw standard deviations; 0: none.",
+)
+@click.option("--dropout", type=float, default=0.0, help="Before every layer with weights (prior none).")
+@click.option("--dropout-input", type=float, default=None, help="At the input, if not as --dropout (prior none).")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adam", help="sgd: prior none only.")
+@click.option("--momentum", type=float, default=0.9, help="Of sgd.")
+@click.option("--lr-schedule", type=click.Choice(SCHEDULES), default="late-decay", help="What the rates do.")
+@click.option(
+    "--pruning", type=click.Choice(["none", *PRUNING]), default="none",
+    help="Prune while training (prior none): Han et al. 2015, Zhu & Gupta 2017, Frankle & Carbin 2019.",
+)  # fmt: skip
+@click.option("--prune-to", type=float, default=0.0, metavar="SPARSITY", help="Where --pruning ends.")
+@click.option("--init-range", type=float, default=0.0, help="Uniform start in ±RANGE; 0: torch's default.")
+@click.option(
+    "--patience",
+    type=click.IntRange(0),
+    default=0,
+    help="Stop after so many epochs without a better NLL; 0: never.",
+)
+@click.option(
+    "--compile",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    help="Compile the SVI step; auto: if it pays.",
+)
+@click.option("--seed", type=int, default=0)
+@device_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Run folder; default runs/DATA-NET-PRIOR-SEED.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing run folder, drop an unfinished one.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="RUN",
+    help="Go on with the interrupted fit of this run folder; its configuration counts, not other options.",
+)
+@click.option("--checkpoint-epochs", type=click.IntRange(1), default=5, help="A checkpoint every so many epochs.")
+@click.option(
+    "--checkpoint-minutes", type=click.FloatRange(0), default=10.0, help="And every so many minutes; 0: never."
+)
+@click.option("--snapshots", is_flag=True, help="Store the pruned weights of the epochs, for the report's animation.")
+def fit(
+    out: Path | None, force: bool, download: bool, resume: Path | None, checkpoint_epochs: int,
+    checkpoint_minutes: float, snapshots: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Train a network and write its posterior to a run folder."""
+    with one_line_errors():
+        from pyro_compress.checkpoint import Interrupted
+        from pyro_compress.run import Keeping, fit_run, unfinished_config
+        from pyro_compress.types import FitConfig
+
+        options["prior_options"] = dict(options["prior_options"])
+        config = unfinished_config(resume) if resume else FitConfig(**options)
+        where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
+        keeping = Keeping(checkpoint_epochs, checkpoint_minutes, resume is not None, snapshots)
+        try:
+            with epoch_printer() as on_epoch:
+                run = fit_run(config, where, force, download, on_epoch, keeping)
+        except Interrupted:
+            click.echo(f"stopped, state kept; go on with: pyro-compress fit --resume {where}", err=True)
+            raise click.exceptions.Exit(130) from None
+    click.echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
+
+
+def default_name(data: str, net: str, prior: str, seed: int) -> str:
+    """Name of a run folder."""
+    return f"{Path(data).stem}-{net.replace(':', '.')}-{prior}-{seed}"
