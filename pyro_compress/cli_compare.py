@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyro_compress.cli_options import data_options, device_options, one_line_errors
 from pyro_compress.console import outcome_line
+
+if TYPE_CHECKING:
+    from pyro_compress.ranking import Ranked
+    from pyro_compress.tables import Row
 
 
 class Seeds(click.ParamType):
@@ -31,17 +35,18 @@ class Seeds(click.ParamType):
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Fits at a time, one process each.")
 @click.option("--seeds", type=Seeds(), default=None, help="Only these seeds of the study.")
 @click.option("--table", is_flag=True, help="Fit nothing: tables of what is there.")
+@click.option("--elpd", is_flag=True, help="Rank the posteriors by ELPD too (ArviZ; also elpd.json in --out).")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON and nothing else.")
 @data_options
 @device_options
 def compare(
-    study: Path, out: Path | None, jobs: int, seeds: tuple[int, ...] | None, table: bool, markdown: bool,
+    study: Path, out: Path | None, jobs: int, seeds: tuple[int, ...] | None, table: bool, elpd: bool, markdown: bool,
     as_json: bool, data_dir: str, device: str, threads: int,
 ) -> None:  # fmt: skip
     """Fit and prune what a study file names; resumes, and ends in one table (also CSV, JSON, Markdown in --out)."""
     with one_line_errors():
-        from dataclasses import replace
+        from dataclasses import asdict, replace
 
         from pyro_compress import compare as comparison
         from pyro_compress import study as studies
@@ -54,9 +59,26 @@ def compare(
         wanted = [one for one in planned if not table or comparison.cached_rows(one, out)]
         if not wanted:
             raise ValueError(f"{out} holds no row of {study}; run it without --table")
+        comparison.keep_study(study, out)
         outcomes = comparison.compare(wanted, out, jobs, outcome_line)
         rows = [row for outcome in outcomes for row in outcome.rows]
-    text = json.dumps([vars(row) for row in rows]) if as_json else (tables.markdown if markdown else tables.plain)(rows)
-    click.echo(text)
+        ranked = _ranked(rows, out, data_dir) if elpd else []
+    if as_json:
+        found = [vars(row) for row in rows]
+        click.echo(json.dumps({"rows": found, "elpd": [asdict(one) for one in ranked]} if elpd else found))
+    else:
+        click.echo((tables.markdown if markdown else tables.plain)(rows))
+        if elpd:
+            from pyro_compress.ranking import lines
+
+            click.echo("\n" + (tables.markdown_table if markdown else tables.aligned)(lines(ranked)))
     if failed := [outcome for outcome in outcomes if outcome.failure]:
         raise click.ClickException(f"{len(failed)} of {len(planned)} fits failed; the first: {failed[0].failure}")
+
+
+def _ranked(rows: list[Row], out: Path, data_dir: str) -> list[Ranked]:
+    from pyro_compress.ranking import rank, write_ranking
+
+    ranked = rank(rows, out, data_dir)
+    write_ranking(ranked, out)
+    return ranked

@@ -57,28 +57,35 @@ def _inspect(run: Path, as_json: bool, netcdf: Path | None, force: bool, draws: 
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="Default RUN/report.html.")
+@click.argument("folder", metavar="RUN|RESULTS", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="Default report.html in the folder.")
 @click.option(
     "--network",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     default=None,
     help="A .pcn file of the run; default RUN/network.pcn, if there is one.",
 )
-@click.option("--draws", type=click.IntRange(50), default=200, help="Networks drawn from the posterior.")
+@click.option("--draws", type=click.IntRange(50), default=200, help="Networks drawn from the posterior of a run.")
 @click.option("--force", is_flag=True, help="Replace an existing page.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default.")
 @data_options
 def report(
-    run: Path, out: Path | None, network: Path | None, draws: int, force: bool, threads: int, data_dir: str
+    folder: Path, out: Path | None, network: Path | None, draws: int, force: bool, threads: int, data_dir: str
 ) -> None:
-    """Write one self-contained HTML page about a run: result, bytes, pictures, diagnostics."""
+    """Write one self-contained HTML page: of a run (result, bytes, pictures, diagnostics) or of compare's results."""
     with one_line_errors():
-        from pyro_compress.bayes.diagnostics import Size
-        from pyro_compress.report import write_report
-
-        out = out or run / "report.html"
+        out = out or folder / "report.html"
         if out.exists() and not force:
             raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
-        write_report(run, out, network, data_dir, Size(draws=draws), threads)
+        if (folder / "study.json").is_file():
+            if network is not None:
+                raise ValueError(f"--network goes with a run; {folder} holds the results of compare")
+            from pyro_compress.comparison_report import write_comparison
+
+            write_comparison(folder, out)
+        else:
+            from pyro_compress.bayes.diagnostics import Size
+            from pyro_compress.report import write_report
+
+            write_report(folder, out, network, data_dir, Size(draws=draws), threads)
     click.echo(f"{out}: {out.stat().st_size:,} bytes; open it in any browser, it loads nothing")

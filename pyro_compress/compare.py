@@ -7,6 +7,8 @@ Results lie in one folder:
     study.csv               one line per (fit, sparsity)
     study.json              the same and more, with resolved configurations, versions and machine
     study.md                the table
+    study.toml              the study that was run
+    elpd.json               if asked for: its posteriors ranked (`pyro_compress.ranking`)
 
 A fit whose rows are there is not repeated; a run folder without rows is evaluated again, not fitted again.
 """
@@ -41,6 +43,7 @@ from pyro_compress.types import FitConfig, Posterior, Splits
 DRAWS = 10
 """Networks in an ensemble."""
 ENSEMBLE = f"ensemble of {DRAWS}"
+STUDY_COPY = "study.toml"
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,14 @@ def csv_text(rows: list[Row]) -> str:
 def compare_file(study: Path, out: Path, data_dir: str = "", jobs: int = 1) -> list[Row]:
     """Run a study file on the CPU, one thread per fit, and give its rows."""
     planned = plan(read_study(study), data_dir, "cpu", 1)
+    keep_study(study, out)
     return [row for outcome in compare(planned, out, jobs) for row in outcome.rows]
+
+
+def keep_study(study: Path, out: Path) -> None:
+    """Put a copy of the study file beside its results."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / STUDY_COPY, study.read_bytes())
 
 
 def read_results(out: Path) -> list[Row]:

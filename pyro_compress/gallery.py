@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from pyro_compress.compression.prune import CRITERIA, kept
 from pyro_compress.graph import Network
 from pyro_compress.inspection import PREDICTIVE_DRAWS, Inspection
 from pyro_compress.metrics import logits_of
+from pyro_compress.page import Picture
 from pyro_compress.snapshots import read_snapshots
 from pyro_compress.types import Posterior, Splits
 
@@ -26,16 +26,6 @@ SCORE_NAMES = {
     "group-mode": "mode of a group's scale",
     "magnitude": "|weight|",
 }
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture, what to see in it, and its kind as browsers name it."""
-
-    title: str
-    reading: str
-    content: str | bytes
-    kind: str = "image/svg+xml"
 
 
 def pictures(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> list[Picture]:

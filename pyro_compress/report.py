@@ -1,54 +1,24 @@
-"""One page per run: configuration, result, byte map, pictures and diagnostics in a single HTML file.
-
-The page loads nothing: style and pictures are part of it, and there is no script.
-"""
+"""One page per run: configuration, result, byte map, pictures and diagnostics in a single HTML file."""
 
 from __future__ import annotations
 
-import base64
 import os
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from pyro_compress import page
 from pyro_compress.bayes.diagnostics import Size
 from pyro_compress.compression import file
 from pyro_compress.compression.search import to_module
 from pyro_compress.console import layer_rows
-from pyro_compress.gallery import Picture, pictures
+from pyro_compress.gallery import pictures
 from pyro_compress.inspection import Inspection, inspect_run
 from pyro_compress.metrics import evaluate
+from pyro_compress.page import Picture
 from pyro_compress.readings import readings
 from pyro_compress.types import Scores, Splits
-
-CSS = """
-:root { color-scheme: light; --ink: #1b2733; --soft: #5b6773; --line: #dde2e7; --accent: #2f6f8f; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.2rem; max-width: 70rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
-  background: #fff; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: .2rem 0 .6rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
-p.lead, figcaption, .note { color: var(--soft); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1rem 0; }
-.facts div { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; }
-.facts b { display: block; font-size: 1.3rem; line-height: 1.25; color: var(--accent); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .92rem; min-width: 60%; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-.bar { display: inline-block; height: .7rem; background: var(--accent); border-radius: 2px; vertical-align: baseline; }
-.bytes td:last-child { width: 45%; text-align: left; }
-.gallery { columns: 2 26rem; column-gap: 2rem; }
-figure { margin: 0 0 1.6rem; break-inside: avoid; }
-figure h3 { font-size: 1rem; margin: 0 0 .3rem; }
-figure img { width: 100%; max-width: 36rem; height: auto; display: block; }
-figcaption { font-size: .9rem; margin-top: .3rem; }
-dt { font-weight: 600; margin-top: .7rem; } dd { margin: 0; }
-pre { background: #f4f6f8; padding: .8rem; border-radius: .5rem; overflow-x: auto; font-size: .85rem; }
-@media print { body { max-width: none; padding: 0; font-size: 11pt; } pre { white-space: pre-wrap; }
-  .gallery { columns: 2; } }
-"""
 
 
 def write_report(
@@ -74,35 +44,25 @@ def write_report(
         network = run / "network.pcn"
     inspection, diagnosis = inspect_run(run, data_dir, size, threads=threads)
     splits = inspection.run.splits(data_dir)
-    page = html(inspection, pictures(inspection, diagnosis, splits), splits, network)
-    file.write_atomically(out, page.encode())
+    text = html(inspection, pictures(inspection, diagnosis, splits), splits, network)
+    file.write_atomically(out, text.encode())
 
 
-def html(inspection: Inspection, gallery: Sequence[Picture], splits: Splits, network: Path | None) -> str:
+def html(inspection: Inspection, shown: Sequence[Picture], splits: Splits, network: Path | None) -> str:
     """The page."""
     config = inspection.run.config
     title = f"{config.net} on {config.data}, prior {config.prior}"
     compressed = evaluate(to_module(file.read(network)), splits, "test") if network else None
     sections = [
         _facts(inspection, compressed, network),
-        _section("Scores on the test split", _scores(inspection, compressed)),
-        _section("Bytes of the file", _byte_map(network)) if network else "",
-        _section("Layers", _table(layer_rows(inspection.layers)) + _layers_note(inspection)),
-        _section("How far to trust it", _readings(inspection)),
-        _section("Pictures", f'<div class="gallery">{"".join(map(_figure, gallery))}</div>'),
-        _section("To repeat it", _commands(inspection, network)),
+        page.section("Scores on the test split", _scores(inspection, compressed)),
+        page.section("Bytes of the file", _byte_map(network)) if network else "",
+        page.section("Layers", page.table(layer_rows(inspection.layers)) + _layers_note(inspection)),
+        page.section("How far to trust it", _readings(inspection)),
+        page.section("Pictures", page.gallery(shown)),
+        page.section("To repeat it", _commands(inspection, network)),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head><body>"
-        f'<main><p class="lead">pyro-compress, one run</p><h1>{escape(title)}</h1>{"".join(sections)}</main>'
-        "</body></html>\n"
-    )
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+    return page.document(title, "pyro-compress, one run", sections)
 
 
 def _facts(inspection: Inspection, compressed: Scores | None, network: Path | None) -> str:
@@ -119,8 +79,7 @@ def _facts(inspection: Inspection, compressed: Scores | None, network: Path | No
         ]
     else:
         facts.append(("test error", f"{100 * (1 - inspection.test_scores.accuracy):.2f} %"))
-    cells = "".join(f"<div><b>{escape(value)}</b>{escape(name)}</div>" for name, value in facts)
-    return f'<div class="facts">{cells}</div>'
+    return page.facts(facts)
 
 
 def _scores(inspection: Inspection, compressed: Scores | None) -> str:
@@ -133,14 +92,7 @@ def _scores(inspection: Inspection, compressed: Scores | None) -> str:
         if scores:
             numbers = (scores.nll_nats, scores.ece, scores.brier)
             rows.append((name, f"{100 * scores.accuracy:.2f} %", *(f"{number:.4f}" for number in numbers)))
-    return _table(rows)
-
-
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in body]
-    heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    return f'<div class="scroll"><table><tr>{heads}</tr>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+    return page.table(rows)
 
 
 def _byte_map(network: Path) -> str:
@@ -170,15 +122,6 @@ def _layers_note(inspection: Inspection) -> str:
 def _readings(inspection: Inspection) -> str:
     told = "".join(f"<dt>{escape(topic)}</dt><dd>{escape(text)}</dd>" for topic, text in readings(inspection).items())
     return f"<dl>{told}</dl>"
-
-
-def _figure(picture: Picture) -> str:
-    content = picture.content.encode() if isinstance(picture.content, str) else picture.content
-    data = base64.b64encode(content).decode()
-    return (
-        f'<figure><h3>{escape(picture.title)}</h3><img alt="{escape(picture.title)}" '
-        f'src="data:{picture.kind};base64,{data}"><figcaption>{escape(picture.reading)}</figcaption></figure>'
-    )
 
 
 def _commands(inspection: Inspection, network: Path | None) -> str:

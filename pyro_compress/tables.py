@@ -58,6 +58,12 @@ COLUMNS = tuple(field.name for field in fields(Row))[:11]
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t for 1 to 9 degrees of freedom."""
 
+READING = (
+    "Mean ± sample standard deviation over the seeds; bold: beats every other row of the column in a paired t-test "
+    "over the seeds at 5 %."
+)
+"""How to read a table."""
+
 Cell = dict[int, float]
 """Seed -> value."""
 
@@ -159,7 +165,11 @@ def plain(rows: list[Row]) -> str:
     parts = []
     for (dataset, network), members in groups(rows).items():
         lines = [[cell.removeprefix("**").replace("**", " *") for cell in line] for line in table(members)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        aligned = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        parts.append("\n".join([f"{dataset}, {network}: test accuracy (%) by sparsity", *aligned]))
+        parts.append(f"{dataset}, {network}: test accuracy (%) by sparsity\n{aligned(lines)}")
     return "\n\n".join(parts)
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """Lines of cells in columns."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -15,7 +15,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pyro_compress import cli
+from pyro_compress import cli, ranking, tables
+from pyro_compress.compare import read_results
 from pyro_compress.compression.prune import kept
 from pyro_compress.gallery import pixel_importance
 from pyro_compress.plots import pruning_animation
@@ -23,6 +24,27 @@ from pyro_compress.run import load_run
 from pyro_compress.snapshots import read_snapshots
 
 SMALL = ["--hidden", "20,10", "--epochs", "6", "--device", "cpu", "--threads", "1"]
+STUDY = """
+name = "small"
+datasets = ["digits"]
+networks = ["mlp"]
+sparsities = [0, 0.5, 0.9]
+seeds = [0, 1]
+out-of-domain = {digits = "digits"}
+[fit]
+hidden = [20]
+epochs = 4
+[[methods]]
+name = "SGD"
+prior = "none"
+[[methods]]
+name = "sparse variational dropout"
+prior = "log-uniform"
+[[methods]]
+name = "Bayes by Backprop"
+prior = "spike-and-slab"
+lr = 1e-6
+"""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -38,6 +60,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ok("fit", *SMALL, "--out", made / "run")
     ok("compress", made / "run", "--threads", "1")
     ok("report", made / "run", "-o", made / "page.html", "--draws", "50", "--threads", "1")
+    (made / "small.toml").write_text(STUDY)
+    ok("compare", made / "small.toml", "--out", made / "results", "--device", "cpu", "--threads", "1", "--elpd")
+    ok("report", made / "results", "-o", made / "comparison.html")
     return made
 
 
@@ -59,8 +84,9 @@ class Page(HTMLParser):
         self.words += data + " "
 
 
-def test_nothing_is_loaded(folder: Path) -> None:
-    text = (folder / "page.html").read_text()
+@pytest.mark.parametrize("name", ["page.html", "comparison.html"])
+def test_nothing_is_loaded(name: str, folder: Path) -> None:
+    text = (folder / name).read_text()
     page = Page(text)
     assert {"script", "iframe", "object", "embed"}.isdisjoint(page.tags)
     assert all(reference.startswith("data:") for reference in page.references)
@@ -86,6 +112,37 @@ def test_the_page_says_what_the_commands_say(folder: Path) -> None:
     for title in ("Training", "Units that are left", "Group scales", "What the first layer reads", "Reliability"):
         assert title in words
     assert "platform" not in words
+
+
+def test_the_page_of_a_comparison_says_what_its_rows_say(folder: Path) -> None:
+    words = re.sub(r"\s+", " ", Page((folder / "comparison.html").read_text()).words)
+    for line in tables.table(read_results(folder / "results")):
+        for cell in line:
+            assert cell.replace("**", "") in words
+    assert STUDY.strip().splitlines()[-1] in words
+    for line in ranking.lines(ranking.read_ranking(folder / "results")):
+        assert all(cell in words for cell in line)
+    refused = CliRunner().invoke(
+        cli.main, ["report", str(folder / "results"), "--network", str(folder / "run/network.pcn"), "--force"]
+    )
+    assert refused.exit_code == 1
+    assert "--network goes with a run" in refused.stderr
+
+
+def test_ranking(folder: Path) -> None:
+    """Posteriors only, per seed, the one that was not trained last; each with the estimate that inspect makes of it."""
+    ranked = ranking.read_ranking(folder / "results")
+    assert [(one.seed, one.label.split(", ")[1]) for one in ranked] == [
+        (seed, label) for seed in (0, 1) for label in ("sparse variational dropout", "Bayes by Backprop")
+    ]
+    (first,) = [r.config_hash for r in read_results(folder / "results") if r.label.startswith("sparse") and
+                (r.seed, r.sparsity, r.ensemble) == (0, 0, False)]  # fmt: skip
+    told = json.loads(ok("inspect", folder / "results/runs" / first, "--json"))["sampled"]
+    assert ranked[0].elpd == pytest.approx(told["elpd_loo"] * told["rows"], rel=1e-6)
+    assert (ranked[0].high_k, ranked[0].rows, ranked[0].elpd_diff) == (told["high_k"], told["rows"], 0)
+    assert ranked[1].elpd_diff == pytest.approx(ranked[0].elpd - ranked[1].elpd, rel=1e-6)
+    with pytest.raises(ValueError, match="two or more"):
+        ranking.rank([r for r in read_results(folder / "results") if r.method == "SGD"], folder / "results")
 
 
 def test_no_page_without_force(folder: Path, tmp_path: Path) -> None:
@@ -191,12 +248,13 @@ def seen_in_a_browser(page: Path, width: int, folder: Path) -> Seen:
 
 
 @pytest.mark.parametrize("width", [390, 1200])
-def test_in_a_browser(width: int, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "images"), [("page.html", 8), ("comparison.html", 3)])
+def test_in_a_browser(name: str, images: int, width: int, folder: Path, tmp_path: Path) -> None:
     """No console message, no request, nothing wider than the window."""
-    seen = seen_in_a_browser(folder / "page.html", width, tmp_path)
+    seen = seen_in_a_browser(folder / name, width, tmp_path)
     assert seen.console == seen.requests == []
     assert seen.layout["broken"] == 0
-    assert seen.layout["images"] >= 8
+    assert seen.layout["images"] >= images
     assert seen.layout["scroll"] <= seen.layout["client"] <= width
 
 
