@@ -17,6 +17,7 @@ DATASETS = names_in("data.py", "DATASETS")
 NETS = names_in("nets.py", "NETS")
 OPTIMIZERS = names_in("training.py", "OPTIMIZERS")
 SCHEDULES = names_in("training.py", "SCHEDULES")
+LOGS = names_in("live.py", "LOGS")
 PRUNING = names_in("sparse_training.py", "PRUNING")
 
 
@@ -195,9 +196,10 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     "--checkpoint-minutes", type=click.FloatRange(0), default=10.0, help="And every so many minutes; 0: never."
 )
 @click.option("--snapshots", is_flag=True, help="Store the pruned weights of the epochs, for the report's animation.")
+@click.option("--log", type=click.Choice(LOGS), default=None, help="Watch the fit: scalars and histograms in RUN/LOG.")
 def fit(
     out: Path | None, force: bool, download: bool, resume: Path | None, checkpoint_epochs: int,
-    checkpoint_minutes: float, snapshots: bool, **options: Any,
+    checkpoint_minutes: float, snapshots: bool, log: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Train a network and write its posterior to a run folder."""
     with one_line_errors():
@@ -208,7 +210,7 @@ def fit(
         options["prior_options"] = dict(options["prior_options"])
         config = unfinished_config(resume) if resume else FitConfig(**options)
         where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
-        keeping = Keeping(checkpoint_epochs, checkpoint_minutes, resume is not None, snapshots)
+        keeping = Keeping(checkpoint_epochs, checkpoint_minutes, resume is not None, snapshots, log or "")
         try:
             with epoch_printer() as on_epoch:
                 run = fit_run(config, where, force, download, on_epoch, keeping)

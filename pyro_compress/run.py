@@ -5,6 +5,7 @@
     posterior.safetensors   the waist: moments of every weight, and the graph of the network as metadata
     guide.safetensors       the posterior's own parameters, to draw from it again (absent with prior none)
     snapshots.safetensors   if asked for: the pruned weights at the end of the epochs
+    tensorboard/            if asked for: the same as history.jsonl, and histograms, as TensorBoard's events
 
 A folder appears under its name only when it is complete; until then it is `.NAME.unfinished` beside it, with the last
 two checkpoints (`pyro_compress.checkpoint`).
@@ -27,9 +28,10 @@ from torch import Tensor, nn
 from pyro_compress.checkpoint import Keeper, stops_on_signals
 from pyro_compress.config import config_toml, read_config, resolve
 from pyro_compress.data import load_splits
+from pyro_compress.live import watched
 from pyro_compress.nets import build_net
 from pyro_compress.snapshots import Frames
-from pyro_compress.training import Epoch, OnEpoch
+from pyro_compress.training import Epoch, OnEpoch, OnLayers
 from pyro_compress.types import FitConfig, Graph, LayerPosterior, Node, Posterior, Splits
 
 
@@ -55,12 +57,14 @@ class Keeping:
         every_minutes: and whenever so many minutes have passed; 0: never.
         resume: go on from an unfinished fit, where there is one.
         snapshots: store the pruned weights of the epochs, to show how they went.
+        log: name in `pyro_compress.live.LOGS`; empty for none.
     """
 
     every_epochs: int = 5
     every_minutes: float = 10.0
     resume: bool = False
     snapshots: bool = False
+    log: str = ""
 
 
 def fit_run(
@@ -94,17 +98,25 @@ def fit_run(
         (folder / "config.toml").write_text(config_toml(config, splits))
         keeper = Keeper(folder, keeping.every_epochs, keeping.every_minutes)
         before = keeper.latest()
-        with (folder / "history.jsonl").open("w") as history, stops_on_signals(keeper):
-            for epoch in before.numbers["history"] if before else ():
+        earlier = before.numbers["history"] if before else []
+        with (
+            (folder / "history.jsonl").open("w") as history,
+            watched(keeping.log, folder, len(earlier)) as log,
+            stops_on_signals(keeper),
+        ):
+            for epoch in earlier:
                 history.write(json.dumps(epoch) + "\n")
 
             def note(epoch: Epoch) -> None:
                 history.write(json.dumps(epoch.as_dict()) + "\n")
                 history.flush()
+                if log:
+                    log.epoch(epoch)
                 on_epoch(epoch)
 
             frames = _frames(folder, config) if keeping.snapshots else None
-            posterior, guide = _fit(net, splits, config, note, (keeper, frames))
+            viewers: list[OnLayers] = [view for view in (frames, log.layers if log else None) if view]
+            posterior, guide = _fit(net, splits, config, note, (keeper, viewers))
         if frames:
             frames.collect(folder / "snapshots.safetensors")
         (folder / "posterior.safetensors").write_bytes(posterior_bytes(posterior))
@@ -122,10 +134,10 @@ def _frames(folder: Path, config: FitConfig) -> Frames:
 
 
 def _fit(
-    net: nn.Module, splits: Splits, config: FitConfig, note: OnEpoch, kept: tuple[Keeper, Frames | None]
+    net: nn.Module, splits: Splits, config: FitConfig, note: OnEpoch, kept: tuple[Keeper, list[OnLayers]]
 ) -> tuple[Posterior, bytes]:
     """The waist, and the posterior's parameters as they are stored (empty for a deterministic network)."""
-    keeper, frames = kept
+    keeper, viewers = kept
     if config.prior == "none":
         from pyro_compress.baselines import fit_baseline
 
@@ -134,7 +146,11 @@ def _fit(
     from pyro_compress.bayes.fit import fit_posterior
     from pyro_compress.bayes.marginals import marginals_bytes
 
-    fit = fit_posterior(net, splits, config, note, keeper, frames)
+    def on_layers(epoch: int, layers: dict[str, LayerPosterior]) -> None:
+        for view in viewers:
+            view(epoch, layers)
+
+    fit = fit_posterior(net, splits, config, note, keeper, on_layers if viewers else None)
     return extract(fit), marginals_bytes(fit.model.net, fit.guide)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from pyro_compress.types import Data
+from pyro_compress.types import Data, LayerPosterior
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ class Epoch:
 
 
 OnEpoch = Callable[[Epoch], None]
+
+OnLayers = Callable[[int, dict[str, LayerPosterior]], None]
+"""Called at the end of an epoch with a posterior: the epoch's number, and the moments of every weight."""
 
 
 class Diverged(ValueError):

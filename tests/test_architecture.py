@@ -24,7 +24,7 @@ FLOORS = [
     {"progress"},
     {"compression/target", "compression/finetune", "compression/runner"},
     {"sparse_training", "draws", "compression/search", "bayes/*"},
-    {"baselines", "snapshots", "compression/tuned", "compression/curve"},
+    {"baselines", "snapshots", "live", "compression/tuned", "compression/curve"},
     {"compression/pipeline"},
     {"config"},
     {"run"},

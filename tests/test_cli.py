@@ -19,6 +19,7 @@ from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.data import DATASETS
+from pyro_compress.live import LOGS
 from pyro_compress.nets import NETS
 from pyro_compress.sparse_training import PRUNING
 from pyro_compress.training import OPTIMIZERS, SCHEDULES
@@ -84,6 +85,7 @@ def test_registries_are_read_off_the_source() -> None:
     assert tuple(OPTIMIZERS) == cli_fit.OPTIMIZERS
     assert tuple(SCHEDULES) == cli_fit.SCHEDULES
     assert tuple(PRUNING) == cli_fit.PRUNING
+    assert tuple(LOGS) == cli_fit.LOGS
 
 
 def test_run_folder(run: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
 
 import pyro
 import torch
@@ -21,11 +20,8 @@ from pyro_compress.bayes.step import Rule, State, Step, Tuned, eager, tuned_para
 from pyro_compress.checkpoint import Keeper
 from pyro_compress.graph import capture
 from pyro_compress.progress import Progress
-from pyro_compress.training import SCHEDULES, Diverged, Epoch, OnEpoch, PointPlan
-from pyro_compress.types import FitConfig, LayerPosterior, Splits
-
-OnLayers = Callable[[int, dict[str, LayerPosterior]], None]
-"""Called at the end of an epoch with a posterior: the epoch's number, and the moments of every weight."""
+from pyro_compress.training import SCHEDULES, Diverged, Epoch, OnEpoch, OnLayers, PointPlan
+from pyro_compress.types import FitConfig, Splits
 
 
 def fit_posterior(
