@@ -13,7 +13,7 @@ from pyro_compress.console import bench_text, export_text
 
 
 @click.command()
-@click.argument("pcn", metavar="FILE.pcn", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("source", metavar="FILE.pcn|RUN", type=click.Path(path_type=Path, exists=True))
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True,
     help="model.onnx, model.pt2, model.safetensors, or a name without suffix: a folder of numpy arrays with a runner.",
@@ -23,21 +23,33 @@ from pyro_compress.console import bench_text, export_text
 @click.option("--raw", is_flag=True, help="ONNX: the model takes raw bytes and scales them itself.")
 @click.option("--float32", is_flag=True, help="ONNX: plain float32 weights, for runtimes that fold no constants.")
 @click.option("--sparse", is_flag=True, help="Folder: layers as CSR where that pays.")
+@click.option(
+    "--ensemble", type=click.IntRange(2), default=None, metavar="K",
+    help="Export K draws from the posterior of a RUN as one network: calibrated uncertainty at K times the cost.",
+)  # fmt: skip
+@click.option(
+    "--sparsity", type=click.FloatRange(0, 1, max_open=True), default=None,
+    help="Share of an ensemble's weights to remove; default: those below the criterion's threshold.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, help="Seeds the draws of an ensemble.")
 @click.option("--data", default=None, metavar="NAME", help="Data to compare on; default: what it was fitted on.")
 @click.option("--force", is_flag=True, help="Replace an existing export.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object and nothing else.")
 @data_options
 def export(
-    pcn: Path, out: Path, int8: bool, int8_dynamic: bool, data: str | None, force: bool, as_json: bool, data_dir: str,
-    **flags: bool,
+    source: Path, out: Path, int8: bool, int8_dynamic: bool, ensemble: int | None, sparsity: float | None, seed: int,
+    data: str | None, force: bool, as_json: bool, data_dir: str, **flags: bool,
 ) -> None:  # fmt: skip
     """Write a .pcn file in another format, loaded again and compared on the test inputs."""
     with one_line_errors():
-        from pyro_compress.deploy.export import Request
+        if sparsity is not None and ensemble is None:
+            raise ValueError("--sparsity goes with --ensemble K; a .pcn file is pruned already")
+        from pyro_compress.deploy.export import Members, Request
         from pyro_compress.deploy.export import export as write
 
         request = Request(int8="dynamic" if int8_dynamic else "static" if int8 else "", **flags)
-        exported = write(pcn, out, request, data, data_dir, force)
+        members = None if ensemble is None else Members(ensemble, sparsity, seed)
+        exported = write(source, out, request, data, data_dir, force, members)
     click.echo(json.dumps(exported.as_dict()) if as_json else export_text(exported))
 
 

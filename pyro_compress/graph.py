@@ -234,8 +234,15 @@ _RUN: dict[str, Callable[..., Tensor]] = {
         x, p["running_mean"], p["running_var"], p.get("weight"), p.get("bias"), eps=a["eps"]
     ),
     "add": lambda x, y, p, a: x + y,
+    "mixture": lambda *given: _mixture(given[:-2]),
     "pad": lambda x, p, a: F.pad(x, a["sizes"], a["mode"]),
 }
+
+
+def _mixture(logits: tuple[Tensor, ...]) -> Tensor:
+    """Log of the mean class probability; `deploy.ensemble` makes such nodes, no module is read as one."""
+    log_probs = torch.stack([one.log_softmax(1) for one in logits])
+    return log_probs.logsumexp(0) - math.log(len(logits))
 
 
 def run_node(node: Node, inputs: list[Tensor], parameters: dict[str, Tensor]) -> Tensor:

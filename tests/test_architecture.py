@@ -80,7 +80,7 @@ SIDEWAYS = {
     ("deploy/engines", "deploy/arrays"),
     ("deploy/engines", "deploy/torch_files"),
     ("deploy/memory", "deploy/engines"),
-    *[("deploy/export", f"deploy/{room}") for room in ("arrays", "card", "onnx_files", "torch_files")],
+    *[("deploy/export", f"deploy/{room}") for room in ("arrays", "card", "ensemble", "onnx_files", "torch_files")],
     *[("deploy/bench", f"deploy/{room}") for room in ("arrays", "card", "onnx_files", "torch_files")],
     *[("deploy/bench", f"deploy/{room}") for room in ("engines", "measured", "memory")],
 }

@@ -76,6 +76,16 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.float32(0.5) * (np.tanh(np.float32(0.5) * x) + np.float32(1))
 
 
+def _mixture(logits: tuple[np.ndarray, ...]) -> np.ndarray:
+    log_probs = np.stack([one - _log_sum_exp(one, 1) for one in logits])
+    return _log_sum_exp(log_probs, 0)[0] - np.float32(math.log(len(logits)))
+
+
+def _log_sum_exp(x: np.ndarray, axis: int) -> np.ndarray:
+    most = x.max(axis, keepdims=True)
+    return np.asarray(most + np.log(np.exp(x - most).sum(axis, keepdims=True)))
+
+
 RUN: dict[str, Callable[..., np.ndarray]] = {
     "linear": _linear,
     "conv1d": _conv,
@@ -91,5 +101,6 @@ RUN: dict[str, Callable[..., np.ndarray]] = {
     "avg_pool": _pool(np.mean, 0),
     "batch_norm": _batch_norm,
     "add": lambda x, y, p, a: x + y,
+    "mixture": lambda *given: _mixture(given[:-2]),
     "pad": _pad,
 }

@@ -24,7 +24,9 @@ from pyro_compress.compression.search import to_module
 from pyro_compress.data import load_splits
 from pyro_compress.deploy import arrays, onnx_files, torch_files
 from pyro_compress.deploy.card import card
+from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.metrics import evaluate
+from pyro_compress.run import load_run
 from pyro_compress.types import Compressed, Scores, Splits
 
 AGREEMENT = 1e-5
@@ -48,6 +50,21 @@ class Request:
     sparse: bool = False
     raw: bool = False
     float32: bool = False
+
+
+@dataclass(frozen=True)
+class Members:
+    """Draws from a posterior that become one network.
+
+    Attributes:
+        number: how many.
+        sparsity: share of the weights to remove; None: those below the criterion's threshold.
+        seed: seeds the draws.
+    """
+
+    number: int
+    sparsity: float | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,16 +163,18 @@ def export(
     data: str | None = None,
     data_dir: str = "",
     force: bool = False,
+    members: Members | None = None,
 ) -> Exported:
-    """Export a `.pcn` file; the suffix of `out` names the format, none means a folder.
+    """Export a `.pcn` file, or draws from a run; the suffix of `out` names the format, none means a folder.
 
     Args:
-        path: the file.
+        path: the file; with `members` a run folder.
         out: what to write.
         request: options of the format.
         data: data set to compare on; None: what the network was fitted on.
         data_dir: folder of the torchvision data sets.
         force: replace `out`.
+        members: export an ensemble of these draws.
 
     Raises:
         ValueError: unknown format, an option that does not go with it, missing data or packages, outputs that differ.
@@ -166,9 +185,8 @@ def export(
         raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
     if out.is_dir() and not (out / "network.json").is_file():
         raise ValueError(f"{out} is a folder that is no export; it is not replaced")
-    network = file.read(path)
+    network, splits = _source(path, data, data_dir, members)
     name = data or str(network.meta.get("data", ""))
-    splits = load_splits(name, data_dir, network.meta.get("validation"))
     if splits.input_shape != network.graph.input_shape:
         raise ValueError(
             f"{name}: one example has shape {splits.input_shape}; this network takes {network.graph.input_shape}"
@@ -179,6 +197,20 @@ def export(
         measured = _compare(network, exporter.load(temporary), splits, request)
         size = sum(part.stat().st_size for part in [temporary, *temporary.rglob("*")] if part.is_file())
     return Exported(path=out, bytes=size, examples=splits.sizes["test"], notes=tuple(notes), **measured)
+
+
+def _source(path: Path, data: str | None, data_dir: str, members: Members | None) -> tuple[Compressed, Splits]:
+    """What is exported, and the data it is compared on."""
+    if members is None:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; export takes a .pcn file, or a run folder with --ensemble")
+        network = file.read(path)
+        return network, load_splits(data or str(network.meta.get("data", "")), data_dir, network.meta.get("validation"))
+    if not path.is_dir():
+        raise ValueError(f"{path} is no run folder; a file holds no posterior to draw an ensemble from")
+    config = load_run(path).config
+    splits = load_splits(data or config.data, data_dir or config.data_dir, config.validation)
+    return ensemble(path, members.number, splits, members.sparsity, members.seed), splits
 
 
 def _exporter(out: Path, request: Request) -> Exporter:

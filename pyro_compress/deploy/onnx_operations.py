@@ -164,6 +164,22 @@ def _pad(builder: Builder, step: Step) -> None:
     builder.node("Pad", [*step.inputs, amounts], step.output, mode=modes[step.attributes["mode"]])
 
 
+def _mixture(builder: Builder, step: Step) -> None:
+    axis = builder.constant(np.array([0], np.int64), f"{step.output}.axis")
+    members = [
+        builder.node(
+            "Unsqueeze",
+            [builder.node("LogSoftmax", [name], f"{step.output}.{number}", axis=1), axis],
+            f"{step.output}.{number}.stacked",
+        )
+        for number, name in enumerate(step.inputs)
+    ]
+    stacked = builder.node("Concat", members, f"{step.output}.members", axis=0)
+    total = builder.node("ReduceLogSumExp", [stacked, axis], f"{step.output}.sum", keepdims=0)
+    number = builder.constant(np.array(np.log(len(members)), np.float32), f"{step.output}.number")
+    builder.node("Sub", [total, number], step.output)
+
+
 def _crop(builder: Builder, step: Step) -> None:
     starts, ends = step.attributes["starts"], step.attributes["ends"]
     lists = {"starts": starts, "ends": ends, "axes": range(1, len(starts) + 1)}
@@ -186,6 +202,7 @@ OPERATIONS: dict[str, Place] = {
     "avg_pool": _pool("AveragePool"),
     "batch_norm": _batch_norm,
     "add": _plain("Add"),
+    "mixture": _mixture,
     "pad": _pad,
     "crop": _crop,
 }
