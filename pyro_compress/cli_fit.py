@@ -145,6 +145,10 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
 )
 @click.option("--estimator", type=click.Choice(ESTIMATORS), default=None, help="The default fits the prior.")
 @click.option("--guide", type=click.Choice(GUIDES), default="mean-field", help="auto-*: Pyro's AutoGuides.")
+@click.option(
+    "--shrink-every", type=click.IntRange(0), default=0, metavar="EPOCHS",
+    help="Remove dead units after every so many-th epoch of the posterior, to fit faster; 0: never.",
+)  # fmt: skip
 @click.option("--init-scale", type=float, default=None, help="Initial posterior standard deviation of a raw weight.")
 @click.option(
     "--max-scale",

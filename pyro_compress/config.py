@@ -49,6 +49,8 @@ def _resolve_baseline(config: FitConfig) -> FitConfig:
             f"pruning {config.pruning!r} with prune_to {config.prune_to}: pruning while training needs both a rule "
             f"({', '.join(PRUNING)}) and a sparsity above 0"
         )
+    if config.shrink_every:
+        raise ValueError(f"shrink_every {config.shrink_every} goes with a prior, whose posterior says which units go")
     if config.pruning == "rewind" and config.lr_schedule != "constant":
         raise ValueError("pruning 'rewind' trains every round alike; use lr_schedule 'constant'")
     for name in ("grouping", "estimator", "keep"):
@@ -87,6 +89,11 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
             f"estimator {estimator!r} needs the marginal of every weight, which guide {config.guide!r} draws through "
             "an auxiliary site; use --estimator weight, or --guide mean-field"
         )
+    if config.shrink_every and (auto or config.bias_prior != "none"):
+        raise ValueError(
+            f"shrink_every {config.shrink_every} needs --guide mean-field and --bias-prior none: it cuts the posterior "
+            "weight by weight, and folds what dead units emit into the biases"
+        )
     pretrain = config.pretrain_epochs
     if pretrain is None:
         pretrain = round(prior.pretrain * epochs)
@@ -120,7 +127,9 @@ def _check_ranges(config: FitConfig) -> None:
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name} {value}: it must be positive")
-    for name in ("pretrain_epochs", "kl_warmup", "patience", "threads", "max_scale", "clip_norm", "init_range"):
+    for name in (
+        "pretrain_epochs", "kl_warmup", "patience", "threads", "max_scale", "clip_norm", "init_range", "shrink_every",
+    ):  # fmt: skip
         if (value := getattr(config, name)) is not None and value < 0:
             raise ValueError(f"{name} {value}: it must not be negative")
     for name in ("dropout", "dropout_input", "momentum", "prune_to"):

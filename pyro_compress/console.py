@@ -50,7 +50,8 @@ def epoch_line(epoch: Epoch) -> str:
     if epoch.negative_elbo_nats is not None:
         parts.append(f"-ELBO {epoch.negative_elbo_nats:,.0f} nats (KL {epoch.kl_nats:,.0f} × {epoch.kl_weight:.2f})")
     parts.append(f"validation {100 * epoch.validation_accuracy:.2f} %, {epoch.validation_nll_nats:.4f} nats")
-    return ", ".join([*parts, f"{epoch.seconds:.0f} s"])
+    left = [f"units left: {'-'.join(map(str, epoch.widths))}"] if epoch.widths else []
+    return ", ".join([*parts, f"{epoch.seconds:.0f} s", *left])
 
 
 @contextmanager

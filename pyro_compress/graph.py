@@ -45,6 +45,12 @@ def capture(net: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     return graph
 
 
+def graph_of(document: dict[str, Any]) -> Graph:
+    """A graph from what `dataclasses.asdict` made of one, after a detour through JSON."""
+    nodes = tuple(Node(**(node | {"inputs": tuple(node["inputs"])})) for node in document["nodes"])
+    return Graph(nodes, tuple(document["input_shape"]))
+
+
 def _read(traced: torch.fx.Graph, names: Mapping[str, str], input_shape: tuple[int, ...]) -> Graph:
     nodes = [Node("input")]
     place: dict[str, int] = {}  # fx name -> index of the node that computes it
@@ -199,14 +205,19 @@ _READERS: dict[str, Callable[[torch.fx.Node], Reading]] = {
 }
 
 
+def padded(x: Tensor, attributes: dict[str, Any]) -> tuple[Tensor, list[int]]:
+    """The input of a convolution, padded where its sides differ, and the padding that is left to torch."""
+    before, after = attributes["padding"]
+    if before == after:
+        return x, before
+    sizes = [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
+    return F.pad(x, sizes), [0] * len(before)
+
+
 def _run_conv(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
-    before, after = a["padding"]
-    rank = len(before)
-    if before != after:
-        x = F.pad(x, [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair])
-        before = [0] * rank
-    conv = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
-    return conv(x, p["weight"], p.get("bias"), a["stride"], before, a["dilation"], a.get("groups", 1))
+    x, padding = padded(x, a)
+    conv = (F.conv1d, F.conv2d, F.conv3d)[len(padding) - 1]
+    return conv(x, p["weight"], p.get("bias"), a["stride"], padding, a["dilation"], a.get("groups", 1))
 
 
 def _run_pool(kind: str) -> Callable[..., Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,18 +52,28 @@ class Progress:
             self.history = [Epoch(**epoch) for epoch in self.snapshot.numbers["history"]]
             self.started -= self.snapshot.numbers["seconds"]
 
-    def keep(self, phase: str, tensors: Callable[[], dict[str, Tensor]], step: int) -> None:
+    def keep(
+        self, phase: str, tensors: Callable[[], dict[str, Tensor]], step: int, told: dict[str, Any] | None = None
+    ) -> None:
         """Let the keeper write a checkpoint, if one is due after this step.
+
+        Args:
+            phase: `point` or `svi`.
+            tensors: gives what the phase has to keep.
+            step: steps of the phase so far.
+            told: whatever else it has to keep, as JSON takes it.
 
         Raises:
             Interrupted: a signal came, and the checkpoint was written.
         """
         last = self.feed.position == self.feed.batches
-        self.keeper.after_step(len(self.history) + 1 if last else 0, lambda: self._taken(phase, tensors(), step))
+        self.keeper.after_step(
+            len(self.history) + 1 if last else 0, lambda: self._taken(phase, tensors(), step, told or {})
+        )
 
-    def _taken(self, phase: str, tensors: dict[str, Tensor], step: int) -> Snapshot:
+    def _taken(self, phase: str, tensors: dict[str, Tensor], step: int, told: dict[str, Any]) -> Snapshot:
         feed = {f"feed/{name}": tensor for name, tensor in self.feed.tensors().items()}
-        numbers = {
+        numbers = told | {
             "step": step,
             "position": self.feed.position,
             "history": [epoch.as_dict() for epoch in self.history],

@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from pyro_compress.checkpoint import Keeper, stops_on_signals
 from pyro_compress.config import config_toml, read_config, resolve
 from pyro_compress.data import load_splits
+from pyro_compress.graph import graph_of
 from pyro_compress.live import watched
 from pyro_compress.nets import build_net
 from pyro_compress.snapshots import Frames
 from pyro_compress.training import Epoch, OnEpoch, OnLayers
-from pyro_compress.types import FitConfig, Graph, LayerPosterior, Node, Posterior, Splits
+from pyro_compress.types import FitConfig, LayerPosterior, Posterior, Removal, Splits
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def fit_run(
 def _frames(folder: Path, config: FitConfig) -> Frames:
     if config.prior == "none":
         raise ValueError("snapshots show what a posterior prunes; with prior 'none' there is none")
+    if config.shrink_every:
+        raise ValueError("snapshots show the whole network, which --shrink-every makes smaller: leave one of them out")
     from pyro_compress.bayes.priors import PRIORS
 
     return Frames(folder / "frames", PRIORS[config.prior].criterion, config.epochs or 1)
@@ -280,6 +283,7 @@ def posterior_bytes(posterior: Posterior) -> bytes:
         "layers": {name: layer.grouping for name, layer in posterior.layers.items()},
         "criterion": posterior.criterion,
         "provenance": posterior.provenance,
+        "removals": [asdict(removal) for removal in posterior.removals],
     }
     data: bytes = save(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
@@ -300,7 +304,6 @@ def read_posterior(path: Path) -> Posterior:
         with safe_open(path, "pt") as file:
             metadata = json.loads(file.metadata()["pyro_compress"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        nodes = tuple(Node(**(node | {"inputs": tuple(node["inputs"])})) for node in metadata["graph"]["nodes"])
         layers = {
             name: LayerPosterior(
                 tensors[f"mean/{name}"], tensors[f"std/{name}"],
@@ -309,11 +312,12 @@ def read_posterior(path: Path) -> Posterior:
             for name, grouping in metadata["layers"].items()
         }  # fmt: skip
         return Posterior(
-            graph=Graph(nodes, tuple(metadata["graph"]["input_shape"])),
+            graph=graph_of(metadata["graph"]),
             layers=layers,
             dense={name.removeprefix("dense/"): t for name, t in tensors.items() if name.startswith("dense/")},
             criterion=metadata["criterion"],
             provenance=metadata["provenance"],
+            removals=tuple(Removal(**removal) for removal in metadata.get("removals", ())),
         )
     except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no posterior of this program: {error}") from error

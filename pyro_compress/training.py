@@ -31,6 +31,8 @@ class Epoch:
         validation_accuracy: of the posterior mean.
         validation_nll_nats: per example, of the posterior mean.
         seconds: since the start of the fit.
+        widths: of the network from here on, where dead units left it at the end of this epoch: from here on the KL
+            counts what is left only.
     """
 
     epoch: int = 0
@@ -44,6 +46,7 @@ class Epoch:
     validation_accuracy: float = float("nan")
     validation_nll_nats: float = float("nan")
     seconds: float = 0.0
+    widths: list[int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Field name -> value."""

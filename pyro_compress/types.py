@@ -162,6 +162,7 @@ class FitConfig:
         precision: `float32`, or `bfloat16` for the matrix products of SVI steps.
         estimator: name in `ESTIMATORS`.
         guide: name in `GUIDES`.
+        shrink_every: remove dead units after every so many-th epoch of the posterior; 0 for never.
         init_scale: initial posterior standard deviation of a weight; None leaves it to the prior.
         max_scale: upper bound on the first layer's raw posterior standard deviations; 0 for none, None: the prior's.
         dropout: dropout rate before every layer with weights (baselines).
@@ -205,6 +206,7 @@ class FitConfig:
     precision: str = "float32"
     estimator: str | None = None
     guide: str = "mean-field"
+    shrink_every: int = 0
     init_scale: float | None = None
     max_scale: float | None = None
     dropout: float = 0.0
@@ -250,6 +252,25 @@ class LayerPosterior:
 
 
 @dataclass(frozen=True)
+class Removal:
+    """Units that left the network while it was fitted.
+
+    Attributes:
+        epoch: at the end of which epoch (1, 2, ...).
+        widths_before: widths from input to output.
+        widths_after: the same afterwards.
+        parameters_before: values of the network.
+        parameters_after: the same afterwards.
+    """
+
+    epoch: int
+    widths_before: list[int]
+    widths_after: list[int]
+    parameters_before: int
+    parameters_after: int
+
+
+@dataclass(frozen=True)
 class Posterior:
     """The waist: all that compression may know of a fit.
 
@@ -259,6 +280,7 @@ class Posterior:
         dense: every other tensor by name (biases, batch-norm statistics), float32.
         criterion: pruning criterion that fits the prior (a name in `CRITERIA`).
         provenance: where it comes from (data set, prior, seed, ...), written into the compressed file.
+        removals: units that left while it was fitted; `graph` is what they left behind.
     """
 
     graph: Graph
@@ -266,11 +288,19 @@ class Posterior:
     dense: dict[str, Tensor]
     criterion: str
     provenance: dict[str, Any]
+    removals: tuple[Removal, ...] = ()
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The posterior-mean network: tensor name -> value."""
         return {name: layer.mean for name, layer in self.layers.items()} | self.dense
+
+    @property
+    def parameters_total(self) -> int:
+        """Values of the network that the fit began with: what every ratio of sizes is a ratio to."""
+        if self.removals:
+            return self.removals[0].parameters_before
+        return sum(tensor.numel() for tensor in self.tensors.values())
 
 
 Masks = dict[str, "Tensor"]

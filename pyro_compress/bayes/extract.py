@@ -44,6 +44,7 @@ def extract(fit: Fit) -> Posterior:
         dense={name: tensor for name, tensor in tensors.items() if name in used and name not in layers},
         criterion=PRIORS[fit.config.prior].criterion,
         provenance=fit.config.provenance,
+        removals=fit.removals,
     )
 
 

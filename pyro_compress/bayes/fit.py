@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_compress.bayes.capture import captured
-from pyro_compress.bayes.elbo import Objective, build_objective, kl_nats
+from pyro_compress.bayes.dead_units import refuse_dropout, retold, told, without_dead_units
+from pyro_compress.bayes.elbo import kl_nats
 from pyro_compress.bayes.extract import mean_tensors, moments
-from pyro_compress.bayes.guides import build_guide, starts_of
-from pyro_compress.bayes.layers import bayes_layers, bayesianize
-from pyro_compress.bayes.model import Classifier, Fit
-from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.step import Rule, State, Step, Tuned, eager, tuned_parameters
+from pyro_compress.bayes.layers import bayes_layers
+from pyro_compress.bayes.model import Fit
+from pyro_compress.bayes.stage import Stage, bayesian, first_stage
+from pyro_compress.bayes.step import Rule, Step, eager
 from pyro_compress.checkpoint import Keeper
 from pyro_compress.graph import capture
 from pyro_compress.progress import Progress
@@ -56,10 +56,10 @@ def fit_posterior(
         >>> fit.history[-1].phase, fit.history[-1].epoch
         ('svi', 4)
     """
-    prior = PRIORS[config.prior].with_options(config.prior_options)
-    bias_prior = None if config.bias_prior == "none" else prior
-    bayesianize(net, prior, config.grouping, bias_prior, config.keep)  # refuses before any time is spent
+    bayesian(net, config)  # refuses before any time is spent
     graph = capture(net, splits.input_shape)
+    if config.shrink_every:
+        refuse_dropout(net)
     with torch.random.fork_rng(), pyro.validation_enabled(False):
         torch.manual_seed(config.seed)
         progress = Progress(splits, config, on_epoch, keeper or Keeper())
@@ -68,16 +68,9 @@ def fit_posterior(
             assert config.lr
             plan = PointPlan(config.pretrain_epochs or 0, config.lr, schedule=config.lr_schedule)
             progress.train_point(start, plan, lambda step, optimizer: None)
-        bayes_net = bayesianize(start, prior, config.grouping, bias_prior, config.keep)
-        model = Classifier(bayes_net, len(splits.train)).to(config.device)
-        weights = {name: tensor.detach() for name, tensor in start.state_dict().items()}
-        starts = starts_of(bayes_net, weights, config.init_scale)
-        example = (progress.train.x[:2], progress.train.y[:2])
-        guide = build_guide(config.guide, model, starts, config.max_scale, example)
-        assert config.estimator
-        objective = build_objective(model, guide, config.estimator, config.samples, config.precision)
-        _Inference(progress, objective, start, on_layers).run()
-    return Fit(model, guide, net, graph, config, tuple(progress.history))
+        stage = _Inference(progress, first_stage(start, graph, progress.train, config), on_layers).run()
+    model, guide = stage.objective.elbo.model, stage.objective.elbo.guide
+    return Fit(model, guide, net, stage.graph, config, tuple(progress.history), stage.removals)
 
 
 log = logging.getLogger(__name__)
@@ -95,40 +88,42 @@ class _Inference:
 
     Args:
         progress: data, history, checkpoints.
-        objective: what to minimise.
-        mean_net: a plain network that takes the posterior mean, to be evaluated.
+        stage: the network's program, before the first step.
         on_layers: called after every epoch.
     """
 
-    def __init__(
-        self, progress: Progress, objective: Objective, mean_net: nn.Module, on_layers: OnLayers | None = None
-    ):
-        self.progress, self.objective, self.mean_net, self.on_layers = progress, objective, mean_net, on_layers
+    def __init__(self, progress: Progress, stage: Stage, on_layers: OnLayers | None = None):
+        self.progress, self.stage, self.on_layers = progress, stage, on_layers
         self.config, self.batches = progress.config, progress.feed.batches
         self.pretrained = self.config.pretrain_epochs or 0
         self.total = ((self.config.epochs or 0) - self.pretrained) * self.batches
         self.noted: list[Tensor] = []
 
-    def run(self) -> None:
+    def run(self) -> Stage:
         """Maximise the ELBO, from the snapshot on where there is one."""
         config, progress = self.config, self.progress
-        tuned = self.tuned()
-        state = State.of(self.objective, tuned)
         snapshot = progress.snapshot if progress.snapshot and progress.snapshot.phase == "svi" else None
         if snapshot:
-            state.restore(snapshot.part("state"), snapshot.numbers["step"])
+            self.stage = retold(snapshot.numbers, self.stage, progress.train, config)
+            self.stage.state.restore(snapshot.part("state"), snapshot.numbers["step"])
             self.noted = list(snapshot.tensors["noted"].to(config.device))
-        step = self.stepper(tuned, state)
+        step = self.stepper()
         if snapshot:
             progress.go_on(snapshot)
         for _ in range(len(progress.history), config.epochs or 0):
-            self.epoch(step, state)
+            self.epoch(step)
+            smaller = self.smaller()
+            self.note(smaller)
             if progress.out_of_patience(config.kl_weight):
                 break
+            if smaller:
+                self.stage = smaller
+                step = self.stepper()
+        return self.stage
 
-    def epoch(self, step: Step, state: State) -> None:
-        """One pass over the data, and its line in the history."""
-        model, config = self.objective.elbo.model, self.config
+    def epoch(self, step: Step) -> None:
+        """One pass over the data."""
+        model, state, config = self.stage.objective.elbo.model, self.stage.state, self.config
         model.train()
         for index, x, y in self.progress.feed.epoch():
             weight = self.kl_weight(state.count) * minibatch_weight(config.kl_schedule, index, self.batches)
@@ -136,56 +131,56 @@ class _Inference:
             log_likelihood = step(x, y, weight, factor, index % NOTE_EVERY == 0)
             if log_likelihood is not None:
                 self.noted.append(log_likelihood)
-            self.progress.keep("svi", lambda: self.tensors(state), state.count)
+            self.progress.keep("svi", self.tensors, state.count, told(self.stage))
         model.eval()
-        self.note(state.count)
 
-    def note(self, step: int) -> None:
+    def smaller(self) -> Stage | None:
+        """The network without its dead units, where it is time to look for them and enough of it would go."""
+        every, epoch = self.config.shrink_every, len(self.progress.history) + 1
+        if not every or (epoch - self.pretrained) % every or epoch == self.config.epochs:
+            return None
+        return without_dead_units(self.stage, self.progress.train, self.config, epoch)
+
+    def note(self, smaller: Stage | None) -> None:
         """Evaluate the terms of the ELBO and the posterior mean."""
-        model, guide = self.objective.elbo.model, self.objective.elbo.guide
+        model, guide, step = self.stage.objective.elbo.model, self.stage.objective.elbo.guide, self.stage.state.count
         kl, log_likelihood = kl_nats(model.net, guide, self.config.samples), float(torch.stack(self.noted).mean())
         self.noted.clear()
         done = self.pretrained * self.batches + step
         for name, number in (("expected log-likelihood", log_likelihood), ("KL", kl)):
             if not abs(number) < float("inf"):
                 raise Diverged(f"{name} is {number} after step {done}: try a smaller --lr or --lr-group")
-        self.mean_net.load_state_dict(mean_tensors(model.net, guide))
+        self.stage.mean_net.load_state_dict(mean_tensors(model.net, guide))
         epoch = Epoch(
             phase="svi", step=done, negative_elbo_nats=kl - log_likelihood,
             expected_log_likelihood_nats=log_likelihood, kl_nats=kl, kl_weight=self.kl_weight(step),
+            widths=smaller.removals[-1].widths_after if smaller else None,
         )  # fmt: skip
         if self.on_layers:
             layers = bayes_layers(model.net)
             found = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in layers}
             self.on_layers(len(self.progress.history) + 1, found)
-        self.progress.note(self.mean_net, epoch)
+        self.progress.note(self.stage.mean_net, epoch)
 
-    def tensors(self, state: State) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of this phase."""
-        kept = {f"state/{name}": tensor for name, tensor in state.tensors().items()}
+        kept = {f"state/{name}": tensor for name, tensor in self.stage.state.tensors().items()}
         return kept | {"noted": torch.stack(self.noted)}
 
-    def tuned(self) -> list[Tuned]:
-        """The parameters with their rates."""
-        config = self.config
-        assert config.lr
-        assert config.lr_scale
-        assert config.lr_group
-        return tuned_parameters(self.objective, config.lr, config.lr_scale, config.lr_group)
-
-    def stepper(self, tuned: list[Tuned], state: State) -> Step:
+    def stepper(self) -> Step:
         """The eager step, or the captured one where compiling it pays."""
         config, rule = self.config, Rule(self.config.clip_norm, self.config.accumulate)
+        objective, tuned, state = self.stage.objective, self.stage.tuned, self.stage.state
         if config.compile == "off" or (config.compile == "auto" and self.total < COMPILE_STEPS):
-            return eager(self.objective, tuned, rule, state)
+            return eager(objective, tuned, rule, state)
         try:
             train, size = self.progress.train, self.progress.feed.batch_size
-            self.objective.elbo.model.train()
-            return captured(self.objective, tuned, rule, state, (train.x[:size], train.y[:size]))
+            objective.elbo.model.train()
+            return captured(objective, tuned, rule, state, (train.x[:size], train.y[:size]))
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             log.warning("the step could not be compiled and runs eagerly: %s: %s", type(error).__name__, reason)
-            return eager(self.objective, tuned, rule, state)
+            return eager(objective, tuned, rule, state)
 
     def kl_weight(self, step: int) -> float:
         """KL weight at an SVI step: linear warm-up, then constant."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_compress.bayes.guides import Guide
 from pyro_compress.training import Epoch
-from pyro_compress.types import FitConfig, Graph
+from pyro_compress.types import FitConfig, Graph, Removal
 
 
 class Classifier(nn.Module):
@@ -36,9 +36,10 @@ class Fit:
         model: the Pyro model.
         guide: its variational posterior.
         net: the plain network it came from.
-        graph: the same as data.
+        graph: the network that was fitted, as data: the same, less the units that left.
         config: what determined the fit, resolved.
         history: one entry per epoch.
+        removals: units that left.
     """
 
     model: Classifier
@@ -47,3 +48,4 @@ class Fit:
     graph: Graph
     config: FitConfig
     history: tuple[Epoch, ...]
+    removals: tuple[Removal, ...] = ()

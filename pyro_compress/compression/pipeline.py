@@ -150,6 +150,7 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
     before, after = Network(posterior.graph, posterior.tensors).eval(), to_module(network)
     total = network.meta["parameters_total"]
     size = os.path.getsize(path)
+    first = posterior.removals[0] if posterior.removals else None
     return Report(
         criterion=network.meta["criterion"],
         sparsity=sparsity,
@@ -159,7 +160,7 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
         test_after=evaluate(after, splits, "test"),
         parameters_total=total,
         parameters_kept=network.parameters,
-        units_before=widths(posterior.graph, posterior.tensors),
+        units_before=first.widths_before if first else widths(posterior.graph, posterior.tensors),
         units_kept=widths(network.graph, {name: file.dense(t) for name, t in network.tensors.items()}),
         bits_per_kept_weight=8 * size / max(network.parameters, 1),
         file_bytes=size,

@@ -92,9 +92,8 @@ class _Search:
 
 def origin_of(posterior: Posterior, splits: Splits, criterion: str) -> dict[str, Any]:
     """What a compressed file says of where it comes from."""
-    total = sum(tensor.numel() for tensor in posterior.tensors.values())
     inputs = told(str(posterior.provenance.get("data", "")), splits)
-    return posterior.provenance | inputs | {"criterion": criterion, "parameters_total": total}
+    return posterior.provenance | inputs | {"criterion": criterion, "parameters_total": posterior.parameters_total}
 
 
 def to_module(network: Compressed) -> Network:

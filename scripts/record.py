@@ -1,9 +1,12 @@
-"""The smallest files of LeNet-300-100: fit, fine-tune at a few rates, one file and one row per seed and rate.
+"""The smallest files of a network: fit, fine-tune at a few rates, one file and one row per seed and rate.
 
-    python scripts/records/lenet_300_100.py --data mnist --seeds 0 1 2 --rates 2 4
+    python scripts/record.py --data mnist --net lenet-300-100 --seeds 0 1 2 --rates 2 4
+    python scripts/record.py --data mnist --net lenet-5-caffe --shrink-every 5 --teacher runs/teacher --rates 4
 
-A fit is kept in --runs and not repeated; a row that is there is not made again. Recipe and rates were chosen on the
-validation split; the test split is read once per row. `--smoke` makes one tiny row on the embedded digits.
+A fit is kept in --runs and not repeated (one that was interrupted goes on with `pyro-compress fit --resume`); a row
+that is there is not made again. Recipe and rates were chosen on the validation split; the test split is read once per
+row.
+`--smoke` makes one tiny row on the embedded digits.
 """
 
 import argparse
@@ -16,26 +19,32 @@ from pathlib import Path
 from pyro_compress.compression import file
 from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.pipeline import compress_run
+from pyro_compress.compression.prune import kept
 from pyro_compress.compression.tuned import Teacher
 from pyro_compress.machine import prepare
 from pyro_compress.run import Run, fit_run, load_run
 from pyro_compress.types import FitConfig
 
 RECIPE = FineTune(epochs=30, masked_epochs=1, step=0.7, noise=0.4, lr=1e-3)
-SPARSITY_OF_LOG_ALPHA = 3.0
-"""Weights with log alpha = log(std² / mean²) above this go (Molchanov et al. 2017, section 5)."""
+FITS = ("prior", "net", "data", "epochs", "kl_weight", "shrink_every")
+"""Options of the script that are options of the fit."""
 
 
 def fitted(config: FitConfig, folder: Path) -> Run:
     """The run folder of a configuration, fitted if it is not there."""
-    return load_run(folder) if folder.exists() else fit_run(config, folder)
+    if not folder.exists():
+        return fit_run(config, folder)
+    run = load_run(folder)
+    for name in FITS:
+        if (there := getattr(run.config, name)) != (asked := getattr(config, name)):
+            raise SystemExit(f"{folder} was fitted with {name} {there}, not {asked}: choose another --runs")
+    return run
 
 
 def sparsity(run: Run) -> float:
-    """Share of the weights beyond the threshold on log alpha."""
-    layers = run.posterior.layers.values()
-    over = [(2 * (layer.std / layer.mean.abs()).log() > SPARSITY_OF_LOG_ALPHA) for layer in layers]
-    return sum(int(one.sum()) for one in over) / sum(one.numel() for one in over)
+    """Share of the weights below the criterion's rule of thumb: log alpha > 3 under the log-uniform prior."""
+    masks = kept(run.posterior.layers, run.posterior.criterion).values()
+    return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 
 def record(run: Run, data_dir: str, how: FineTune, teacher: Teacher | None, path: Path) -> dict:
@@ -68,44 +77,63 @@ def record(run: Run, data_dir: str, how: FineTune, teacher: Teacher | None, path
     }
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="mnist", choices=["mnist", "fashion-mnist"])
+    parser.add_argument("--prior", default="log-uniform")
+    parser.add_argument("--data", default="mnist", choices=["digits", "mnist", "fashion-mnist"])
     parser.add_argument("--data-dir", default=os.environ.get("PYRO_COMPRESS_DATA", ""))
+    parser.add_argument("--net", default="lenet-300-100")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rates", nargs="+", type=float, default=[2.0, 4.0])
     parser.add_argument("--epochs", type=int, default=50, help="of the fit")
+    parser.add_argument("--kl-weight", type=float, default=1.0, help="of the fit; 1 is the ELBO")
+    parser.add_argument("--shrink-every", type=int, default=0, help="epochs after which dead units leave the fit")
+    parser.add_argument("--finetune", type=int, default=RECIPE.epochs, help="epochs of fine-tuning as integers")
     parser.add_argument("--teacher", type=Path, help="run folder of a network to distil from")
+    parser.add_argument("--label", default="", help="goes into the file names; default taught, with a teacher")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/records"))
     parser.add_argument("--smoke", action="store_true", help="one tiny row on the embedded digits")
-    options = parser.parse_args()
+    return parser
+
+
+def command(options: argparse.Namespace, seed: int, rate: float) -> str:
+    """The command of one row: what differs from the defaults, whatever folders it read and wrote left out."""
+    told = ["python scripts/record.py", f"--data {options.data}"]
+    for name in ("prior", "net", "epochs", "kl_weight", "shrink_every", "finetune", "teacher", "label"):
+        value = getattr(options, name)
+        if value != parser().get_default(name):
+            shown = value.as_posix() if isinstance(value, Path) else value
+            told.append(f"--{name.replace('_', '-')} {shown}")
+    return " ".join([*told, f"--seeds {seed} --rates {rate:g}"])
+
+
+def main() -> None:
+    options = parser().parse_args()
     prepare("cpu", 1)
-    recipe, net = RECIPE, "lenet-300-100"
+    recipe = replace(RECIPE, epochs=options.finetune)
     if options.smoke:
-        options.data, options.seeds, options.rates, options.epochs, net = "digits", [0], [2.0], 4, "mlp"
+        options.data, options.net, options.seeds, options.rates, options.epochs = "digits", "mlp", [0], [2.0], 4
         recipe = replace(recipe, epochs=1, batch_size=64)
     options.out.mkdir(parents=True, exist_ok=True)
     table = options.out / "records.json"
     rows = json.loads(table.read_text()) if table.exists() else []
     taught = load_run(options.teacher) if options.teacher else None
     teacher = Teacher(taught.posterior, taught.config.net) if taught else None
-    for rate in options.rates:
-        for seed in options.seeds:
-            told = "-taught" if teacher else ""
-            path = options.out / f"{options.data}-{net}{told}-rate{rate:g}-seed{seed}.pcn"
+    label = f"-{options.label or 'taught'}" if options.label or teacher else ""
+    for seed in options.seeds:
+        for rate in options.rates:
+            path = options.out / f"{options.data}-{options.net}{label}-rate{rate:g}-seed{seed}.pcn"
             if path.name in {row["file"] for row in rows}:
                 continue
             config = FitConfig(
-                prior="log-uniform", data=options.data, data_dir=options.data_dir, net=net, seed=seed,
-                epochs=options.epochs, validation=None if options.smoke else 0.05, device="cpu", threads=1,
-                hidden=(30,) if options.smoke else (500, 500),
+                data_dir=options.data_dir, seed=seed, validation=None if options.smoke else 0.05, device="cpu",
+                threads=1, hidden=(30,) if options.smoke else (500, 500),
+                **{name: getattr(options, name) for name in FITS},
             )  # fmt: skip
-            run = fitted(config, options.runs / f"{options.data}-{net}-{seed}")
+            run = fitted(config, options.runs / f"{options.data}-{options.net}-{seed}")
             row = record(run, options.data_dir, replace(recipe, rate=rate, seed=seed), teacher, path)
-            taught_by = f" --teacher {options.teacher.as_posix()}" if teacher else ""
-            command = f"python scripts/records/lenet_300_100.py --data {options.data} --seeds {seed} --rates {rate:g}"
-            rows = [*rows, row | {"command": command + taught_by}]
+            rows = [*rows, row | {"command": command(options, seed, rate)}]
             file.write_atomically(table, (json.dumps(rows, indent=1) + "\n").encode())
             shown = ("file", "bytes", "validation_error_percent", "test_error_percent")
             print(", ".join(f"{key} {row[key]}" for key in shown), flush=True)

@@ -1,0 +1,157 @@
+"""Units that the posterior has given up leave the running fit, with their posterior and Adam's memory of them.
+
+A unit is dead if every weight that makes it, or every weight that reads it, scores below its criterion's threshold
+(`compression.prune.THRESHOLDS`: log alpha > 3 under the log-uniform prior). What it emits is then a constant, which
+goes into the next biases, and the smaller network computes what the masked one does; dead weights of living units stay
+in the fit. The KL of what left is out of the ELBO from then on; the history marks the epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from pyro_compress.bayes.extract import mean_tensors, moments
+from pyro_compress.bayes.layers import bayes_layers
+from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.bayes.stage import Stage, first_stage
+from pyro_compress.compression.prune import kept
+from pyro_compress.compression.shrink import Shrunk, trace_shrink
+from pyro_compress.graph import graph_of, widths
+from pyro_compress.layered import Layered, momenta
+from pyro_compress.types import Data, FitConfig, Removal
+
+LEAST_SHARE = 0.2
+"""Fewer values than this share of the network are not worth the compiler's half minute."""
+
+
+def refuse_dropout(net: nn.Module) -> None:
+    """Refuse a network that the smaller one could not be trained like.
+
+    Raises:
+        ValueError: it has dropout, which is no operation of a graph.
+    """
+    dropping = [path for path, module in net.named_modules() if isinstance(module, _DropoutNd) and module.p]
+    if dropping:
+        raise ValueError(f"shrink_every rebuilds the network from its operations, without dropout ({dropping[0]})")
+
+
+def without_dead_units(stage: Stage, train: Data, config: FitConfig, epoch: int) -> Stage | None:
+    """The stage of the smaller network, or None where too little would go.
+
+    Args:
+        stage: stays as it is.
+        train: training examples, on the device.
+        config: resolved.
+        epoch: at whose end this happens.
+    """
+    masked = masked_tensors(stage, config)
+    small = trace_shrink(stage.graph, masked)
+    before, after = (sum(tensor.numel() for tensor in part.values()) for part in (masked, small.tensors))
+    if before - after < LEAST_SHARE * before:
+        return None
+    net = Layered(small.graph, small.tensors, momenta(stage.mean_net)).to(config.device)
+    new = first_stage(net, small.graph, train, config)
+    carry(stage, new, small, masked)
+    removal = Removal(epoch, widths_of(stage), widths_of(new), before, after)
+    return replace(new, removals=(*stage.removals, removal))
+
+
+def masked_tensors(stage: Stage, config: FitConfig) -> dict[str, Tensor]:
+    """Posterior mean of every tensor of the graph, on the CPU; a weight that scores below the threshold is zero."""
+    model, guide = stage.objective.elbo.model, stage.objective.elbo.guide
+    layers = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in bayes_layers(model.net)}
+    masks = kept(layers, PRIORS[config.prior].criterion)
+    tensors = _means(stage)
+    return tensors | {name: torch.where(mask, tensors[name], 0.0) for name, mask in masks.items()}
+
+
+def widths_of(stage: Stage) -> list[int]:
+    """Widths of a stage's network from input to output."""
+    return widths(stage.graph, _means(stage))
+
+
+def _means(stage: Stage) -> dict[str, Tensor]:
+    tensors = mean_tensors(stage.objective.elbo.model.net, stage.objective.elbo.guide)
+    used = dict.fromkeys(name for node in stage.graph.nodes for name in node.parameters.values())
+    return {name: tensors[name].detach().cpu().clone() for name in used}
+
+
+@torch.no_grad()
+def carry(old: Stage, new: Stage, small: Shrunk, masked: dict[str, Tensor]) -> None:
+    """Give the new stage what the old one knows of the units that stay.
+
+    Args:
+        old: the larger network.
+        new: the smaller one; its deterministic tensors are those of `small` already, constants folded in.
+        small: which rows and columns are left.
+        masked: tensors of the larger network that `small` was made from.
+    """
+    places = {t.name: index for index, t in enumerate(old.tuned)}
+    for index, t in enumerate(new.tuned):
+        if t.name not in places:
+            continue  # a bias that folding made
+        name, place = _tensor_of(t.name), places[t.name]
+        for source, target in ((old.state.first, new.state.first), (old.state.second, new.state.second)):
+            target[index].copy_(_cut(source[place], small, name))
+        if t.name.startswith("guide."):
+            new.state.parameters[index].copy_(_cut(old.state.parameters[place], small, name))
+        if t.name.startswith("guide.loc.") and t.name.endswith("/raw"):
+            # a constant that enters by a channel that has to stay is in the bias now
+            folded = (small.tensors[name] == 0) & (_cut(masked[name], small, name) != 0)
+            new.state.parameters[index].masked_fill_(folded.to(t.parameter.device), 0.0)
+    buffers = dict(old.objective.elbo.named_buffers())
+    for full_name, buffer in new.objective.elbo.named_buffers():
+        if _tensor_of(full_name) not in small.rows and full_name in buffers:
+            buffer.copy_(buffers[full_name])  # batch norm's count of batches, of which the graph knows nothing
+    new.state.count = old.state.count
+
+
+def _tensor_of(parameter: str) -> str:
+    """Tensor of the network that a parameter of model or guide belongs to."""
+    side, _, rest = parameter.partition(".")
+    if side == "model":
+        return rest.removeprefix("net.")
+    return rest.partition(".")[2].replace("/", ".").rpartition(".")[0]
+
+
+def _cut(tensor: Tensor, small: Shrunk, name: str) -> Tensor:
+    """What is left of a tensor, or of anything that lies along its axes; an axis of one entry stays."""
+    for axis, kept_entries in enumerate((small.rows, small.columns)):
+        if name in kept_entries and tensor.dim() > axis and tensor.shape[axis] > 1:
+            tensor = tensor.index_select(axis, kept_entries[name].to(tensor.device))
+    return tensor
+
+
+# --- in a checkpoint
+
+
+def told(stage: Stage) -> dict[str, Any]:
+    """What a checkpoint must tell of a network that got smaller, as JSON takes it."""
+    if not stage.removals:
+        return {}
+    shapes = {name: list(tensor.shape) for name, tensor in stage.mean_net.state_dict().items()}
+    removals = [asdict(removal) for removal in stage.removals]
+    return {"network": {"graph": asdict(stage.graph), "shapes": shapes, "removals": removals}}
+
+
+def retold(numbers: dict[str, Any], stage: Stage, train: Data, config: FitConfig) -> Stage:
+    """The stage that a checkpoint was taken in, its state still to be restored.
+
+    Args:
+        numbers: of the checkpoint.
+        stage: the first one of the fit.
+        train: training examples, on the device.
+        config: resolved.
+    """
+    if "network" not in numbers:
+        return stage
+    network = numbers["network"]
+    zeros = {name: torch.zeros(shape) for name, shape in network["shapes"].items()}
+    net = Layered(graph_of(network["graph"]), zeros, momenta(stage.mean_net)).to(config.device)
+    removals = tuple(Removal(**removal) for removal in network["removals"])
+    return replace(first_stage(net, net.graph, train, config), removals=removals)

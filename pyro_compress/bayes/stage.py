@@ -1,0 +1,74 @@
+"""A network under inference at its present size: its program, the parameters, and Adam's memory of them.
+
+A fit has one stage, unless dead units leave it (`pyro_compress.bayes.dead_units`): then the next stage takes over.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pyro_compress.bayes.elbo import Objective, build_objective
+from pyro_compress.bayes.guides import build_guide, starts_of
+from pyro_compress.bayes.layers import bayesianize
+from pyro_compress.bayes.model import Classifier
+from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.bayes.step import State, Tuned, tuned_parameters
+from pyro_compress.types import Data, FitConfig, Graph, Removal
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What inference works on.
+
+    Attributes:
+        graph: the network.
+        mean_net: the same as a plain module, which takes the posterior mean to be evaluated.
+        objective: what is minimised.
+        tuned: its parameters.
+        state: their values and Adam's moments.
+        removals: units that left before.
+    """
+
+    graph: Graph
+    mean_net: nn.Module
+    objective: Objective
+    tuned: list[Tuned]
+    state: State
+    removals: tuple[Removal, ...] = ()
+
+
+def bayesian(net: nn.Module, config: FitConfig) -> nn.Module:
+    """A network with the priors of a resolved configuration.
+
+    Raises:
+        ValueError: what `bayesianize` refuses.
+    """
+    prior = PRIORS[config.prior].with_options(config.prior_options)
+    bias_prior = None if config.bias_prior == "none" else prior
+    return bayesianize(net, prior, config.grouping, bias_prior, config.keep)
+
+
+def first_stage(net: nn.Module, graph: Graph, train: Data, config: FitConfig) -> Stage:
+    """The program of a plain network, its posterior around the network's weights.
+
+    Args:
+        net: on the device; it becomes the stage's `mean_net`.
+        graph: the same as data.
+        train: training examples, on the device.
+        config: resolved.
+    """
+    bayes_net = bayesian(net, config)
+    model = Classifier(bayes_net, len(train)).to(config.device)
+    weights: dict[str, Tensor] = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    starts = starts_of(bayes_net, weights, config.init_scale)
+    guide = build_guide(config.guide, model, starts, config.max_scale, (train.x[:2], train.y[:2]))
+    assert config.estimator
+    assert config.lr
+    assert config.lr_scale
+    assert config.lr_group
+    objective = build_objective(model, guide, config.estimator, config.samples, config.precision)
+    tuned = tuned_parameters(objective, config.lr, config.lr_scale, config.lr_group)
+    return Stage(graph, copy.deepcopy(net), objective, tuned, State.of(objective, tuned))
