@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyro_compress.attention import split_attention as split_attention
     from pyro_compress.bayes.extract import extract as extract
     from pyro_compress.bayes.fit import fit_posterior as fit_posterior
     from pyro_compress.bayes.layers import bayesianize as bayesianize
@@ -43,6 +44,7 @@ _HOMES = {
     "predictive": "bayes.predict",
     "resolve": "config",
     "save": "compression.pipeline",
+    "split_attention": "attention",
 }
 
 __all__ = sorted(_HOMES)

@@ -94,7 +94,12 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     default="none",
     help="none: biases are point estimates.",
 )
-@click.option("--net", default="mlp", metavar="NAME", help=f"{', '.join(NETS)}, or package.module:function.")
+@click.option(
+    "--net",
+    default="mlp",
+    metavar="NAME",
+    help=f"{', '.join(NETS)}, torchvision:NAME, or package.module:function.",
+)
 @click.option("--hidden", type=Widths(), default="500,500", help="Hidden widths of mlp.")
 @click.option(
     "--keep",

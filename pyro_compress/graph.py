@@ -2,7 +2,7 @@
 
 The graph is what lets a run folder or a compressed file be rebuilt without the source code of the network, be made
 smaller unit by unit, and be run by numpy alone. `torch.export` reads the module; to support another operation, add a
-row to `_READERS` (ATen -> operation), one to `_RUN` here and one to `compression.operations.RUN` (numpy).
+row to `aten.READERS` (ATen -> operation), one to `_RUN` here and one to `compression.operations.RUN` (numpy).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_compress.aten import READERS
 from pyro_compress.types import Graph, Node
 
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
@@ -27,6 +28,12 @@ def capture(net: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     Raises:
         ValueError: the network cannot be exported, or uses an operation that is not supported; both are named.
     """
+    for path, module in net.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            raise ValueError(
+                f"{path or 'the network'}: torch.nn.MultiheadAttention keeps its projections in one bare parameter; "
+                "replace it first with pyro_compress.split_attention(net), which computes the same"
+            )
     training = net.training
     example = torch.zeros(2, *input_shape, device=next(iter(net.parameters()), torch.zeros(())).device)
     try:
@@ -36,9 +43,7 @@ def capture(net: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         raise ValueError(f"the network cannot be captured by torch.export on {input_shape} inputs: {reason}") from error
     finally:
         net.train(training)
-    signature = program.graph_signature
-    names = signature.inputs_to_parameters | signature.inputs_to_buffers
-    graph = _read(program.graph, names, input_shape)
+    graph = _Reading(program).graph(input_shape)
     weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
     if twice := sorted({name for name in weights if weights.count(name) > 1}):
         raise ValueError(f"{twice[0]} is used by several layers; networks that share weights are not supported")
@@ -51,158 +56,82 @@ def graph_of(document: dict[str, Any]) -> Graph:
     return Graph(nodes, tuple(document["input_shape"]))
 
 
-def _read(traced: torch.fx.Graph, names: Mapping[str, str], input_shape: tuple[int, ...]) -> Graph:
-    nodes = [Node("input")]
-    place: dict[str, int] = {}  # fx name -> index of the node that computes it
-    for fx_node in traced.nodes:
-        if fx_node.op == "placeholder":
-            if fx_node.name not in names:
-                place[fx_node.name] = 0
-        elif fx_node.op == "call_function" and not str(fx_node.target).startswith("aten.sym_size"):
-            reader = _READERS.get(str(fx_node.target).removeprefix("aten.").partition(".")[0])
-            if reader is None:
-                raise ValueError(f"unsupported operation {fx_node.target}; supported: {', '.join(sorted(_READERS))}")
-            op, inputs, parameters, attributes = reader(fx_node)
-            sources = tuple(place[source.name] for source in inputs)
-            if op == "identity":
-                place[fx_node.name] = sources[0]
-                continue
-            tensors = {role: names[source.name] for role, source in parameters.items() if source is not None}
-            place[fx_node.name] = len(nodes)
-            nodes.append(Node(op, sources, tensors, attributes))
-        elif fx_node.op == "output":
-            outputs = fx_node.args[0]
-            if len(outputs) != 1 or place[outputs[0].name] != len(nodes) - 1:
-                raise ValueError("the network must return one tensor, computed by its last operation")
-    return Graph(tuple(nodes), tuple(input_shape))
+class _Reading:
+    """One pass over an exported program.
+
+    Attributes:
+        nodes: what was read so far.
+        place: name of a value in the program -> index of the node that computes it.
+        names: name of an argument in the program -> name of the tensor in the network.
+    """
+
+    def __init__(self, program: torch.export.ExportedProgram):
+        self.signature, self.traced = program.graph_signature, program.graph
+        self.names = self.signature.inputs_to_parameters | self.signature.inputs_to_buffers
+        self.nodes, self.place = [Node("input")], dict[str, int]()
+
+    def graph(self, input_shape: tuple[int, ...]) -> Graph:
+        """The whole program as a graph."""
+        for node in self.traced.nodes:
+            if node.op == "placeholder" and node.name in self.signature.user_inputs:
+                self.place[node.name] = 0
+            elif node.op == "call_function" and str(node.target).startswith("aten."):
+                self.read(node)
+            elif node.op == "output":
+                outputs = node.args[0]
+                if len(outputs) != 1 or self.place.get(outputs[0].name) != len(self.nodes) - 1:
+                    raise ValueError("the network must return one tensor, computed by its last operation")
+        return Graph(tuple(self.nodes), tuple(input_shape))
+
+    def read(self, fx_node: torch.fx.Node) -> None:
+        """Append what an operation of the program does."""
+        called = str(fx_node.target).removeprefix("aten.").partition(".")[0]
+        name = called.removesuffix("_")
+        if name == "sym_size":
+            return
+        if name not in READERS:
+            raise ValueError(f"unsupported operation {_told(fx_node)}; supported: {', '.join(sorted(READERS))}")
+        try:
+            op, inputs, parameters, attributes = READERS[name](fx_node)
+            rank = max(source.meta["val"].dim() for source in inputs)
+            sources = tuple(self.located(source, rank) for source in inputs)
+            tensors = {role: self.names[source.name] for role, source in parameters.items() if source is not None}
+        except (ValueError, KeyError, AttributeError) as error:
+            reason = error if isinstance(error, ValueError) else "its arguments are not those of a layer"
+            raise ValueError(f"{_told(fx_node)}: {reason}") from error
+        if op == "identity":
+            self.place[fx_node.name] = sources[0]
+            return
+        self.place[fx_node.name] = len(self.nodes)
+        if called.endswith("_"):  # in place: who reads the argument later reads the result
+            self.place[inputs[0].name] = len(self.nodes)
+        self.nodes.append(Node(op, sources, tensors, attributes))
+
+    def located(self, source: torch.fx.Node, rank: int) -> int:
+        """Index of a value; a parameter that is read like one (a class token, say) becomes a node of its own.
+
+        Args:
+            source: what is read.
+            rank: dimensions of what it meets; torch puts dimensions of 1 in front of a parameter that has fewer.
+        """
+        if source.name not in self.place:
+            tensor = self.names[source.name]
+            if tensor in self.signature.non_persistent_buffers:
+                raise ValueError(f"buffer {tensor} is not in the network's state_dict; register it as persistent")
+            own = tuple(source.meta["val"].shape)
+            batch, *shape = (1,) * (rank - len(own)) + own
+            if batch != 1:
+                raise ValueError(f"{tensor} of shape {own} is read as a value; its first dimension must be 1")
+            self.place[source.name] = len(self.nodes)
+            self.nodes.append(Node("constant", (0,), {"value": tensor}, {"shape": shape}))
+        return self.place[source.name]
 
 
-Reading = tuple[str, list[torch.fx.Node], dict[str, torch.fx.Node | None], dict[str, Any]]
-
-
-def _argument(node: torch.fx.Node, index: int, name: str, default: Any = None) -> Any:
-    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
-
-
-def _linear(node: torch.fx.Node) -> Reading:
-    return "linear", [node.args[0]], {"weight": node.args[1], "bias": _argument(node, 2, "bias")}, {}  # type: ignore[list-item, dict-item]
-
-
-def _conv(node: torch.fx.Node) -> Reading:
-    x, weight = node.args[0], node.args[1]
-    kernel = weight.meta["val"].shape[2:]  # type: ignore[union-attr]
-    rank = len(kernel)
-    stride = _each(_argument(node, 3, "stride", 1), rank)
-    padding = _argument(node, 4, "padding", 0)
-    dilation = _each(_argument(node, 5, "dilation", 1), rank)
-    if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        before, after = [t // 2 for t in total], [t - t // 2 for t in total]
-    else:
-        before = after = _each(0 if padding == "valid" else padding, rank)
-    attributes = {"stride": stride, "padding": [before, after], "dilation": dilation}
-    if (groups := _argument(node, 6, "groups", 1)) != 1:
-        attributes["groups"] = groups
-    return f"conv{rank}d", [x], {"weight": weight, "bias": _argument(node, 2, "bias")}, attributes  # type: ignore[list-item, dict-item]
-
-
-def _each(value: int | list[int], rank: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * rank if len(values) == 1 else values
-
-
-def _elementwise(op: str) -> Callable[[torch.fx.Node], Reading]:
-    return lambda node: (op, [node.args[0]], {}, {})  # type: ignore[list-item]
-
-
-def _gelu(node: torch.fx.Node) -> Reading:
-    return "gelu", [node.args[0]], {}, {"tanh": node.kwargs.get("approximate", "none") == "tanh"}  # type: ignore[list-item]
-
-
-def _reshape(node: torch.fx.Node) -> Reading:
-    shape = node.meta["val"].shape
-    if any(not isinstance(size, int) for size in shape[1:]):
-        raise ValueError(f"{node.target} moves the batch dimension, which is not supported")
-    return "reshape", [node.args[0]], {}, {"shape": list(shape[1:])}  # type: ignore[list-item]
-
-
-def _max_pool(node: torch.fx.Node) -> Reading:
-    rank = node.meta["val"].dim() - 2
-    kernel = _each(node.args[1], rank)  # type: ignore[arg-type]
-    if any(d != 1 for d in _each(_argument(node, 4, "dilation", 1), rank)) or _argument(node, 5, "ceil_mode", False):
-        raise ValueError("max pooling with dilation or ceil_mode is not supported")
-    stride, padding = _argument(node, 2, "stride") or kernel, _argument(node, 3, "padding", 0)
-    attributes = {"kernel": kernel, "stride": _each(stride, rank), "padding": _each(padding, rank)}
-    return "max_pool", [node.args[0]], {}, attributes  # type: ignore[list-item]
-
-
-def _avg_pool(node: torch.fx.Node) -> Reading:
-    rank = node.meta["val"].dim() - 2
-    kernel = _each(node.args[1], rank)  # type: ignore[arg-type]
-    if any(_each(_argument(node, 3, "padding", 0), rank)) or _argument(node, 4, "ceil_mode", False):
-        raise ValueError("average pooling with padding or ceil_mode is not supported")
-    stride = _argument(node, 2, "stride") or kernel
-    return "avg_pool", [node.args[0]], {}, {"kernel": kernel, "stride": _each(stride, rank)}  # type: ignore[list-item]
-
-
-def _adaptive_avg_pool(node: torch.fx.Node) -> Reading:
-    before = list(node.args[0].meta["val"].shape[2:])  # type: ignore[union-attr]
-    after = list(node.meta["val"].shape[2:])
-    if any(b % a for b, a in zip(before, after, strict=True)):
-        raise ValueError(f"adaptive average pooling from {before} to {after}: only whole ratios are supported")
-    kernel = [b // a for b, a in zip(before, after, strict=True)]
-    return "avg_pool", [node.args[0]], {}, {"kernel": kernel, "stride": kernel}  # type: ignore[list-item]
-
-
-def _batch_norm(node: torch.fx.Node) -> Reading:
-    roles = dict(zip(("weight", "bias", "running_mean", "running_var"), node.args[1:5], strict=True))
-    return "batch_norm", [node.args[0]], roles, {"eps": node.args[7]}  # type: ignore[list-item, return-value]
-
-
-def _add(node: torch.fx.Node) -> Reading:
-    a, b = node.args[0], node.args[1]
-    if not isinstance(b, torch.fx.Node) or a.meta["val"].shape != b.meta["val"].shape or node.kwargs:  # type: ignore[union-attr]
-        raise ValueError("addition is supported for two tensors of the same shape only")
-    return "add", [a, b], {}, {}  # type: ignore[list-item]
-
-
-def _pad(node: torch.fx.Node) -> Reading:
-    mode = _argument(node, 2, "mode", "constant")
-    if mode == "constant" and (_argument(node, 3, "value") or 0) != 0:
-        raise ValueError("padding with a constant other than 0 is not supported")
-    return "pad", [node.args[0]], {}, {"sizes": list(node.args[1]), "mode": mode}  # type: ignore[list-item, arg-type]
-
-
-_READERS: dict[str, Callable[[torch.fx.Node], Reading]] = {
-    "linear": _linear,
-    "conv1d": _conv,
-    "conv2d": _conv,
-    "conv3d": _conv,
-    "relu": _elementwise("relu"),
-    "relu_": _elementwise("relu"),
-    "tanh": _elementwise("tanh"),
-    "sigmoid": _elementwise("sigmoid"),
-    "silu": _elementwise("silu"),
-    "gelu": _gelu,
-    "dropout": _elementwise("identity"),
-    "alias": _elementwise("identity"),
-    "contiguous": _elementwise("identity"),
-    "flatten": _reshape,
-    "view": _reshape,
-    "reshape": _reshape,
-    "max_pool1d": _max_pool,
-    "max_pool2d": _max_pool,
-    "max_pool3d": _max_pool,
-    "avg_pool1d": _avg_pool,
-    "avg_pool2d": _avg_pool,
-    "avg_pool3d": _avg_pool,
-    "adaptive_avg_pool1d": _adaptive_avg_pool,
-    "adaptive_avg_pool2d": _adaptive_avg_pool,
-    "batch_norm": _batch_norm,
-    "add": _add,
-    "add_": _add,
-    "pad": _pad,
-}
+def _told(node: torch.fx.Node) -> str:
+    """An operation and the path of the module that calls it, for messages."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    path = str(stack[-1][0]).removeprefix("L['self']").lstrip(".") if stack else ""
+    return f"{node.target} in {path}" if path else str(node.target)
 
 
 def padded(x: Tensor, attributes: dict[str, Any]) -> tuple[Tensor, list[int]]:
@@ -228,6 +157,11 @@ def _run_pool(kind: str) -> Callable[..., Tensor]:
     return run
 
 
+def _run_concat(*arguments: Any) -> Tensor:
+    *inputs, _, attributes = arguments
+    return torch.cat(inputs, attributes["axis"])
+
+
 _RUN: dict[str, Callable[..., Tensor]] = {
     "linear": lambda x, p, a: F.linear(x, p["weight"], p.get("bias")),
     "conv1d": _run_conv,
@@ -237,6 +171,8 @@ _RUN: dict[str, Callable[..., Tensor]] = {
     "tanh": lambda x, p, a: torch.tanh(x),
     "sigmoid": lambda x, p, a: torch.sigmoid(x),
     "silu": lambda x, p, a: F.silu(x),
+    "hardswish": lambda x, p, a: F.hardswish(x),
+    "hardsigmoid": lambda x, p, a: F.hardsigmoid(x),
     "gelu": lambda x, p, a: F.gelu(x, approximate="tanh" if a["tanh"] else "none"),
     "reshape": lambda x, p, a: x.reshape(x.shape[0], *a["shape"]),  # len(x) would fix the batch in torch.export
     "max_pool": _run_pool("max"),
@@ -244,9 +180,21 @@ _RUN: dict[str, Callable[..., Tensor]] = {
     "batch_norm": lambda x, p, a: F.batch_norm(
         x, p["running_mean"], p["running_var"], p.get("weight"), p.get("bias"), eps=a["eps"]
     ),
+    "layer_norm": lambda x, p, a: F.layer_norm(x, x.shape[-1:], p.get("weight"), p.get("bias"), a["eps"]),
     "add": lambda x, y, p, a: x + y,
     "mixture": lambda *given: _mixture(given[:-2]),
+    "multiply": lambda x, y, p, a: x * y,
+    "scale": lambda x, p, a: x * a["factor"],
+    "clip": lambda x, p, a: x.clamp(a["low"], a["high"]),
     "pad": lambda x, p, a: F.pad(x, a["sizes"], a["mode"]),
+    "mean": lambda x, p, a: x.mean(a["axes"]),
+    "permute": lambda x, p, a: x.permute(0, *a["axes"]),
+    "select": lambda x, p, a: x.select(a["axis"], a["index"]),
+    "concat": _run_concat,
+    "constant": lambda x, p, a: p["value"].reshape(1, *a["shape"]).expand(x.shape[0], *a["shape"]),
+    "softmax": lambda x, p, a: x.softmax(a["axis"]),
+    "matmul": lambda x, y, p, a: x @ y,
+    "attention": lambda q, k, v, p, a: F.scaled_dot_product_attention(q, k, v, is_causal=a["causal"], scale=a["scale"]),
 }
 
 
@@ -261,13 +209,56 @@ def run_node(node: Node, inputs: list[Tensor], parameters: dict[str, Tensor]) ->
     return _RUN[node.op](*inputs, parameters, node.attributes)
 
 
-def run_graph(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Map inputs `(batch, *input_shape)` to the network's output, given its tensors by name."""
-    values = [x]
-    for node in graph.nodes[1:]:
-        parameters = {role: tensors[name] for role, name in node.parameters.items()}
-        values.append(run_node(node, [values[i] for i in node.inputs], parameters))
-    return values[-1]
+def run_graph(
+    graph: Graph, tensors: Mapping[str, Tensor], x: Tensor, before: Callable[[Node, list[Tensor]], None] | None = None
+) -> Tensor:
+    """Map inputs `(batch, *input_shape)` to the network's output, given its tensors by name.
+
+    A value is let go with its last reader: a deep network on many images would else hold all of its activations.
+
+    Args:
+        graph: the network.
+        tensors: its tensors.
+        x: inputs.
+        before: called with every operation and its inputs, before it runs; may change `tensors`.
+    """
+    values, finished = {0: x}, graph.finished
+    for index, node in enumerate(graph.nodes[1:], 1):
+        inputs = [values[i] for i in node.inputs]
+        if before:
+            before(node, inputs)
+        values[index] = run_node(node, inputs, {role: tensors[name] for role, name in node.parameters.items()})
+        for i in finished[index]:
+            del values[i]
+    return values[len(graph.nodes) - 1]
+
+
+@torch.no_grad()
+def batch_statistics(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    """Mean and variance of what every batch norm is given when the network sees `x`, by their tensors' names.
+
+    Weights that changed after training (averaged, pruned, rounded) make the running statistics stale; these are what
+    they would be (Izmailov et al. 2018, section 3.2, for averaged weights).
+
+    Args:
+        graph: the network.
+        tensors: its tensors, as they are now.
+        x: examples of the training set, `(n, *input_shape)`; a thousand do.
+    """
+    found = dict[str, Tensor]()
+    current = dict(tensors)
+
+    def look(node: Node, inputs: list[Tensor]) -> None:
+        if node.op != "batch_norm":
+            return
+        axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
+        variance, mean = torch.var_mean(inputs[0], axes, correction=0)
+        found.update({node.parameters["running_mean"]: mean, node.parameters["running_var"]: variance})
+        current.update(found)
+
+    if any(node.op == "batch_norm" for node in graph.nodes):
+        run_graph(graph, current, x, look)
+    return found
 
 
 class Network(nn.Module):

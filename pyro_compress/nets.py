@@ -1,11 +1,12 @@
 """Networks: a name -> a plain `nn.Module` that maps `(batch, *input_shape)` to `(batch, classes)` logits.
 
 To add one, write a function of `input_shape`, `classes` and `hidden` (any subset) and add a row to `NETS`. Users
-name a function of their own as `package.module:function`.
+name a function of their own as `package.module:function`, and a network of torchvision as `torchvision:NAME`.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import itertools
@@ -15,6 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
+
+from pyro_compress.attention import split_attention
+from pyro_compress.vision import fcn_1d, resnet_18, resnet_50, vgg_16, vit_tiny
 
 
 def mlp(input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...] = (500, 500)) -> nn.Module:
@@ -65,21 +69,50 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "lenet-300-100": lenet_300_100,
     "lenet-5-caffe": lenet_5_caffe,
     "lenet-5-relu": lenet_5_relu,
+    "vgg-16": vgg_16,
+    "resnet-18": resnet_18,
+    "resnet-50": resnet_50,
+    "vit-tiny": vit_tiny,
+    "fcn-1d": fcn_1d,
 }
+OTHERS = "torchvision:NAME or package.module:function"
 
 
 def build_net(name: str, input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...] = ()) -> nn.Module:
     """Build a network by name; a function receives those of the three arguments that it has parameters for.
 
+    Attention layers get a linear layer per projection (`pyro_compress.attention`), with the weights they came with.
+
     Raises:
         ValueError: unknown name, a function that cannot be imported, or one that returns no module.
+
+    Example:
+        >>> import pyro_compress as pc
+        >>> net = pc.build_net("resnet-18", (3, 32, 32), 10)
+        >>> sum(parameter.numel() for parameter in net.parameters())
+        11173962
     """
+    if name.startswith("torchvision:"):
+        return split_attention(_torchvision(name.removeprefix("torchvision:"), classes))
     make = NETS[name] if name in NETS else _import(name)
     offered = {"input_shape": input_shape, "classes": classes, "hidden": hidden}
     wanted = inspect.signature(make).parameters
     net = make(**{key: value for key, value in offered.items() if key in wanted})
     if not isinstance(net, nn.Module):
         raise ValueError(f"{name} returned a {type(net).__name__}; it must return a torch.nn.Module")
+    return split_attention(net)
+
+
+def _torchvision(name: str, classes: int) -> nn.Module:
+    """One of torchvision's classifiers, with random weights."""
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known[:8])}, ..."
+        raise ValueError(f"torchvision has no classifier {name!r}; {hint}")
+    net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
     return net
 
 
@@ -87,7 +120,7 @@ def _import(name: str) -> Callable[..., nn.Module]:
     """Import `package.module:function`; the working directory counts as a place to look."""
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
-        raise ValueError(f"unknown network {name!r}; allowed: {', '.join(NETS)}, or package.module:function")
+        raise ValueError(f"unknown network {name!r}; allowed: {', '.join(NETS)}, {OTHERS}")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:

@@ -82,6 +82,15 @@ class Graph:
     nodes: tuple[Node, ...]
     input_shape: tuple[int, ...]
 
+    @property
+    def finished(self) -> list[list[int]]:
+        """Per node, those whose value nobody reads after it: what a run of the graph may let go."""
+        last = {i: index for index, node in enumerate(self.nodes) for i in node.inputs}
+        found: list[list[int]] = [[] for _ in self.nodes]
+        for i, index in last.items():
+            found[index].append(i)
+        return found
+
 
 @dataclass(frozen=True)
 class Data:

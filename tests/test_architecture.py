@@ -15,7 +15,18 @@ MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in R
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
     {"types", "machine", "arviz_compat", "page"},
-    {"data", "nets", "graph", "training", "compression/codec", "compression/context", "compression/layout"}
+    {
+        "data",
+        "nets",
+        "vision",
+        "attention",
+        "graph",
+        "aten",
+        "training",
+        "compression/codec",
+        "compression/context",
+        "compression/layout",
+    }
     | {"compression/operations"},
     {"compression/templates", "compression/sections", "compression/rate", "layered"},
     {"compression/header"},
@@ -38,6 +49,9 @@ FLOORS = [
     {"__main__"},
 ]
 SIDEWAYS = {
+    ("nets", "attention"),
+    ("nets", "vision"),
+    ("graph", "aten"),
     ("bayes/kl", "bayes/distributions"),
     ("bayes/priors", "bayes/distributions"),
     ("bayes/priors", "bayes/kl"),

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyro_compress import vision
+from pyro_compress.attention import split_attention
 from pyro_compress.compression import file, runner
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.graph import WEIGHTED, Network, capture, widths
@@ -32,6 +34,40 @@ class Functional(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(torch.tanh(self.a(x.view(x.size(0), -1))))
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation, activations in place, and a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+        self.squeeze, self.head = nn.Conv2d(6, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.hardswish(self.a(x))
+        x *= nn.functional.hardsigmoid(self.squeeze(x.mean((2, 3)).reshape(-1, 6, 1, 1)))
+        y = nn.functional.relu6(self.b(x)) / 2
+        torch.relu_(x)  # what is added is rectified
+        return self.head((y + x).mean((2, 3)))
+
+
+class Tokens(nn.Module):
+    """Attention written by hand, torch's encoder layer, and parameters of fewer dimensions than what they meet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 20, dropout=0.0, batch_first=True, norm_first=True)
+        self.encoder = split_attention(layer)
+        self.token, self.place = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(9, 8))
+        self.size = nn.Parameter(torch.rand(8))
+        self.q, self.norm, self.head = nn.Linear(8, 8, bias=False), nn.LayerNorm(8, bias=False), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x.squeeze(1).transpose(1, 2)], 1) + self.place
+        x = self.norm(self.encoder(x)) * self.size
+        weights = torch.softmax(self.q(x) @ x.transpose(-2, -1) * 0.3, -1)
+        return self.head((weights @ x)[:, 0])
 
 
 PROBLEMS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -95,7 +131,16 @@ PROBLEMS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         nn.Sequential(nn.Conv3d(1, 4, 2), nn.GELU("tanh"), nn.Conv3d(4, 5, 2), nn.Flatten(), nn.Linear(40, 3)),
         (1, 4, 4, 4),
     ),
-} | {name: (build_net(name, (1, 16, 16), 3, (20, 10)), (1, 16, 16)) for name in NETS}
+    "gated": (Gated(), (4, 8, 8)),
+    "tokens": (Tokens(), (1, 8, 8)),
+} | {
+    "vgg-16": (vision.vgg_16((3, 32, 32), 3, width=4), (3, 32, 32)),
+    "resnet-18": (vision.resnet_18((3, 16, 16), 3, width=4), (3, 16, 16)),
+    "resnet-50": (vision.resnet_50((1, 64, 64), 3, width=2), (1, 64, 64)),
+    "vit-tiny": (split_attention(vision.vit_tiny((1, 16, 16), 3, width=12)), (1, 16, 16)),
+    "fcn-1d": (vision.fcn_1d((2, 20), 3, width=6), (2, 20)),
+}
+PROBLEMS |= {name: (build_net(name, (1, 16, 16), 3, (20, 10)), (1, 16, 16)) for name in NETS if name not in PROBLEMS}
 
 
 def prepared(name: str, rows: float, columns: float) -> tuple[nn.Module, Tensor, tuple, dict[str, Tensor]]:
@@ -103,7 +148,7 @@ def prepared(name: str, rows: float, columns: float) -> tuple[nn.Module, Tensor,
     torch.manual_seed(3)
     net, input_shape = PROBLEMS[name]
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
             module.bias.data.normal_()

@@ -72,6 +72,35 @@ def _pad(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
     return np.pad(x, [(0, 0)] * (x.ndim - len(pairs)) + pairs, modes[a["mode"]])  # type: ignore[call-overload]
 
 
+def _layer_norm(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    mean = x.mean(-1, keepdims=True)
+    y = (x - mean) / np.sqrt(np.square(x - mean).mean(-1, keepdims=True) + np.float32(a["eps"]))
+    y = y * p["weight"] if "weight" in p else y
+    return y + p["bias"] if "bias" in p else y
+
+
+def _softmax(x: np.ndarray, axis: int) -> np.ndarray:
+    raised = np.exp(x - x.max(axis, keepdims=True))
+    return raised / raised.sum(axis, keepdims=True)
+
+
+def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    factor = 1 / math.sqrt(q.shape[-1]) if a["scale"] is None else a["scale"]
+    scores = (q @ np.swapaxes(k, -1, -2)) * np.float32(factor)
+    if a["causal"]:
+        scores = np.where(np.tri(*scores.shape[-2:]) > 0, scores, np.float32(-np.inf))
+    return _softmax(scores, -1) @ v
+
+
+def _concat(*arguments: Any) -> np.ndarray:
+    *inputs, _, attributes = arguments
+    return np.concatenate(inputs, attributes["axis"])
+
+
+def _constant(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    return np.broadcast_to(p["value"].reshape(1, *a["shape"]), (len(x), *a["shape"]))
+
+
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.float32(0.5) * (np.tanh(np.float32(0.5) * x) + np.float32(1))
 
@@ -86,6 +115,10 @@ def _log_sum_exp(x: np.ndarray, axis: int) -> np.ndarray:
     return np.asarray(most + np.log(np.exp(x - most).sum(axis, keepdims=True)))
 
 
+def _hardsigmoid(x: np.ndarray) -> np.ndarray:
+    return np.clip(x + np.float32(3), 0, 6) / np.float32(6)
+
+
 RUN: dict[str, Callable[..., np.ndarray]] = {
     "linear": _linear,
     "conv1d": _conv,
@@ -95,12 +128,26 @@ RUN: dict[str, Callable[..., np.ndarray]] = {
     "tanh": lambda x, p, a: np.tanh(x),
     "sigmoid": lambda x, p, a: _sigmoid(x),
     "silu": lambda x, p, a: x * _sigmoid(x),
+    "hardswish": lambda x, p, a: x * _hardsigmoid(x),
+    "hardsigmoid": lambda x, p, a: _hardsigmoid(x),
     "gelu": _gelu,
     "reshape": lambda x, p, a: x.reshape(len(x), *a["shape"]),
     "max_pool": _pool(np.max, -np.inf),
     "avg_pool": _pool(np.mean, 0),
     "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
     "add": lambda x, y, p, a: x + y,
     "mixture": lambda *given: _mixture(given[:-2]),
+    "multiply": lambda x, y, p, a: x * y,
+    "scale": lambda x, p, a: x * np.float32(a["factor"]),
+    "clip": lambda x, p, a: np.clip(x, np.float32(a["low"]), np.float32(a["high"])),
     "pad": _pad,
+    "mean": lambda x, p, a: x.mean(tuple(a["axes"])),
+    "permute": lambda x, p, a: x.transpose(0, *a["axes"]),
+    "select": lambda x, p, a: x.take(a["index"], a["axis"]),
+    "concat": _concat,
+    "constant": _constant,
+    "softmax": lambda x, p, a: _softmax(x, a["axis"]),
+    "matmul": lambda x, y, p, a: x @ y,
+    "attention": _attention,
 }

@@ -23,10 +23,12 @@ def run(network: Compressed, x: np.ndarray, batch: int = 500) -> np.ndarray:
 
 
 def _run(network: Compressed, tensors: Parameters, x: np.ndarray) -> np.ndarray:
-    values = [x]
-    for node in network.graph.nodes[1:]:
+    values, finished = {0: x}, network.graph.finished
+    for index, node in enumerate(network.graph.nodes[1:], 1):
         if node.op not in RUN:
             raise ValueError(f"unknown operation {node.op!r}; known: {', '.join(RUN)}")
         parameters = {role: tensors[name] for role, name in node.parameters.items()}
-        values.append(RUN[node.op](*(values[i] for i in node.inputs), parameters, node.attributes))
-    return values[-1]
+        values[index] = RUN[node.op](*(values[i] for i in node.inputs), parameters, node.attributes)
+        for i in finished[index]:
+            del values[i]
+    return values[len(network.graph.nodes) - 1]

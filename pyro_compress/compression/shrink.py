@@ -4,6 +4,8 @@ Two passes over the graph. Forward: a channel whose weights are all zero emits a
 activations and are folded into the biases of the layers that read them. Backward: a channel that nobody reads is
 dead, and so is the row that makes it. Channels that must agree (both sides of an addition) form one *space* and go
 together. Where folding would not be exact (a non-zero constant entering a zero-padded convolution) the channel stays.
+So do all channels that meet an operation outside `SAME_CHANNELS`, which mixes them or moves them (layer norm,
+attention, a transposition): there the dead weights just stay zeros.
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ from torch import Tensor
 from pyro_compress.graph import WEIGHTED, run_node
 from pyro_compress.types import Graph, Node
 
-POINTWISE = ("relu", "tanh", "sigmoid", "silu", "gelu")
-SAME_CHANNELS = (*POINTWISE, "max_pool", "avg_pool", "batch_norm", "pad", "add")
+POINTWISE = ("relu", "tanh", "sigmoid", "silu", "hardswish", "hardsigmoid", "gelu", "scale", "clip")
+ANYWHERE = (*POINTWISE, "add", "multiply")
+"""Operations that keep channels apart wherever they lie."""
+SAME_CHANNELS = (*ANYWHERE, "max_pool", "avg_pool", "mean", "batch_norm", "pad")
+"""Those, and the ones that keep channels apart that lie behind the batch dimension."""
 
 
 @dataclass
@@ -28,13 +33,15 @@ class _Value:
         shape: of one example.
         constant: value per channel, NaN where it varies, float64.
         space: index of the set of channels it belongs to.
-        factor: entries along axis 1 per channel of the space (after flattening, the number of pixels).
+        factor: entries along the axis per channel of the space (after flattening, the number of pixels).
+        axis: where the channels lie, the batch being 0: 1, or the last one behind a linear layer.
     """
 
     shape: tuple[int, ...]
     constant: Tensor
     space: int
     factor: int = 1
+    axis: int = 1
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ class _Work:
     def __init__(self, graph: Graph, tensors: dict[str, Tensor]):
         self.nodes, self.input_shape, self.tensors = list(graph.nodes), graph.input_shape, tensors
         self.values: list[_Value] = []
+        self.read: dict[int, _Value] = {}  # layer with weights -> its input, as it reads it
         self.parent: list[int] = []  # union-find over spaces
         self.fixed: set[int] = set()  # spaces whose channels all stay
         self.alive: dict[int, Tensor] = {}
@@ -92,33 +100,40 @@ class _Work:
 
     def fold(self) -> None:
         """Find constants, fold them into the biases behind them, and name the spaces."""
-        examples: list[Tensor] = []
+        examples: list[Tensor] = []  # on no device: only their shapes matter
         for index, node in enumerate(self.nodes):
             if node.op == "input":
-                example = torch.zeros(1, *self.input_shape, dtype=torch.float64)
+                example = torch.zeros(1, *self.input_shape, device="meta")
                 channels = self.input_shape[0]
                 value = _Value(self.input_shape, _varying(channels), self.new_space(channels, fixed=True))
             else:
-                value = self.flow(index, node)
-                parameters = {role: self.tensors[name] for role, name in self.nodes[index].parameters.items()}
-                example = run_node(self.nodes[index], [examples[i] for i in node.inputs], parameters)
-                value.shape = tuple(example.shape[1:])
-                if node.op == "reshape":
-                    self.place_reshape(value, self.values[node.inputs[0]])
+                parameters = {role: self.tensors[name].to("meta").float() for role, name in node.parameters.items()}
+                example = run_node(node, [examples[i] for i in node.inputs], parameters)
+                value = self.flow(index, node, tuple(example.shape[1:]))
             examples.append(example)
             self.values.append(value)
         self.fixed.add(self.find(self.values[-1].space))
 
-    def flow(self, index: int, node: Node) -> _Value:
+    def flow(self, index: int, node: Node, shape: tuple[int, ...]) -> _Value:
         sources = [self.values[i] for i in node.inputs]
         if node.op in WEIGHTED:
-            return self.flow_weighted(index, node, sources[0])
-        if node.op not in SAME_CHANNELS:
-            return _Value((), _varying(0), -1)  # a reshape, placed once its shape is known
-        value = replace(sources[0])
+            self.read[index] = self.aligned(node, sources[0])
+            return self.flow_weighted(index, node, self.read[index], shape)
+        if node.op == "reshape":
+            return self.reshaped(sources[0], shape)
+        apart = node.op in ANYWHERE or (node.op in SAME_CHANNELS and sources[0].axis == 1)
+        sizes = {(value.axis, value.shape[value.axis - 1]) for value in sources}
+        apart = apart and 1 not in node.attributes.get("axes", ())  # a mean over the channels
+        if not apart or sizes != {(sources[0].axis, shape[sources[0].axis - 1])}:
+            return self.mixed(sources, shape)
+        value = replace(sources[0], shape=shape)
         if node.op == "add":
             self.join(sources[0], sources[1])
             value.constant = sources[0].constant + sources[1].constant
+        elif node.op == "multiply":
+            self.join(sources[0], sources[1])
+            a, b = sources[0].constant, sources[1].constant
+            value.constant = torch.where((a == 0) | (b == 0), 0.0, a * b)
         elif node.op == "pad":
             value.constant = torch.where(value.constant == 0, 0.0, torch.nan)
         elif node.op in (*POINTWISE, "batch_norm"):
@@ -126,7 +141,21 @@ class _Work:
             value.constant = run_node(node, [value.constant[None]], parameters)[0]
         return value
 
-    def flow_weighted(self, index: int, node: Node, source: _Value) -> _Value:
+    def mixed(self, sources: list[_Value], shape: tuple[int, ...]) -> _Value:
+        """The output of an operation that does not keep channels apart: all of them stay, on both sides."""
+        self.fixed |= {self.find(value.space) for value in sources}
+        return _Value(shape, _varying(shape[0]), self.new_space(shape[0], fixed=True))
+
+    def aligned(self, node: Node, source: _Value) -> _Value:
+        """A layer's input with its channels where the layer has its inputs; if they are elsewhere, all stay."""
+        axis = len(source.shape) if node.op == "linear" else 1
+        if source.axis == axis:
+            return source
+        self.fixed.add(self.find(source.space))
+        size = source.shape[axis - 1]
+        return replace(source, constant=_varying(size), space=self.new_space(size, fixed=True), factor=1, axis=axis)
+
+    def flow_weighted(self, index: int, node: Node, source: _Value, shape: tuple[int, ...]) -> _Value:
         weight = self.tensors[node.parameters["weight"]]
         out, into = weight.shape[:2]
         groups = node.attributes.get("groups", 1)
@@ -142,7 +171,8 @@ class _Work:
         constant = torch.where(weight.flatten(1).any(1), torch.nan, bias)
         if groups != 1:
             self.fixed.add(self.find(source.space))
-        return _Value((), constant, self.new_space(out, fixed=groups != 1))
+        axis = len(shape) if node.op == "linear" else 1
+        return _Value(shape, constant, self.new_space(out, fixed=groups != 1), 1, axis)
 
     def bias(self, index: int, offset: Tensor) -> Tensor:
         """The layer's bias after adding an offset; a layer without one gets one where it is needed."""
@@ -156,16 +186,13 @@ class _Work:
             self.tensors[name] = offset
         return offset
 
-    def place_reshape(self, value: _Value, source: _Value) -> None:
+    def reshaped(self, source: _Value, shape: tuple[int, ...]) -> _Value:
         """Flattening keeps channels, each as several entries; any other reshape fixes both sides."""
-        flattens = len(value.shape) == 1 or (len(source.shape) > 0 and value.shape[0] == source.shape[0])
-        if flattens and value.shape[0] % source.shape[0] == 0:
-            times = value.shape[0] // source.shape[0]
-            value.space, value.factor = source.space, source.factor * times
-            value.constant = source.constant.repeat_interleave(times)
-            return
-        self.fixed.add(self.find(source.space))
-        value.space, value.constant = self.new_space(value.shape[0], fixed=True), _varying(value.shape[0])
+        flattens = len(shape) == 1 or (len(source.shape) > 0 and shape[0] == source.shape[0])
+        if not flattens or source.axis != 1 or shape[0] % source.shape[0]:
+            return self.mixed([source], shape)
+        times = shape[0] // source.shape[0]
+        return _Value(shape, source.constant.repeat_interleave(times), source.space, source.factor * times)
 
     # --- spaces
 
@@ -192,7 +219,7 @@ class _Work:
                 self.fixed.add(first)
 
     def live(self, value: _Value) -> Tensor:
-        """Which entries along axis 1 of a value are alive."""
+        """Which entries along the channels' axis of a value are alive."""
         return self.alive[self.find(value.space)].repeat_interleave(value.factor)
 
     # --- backward: who is read
@@ -208,7 +235,7 @@ class _Work:
             node = self.nodes[index]
             if node.op not in WEIGHTED:
                 continue
-            weight, source = self.tensors[node.parameters["weight"]], self.values[node.inputs[0]]
+            weight, source = self.tensors[node.parameters["weight"]], self.read[index]
             dead = ~self.live(self.values[index])
             if weight[dead].any():
                 weight[dead] = 0
@@ -231,13 +258,14 @@ class _Work:
         orders = self.orders()
         nodes = []
         rows, columns, tensors = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
-        for node, value in zip(self.nodes, self.values, strict=True):
+        for index, (node, value) in enumerate(zip(self.nodes, self.values, strict=True)):
             keep = _entries(orders[self.find(value.space)], value.factor)
             for role, name in node.parameters.items():
-                rows[name] = keep
-                tensor = self.tensors[name][keep]
+                by_channel = node.op in (*WEIGHTED, "batch_norm")
+                rows[name] = keep if by_channel else torch.arange(len(self.tensors[name]))
+                tensor = self.tensors[name][rows[name]]
                 if node.op in WEIGHTED and role == "weight" and node.attributes.get("groups", 1) == 1:
-                    source = self.values[node.inputs[0]]
+                    source = self.read[index]
                     columns[name] = _entries(orders[self.find(source.space)], source.factor)
                     tensor = tensor[:, columns[name]]
                 tensors[name] = tensor.to(dtypes.get(name, torch.float32)).contiguous()
@@ -261,7 +289,7 @@ class _Work:
 
 
 def _entries(channels: Tensor, factor: int) -> Tensor:
-    """Indices along axis 1 of the entries of some channels, `factor` per channel."""
+    """Indices along the channels' axis of the entries of some channels, `factor` per channel."""
     return (channels[:, None] * factor + torch.arange(factor)).flatten()
 
 

@@ -49,7 +49,7 @@ class Builder:
 
         if name not in self.prepared:
             self.prepared.add(name)
-            self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+            self.constants.append(numpy_helper.from_array(np.array(values, order="C"), name))
         return name
 
     def tensor(self, name: str) -> str:
@@ -180,6 +180,78 @@ def _mixture(builder: Builder, step: Step) -> None:
     builder.node("Sub", [total, number], step.output)
 
 
+def _layer_norm(builder: Builder, step: Step) -> None:
+    size = step.shapes[0][-1:]
+    scale = (
+        builder.tensor(step.parameters["weight"]) if "weight" in step.parameters
+        else builder.constant(np.ones(size, np.float32), f"{step.output}.weight")
+    )  # fmt: skip
+    bias = [builder.tensor(step.parameters["bias"])] if "bias" in step.parameters else []
+    builder.node("LayerNormalization", [*step.inputs, scale, *bias], step.output, epsilon=step.attributes["eps"])
+
+
+def _scale(builder: Builder, step: Step) -> None:
+    factor = builder.constant(np.array(step.attributes["factor"], np.float32), f"{step.output}.factor")
+    builder.node("Mul", [*step.inputs, factor], step.output)
+
+
+def _clip(builder: Builder, step: Step) -> None:
+    ends = [
+        builder.constant(np.array(step.attributes[name], np.float32), f"{step.output}.{name}")
+        for name in ("low", "high")
+    ]
+    builder.node("Clip", [*step.inputs, *ends], step.output)
+
+
+def _mean(builder: Builder, step: Step) -> None:
+    axes = builder.constant(np.array(step.attributes["axes"], np.int64), f"{step.output}.axes")
+    builder.node("ReduceMean", [*step.inputs, axes], step.output, keepdims=0)
+
+
+def _permute(builder: Builder, step: Step) -> None:
+    builder.node("Transpose", step.inputs, step.output, perm=[0, *step.attributes["axes"]])
+
+
+def _select(builder: Builder, step: Step) -> None:
+    index = builder.constant(np.array(step.attributes["index"], np.int64), f"{step.output}.index")
+    builder.node("Gather", [*step.inputs, index], step.output, axis=step.attributes["axis"])
+
+
+def _concat(builder: Builder, step: Step) -> None:
+    builder.node("Concat", step.inputs, step.output, axis=step.attributes["axis"])
+
+
+def _constant(builder: Builder, step: Step) -> None:
+    """A tensor of one example, repeated for the batch, whose size only the input knows."""
+    shape = step.attributes["shape"]
+    value = dense(builder.network.tensors[step.parameters["value"]]).reshape(1, *shape)
+    batch = builder.node("Shape", step.inputs, f"{step.output}.batch", start=0, end=1)
+    rest = builder.constant(np.array(shape, np.int64), f"{step.output}.shape")
+    whole = builder.node("Concat", [batch, rest], f"{step.output}.whole", axis=0)
+    builder.node("Expand", [builder.constant(value, f"{step.output}.value"), whole], step.output)
+
+
+def _softmax(builder: Builder, step: Step) -> None:
+    builder.node("Softmax", step.inputs, step.output, axis=step.attributes["axis"])
+
+
+def _attention(builder: Builder, step: Step) -> None:
+    """softmax(q kᵀ · scale + mask) v, spelled out: ONNX has had the operation since opset 23 only."""
+    q, k, v = step.inputs
+    out, (*_, length, size), keys = step.output, step.shapes[0], step.shapes[1][-2]
+    scale = step.attributes["scale"] if step.attributes["scale"] is not None else size**-0.5
+    axes = [*range(len(step.shapes[1]) - 1), len(step.shapes[1]), len(step.shapes[1]) - 1]
+    turned = builder.node("Transpose", [k], f"{out}.keys", perm=axes)
+    scores = builder.node("MatMul", [q, turned], f"{out}.scores")
+    factor = builder.constant(np.array(scale, np.float32), f"{out}.scale")
+    scores = builder.node("Mul", [scores, factor], f"{out}.scaled")
+    if step.attributes["causal"]:
+        mask = np.where(np.tri(length, keys, dtype=bool), 0, np.finfo(np.float32).min).astype(np.float32)
+        scores = builder.node("Add", [scores, builder.constant(mask, f"{out}.mask")], f"{out}.masked")
+    weights = builder.node("Softmax", [scores], f"{out}.weights", axis=-1)
+    builder.node("MatMul", [weights, v], out)
+
+
 def _crop(builder: Builder, step: Step) -> None:
     starts, ends = step.attributes["starts"], step.attributes["ends"]
     lists = {"starts": starts, "ends": ends, "axes": range(1, len(starts) + 1)}
@@ -196,13 +268,27 @@ OPERATIONS: dict[str, Place] = {
     "tanh": _plain("Tanh"),
     "sigmoid": _plain("Sigmoid"),
     "silu": _silu,
+    "hardswish": _plain("HardSwish"),
+    "hardsigmoid": lambda builder, step: builder.node("HardSigmoid", step.inputs, step.output, alpha=1 / 6, beta=0.5),
     "gelu": _gelu,
     "reshape": _reshape,
     "max_pool": _pool("MaxPool"),
     "avg_pool": _pool("AveragePool"),
     "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
     "add": _plain("Add"),
     "mixture": _mixture,
+    "multiply": _plain("Mul"),
+    "scale": _scale,
+    "clip": _clip,
     "pad": _pad,
+    "mean": _mean,
+    "permute": _permute,
+    "select": _select,
+    "concat": _concat,
+    "constant": _constant,
+    "softmax": _softmax,
+    "matmul": _plain("MatMul"),
+    "attention": _attention,
     "crop": _crop,
 }

@@ -1,0 +1,116 @@
+"""Built-in networks, torchvision's, attention with a layer per projection: held against torch's own."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from pyro_compress.attention import Attention, split_attention
+from pyro_compress.bayes.layers import bayes_layers, bayesianize
+from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.graph import WEIGHTED, Network, batch_statistics, capture
+from pyro_compress.nets import build_net
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("resnet-18", "resnet18"), ("resnet-50", "resnet50")])
+def test_residual_networks_are_torchvisions(name: str, theirs: str) -> None:
+    with torch.device("meta"):
+        one, two = build_net(name, (3, 224, 224), 1000), torchvision.models.get_model(theirs)
+    assert {k: v.shape for k, v in one.state_dict().items()} == {k: v.shape for k, v in two.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "parameters", "layers"),
+    [
+        ("vgg-16", (3, 32, 32), 14_987_210, 15),
+        ("resnet-18", (3, 32, 32), 11_173_962, 21),
+        ("vit-tiny", (3, 32, 32), 2_693_578, 1 + 6 * 6 + 1),
+        ("fcn-1d", (3, 60), 267_146, 4),
+        ("torchvision:mobilenet_v2", (3, 64, 64), 2_236_682, 53),
+    ],
+)
+def test_every_layer_gets_a_prior(name: str, shape: tuple[int, ...], parameters: int, layers: int) -> None:
+    """Whatever the graph says has a weight is a layer that `bayesianize` knows."""
+    net = build_net(name, shape, 10)
+    assert sum(parameter.numel() for parameter in net.parameters()) == parameters
+    graph = capture(net, shape)
+    weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
+    bayes = bayesianize(net, PRIORS["log-uniform"])
+    assert sorted(layer.shape.name for layer in bayes_layers(bayes)) == sorted(weights)
+    assert len(weights) == layers
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_split_attention_computes_the_same(bias: bool) -> None:
+    """Cross attention with weights of its own, to float32 rounding; the weights load under torch's names as well."""
+    given = nn.ModuleDict({"mix": nn.MultiheadAttention(12, 3, bias=bias, batch_first=True)}).eval()
+    for parameter in given.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x, y = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
+    wanted = given["mix"](x, y, y)[0]
+    split = split_attention(given)
+    assert type(split["mix"]) is Attention
+    assert type(given["mix"]) is nn.MultiheadAttention
+    assert torch.allclose(split["mix"](x, y, y)[0], wanted, atol=1e-6)
+    for tensor in split.parameters():
+        nn.init.zeros_(tensor)
+    split.load_state_dict(given.state_dict())
+    assert torch.allclose(split["mix"](x, y, y)[0], wanted, atol=1e-6)
+
+
+def test_the_vision_transformer_is_torchvisions() -> None:
+    theirs = torchvision.models.VisionTransformer(
+        image_size=16, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=3
+    ).eval()
+    nn.init.normal_(theirs.heads.head.weight)
+    ours, x = split_attention(theirs), torch.randn(4, 3, 16, 16)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-6)
+    assert torch.allclose(Network(capture(ours, (3, 16, 16)), ours.state_dict())(x), theirs(x), atol=1e-6)
+
+
+def test_batch_statistics_are_torchs() -> None:
+    """Against `torch.optim.swa_utils.update_bn` on one batch; torch's variance has n - 1 in its denominator."""
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 4), nn.BatchNorm1d(4)
+    )
+    x = torch.randn(50, 2, 5, 5)
+    graph, before = capture(net, (2, 5, 5)), {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    found = batch_statistics(graph, before, x)
+    torch.optim.swa_utils.update_bn([x], net)
+    assert set(found) == {f"{i}.running_{kind}" for i in (1, 5) for kind in ("mean", "var")}
+    for name, values in (("1", 50 * 9), ("5", 50)):
+        module = net.get_submodule(name)
+        assert torch.allclose(found[f"{name}.running_mean"], module.running_mean, atol=1e-6)
+        assert torch.allclose(found[f"{name}.running_var"] * values / (values - 1), module.running_var, rtol=1e-4)
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({"mix": nn.MultiheadAttention(4, 2, batch_first=True)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner["mix"](x, x, x, attn_mask=torch.zeros(3, 3))[0].mean(1)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: build_net("torchvision:resnet19", (3, 32, 32), 10), "no classifier 'resnet19'; did you mean resnet18"),
+        (lambda: build_net("resnet18", (3, 32, 32), 10), "unknown network 'resnet18'; allowed: .*torchvision:NAME"),
+        (lambda: build_net("vgg-16", (1, 28, 28), 10), "takes images .* of 32×32 pixels or more"),
+        (lambda: build_net("vit-tiny", (3, 32, 40), 10), "square images whose side is a multiple of 8"),
+        (lambda: build_net("fcn-1d", (40,), 10), r"takes series \(channels, length\)"),
+        (lambda: split_attention(nn.Sequential(nn.MultiheadAttention(4, 2))), "^0: attention is supported with batch"),
+        (lambda: capture(Masked(), (3, 4)), "^inner.mix: torch.nn.MultiheadAttention .*split_attention"),
+        (lambda: capture(split_attention(Masked()), (3, 4)), "cannot be captured .*: attention masks are not supp"),
+        (
+            lambda: capture(nn.Sequential(nn.Linear(3, 3), nn.Softplus()), (3,)),
+            "operation .*softplus.* in 1;",
+        ),
+        (lambda: capture(nn.Sequential(nn.Flatten(0, 1), nn.Linear(3, 3)), (2, 3)), "in 0: it moves the batch"),
+    ],
+)
+def test_refusals_name_the_module(build: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
