@@ -30,10 +30,15 @@ FLOORS = [
     {"run"},
     {"evaluation", "study", "tables", "inspection", "cli_options", "deploy/*"},
     {"compare", "study_plots", "readings"},
+    {"tuning/front", "tuning/published", "tuning/space"},
+    {"tuning/plan"},
+    {"tuning/trial", "tuning/storage"},
+    {"tuning/workers"},
+    {"tuning/outcome"},
     {"console", "plots"},
     {"gallery"},
     {"report"},
-    {"cli_fit", "cli_compress", "cli_compare", "cli_deploy", "cli_inspect"},
+    {"cli_fit", "cli_compress", "cli_compare", "cli_deploy", "cli_inspect", "cli_tune"},
     {"cli"},
     {"__main__"},
 ]
@@ -125,6 +130,12 @@ def test_pyro_stays_in_bayes(module: str) -> None:
     assert not {name for name in imports(module) if name == "pyro" or name.startswith("pyro.")}
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_optuna_stays_in_the_search(module: str) -> None:
+    named = {name for name in imports(module) if name == "optuna" or name.startswith("optuna.")}
+    assert not named or module in {"tuning/storage", "tuning/workers", "tuning/outcome", "console"}
+
+
 def loaded_after(statement: str) -> set[str]:
     code = f"{statement}; import sys; print(*sys.modules)"
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
@@ -134,7 +145,8 @@ def loaded_after(statement: str) -> set[str]:
     ("statement", "absent"),
     [
         ("import pyro_compress", {"torch", "pyro", "numpy", "click"}),
-        ("import pyro_compress.cli", {"torch", "pyro", "numpy", "sklearn", "rich", "onnx", "onnxruntime"}),
+        ("import pyro_compress.cli", {"torch", "pyro", "numpy", "sklearn", "rich", "onnx", "onnxruntime", "optuna"}),
+        ("import pyro_compress.tuning.plan", {"optuna", "pyro"}),
         ("import pyro_compress.deploy.export", {"pyro", "sklearn", "onnx", "onnxruntime", "scipy"}),
         ("import pyro_compress.deploy.memory", {"torch", "onnxruntime"}),
         ("import pyro_compress.compression.runner", {"torch", "pyro", "sklearn"}),
