@@ -17,6 +17,7 @@ from pyro_compress.cli_deploy import bench, export
 from pyro_compress.cli_fit import fit
 from pyro_compress.cli_inspect import inspect_command, report
 from pyro_compress.cli_options import data_options, device_options, one_line_errors
+from pyro_compress.cli_tune import tune
 from pyro_compress.console import scores_text
 
 
@@ -49,5 +50,5 @@ def evaluate(
     click.echo(json.dumps(vars(scores) | {"examples": size}) if as_json else scores_text(target, scores, size))
 
 
-for command in (fit, compress, compare, export, bench, inspect_command, report):
+for command in (fit, compress, compare, tune, export, bench, inspect_command, report):
     main.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,17 +15,63 @@ from pyro_compress.cli_options import data_options, device_options, names_in, on
 from pyro_compress.console import report_text, trial_printer, tune_printer
 
 CRITERIA = names_in("compression/prune.py", "CRITERIA")
+RECIPE = {"masked_epochs": "masked_epochs", "step": "step", "noise": "noise", "finetune_lr": "lr"}
+"""Option -> field of `FineTune`; what is not given is the recipe's own."""
+
+
+class Shares(click.ParamType):
+    """A share, or one per layer as `layer=share,...` or a TOML table."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | dict[str, float]:
+        """`"0.9"` -> `0.9`; `"fc1.weight=0.9,fc2.weight=0.5"` -> a dict."""
+        try:
+            if isinstance(value, str) and "=" in value:
+                value = dict(part.split("=") for part in value.split(","))
+            return {str(n): float(s) for n, s in value.items()} if isinstance(value, dict) else float(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r}: give a share like 0.9, or layer=share,layer=share", param, ctx)
+
+
+def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Make the `[compress]` table of a TOML file the defaults; what stands on the command line wins."""
+    if path is None:
+        return
+    with one_line_errors():
+        try:
+            table = tomllib.loads(path.read_text()).get("compress")
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no valid TOML: {error}") from error
+        if not isinstance(table, dict):
+            raise ValueError(f"{path} has no [compress] table; tune writes one, or leave --config out")
+        options = {key.replace("-", "_"): value for key, value in table.items()}
+        allowed = {str(p.name) for p in ctx.command.params} - {"run", "config", "out", "force", "as_json"}
+        if unknown := sorted(set(options) - allowed):
+            raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
+    ctx.default_map = options
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), callback=load_config, is_eager=True,
+    expose_value=False, help="TOML file with these options in a [compress] table, as tune writes it.",
+)  # fmt: skip
 @click.option(
     "--criterion",
     type=click.Choice(CRITERIA),
     default=None,
     help="Pruning score; the default fits the prior.",
 )
-@click.option("--sparsity", type=float, default=None, help="Share of the weights to remove, instead of a search.")
+@click.option(
+    "--sparsity", type=Shares(), default=None,
+    help="Share of the weights to remove, instead of a search; layer=share,... for one per layer.",
+)  # fmt: skip
+@click.option(
+    "--coarseness", type=click.FloatRange(0, min_open=True), default=None,
+    help="Step of the weights, relative to each layer's own scale; goes with --sparsity. Default: found on validation.",
+)  # fmt: skip
 @click.option(
     "--tolerance",
     type=float,
@@ -58,6 +105,18 @@ CRITERIA = names_in("compression/prune.py", "CRITERIA")
     "--teacher", type=click.Path(path_type=Path, exists=True, file_okay=False), default=None, metavar="RUN",
     help="Run whose network is distilled into this one while fine-tuning.",
 )  # fmt: skip
+@click.option(
+    "--masked-epochs", type=click.IntRange(0), default=None,
+    help="Epochs of --finetune before rounding, on the masked weights.",
+)  # fmt: skip
+@click.option(
+    "--step", type=click.FloatRange(0, min_open=True), default=None,
+    help="Step of the weights in fine-tuning, relative to each layer's own scale.",
+)  # fmt: skip
+@click.option("--noise", type=click.FloatRange(0), default=None, help="Noise on the weights in fine-tuning, in steps.")
+@click.option(
+    "--finetune-lr", type=click.FloatRange(0, min_open=True), default=None, help="Adam's rate in fine-tuning."
+)
 @click.option(
     "--curve", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="CSV",
     help="Write size against error of every candidate (and a .png beside it, with matplotlib).",
@@ -97,12 +156,16 @@ def search_options(options: dict[str, Any], quiet: bool) -> Iterator[dict[str, A
     if len(several := [name for name in given if options[name] is not None]) > 1:
         raise ValueError(f"{' and '.join(several)} exclude each other: give one of them")
     epochs, rate, teacher = (options.pop(name) for name in ("finetune", "rate", "teacher"))
+    recipe = {field: value for name, field in RECIPE.items() if (value := options.pop(name)) is not None}
     if epochs is None:
-        if rate is not None or teacher is not None:
-            raise ValueError("--rate and --teacher go with --finetune EPOCHS")
+        if rate is not None or teacher is not None or recipe:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in RECIPE)
+            raise ValueError(f"--rate, --teacher, {names} go with --finetune EPOCHS")
         with trial_printer(quiet) as on_trial:
             yield options | {"on_trial": on_trial}
         return
+    if options.pop("coarseness") is not None:
+        raise ValueError("--coarseness goes without --finetune; fine-tuning has --step")
     from pyro_compress.compression.finetune import FineTune
     from pyro_compress.compression.tuned import Teacher
     from pyro_compress.run import load_run
@@ -110,5 +173,6 @@ def search_options(options: dict[str, Any], quiet: bool) -> Iterator[dict[str, A
     if teacher is not None:
         taught = load_run(teacher)
         teacher = Teacher(taught.posterior, taught.config.net)
+    how = FineTune(epochs=epochs, **recipe)
     with tune_printer(quiet) as on_epoch:
-        yield options | {"how": FineTune(epochs=epochs), "rate": rate, "teacher": teacher, "on_epoch": on_epoch}
+        yield options | {"how": how, "rate": rate, "teacher": teacher, "on_epoch": on_epoch}

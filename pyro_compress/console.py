@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
     from pyro_compress.compare import Outcome
     from pyro_compress.compression.pipeline import Report
     from pyro_compress.deploy.export import Exported
     from pyro_compress.deploy.measured import Bench
     from pyro_compress.inspection import Agreement, Inspection, LayerSummary
     from pyro_compress.training import Epoch
+    from pyro_compress.tuning.outcome import Outcome as Searched
     from pyro_compress.types import Scores
 
 
@@ -138,6 +141,35 @@ def outcome_line(outcome: Outcome, done: int, total: int) -> None:
     head = f"[{done}/{total}] {config.data} {planned.network} {method.name} {method.variant} seed {config.seed}"
     cells = [f"{100 * r.sparsity:g} %: {100 * r.accuracy:.2f}" for r in outcome.rows if not r.ensemble]
     click.echo(" ".join(head.split()) + ": " + (outcome.failure or ", ".join(cells)), err=True)
+
+
+def searched_line(epochs: int, trial: FrozenTrial) -> None:
+    """One trial of a search, on standard error."""
+    told = trial.user_attrs
+    found = told.get("failure") or f"validation error {100 * told['error']:.2f} %, {told['bytes']:,} bytes"
+    seconds = trial.duration.total_seconds() if trial.duration else 0.0
+    click.echo(f"trial {trial.number} at {epochs} epochs: {found} ({seconds:.1f} s)", err=True)
+
+
+def searched_text(outcome: Searched, out: Path) -> str:
+    """The outcome of a search, for people."""
+    rows = [("trial", "bytes", "validation", "test", "values", "")]
+    for m in outcome.front:
+        errors = (f"{100 * m.validation_error:.2f} %", f"{100 * m.test_error:.2f} %")
+        chosen = "<- best.toml" if m is outcome.best else ""
+        rows.append((str(m.trial), f"{m.bytes:,}", *errors, f"{m.parameters:,}", chosen))
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in outcome.importances.items())
+    failed = f", {outcome.failed} of them without a file" if outcome.failed else ""
+    return "\n".join(
+        [
+            *table(rows),
+            "",
+            f"{outcome.finished} trials{failed}, {outcome.minutes:.1f} minutes of computing; "
+            f"the front's files, table and picture: {out}",
+            *([wrapped(f"importances: {shares}")] if shares else []),
+            *([] if outcome.best else ["nothing meets the bound; allow more trials, or another bound"]),
+        ]
+    )
 
 
 def export_text(exported: Exported) -> str:

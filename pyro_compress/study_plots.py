@@ -160,6 +160,29 @@ def accuracy_against_bytes(ax: Axes, points: Mapping[str, Sequence[tuple[int, fl
     return ax
 
 
+def error_against_bytes(
+    ax: Axes, trials: Sequence[tuple[float, int | float]], front: Sequence[tuple[float, int]],
+    references: Mapping[str, tuple[float, int]],
+) -> Axes:  # fmt: skip
+    """A search: every trial, the test errors of its front, and other people's points.
+
+    Args:
+        ax: where to draw.
+        trials: (validation error in [0, 1], bytes) of each.
+        front: (test error, bytes) of the files that no other dominates on validation.
+        references: name -> (test error, bytes).
+    """
+    ax.scatter([b for _, b in trials], [100 * e for e, _ in trials], s=10, color="0.7", label="trials (validation)")
+    ordered = sorted(front, key=lambda point: point[1])
+    ax.plot([b for _, b in ordered], [100 * e for e, _ in ordered], label="front (test)", **style(1))
+    for index, (name, (error, size)) in enumerate(references.items()):
+        look = style(index + 2) | {"linestyle": "", "markerfacecolor": "white"}
+        ax.plot([size], [100 * error], label=name, **look)
+    ax.set(xscale="log", yscale="log", xlabel="file (bytes)", ylabel="error (%)")
+    ax.legend(frameon=False, fontsize="x-small")
+    return ax
+
+
 def accuracy_against_time(ax: Axes, rows: Sequence[Row], sparsity: float) -> Axes:
     """Test accuracy at one sparsity against the minutes that the fit took; one point per seed."""
     shown = [row for row in rows if row.sparsity == sparsity]

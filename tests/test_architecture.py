@@ -15,19 +15,8 @@ MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in R
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
     {"types", "machine", "arviz_compat", "page"},
-    {
-        "data",
-        "nets",
-        "vision",
-        "attention",
-        "graph",
-        "aten",
-        "training",
-        "compression/codec",
-        "compression/context",
-        "compression/layout",
-    }
-    | {"compression/operations"},
+    {"data", "nets", "vision", "attention", "graph", "aten", "training", "compression/codec", "compression/context"}
+    | {"compression/layout", "compression/operations"},
     {"compression/templates", "compression/sections", "compression/rate", "layered"},
     {"compression/header"},
     {"metrics", "compression/prune", "compression/precision", "compression/shrink", "compression/file"},
@@ -41,10 +30,15 @@ FLOORS = [
     {"run"},
     {"evaluation", "study", "tables", "inspection", "cli_options", "deploy/*"},
     {"compare", "study_plots", "readings", "ranking"},
+    {"tuning/front", "tuning/published", "tuning/space"},
+    {"tuning/plan"},
+    {"tuning/trial", "tuning/storage"},
+    {"tuning/workers"},
+    {"tuning/outcome"},
     {"console", "plots"},
     {"gallery"},
     {"report", "comparison_report"},
-    {"cli_fit", "cli_compress", "cli_compare", "cli_deploy", "cli_inspect"},
+    {"cli_fit", "cli_compress", "cli_compare", "cli_deploy", "cli_inspect", "cli_tune"},
     {"cli"},
     {"__main__"},
 ]
@@ -135,6 +129,12 @@ def test_pyro_stays_in_bayes(module: str) -> None:
     assert not {name for name in imports(module) if name == "pyro" or name.startswith("pyro.")}
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_optuna_stays_in_the_search(module: str) -> None:
+    named = {name for name in imports(module) if name == "optuna" or name.startswith("optuna.")}
+    assert not named or module in {"tuning/storage", "tuning/workers", "tuning/outcome", "console"}
+
+
 def loaded_after(statement: str) -> set[str]:
     code = f"{statement}; import sys; print(*sys.modules)"
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
@@ -144,7 +144,8 @@ def loaded_after(statement: str) -> set[str]:
     ("statement", "absent"),
     [
         ("import pyro_compress", {"torch", "pyro", "numpy", "click"}),
-        ("import pyro_compress.cli", {"torch", "pyro", "numpy", "sklearn", "rich", "onnx", "onnxruntime"}),
+        ("import pyro_compress.cli", {"torch", "pyro", "numpy", "sklearn", "rich", "onnx", "onnxruntime", "optuna"}),
+        ("import pyro_compress.tuning.plan", {"optuna", "pyro"}),
         ("import pyro_compress.deploy.export", {"pyro", "sklearn", "onnx", "onnxruntime", "scipy"}),
         ("import pyro_compress.deploy.memory", {"torch", "onnxruntime"}),
         ("import pyro_compress.compression.runner", {"torch", "pyro", "sklearn"}),

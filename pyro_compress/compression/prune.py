@@ -1,4 +1,4 @@
-"""What goes: scores per weight (high = keep), one global threshold, masks.
+"""What goes: scores per weight (high = keep), one global threshold or one per layer, masks.
 
 To add a criterion, write a function `LayerPosterior -> score`, broadcastable to the weight, and a row in `CRITERIA`.
 """
@@ -6,12 +6,15 @@ To add a criterion, write a function `LayerPosterior -> score`, broadcastable to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from pyro_compress.types import LayerPosterior, Masks, Posterior
+
+Sparsity = float | Mapping[str, float]
+"""Share of the weights to remove: of all layers together, or of each by the name of its weight tensor."""
 
 
 def signal_to_noise(layer: LayerPosterior) -> Tensor:
@@ -73,11 +76,20 @@ def scores(posterior: Posterior, criterion: str) -> dict[str, Tensor]:
     return {name: score.expand_as(posterior.layers[name].mean) for name, score in found.items()}
 
 
-def masks_at(scores: dict[str, Tensor], sparsity: float) -> Masks:
-    """Drop the given share of all weights, lowest scores first, over all layers together.
+def masks_at(scores: dict[str, Tensor], sparsity: Sparsity) -> Masks:
+    """Drop the given share of all weights, lowest scores first, over all layers together or in each by its own share.
 
     Weights that tie with the last one to go (a group, say) stay.
+
+    Raises:
+        ValueError: a share out of range, shares that do not name exactly the layers there are.
     """
+    if isinstance(sparsity, Mapping):
+        if sparsity.keys() != scores.keys():
+            raise ValueError(
+                f"shares for {', '.join(sparsity) or 'no layer'}: give one for each of {', '.join(scores)}"
+            )
+        return {name: masks_at({name: score}, float(sparsity[name]))[name] for name, score in scores.items()}
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity {sparsity}: allowed are values from 0 up to, but not including, 1")
     everything = torch.cat([score.flatten() for score in scores.values()])
@@ -86,6 +98,11 @@ def masks_at(scores: dict[str, Tensor], sparsity: float) -> Masks:
         return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
     threshold = everything.kthvalue(drop + 1).values if drop < len(everything) else torch.inf
     return {name: score >= threshold for name, score in scores.items()}
+
+
+def removed_share(masks: Masks) -> float:
+    """Share of the weights that the masks remove."""
+    return 1 - sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
 
 
 THRESHOLDS = {

@@ -17,7 +17,7 @@ import torch
 
 from pyro_compress.compression import file
 from pyro_compress.compression.precision import bias_step, quantize, rounded, step_size
-from pyro_compress.compression.prune import masks_at, scores
+from pyro_compress.compression.prune import Sparsity, masks_at, removed_share, scores
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.compression.target import (
     NLL_PER_ACCURACY,
@@ -55,7 +55,7 @@ class _Search:
         self.posterior, self.splits, self.device, self.criterion = posterior, splits, device, criterion
         self.scores, self.on_candidate = scores(posterior, criterion), on_candidate
 
-    def masks(self, sparsity: float) -> Masks:
+    def masks(self, sparsity: Sparsity) -> Masks:
         return masks_at(self.scores, sparsity)
 
     def candidate(self, masks: Masks, coarseness: float | None, levels: int) -> Compressed:
@@ -81,11 +81,12 @@ class _Search:
     def scores_of(self, network: Compressed) -> Scores:
         return evaluate(to_module(network).to(self.device), self.splits, "validation", self.device)
 
-    def trial(self, sparsity: float, coarseness: float) -> tuple[Trial, Scores]:
+    def trial(self, sparsity: Sparsity, coarseness: float) -> tuple[Trial, Scores]:
         """Size and scores of one candidate, told to whoever draws the curve."""
-        network = self.candidate(self.masks(sparsity), coarseness, BIAS_LEVELS[0])
+        masks = self.masks(sparsity)
+        network = self.candidate(masks, coarseness, BIAS_LEVELS[0])
         size, scored = len(file.dumps(network, in_context=False)[0]), self.scores_of(network)
-        trial = Trial(sparsity, coarseness, 0.0, size, 1 - scored.accuracy, scored.nll_nats)
+        trial = Trial(removed_share(masks), coarseness, 0.0, size, 1 - scored.accuracy, scored.nll_nats)
         self.on_candidate(trial)
         return trial, scored
 
@@ -105,11 +106,12 @@ def compress(
     posterior: Posterior,
     splits: Splits,
     criterion: str | None = None,
-    sparsity: float | None = None,
+    sparsity: Sparsity | None = None,
     tolerance: float = 0.005,
     nll_tolerance: float | None = None,
     target_error: float | None = None,
     max_bytes: int | None = None,
+    coarseness: float | None = None,
     device: str = "cpu",
     on_trial: OnTrial = lambda done, total: None,
     on_candidate: OnCandidate = lambda trial: None,
@@ -120,11 +122,14 @@ def compress(
         posterior: the waist, from `extract` or a baseline.
         splits: only `validation` is looked at.
         criterion: name in `CRITERIA`; the one that fits the prior if None.
-        sparsity: share of the weights to remove; None searches for the smallest file within the tolerance.
+        sparsity: share of the weights to remove, of all together or layer by layer; None searches for the smallest file
+            within the tolerance.
         tolerance: validation accuracy that may be lost against the uncompressed posterior mean, in [0, 1].
         nll_tolerance: validation NLL that may be lost, in nats per example; `default_nll_tolerance` if None.
         target_error: validation error that may be reached, in [0, 1], instead of a tolerance.
         max_bytes: largest size of the file, instead of a tolerance.
+        coarseness: step of the weights, in units of the root mean square of what a layer keeps, where the sparsity is
+            given; None takes the coarsest that costs next to nothing.
         device: where candidates are evaluated.
         on_trial: progress, called with (done, total).
         on_candidate: called with every candidate of the search.
@@ -133,7 +138,8 @@ def compress(
         The network as it goes into the file, and the share of weights that the criterion removed.
 
     Raises:
-        ValueError: unknown criterion, a sparsity or tolerance out of range, no candidate within the tolerance.
+        ValueError: unknown criterion, a sparsity or tolerance out of range, no candidate within the tolerance, a
+            coarseness that is not positive or comes without a sparsity.
 
     Example:
         >>> import pyro_compress as pc
@@ -145,12 +151,15 @@ def compress(
         >>> round(removed, 2)
         0.5
     """
+    if coarseness is not None and (sparsity is None or not coarseness > 0):
+        raise ValueError(f"coarseness {coarseness}: it must be positive, and goes with a sparsity")
     search = _Search(posterior, splits, criterion or posterior.criterion, device, on_candidate)
+    chosen: Chosen
     if sparsity is not None:
         reference = search.scores_of(search.candidate(search.masks(sparsity), None, BIAS_LEVELS[0]))
         allowed = default_nll_tolerance(PRECISION_TOLERANCE, len(splits.validation))
         target = Target(reference, PRECISION_TOLERANCE, allowed)
-        trials = [(sparsity, coarseness) for coarseness in COARSENESS]
+        trials = [(sparsity, step) for step in ((coarseness,) if coarseness else COARSENESS)]
         chosen = next((t for t in trials if target.reached(search.trial(*t)[1])), trials[-1])
     elif max_bytes is not None:
         chosen, target = _within(search, max_bytes, on_trial)
@@ -158,18 +167,17 @@ def compress(
         target = target_of(posterior, splits, tolerance, nll_tolerance, target_error, device)
         chosen = _smallest(search, target, on_trial)
     masks = search.masks(chosen[0])
-    removed = 1 - sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
     best = search.candidate(masks, chosen[1], BIAS_LEVELS[0])
     for levels in BIAS_LEVELS[1:]:
         coarser = search.candidate(masks, chosen[1], levels)
         if not target.reached(search.scores_of(coarser)):
             break
         best = coarser
-    return best, removed
+    return best, removed_share(masks)
 
 
 def prune(
-    posterior: Posterior, splits: Splits, criterion: str | None, sparsity: float | None, target: Target, device: str
+    posterior: Posterior, splits: Splits, criterion: str | None, sparsity: Sparsity | None, target: Target, device: str
 ) -> tuple[Masks, float]:
     """Masks before any rounding: at a sparsity, or the fewest weights that still reach a target.
 
@@ -185,7 +193,7 @@ def prune(
             low, high = (middle, high) if target.reached(search.scores_of(network)) else (low, middle)
         sparsity = 1 - KEPT[low]
     masks = search.masks(sparsity)
-    return masks, 1 - sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+    return masks, removed_share(masks)
 
 
 def remove_units(
@@ -207,7 +215,7 @@ def remove_units(
     return next((network for network in candidates if target.reached(search.scores_of(network))), full)
 
 
-Chosen = tuple[float, float]
+Chosen = tuple[Sparsity, float]
 """(sparsity, coarseness)."""
 
 

@@ -1,0 +1,254 @@
+"""What a search leaves behind; the only place of a search that reads the test split, and of each file only once.
+
+trials.csv          every trial of every fidelity
+pareto/N.pcn        the files that no other dominates in validation error and bytes, N the number of the trial
+pareto/N.toml       what `fit --config` and `compress --config` make each of
+pareto.json         the same as numbers, with test scores; a file whose scores stand there is not scored again
+pareto.md           as a table
+front.png, .svg     error against bytes, with published points (where matplotlib is installed)
+importances.json    share of each parameter in what sets the better trials apart
+best.toml           the configuration that the objective asked for
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import io
+import json
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from pyro_compress.compression import file
+from pyro_compress.compression.file import write_atomically
+from pyro_compress.compression.search import to_module
+from pyro_compress.metrics import evaluate
+from pyro_compress.study import identity
+from pyro_compress.tuning.plan import Plan, Point, point_of
+from pyro_compress.tuning.published import PUBLISHED
+from pyro_compress.tuning.storage import open_storage, open_study, quietly
+from pyro_compress.tuning.trial import file_of, locked, measure
+from pyro_compress.tuning.workers import Work, coordinates, finished, front_of, minutes_of
+from pyro_compress.types import Splits
+
+TOLERANCE = 0.005
+"""Of a whole front, the best is the smallest file within half a point of its lowest validation error."""
+ENOUGH = 4
+"""Completed trials from which on importances mean something."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file on the front.
+
+    Attributes:
+        trial: its number.
+        bytes: of the file.
+        validation_error: share of the validation examples that it gets wrong.
+        test_error: of the test examples.
+        validation_nll_nats: per example.
+        test_nll_nats: per example.
+        parameters: non-zero values in it.
+        sha256: of the file.
+        settings: options of `compress`.
+        fit: options of `fit` that differ from the defaults.
+    """
+
+    trial: int
+    bytes: int
+    validation_error: float
+    test_error: float
+    validation_nll_nats: float
+    test_nll_nats: float
+    parameters: int
+    sha256: str
+    settings: dict[str, Any]
+    fit: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A search, ended or interrupted.
+
+    Attributes:
+        finished: trials that count, at the last fidelity.
+        failed: those of them whose configuration could not be fitted or compressed.
+        minutes: of computing, at every fidelity, over all workers.
+        front: smallest file first.
+        best: of the front what the objective asked for; None where nothing meets its bound.
+        importances: parameter -> share, most important first.
+    """
+
+    finished: int
+    failed: int
+    minutes: float
+    front: tuple[Member, ...]
+    best: Member | None
+    importances: dict[str, float]
+
+
+def conclude(work: Work) -> Outcome:
+    """Write the outcome of a search as far as it has come.
+
+    Raises:
+        ValueError: no trial was completed.
+        OSError: the folder cannot be written.
+    """
+    with quietly(), locked(work.out / "outcome.lock"):
+        storage = open_storage(work.out, work.url, work.grace)
+        studies = {epochs: open_study(work.plan, storage, epochs) for epochs in work.plan.fidelities}
+        trials = {epochs: study.get_trials() for epochs, study in studies.items()}
+        write_atomically(work.out / "trials.csv", _csv(trials, work.plan).encode())
+        last = work.plan.fidelities[-1]
+        complete = [trial for trial in trials[last] if trial.state == TrialState.COMPLETE]
+        if not complete:
+            raise ValueError(
+                f"no trial of {work.plan.name!r} was completed at {last} epochs; allow more trials or minutes"
+            )
+        front = _front(work, complete)
+        shares = _importances(studies[last], complete)
+    outcome = Outcome(
+        finished=len(finished(trials[last])),
+        failed=len(finished(trials[last])) - len(complete),
+        minutes=sum(map(minutes_of, trials.values())),
+        front=front,
+        best=_best(work.plan, front),
+        importances=shares,
+    )
+    _write(work, outcome, [coordinates(trial) for trial in complete])
+    return outcome
+
+
+def _csv(trials: dict[int, list[FrozenTrial]], plan: Plan) -> str:
+    numbers = ("error", "bytes", "nll_nats", "parameters", "fit", "fit_seconds", "seconds", "retry_of", "failure")
+    names = [parameter.name for parameter in plan.space]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["epochs", "trial", "state", *numbers, *names])
+    for epochs, own in trials.items():
+        for trial in own:
+            told = [trial.user_attrs.get(key, "") for key in numbers]
+            writer.writerow([epochs, trial.number, trial.state.name.lower(), *told, *map(trial.params.get, names)])
+    return text.getvalue()
+
+
+def _front(work: Work, trials: list[FrozenTrial]) -> tuple[Member, ...]:
+    """The front's files, made again where they lie on another machine, each read back and scored."""
+    known = {member.sha256: member for member in read_members(work.out)}
+    members = []
+    for trial in front_of(work.plan, trials):
+        point = point_of(work.plan, trial.params, work.plan.fidelities[-1], len(work.splits.train))
+        path = file_of(point, work.out)
+        if not path.is_file():
+            measure(point, work.splits, work.out)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        members.append(known.get(digest) or scored(trial.number, path, point, work.splits))
+    return tuple(members)
+
+
+def read_members(out: Path) -> list[Member]:
+    """What `pareto.json` says; nothing where there is none."""
+    path, names = out / "pareto.json", [field.name for field in fields(Member)]
+    if not path.is_file():
+        return []
+    return [Member(**{name: one[name] for name in names}) for one in json.loads(path.read_text())]
+
+
+def scored(trial: int, path: Path, point: Point, splits: Splits) -> Member:
+    """Read a file back and score it; reads the test split."""
+    network = file.read(path)
+    module = to_module(network)
+    validation, test = (evaluate(module, splits, split) for split in ("validation", "test"))
+    return Member(
+        trial=trial,
+        bytes=path.stat().st_size,
+        validation_error=1 - validation.accuracy,
+        test_error=1 - test.accuracy,
+        validation_nll_nats=validation.nll_nats,
+        test_nll_nats=test.nll_nats,
+        parameters=network.parameters,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        settings=point.settings,
+        fit=identity(point.config),
+    )
+
+
+def _best(plan: Plan, front: tuple[Member, ...]) -> Member | None:
+    """Chosen on validation alone."""
+    if plan.objective == "error-at-bytes":
+        return min((m for m in front if m.bytes <= plan.bound), key=lambda m: m.validation_error, default=None)
+    lowest = min(member.validation_error for member in front)
+    bound = plan.bound if plan.objective == "bytes-at-error" else lowest + TOLERANCE
+    return min((m for m in front if m.validation_error <= bound), key=lambda m: m.bytes, default=None)
+
+
+def _importances(study: Study, complete: list[FrozenTrial]) -> dict[str, float]:
+    """PED-ANOVA (Watanabe et al. 2023): how differently a parameter is spread among the better trials."""
+    if len(complete) < ENOUGH:
+        return {}
+    found = optuna.importance.get_param_importances(study)
+    return {name: float(share) for name, share in found.items()}
+
+
+def _write(work: Work, outcome: Outcome, points: list[tuple[float, float]]) -> None:
+    out, folder = work.out, work.out / "pareto"
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        if old.stem not in {str(member.trial) for member in outcome.front}:
+            old.unlink()
+    for member in outcome.front:
+        path = next(p for p in (out / "files").glob("*.pcn") if _is(p, member.sha256))
+        shutil.copyfile(path, folder / f"{member.trial}.pcn")
+        write_atomically(folder / f"{member.trial}.toml", configuration(member).encode())
+    write_atomically(out / "pareto.json", (json.dumps([asdict(m) for m in outcome.front], indent=1) + "\n").encode())
+    write_atomically(out / "pareto.md", (markdown(outcome) + "\n").encode())
+    write_atomically(out / "importances.json", (json.dumps(outcome.importances, indent=1) + "\n").encode())
+    if outcome.best is not None:
+        write_atomically(out / "best.toml", configuration(outcome.best).encode())
+    if importlib.util.find_spec("matplotlib") is not None:
+        from pyro_compress.study_plots import error_against_bytes, new_figure, save
+
+        figure, (ax,) = new_figure()
+        references = work.plan.references + PUBLISHED.get((work.plan.fit.data, work.plan.fit.net), ())
+        tested = [(member.test_error, member.bytes) for member in outcome.front]
+        error_against_bytes(ax, points, tested, {f"{r.name}": (r.error, r.bytes) for r in references})
+        save(figure, out / "front")
+
+
+def _is(path: Path, sha256: str) -> bool:
+    return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+
+
+def configuration(member: Member) -> str:
+    """TOML that `fit --config` and `compress --config` take."""
+    import tomli_w
+
+    return tomli_w.dumps({"fit": member.fit, "compress": member.settings})
+
+
+def markdown(outcome: Outcome) -> str:
+    """The front as a table, smallest file first."""
+    lines = [
+        "| trial | bytes | validation error | test error | values | settings |",
+        "| ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for m in outcome.front:
+        errors = f"{100 * m.validation_error:.2f} % | {100 * m.test_error:.2f} %"
+        lines.append(f"| {m.trial} | {m.bytes:,} | {errors} | {m.parameters:,} | {settings_text(m.settings)} |")
+    return "\n".join(lines)
+
+
+def settings_text(settings: dict[str, Any]) -> str:
+    """Settings on one line."""
+    told = []
+    for name, value in settings.items():
+        shares = ", ".join(f"{layer} {share:.4f}" for layer, share in value.items()) if isinstance(value, dict) else ""
+        told.append(f"{name} {shares or (f'{value:.4g}' if isinstance(value, float) else value)}")
+    return ", ".join(told)

@@ -1,0 +1,178 @@
+"""What is searched: parameters before the waist (a new fit each) and after it (one fit serves many).
+
+A parameter before the waist is an option of `fit`, or `prior-options.NAME`. After the waist:
+
+    kept            share of the weights that stay (`sparsity` = 1 - kept); layer-wise one per layer
+    coarseness      step of the weights, without fine-tuning
+    rate, step, noise, finetune-lr, masked-epochs, finetune     of the fine-tuning
+    criterion       pruning score
+
+Where a study names no space, `BEFORE` has one for its prior and `after_the_waist` one for its network.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from fnmatch import fnmatch
+from typing import Any
+
+from pyro_compress.graph import WEIGHTED, capture
+from pyro_compress.run import initial_net
+from pyro_compress.types import FitConfig, Splits
+
+KEPT = "kept"
+ROUNDED = (KEPT, "criterion", "coarseness")
+"""Parameters after the waist without fine-tuning."""
+FINETUNED = (KEPT, "criterion", "finetune", "masked_epochs", "rate", "step", "noise", "finetune_lr")
+"""And with it; the names of the options of `compress`."""
+FIXED = ("data", "data_dir", "net", "hidden", "keep", "validation", "epochs", "device", "threads", "compile")
+"""Options of `fit` that a study cannot vary: trials would not be comparable, or `fidelities` has it."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One dimension: a range, or choices.
+
+    Attributes:
+        name: `fit.OPTION` or `compress.OPTION`, as the trials store it.
+        low: smallest value.
+        high: largest value.
+        log: whether the range is even on a log scale.
+        integer: whether only integers are allowed.
+        choices: values to choose from; empty for a range.
+    """
+
+    name: str
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    integer: bool = False
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def option(self) -> str:
+        """Name of the option, without its part of the space."""
+        return self.name.partition(".")[2]
+
+
+def _log(name: str, low: float, high: float) -> Parameter:
+    return Parameter(f"fit.{name}", low, high, log=True)
+
+
+_RATES = (_log("kl_weight", 0.3, 3.0), _log("lr", 1e-3, 1e-2), _log("lr_scale", 1e-3, 1e-2))
+BEFORE: dict[str, tuple[Parameter, ...]] = {
+    "none": (_log("lr", 3e-4, 3e-3), Parameter("fit.dropout", 0.0, 0.6)),
+    "gaussian": (*_RATES, _log("prior_options.scale", 0.03, 1.0)),
+    "spike-and-slab": (*_RATES, Parameter("fit.prior_options.pi", 0.1, 0.9), _log("prior_options.sigma2", 3e-4, 0.03)),
+    "spike-and-slab-bound": (
+        *_RATES, Parameter("fit.prior_options.pi", 0.1, 0.9), _log("prior_options.sigma2", 3e-4, 0.03),
+    ),
+    "log-uniform": (*_RATES, _log("init_scale", 2e-3, 2e-2)),
+    "normal-jeffreys": (*_RATES, _log("lr_group", 1e-3, 1e-2)),
+    "horseshoe": (*_RATES, _log("lr_group", 1e-2, 1e-1), _log("prior_options.tau0", 1e-7, 1e-3)),
+}  # fmt: skip
+"""Prior -> what its fit is searched over: around its own recipe, a factor of about three to either side."""
+
+
+def after_the_waist(layers: dict[str, int], finetuned: bool, layer_wise: bool) -> tuple[Parameter, ...]:
+    """The space of a network: kept shares from 1/sqrt(weights) to a half, global or per layer, and the precision.
+
+    Args:
+        layers: weight tensor name -> number of weights.
+        finetuned: whether the survivors are trained on.
+        layer_wise: one kept share per layer (Ma et al. 2019).
+    """
+    sizes = layers if layer_wise else {"": sum(layers.values())}
+    kept = [
+        Parameter(f"compress.{KEPT}.{name}".removesuffix("."), min(size**-0.5, 0.25), 1.0 if layer_wise else 0.5, True)
+        for name, size in sizes.items()
+    ]
+    if not finetuned:
+        return (*kept, Parameter("compress.coarseness", 1 / 16, math.sqrt(2), True))
+    return (
+        *kept,
+        Parameter("compress.rate", 0.25, 16.0, True),
+        Parameter("compress.step", 0.35, 1.4, True),
+        Parameter("compress.noise", 0.0, 0.6),
+        Parameter("compress.finetune_lr", 5e-4, 5e-3, True),
+    )
+
+
+def layer_sizes(config: FitConfig, splits: Splits) -> dict[str, int]:
+    """Weights of every layer that is pruned, by the name of its tensor.
+
+    Raises:
+        ValueError: the network is not supported.
+    """
+    net = initial_net(config, splits)
+    names = [n.parameters["weight"] for n in capture(net, splits.input_shape).nodes if n.op in WEIGHTED]
+    state = net.state_dict()
+    kept = [name for name in names if not any(fnmatch(name.rpartition(".")[0], p) for p in config.keep)]
+    return {name: state[name].numel() for name in kept}
+
+
+def read_before(table: dict[str, Any]) -> tuple[Parameter, ...]:
+    """The `[space.fit]` table.
+
+    Raises:
+        ValueError: an option that is unknown or cannot be searched, a bad range.
+    """
+    allowed = [field.name for field in fields(FitConfig) if field.name not in FIXED and field.name != "prior_options"]
+    found = []
+    for key, value in _flat(table, "prior-options").items():
+        if key not in allowed and not key.startswith("prior_options."):
+            raise ValueError(f"space.fit: {key} is no option to search; allowed: {', '.join(allowed)}, prior-options.*")
+        found.append(_parameter(f"fit.{key}", value))
+    return tuple(found)
+
+
+def read_after(
+    table: dict[str, Any], layers: dict[str, int], finetuned: bool, layer_wise: bool
+) -> tuple[Parameter, ...]:
+    """The `[space.compress]` table; `kept` becomes one parameter per layer where the study is layer-wise.
+
+    Raises:
+        ValueError: an option that is unknown or does not go with the study, a bad range.
+    """
+    allowed = FINETUNED if finetuned else ROUNDED
+    found = []
+    for key, value in _flat(table, KEPT).items():
+        name, _, layer = key.partition(".")
+        if name not in allowed or (layer and not layer_wise) or (layer and layer not in layers):
+            with_layers = f"; kept.LAYER for {', '.join(layers)}" if layer_wise else ""
+            raise ValueError(
+                f"space.compress: {key} does not go with this study; allowed {'with' if finetuned else 'without'} "
+                f"finetune: {', '.join(allowed)}{with_layers}"
+            )
+        names = [f"{KEPT}.{one}" for one in layers] if name == KEPT and layer_wise and not layer else [key]
+        found += [_parameter(f"compress.{one}", value) for one in names]
+    return tuple(found)
+
+
+def _flat(table: dict[str, Any], nested: str) -> dict[str, Any]:
+    """Option names with underscores; the table called `nested` is spelled out with dots unless it is a range."""
+    found = dict[str, Any]()
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if key.replace("_", "-") == nested and isinstance(value, dict) and "low" not in value:
+            found |= {f"{name}.{inner}": one for inner, one in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def _parameter(name: str, value: Any) -> Parameter:
+    if isinstance(value, list) and value:
+        return Parameter(name, choices=tuple(value))
+    shown = name.replace("_", "-")
+    if not isinstance(value, dict) or not {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
+        raise ValueError(
+            f"space {shown}: {value!r}: give {{low = 0.1, high = 1.0, log = true}} or a list of values to choose from"
+        )
+    low, high, log = value["low"], value["high"], bool(value.get("log", False))
+    if not low <= high or (log and low <= 0):
+        raise ValueError(f"space {shown}: from {low} to {high}{' on a log scale' if log else ''} is no range")
+    if name.startswith(f"compress.{KEPT}") and not 0 < low <= high <= 1:
+        raise ValueError(f"space {shown}: from {low} to {high}: shares lie above 0 and up to 1")
+    return Parameter(name, low, high, log, isinstance(low, int) and isinstance(high, int))

@@ -1,0 +1,119 @@
+"""One trial: a fit, made once and found again by its configuration, and a file made of it. Reads train and validation.
+
+runs/HASH/          one run folder per configuration of the fit
+runs/HASH.lock      held while it is fitted, so that two workers do not fit the same thing
+files/HASH.pcn      one file per configuration of fit and compression
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pyro_compress.compression.finetune import FineTune
+from pyro_compress.compression.pipeline import save
+from pyro_compress.compression.search import compress, to_module
+from pyro_compress.compression.tuned import compress_finetuned
+from pyro_compress.metrics import evaluate
+from pyro_compress.run import Keeping, Run, fit_run, load_run
+from pyro_compress.tuning.plan import Point
+from pyro_compress.types import Compressed, Posterior, Splits
+
+RECIPE = {"finetune": "epochs", "masked_epochs": "masked_epochs", "step": "step", "noise": "noise", "finetune_lr": "lr"}
+"""Setting -> field of `FineTune`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a trial found.
+
+    Attributes:
+        error: share of the validation examples that the file gets wrong.
+        nll_nats: validation NLL per example.
+        bytes: of the file, as it lies on disk.
+        parameters: non-zero values in it.
+        fit_seconds: spent on the fit; 0 where it was there already.
+        seconds: spent on everything else.
+    """
+
+    error: float
+    nll_nats: float
+    bytes: int
+    parameters: int
+    fit_seconds: float
+    seconds: float
+
+
+def measure(point: Point, splits: Splits, out: Path) -> Measured:
+    """Fit what is missing, compress, write and verify the file, score it on the validation split.
+
+    Args:
+        point: the configuration.
+        splits: its data.
+        out: folder of the study.
+
+    Raises:
+        ValueError: the fit or the compression failed on this configuration.
+        OSError: the folder cannot be written.
+    """
+    started = time.perf_counter()
+    run = fitted(point, out / "runs")
+    after_fit = time.perf_counter()
+    network = compressed(run.posterior, splits, point.settings)
+    path = file_of(point, out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(path, network, splits)
+    scores = evaluate(to_module(network), splits, "validation")
+    return Measured(
+        error=1 - scores.accuracy,
+        nll_nats=scores.nll_nats,
+        bytes=path.stat().st_size,
+        parameters=network.parameters,
+        fit_seconds=after_fit - started,
+        seconds=time.perf_counter() - after_fit,
+    )
+
+
+def file_of(point: Point, out: Path) -> Path:
+    """Where its file lies."""
+    return out / "files" / f"{point.hash}.pcn"
+
+
+def fitted(point: Point, runs: Path) -> Run:
+    """The run of a configuration; fitted, or a killed worker's fit gone on with, if it is not there."""
+    folder = runs / point.fit_hash
+    if not folder.is_dir():
+        runs.mkdir(parents=True, exist_ok=True)
+        with locked(runs / f"{point.fit_hash}.lock"):
+            if not folder.is_dir():
+                fit_run(point.config, folder, keeping=Keeping(resume=True))
+    return _loaded(folder)
+
+
+@lru_cache(maxsize=2)
+def _loaded(folder: Path) -> Run:
+    return load_run(folder)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; the system lets go of it when the process ends, however it ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def compressed(posterior: Posterior, splits: Splits, settings: dict[str, Any]) -> Compressed:
+    """Compress by settings, which are options of the command `compress`."""
+    options = dict(settings)
+    if "finetune" not in options:
+        return compress(posterior, splits, **options)[0]
+    how = FineTune(**{field: options.pop(name) for name, field in RECIPE.items() if name in options})
+    rate = options.pop("rate", how.rate)
+    return compress_finetuned(posterior, splits, replace(how, rate=rate), rate=rate, **options)[0]
