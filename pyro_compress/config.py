@@ -13,6 +13,7 @@ import torch
 
 from pyro_compress.machine import prepare
 from pyro_compress.sparse_training import PRUNING
+from pyro_compress.tasks import TASKS
 from pyro_compress.training import OPTIMIZERS, SCHEDULES
 from pyro_compress.types import FitConfig, Splits
 
@@ -120,7 +121,19 @@ def _check_ranges(config: FitConfig) -> None:
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name} {value}: it must be positive")
-    for name in ("pretrain_epochs", "kl_warmup", "patience", "threads", "max_scale", "clip_norm", "init_range"):
+    for name in (
+        "pretrain_epochs",
+        "kl_warmup",
+        "patience",
+        "threads",
+        "max_scale",
+        "clip_norm",
+        "init_range",
+        "limit",
+        "image_size",
+        "workers",
+        "in_memory_mib",
+    ):
         if (value := getattr(config, name)) is not None and value < 0:
             raise ValueError(f"{name} {value}: it must not be negative")
     for name in ("dropout", "dropout_input", "momentum", "prune_to"):
@@ -133,6 +146,7 @@ def _check_ranges(config: FitConfig) -> None:
     _one_of("compile", config.compile, ("auto", "on", "off"))
     _one_of("precision", config.precision, ("float32", "bfloat16"))
     _one_of("lr_schedule", config.lr_schedule, SCHEDULES)
+    _one_of("task", config.task, TASKS)
     _one_of("kl_schedule", config.kl_schedule, ("uniform", "blundell"))
 
 

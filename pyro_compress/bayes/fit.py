@@ -15,11 +15,12 @@ from pyro_compress.bayes.elbo import Objective, build_objective, kl_nats
 from pyro_compress.bayes.extract import mean_tensors, moments
 from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayes_layers, bayesianize
-from pyro_compress.bayes.model import Classifier, Fit
+from pyro_compress.bayes.model import Fit, Likelihood, Model
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, Step, Tuned, eager, tuned_parameters
 from pyro_compress.checkpoint import Keeper
 from pyro_compress.graph import capture
+from pyro_compress.metrics import evaluate, noise_of
 from pyro_compress.progress import Progress
 from pyro_compress.training import SCHEDULES, Diverged, Epoch, OnEpoch, PointPlan
 from pyro_compress.types import FitConfig, LayerPosterior, Splits
@@ -73,11 +74,12 @@ def fit_posterior(
             plan = PointPlan(config.pretrain_epochs or 0, config.lr, schedule=config.lr_schedule)
             progress.train_point(start, plan, lambda step, optimizer: None)
         bayes_net = bayesianize(start, prior, config.grouping, bias_prior, config.keep)
-        model = Classifier(bayes_net, len(splits.train)).to(config.device)
+        noise = noise_of(evaluate(start.eval(), splits, "validation", config.device)).get("noise", 1.0)
+        likelihood = Likelihood(splits.task, len(splits.train), noise)
+        model = Model(bayes_net, likelihood).to(config.device)
         weights = {name: tensor.detach() for name, tensor in start.state_dict().items()}
         starts = starts_of(bayes_net, weights, config.init_scale)
-        example = (progress.train.x[:2], progress.train.y[:2])
-        guide = build_guide(config.guide, model, starts, config.max_scale, example)
+        guide = build_guide(config.guide, model, starts, config.max_scale, progress.example(2))
         assert config.estimator
         objective = build_objective(model, guide, config.estimator, config.samples, config.precision)
         _Inference(progress, objective, start, on_layers).run()
@@ -162,7 +164,7 @@ class _Inference:
             layers = bayes_layers(model.net)
             found = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in layers}
             self.on_layers(len(self.progress.history) + 1, found)
-        self.progress.note(self.mean_net, epoch)
+        self.progress.note(self.mean_net, epoch, model.likelihood.noise)
 
     def tensors(self, state: State) -> dict[str, Tensor]:
         """What a checkpoint holds of this phase."""
@@ -183,9 +185,9 @@ class _Inference:
         if config.compile == "off" or (config.compile == "auto" and self.total < COMPILE_STEPS):
             return eager(self.objective, tuned, rule, state)
         try:
-            train, size = self.progress.train, self.progress.feed.batch_size
+            example = self.progress.example(self.progress.feed.batch_size)
             self.objective.elbo.model.train()
-            return captured(self.objective, tuned, rule, state, (train.x[:size], train.y[:size]))
+            return captured(self.objective, tuned, rule, state, example)
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             log.warning("the step could not be compiled and runs eagerly: %s: %s", type(error).__name__, reason)
