@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_compress.checkpoint import Keeper
 from pyro_compress.graph import WEIGHTED, capture
+from pyro_compress.metrics import evaluate, noise_of
 from pyro_compress.progress import Progress
 from pyro_compress.sparse_training import pruned_while_training
 from pyro_compress.training import Epoch, OnEpoch, PointPlan, dropped_inputs
@@ -50,7 +51,8 @@ def fit_baseline(
         with dropped_inputs(net, config.dropout, config.dropout_input):
             progress.train_point(net, plan, after_step, resumable=config.pruning == "none")
     tensors = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
-    return point_posterior(graph, tensors, config.provenance), tuple(progress.history)
+    scores = evaluate(net.eval(), splits, "validation", config.device)
+    return point_posterior(graph, tensors, config.provenance | noise_of(scores)), tuple(progress.history)
 
 
 def point_plan(config: FitConfig) -> PointPlan:

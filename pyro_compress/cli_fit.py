@@ -13,7 +13,8 @@ from pyro_compress.console import epoch_printer
 PRIORS = names_in("bayes/priors.py", "PRIORS")
 ESTIMATORS = names_in("bayes/estimators.py", "ESTIMATORS")
 GUIDES = names_in("bayes/guides.py", "GUIDES")
-DATASETS = names_in("data.py", "DATASETS")
+DATASETS = names_in("datasets.py", "DATASETS")
+TASKS = names_in("tasks.py", "TASKS")
 NETS = names_in("nets.py", "NETS")
 OPTIMIZERS = names_in("training.py", "OPTIMIZERS")
 SCHEDULES = names_in("training.py", "SCHEDULES")
@@ -113,9 +114,22 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     metavar="PATH",
     help="Trained weights to start from: safetensors file or run folder.",
 )
-@click.option("--data", default="digits", metavar="NAME", help=f"{', '.join(DATASETS)}, or a .npz file.")
+@click.option(
+    "--data", default="digits", metavar="NAME",
+    help=f"{', '.join(DATASETS)}, a .npz, .csv or .parquet file, or a folder of images or arrays.",
+)  # fmt: skip
 @data_options
-@click.option("--download", is_flag=True, help="Fetch a missing torchvision data set into --data-dir.")
+@click.option("--download", is_flag=True, help="Fetch a missing data set into --data-dir.")
+@click.option("--task", type=click.Choice(TASKS), default="classification", help="What is predicted.")
+@click.option("--target", multiple=True, metavar="COLUMN", help="Column of a table to predict; repeatable.")
+@click.option("--test-data", default="", metavar="FILE", help="Table of test rows; default: a fifth of --data.")
+@click.option("--image-size", type=click.IntRange(0), default=0, metavar="PIXELS", help="Of a folder's images.")
+@click.option("--limit", type=click.IntRange(0), default=0, metavar="N", help="Training examples to keep; 0: all.")
+@click.option(
+    "--in-memory-mib", type=click.FloatRange(0), default=4096.0, metavar="MIB",
+    help="Folders with more than this are read while training.",
+)  # fmt: skip
+@click.option("--workers", type=click.IntRange(0), default=2, help="Processes that read them.")
 @click.option(
     "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
     help="Share of the training set held out; default a tenth, or more where that is under 240 rows.",

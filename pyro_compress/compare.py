@@ -38,7 +38,7 @@ from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
 from pyro_compress.run import Keeping, fit_run, load_run
 from pyro_compress.study import Planned, config_hash, plan, read_study
 from pyro_compress.tables import COLUMNS, Row, markdown
-from pyro_compress.types import FitConfig, Posterior, Splits
+from pyro_compress.types import FitConfig, Posterior, Scores, Splits
 
 DRAWS = 10
 """Networks in an ensemble."""
@@ -162,7 +162,7 @@ def evaluated(planned: Planned, config: FitConfig, folder: Path) -> tuple[Row, .
     """Rows of a fitted run: pruned globally by its criterion, float weights, on the test split."""
     run = load_run(folder)
     prepare(config.device, config.threads)
-    splits = load_splits(config.data, config.data_dir, config.validation)
+    splits = load_splits(config.data, config.data_dir, config.validation, reading=config.reading)
     other = load_splits(planned.other, config.data_dir) if planned.other else None
     ranks = scores(run.posterior, planned.method.criterion or run.posterior.criterion)
     origin = (config_hash(config), float(last_epoch(folder)["seconds"]))
@@ -186,6 +186,7 @@ def _row(
 ) -> Row:  # fmt: skip
     splits, other = data
     measured = evaluate(predict, splits, "test")
+    assert isinstance(measured, Scores)
     method, variant = planned.method, planned.method.variant
     return Row(
         dataset=planned.config.data,

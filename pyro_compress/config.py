@@ -13,6 +13,7 @@ import torch
 
 from pyro_compress.machine import prepare
 from pyro_compress.sparse_training import PRUNING
+from pyro_compress.tasks import TASKS
 from pyro_compress.training import OPTIMIZERS, SCHEDULES
 from pyro_compress.types import FitConfig, Splits
 
@@ -129,6 +130,7 @@ def _check_ranges(config: FitConfig) -> None:
             raise ValueError(f"{name} {value}: it must be positive")
     for name in (
         "pretrain_epochs", "kl_warmup", "patience", "threads", "max_scale", "clip_norm", "init_range", "shrink_every",
+        "limit", "image_size", "workers", "in_memory_mib",
     ):  # fmt: skip
         if (value := getattr(config, name)) is not None and value < 0:
             raise ValueError(f"{name} {value}: it must not be negative")
@@ -142,6 +144,7 @@ def _check_ranges(config: FitConfig) -> None:
     _one_of("compile", config.compile, ("auto", "on", "off"))
     _one_of("precision", config.precision, ("float32", "bfloat16"))
     _one_of("lr_schedule", config.lr_schedule, SCHEDULES)
+    _one_of("task", config.task, TASKS)
     _one_of("kl_schedule", config.kl_schedule, ("uniform", "blundell"))
 
 

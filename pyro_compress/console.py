@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pyro_compress.inspection import Agreement, Inspection, LayerSummary
     from pyro_compress.training import Epoch
     from pyro_compress.tuning.outcome import Outcome as Searched
-    from pyro_compress.types import Scores
+    from pyro_compress.types import Quality
 
 
 @contextmanager
@@ -44,7 +44,13 @@ def epoch_printer() -> Iterator[Callable[[Epoch], None]]:
 def bar_text(epoch: Epoch) -> str:
     """What stands beside the progress bar: short enough for 80 columns."""
     kl = "" if epoch.kl_nats is None else f", KL {epoch.kl_nats:,.0f}"
-    return f"{epoch.phase}, validation {100 * epoch.validation_accuracy:.2f} %{kl}"
+    return f"{epoch.phase}, validation {_validation(epoch)}{kl}"
+
+
+def _validation(epoch: Epoch) -> str:
+    if epoch.validation_accuracy is None:
+        return f"RMSE {epoch.validation_rmse:.5g}"
+    return f"{100 * epoch.validation_accuracy:.2f} %"
 
 
 def epoch_line(epoch: Epoch) -> str:
@@ -52,7 +58,7 @@ def epoch_line(epoch: Epoch) -> str:
     parts = [f"epoch {epoch.epoch:3d} {epoch.phase:5s}"]
     if epoch.negative_elbo_nats is not None:
         parts.append(f"-ELBO {epoch.negative_elbo_nats:,.0f} nats (KL {epoch.kl_nats:,.0f} × {epoch.kl_weight:.2f})")
-    parts.append(f"validation {100 * epoch.validation_accuracy:.2f} %, {epoch.validation_nll_nats:.4f} nats")
+    parts.append(f"validation {_validation(epoch)}, {epoch.validation_nll_nats:.4f} nats")
     left = [f"units left: {'-'.join(map(str, epoch.widths))}"] if epoch.widths else []
     return ", ".join([*parts, f"{epoch.seconds:.0f} s", *left])
 
@@ -73,18 +79,11 @@ def trial_printer(quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 def report_text(report: Report, path: Path) -> str:
     """The report for people."""
-    rows = [("", "accuracy", "NLL (nats)", "ECE")]
+    rows = [("", *list(report.test_after.cells)[:3])]
     for split in ("validation", "test"):
         for when in ("before", "after"):
             scores = getattr(report, f"{split}_{when}")
-            rows.append(
-                (
-                    f"{split} {when}",
-                    f"{100 * scores.accuracy:.2f} %",
-                    f"{scores.nll_nats:.4f}",
-                    f"{scores.ece:.4f}",
-                )
-            )
+            rows.append((f"{split} {when}", *list(scores.cells.values())[:3]))
     lines = ["".join(f"{cell:>20}" if i else f"{cell:<20}" for i, cell in enumerate(row)) for row in rows]
     kept, total = report.parameters_kept, report.parameters_total
     lines += [
@@ -126,12 +125,13 @@ def tune_printer(quiet: bool) -> Iterator[Callable[[int, int, int], None]]:
         )
 
 
-def scores_text(target: Path, scores: Scores, size: int) -> str:
+def scores_text(target: Path, scores: Quality, size: int) -> str:
     """Scores for people."""
-    return (
-        f"{target}: accuracy {100 * scores.accuracy:.2f} %, NLL {scores.nll_nats:.4f} nats, ECE {scores.ece:.4f}, "
-        f"Brier {scores.brier:.4f} on {size:,} examples"
-    )
+    parts = []
+    for name, cell in scores.cells.items():
+        unit = " nats" if name.endswith(" (nats)") else ""
+        parts.append(f"{name.removesuffix(' (nats)')} {cell}{unit}")
+    return f"{target}: {', '.join(parts)} on {size:,} examples"
 
 
 def outcome_line(outcome: Outcome, done: int, total: int) -> None:
@@ -174,13 +174,14 @@ def searched_text(outcome: Searched, out: Path) -> str:
 
 def export_text(exported: Exported) -> str:
     """What was exported, for people."""
-    before, after = 100 * exported.before.accuracy, 100 * exported.after.accuracy
+    measure, before = next(iter(exported.before.cells.items()))
+    outputs = "probabilities" if measure == "accuracy" else "predictions"
     return "\n".join(
         [
             f"{exported.path}: {exported.bytes:,} bytes, loaded again, compared on {exported.examples:,} test inputs",
             f"largest difference  {exported.difference:.2g} of outputs up to {exported.largest_output:.3g}; "
-            f"{exported.probability_difference:.2g} of probabilities",
-            f"accuracy            {before:.2f} % decoded, {after:.2f} % exported",
+            f"{exported.probability_difference:.2g} of {outputs}",
+            f"{measure:<20}{before} decoded, {exported.after.cells[measure]} exported",
             *exported.notes,
         ]
     )
@@ -239,9 +240,8 @@ def inspection_text(inspection: Inspection) -> str:
         lines += [f"-ELBO, from the first to the last epoch: {' '.join(f'{v:,.0f}' for v in (*shown, losses[-1]))}", ""]
     for name, scores in (("posterior mean", inspection.test_scores), ("averaged over draws", _of_draws(inspection))):
         if scores is not None:
-            lines.append(
-                f"test, {name:<20} accuracy {100 * scores.accuracy:.2f} %, {-scores.nll_nats:.4f} nats per row"
-            )
+            measure, cell = next(iter(scores.cells.items()))
+            lines.append(f"test, {name:<20} {measure} {cell}, {-scores.nll_nats:.4f} nats per row")
     told = [wrapped(f"{topic}: {text}") for topic, text in readings(inspection).items()]
     return "\n".join([*lines, "", *told])
 
@@ -251,7 +251,7 @@ def wrapped(text: str) -> str:
     return textwrap.fill(text, 100, subsequent_indent="  ")
 
 
-def _of_draws(inspection: Inspection) -> Scores | None:
+def _of_draws(inspection: Inspection) -> Quality | None:
     return inspection.sampled.test_scores if inspection.sampled else None
 
 

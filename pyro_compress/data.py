@@ -1,74 +1,29 @@
-"""Data sets: a name or a file -> `Splits`.
+"""A name, a file or a folder -> `Splits`: what is held out, how raw values become inputs and targets.
 
-Images are float32 in [0, 1] with shape `(n, channels, height, width)`. To add a data set, write a function
-`(data_dir, download) -> Arrays` and add a row to `DATASETS`.
+Images are float32 in [0, 1] with shape `(n, channels, height, width)`; tables become `(n, inputs)`.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pyro_compress.types import Data, Preprocessing, Splits
+from pyro_compress import tabular
+from pyro_compress.datasets import DATASETS as DATASETS
+from pyro_compress.datasets import SPLIT_SEED, Arrays
+from pyro_compress.folders import load_folder
+from pyro_compress.npz import convert, load_npz, read_npz
+from pyro_compress.streaming import Streamed
+from pyro_compress.types import Column, Data, Preprocessing, Quantity, Reading, Splits
 
-SPLIT_SEED = 0
-"""Seed of the embedded test split and of the validation split: the same in every run, whatever its own seed."""
-
-
-class Arrays(NamedTuple):
-    """Raw arrays of a data set; integer images are scaled to [0, 1] by `split`."""
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    classes: tuple[str, ...] = ()
-
-
-def digits(data_dir: str, download: bool) -> Arrays:
-    """The 1,797 UCI handwritten digits (8×8, Alpaydin & Kaynak 1998) from scikit-learn; a fifth is the test set."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    bunch = load_digits()
-    x = (bunch.images / 16).astype(np.float32)
-    x_train, x_test, y_train, y_test = train_test_split(
-        x, bunch.target, test_size=0.2, stratify=bunch.target, random_state=SPLIT_SEED
-    )
-    return Arrays(x_train, y_train, x_test, y_test, tuple(str(i) for i in range(10)))
-
-
-def _torchvision(name: str) -> Callable[[str, bool], Arrays]:
-    """Loader of one of torchvision's MNIST-like sets; `download` fetches it into `data_dir`."""
-
-    def load(data_dir: str, download: bool) -> Arrays:
-        import torchvision.datasets
-
-        root = Path(data_dir or "data")
-        try:
-            train, test = (
-                getattr(torchvision.datasets, name)(root, train=train, download=download) for train in (True, False)
-            )
-        except RuntimeError as error:
-            raise ValueError(
-                f"{name} not found: its files belong in {root / name / 'raw'} "
-                "(name the folder with --data-dir or PYRO_COMPRESS_DATA, or fetch them with --download)"
-            ) from error
-        return Arrays(
-            train.data.numpy(),
-            train.targets.numpy(),
-            test.data.numpy(),
-            test.targets.numpy(),
-            tuple(train.classes),
-        )
-
-    return load
-
+TEST_SHARE = 0.2
+"""Share of a table's rows that is held out where no table with test rows is given."""
 
 NUMERALS = tuple("0123456789")
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -88,150 +43,243 @@ def told(data: str, splits: Splits) -> dict[str, Any]:
     """What a compressed file must say about its inputs and outputs beyond the data set's name."""
     if data in PREPROCESSING:
         return {}
+    found: dict[str, Any] = {} if splits.scale == 1 else {"scale": splits.scale}
+    if splits.columns:
+        found["columns"] = [
+            {"name": c.name, "categories": list(c.categories)} if c.categories else _less(c, "categories")
+            for c in splits.columns
+        ]
+    if splits.targets:
+        return found | {"targets": [asdict(one) for one in splits.targets]}
     numbered = splits.classes == tuple(str(i) for i in range(len(splits.classes)))
-    scale = {} if splits.scale == 1 else {"scale": splits.scale}
-    return scale | ({} if numbered else {"classes": list(splits.classes)})
+    return found | ({} if numbered else {"classes": list(splits.classes)})
+
+
+def _less(column: Column, field: str) -> dict[str, Any]:
+    return {key: value for key, value in asdict(column).items() if key != field}
 
 
 def preprocessing_of(meta: dict[str, Any]) -> Preprocessing:
     """The preprocessing of a compressed file with this metadata; without names, classes are numbered from 0."""
     if (data := meta.get("data")) in PREPROCESSING:
         return PREPROCESSING[data]
-    return Preprocessing(float(meta.get("scale", 1.0)), tuple(str(name) for name in meta.get("classes", ())))
+    return Preprocessing(
+        float(meta.get("scale", 1.0)),
+        tuple(str(name) for name in meta.get("classes", ())),
+        tuple(Column(**(one | {"categories": tuple(one.get("categories", ()))})) for one in meta.get("columns", ())),
+        tuple(Quantity(**one) for one in meta.get("targets", ())),
+    )
 
 
-DATASETS: dict[str, Callable[[str, bool], Arrays]] = {
-    "digits": digits,
-    "mnist": _torchvision("MNIST"),
-    "fashion-mnist": _torchvision("FashionMNIST"),
-}
+def preprocessing(splits: Splits) -> Preprocessing:
+    """The preprocessing that splits went through."""
+    return Preprocessing(splits.scale, splits.classes, splits.columns, splits.targets)
 
 
-def load_npz(path: Path) -> Arrays:
-    """Read `x_train`, `y_train`, `x_test`, `y_test`, and class names `classes` if given, from a `.npz` file."""
-    arrays = _read_npz(path)
-    wanted = ("x_train", "y_train", "x_test", "y_test")
-    if missing := [name for name in wanted if name not in arrays]:
-        raise ValueError(f"{path} has no array {', '.join(missing)}; it holds {', '.join(arrays)}")
-    classes = tuple(str(name) for name in arrays.get("classes", ()))
-    return Arrays(arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"], classes)
+def reading_of(meta: dict[str, Any]) -> Reading:
+    """How the data of a compressed file with this metadata are read."""
+    found = {name: meta[name] for name in ("task", "test_data", "image_size", "limit") if name in meta}
+    return Reading(**found, target=tuple(meta.get("target", ())))
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a `.npz` file; nothing is unpickled."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            return dict(archive)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (OSError, EOFError, KeyError, TypeError, AttributeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no readable .npz file: {error}") from error
-
-
-def load_splits(data: str, data_dir: str = "", validation: float | None = None, download: bool = False) -> Splits:
-    """Load a data set and hold out a stratified validation split, the same one in every run.
+def load_splits(
+    data: str,
+    data_dir: str = "",
+    validation: float | None = None,
+    download: bool = False,
+    reading: Reading | None = None,
+) -> Splits:
+    """Load a data set and hold out a validation split, the same one in every run.
 
     Args:
-        data: name in `DATASETS`, or the path of a `.npz` file.
-        data_dir: folder of the torchvision data sets.
+        data: name in `DATASETS`, the path of a `.npz`, `.csv` or `.parquet` file, or a folder (`folders`).
+        data_dir: folder of the downloaded data sets.
         validation: share of the training set, in (0, 1); None takes a tenth, or more where that is under 240 rows.
-        download: fetch a missing torchvision data set.
+        download: fetch a missing data set.
+        reading: task, columns, sizes.
 
     Raises:
         ValueError: unknown name, missing files, arrays that do not fit each other.
     """
+    reading, path = reading or Reading(), Path(data)
+    if path.suffix in tabular.SUFFIXES:
+        return table_splits(path, validation, reading)
+    if reading.target or reading.test_data:
+        raise ValueError(f"{data!r} is no table: target columns and test tables go with .csv and .parquet files")
     if data in DATASETS:
         arrays = DATASETS[data](data_dir, download)
     elif data.endswith(".npz"):
-        arrays = load_npz(Path(data))
+        arrays = load_npz(path)
+    elif path.is_dir():
+        arrays = load_folder(path, reading)
     else:
-        raise ValueError(f"unknown data set {data!r}; allowed: {', '.join(DATASETS)}, or a .npz file")
-    return split(arrays, validation, data)
+        raise ValueError(
+            f"unknown data set {data!r}; allowed: {', '.join(DATASETS)}, a .npz, .csv or .parquet file, or a folder"
+        )
+    return split(arrays, validation, data, reading)
 
 
-def split(arrays: Arrays, validation: float | None, name: str = "data") -> Splits:
-    """Check and convert raw arrays, and hold out the validation split (stratified, seed `SPLIT_SEED`)."""
-    if validation is None:
-        validation = min(max(0.1, 240 / max(len(arrays.x_train), 1)), 1 / 3)
-    if not 0 < validation < 1:
-        raise ValueError(f"validation share {validation}: allowed are values between 0 and 1")
-    train = _convert(arrays.x_train, arrays.y_train, f"{name}: x_train, y_train")
-    test = _convert(arrays.x_test, arrays.y_test, f"{name}: x_test, y_test")
+def split(arrays: Arrays, validation: float | None, name: str = "data", reading: Reading | None = None) -> Splits:
+    """Check and convert raw arrays, and hold out the validation split (seed `SPLIT_SEED`)."""
+    reading = reading or Reading()
+    train = convert(arrays.x_train, arrays.y_train, f"{name}: x_train, y_train", task=reading.task)
+    test = convert(arrays.x_test, arrays.y_test, f"{name}: x_test, y_test", task=reading.task)
     if train.x.shape[1:] != test.x.shape[1:]:
         raise ValueError(
             f"{name}: one example of x_train has shape {tuple(train.x.shape[1:])}, "
             f"one of x_test {tuple(test.x.shape[1:])}; they must agree"
         )
+    held_in, held_out = partition(train.y.numpy(), validation, reading, name)
+    known = PREPROCESSING[name].scale if name in PREPROCESSING else None
+    scale = known or (255.0 if _bytes(arrays.x_train) else 1.0)
+    parts = [_rows(train, held_in), _rows(train, held_out), test]
+    if reading.task == "regression":
+        names = [f"target {i}" for i in range(train.y.shape[1])]
+        parts, targets = _with_targets(parts, names, name)
+        return _splits(parts, (), scale=scale, targets=targets)
     number = int(train.y.max()) + 1
     if len(test.y) and int(test.y.max()) >= number:
         raise ValueError(f"{name}: y_test holds class {int(test.y.max())}, which y_train never shows")
     if arrays.classes and len(arrays.classes) < number:
         raise ValueError(f"{name}: {len(arrays.classes)} class names for labels up to {number - 1}")
-    known = PREPROCESSING[name].scale if name in PREPROCESSING else None
-    held_in, held_out = _stratified(train.y.numpy(), validation, name)
-    return Splits(
-        train=Data(train.x[held_in], train.y[held_in]),
-        validation=Data(train.x[held_out], train.y[held_out]),
-        test=test,
-        classes=arrays.classes or tuple(str(i) for i in range(number)),
-        scale=known or (255.0 if arrays.x_train.dtype == np.uint8 else 1.0),
-    )
+    return _splits(parts, arrays.classes or tuple(str(i) for i in range(number)), scale=scale)
 
 
-def _stratified(y: np.ndarray, share: float, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _splits(parts: Sequence[Data], classes: tuple[str, ...], **known: Any) -> Splits:
+    train, validation, test = parts
+    return Splits(train, validation, test, classes, **known)
+
+
+def _bytes(x: Any) -> bool:
+    """Whether the values were divided by 255."""
+    return (x.source.read(0).dtype if isinstance(x, Streamed) else x.dtype) == np.uint8
+
+
+def _rows(data: Data, rows: np.ndarray) -> Data:
+    index: Any = torch.from_numpy(rows)
+    x: Any = data.x  # a tensor, or what stands in for one
+    part: Any = x.subset(index) if isinstance(x, Streamed) else x[index]
+    return Data(part, data.y[index])
+
+
+def _with_targets(parts: Sequence[Data], names: Sequence[str], name: str) -> tuple[list[Data], tuple[Quantity, ...]]:
+    """Parts with targets in standard deviations of the first, the training rows, and what these are."""
+    try:
+        targets = tabular.quantities(parts[0].y.double().numpy(), names)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return [standardized(part, targets) for part in parts], targets
+
+
+def standardized(data: Data, targets: Sequence[Quantity]) -> Data:
+    """Data whose targets are in standard deviations; as they are, where there are none."""
+    if not targets:
+        return data
+    if data.y.shape[1] != len(targets):
+        raise ValueError(f"{data.y.shape[1]} targets, but the network predicts {len(targets)}")
+    return Data(data.x, torch.from_numpy(tabular.standardized(data.y.double().numpy(), targets)))
+
+
+def partition(y: np.ndarray, validation: float | None, reading: Reading, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows to validate on: stratified by class, or at random for regression.
+
+    Raises:
+        ValueError: a share or a limit out of range, or too few rows of a class.
+    """
+    if validation is None:
+        validation = min(max(0.1, 240 / max(len(y), 1)), 1 / 3)
+    if not 0 < validation < 1:
+        raise ValueError(f"validation share {validation}: allowed are values between 0 and 1")
+    labels = y if reading.task == "classification" else None
+    held_in, held_out = _drawn(np.arange(len(y)), validation, labels, f"validation split in {name}")
+    if not 0 < reading.limit < len(held_in):
+        return held_in, held_out
+    labels = None if labels is None else labels[held_in]
+    _, kept = _drawn(held_in, reading.limit, labels, f"training subset in {name}")
+    return kept, held_out
+
+
+def _drawn(rows: np.ndarray, size: float, labels: np.ndarray | None, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two parts of rows, the second of a given share or number, stratified by labels; both in order."""
     from sklearn.model_selection import train_test_split
 
     try:
-        held_in, held_out = train_test_split(np.arange(len(y)), test_size=share, stratify=y, random_state=SPLIT_SEED)
+        rest, chosen = train_test_split(rows, test_size=size, stratify=labels, random_state=SPLIT_SEED)
     except ValueError as error:
-        raise ValueError(f"{name}: no stratified validation split of share {share:.3g}: {error}") from error
-    return np.sort(held_in), np.sort(held_out)
+        stratified = "" if labels is None else "stratified "
+        raise ValueError(f"no {stratified}{what} of size {size:.3g}: {error}") from error
+    return np.sort(rest), np.sort(chosen)
 
 
-def _convert(x: np.ndarray, y: np.ndarray, what: str, scale: float | None = None) -> Data:
-    """Check one pair of arrays and turn it into tensors; a missing channel dimension of images is added.
+def table_splits(path: Path, validation: float | None, reading: Reading) -> Splits:
+    """Splits of a table; means, spreads and categories are those of the training rows.
 
-    Integers are divided by `scale`, bytes by 255 where it is None.
+    Raises:
+        ValueError: what `tabular` refuses.
     """
-    if len(x) != len(y):
-        raise ValueError(f"{what}: {len(x)} examples but {len(y)} labels")
-    if not len(x):
-        raise ValueError(f"{what}: no examples")
-    if x.ndim < 2 or not np.issubdtype(x.dtype, np.number) or np.issubdtype(x.dtype, np.complexfloating):
-        raise ValueError(f"{what}: examples must be real numbers of shape (n, ...), got {x.dtype} of shape {x.shape}")
-    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-        raise ValueError(f"{what}: labels must be integers 0, 1, ... of shape (n,), got {y.dtype} of shape {y.shape}")
-    values = x.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{what}: {int((~np.isfinite(values)).sum())} values are NaN or infinite")
-    if np.issubdtype(x.dtype, np.integer) and scale is not None:
-        values /= scale
-    elif x.dtype == np.uint8:
-        values /= 255
-    if scale not in (None, 1.0) and not 0 <= values.min() <= values.max() <= 1:
-        raise ValueError(
-            f"{what}: values from {x.min():g} to {x.max():g}, but this network takes integers from 0 to {scale:g}, "
-            "or floats already divided by that"
-        )
-    if values.ndim == 3:
-        values = values[:, None]
-    return Data(torch.from_numpy(values), torch.from_numpy(y.astype(np.int64)))
+    table = tabular.read_table(path)
+    tabular.check_targets(table, reading.target, reading.task, path)
+    classification, first = reading.task == "classification", table[reading.target[0]]
+    classes = tabular.class_names(first) if classification else ()
+    y = _target_values(table, reading, classes, path)
+    rows = np.arange(len(y))
+    if not reading.test_data:
+        rows, out = _drawn(rows, TEST_SHARE, y if classification else None, f"test split in {path}")
+    held_in, held_out = (rows[part] for part in partition(y[rows], validation, reading, str(path)))
+    columns = tabular.columns_of(table, reading.target, held_in, path)
+    if reading.test_data:
+        test = _table_data(Path(reading.test_data), columns, reading, classes)
+    else:
+        test = Data(*_tensors(table, columns, y, out, path))
+    parts = [*(Data(*_tensors(table, columns, y, rows, path)) for rows in (held_in, held_out)), test]
+    targets: tuple[Quantity, ...] = ()
+    if not classification:
+        parts, targets = _with_targets(parts, reading.target, str(path))
+    return _splits(parts, classes, columns=columns, targets=targets)
 
 
-def load_examples(path: Path, scale: float | None = None) -> Data:
-    """Labelled examples of a `.npz` file: its `x` and `y`, or `x_test` and `y_test`.
+def _target_values(table: tabular.Table, reading: Reading, classes: Sequence[str], path: Path) -> np.ndarray:
+    """Class numbers `(n,)`, or targets in their own units `(n, targets)`."""
+    if reading.task == "classification":
+        return tabular.labels_of(table[reading.target[0]], classes, f"{path}: column {reading.target[0]!r}")
+    return np.stack([table[name] for name in reading.target], 1)
+
+
+def _tensors(
+    table: tabular.Table, columns: Sequence[Column], y: np.ndarray, rows: np.ndarray, path: Path
+) -> tuple[Tensor, Tensor]:
+    part = {name: values[rows] for name, values in table.items()}
+    return torch.from_numpy(tabular.inputs_of(part, columns, path)), torch.from_numpy(y[rows])
+
+
+def _table_data(path: Path, columns: Sequence[Column], reading: Reading, classes: Sequence[str]) -> Data:
+    """All rows of a table, targets in their own units."""
+    table = tabular.read_table(path)
+    tabular.check_targets(table, reading.target, reading.task, path)
+    y = _target_values(table, reading, classes, path)
+    return Data(*_tensors(table, columns, y, np.arange(len(y)), path))
+
+
+def load_examples(path: Path, known: Preprocessing | None = None, reading: Reading | None = None) -> Data:
+    """Labelled examples of a `.npz` file (its `x` and `y`, or `x_test` and `y_test`) or of a table.
 
     Args:
         path: the file.
-        scale: that of the network's `Preprocessing`; with one, raw values cannot pass for scaled ones.
+        known: preprocessing of the network they are for: with a scale, raw values cannot pass for scaled ones.
+        reading: task and target columns of the network.
 
     Raises:
-        ValueError: missing arrays, mismatched lengths, NaNs, values out of the network's range.
+        ValueError: missing arrays or columns, mismatched lengths, NaNs, values out of the network's range.
     """
-    arrays = _read_npz(path)
+    reading = reading or Reading()
+    if path.suffix in tabular.SUFFIXES:
+        if known is None or not known.columns:
+            raise ValueError(f"{path}: this network was not fitted on a table; give a .npz file")
+        return standardized(_table_data(path, known.columns, reading, known.classes), known.targets)
+    arrays = read_npz(path)
     for suffix in ("", "_test"):
         if f"x{suffix}" in arrays and f"y{suffix}" in arrays:
-            return _convert(arrays[f"x{suffix}"], arrays[f"y{suffix}"], f"{path}: x{suffix}, y{suffix}", scale)
+            what, scale = f"{path}: x{suffix}, y{suffix}", known.scale if known else None
+            found = convert(arrays[f"x{suffix}"], arrays[f"y{suffix}"], what, scale, reading.task)
+            return standardized(found, known.targets if known else ())
     raise ValueError(f"{path} needs arrays x and y, or x_test and y_test; it holds {', '.join(arrays)}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_compress.graph import Network
+from pyro_compress.tasks import TASKS
 from pyro_compress.types import Masks, Posterior
 
 
@@ -37,7 +38,7 @@ def drawn(posterior: Posterior, generator: torch.Generator) -> Network:
 
 
 class Ensemble:
-    """The predictive distribution of several drawn networks, as logits: log of the mean probability.
+    """The predictive distribution of several drawn classifiers, as logits: log of the mean probability.
 
     Args:
         posterior: without group scales (`has_spread`).
@@ -54,7 +55,6 @@ class Ensemble:
         return mixture(self.networks, x)
 
 
-def mixture(networks: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """Log of the mean class probability over networks, `(n, classes)`."""
-    log_probs = torch.stack([network(x).log_softmax(1) for network in networks])
-    return log_probs.logsumexp(0) - torch.log(torch.tensor(float(len(networks))))
+def mixture(networks: Sequence[nn.Module], x: Tensor, task: str = "classification") -> Tensor:
+    """Outputs of several networks together, as their task mixes them."""
+    return TASKS[task].mixture([network(x) for network in networks])

@@ -9,23 +9,32 @@ from torch import nn
 
 from pyro_compress.compression import file
 from pyro_compress.compression.search import to_module
-from pyro_compress.data import PREPROCESSING, load_examples, load_splits, preprocessing_of
+from pyro_compress.data import (
+    PREPROCESSING,
+    load_examples,
+    load_splits,
+    preprocessing,
+    preprocessing_of,
+    reading_of,
+)
 from pyro_compress.graph import Network
 from pyro_compress.machine import prepare
-from pyro_compress.metrics import evaluate, logits_of, score
+from pyro_compress.metrics import evaluate, scored
 from pyro_compress.run import load_run
-from pyro_compress.types import Scores
+from pyro_compress.tabular import SUFFIXES
+from pyro_compress.types import Preprocessing, Quality, Reading
 
 
 def evaluate_target(
     target: Path, data: str | None, split: str, data_dir: str = "", device: str = "auto", threads: int = 0
-) -> tuple[Scores, int]:
+) -> tuple[Quality, int]:
     """Score a run folder (posterior mean) or a `.pcn` file.
 
     Args:
         target: run folder or file.
-        data: data set name or `.npz` file (with `x` and `y`, or as for fitting); None: what it was fitted on.
-        split: `train`, `validation` or `test`; a `.npz` file given as `data` is scored on `x_test` (or `x`).
+        data: data set name, `.npz` file (with `x` and `y`, or as for fitting) or table; None: what it was fitted on.
+        split: `train`, `validation` or `test`; a `.npz` file given as `data` is scored on `x_test` (or `x`), a table
+            on all its rows.
         data_dir: folder of the torchvision data sets.
         device: `auto`, `cpu` or `cuda`.
         threads: CPU threads; 0 leaves torch's default.
@@ -37,15 +46,17 @@ def evaluate_target(
         ValueError: a damaged file, missing data, inputs of another shape.
     """
     device = prepare(device, threads)
-    loaded = _load(target)
+    loaded = _load(target, data_dir)
     network, input_shape, origin = loaded.network.to(device), loaded.input_shape, loaded.data
-    if data is not None and data.endswith(".npz"):
-        examples = load_examples(Path(data), loaded.scale)
+    if data is not None and data.endswith((".npz", *SUFFIXES)):
+        examples = load_examples(Path(data), loaded.known, loaded.reading)
         _check_shape(data, tuple(examples.x.shape[1:]), input_shape)
-        return score(logits_of(network, examples.x, device), examples.y), len(examples)
-    splits = load_splits(data or origin, data_dir, loaded.validation)
+        return scored(network, examples, loaded.known.targets if loaded.known else (), loaded.noise, device), len(
+            examples
+        )
+    splits = load_splits(data or origin, data_dir, loaded.validation, reading=loaded.reading)
     _check_shape(data or origin, splits.input_shape, input_shape)
-    return evaluate(network, splits, split, device), splits.sizes[split]
+    return evaluate(network, splits, split, device, loaded.noise), splits.sizes[split]
 
 
 class _Loaded(NamedTuple):
@@ -55,15 +66,21 @@ class _Loaded(NamedTuple):
     input_shape: tuple[int, ...]
     data: str
     validation: float | None
-    scale: float | None
+    known: Preprocessing | None
+    reading: Reading
+    noise: float | None
 
 
-def _load(target: Path) -> _Loaded:
+def _load(target: Path, data_dir: str) -> _Loaded:
     if target.is_dir():
         posterior, config = (run := load_run(target)).posterior, run.config
         network = Network(posterior.graph, posterior.tensors).eval()
-        scale = PREPROCESSING[config.data].scale if config.data in PREPROCESSING else None
-        return _Loaded(network, posterior.graph.input_shape, config.data, config.validation, scale)
+        if run.config.task == "regression" or Path(config.data).suffix in SUFFIXES:
+            known: Preprocessing | None = preprocessing(run.splits(data_dir))
+        else:
+            known = PREPROCESSING.get(config.data)
+        shape = posterior.graph.input_shape
+        return _Loaded(network, shape, config.data, config.validation, known, config.reading, posterior.noise)
     compressed = file.read(target)
     meta = compressed.meta
     return _Loaded(
@@ -71,7 +88,9 @@ def _load(target: Path) -> _Loaded:
         compressed.graph.input_shape,
         str(meta.get("data", "")),
         meta.get("validation"),
-        preprocessing_of(meta).scale,
+        preprocessing_of(meta),
+        reading_of(meta),
+        compressed.noise,
     )
 
 

@@ -48,8 +48,8 @@ def _training(inspection: Inspection, diagnosis: Diagnosis | None, splits: Split
     plots.training_curves(axes[0], inspection.history)
     yield Picture(
         "Training",
-        "Left: the objective and its KL part over the epochs with a posterior. Right: validation error of the "
-        "posterior mean. Shaded: epochs that trained point weights only.",
+        "Left: the objective and its KL part over the epochs with a posterior. Right: validation error (RMSE) of "
+        "the posterior mean. Shaded: epochs that trained point weights only.",
         plots.svg(figure),
     )
 
@@ -105,7 +105,7 @@ def _inputs(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits)
     importance = pixel_importance(posterior)
     if importance is None:
         return
-    rows = _one_of_each_class(splits.validation.y, 4)
+    rows = _one_of_each_class(splits, 4)
     figure, axes = plots.figure(1, 1 + len(rows), (6.0, 1.6))
     plots.input_importance(axes[0], importance, splits.validation.x[rows, 0].numpy())
     yield Picture(
@@ -127,6 +127,8 @@ def pixel_importance(posterior: Posterior) -> np.ndarray | None:
 
 
 def _calibration(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> Iterator[Picture]:
+    if splits.task != "classification":
+        return
     posterior, data = inspection.run.posterior, splits.validation
     mean = logits_of(Network(posterior.graph, posterior.tensors).eval(), data.x).softmax(1)
     curves = {"posterior mean": _top(mean, data.y)}
@@ -157,9 +159,9 @@ def _drawn(inspection: Inspection, x: Tensor) -> Tensor:
 
 def _examples(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> Iterator[Picture]:
     shape = splits.input_shape
-    if diagnosis is None or len(shape) != 3 or shape[0] != 1 or shape[1] != shape[2]:
+    if diagnosis is None or splits.task != "classification" or len(shape) != 3 or shape[0] != 1 or shape[1] != shape[2]:
         return
-    x = splits.validation.x[_one_of_each_class(splits.validation.y, 3)]
+    x = splits.validation.x[_one_of_each_class(splits, 3)]
     order = torch.randperm(math.prod(shape), generator=torch.Generator().manual_seed(0))
     strange = torch.stack([x[1].rot90(1, (1, 2)), x[2].flatten()[order].reshape(shape)])
     images = torch.cat([x, strange])
@@ -215,8 +217,11 @@ def _prior(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) 
     )
 
 
-def _one_of_each_class(y: Tensor, most: int) -> list[int]:
-    """First row of each of the first classes."""
+def _one_of_each_class(splits: Splits, most: int) -> list[int]:
+    """First validation row of each of the first classes; the first rows where there are none."""
+    y = splits.validation.y
+    if splits.task != "classification":
+        return list(range(min(most, len(y))))
     return [int((y == label).nonzero()[0]) for label in y.unique().tolist()[:most]]
 
 

@@ -25,7 +25,7 @@ from pyro_compress.graph import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate
 from pyro_compress.run import Run, load_run
-from pyro_compress.types import FitConfig, Posterior, Scores, Splits
+from pyro_compress.types import FitConfig, Posterior, Quality, Splits
 
 PREDICTIVE_DRAWS = 20
 """Networks that the posterior predictive of validation and test rows averages."""
@@ -88,8 +88,8 @@ class Sampled:
     elpd_loo_se: float
     p_loo: float
     high_k: int
-    validation_scores: Scores
-    test_scores: Scores
+    validation_scores: Quality
+    test_scores: Quality
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class Inspection:
     criterion: tuple[str, float]
     history: tuple[dict[str, Any], ...]
     training_rows: int
-    validation_scores: Scores
-    test_scores: Scores
+    validation_scores: Quality
+    test_scores: Quality
     sampled: Sampled | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -160,8 +160,10 @@ def inspect_run(
         marginals = read_marginals(path / "guide.safetensors", run.config)
         diagnosis = diagnose(run.posterior, marginals, splits.train, size or Size(), seed, all_rows)
         kl = kl_by_tensor(marginals)
-        predict = functools.partial(mixture, networks(run.posterior, marginals, PREDICTIVE_DRAWS, seed))
-        sampled = _sampled(diagnosis, predict, splits)
+        drawn = networks(run.posterior, marginals, PREDICTIVE_DRAWS, seed)
+        predict = functools.partial(mixture, drawn, task=splits.task)
+        sampled = _sampled(diagnosis, predict, splits, run.posterior.noise)
+    noise = run.posterior.noise
     mean = Network(run.posterior.graph, run.posterior.tensors).eval()
     return Inspection(
         run=run,
@@ -169,8 +171,8 @@ def inspect_run(
         criterion=(run.posterior.criterion, THRESHOLDS[run.posterior.criterion]),
         history=read_history(path),
         training_rows=len(splits.train),
-        validation_scores=evaluate(mean, splits, "validation"),
-        test_scores=evaluate(mean, splits, "test"),
+        validation_scores=evaluate(mean, splits, "validation", noise=noise),
+        test_scores=evaluate(mean, splits, "test", noise=noise),
         sampled=sampled,
     ), diagnosis
 
@@ -227,7 +229,7 @@ def _live(tensors: dict[str, Tensor], name: str, axis: int) -> int:
     return int(used.any(2).any(axis).sum())
 
 
-def _sampled(diagnosis: Diagnosis, predict: Predict, splits: Splits) -> Sampled:
+def _sampled(diagnosis: Diagnosis, predict: Predict, splits: Splits, noise: float | None) -> Sampled:
     loo = arviz_compat.loo(arviz_compat.inference_data(diagnosis.groups))
     draws, rows = diagnosis.groups.values["log_likelihood"]["y"].shape[1:]
     return Sampled(
@@ -240,8 +242,8 @@ def _sampled(diagnosis: Diagnosis, predict: Predict, splits: Splits) -> Sampled:
         elpd_loo_se=loo.se / rows,
         p_loo=loo.p,
         high_k=int((loo.pareto_k > HIGH).sum()),
-        validation_scores=evaluate(predict, splits, "validation"),
-        test_scores=evaluate(predict, splits, "test"),
+        validation_scores=evaluate(predict, splits, "validation", noise=noise),
+        test_scores=evaluate(predict, splits, "test", noise=noise),
     )
 
 
@@ -300,7 +302,9 @@ def compare_restarts(paths: Sequence[Path], data_dir: str = "", draws: int = 100
 
 def _check_same(runs: Sequence[Run]) -> None:
     def comparable(config: FitConfig) -> FitConfig:
-        return replace(config, seed=0, init="", data_dir="", threads=0, device="", compile="")
+        return replace(
+            config, seed=0, init="", data_dir="", threads=0, device="", compile="", workers=0, in_memory_mib=0
+        )
 
     if len(runs) < 2:
         raise ValueError("comparing restarts takes two runs or more")

@@ -2,30 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_compress.types import Data, Scores, Splits
+from pyro_compress.tasks import SMALLEST_NOISE, TASKS
+from pyro_compress.types import Data, Quality, Quantity, RegressionScores, Scores, Splits
 
 SPLITS = ("train", "validation", "test")
 Predict = Callable[[Tensor], Tensor]
 
 
-def evaluate(predict: Predict, splits: Splits, split: str, device: str = "cpu") -> Scores:
-    """Score `predict` (inputs -> logits) on one split by name; what reads the test split says so by this call."""
+def evaluate(predict: Predict, splits: Splits, split: str, device: str = "cpu", noise: float | None = None) -> Quality:
+    """Score `predict` on one split by name; what reads the test split says so by this call.
+
+    Args:
+        predict: inputs -> outputs, as `pyro_compress.tasks` says what they mean.
+        splits: the data.
+        split: name in `SPLITS`.
+        device: where to compute.
+        noise: of regression; None: the one that makes this split most likely.
+    """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
     data: Data = getattr(splits, split)
-    return score(logits_of(predict, data.x, device), data.y)
+    return SCORES[splits.task](logits_of(predict, data.x, device), data.y, splits.targets, noise)
+
+
+def scored(
+    predict: Predict, data: Data, targets: Sequence[Quantity] = (), noise: float | None = None, device: str = "cpu"
+) -> Quality:
+    """Score `predict` on examples outside of any split; with targets as regression."""
+    task = "regression" if targets else "classification"
+    return SCORES[task](logits_of(predict, data.x, device), data.y, targets, noise)
 
 
 @torch.no_grad()
 def logits_of(predict: Predict, x: Tensor, device: str = "cpu", batch: int = 1000) -> Tensor:
-    """Logits `(n, classes)` on the CPU, computed in batches."""
+    """Outputs `(n, ...)` on the CPU, computed in batches."""
     return torch.cat([predict(part.to(device)).float().cpu() for part in x.split(batch)])
+
+
+def _class_scores(outputs: Tensor, y: Tensor, targets: Sequence[Quantity], noise: float | None) -> Quality:
+    return score(outputs, y)
+
+
+def regression_scores(outputs: Tensor, y: Tensor, targets: Sequence[Quantity], noise: float | None) -> RegressionScores:
+    """RMSE and NLL in the targets' own units.
+
+    Args:
+        outputs: standardised means `(n, targets)`, or those of several networks `(n, networks, targets)`.
+        y: standardised targets `(n, targets)`.
+        targets: their units.
+        noise: as for `evaluate`.
+    """
+    outputs, y = outputs.double(), y.double()
+    gap = (outputs.mean(1) if outputs.dim() == 3 else outputs) - y
+    spread = torch.tensor([target.std for target in targets], dtype=torch.float64)
+    nats = TASKS["regression"].log_likelihood(outputs, y, noise)
+    return RegressionScores(
+        rmse=float((gap * spread).square().mean().sqrt()),
+        nll_nats=float(-nats.mean() + spread.log().sum()),
+        relative_rmse=float(gap.square().mean().sqrt()),
+    )
+
+
+SCORES: dict[str, Callable[[Tensor, Tensor, Sequence[Quantity], float | None], Quality]] = {
+    "classification": _class_scores,
+    "regression": regression_scores,
+}
+"""Task -> (outputs, y, targets, noise) -> scores."""
+
+
+def noise_of(scores: Quality) -> dict[str, float]:
+    """What a network without a learned noise says of it: the one its residuals on a split make most likely."""
+    if isinstance(scores, RegressionScores):
+        return {"noise": max(scores.relative_rmse, SMALLEST_NOISE)}
+    return {}
 
 
 def score(logits: Tensor, y: Tensor) -> Scores:

@@ -86,10 +86,11 @@ def training_curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]]) 
         axes[0].yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
         axes[0].legend()
     axes[0].set_ylabel("nats, all training rows")
-    errors = [100 * (1 - e["validation_accuracy"]) for e in history]
+    classified = history[0]["validation_accuracy"] is not None
+    errors = [100 * (1 - e["validation_accuracy"]) if classified else e["validation_rmse"] for e in history]
     axes[1].plot(epochs, errors, color=ACCENT)
-    axes[1].set_ylabel("validation error, %")
-    axes[1].set_ylim(0, max(1.0, 1.1 * float(np.percentile(errors, 90))))
+    axes[1].set_ylabel("validation error, %" if classified else "validation RMSE")
+    axes[1].set_ylim(0, max(1.0 if classified else 0.0, 1.1 * float(np.percentile(errors, 90))))
     point = [e["epoch"] for e in history if e["phase"] == "point"]
     for ax in axes:
         ax.set_xlabel("epoch")

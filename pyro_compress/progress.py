@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_compress.checkpoint import Keeper, Snapshot, random_states, set_random_states
 from pyro_compress.metrics import evaluate
+from pyro_compress.tasks import TASKS
 from pyro_compress.training import (
     AfterStep,
     Epoch,
@@ -22,7 +23,7 @@ from pyro_compress.training import (
     optimizer_tensors,
     train_point,
 )
-from pyro_compress.types import Data, FitConfig, Splits
+from pyro_compress.types import FitConfig, Splits
 
 
 class Progress:
@@ -35,7 +36,6 @@ class Progress:
         keeper: writes checkpoints, and holds the one to go on from.
 
     Attributes:
-        train: training examples, on the device.
         feed: gives their minibatches.
         history: one entry per epoch.
         snapshot: where the fit goes on; None: it begins.
@@ -44,13 +44,17 @@ class Progress:
     def __init__(self, splits: Splits, config: FitConfig, on_epoch: OnEpoch, keeper: Keeper):
         assert config.batch_size
         self.splits, self.config, self.on_epoch, self.keeper = splits, config, on_epoch, keeper
-        self.train = Data(splits.train.x.to(config.device), splits.train.y.to(config.device))
-        self.feed = Feed(self.train, config.batch_size, torch.Generator().manual_seed(config.seed))
+        self.feed = Feed(splits.train, config.batch_size, torch.Generator().manual_seed(config.seed), config.device)
         self.started, self.history = time.perf_counter(), list[Epoch]()
         self.snapshot = keeper.latest()
         if self.snapshot:
             self.history = [Epoch(**epoch) for epoch in self.snapshot.numbers["history"]]
             self.started -= self.snapshot.numbers["seconds"]
+
+    def example(self, size: int) -> tuple[Tensor, Tensor]:
+        """The first examples, on the device: what a minibatch looks like."""
+        train, device = self.splits.train, self.config.device
+        return train.x[:size].to(device), train.y[:size].to(device)
 
     def keep(
         self, phase: str, tensors: Callable[[], dict[str, Tensor]], step: int, told: dict[str, Any] | None = None
@@ -110,6 +114,8 @@ class Progress:
             if resumable:
                 self.keep("point", lambda: _point_tensors(net, optimizer), step)
 
+        loss = TASKS[self.splits.task].loss
+        plan = replace(plan, loss=lambda outputs, y: loss(outputs, y, 1.0))
         train_point(net, self.feed, plan, after_epoch, then_keep, start)
 
     def out_of_patience(self, kl_weight: float | None) -> bool:
@@ -118,16 +124,16 @@ class Progress:
         losses = [e.validation_nll_nats for e in self.history if e.kl_weight == kl_weight]
         return bool(patience) and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
-    def note(self, net: nn.Module, epoch: Epoch) -> None:
+    def note(self, net: nn.Module, epoch: Epoch, noise: float | None = None) -> None:
         """Evaluate the network, complete the epoch, append it to the history and report it."""
-        scores = evaluate(net.eval(), self.splits, "validation", self.config.device)
+        scores = evaluate(net.eval(), self.splits, "validation", self.config.device, noise)
+        values: dict[str, Any] = scores.epoch
         complete = replace(
             epoch,
             epoch=len(self.history) + 1,
             epochs=self.config.epochs or 0,
-            validation_accuracy=scores.accuracy,
-            validation_nll_nats=scores.nll_nats,
             seconds=time.perf_counter() - self.started,
+            **values,
         )
         self.history.append(complete)
         self.on_epoch(complete)

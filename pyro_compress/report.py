@@ -18,7 +18,7 @@ from pyro_compress.inspection import Inspection, inspect_run
 from pyro_compress.metrics import evaluate
 from pyro_compress.page import Picture
 from pyro_compress.readings import readings
-from pyro_compress.types import Scores, Splits
+from pyro_compress.types import Quality, Scores, Splits
 
 
 def write_report(
@@ -52,7 +52,7 @@ def html(inspection: Inspection, shown: Sequence[Picture], splits: Splits, netwo
     """The page."""
     config = inspection.run.config
     title = f"{config.net} on {config.data}, prior {config.prior}"
-    compressed = evaluate(to_module(file.read(network)), splits, "test") if network else None
+    compressed = _test_scores(network, splits) if network else None
     sections = [
         _facts(inspection, compressed, network),
         page.section("Scores on the test split", _scores(inspection, compressed)),
@@ -65,7 +65,12 @@ def html(inspection: Inspection, shown: Sequence[Picture], splits: Splits, netwo
     return page.document(title, "pyro-compress, one run", sections)
 
 
-def _facts(inspection: Inspection, compressed: Scores | None, network: Path | None) -> str:
+def _test_scores(network: Path, splits: Splits) -> Quality:
+    decoded = file.read(network)
+    return evaluate(to_module(decoded), splits, "test", noise=decoded.noise)
+
+
+def _facts(inspection: Inspection, compressed: Quality | None, network: Path | None) -> str:
     config = inspection.run.config
     tensors = inspection.run.posterior.tensors.values()
     dense = 4 * sum(tensor.numel() for tensor in tensors)
@@ -75,23 +80,30 @@ def _facts(inspection: Inspection, compressed: Scores | None, network: Path | No
         facts += [
             ("bytes on disk", f"{size:,}"),
             ("times smaller than float32", f"{dense / size:.0f}×"),
-            ("test error of the file", f"{100 * (1 - compressed.accuracy):.2f} %"),
+            (f"{measured(compressed)[0]} of the file", measured(compressed)[1]),
         ]
     else:
-        facts.append(("test error", f"{100 * (1 - inspection.test_scores.accuracy):.2f} %"))
+        facts.append(measured(inspection.test_scores))
     return page.facts(facts)
 
 
-def _scores(inspection: Inspection, compressed: Scores | None) -> str:
-    rows: list[tuple[str, ...]] = [("", "accuracy", "NLL (nats)", "ECE", "Brier")]
+def measured(scores: Quality) -> tuple[str, str]:
+    """The one number of a page: the error of a classifier, the RMSE of a regression."""
+    if isinstance(scores, Scores):
+        return "test error", f"{100 * scores.error:.2f} %"
+    name, value = next(iter(scores.cells.items()))
+    return f"test {name}", value
+
+
+def _scores(inspection: Inspection, compressed: Quality | None) -> str:
+    rows: list[tuple[str, ...]] = [("", *inspection.test_scores.cells)]
     for name, scores in (
         ("posterior mean", inspection.test_scores),
         ("draws averaged", inspection.sampled.test_scores if inspection.sampled else None),
         ("compressed file", compressed),
     ):
         if scores:
-            numbers = (scores.nll_nats, scores.ece, scores.brier)
-            rows.append((name, f"{100 * scores.accuracy:.2f} %", *(f"{number:.4f}" for number in numbers)))
+            rows.append((name, *scores.cells.values()))
     return page.table(rows)
 
 

@@ -46,7 +46,8 @@ class Run:
 
     def splits(self, data_dir: str = "") -> Splits:
         """The data it was fitted on."""
-        return load_splits(self.config.data, data_dir or self.config.data_dir, self.config.validation)
+        config = self.config
+        return load_splits(config.data, data_dir or config.data_dir, config.validation, reading=config.reading)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def fit_run(
     """
     keeping = keeping or Keeping()
     with new_folder(out, force, keeping.resume) as folder:
-        splits = load_splits(config.data, config.data_dir, config.validation, download)
+        splits = load_splits(config.data, config.data_dir, config.validation, download, config.reading)
         config = resolve(config, len(splits.train))
         net = initial_net(config, splits)
         (folder / "config.toml").write_text(config_toml(config, splits))
@@ -161,7 +162,7 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
     """The plain network that a configuration names, seeded or carrying given weights."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        net = build_net(config.net, splits.input_shape, len(splits.classes), config.hidden)
+        net = build_net(config.net, splits.input_shape, splits.outputs, config.hidden)
         if config.init_range:
             with torch.no_grad():
                 for parameter in net.parameters():
@@ -247,7 +248,7 @@ def unfinished_config(out: Path) -> FitConfig:
 def stored_config(path: Path) -> FitConfig:
     """The configuration that a run's config.toml holds."""
     options = read_config(path)
-    for name in ("hidden", "keep"):
+    for name in ("hidden", "keep", "target"):
         options[name] = tuple(options.get(name, ()))
     return FitConfig(**options)
 

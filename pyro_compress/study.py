@@ -36,7 +36,7 @@ from pyro_compress.config import resolve
 from pyro_compress.data import load_splits
 from pyro_compress.types import FitConfig
 
-WHERE_AND_HOW_FAST = ("data_dir", "threads", "device", "compile")
+WHERE_AND_HOW_FAST = ("data_dir", "threads", "device", "compile", "in_memory_mib", "workers")
 """Options that are no part of a run's identity."""
 LISTS = ("datasets", "networks", "sparsities", "seeds")
 OWN = ("name", "variant", "sparsities", "criterion", "choose")
@@ -171,7 +171,7 @@ def _sparsities(values: Any, path: Path) -> tuple[float, ...]:
 
 def _options(table: dict[str, Any], path: Path) -> dict[str, Any]:
     options = {key.replace("-", "_"): value for key, value in table.items()}
-    reserved = ("data", "net", "seed", "prune_to")
+    reserved = ("data", "net", "seed", "prune_to", "task", "target")  # a study's tables speak of accuracy
     allowed = [f.name for f in fields(FitConfig) if f.name not in reserved]
     if unknown := sorted(set(options) - set(allowed)):
         raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(allowed)}")
@@ -207,7 +207,7 @@ def plan(study: Study, data_dir: str = "", device: str = "auto", threads: int = 
                     config = FitConfig(**method.options, data=dataset, net=net, seed=seed)
                     config = replace(config, data_dir=data_dir, device=device, threads=threads)
                     if (dataset, config.validation) not in sizes:
-                        splits = load_splits(dataset, data_dir, config.validation)
+                        splits = load_splits(dataset, data_dir, config.validation, reading=config.reading)
                         sizes[dataset, config.validation] = len(splits.train)
                     found += _fits(method, config, sizes[dataset, config.validation], study)
     return found

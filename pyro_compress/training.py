@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from pyro_compress.streaming import Streamed
 from pyro_compress.types import Data, LayerPosterior
 
 
@@ -28,7 +29,8 @@ class Epoch:
         expected_log_likelihood_nats: of the training set, averaged over the epoch's steps.
         kl_nats: at the end of the epoch.
         kl_weight: at the end of the epoch.
-        validation_accuracy: of the posterior mean.
+        validation_accuracy: of the posterior mean; None for regression.
+        validation_rmse: of the posterior mean, in the targets' units; None for classification.
         validation_nll_nats: per example, of the posterior mean.
         seconds: since the start of the fit.
         widths: of the network from here on, where dead units left it at the end of this epoch: from here on the KL
@@ -43,7 +45,8 @@ class Epoch:
     expected_log_likelihood_nats: float | None = None
     kl_nats: float | None = None
     kl_weight: float | None = None
-    validation_accuracy: float = float("nan")
+    validation_accuracy: float | None = float("nan")
+    validation_rmse: float | None = None
     validation_nll_nats: float = float("nan")
     seconds: float = 0.0
     widths: list[int] | None = None
@@ -72,17 +75,24 @@ class Feed:
     """Shuffled minibatches, epoch after epoch; it can be put back to any place in one.
 
     Args:
-        data: the examples, on the device of the network.
+        data: the examples; a tensor moves to the device once, what stays on disk minibatch by minibatch.
         batch_size: examples per minibatch; the last of an epoch may be smaller.
         generator: shuffles.
+        device: of the network.
 
     Attributes:
         order: permutation of the running epoch; None between epochs.
         position: minibatches of it that were given out.
     """
 
-    def __init__(self, data: Data, batch_size: int, generator: torch.Generator):
-        self.data, self.batch_size, self.generator = data, batch_size, generator
+    def __init__(self, data: Data, batch_size: int, generator: torch.Generator, device: str = "cpu"):
+        x: Any = data.x if isinstance(data.x, Streamed) else data.x.to(device)
+        self.data, self.batch_size, self.generator, self.device = (
+            Data(x, data.y.to(device)),
+            batch_size,
+            generator,
+            device,
+        )
         self.order: Tensor | None = None
         self.position = 0
 
@@ -95,12 +105,21 @@ class Feed:
         """(index, x, y) of every minibatch that is left of the running epoch, or of a new one."""
         if self.order is None:
             self.order, self.position = torch.randperm(len(self.data), generator=self.generator), 0
-        order = self.order.to(self.data.x.device)
-        for index in range(self.position, self.batches):
-            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-            self.position = index + 1
-            yield index, self.data.x[rows], self.data.y[rows]
+        left = self.order.split(self.batch_size)[self.position :]
+        for x, y in self._read(left):
+            self.position += 1
+            yield self.position - 1, x, y
         self.order = None
+
+    def _read(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rows of every part, on the device."""
+        if isinstance(self.data.x, Streamed):
+            for rows, x in zip(parts, self.data.x.batches(parts), strict=True):
+                yield x.to(self.device), self.data.y[rows.to(self.device)]
+            return
+        for part in parts:
+            rows = part.to(self.device)
+            yield self.data.x[rows], self.data.y[rows]
 
     def tensors(self) -> dict[str, Tensor]:
         """The generator's state and the order of the running epoch."""
@@ -169,6 +188,7 @@ class PointPlan:
         optimizer: name in `OPTIMIZERS`.
         momentum: of `sgd`.
         schedule: name in `SCHEDULES`.
+        loss: (outputs, y) -> what is minimised.
     """
 
     epochs: int
@@ -176,6 +196,7 @@ class PointPlan:
     optimizer: str = "adam"
     momentum: float = 0.9
     schedule: str = "late-decay"
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
 
 
 def _adam(parameters: Iterable[nn.Parameter], plan: PointPlan) -> torch.optim.Optimizer:
@@ -232,10 +253,10 @@ def train_point(
     after_step: AfterStep = lambda step, optimizer: None,
     start: PointState | None = None,
 ) -> None:
-    """Minimise cross entropy, in place.
+    """Minimise the plan's loss, in place.
 
     Args:
-        net: the network; its forward gives logits.
+        net: the network.
         feed: gives the minibatches.
         plan: epochs, optimizer, rates.
         after_epoch: called with (epoch, step), network in evaluation mode; training ends early where it returns False.
@@ -255,7 +276,7 @@ def train_point(
         for _, x, y in feed.epoch():
             set_rates(optimizer, schedule(step / total))
             optimizer.zero_grad()
-            loss = F.cross_entropy(net(x), y)
+            loss = plan.loss(net(x), y)
             loss.backward()
             optimizer.step()
             step += 1

@@ -7,8 +7,8 @@ deterministic. Neither torch nor Pyro is imported at run time, so that a decoder
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +94,10 @@ class Graph:
 
 @dataclass(frozen=True)
 class Data:
-    """Examples `x` of shape `(n, *input_shape)` (float32) and class labels `y` of shape `(n,)` (int64)."""
+    """Examples `x` of shape `(n, *input_shape)` (float32) and what belongs to them.
+
+    `y` holds class labels of shape `(n,)` (int64), or standardised targets of shape `(n, targets)` (float32).
+    """
 
     x: Tensor
     y: Tensor
@@ -104,23 +107,84 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Column:
+    """How one column of a table becomes inputs of a network.
+
+    Attributes:
+        name: in the table's header.
+        mean: of the training rows; a number enters as `(value - mean) / std`.
+        std: standard deviation of the training rows; 1 for a constant column.
+        categories: of a column of names: one input each, 1 where the row has it; a name that is none of them is all 0.
+    """
+
+    name: str
+    mean: float = 0.0
+    std: float = 1.0
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A target of regression: the network's output stands for `(value - mean) / std`, moments of the training rows."""
+
+    name: str
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
 class Preprocessing:
-    """What must be known to feed a network elsewhere.
+    """What must be known to feed a network elsewhere, and to read its outputs.
 
     Attributes:
         scale: the raw value (an integer) that becomes 1.0; 1 where inputs are taken as they are.
         classes: names in the order of the outputs; empty: numbered from 0.
+        columns: of a table, in the order of the inputs; empty for anything else.
+        targets: of regression, in the order of the outputs; empty for classification.
     """
 
     scale: float
     classes: tuple[str, ...]
+    columns: tuple[Column, ...] = ()
+    targets: tuple[Quantity, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data are read, beside their name.
+
+    Attributes:
+        task: name in `pyro_compress.tasks.TASKS`.
+        target: columns of a table that are to be predicted.
+        test_data: table with the test rows; empty: a fifth of the rows is held out.
+        image_size: images of a folder are brought to this height and width; 0: they are all of one size.
+        limit: training examples to keep, stratified; 0: all.
+        in_memory_mib: data of which more would have to be held in memory are read while training.
+        workers: processes that read them.
+    """
+
+    task: str = "classification"
+    target: tuple[str, ...] = ()
+    test_data: str = ""
+    image_size: int = 0
+    limit: int = 0
+    in_memory_mib: float = 4096.0
+    workers: int = 2
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a compressed file must say of it, so that the same rows are found again: whatever is no default."""
+        plain = Reading()
+        names = ("task", "target", "test_data", "image_size", "limit")
+        found = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
+        return found | ({"target": list(self.target)} if self.target else {})
 
 
 @dataclass(frozen=True)
 class Splits:
     """Thresholds and recipes are chosen on `validation`; `test` is read once, at the end, by `metrics` alone.
 
-    `scale` is that of `Preprocessing`: what raw values were divided by.
+    The other fields are those of `Preprocessing`.
     """
 
     train: Data
@@ -128,6 +192,18 @@ class Splits:
     test: Data
     classes: tuple[str, ...]
     scale: float = 1.0
+    columns: tuple[Column, ...] = ()
+    targets: tuple[Quantity, ...] = ()
+
+    @property
+    def task(self) -> str:
+        """Name in `pyro_compress.tasks.TASKS`."""
+        return "regression" if self.targets else "classification"
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of a network for these data: one per class, or per target."""
+        return len(self.targets) or len(self.classes)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -153,8 +229,15 @@ class FitConfig:
         hidden: widths of the hidden layers of `mlp`.
         keep: layers whose path matches one of these patterns (fnmatch) stay deterministic.
         init: trained weights to start from: a safetensors file or a run folder; empty for a random start.
-        data: name in `DATASETS` or a `.npz` file.
-        data_dir: folder of the torchvision data sets.
+        data: name in `DATASETS`, a `.npz`, `.csv` or `.parquet` file, or a folder of images or of `.npy` arrays.
+        data_dir: folder of the downloaded data sets.
+        task: name in `pyro_compress.tasks.TASKS`.
+        target: columns of a table that are to be predicted.
+        test_data: table with the test rows; empty: a fifth of the rows is held out.
+        image_size: images of a folder are brought to this height and width; 0: they are all of one size.
+        limit: training examples to keep, stratified; 0: all.
+        in_memory_mib: data of which more would have to be held in memory are read while training.
+        workers: processes that read them.
         validation: share of the training set held out; None takes a tenth, or more where that is under 240 rows.
         epochs: passes over the training set, pretraining included.
         pretrain_epochs: how many of `epochs` train point weights, from which the posterior starts.
@@ -199,6 +282,13 @@ class FitConfig:
     init: str = ""
     data: str = "digits"
     data_dir: str = ""
+    task: str = "classification"
+    target: tuple[str, ...] = ()
+    test_data: str = ""
+    image_size: int = 0
+    limit: int = 0
+    in_memory_mib: float = 4096.0
+    workers: int = 2
     validation: float | None = None
     epochs: int | None = None
     pretrain_epochs: int | None = None
@@ -238,7 +328,12 @@ class FitConfig:
         told: dict[str, Any] = {"prior": self.prior, "data": self.data, "seed": self.seed}
         if self.validation is not None:
             told["validation"] = self.validation
-        return told | ({"dropout": self.dropout} if self.dropout else {})
+        return told | self.reading.told | ({"dropout": self.dropout} if self.dropout else {})
+
+    @property
+    def reading(self) -> Reading:
+        """How its data are read."""
+        return Reading(**{one.name: getattr(self, one.name) for one in fields(Reading)})
 
 
 @dataclass(frozen=True)
@@ -311,6 +406,16 @@ class Posterior:
             return self.removals[0].parameters_before
         return sum(tensor.numel() for tensor in self.tensors.values())
 
+    @property
+    def task(self) -> str:
+        """Name in `pyro_compress.tasks.TASKS`."""
+        return str(self.provenance.get("task", "classification"))
+
+    @property
+    def noise(self) -> float | None:
+        """Standard deviation of regression's Gaussian likelihood, in standard deviations of the targets."""
+        return self.provenance.get("noise")
+
 
 Masks = dict[str, "Tensor"]
 """Weight tensor name -> bool tensor, True where the weight is kept."""
@@ -337,15 +442,127 @@ class Compressed:
         """Number of non-zero values."""
         return sum(int((t.codes if isinstance(t, Quantized) else t).astype(bool).sum()) for t in self.tensors.values())
 
+    @property
+    def task(self) -> str:
+        """Name in `pyro_compress.tasks.TASKS`."""
+        return str(self.meta.get("task", "classification"))
+
+    @property
+    def noise(self) -> float | None:
+        """As `Posterior.noise`."""
+        return self.meta.get("noise")
+
+
+class Quality(Protocol):
+    """Quality on one split; every task has its own numbers, and all have these."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def nll_nats(self) -> float:
+        """Negative log-likelihood in nats per example."""
+
+    @property
+    def error(self) -> float:
+        """What a search lowers: the share of wrong answers, or the RMSE in standard deviations of the targets."""
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """Heading -> number, for people; the first is what the task is judged by."""
+
+    @property
+    def epoch(self) -> dict[str, float | None]:
+        """Fields of `pyro_compress.training.Epoch`."""
+
+    def within(self, reference: Any, tolerance: float) -> bool:
+        """Whether no more than a tolerance is lost against other scores."""
+
+    def reaches(self, error: float) -> bool:
+        """Whether the error is no larger than this."""
+
+    def bound(self, tolerance: float) -> str:
+        """The worst that is still within a tolerance of these scores, in words."""
+
 
 @dataclass(frozen=True)
 class Scores:
-    """Quality on one split: accuracy in [0, 1], NLL in nats per example, expected calibration error, Brier score."""
+    """Quality of a classifier: accuracy in [0, 1], NLL, expected calibration error, Brier score."""
 
     accuracy: float
     nll_nats: float
     ece: float
     brier: float
+
+    @property
+    def error(self) -> float:
+        """Share of the examples that are wrong."""
+        return 1 - self.accuracy
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """Heading -> number."""
+        numbers = {"NLL (nats)": self.nll_nats, "ECE": self.ece, "Brier": self.brier}
+        return {"accuracy": f"{100 * self.accuracy:.2f} %"} | {name: f"{n:.4f}" for name, n in numbers.items()}
+
+    @property
+    def epoch(self) -> dict[str, float | None]:
+        """What the history keeps."""
+        return {"validation_accuracy": self.accuracy, "validation_nll_nats": self.nll_nats}
+
+    def within(self, reference: Scores, tolerance: float) -> bool:
+        """Whether at most `tolerance` of accuracy is lost."""
+        return self.accuracy >= reference.accuracy - tolerance
+
+    def reaches(self, error: float) -> bool:
+        """Whether at most this share of the examples is wrong."""
+        return self.accuracy >= 1.0 - error
+
+    def bound(self, tolerance: float) -> str:
+        """The accuracy that is still within the tolerance."""
+        return f"accuracy of {self.accuracy - tolerance:.4f}"
+
+
+@dataclass(frozen=True)
+class RegressionScores:
+    """Quality of a regression: RMSE and NLL in the targets' own units, and the RMSE relative to their spread.
+
+    Attributes:
+        rmse: root mean squared error; over all targets, where there are several.
+        nll_nats: negative log-density per example under the learned noise.
+        relative_rmse: RMSE of the standardised targets: 1 is what their training mean would score.
+    """
+
+    rmse: float
+    nll_nats: float
+    relative_rmse: float
+
+    @property
+    def error(self) -> float:
+        """The relative RMSE."""
+        return self.relative_rmse
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """Heading -> number."""
+        shares = {"NLL (nats)": f"{self.nll_nats:.4f}", "RMSE / spread": f"{self.relative_rmse:.4f}"}
+        return {"RMSE": f"{self.rmse:.5g}"} | shares
+
+    @property
+    def epoch(self) -> dict[str, float | None]:
+        """What the history keeps."""
+        return {"validation_accuracy": None, "validation_rmse": self.rmse, "validation_nll_nats": self.nll_nats}
+
+    def within(self, reference: RegressionScores, tolerance: float) -> bool:
+        """Whether the RMSE grew by at most this share."""
+        return self.relative_rmse <= reference.relative_rmse * (1 + tolerance)
+
+    def reaches(self, error: float) -> bool:
+        """Whether the relative RMSE is no larger than this."""
+        return self.relative_rmse <= error
+
+    def bound(self, tolerance: float) -> str:
+        """The RMSE that is still within the tolerance."""
+        return f"RMSE of {self.rmse * (1 + tolerance):.5g}"
 
 
 def count(shape: tuple[int, ...]) -> int:

@@ -34,7 +34,7 @@ from pyro_compress.bayes.capture import captured
 from pyro_compress.bayes.elbo import build_objective
 from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize
-from pyro_compress.bayes.model import Classifier
+from pyro_compress.bayes.model import classifier
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, eager, tuned_parameters
 from pyro_compress.deploy.memory import high_water_mib
@@ -77,7 +77,7 @@ def variational(
     """One of ours."""
     net = network(hidden)
     weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    model = Classifier(bayesianize(net, PRIORS[prior]), SIZE)
+    model = classifier(bayesianize(net, PRIORS[prior]), SIZE)
     guide = build_guide("mean-field", model, starts_of(model.net, weights, None), 0.2, (x, y))
     objective = build_objective(model, guide, estimator, 1, precision)
     tuned = tuned_parameters(objective, 1e-3, 1e-3, 1e-3)
@@ -91,7 +91,7 @@ def variational(
 def naive(hidden: int, x: Tensor, y: Tensor) -> Run:
     """The same model with a Gaussian prior as Pyro's tutorials would fit it."""
     pyro.clear_param_store()
-    model = Classifier(bayesianize(network(hidden), PRIORS["gaussian"]), SIZE)
+    model = classifier(bayesianize(network(hidden), PRIORS["gaussian"]), SIZE)
     svi = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
     return lambda: svi.step(x, y)
 

@@ -18,7 +18,7 @@ from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.guides import GUIDES, build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize
-from pyro_compress.bayes.model import Classifier, Fit
+from pyro_compress.bayes.model import Fit, classifier
 from pyro_compress.bayes.noise import Noise, lift_noise
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, Step, Tuned, eager, tuned_parameters
@@ -43,7 +43,7 @@ def objective(prior: str, estimator: str, samples: int = 1, guide: str = "mean-f
     net = nn.Sequential(nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 4))
     weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     bayes = bayesianize(net, PRIORS[prior])
-    model = Classifier(bayes, 300)
+    model = classifier(bayes, 300)
     built = build_guide(guide, model, starts_of(bayes, weights, None), 0.2, (X, Y))
     found = build_objective(model, built, estimator, samples)
     return found, tuned_parameters(found, 1e-3, 1e-2, 1e-2)

@@ -154,10 +154,12 @@ def test_raw_values_cannot_pass_for_scaled_ones(tmp_path: Path) -> None:
     raw = np.array([[0, 200], [255, 1]])
     for x in (raw.astype(np.uint8), raw, (raw / 255).astype(np.float32)):
         np.savez(tmp_path / "x.npz", x=x, y=np.array([0, 1]))
-        assert torch.allclose(load_examples(tmp_path / "x.npz", 255.0).x, torch.tensor(raw / 255).float())
+        assert torch.allclose(
+            load_examples(tmp_path / "x.npz", Preprocessing(255.0, ())).x, torch.tensor(raw / 255).float()
+        )
     np.savez(tmp_path / "x.npz", x=raw.astype(np.float32), y=np.array([0, 1]))
     with pytest.raises(ValueError, match="values from 0 to 255, but this network takes integers from 0 to 255, or"):
-        load_examples(tmp_path / "x.npz", 255.0)
+        load_examples(tmp_path / "x.npz", Preprocessing(255.0, ()))
     np.savez(tmp_path / "x.npz", x=raw - 300, y=np.array([0, 1]))
     with pytest.raises(ValueError, match="values from -300"):
-        load_examples(tmp_path / "x.npz", 255.0)
+        load_examples(tmp_path / "x.npz", Preprocessing(255.0, ()))

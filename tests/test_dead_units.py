@@ -14,6 +14,7 @@ from pyro_compress.bayes.dead_units import masked_tensors, without_dead_units
 from pyro_compress.bayes.extract import extract, mean_tensors
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.layers import bayes_layers
+from pyro_compress.bayes.model import Likelihood
 from pyro_compress.bayes.stage import Stage, first_stage
 from pyro_compress.checkpoint import Interrupted, Keeper
 from pyro_compress.compression.pipeline import compress_run
@@ -59,7 +60,8 @@ def stage_of(name: str, prior: str, splits: Splits, grouping: str | None = None)
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
             module.bias.data.normal_()
-    stage = first_stage(net, capture(net, splits.input_shape), splits.train, config)
+    likelihood, example = Likelihood("classification", len(splits.train)), (splits.train.x[:2], splits.train.y[:2])
+    stage = first_stage(net, capture(net, splits.input_shape), likelihood, example, config)
     for moments in (stage.state.first, stage.state.second):
         for moment in moments:
             moment.uniform_()
@@ -104,7 +106,7 @@ def test_the_smaller_network_computes_what_the_masked_one_does(
     """With the dead weights of living units masked as before, function and guide agree exactly."""
     stage, config = stage_of(net, prior, splits, grouping)
     before = masked_tensors(stage, config)
-    smaller = without_dead_units(stage, splits.train, config, 3)
+    smaller = without_dead_units(stage, (splits.train.x[:2], splits.train.y[:2]), config, 3)
     assert smaller is not None
     after = masked_tensors(smaller, config)
     x = splits.validation.x
@@ -123,7 +125,7 @@ def test_survivors_keep_posterior_and_moments(net: str, prior: str, grouping: st
     """Every value of the smaller stage is found in the larger one, at the place the removal tells."""
     stage, config = stage_of(net, prior, splits, grouping)
     small = trace_shrink(stage.graph, masked_tensors(stage, config))
-    smaller = without_dead_units(stage, splits.train, config, 1)
+    smaller = without_dead_units(stage, (splits.train.x[:2], splits.train.y[:2]), config, 1)
     assert smaller is not None
     old = {t.name: index for index, t in enumerate(stage.tuned)}
     assert smaller.state.count == stage.state.count
@@ -152,7 +154,7 @@ def picked(tensor: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tenso
 def test_little_is_left_alone(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     stage, config = stage_of("mlp", "log-uniform", splits)
     monkeypatch.setattr(dead_units, "LEAST_SHARE", 0.99)
-    assert without_dead_units(stage, splits.train, config, 1) is None
+    assert without_dead_units(stage, (splits.train.x[:2], splits.train.y[:2]), config, 1) is None
 
 
 @pytest.mark.parametrize("name", NETS)

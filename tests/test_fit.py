@@ -15,7 +15,7 @@ from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior, minibatch_weight
 from pyro_compress.bayes.guides import GUIDES, MeanField, starts_of
 from pyro_compress.bayes.layers import bayes_layers, bayesianize
-from pyro_compress.bayes.model import Classifier, Fit
+from pyro_compress.bayes.model import Fit, classifier
 from pyro_compress.bayes.predict import predictive
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.config import resolve
@@ -211,7 +211,7 @@ def test_extract_matches_draws() -> None:
 def test_model_is_a_pyro_program() -> None:
     """It can be traced, replayed and sampled from like any other."""
     bayes = bayesianize(net(), PRIORS["gaussian"])
-    trace = pyro.poutine.trace(Classifier(bayes, 240)).get_trace(toy().train.x)
+    trace = pyro.poutine.trace(classifier(bayes, 240)).get_trace(toy().train.x)
     assert {"0.weight.raw", "2.weight.raw", "y"} <= set(trace.nodes)
     assert trace.nodes["y"]["value"].shape == (240,)
 

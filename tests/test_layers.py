@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.guides import MeanField, starts_of
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize
-from pyro_compress.bayes.model import Classifier
+from pyro_compress.bayes.model import classifier
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.config import resolve
 from pyro_compress.types import Data, FitConfig, Splits
@@ -81,7 +81,7 @@ def test_refusals(net: nn.Module, options: dict, message: str) -> None:
 def test_state_round_trips() -> None:
     net = bayesianize(Block(), HORSESHOE)
     weights = dict(Block().state_dict())
-    model, guide = Classifier(net, 10), MeanField(starts_of(net, weights, None))
+    model, guide = classifier(net, 10), MeanField(starts_of(net, weights, None))
     state = {**model.state_dict(), **{f"guide.{key}": value for key, value in guide.state_dict().items()}}
     other = MeanField(starts_of(net, dict(Block().state_dict()), None))
     other.load_state_dict(guide.state_dict())

@@ -8,6 +8,7 @@ in the fit. The KL of what left is out of the ELBO from then on; the history mar
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,13 +18,14 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from pyro_compress.bayes.extract import mean_tensors, moments
 from pyro_compress.bayes.layers import bayes_layers
+from pyro_compress.bayes.model import Likelihood
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.stage import Stage, first_stage
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.graph import graph_of, widths
 from pyro_compress.layered import Layered, momenta
-from pyro_compress.types import Data, FitConfig, Removal
+from pyro_compress.types import FitConfig, Removal
 
 LEAST_SHARE = 0.2
 """Fewer values than this share of the network are not worth the compiler's half minute."""
@@ -40,12 +42,12 @@ def refuse_dropout(net: nn.Module) -> None:
         raise ValueError(f"shrink_every rebuilds the network from its operations, without dropout ({dropping[0]})")
 
 
-def without_dead_units(stage: Stage, train: Data, config: FitConfig, epoch: int) -> Stage | None:
+def without_dead_units(stage: Stage, example: tuple[Tensor, Tensor], config: FitConfig, epoch: int) -> Stage | None:
     """The stage of the smaller network, or None where too little would go.
 
     Args:
         stage: stays as it is.
-        train: training examples, on the device.
+        example: a small minibatch, on the device.
         config: resolved.
         epoch: at whose end this happens.
     """
@@ -55,10 +57,14 @@ def without_dead_units(stage: Stage, train: Data, config: FitConfig, epoch: int)
     if before - after < LEAST_SHARE * before:
         return None
     net = Layered(small.graph, small.tensors, momenta(stage.mean_net)).to(config.device)
-    new = first_stage(net, small.graph, train, config)
+    new = first_stage(net, small.graph, _likelihood(stage), example, config)
     carry(stage, new, small, masked)
     removal = Removal(epoch, widths_of(stage), widths_of(new), before, after)
     return replace(new, removals=(*stage.removals, removal))
+
+
+def _likelihood(stage: Stage) -> Likelihood:
+    return copy.deepcopy(stage.objective.elbo.model.likelihood)
 
 
 def masked_tensors(stage: Stage, config: FitConfig) -> dict[str, Tensor]:
@@ -139,13 +145,13 @@ def told(stage: Stage) -> dict[str, Any]:
     return {"network": {"graph": asdict(stage.graph), "shapes": shapes, "removals": removals}}
 
 
-def retold(numbers: dict[str, Any], stage: Stage, train: Data, config: FitConfig) -> Stage:
+def retold(numbers: dict[str, Any], stage: Stage, example: tuple[Tensor, Tensor], config: FitConfig) -> Stage:
     """The stage that a checkpoint was taken in, its state still to be restored.
 
     Args:
         numbers: of the checkpoint.
         stage: the first one of the fit.
-        train: training examples, on the device.
+        example: a small minibatch, on the device.
         config: resolved.
     """
     if "network" not in numbers:
@@ -154,4 +160,4 @@ def retold(numbers: dict[str, Any], stage: Stage, train: Data, config: FitConfig
     zeros = {name: torch.zeros(shape) for name, shape in network["shapes"].items()}
     net = Layered(graph_of(network["graph"]), zeros, momenta(stage.mean_net)).to(config.device)
     removals = tuple(Removal(**removal) for removal in network["removals"])
-    return replace(first_stage(net, net.graph, train, config), removals=removals)
+    return replace(first_stage(net, net.graph, _likelihood(stage), example, config), removals=removals)

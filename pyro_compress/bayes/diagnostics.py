@@ -20,6 +20,7 @@ from pyro_compress.arviz_compat import Groups
 from pyro_compress.bayes.marginals import Marginals, TensorDraw, draw, draw_prior, drawn_network, kl_by_tensor
 from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.graph import Network
+from pyro_compress.tasks import TASKS
 from pyro_compress.types import Data, LayerShape, Posterior
 
 ROW_SEED = 0
@@ -111,19 +112,20 @@ def _draw_once(
     """One network: what it makes of the rows, its weights, its densities against the target's rows and their number."""
     drawn = draw(marginals)
     network = drawn_network(posterior, drawn)
-    log_probs = _log_probs(network, rows.x)
-    likelihood = log_probs.gather(1, rows.y[:, None])[:, 0]
+    task, noise = TASKS[posterior.task], posterior.noise
+    outputs = _outputs(network, rows.x)
+    likelihood = task.log_likelihood(outputs, rows.y, noise)
     collected.add("log_likelihood", "y", likelihood.float())
-    collected.add("posterior_predictive", "y", torch.distributions.Categorical(logits=log_probs).sample().short())
+    collected.add("posterior_predictive", "y", task.sample(outputs, noise))
     collected.draw("posterior", drawn)
     data, examples = target
     if data is not rows:
-        likelihood = _log_probs(network, data.x).gather(1, data.y[:, None])
+        likelihood = task.log_likelihood(_outputs(network, data.x), data.y, noise)
     _add_densities(collected, drawn, float(likelihood.sum()) * examples / len(data))
 
 
-def _log_probs(network: Network, x: Tensor) -> Tensor:
-    return torch.cat([network(part).double().log_softmax(1) for part in x.split(1000)])
+def _outputs(network: Network, x: Tensor) -> Tensor:
+    return torch.cat([network(part).double() for part in x.split(1000)])
 
 
 def _add_densities(collected: _Collected, drawn: dict[str, TensorDraw], likelihood: float) -> None:

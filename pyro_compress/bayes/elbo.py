@@ -18,7 +18,7 @@ from torch.distributions import kl_divergence
 from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.guides import Guide, MeanField
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers
-from pyro_compress.bayes.model import Classifier
+from pyro_compress.bayes.model import Model
 
 
 class ElboTerms(Messenger):
@@ -47,8 +47,8 @@ class ElboTerms(Messenger):
         if msg["name"] in self.closed_form:
             msg["log_prob"] = msg["log_prob_sum"] = msg["score_parts"] = None
         if msg["is_observed"]:
-            log_prob = msg["fn"].log_prob(msg["value"]).detach().sum()
-            self.log_likelihood_nats = msg["scale"] * log_prob + self.log_likelihood_nats
+            log_prob = msg["fn"].log_prob(msg["value"]).detach()
+            self.log_likelihood_nats = scale_and_mask(log_prob, msg["scale"]).sum() + self.log_likelihood_nats
 
 
 class StaticELBO(TraceMeanField_ELBO):
@@ -119,9 +119,7 @@ class Objective:
         return loss / self.size, terms.log_likelihood_nats / self.elbo.elbo.num_particles
 
 
-def build_objective(
-    model: Classifier, guide: Guide, estimator: str, samples: int, precision: str = "float32"
-) -> Objective:
+def build_objective(model: Model, guide: Guide, estimator: str, samples: int, precision: str = "float32") -> Objective:
     """Objective of a model and its guide with `samples` Monte Carlo samples per step."""
     elbo = StaticELBO(num_particles=samples)(model, guide)
     sites = closed_form_sites(guide, model.net)

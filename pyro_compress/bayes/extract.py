@@ -33,6 +33,7 @@ def extract(fit: Fit) -> Posterior:
     found = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in bayes_layers(net)}
     tensors = {name: tensor.detach().cpu() for name, tensor in mean_tensors(net, guide).items()}
     layers: dict[str, LayerPosterior] = {}
+    noise = fit.model.likelihood.noise
     for node in fit.graph.nodes:
         if "weight" in node.parameters and tensors[node.parameters["weight"]].dim() > 1:
             name = node.parameters["weight"]
@@ -43,7 +44,7 @@ def extract(fit: Fit) -> Posterior:
         layers=layers,
         dense={name: tensor for name, tensor in tensors.items() if name in used and name not in layers},
         criterion=PRIORS[fit.config.prior].criterion,
-        provenance=fit.config.provenance,
+        provenance=fit.config.provenance | ({} if noise is None else {"noise": noise}),
         removals=fit.removals,
     )
 

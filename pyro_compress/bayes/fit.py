@@ -14,11 +14,12 @@ from pyro_compress.bayes.dead_units import refuse_dropout, retold, told, without
 from pyro_compress.bayes.elbo import kl_nats
 from pyro_compress.bayes.extract import mean_tensors, moments
 from pyro_compress.bayes.layers import bayes_layers
-from pyro_compress.bayes.model import Fit
+from pyro_compress.bayes.model import Fit, Likelihood
 from pyro_compress.bayes.stage import Stage, bayesian, first_stage
 from pyro_compress.bayes.step import Rule, Step, eager
 from pyro_compress.checkpoint import Keeper
 from pyro_compress.graph import capture
+from pyro_compress.metrics import evaluate, noise_of
 from pyro_compress.progress import Progress
 from pyro_compress.training import SCHEDULES, Diverged, Epoch, OnEpoch, OnLayers, PointPlan
 from pyro_compress.types import FitConfig, Splits
@@ -68,7 +69,10 @@ def fit_posterior(
             assert config.lr
             plan = PointPlan(config.pretrain_epochs or 0, config.lr, schedule=config.lr_schedule)
             progress.train_point(start, plan, lambda step, optimizer: None)
-        stage = _Inference(progress, first_stage(start, graph, progress.train, config), on_layers).run()
+        noise = noise_of(evaluate(start.eval(), splits, "validation", config.device)).get("noise", 1.0)
+        likelihood = Likelihood(splits.task, len(splits.train), noise)
+        stage = first_stage(start, graph, likelihood, progress.example(2), config)
+        stage = _Inference(progress, stage, on_layers).run()
     model, guide = stage.objective.elbo.model, stage.objective.elbo.guide
     return Fit(model, guide, net, stage.graph, config, tuple(progress.history), stage.removals)
 
@@ -104,7 +108,7 @@ class _Inference:
         config, progress = self.config, self.progress
         snapshot = progress.snapshot if progress.snapshot and progress.snapshot.phase == "svi" else None
         if snapshot:
-            self.stage = retold(snapshot.numbers, self.stage, progress.train, config)
+            self.stage = retold(snapshot.numbers, self.stage, progress.example(2), config)
             self.stage.state.restore(snapshot.part("state"), snapshot.numbers["step"])
             self.noted = list(snapshot.tensors["noted"].to(config.device))
         step = self.stepper()
@@ -139,7 +143,7 @@ class _Inference:
         every, epoch = self.config.shrink_every, len(self.progress.history) + 1
         if not every or (epoch - self.pretrained) % every or epoch == self.config.epochs:
             return None
-        return without_dead_units(self.stage, self.progress.train, self.config, epoch)
+        return without_dead_units(self.stage, self.progress.example(2), self.config, epoch)
 
     def note(self, smaller: Stage | None) -> None:
         """Evaluate the terms of the ELBO and the posterior mean."""
@@ -160,7 +164,7 @@ class _Inference:
             layers = bayes_layers(model.net)
             found = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in layers}
             self.on_layers(len(self.progress.history) + 1, found)
-        self.progress.note(self.stage.mean_net, epoch)
+        self.progress.note(self.stage.mean_net, epoch, model.likelihood.noise)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of this phase."""
@@ -174,9 +178,9 @@ class _Inference:
         if config.compile == "off" or (config.compile == "auto" and self.total < COMPILE_STEPS):
             return eager(objective, tuned, rule, state)
         try:
-            train, size = self.progress.train, self.progress.feed.batch_size
+            example = self.progress.example(self.progress.feed.batch_size)
             objective.elbo.model.train()
-            return captured(objective, tuned, rule, state, (train.x[:size], train.y[:size]))
+            return captured(objective, tuned, rule, state, example)
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             log.warning("the step could not be compiled and runs eagerly: %s: %s", type(error).__name__, reason)

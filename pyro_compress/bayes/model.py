@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyro
-from pyro.distributions import Categorical
+import torch
+from pyro.distributions import Categorical, Distribution, Normal
 from torch import Tensor, nn
 
 from pyro_compress.bayes.guides import Guide
@@ -13,19 +15,76 @@ from pyro_compress.training import Epoch
 from pyro_compress.types import FitConfig, Graph, Removal
 
 
-class Classifier(nn.Module):
-    """The Pyro model: a network with priors, and a categorical likelihood over a plate of `size` examples."""
+def _classes(logits: Tensor, log_noise: Tensor) -> Distribution:
+    return Categorical(logits=logits)
 
-    def __init__(self, net: nn.Module, size: int):
+
+def _targets(means: Tensor, log_noise: Tensor) -> Distribution:
+    return Normal(means, log_noise.exp()).to_event(1)
+
+
+LIKELIHOODS: dict[str, Callable[[Tensor, Tensor], Distribution]] = {
+    "classification": _classes,
+    "regression": _targets,
+}
+"""Task -> (outputs, log noise) -> distribution of what was observed."""
+LOG_NOISE_BOUNDS = (-7.0, 3.0)
+"""Bounds on the log of the noise, in standard deviations of the targets (`tasks.SMALLEST_NOISE`)."""
+
+
+class Likelihood(nn.Module):
+    """The observed end of the Pyro program: what the outputs of a network say about labels or targets.
+
+    Args:
+        task: name in `LIKELIHOODS`.
+        size: examples in the training set.
+        noise: where regression's learned noise starts; a point estimate, one for all targets and examples.
+        weights: of the classes, `(classes,)`: factors on each example's log-likelihood; None: all 1.
+    """
+
+    weights: Tensor | None
+
+    def __init__(self, task: str, size: int, noise: float = 1.0, weights: Tensor | None = None):
         super().__init__()
-        self.net, self.size = net, size
+        self.task, self.size = task, size
+        self.log_noise = nn.Parameter(torch.tensor(noise).log()) if task == "regression" else None
+        self.register_buffer("weights", weights)
+
+    @property
+    def noise(self) -> float | None:
+        """The learned noise; None where the task has none."""
+        return None if self.log_noise is None else float(self.log_noise.detach().exp())
+
+    def forward(self, outputs: Tensor, x: Tensor, y: Tensor | None) -> None:
+        """Sample the site `y`, or observe it."""
+        log_noise = outputs.new_zeros(()) if self.log_noise is None else self.log_noise
+        weight = 1.0 if self.weights is None or y is None else self.weights[y]
+        with pyro.plate("data", self.size, subsample=x), pyro.poutine.scale(scale=weight):
+            pyro.sample("y", LIKELIHOODS[self.task](outputs, log_noise), obs=y)
+
+
+class Model(nn.Module):
+    """The Pyro model: a network with priors, and a likelihood over a plate of training examples."""
+
+    def __init__(self, net: nn.Module, likelihood: Likelihood):
+        super().__init__()
+        self.net, self.likelihood = net, likelihood
+
+    @property
+    def size(self) -> int:
+        """Examples in the training set."""
+        return self.likelihood.size
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Logits `(batch, classes)`; with labels given, the site `y` observes them."""
-        logits = self.net(x).float()  # under autocast they may be bfloat16
-        with pyro.plate("data", self.size, subsample=x):
-            pyro.sample("y", Categorical(logits=logits), obs=y)
-        return logits
+        """Outputs `(batch, ...)`; with labels or targets given, the site `y` observes them."""
+        outputs = self.net(x).float()  # under autocast they may be bfloat16
+        self.likelihood(outputs, x, y)
+        return outputs
+
+
+def classifier(net: nn.Module, size: int) -> Model:
+    """A network with priors under a categorical likelihood over `size` training examples."""
+    return Model(net, Likelihood("classification", size))
 
 
 @dataclass(frozen=True)
@@ -42,7 +101,7 @@ class Fit:
         removals: units that left.
     """
 
-    model: Classifier
+    model: Model
     guide: Guide
     net: nn.Module
     graph: Graph

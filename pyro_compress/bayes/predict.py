@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from pyro_compress.bayes.model import Fit
+from pyro_compress.tasks import TASKS
 
 
 @torch.no_grad()
 def predictive(fit: Fit, x: Tensor, draws: int = 10, seed: int = 0) -> Tensor:
-    """Class probabilities of networks drawn from the posterior.
+    """Class probabilities of networks drawn from the posterior; for regression, their standardised means.
 
     Args:
         fit: a fitted posterior.
@@ -20,8 +21,9 @@ def predictive(fit: Fit, x: Tensor, draws: int = 10, seed: int = 0) -> Tensor:
         seed: seeds the draws.
 
     Returns:
-        Probabilities `(draws, n, classes)`; their mean over the draws is the posterior predictive (Blundell et al.
-        2015, section 3.1), which the posterior-mean network (`extract`) approximates.
+        Probabilities `(draws, n, classes)`, or means `(draws, n, targets)`; their mean over the draws is that of the
+        posterior predictive (Blundell et al. 2015, section 3.1), which the posterior-mean network (`extract`)
+        approximates.
 
     Example:
         >>> import pyro_compress as pc
@@ -40,5 +42,5 @@ def predictive(fit: Fit, x: Tensor, draws: int = 10, seed: int = 0) -> Tensor:
             weights = pyro.poutine.trace(fit.guide).get_trace(x[:1].to(device))
             network = pyro.poutine.replay(net.eval(), trace=weights)
             logits = [pyro.poutine.block(network)(part.to(device)) for part in x.split(1000)]
-            found.append(torch.cat(logits).softmax(1).cpu())
+            found.append(TASKS[fit.model.likelihood.task].predicted(torch.cat(logits)).cpu())
     return torch.stack(found)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from pyro_compress.bayes.elbo import Objective, build_objective
 from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize
-from pyro_compress.bayes.model import Classifier
+from pyro_compress.bayes.model import Likelihood, Model
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import State, Tuned, tuned_parameters
-from pyro_compress.types import Data, FitConfig, Graph, Removal
+from pyro_compress.types import FitConfig, Graph, Removal
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,23 @@ def bayesian(net: nn.Module, config: FitConfig) -> nn.Module:
     return bayesianize(net, prior, config.grouping, bias_prior, config.keep)
 
 
-def first_stage(net: nn.Module, graph: Graph, train: Data, config: FitConfig) -> Stage:
+def first_stage(
+    net: nn.Module, graph: Graph, likelihood: Likelihood, example: tuple[Tensor, Tensor], config: FitConfig
+) -> Stage:
     """The program of a plain network, its posterior around the network's weights.
 
     Args:
         net: on the device; it becomes the stage's `mean_net`.
         graph: the same as data.
-        train: training examples, on the device.
+        likelihood: the observed end of the program; the stage takes it over.
+        example: a small minibatch, on the device.
         config: resolved.
     """
     bayes_net = bayesian(net, config)
-    model = Classifier(bayes_net, len(train)).to(config.device)
+    model = Model(bayes_net, likelihood).to(config.device)
     weights: dict[str, Tensor] = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     starts = starts_of(bayes_net, weights, config.init_scale)
-    guide = build_guide(config.guide, model, starts, config.max_scale, (train.x[:2], train.y[:2]))
+    guide = build_guide(config.guide, model, starts, config.max_scale, example)
     assert config.estimator
     assert config.lr
     assert config.lr_scale

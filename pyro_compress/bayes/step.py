@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_compress.bayes.elbo import Objective
+from pyro_compress.bayes.model import LOG_NOISE_BOUNDS
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -109,6 +110,8 @@ def tuned_parameters(objective: Objective, lr: float, lr_scale: float, lr_group:
     guide = objective.elbo.guide
     rates = {id(p): group["lr"] for group in guide.groups(lr, lr_scale, lr_group) for p in group["params"]}
     bounds = {id(p): pair for p, pair in guide.bounds()}
+    if (log_noise := objective.elbo.model.likelihood.log_noise) is not None:
+        rates[id(log_noise)], bounds[id(log_noise)] = lr_scale, LOG_NOISE_BOUNDS
     return [
         Tuned(name, parameter, rates.get(id(parameter), lr), bounds.get(id(parameter)))
         for name, parameter in objective.elbo.named_parameters()

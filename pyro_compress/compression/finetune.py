@@ -21,6 +21,7 @@ from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.graph import WEIGHTED, run_graph
+from pyro_compress.tasks import TASKS
 from pyro_compress.types import Data, Graph, Masks, Posterior, Quantized
 
 
@@ -84,6 +85,8 @@ def finetune(
     """
     tensors = {name: torch.where(masks[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
     work = _Work(posterior.graph, tensors | posterior.dense, how)
+    loss, noise = TASKS[posterior.task].loss, posterior.noise or 1.0
+    work.loss = lambda outputs, y: loss(outputs, y, noise)
     total = how.masked_epochs + how.epochs
     for epoch in range(total):
         if epoch == how.masked_epochs:
@@ -116,6 +119,7 @@ class _Work:
 
     def __init__(self, graph: Graph, tensors: dict[str, Tensor], how: FineTune):
         self.how, self.steps = how, dict[str, float]()
+        self.loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
         self.generator = torch.Generator().manual_seed(how.seed)
         weights = {n.parameters["weight"] for n in graph.nodes if n.op in WEIGHTED}
         self.optimizer: torch.optim.Adam | None = None
@@ -149,7 +153,7 @@ class _Work:
         for group in self.optimizer.param_groups:
             group["lr"] = self.how.lr * (1 - progress)
         logits = run_graph(self.graph, self.full(self.noisy()), x)
-        loss = F.cross_entropy(logits, y)
+        loss = self.loss(logits, y)
         if teacher is not None:
             loss = distilled(loss, logits, teacher, self.how.teacher_weight, self.how.temperature)
         if self.steps and self.how.rate:

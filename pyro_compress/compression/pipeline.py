@@ -17,7 +17,7 @@ from pyro_compress.compression.tuned import compress_finetuned
 from pyro_compress.graph import Network, widths
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate
-from pyro_compress.types import Compressed, Posterior, Scores, Splits
+from pyro_compress.types import Compressed, Posterior, Quality, Splits
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Report:
 
     criterion: str
     sparsity: float
-    validation_before: Scores
-    validation_after: Scores
-    test_before: Scores
-    test_after: Scores
+    validation_before: Quality
+    validation_after: Quality
+    test_before: Quality
+    test_after: Quality
     parameters_total: int
     parameters_kept: int
     units_before: list[int]
@@ -133,10 +133,10 @@ def save(path: Path, network: Compressed, splits: Splits) -> dict[str, int]:
     """
     data, parts = file.dumps(network)
     decoded = file.loads(data)
-    x = splits.validation.x
+    module, parts_of_x = to_module(network), splits.validation.x.split(1000)
     with torch.no_grad():
-        wanted = torch.cat([to_module(network)(part) for part in x.split(1000)]).numpy()
-    got = runner.run(decoded, x.numpy())
+        pairs = [(module(x).numpy(), runner.run(decoded, x.numpy())) for x in parts_of_x]
+    wanted, got = (np.concatenate(outputs) for outputs in zip(*pairs, strict=True))
     scale = max(float(np.abs(wanted).max()), 1.0)
     if not np.allclose(got, wanted, rtol=1e-4, atol=1e-5 * scale):
         raise RuntimeError(f"the decoded network is off by {np.abs(got - wanted).max():.2g}; nothing was written")
@@ -154,10 +154,10 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
     return Report(
         criterion=network.meta["criterion"],
         sparsity=sparsity,
-        validation_before=evaluate(before, splits, "validation"),
-        validation_after=evaluate(after, splits, "validation"),
-        test_before=evaluate(before, splits, "test"),
-        test_after=evaluate(after, splits, "test"),
+        validation_before=evaluate(before, splits, "validation", noise=posterior.noise),
+        validation_after=evaluate(after, splits, "validation", noise=network.noise),
+        test_before=evaluate(before, splits, "test", noise=posterior.noise),
+        test_after=evaluate(after, splits, "test", noise=network.noise),
         parameters_total=total,
         parameters_kept=network.parameters,
         units_before=first.widths_before if first else widths(posterior.graph, posterior.tensors),

@@ -30,7 +30,7 @@ from pyro_compress.compression.target import (
 from pyro_compress.data import told
 from pyro_compress.graph import WEIGHTED, Network
 from pyro_compress.metrics import evaluate
-from pyro_compress.types import Compressed, Masks, Posterior, Quantized, Scores, Splits
+from pyro_compress.types import Compressed, Masks, Posterior, Quality, Quantized, Splits
 
 COARSENESS = tuple(2.0 ** (-k / 2) for k in range(9))
 """Grid of step sizes, relative to each layer's own scale, coarsest first."""
@@ -78,15 +78,16 @@ class _Search:
                 packed[name] = tensor.numpy()
         return Compressed(graph, packed, origin_of(self.posterior, self.splits, self.criterion))
 
-    def scores_of(self, network: Compressed) -> Scores:
-        return evaluate(to_module(network).to(self.device), self.splits, "validation", self.device)
+    def scores_of(self, network: Compressed) -> Quality:
+        module = to_module(network).to(self.device)
+        return evaluate(module, self.splits, "validation", self.device, network.noise)
 
-    def trial(self, sparsity: Sparsity, coarseness: float) -> tuple[Trial, Scores]:
+    def trial(self, sparsity: Sparsity, coarseness: float) -> tuple[Trial, Quality]:
         """Size and scores of one candidate, told to whoever draws the curve."""
         masks = self.masks(sparsity)
         network = self.candidate(masks, coarseness, BIAS_LEVELS[0])
         size, scored = len(file.dumps(network, in_context=False)[0]), self.scores_of(network)
-        trial = Trial(removed_share(masks), coarseness, 0.0, size, 1 - scored.accuracy, scored.nll_nats)
+        trial = Trial(removed_share(masks), coarseness, 0.0, size, scored.error, scored.nll_nats)
         self.on_candidate(trial)
         return trial, scored
 
@@ -124,9 +125,11 @@ def compress(
         criterion: name in `CRITERIA`; the one that fits the prior if None.
         sparsity: share of the weights to remove, of all together or layer by layer; None searches for the smallest file
             within the tolerance.
-        tolerance: validation accuracy that may be lost against the uncompressed posterior mean, in [0, 1].
+        tolerance: validation accuracy that may be lost against the uncompressed posterior mean, in [0, 1]; for
+            regression the share by which the RMSE may grow.
         nll_tolerance: validation NLL that may be lost, in nats per example; `default_nll_tolerance` if None.
-        target_error: validation error that may be reached, in [0, 1], instead of a tolerance.
+        target_error: validation error that may be reached, in [0, 1], instead of a tolerance; for regression the
+            RMSE in standard deviations of the targets.
         max_bytes: largest size of the file, instead of a tolerance.
         coarseness: step of the weights, in units of the root mean square of what a layer keeps, where the sparsity is
             given; None takes the coarsest that costs next to nothing.
@@ -237,16 +240,14 @@ def _smallest(search: _Search, target: Target, on_trial: OnTrial) -> Chosen:
         on_trial(min(index + 1, len(COARSENESS)), len(COARSENESS))
     if best is None:
         raise ValueError(
-            f"no candidate reaches a validation accuracy of {target.reference.accuracy - target.tolerance:.4f}"
-            f" and an NLL of {target.reference.nll_nats + target.nll_tolerance:.4f} nats; "
-            "allow more with --tolerance or --target-error, or use --sparsity"
+            f"no candidate reaches {target}; allow more with --tolerance or --target-error, or use --sparsity"
         )
     return best[1]
 
 
 def _within(search: _Search, max_bytes: int, on_trial: OnTrial) -> tuple[Chosen, Target]:
     """The lowest validation NLL among those that fit, and a target that keeps it from getting worse."""
-    best: tuple[float, Chosen, Scores] | None = None
+    best: tuple[float, Chosen, Quality] | None = None
     for index, coarseness in enumerate(COARSENESS):
         low, high = -1, len(KEPT) - 1  # KEPT[high] may fit, KEPT[low] does not
         while high - low > 1:

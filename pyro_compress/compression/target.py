@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pyro_compress.graph import Network
 from pyro_compress.metrics import evaluate
-from pyro_compress.types import Posterior, Scores, Splits
+from pyro_compress.types import Posterior, Quality, Splits
 
 NLL_PER_ACCURACY = 2.0
 """Nats per example that may be lost, by default, for each unit of accuracy that may: 0.01 for half a point."""
@@ -29,7 +29,7 @@ class Trial:
         coarseness: steps relative to each layer's own scale; 0 where fine-tuning chose the integers.
         rate: price of a bit in fine-tuning; 0 without.
         bytes: size of the file; without fine-tuning an upper bound, as the context coder is left out.
-        validation_error: share of validation examples that it gets wrong.
+        validation_error: share of validation examples that it gets wrong; for regression the relative RMSE.
         validation_nll_nats: per example.
     """
 
@@ -46,16 +46,29 @@ OnCandidate = Callable[[Trial], None]
 
 @dataclass(frozen=True)
 class Target:
-    """What a candidate must reach: the reference less the tolerance, in accuracy and in NLL."""
+    """What a candidate must reach.
 
-    reference: Scores
+    Attributes:
+        reference: scores of the uncompressed network.
+        tolerance: what may be lost of them (`Quality.within`).
+        nll_tolerance: nats per example that may be lost.
+        error: the largest error, instead of a tolerance; None: the tolerance counts.
+    """
+
+    reference: Quality
     tolerance: float
     nll_tolerance: float
+    error: float | None = None
 
-    def reached(self, scores: Scores) -> bool:
+    def reached(self, scores: Quality) -> bool:
         """Whether scores are good enough."""
-        enough = scores.accuracy >= self.reference.accuracy - self.tolerance
-        return enough and scores.nll_nats <= self.reference.nll_nats + self.nll_tolerance
+        near = scores.within(self.reference, self.tolerance) if self.error is None else scores.reaches(self.error)
+        return near and scores.nll_nats <= self.reference.nll_nats + self.nll_tolerance
+
+    def __str__(self) -> str:
+        """In words."""
+        wanted = self.reference.bound(self.tolerance) if self.error is None else f"error of {self.error:g}"
+        return f"a validation {wanted} and an NLL of {self.reference.nll_nats + self.nll_tolerance:.4f} nats"
 
 
 def target_of(
@@ -73,10 +86,10 @@ def target_of(
         raise ValueError(f"nll_tolerance {nll_tolerance}: it must not be negative")
     if target_error is not None and not 0 <= target_error <= 1:
         raise ValueError(f"target_error {target_error}: allowed are values from 0 to 1 (0.02 is two points)")
-    reference = evaluate(Network(posterior.graph, posterior.tensors).eval().to(device), splits, "validation", device)
+    network = Network(posterior.graph, posterior.tensors).eval().to(device)
+    reference = evaluate(network, splits, "validation", device, posterior.noise)
     if target_error is not None:
-        allowed = math.inf if nll_tolerance is None else nll_tolerance
-        return Target(replace(reference, accuracy=1.0), target_error, allowed)
+        return Target(reference, tolerance, math.inf if nll_tolerance is None else nll_tolerance, target_error)
     nll = default_nll_tolerance(tolerance, len(splits.validation)) if nll_tolerance is None else nll_tolerance
     return Target(reference, tolerance, nll)
 

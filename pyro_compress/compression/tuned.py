@@ -79,9 +79,9 @@ def compress_finetuned(
 
 def measured(network: Compressed, splits: Splits, target: Target, removed: float, rate: float) -> tuple[Trial, bool]:
     """A point of the curve, and whether its scores reach the target."""
-    scored = evaluate(to_module(network), splits, "validation")
+    scored = evaluate(to_module(network), splits, "validation", noise=network.noise)
     size = len(file.dumps(network)[0])
-    return Trial(removed, 0.0, rate, size, 1 - scored.accuracy, scored.nll_nats), target.reached(scored)
+    return Trial(removed, 0.0, rate, size, scored.error, scored.nll_nats), target.reached(scored)
 
 
 def teacher_logits(teacher: Teacher, splits: Splits) -> Tensor:
@@ -90,6 +90,8 @@ def teacher_logits(teacher: Teacher, splits: Splits) -> Tensor:
     Raises:
         ValueError: the teacher takes other inputs.
     """
+    if splits.task != "classification":
+        raise ValueError("a teacher is matched in its class probabilities; regression is fine-tuned without --teacher")
     graph = teacher.posterior.graph
     if graph.input_shape != splits.input_shape:
         raise ValueError(f"the teacher takes inputs of shape {graph.input_shape}, these data have {splits.input_shape}")

@@ -8,13 +8,13 @@ from typing import Any
 
 from pyro_compress.data import preprocessing_of
 from pyro_compress.graph import widths
-from pyro_compress.types import Compressed, Scores, count
+from pyro_compress.types import Compressed, Preprocessing, Quality, count
 
 INPUT_NAMES = {"uint8": "raw", "scaled": "scaled", "as is": "input"}
 """The input's name says what it takes, so that the one cannot be fed where the other is meant."""
 
 
-def card(network: Compressed, scores: Scores, examples: int, raw: bool = False) -> dict[str, Any]:
+def card(network: Compressed, scores: Quality, examples: int, raw: bool = False) -> dict[str, Any]:
     """Origin, accuracy, preprocessing and class names of a network, as JSON values.
 
     Args:
@@ -37,22 +37,29 @@ def card(network: Compressed, scores: Scores, examples: int, raw: bool = False) 
         "dtype": "uint8" if raw else "float32",
         "scale": known.scale,
         "range": [0, known.scale] if raw else [0, 1] if scaled else None,
-        "meaning": _meaning(known.scale, raw),
+        "meaning": _meaning(known, raw),
     }
+    if known.columns:
+        entry["columns"] = [asdict(column) for column in known.columns]
     outputs = count(shape) if len(network.graph.nodes) == 1 else _outputs(network)
+    scored = {"split": "test", "examples": examples, **asdict(scores)}
+    if known.targets:
+        told = {"output": "standardized", "targets": [asdict(target) for target in known.targets]}
+        return _origin(network) | {"scores": scored, "input": entry, "classes": []} | told
     names = known.classes if len(known.classes) == outputs else tuple(str(i) for i in range(outputs))
-    origin = {key: value for key, value in network.meta.items() if key not in ("scale", "classes")}
-    return {
-        "producer": f"pyro-compress {version('pyro-compress')}",
-        "origin": origin,
-        "accuracy": {"split": "test", "examples": examples, **asdict(scores)},
-        "input": entry,
-        "output": "logits",
-        "classes": list(names),
-    }
+    return _origin(network) | {"accuracy": scored, "input": entry, "output": "logits", "classes": list(names)}
 
 
-def _meaning(scale: float, raw: bool) -> str:
+def _origin(network: Compressed) -> dict[str, Any]:
+    told_elsewhere = ("scale", "classes", "columns", "targets")
+    origin = {key: value for key, value in network.meta.items() if key not in told_elsewhere}
+    return {"producer": f"pyro-compress {version('pyro-compress')}", "origin": origin}
+
+
+def _meaning(known: Preprocessing, raw: bool) -> str:
+    scale = known.scale
+    if known.columns:
+        return "columns in this order: (value - mean) / std of a number, one input per category of a name (1 or 0)"
     if raw:
         return f"raw integers from 0 to {scale:g}; the model divides them by {scale:g} itself"
     if scale != 1:

@@ -30,13 +30,15 @@ def ensemble(folder: Path, members: int, splits: Splits, sparsity: float | None 
         seed: seeds the draws.
 
     Raises:
-        ValueError: fewer than two members, a deterministic run, no run folder.
+        ValueError: fewer than two members, a deterministic run or a regression, no run folder.
     """
     if members < 2:
         raise ValueError(f"an ensemble of {members}: it needs two or more members")
     run = load_run(folder)
     if run.config.prior == "none":
         raise ValueError(f"{folder} holds a deterministic network (prior none); there is nothing to draw")
+    if splits.task != "classification":
+        raise ValueError(f"an ensemble averages class probabilities; {folder} is a {splits.task}")
     from pyro_compress.bayes.marginals import networks, read_marginals
 
     posterior = run.posterior

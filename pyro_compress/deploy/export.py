@@ -21,18 +21,19 @@ from torch import Tensor
 
 from pyro_compress.compression import file
 from pyro_compress.compression.search import to_module
-from pyro_compress.data import load_splits
+from pyro_compress.data import load_splits, reading_of
 from pyro_compress.deploy import arrays, onnx_files, torch_files
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.metrics import evaluate
 from pyro_compress.run import load_run
-from pyro_compress.types import Compressed, Scores, Splits
+from pyro_compress.tasks import TASKS
+from pyro_compress.types import Compressed, Quality, Splits
 
 AGREEMENT = 1e-5
 """Largest difference of outputs that passes, relative to the largest output (or to 1)."""
 INT8_LOSS = 0.01
-"""Validation accuracy that 8-bit arithmetic may cost before the export is refused."""
+"""Validation accuracy (share of the RMSE) that 8-bit arithmetic may cost before the export is refused."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Exported:
         path: file or folder.
         bytes: its size.
         difference: largest difference of outputs (logits).
-        probability_difference: largest difference of class probabilities.
+        probability_difference: largest difference of class probabilities; of the outputs for regression.
         largest_output: largest absolute output of the decoded network.
         before: scores of the decoded network.
         after: scores of the export.
@@ -88,8 +89,8 @@ class Exported:
     difference: float
     probability_difference: float
     largest_output: float
-    before: Scores
-    after: Scores
+    before: Quality
+    after: Quality
     examples: int
     notes: tuple[str, ...]
 
@@ -192,7 +193,8 @@ def export(
             f"{name}: one example has shape {splits.input_shape}; this network takes {network.graph.input_shape}"
         )
     with replacing(out) as temporary:
-        about = card(network, evaluate(to_module(network), splits, "test"), splits.sizes["test"], request.raw)
+        scores = evaluate(to_module(network), splits, "test", noise=network.noise)
+        about = card(network, scores, splits.sizes["test"], request.raw)
         notes = exporter.write(network, about, temporary, request, splits)
         measured = _compare(network, exporter.load(temporary), splits, request)
         size = sum(part.stat().st_size for part in [temporary, *temporary.rglob("*")] if part.is_file())
@@ -205,11 +207,12 @@ def _source(path: Path, data: str | None, data_dir: str, members: Members | None
         if path.is_dir():
             raise ValueError(f"{path} is a folder; export takes a .pcn file, or a run folder with --ensemble")
         network = file.read(path)
-        return network, load_splits(data or str(network.meta.get("data", "")), data_dir, network.meta.get("validation"))
+        name, reading = data or str(network.meta.get("data", "")), reading_of(network.meta)
+        return network, load_splits(name, data_dir, network.meta.get("validation"), reading=reading)
     if not path.is_dir():
         raise ValueError(f"{path} is no run folder; a file holds no posterior to draw an ensemble from")
     config = load_run(path).config
-    splits = load_splits(data or config.data, data_dir or config.data_dir, config.validation)
+    splits = load_splits(data or config.data, data_dir or config.data_dir, config.validation, reading=config.reading)
     return ensemble(path, members.number, splits, members.sparsity, members.seed), splits
 
 
@@ -231,36 +234,37 @@ def _exporter(out: Path, request: Request) -> Exporter:
 
 def _compare(network: Compressed, predict: Predict, splits: Splits, request: Request) -> dict[str, Any]:
     """Outputs of the export beside those of the decoded network, on every test input."""
-    reference = to_module(network)
+    reference, predicted = to_module(network), TASKS[network.task].predicted
     seen = {"difference": 0.0, "probability_difference": 0.0, "largest_output": 0.0}
 
     def beside(x: Tensor) -> Tensor:
         wanted, got = reference(x), torch.from_numpy(predict(x.numpy()))
         gaps = {
             "difference": wanted - got,
-            "probability_difference": wanted.softmax(1) - got.softmax(1),
+            "probability_difference": predicted(wanted) - predicted(got),
             "largest_output": wanted,
         }
         for name, gap in gaps.items():
             seen[name] = max(seen[name], float(gap.abs().max()))
         return got
 
-    after = evaluate(beside, splits, "test")
+    after = evaluate(beside, splits, "test", noise=network.noise)
     if request.int8:
         _check_int8(reference, predict, splits)
     elif not seen["difference"] <= AGREEMENT * max(seen["largest_output"], 1.0):
         raise ValueError(f"the export is off by {seen['difference']:.2g}; nothing was written")
-    return seen | {"before": evaluate(reference, splits, "test"), "after": after}
+    return seen | {"before": evaluate(reference, splits, "test", noise=network.noise), "after": after}
 
 
 def _check_int8(reference: Callable[[Tensor], Tensor], predict: Predict, splits: Splits) -> None:
     """Refuse 8-bit arithmetic that costs too much, judged on the validation split."""
-    before = evaluate(reference, splits, "validation").accuracy
-    after = evaluate(lambda x: torch.from_numpy(predict(x.numpy())), splits, "validation").accuracy
-    if after < before - INT8_LOSS:
+    before = evaluate(reference, splits, "validation")
+    after = evaluate(lambda x: torch.from_numpy(predict(x.numpy())), splits, "validation")
+    if not after.within(before, INT8_LOSS):
+        measure = next(iter(before.cells))
         raise ValueError(
-            f"8-bit integers lower the validation accuracy from {100 * before:.2f} to {100 * after:.2f} %; nothing was "
-            "written (try --int8-dynamic, or leave --int8 out)"
+            f"8-bit integers change the validation {measure} from {before.cells[measure]} to {after.cells[measure]}; "
+            "nothing was written (try --int8-dynamic, or leave --int8 out)"
         )
 
 

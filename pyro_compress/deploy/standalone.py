@@ -6,7 +6,7 @@ In a program:
     runner = Runner()
     names = [runner.classes[i] for i in runner.logits(images).argmax(1)]
 
-On a command line: `python run.py examples.npy` prints one class name per example.
+On a command line: `python run.py examples.npy` prints one class name (or the targets) per example.
 """
 
 import json
@@ -73,6 +73,14 @@ class Runner:
         """Outputs `(n, classes)` for examples as `prepare` takes them."""
         return self.run(self.prepare(examples))
 
+    def predict(self, examples: np.ndarray) -> list[str]:
+        """What the network says of every example: the name of a class, or its targets in their own units."""
+        outputs = self.logits(examples)
+        if "targets" not in self.card:
+            return [self.classes[i] for i in outputs.argmax(1)]
+        means, stds = (np.array([target[key] for target in self.card["targets"]]) for key in ("mean", "std"))
+        return [" ".join(f"{value:.7g}" for value in row) for row in outputs * stds + means]
+
     def run(self, x: np.ndarray) -> np.ndarray:
         """Outputs for prepared inputs."""
         values = [x]
@@ -103,17 +111,17 @@ def _sparse_linear(x: np.ndarray, p: Parameters, a: dict[str, Any]) -> np.ndarra
 
 
 def main() -> int:
-    """Print the class of every example in a .npy file."""
+    """Print the class (or the targets) of every example in a .npy file."""
     if len(sys.argv) != 2:
         print("usage: python run.py examples.npy", file=sys.stderr)
         return 2
     runner = Runner()
     try:
-        logits = runner.logits(np.load(sys.argv[1], allow_pickle=False))
+        predicted = runner.predict(np.load(sys.argv[1], allow_pickle=False))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("\n".join(runner.classes[i] for i in logits.argmax(1)))
+    print("\n".join(predicted))
     return 0
 
 

@@ -165,12 +165,12 @@ def scored(trial: int, path: Path, point: Point, splits: Splits) -> Member:
     """Read a file back and score it; reads the test split."""
     network = file.read(path)
     module = to_module(network)
-    validation, test = (evaluate(module, splits, split) for split in ("validation", "test"))
+    validation, test = (evaluate(module, splits, split, noise=network.noise) for split in ("validation", "test"))
     return Member(
         trial=trial,
         bytes=path.stat().st_size,
-        validation_error=1 - validation.accuracy,
-        test_error=1 - test.accuracy,
+        validation_error=validation.error,
+        test_error=test.error,
         validation_nll_nats=validation.nll_nats,
         test_nll_nats=test.nll_nats,
         parameters=network.parameters,

@@ -185,7 +185,7 @@ def read_plan(path: Path, data_dir: str = "", device: str = "auto", threads: int
         raise ValueError(f"{path}: unknown key {', '.join(unknown)}; allowed: {', '.join(KEYS + MORE)}")
     fit = _fit(document.get("fit", {}), path)
     fit = replace(fit, data_dir=data_dir, device=device, threads=threads)
-    splits = load_splits(fit.data, data_dir, fit.validation)
+    splits = load_splits(fit.data, data_dir, fit.validation, reading=fit.reading)
     numbers = _numbers(document, path)
     fidelities = numbers.pop("fidelities") or (resolve(fit, len(splits.train)).epochs or 1,)
     fit = replace(fit, epochs=fidelities[-1])

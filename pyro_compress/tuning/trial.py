@@ -69,9 +69,9 @@ def measure(point: Point, splits: Splits, out: Path) -> Measured:
     path = file_of(point, out)
     path.parent.mkdir(parents=True, exist_ok=True)
     save(path, network, splits)
-    scores = evaluate(to_module(network), splits, "validation")
+    scores = evaluate(to_module(network), splits, "validation", noise=network.noise)
     return Measured(
-        error=1 - scores.accuracy,
+        error=scores.error,
         nll_nats=scores.nll_nats,
         bytes=path.stat().st_size,
         parameters=network.parameters,

@@ -1,0 +1,179 @@
+"""Regression beside classification: likelihoods against torch, the learned noise against a known one, every command."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
+
+from pyro_compress.baselines import fit_baseline
+from pyro_compress.bayes.extract import extract
+from pyro_compress.bayes.fit import fit_posterior
+from pyro_compress.bayes.model import LIKELIHOODS
+from pyro_compress.cli import main
+from pyro_compress.compression.finetune import FineTune
+from pyro_compress.compression.search import compress
+from pyro_compress.compression.tuned import compress_finetuned
+from pyro_compress.config import resolve
+from pyro_compress.metrics import SCORES, evaluate, regression_scores
+from pyro_compress.npz import LABELS
+from pyro_compress.tasks import TASKS
+from pyro_compress.types import Data, FitConfig, Quantity, Splits
+
+
+def test_every_task_is_complete() -> None:
+    assert set(TASKS) == set(LIKELIHOODS) == set(SCORES) == set(LABELS)
+
+
+OUTPUTS = torch.tensor([[0.3, -1.0], [2.0, 0.5], [0.0, 0.1]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("task", "y"),
+    [("classification", torch.tensor([0, 1, 1])), ("regression", torch.randn(3, 2, dtype=torch.float64))],
+)
+def test_log_likelihood_is_the_program_s(task: str, y: torch.Tensor) -> None:
+    program: Distribution = LIKELIHOODS[task](OUTPUTS, torch.tensor(math.log(0.7)))
+    assert torch.allclose(TASKS[task].log_likelihood(OUTPUTS, y, 0.7), program.log_prob(y).double())
+    gradients = [
+        torch.autograd.grad(loss, given)[0]
+        for given in [OUTPUTS.clone().requires_grad_()]
+        for loss in (
+            TASKS[task].loss(given, y, 0.7),
+            -LIKELIHOODS[task](given, torch.tensor(math.log(0.7))).log_prob(y).mean(),
+        )
+    ]
+    assert torch.allclose(*gradients)
+
+
+def test_scores_of_a_regression_in_its_own_units() -> None:
+    y = torch.randn(50, 2)
+    means, targets = y + 0.3 * torch.randn(50, 2), (Quantity("a", 5.0, 2.0), Quantity("b", -1.0, 0.5))
+    spread, centre = torch.tensor([2.0, 0.5]), torch.tensor([5.0, -1.0])
+    own = Normal(means * spread + centre, 0.4 * spread).log_prob(y * spread + centre).sum(1)
+    scores = regression_scores(means, y, targets, 0.4)
+    assert scores.nll_nats == pytest.approx(-float(own.mean()), rel=1e-5)
+    assert scores.rmse == pytest.approx(float(((means - y) * spread).square().mean().sqrt()), rel=1e-5)
+    several = torch.stack([means, means + 0.1, means - 0.5], 1)
+    mixed = MixtureSameFamily(
+        Categorical(torch.ones(50, 3)), torch.distributions.Independent(Normal(several, 0.4), 1)
+    ).log_prob(y)
+    found = TASKS["regression"].log_likelihood(several, y, 0.4)
+    assert torch.allclose(found, mixed, atol=1e-5)
+
+
+def test_no_noise_given_means_the_most_likely_one() -> None:
+    outputs, y = torch.zeros(200, 1), torch.randn(200, 1)
+    best = TASKS["regression"].log_likelihood(outputs, y, None).mean()
+    others = [TASKS["regression"].log_likelihood(outputs, y, noise).mean() for noise in (0.7, 0.9, 1.1, 1.5)]
+    assert best >= max(others)
+
+
+NOISE = 0.5
+
+
+def generated(n: int = 1500) -> Splits:
+    """y = 3 sin(2 a) + b + noise of standard deviation 0.5, in units of its own spread."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(3 * n // 2, 3, generator=generator) * 2 - 1
+    clean = 3 * torch.sin(2 * x[:, 0]) + x[:, 1]
+    y = clean + NOISE * torch.randn(len(x), generator=generator)
+    mean, std = float(y[:n].mean()), float(y[:n].std())
+    data = Data(x, ((y - mean) / std)[:, None])
+    part = [Data(data.x[rows], data.y[rows]) for rows in (slice(0, n), slice(n, 5 * n // 4), slice(5 * n // 4, None))]
+    return Splits(*part, (), targets=(Quantity("y", mean, std),))
+
+
+def net() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return nn.Sequential(nn.Linear(3, 20), nn.ReLU(), nn.Linear(20, 1))
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    config = FitConfig(prior="gaussian", task="regression", epochs=40, batch_size=100, lr=1e-2, device="cpu")
+    return extract(fit_posterior(net(), generated(), resolve(config, 1500)))
+
+
+def test_the_learned_noise_is_that_of_the_data(posterior) -> None:
+    """Standard error of a standard deviation from 1,500 values: 1.8 %; the rest is what the network cannot fit."""
+    splits = generated()
+    learned = posterior.noise * splits.targets[0].std
+    assert learned == pytest.approx(NOISE, rel=0.1)
+    from pyro_compress.graph import Network
+
+    scores = evaluate(Network(posterior.graph, posterior.tensors).eval(), splits, "test", noise=posterior.noise)
+    exact = 0.5 * math.log(2 * math.pi * math.e * NOISE**2)  # of the generating density, ± 0.037 on 375 rows
+    assert scores.nll_nats == pytest.approx(exact, abs=0.15)
+
+
+def test_compression_of_a_regression_keeps_its_rmse(posterior) -> None:
+    splits = generated()
+    from pyro_compress.compression.search import to_module
+    from pyro_compress.graph import Network
+
+    before = evaluate(Network(posterior.graph, posterior.tensors).eval(), splits, "validation", noise=posterior.noise)
+    network, removed = compress(posterior, splits, tolerance=0.05)
+    after = evaluate(to_module(network), splits, "validation", noise=network.noise)
+    assert after.within(before, 0.05)
+    assert removed > 0
+    assert network.noise == posterior.noise
+    tuned, _ = compress_finetuned(posterior, splits, FineTune(epochs=6), rate=0.05, sparsity=0.2)
+    assert evaluate(to_module(tuned), splits, "validation", noise=tuned.noise).reaches(0.35)  # 1 is no skill
+
+
+def test_a_baseline_has_the_noise_of_its_residuals() -> None:
+    splits = generated()
+    config = resolve(FitConfig(prior="none", task="regression", epochs=30, lr=1e-2, device="cpu"), 1500)
+    found, history = fit_baseline(net(), splits, config)
+    assert found.noise is not None
+    assert found.noise * splits.targets[0].std == pytest.approx(history[-1].validation_rmse, rel=1e-6)
+    assert history[-1].validation_accuracy is None
+    assert found.noise * splits.targets[0].std == pytest.approx(NOISE, rel=0.15)
+
+
+def diabetes(path: Path) -> Path:
+    from sklearn.datasets import load_diabetes
+
+    bunch = load_diabetes()
+    rows = np.column_stack([bunch.data, bunch.target])
+    lines = [",".join([*bunch.feature_names, "progression", "ward"])]
+    lines += [",".join([*(f"{v:.6g}" for v in row), "north" if row[0] > 0 else "south"]) for row in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def ran(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(one) for one in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_table_goes_through_every_command(tmp_path: Path) -> None:
+    table, run = diabetes(tmp_path / "d.csv"), tmp_path / "run"
+    common = ("--target", "progression", "--task", "regression")
+    ran("fit", "--data", table, *common, "--prior", "gaussian", "--hidden", "16", "--epochs", "30", "--out", run)
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["validation_rmse"] < 77  # the target's standard deviation
+    told = json.loads(ran("compress", run, "--tolerance", "0.05", "--out", tmp_path / "n.pcn", "--json"))
+    assert told["test_rmse_after"] < 77
+    scores = json.loads(ran("evaluate", tmp_path / "n.pcn", "--json"))
+    assert scores["rmse"] == pytest.approx(told["test_rmse_after"])
+    assert "RMSE" in ran("evaluate", tmp_path / "n.pcn", "--data", table)
+    assert "RMSE" in ran("evaluate", run, "--data", table)
+    assert "RMSE" in ran("inspect", run, "--draws", "50", "--rows", "50")
+    ran("report", run, "--network", tmp_path / "n.pcn", "--draws", "50")
+    assert "test RMSE of the file" in (run / "report.html").read_text()
+    assert "RMSE" in ran("export", tmp_path / "n.pcn", "--out", tmp_path / "n.onnx")
+    import onnx
+
+    kept = {entry.key: json.loads(entry.value) for entry in onnx.load_model(tmp_path / "n.onnx").metadata_props}
+    assert [column["name"] for column in kept["input"]["columns"]][-1] == "ward"
+    assert kept["targets"][0]["std"] == pytest.approx(77, rel=0.1)
+    ran("export", tmp_path / "n.pcn", "--out", tmp_path / "folder")
