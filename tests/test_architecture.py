@@ -76,7 +76,7 @@ SIDEWAYS = {
     ("bayes/capture", "bayes/noise"),
     ("bayes/capture", "bayes/step"),
     *[("bayes/stage", f"bayes/{room}") for room in ("elbo", "guides", "layers", "model", "priors", "step")],
-    *[("bayes/dead_units", f"bayes/{room}") for room in ("extract", "layers", "priors", "stage")],
+    *[("bayes/dead_units", f"bayes/{room}") for room in ("extract", "layers", "model", "priors", "stage")],
     *[("bayes/fit", f"bayes/{room}") for room in ("capture", "dead_units", "elbo", "extract", "layers", "model")],
     *[("bayes/fit", f"bayes/{room}") for room in ("stage", "step")],
     ("deploy/onnx_model", "deploy/crop"),
