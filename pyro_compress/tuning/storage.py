@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,20 +132,31 @@ def requeue(study: Study, trial: FrozenTrial) -> None:
         study.add_trial(again)
 
 
-def sampler(name: str, seed: int) -> BaseSampler:
-    """A sampler by name.
+def samplers(name: str, seed: int) -> Samplers:
+    """Samplers by name.
 
     Raises:
         ValueError: unknown name.
     """
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}; allowed: {', '.join(SAMPLERS)}")
-    return SAMPLERS[name](seed)
+    return Samplers(SAMPLERS[name](seed), SAMPLERS[name](seed + 1))
 
 
-def with_fixed(base: BaseSampler, fixed: dict[str, Any]) -> BaseSampler:
-    """The sampler for what is left when some parameters are given."""
-    return PartialFixedSampler(fixed, base) if fixed else base
+@dataclass(frozen=True)
+class Samplers:
+    """One for whole configurations, one for what is left of them when the fit is given.
+
+    They are two because Optuna's Gaussian-process sampler (5.0) keeps models of the bounds between its calls and
+    fails where the number of parameters changes in between.
+    """
+
+    whole: BaseSampler
+    rest: BaseSampler
+
+    def given(self, fixed: dict[str, Any]) -> BaseSampler:
+        """The sampler for a trial some of whose parameters are fixed, or none."""
+        return PartialFixedSampler(fixed, self.rest) if fixed else self.whole
 
 
 def suggested(trial: Trial, space: tuple[Parameter, ...]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Workers: each takes a trial, measures it, tells the study, until the budget is spent; what a dead one left is redone.
 
 A worker holds a lock on `workers/NUMBER.lock` while it lives. The system lets go of it however the process ends, so
-that whoever looks next knows at once that a trial in its name will not come back. A worker on another machine without
-this folder is known by the data base alone, which fails the trials of those that it no longer hears of.
+that whoever looks next knows at once that a trial in its name will not come back. A worker on another machine, or with
+another folder, is known by the data base alone, which fails the trials of those that it no longer hears of.
 
 A fit serves `per_fit` trials: while one that lies on this machine has served fewer, the next trial's parameters before
 the waist are its, and the sampler chooses the others (Optuna's `PartialFixedSampler`: its model then speaks of these
@@ -36,9 +36,8 @@ from pyro_compress.tuning.storage import (
     open_study,
     quietly,
     requeue,
-    sampler,
+    samplers,
     suggested,
-    with_fixed,
 )
 from pyro_compress.tuning.trial import Measured, measure
 from pyro_compress.types import Splits
@@ -129,7 +128,7 @@ def _taken(file: Any) -> bool:
 
 
 def _name(work: Work, number: int) -> str:
-    return f"{platform.node()}/{number}" if work.url else f"{number}"
+    return f"{platform.node()}:{work.out.resolve()}/{number}" if work.url else f"{number}"
 
 
 def _dead(work: Work, own: str, trial: FrozenTrial) -> bool:
@@ -138,13 +137,12 @@ def _dead(work: Work, own: str, trial: FrozenTrial) -> bool:
     if name is None:
         started = trial.datetime_start
         return started is not None and (datetime.now(UTC) - started.astimezone(UTC)).total_seconds() > NAMELESS_SECONDS
-    host, _, number = name.rpartition("/")
-    path = work.out / "workers" / f"{number}.lock"
+    place, _, number = name.rpartition("/")
     if name == own:
         return True
-    if not path.exists() or (host and host != platform.node()):
+    if place != own.rpartition("/")[0]:
         return False  # elsewhere: the data base's own clock decides
-    with path.open("r+") as file:
+    with (work.out / "workers" / f"{number}.lock").open("w") as file:
         return _taken(file)
 
 
@@ -182,7 +180,7 @@ def _search(work: Work, study: Study, name: str, index: int) -> None:
     wanted = (plan.trials if full else plan.cheap_trials) or math.inf
     minutes = plan.minutes / len(plan.fidelities) if plan.minutes else math.inf
     known = study.get_trials(deepcopy=False)
-    base = sampler(plan.sampler, zlib.crc32(f"{plan.seed} {name.rpartition('/')[2]} {len(known)}".encode()))
+    base = samplers(plan.sampler, zlib.crc32(f"{plan.seed} {name.rpartition('/')[2]} {len(known)}".encode()))
     while True:
         revive(work, study, name)
         trials = study.get_trials(deepcopy=False)
@@ -195,7 +193,7 @@ def _search(work: Work, study: Study, name: str, index: int) -> None:
         if len(_alive(trials)) >= wanted and not waiting:
             time.sleep(POLL_SECONDS)
             continue
-        study.sampler = with_fixed(base, open_fit(plan, trials, work.out / "runs"))
+        study.sampler = base.given(open_fit(plan, trials, work.out / "runs"))
         with suppress(optuna.exceptions.UpdateFinishedTrialError):  # taken for dead and tried again by somebody else
             study.optimize(
                 lambda trial: _objective(work, study, trial, name, (epochs, wanted)),
