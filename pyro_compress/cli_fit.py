@@ -147,6 +147,12 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     default="float32",
     help="Of the matrix products in SVI steps.",
 )
+@click.option(
+    "--batch-norm",
+    type=click.Choice(["update", "frozen"]),
+    default="update",
+    help="Its statistics in SVI steps; frozen: those of the weights before.",
+)
 @click.option("--estimator", type=click.Choice(ESTIMATORS), default=None, help="The default fits the prior.")
 @click.option("--guide", type=click.Choice(GUIDES), default="mean-field", help="auto-*: Pyro's AutoGuides.")
 @click.option("--init-scale", type=float, default=None, help="Initial posterior standard deviation of a raw weight.")

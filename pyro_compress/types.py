@@ -169,6 +169,8 @@ class FitConfig:
         clip_norm: the gradient of all parameters together is scaled down to this norm; 0 for never.
         accumulate: parts that a minibatch is worked off in before the step, to save memory.
         precision: `float32`, or `bfloat16` for the matrix products of SVI steps.
+        batch_norm: in SVI steps: `update` (normalise by the minibatch, statistics run along, and are taken anew for the
+            posterior mean), or `frozen` (the statistics of the weights that the posterior starts from).
         estimator: name in `ESTIMATORS`.
         guide: name in `GUIDES`.
         init_scale: initial posterior standard deviation of a weight; None leaves it to the prior.
@@ -212,6 +214,7 @@ class FitConfig:
     clip_norm: float = 0.0
     accumulate: int = 1
     precision: str = "float32"
+    batch_norm: str = "update"
     estimator: str | None = None
     guide: str = "mean-field"
     init_scale: float | None = None

@@ -19,10 +19,10 @@ from pyro_compress.bayes.model import Classifier, Fit
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, Step, Tuned, eager, tuned_parameters
 from pyro_compress.checkpoint import Keeper
-from pyro_compress.graph import capture
+from pyro_compress.graph import batch_statistics, capture
 from pyro_compress.progress import Progress
 from pyro_compress.training import SCHEDULES, Diverged, Epoch, OnEpoch, PointPlan
-from pyro_compress.types import FitConfig, LayerPosterior, Splits
+from pyro_compress.types import FitConfig, Graph, LayerPosterior, Splits
 
 OnLayers = Callable[[int, dict[str, LayerPosterior]], None]
 """Called at the end of an epoch with a posterior: the epoch's number, and the moments of every weight."""
@@ -80,7 +80,7 @@ def fit_posterior(
         guide = build_guide(config.guide, model, starts, config.max_scale, example)
         assert config.estimator
         objective = build_objective(model, guide, config.estimator, config.samples, config.precision)
-        _Inference(progress, objective, start, on_layers).run()
+        _Inference(progress, objective, start, graph, on_layers).run()
     return Fit(model, guide, net, graph, config, tuple(progress.history))
 
 
@@ -101,13 +101,16 @@ class _Inference:
         progress: data, history, checkpoints.
         objective: what to minimise.
         mean_net: a plain network that takes the posterior mean, to be evaluated.
+        graph: its operations.
         on_layers: called after every epoch.
     """
 
     def __init__(
-        self, progress: Progress, objective: Objective, mean_net: nn.Module, on_layers: OnLayers | None = None
-    ):
-        self.progress, self.objective, self.mean_net, self.on_layers = progress, objective, mean_net, on_layers
+        self, progress: Progress, objective: Objective, mean_net: nn.Module, graph: Graph,
+        on_layers: OnLayers | None = None,
+    ):  # fmt: skip
+        self.progress, self.objective, self.graph = progress, objective, graph
+        self.mean_net, self.on_layers = mean_net, on_layers
         self.config, self.batches = progress.config, progress.feed.batches
         self.pretrained = self.config.pretrain_epochs or 0
         self.total = ((self.config.epochs or 0) - self.pretrained) * self.batches
@@ -129,11 +132,12 @@ class _Inference:
             self.epoch(step, state)
             if progress.out_of_patience(config.kl_weight):
                 break
+        self.settle()
 
     def epoch(self, step: Step, state: State) -> None:
         """One pass over the data, and its line in the history."""
         model, config = self.objective.elbo.model, self.config
-        model.train()
+        self.train_mode()
         for index, x, y in self.progress.feed.epoch():
             weight = self.kl_weight(state.count) * minibatch_weight(config.kl_schedule, index, self.batches)
             factor = SCHEDULES[config.lr_schedule](state.count / self.total)
@@ -153,7 +157,8 @@ class _Inference:
         for name, number in (("expected log-likelihood", log_likelihood), ("KL", kl)):
             if not abs(number) < float("inf"):
                 raise Diverged(f"{name} is {number} after step {done}: try a smaller --lr or --lr-group")
-        self.mean_net.load_state_dict(mean_tensors(model.net, guide))
+        mean = mean_tensors(model.net, guide)
+        self.mean_net.load_state_dict(mean | self.statistics(mean))
         epoch = Epoch(
             phase="svi", step=done, negative_elbo_nats=kl - log_likelihood,
             expected_log_likelihood_nats=log_likelihood, kl_nats=kl, kl_weight=self.kl_weight(step),
@@ -163,6 +168,30 @@ class _Inference:
             found = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in layers}
             self.on_layers(len(self.progress.history) + 1, found)
         self.progress.note(self.mean_net, epoch)
+
+    def train_mode(self) -> None:
+        """Training mode; batch norm normalises by the minibatch and updates its statistics, unless it is frozen."""
+        self.objective.elbo.model.train()
+        if self.config.batch_norm == "frozen":
+            for module in self.objective.elbo.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def statistics(self, mean: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Statistics of batch norm under the posterior mean.
+
+        Those that ran along are of networks with noise on their weights, which widens what batch norm sees; the mean
+        network is another one.
+        """
+        return {} if self.config.batch_norm == "frozen" else batch_statistics(self.graph, mean, self.progress.train.x)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Give the model, at the end, the statistics that belong to its posterior mean."""
+        net = self.objective.elbo.model.net
+        buffers = dict(net.named_buffers())
+        for name, values in self.statistics(mean_tensors(net, self.objective.elbo.guide)).items():
+            buffers[name].copy_(values)
 
     def tensors(self, state: State) -> dict[str, Tensor]:
         """What a checkpoint holds of this phase."""
@@ -184,7 +213,7 @@ class _Inference:
             return eager(self.objective, tuned, rule, state)
         try:
             train, size = self.progress.train, self.progress.feed.batch_size
-            self.objective.elbo.model.train()
+            self.train_mode()
             return captured(self.objective, tuned, rule, state, (train.x[:size], train.y[:size]))
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
