@@ -110,7 +110,7 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     "--init",
     default="",
     metavar="PATH",
-    help="Trained weights to start from: safetensors file or run folder.",
+    help="Trained weights to start from: .safetensors, .pt or .pth file, torchvision:WEIGHTS, or run folder.",
 )
 @click.option("--data", default="digits", metavar="NAME", help=f"{', '.join(DATASETS)}, or a .npz file.")
 @data_options

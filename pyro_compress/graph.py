@@ -234,6 +234,7 @@ def batch_statistics(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> 
     if len(x) > STATISTICS:
         rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:STATISTICS]
         x = x[rows.to(x.device)]
+    x = x.to(next(iter(tensors.values())).device)
     found = dict[str, Tensor]()
     current = dict(tensors)
 

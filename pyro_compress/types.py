@@ -149,10 +149,11 @@ class FitConfig:
         prior_options: keyword arguments of the prior, e.g. `{"tau0": 1e-5}`.
         grouping: `weight`, `input` or `output`.
         bias_prior: `none` (biases are point estimates) or `same` (the weights' prior, per bias).
-        net: name in `NETS` or `package.module:function`.
+        net: name in `NETS`, `torchvision:NAME` or `package.module:function`.
         hidden: widths of the hidden layers of `mlp`.
         keep: layers whose path matches one of these patterns (fnmatch) stay deterministic.
-        init: trained weights to start from: a safetensors file or a run folder; empty for a random start.
+        init: trained weights to start from: a `.safetensors`, `.pt` or `.pth` file, `torchvision:WEIGHTS` or a run
+            folder; empty for a random start.
         data: name in `DATASETS` or a `.npz` file.
         data_dir: folder of the torchvision data sets.
         validation: share of the training set held out; None takes a tenth, or more where that is under 240 rows.
