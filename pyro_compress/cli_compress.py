@@ -1,18 +1,22 @@
-"""compress: run folder -> .pcn file."""
+"""compress: run folder, or trained weights and data -> .pcn file."""
 
 from __future__ import annotations
 
 import json
+import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from pyro_compress.cli_options import data_options, device_options, names_in, one_line_errors
-from pyro_compress.console import report_text, trial_printer, tune_printer
+from pyro_compress.cli_options import data_options, device_options, names_in, network_options, one_line_errors
+from pyro_compress.console import epoch_printer, report_text, trial_printer, tune_printer
+
+if TYPE_CHECKING:
+    from pyro_compress.types import Posterior, Splits
 
 CRITERIA = names_in("compression/prune.py", "CRITERIA")
 RECIPE = {"masked_epochs": "masked_epochs", "step": "step", "noise": "noise", "finetune_lr": "lr"}
@@ -53,7 +57,8 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
+@network_options
 @click.option(
     "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), callback=load_config, is_eager=True,
     expose_value=False, help="TOML file with these options in a [compress] table, as tune writes it.",
@@ -121,32 +126,87 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     "--curve", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="CSV",
     help="Write size against error of every candidate (and a .png beside it, with matplotlib).",
 )  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="The .pcn file; default RUN/network.pcn.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="The .pcn file; default RUN/network.pcn or NET.pcn."
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object and nothing else.")
 @data_options
 @device_options
 def compress(
-    run: Path, out: Path | None, force: bool, as_json: bool, data_dir: str, curve: Path | None, **options: Any
+    run: Path | None, out: Path | None, force: bool, as_json: bool, data_dir: str, curve: Path | None, **options: Any
 ) -> None:
-    """Prune, round and shrink a run's network into one .pcn file, read back and re-evaluated."""
+    """Prune, round and shrink a network into one .pcn file, read back and re-evaluated.
+
+    The network is that of a run folder, or with --net, --init and --data one that was trained elsewhere: then a
+    posterior is fitted around its weights first, and its own accuracy is what the report counts against.
+    """
     with one_line_errors():
         from pyro_compress.compression.curve import write_curve
         from pyro_compress.compression.pipeline import compress_run
         from pyro_compress.compression.target import Trial
-        from pyro_compress.run import load_run
 
-        out = out or run / "network.pcn"
+        named = {name: options.pop(name) for name in NETWORK}
+        out = out or (run / "network.pcn" if run else Path(f"{(named['net'] or '').replace(':', '.')}.pcn"))
         if out.exists() and not force:
             raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
-        loaded, trials = load_run(run), list[Trial]()
-        splits = loaded.splits(data_dir)
+        trials, started = list[Trial](), time.perf_counter()
+        source = _of_run(run, data_dir, named) if run else _of_weights(data_dir, named, options, as_json)
         with search_options(options, as_json) as chosen:
-            report = compress_run(loaded.posterior, splits, out, on_candidate=trials.append, **chosen)
+            report = compress_run(
+                source.posterior, source.splits, out, on_candidate=trials.append, reference=source.reference, **chosen
+            )
         drawn = write_curve(curve, trials) if curve else []
-    click.echo(json.dumps(report.as_dict() | {"file": str(out)}) if as_json else report_text(report, out))
+        seconds = {"posterior_seconds": source.seconds, "seconds": time.perf_counter() - started}
+    told = report.as_dict() | {"file": str(out)} | ({} if run else seconds)
+    click.echo(json.dumps(told) if as_json else report_text(report, out))
+    if not run and not as_json:
+        minutes = [seconds[name] / 60 for name in ("posterior_seconds", "seconds")]
+        click.echo(
+            f"before: the weights of {named['init']}; {minutes[0]:.1f} of {minutes[1]:.1f} minutes their posterior"
+        )
     if drawn and not as_json:
         click.echo(f"{len(trials)} candidates: {', '.join(map(str, drawn))}")
+
+
+NETWORK = ("net", "init", "data", "validation", "how", "epochs", "lr", "seed", "folder")
+"""Parameters of `network_options`."""
+
+
+class Source(NamedTuple):
+    """What is compressed: a posterior, its data, what counts as before (None: its mean), seconds it took."""
+
+    posterior: Posterior
+    splits: Splits
+    reference: Posterior | None = None
+    seconds: float = 0.0
+
+
+def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
+    from pyro_compress.run import load_run
+
+    given = [name for name in NETWORK if named[name] not in (None, "svi", 0)]
+    if given:
+        raise ValueError(f"{given[0].replace('how', 'posterior')} goes with --net, without the run folder {run}")
+    loaded = load_run(run)
+    return Source(loaded.posterior, loaded.splits(data_dir))
+
+
+def _of_weights(data_dir: str, named: dict[str, Any], options: dict[str, Any], quiet: bool) -> Source:
+    from pyro_compress.post_training import load_trained, posterior_around
+    from pyro_compress.types import FitConfig
+
+    if missing := [f"--{name}" for name in ("net", "init", "data") if not named[name]]:
+        raise ValueError(f"give a RUN folder, or --net, --init and --data; missing: {', '.join(missing)}")
+    folder, how = named.pop("folder"), named["how"]
+    config = FitConfig(
+        prior="log-uniform", data_dir=data_dir, device=options["device"], threads=options["threads"],
+        **{name: value for name, value in named.items() if name != "how"},
+    )  # fmt: skip
+    trained = load_trained(config, folder)
+    with epoch_printer() if not quiet else nullcontext(lambda epoch: None) as on_epoch:
+        around = posterior_around(trained, how, on_epoch)
+    return Source(around.posterior, trained.splits, trained.network, around.seconds)
 
 
 @contextmanager

@@ -112,7 +112,7 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     "--init",
     default="",
     metavar="PATH",
-    help="Trained weights to start from: safetensors file or run folder.",
+    help="Trained weights to start from: .safetensors, .pt or .pth file, torchvision:WEIGHTS, or run folder.",
 )
 @click.option(
     "--data", default="digits", metavar="NAME",
@@ -161,6 +161,12 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
     help="Of the matrix products in SVI steps.",
+)
+@click.option(
+    "--batch-norm",
+    type=click.Choice(["update", "frozen"]),
+    default="update",
+    help="Its statistics in SVI steps; frozen: those of the weights before.",
 )
 @click.option("--estimator", type=click.Choice(ESTIMATORS), default=None, help="The default fits the prior.")
 @click.option("--guide", type=click.Choice(GUIDES), default="mean-field", help="auto-*: Pyro's AutoGuides.")

@@ -42,6 +42,35 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return device(threads(command))
 
 
+def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of a trained network that is no run: what it is, its weights, its data, the posterior around it."""
+    for option in (
+        click.option(
+            "--run", "folder", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
+            help="With --net: keep the fit (--posterior svi) as a run folder.",
+        ),
+        click.option("--seed", type=int, default=0, help="With --net."),
+        click.option("--lr", type=float, default=None, help="With --net: learning rate of the means; default 3e-4."),
+        click.option(
+            "--epochs", type=click.IntRange(1), default=None,
+            help="With --net: of the fit around the weights; default about 2,000 steps.",
+        ),
+        click.option(
+            "--posterior", "how", type=click.Choice(names_in("post_training.py", "POSTERIORS")), default="svi",
+            help="With --net: a short fit that starts at the weights, or one pass of curvature.",
+        ),
+        click.option(
+            "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
+            help="With --net: share of the training set held out, as for fit.",
+        ),
+        click.option("--data", default=None, metavar="NAME", help="With --net: data set or .npz file, as for fit."),
+        click.option("--init", default=None, metavar="WEIGHTS", help="With --net: its trained weights, as for fit."),
+        click.option("--net", default=None, metavar="NAME", help="Instead of RUN: a trained network, as for fit."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def names_in(module: str, registry: str) -> tuple[str, ...]:
     """Keys of a registry (a dict literal) in a module of this package, without importing it."""
     source = (Path(__file__).parent / module).read_text(encoding="utf-8")

@@ -54,8 +54,8 @@ def _resolve_baseline(config: FitConfig) -> FitConfig:
         raise ValueError(f"shrink_every {config.shrink_every} goes with a prior, whose posterior says which units go")
     if config.pruning == "rewind" and config.lr_schedule != "constant":
         raise ValueError("pruning 'rewind' trains every round alike; use lr_schedule 'constant'")
-    for name in ("grouping", "estimator", "keep"):
-        if (value := getattr(config, name)) not in (None, "weight", ()):
+    for name in ("grouping", "estimator", "keep", "batch_norm"):
+        if (value := getattr(config, name)) not in (None, "weight", (), "update"):
             raise ValueError(f"{name} {value!r} goes with a prior only; with prior 'none' leave it out")
     lr = config.lr or BASELINE_LR[config.optimizer]
     return replace(
@@ -143,6 +143,7 @@ def _check_ranges(config: FitConfig) -> None:
     _one_of("bias_prior", config.bias_prior, ("none", "same"))
     _one_of("compile", config.compile, ("auto", "on", "off"))
     _one_of("precision", config.precision, ("float32", "bfloat16"))
+    _one_of("batch_norm", config.batch_norm, ("update", "frozen"))
     _one_of("lr_schedule", config.lr_schedule, SCHEDULES)
     _one_of("task", config.task, TASKS)
     _one_of("kl_schedule", config.kl_schedule, ("uniform", "blundell"))

@@ -233,6 +233,10 @@ def run_graph(
     return values[len(graph.nodes) - 1]
 
 
+STATISTICS = 1024
+"""Examples that the statistics of batch norm are taken from, where they are taken anew."""
+
+
 @torch.no_grad()
 def batch_statistics(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
     """Mean and variance of what every batch norm is given when the network sees `x`, by their tensors' names.
@@ -243,8 +247,14 @@ def batch_statistics(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> 
     Args:
         graph: the network.
         tensors: its tensors, as they are now.
-        x: examples of the training set, `(n, *input_shape)`; a thousand do.
+        x: examples of the training set, `(n, *input_shape)`; of many, `STATISTICS` are taken at random.
     """
+    if all(node.op != "batch_norm" for node in graph.nodes):
+        return {}
+    if len(x) > STATISTICS:
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:STATISTICS]
+        x = x[rows.to(x.device)]
+    x = x.to(next(iter(tensors.values())).device)
     found = dict[str, Tensor]()
     current = dict(tensors)
 
@@ -256,8 +266,7 @@ def batch_statistics(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> 
         found.update({node.parameters["running_mean"]: mean, node.parameters["running_var"]: variance})
         current.update(found)
 
-    if any(node.op == "batch_norm" for node in graph.nodes):
-        run_graph(graph, current, x, look)
+    run_graph(graph, current, x, look)
     return found
 
 

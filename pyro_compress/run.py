@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_compress.checkpoint import Keeper, stops_on_signals
 from pyro_compress.config import config_toml, read_config, resolve
@@ -34,6 +34,7 @@ from pyro_compress.nets import build_net
 from pyro_compress.snapshots import Frames
 from pyro_compress.training import Epoch, OnEpoch, OnLayers
 from pyro_compress.types import FitConfig, LayerPosterior, Posterior, Removal, Splits
+from pyro_compress.weights import put_weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -168,26 +169,10 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
                 for parameter in net.parameters():
                     parameter.uniform_(-config.init_range, config.init_range)
     if config.init:
-        given = initial_weights(Path(config.init))
-        try:
-            net.load_state_dict(given, strict=True)
-        except RuntimeError as error:
-            reason = "; ".join(line.strip() for line in str(error).split("\n")[1:])
-            raise ValueError(f"{config.init} does not fit network {config.net}: {reason}") from error
+        folder = Path(config.init)
+        given = load_run(folder).posterior.tensors if folder.is_dir() else read_weights(config.init)
+        put_weights(net, given, config.init, config.net)
     return net
-
-
-def initial_weights(path: Path) -> dict[str, Tensor]:
-    """Weights from a safetensors file, or the posterior mean of a run folder."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if path.is_dir():
-        return load_run(path).posterior.tensors
-    try:
-        return load_file(path)
-    except (SafetensorError, FileNotFoundError) as error:
-        raise ValueError(f"{path} is neither a run folder nor a safetensors file: {error}") from error
 
 
 def unfinished(out: Path) -> Path:

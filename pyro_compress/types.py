@@ -225,10 +225,11 @@ class FitConfig:
         prior_options: keyword arguments of the prior, e.g. `{"tau0": 1e-5}`.
         grouping: `weight`, `input` or `output`.
         bias_prior: `none` (biases are point estimates) or `same` (the weights' prior, per bias).
-        net: name in `NETS` or `package.module:function`.
+        net: name in `NETS`, `torchvision:NAME` or `package.module:function`.
         hidden: widths of the hidden layers of `mlp`.
         keep: layers whose path matches one of these patterns (fnmatch) stay deterministic.
-        init: trained weights to start from: a safetensors file or a run folder; empty for a random start.
+        init: trained weights to start from: a `.safetensors`, `.pt` or `.pth` file, `torchvision:WEIGHTS` or a run
+            folder; empty for a random start.
         data: name in `DATASETS`, a `.npz`, `.csv` or `.parquet` file, or a folder of images or of `.npy` arrays.
         data_dir: folder of the downloaded data sets.
         task: name in `pyro_compress.tasks.TASKS`.
@@ -252,6 +253,8 @@ class FitConfig:
         clip_norm: the gradient of all parameters together is scaled down to this norm; 0 for never.
         accumulate: parts that a minibatch is worked off in before the step, to save memory.
         precision: `float32`, or `bfloat16` for the matrix products of SVI steps.
+        batch_norm: in SVI steps: `update` (normalise by the minibatch, statistics run along, and are taken anew for the
+            posterior mean), or `frozen` (the statistics of the weights that the posterior starts from).
         estimator: name in `ESTIMATORS`.
         guide: name in `GUIDES`.
         shrink_every: remove dead units after every so many-th epoch of the posterior; 0 for never.
@@ -303,6 +306,7 @@ class FitConfig:
     clip_norm: float = 0.0
     accumulate: int = 1
     precision: str = "float32"
+    batch_norm: str = "update"
     estimator: str | None = None
     guide: str = "mean-field"
     shrink_every: int = 0

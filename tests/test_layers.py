@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.guides import MeanField, starts_of
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize
 from pyro_compress.bayes.model import classifier
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.config import resolve
+from pyro_compress.graph import Network, batch_statistics
+from pyro_compress.metrics import evaluate
 from pyro_compress.types import Data, FitConfig, Splits
 
 HORSESHOE, GAUSSIAN = PRIORS["horseshoe"], PRIORS["gaussian"]
@@ -100,6 +103,24 @@ def test_a_convolutional_residual_network_fits(prior: str, estimator: str) -> No
     config = FitConfig(prior=prior, estimator=estimator, epochs=8, batch_size=60, lr=1e-2, device="cpu", samples=2)
     fit = fit_posterior(ConvBlock(), splits, resolve(config, 240))
     assert fit.history[-1].validation_accuracy > 0.7  # a third is chance
+
+
+@pytest.mark.parametrize("batch_norm", ["update", "frozen"])
+def test_batch_norm_has_the_statistics_of_the_posterior_mean(batch_norm: str) -> None:
+    """With `update` those of the training set under the posterior mean; with `frozen` those it came with."""
+    x = torch.randn(300, 2, 6, 6) + 1
+    data = Data(x, torch.arange(300) % 3)
+    splits, net = Splits(data, data, data, ("a", "b", "c")), ConvBlock()
+    net.norm.running_mean.fill_(0.7)
+    config = FitConfig(prior="log-uniform", epochs=2, device="cpu", batch_norm=batch_norm, pretrain_epochs=0)
+    fit = fit_posterior(net, splits, resolve(config, 300))
+    posterior = extract(fit)
+    wanted = net.state_dict() if batch_norm == "frozen" else batch_statistics(fit.graph, posterior.tensors, x)
+    for name in ("norm.running_mean", "norm.running_var"):
+        assert torch.allclose(posterior.dense[name], wanted[name], atol=1e-6)
+        assert torch.equal(posterior.dense[name], fit.model.net.state_dict()[name])
+    scored = evaluate(Network(fit.graph, posterior.tensors).eval(), splits, "validation")
+    assert scored.nll_nats == pytest.approx(fit.history[-1].validation_nll_nats, rel=1e-5)
 
 
 class ConvBlock(nn.Module):

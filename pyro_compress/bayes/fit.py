@@ -18,7 +18,7 @@ from pyro_compress.bayes.model import Fit, Likelihood
 from pyro_compress.bayes.stage import Stage, bayesian, first_stage
 from pyro_compress.bayes.step import Rule, Step, eager
 from pyro_compress.checkpoint import Keeper
-from pyro_compress.graph import capture
+from pyro_compress.graph import batch_statistics, capture
 from pyro_compress.metrics import evaluate, noise_of
 from pyro_compress.progress import Progress
 from pyro_compress.training import SCHEDULES, Diverged, Epoch, OnEpoch, OnLayers, PointPlan
@@ -123,12 +123,13 @@ class _Inference:
             if smaller:
                 self.stage = smaller
                 step = self.stepper()
+        self.settle()
         return self.stage
 
     def epoch(self, step: Step) -> None:
         """One pass over the data."""
-        model, state, config = self.stage.objective.elbo.model, self.stage.state, self.config
-        model.train()
+        state, config = self.stage.state, self.config
+        self.train_mode()
         for index, x, y in self.progress.feed.epoch():
             weight = self.kl_weight(state.count) * minibatch_weight(config.kl_schedule, index, self.batches)
             factor = SCHEDULES[config.lr_schedule](state.count / self.total)
@@ -136,7 +137,7 @@ class _Inference:
             if log_likelihood is not None:
                 self.noted.append(log_likelihood)
             self.progress.keep("svi", self.tensors, state.count, told(self.stage))
-        model.eval()
+        self.stage.objective.elbo.model.eval()
 
     def smaller(self) -> Stage | None:
         """The network without its dead units, where it is time to look for them and enough of it would go."""
@@ -154,7 +155,8 @@ class _Inference:
         for name, number in (("expected log-likelihood", log_likelihood), ("KL", kl)):
             if not abs(number) < float("inf"):
                 raise Diverged(f"{name} is {number} after step {done}: try a smaller --lr or --lr-group")
-        self.stage.mean_net.load_state_dict(mean_tensors(model.net, guide))
+        mean = mean_tensors(model.net, guide)
+        self.stage.mean_net.load_state_dict(mean | self.statistics(mean))
         epoch = Epoch(
             phase="svi", step=done, negative_elbo_nats=kl - log_likelihood,
             expected_log_likelihood_nats=log_likelihood, kl_nats=kl, kl_weight=self.kl_weight(step),
@@ -165,6 +167,32 @@ class _Inference:
             found = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in layers}
             self.on_layers(len(self.progress.history) + 1, found)
         self.progress.note(self.stage.mean_net, epoch, model.likelihood.noise)
+
+    def train_mode(self) -> None:
+        """Training mode; batch norm normalises by the minibatch and updates its statistics, unless it is frozen."""
+        self.stage.objective.elbo.model.train()
+        if self.config.batch_norm == "frozen":
+            for module in self.stage.objective.elbo.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def statistics(self, mean: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Statistics of batch norm under the posterior mean.
+
+        Those that ran along are of networks with noise on their weights, which widens what batch norm sees; the mean
+        network is another one.
+        """
+        if self.config.batch_norm == "frozen":
+            return {}
+        return batch_statistics(self.stage.graph, mean, self.progress.splits.train.x)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Give the model, at the end, the statistics that belong to its posterior mean."""
+        net = self.stage.objective.elbo.model.net
+        buffers = dict(net.named_buffers())
+        for name, values in self.statistics(mean_tensors(net, self.stage.objective.elbo.guide)).items():
+            buffers[name].copy_(values)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of this phase."""
@@ -179,7 +207,7 @@ class _Inference:
             return eager(objective, tuned, rule, state)
         try:
             example = self.progress.example(self.progress.feed.batch_size)
-            objective.elbo.model.train()
+            self.train_mode()
             return captured(objective, tuned, rule, state, example)
         except Exception as error:
             reason = str(error).strip().split("\n")[0]

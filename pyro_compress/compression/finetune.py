@@ -20,7 +20,7 @@ from pyro_compress.compression.layout import layouts
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
-from pyro_compress.graph import WEIGHTED, run_graph
+from pyro_compress.graph import WEIGHTED, batch_statistics, run_graph
 from pyro_compress.tasks import TASKS
 from pyro_compress.types import Data, Graph, Masks, Posterior, Quantized
 
@@ -84,7 +84,8 @@ def finetune(
         ValueError: the loss is not finite.
     """
     tensors = {name: torch.where(masks[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
-    work = _Work(posterior.graph, tensors | posterior.dense, how)
+    tensors |= posterior.dense
+    work = _Work(posterior.graph, tensors | batch_statistics(posterior.graph, tensors, train.x), how)
     loss, noise = TASKS[posterior.task].loss, posterior.noise or 1.0
     work.loss = lambda outputs, y: loss(outputs, y, noise)
     total = how.masked_epochs + how.epochs

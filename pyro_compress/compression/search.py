@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_compress.compression import file
 from pyro_compress.compression.precision import bias_step, quantize, rounded, step_size
@@ -28,7 +29,7 @@ from pyro_compress.compression.target import (
     target_of,
 )
 from pyro_compress.data import told
-from pyro_compress.graph import WEIGHTED, Network
+from pyro_compress.graph import WEIGHTED, Network, batch_statistics
 from pyro_compress.metrics import evaluate
 from pyro_compress.types import Compressed, Masks, Posterior, Quality, Quantized, Splits
 
@@ -66,6 +67,7 @@ class _Search:
             if coarseness is not None:
                 steps[name] = step_size(layer, masks[name], coarseness)
                 tensors[name] = rounded(tensors[name], steps[name])
+        tensors |= self.statistics(tensors)
         graph, small = shrink(self.posterior.graph, tensors)
         biases = {n.parameters["bias"] for n in graph.nodes if n.op in WEIGHTED and "bias" in n.parameters}
         packed: dict[str, Quantized | np.ndarray] = {}
@@ -77,6 +79,12 @@ class _Search:
             else:
                 packed[name] = tensor.numpy()
         return Compressed(graph, packed, origin_of(self.posterior, self.splits, self.criterion))
+
+    def statistics(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What batch norm sees now that weights are gone and rounded, from training examples."""
+        there = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        found = batch_statistics(self.posterior.graph, there, self.splits.train.x)
+        return {name: tensor.cpu() for name, tensor in found.items()}
 
     def scores_of(self, network: Compressed) -> Quality:
         module = to_module(network).to(self.device)
@@ -113,6 +121,7 @@ def compress(
     target_error: float | None = None,
     max_bytes: int | None = None,
     coarseness: float | None = None,
+    reference: Posterior | None = None,
     device: str = "cpu",
     on_trial: OnTrial = lambda done, total: None,
     on_candidate: OnCandidate = lambda trial: None,
@@ -121,7 +130,7 @@ def compress(
 
     Args:
         posterior: the waist, from `extract` or a baseline.
-        splits: only `validation` is looked at.
+        splits: only `validation` is looked at; statistics of batch norm are taken anew from `train`.
         criterion: name in `CRITERIA`; the one that fits the prior if None.
         sparsity: share of the weights to remove, of all together or layer by layer; None searches for the smallest file
             within the tolerance.
@@ -133,6 +142,7 @@ def compress(
         max_bytes: largest size of the file, instead of a tolerance.
         coarseness: step of the weights, in units of the root mean square of what a layer keeps, where the sparsity is
             given; None takes the coarsest that costs next to nothing.
+        reference: what the tolerance counts against; the uncompressed posterior mean if None.
         device: where candidates are evaluated.
         on_trial: progress, called with (done, total).
         on_candidate: called with every candidate of the search.
@@ -159,15 +169,15 @@ def compress(
     search = _Search(posterior, splits, criterion or posterior.criterion, device, on_candidate)
     chosen: Chosen
     if sparsity is not None:
-        reference = search.scores_of(search.candidate(search.masks(sparsity), None, BIAS_LEVELS[0]))
+        pruned = search.scores_of(search.candidate(search.masks(sparsity), None, BIAS_LEVELS[0]))
         allowed = default_nll_tolerance(PRECISION_TOLERANCE, len(splits.validation))
-        target = Target(reference, PRECISION_TOLERANCE, allowed)
+        target = Target(pruned, PRECISION_TOLERANCE, allowed)
         trials = [(sparsity, step) for step in ((coarseness,) if coarseness else COARSENESS)]
         chosen = next((t for t in trials if target.reached(search.trial(*t)[1])), trials[-1])
     elif max_bytes is not None:
         chosen, target = _within(search, max_bytes, on_trial)
     else:
-        target = target_of(posterior, splits, tolerance, nll_tolerance, target_error, device)
+        target = target_of(reference or posterior, splits, tolerance, nll_tolerance, target_error, device)
         chosen = _smallest(search, target, on_trial)
     masks = search.masks(chosen[0])
     best = search.candidate(masks, chosen[1], BIAS_LEVELS[0])

@@ -49,7 +49,7 @@ def compress_finetuned(
         max_bytes: largest size of the file, instead of a tolerance.
         on_candidate: called with every fine-tuned network.
         on_epoch: called after every epoch.
-        options: `criterion`, `sparsity`, `tolerance`, `nll_tolerance`, `target_error` as for `compress`.
+        options: `criterion`, `sparsity`, `tolerance`, `nll_tolerance`, `target_error`, `reference` as for `compress`.
 
     Returns:
         The network as it goes into the file, and the share of weights that the criterion removed.
@@ -58,7 +58,7 @@ def compress_finetuned(
         ValueError: no rate reaches the target.
     """
     criterion, sparsity = options.pop("criterion", None), options.pop("sparsity", None)
-    target = target_of(posterior, splits, **options)
+    target = target_of(options.pop("reference", None) or posterior, splits, **options)
     masks, removed = prune(posterior, splits, criterion, sparsity, target, options.get("device", "cpu"))
     logits = None if teacher is None else teacher_logits(teacher, splits)
     told = origin_of(posterior, splits, criterion or posterior.criterion)

@@ -1,0 +1,96 @@
+"""Trained weights from elsewhere: safetensors, a state dict that torch saved, torchvision's; and whether they fit.
+
+Nothing is unpickled: `torch.load` reads tensors and containers only (`weights_only`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NAMED = 4
+"""Tensors that a message names before it only counts."""
+
+
+def read_weights(source: str) -> dict[str, Tensor]:
+    """Tensors by name from a `.safetensors` file, a `.pt`/`.pth` state dict, or `torchvision:WEIGHTS`.
+
+    Raises:
+        ValueError: an unknown kind of file, a damaged one, or weights that torchvision does not have or cannot fetch.
+    """
+    if source.startswith("torchvision:"):
+        return _torchvision(source.removeprefix("torchvision:"))
+    path = Path(source)
+    return _torch_file(path) if path.suffix in (".pt", ".pth") else _safetensors(path)
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{path} is neither a run folder nor a safetensors file (nor .pt, .pth or torchvision:WEIGHTS): {error}"
+        ) from error
+    return found
+
+
+def _torch_file(path: Path) -> dict[str, Tensor]:
+    """A state dict, bare or under `state_dict` or `model`; the prefix `module.` of DataParallel is dropped."""
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or a foreign file fails in many ways
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path} holds no plain state dict (nothing else is read from it): {reason}") from error
+    for key in ("state_dict", "model"):
+        found = found.get(key, found) if isinstance(found, Mapping) else found
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ValueError(f"{path} holds no state dict: tensors by name")
+    return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+
+
+def _torchvision(name: str) -> dict[str, Tensor]:
+    import torchvision
+
+    try:
+        weights = torchvision.models.get_weight(name)
+    except (ValueError, AttributeError, KeyError) as error:
+        raise ValueError(f"torchvision has no weights {name!r}; an example: ResNet18_Weights.IMAGENET1K_V1") from error
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError) as error:  # no connection, or a broken download
+        raise ValueError(f"torchvision cannot fetch {name} from {weights.url}: {error}") from error
+
+
+def put_weights(net: nn.Module, given: Mapping[str, Tensor], source: str, name: str) -> None:
+    """Load weights into a network, in place; only batch norm's counters of minibatches may be missing.
+
+    Raises:
+        ValueError: tensors that are missing, unknown, or of another shape; the first few are named.
+    """
+    try:
+        missing, unknown = net.load_state_dict(dict(given), strict=False)
+    except RuntimeError:  # sizes; torch tells of them in many lines
+        own = net.state_dict()
+        wrong = [
+            f"{key} has shape {tuple(tensor.shape)}, the network's {tuple(own[key].shape)}"
+            for key, tensor in given.items()
+            if key in own and own[key].shape != tensor.shape
+        ]
+        hint = "; is it for another number of classes?" if len(wrong) <= 2 else ""
+        raise ValueError(f"{source} does not fit network {name}: {_few(wrong, '; ')}{hint}") from None
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    parts = [f"{what} {_few(keys, ', ')}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]
+    if parts:
+        raise ValueError(f"{source} does not fit network {name}: {'; '.join(parts)}")
+
+
+def _few(items: list[str], comma: str) -> str:
+    rest = f"{comma}and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    return comma.join(items[:NAMED]) + rest
