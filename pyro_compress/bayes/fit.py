@@ -20,9 +20,10 @@ from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, Step, Tuned, eager, tuned_parameters
 from pyro_compress.checkpoint import Keeper
 from pyro_compress.graph import capture
-from pyro_compress.metrics import evaluate, noise_of
+from pyro_compress.guards import diverged, exploded
+from pyro_compress.metrics import residual_noise
 from pyro_compress.progress import Progress
-from pyro_compress.training import SCHEDULES, Diverged, Epoch, OnEpoch, PointPlan
+from pyro_compress.training import LOOK_EVERY, SCHEDULES, Diverged, Epoch, OnEpoch, PointPlan
 from pyro_compress.types import FitConfig, LayerPosterior, Splits
 
 OnLayers = Callable[[int, dict[str, LayerPosterior]], None]
@@ -74,8 +75,8 @@ def fit_posterior(
             plan = PointPlan(config.pretrain_epochs or 0, config.lr, schedule=config.lr_schedule)
             progress.train_point(start, plan, lambda step, optimizer: None)
         bayes_net = bayesianize(start, prior, config.grouping, bias_prior, config.keep)
-        noise = noise_of(evaluate(start.eval(), splits, "validation", config.device)).get("noise", 1.0)
-        likelihood = Likelihood(splits.task, len(splits.train), noise)
+        noise = residual_noise(start.eval(), splits, config.device) or 1.0
+        likelihood = Likelihood(splits.task, len(splits.train), noise, progress.weights)
         model = Model(bayes_net, likelihood).to(config.device)
         weights = {name: tensor.detach() for name, tensor in start.state_dict().items()}
         starts = starts_of(bayes_net, weights, config.init_scale)
@@ -142,6 +143,8 @@ class _Inference:
             log_likelihood = step(x, y, weight, factor, index % NOTE_EVERY == 0)
             if log_likelihood is not None:
                 self.noted.append(log_likelihood)
+                if index % LOOK_EVERY == 0:
+                    self.look(state.count)
             self.progress.keep("svi", lambda: self.tensors(state), state.count)
         model.eval()
         self.note(state.count)
@@ -152,9 +155,11 @@ class _Inference:
         kl, log_likelihood = kl_nats(model.net, guide, self.config.samples), float(torch.stack(self.noted).mean())
         self.noted.clear()
         done = self.pretrained * self.batches + step
-        for name, number in (("expected log-likelihood", log_likelihood), ("KL", kl)):
-            if not abs(number) < float("inf"):
-                raise Diverged(f"{name} is {number} after step {done}: try a smaller --lr or --lr-group")
+        before = self.progress.history[-1] if self.progress.history else None
+        terms = {"expected log-likelihood": log_likelihood, "KL": kl}
+        broken = [f"{name} is {number:g}" for name, number in terms.items() if not abs(number) < float("inf")]
+        if wrong := ", ".join(broken) or exploded(kl, log_likelihood, before, self.progress.splits):
+            raise self.failed(wrong, done)
         self.mean_net.load_state_dict(mean_tensors(model.net, guide))
         epoch = Epoch(
             phase="svi", step=done, negative_elbo_nats=kl - log_likelihood,
@@ -165,6 +170,16 @@ class _Inference:
             found = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in layers}
             self.on_layers(len(self.progress.history) + 1, found)
         self.progress.note(self.mean_net, epoch, model.likelihood.noise)
+
+    def look(self, step: int) -> None:
+        """Stop where the last noted log-likelihood is not finite."""
+        number = float(self.noted[-1])
+        if not abs(number) < float("inf"):
+            raise self.failed(f"expected log-likelihood is {number:g}", self.pretrained * self.batches + step)
+
+    def failed(self, term: str, step: int) -> Diverged:
+        """The error of a term of the ELBO that went wrong."""
+        return diverged(term, step, self.objective.elbo.named_parameters(), self.config)
 
     def tensors(self, state: State) -> dict[str, Tensor]:
         """What a checkpoint holds of this phase."""
