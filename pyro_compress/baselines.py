@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_compress.checkpoint import Keeper
 from pyro_compress.graph import WEIGHTED, capture
-from pyro_compress.metrics import evaluate, noise_of
+from pyro_compress.metrics import residual_noise
 from pyro_compress.progress import Progress
 from pyro_compress.sparse_training import pruned_while_training
 from pyro_compress.training import Epoch, OnEpoch, PointPlan, dropped_inputs
@@ -51,8 +51,9 @@ def fit_baseline(
         with dropped_inputs(net, config.dropout, config.dropout_input):
             progress.train_point(net, plan, after_step, resumable=config.pruning == "none")
     tensors = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
-    scores = evaluate(net.eval(), splits, "validation", config.device)
-    return point_posterior(graph, tensors, config.provenance | noise_of(scores)), tuple(progress.history)
+    noise = residual_noise(net.eval(), splits, config.device)
+    told = config.provenance | ({} if noise is None else {"noise": noise})
+    return point_posterior(graph, tensors, told), tuple(progress.history)
 
 
 def point_plan(config: FitConfig) -> PointPlan:

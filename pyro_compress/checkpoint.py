@@ -88,6 +88,16 @@ class Keeper:
         if self.stop.is_set():
             raise Interrupted
 
+    def rewind(self, epochs: int) -> None:
+        """Drop the checkpoints of an epoch that failed, after so many finished ones: they may be broken already."""
+        for path in self.folder.glob("checkpoint-*.safetensors") if self.folder else ():
+            try:
+                early = len(read(path).numbers["history"]) < epochs
+            except ValueError:
+                early = False
+            if not early:
+                path.unlink()
+
     def latest(self) -> Snapshot | None:
         """The newest checkpoint that can be read."""
         paths = sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True) if self.folder else []

@@ -14,6 +14,7 @@ PRIORS = names_in("bayes/priors.py", "PRIORS")
 ESTIMATORS = names_in("bayes/estimators.py", "ESTIMATORS")
 GUIDES = names_in("bayes/guides.py", "GUIDES")
 DATASETS = names_in("datasets.py", "DATASETS")
+AUGMENTATIONS = names_in("augment.py", "AUGMENTATIONS")
 TASKS = names_in("tasks.py", "TASKS")
 NETS = names_in("nets.py", "NETS")
 OPTIMIZERS = names_in("training.py", "OPTIMIZERS")
@@ -134,6 +135,8 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
     help="Share of the training set held out; default a tenth, or more where that is under 240 rows.",
 )  # fmt: skip
+@click.option("--class-weights", type=click.Choice(["none", "balanced"]), default="none", help="In the likelihood.")
+@click.option("--augment", type=click.Choice(["none", *AUGMENTATIONS]), default="none", help="Training images, moved.")
 @click.option("--epochs", type=click.IntRange(1), default=None, help="Default: 30, more for small data sets.")
 @click.option(
     "--pretrain-epochs",
@@ -204,6 +207,11 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     default="auto",
     help="Compile the SVI step; auto: if it pays.",
 )
+@click.option(
+    "--nan-policy", type=click.Choice(["stop", "rewind"]), default="stop",
+    help="When the loss is NaN or explodes: stop, or back to a checkpoint with half the rates, three times at most.",
+)  # fmt: skip
+@click.option("--deterministic", is_flag=True, help="Refuse CUDA operations that are not.")
 @click.option("--seed", type=int, default=0)
 @device_options
 @click.option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 
+from pyro_compress.augment import AUGMENTATIONS
+from pyro_compress.guards import NAN_POLICIES
 from pyro_compress.machine import prepare
 from pyro_compress.sparse_training import PRUNING
 from pyro_compress.tasks import TASKS
@@ -35,7 +38,7 @@ def resolve(config: FitConfig, examples: int) -> FitConfig:
         ValueError: a value that is out of range or does not go with the prior, CUDA asked for and absent.
     """
     _check_ranges(config)
-    device = prepare(config.device, config.threads)
+    device = prepare(config.device, config.threads, config.deterministic)
     batch_size = config.batch_size or (64 if examples < 10_000 else 128)
     epochs = config.epochs or min(max(DEFAULT_STEPS * batch_size // examples, DEFAULT_EPOCHS[0]), DEFAULT_EPOCHS[1])
     common = replace(config, device=device, batch_size=batch_size, epochs=epochs)
@@ -146,6 +149,13 @@ def _check_ranges(config: FitConfig) -> None:
     _one_of("batch_norm", config.batch_norm, ("update", "frozen"))
     _one_of("lr_schedule", config.lr_schedule, SCHEDULES)
     _one_of("task", config.task, TASKS)
+    _one_of("augment", config.augment, ("none", *AUGMENTATIONS))
+    _one_of("class_weights", config.class_weights, ("none", "balanced"))
+    if config.class_weights != "none" and config.task != "classification":
+        raise ValueError(
+            f"class_weights {config.class_weights!r} goes with classification; {config.task} has no classes"
+        )
+    _one_of("nan_policy", config.nan_policy, NAN_POLICIES)
     _one_of("kl_schedule", config.kl_schedule, ("uniform", "blundell"))
 
 
@@ -154,8 +164,14 @@ def _one_of(what: str, value: str, allowed: Any) -> None:
         raise ValueError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}")
 
 
-def config_toml(config: FitConfig, splits: Splits) -> str:
-    """The resolved configuration with what else is needed to repeat the run."""
+def config_toml(config: FitConfig, splits: Splits, rewinds: Sequence[dict[str, Any]] = ()) -> str:
+    """The resolved configuration with what else is needed to repeat the run.
+
+    Args:
+        config: resolved; after a rewind, with the rates that count from then on.
+        splits: the data.
+        rewinds: when and why the fit was put back, and the rates that it had had.
+    """
     import tomli_w
 
     packages = ("pyro-compress", "torch", "pyro-ppl", "numpy", "constriction")
@@ -165,7 +181,7 @@ def config_toml(config: FitConfig, splits: Splits) -> str:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "machine": {"system": platform.platform(), "threads": torch.get_num_threads()},
     }
-    return tomli_w.dumps(document)
+    return tomli_w.dumps(document | ({"rewinds": list(rewinds)} if rewinds else {}))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -11,12 +13,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = 1 << 30
 
 
-def prepare(device: str = "auto", threads: int = 0) -> str:
+def prepare(device: str = "auto", threads: int = 0, deterministic: bool = False) -> str:
     """Set threads and allocator, and resolve `auto`.
 
     Args:
         device: `auto` (CUDA where there is one), `cpu` or `cuda`.
         threads: CPU threads of torch; 0 leaves its default.
+        deterministic: torch refuses operations whose result depends on the order of parallel additions.
 
     Raises:
         ValueError: another device, or CUDA asked for and absent.
@@ -27,6 +30,10 @@ def prepare(device: str = "auto", threads: int = 0) -> str:
         raise ValueError("device cuda was asked for, but torch finds no CUDA device; use --device cpu or auto")
     if threads:
         torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks for
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
     # Adam's second moments of dead weights sink into denormal numbers, which are ten times slower
     torch.set_flush_denormal(True)
     _keep_freed_memory()
@@ -40,3 +47,26 @@ def _keep_freed_memory() -> None:
         if mallopt is not None:
             mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
             mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
+
+
+def available_bytes(device: str) -> int | None:
+    """Memory that a device has left; None where the system does not say."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    limit = _left_in_group(Path("/sys/fs/cgroup"))
+    return free if limit is None else min(free, limit)
+
+
+def _left_in_group(group: Path) -> int | None:
+    """What a container's limit leaves; file pages that the kernel would drop count as free."""
+    try:
+        most, used = int((group / "memory.max").read_text()), int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no container, or no limit ("max")
+        return None
+    return most - used + int(stat.get("inactive_file", 0))

@@ -76,11 +76,11 @@ SCORES: dict[str, Callable[[Tensor, Tensor, Sequence[Quantity], float | None], Q
 """Task -> (outputs, y, targets, noise) -> scores."""
 
 
-def noise_of(scores: Quality) -> dict[str, float]:
-    """What a network without a learned noise says of it: the one its residuals on a split make most likely."""
-    if isinstance(scores, RegressionScores):
-        return {"noise": max(scores.relative_rmse, SMALLEST_NOISE)}
-    return {}
+def residual_noise(predict: Predict, splits: Splits, device: str = "cpu") -> float | None:
+    """The noise of a regression that its residuals on the validation split make most likely; None for other tasks."""
+    if not splits.targets:
+        return None
+    return max(evaluate(predict, splits, "validation", device).error, SMALLEST_NOISE)
 
 
 def score(logits: Tensor, y: Tensor) -> Scores:

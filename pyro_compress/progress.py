@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.augment import AUGMENTATIONS
 from pyro_compress.checkpoint import Keeper, Snapshot, random_states, set_random_states
+from pyro_compress.guards import diverged, not_finite
 from pyro_compress.metrics import evaluate
-from pyro_compress.tasks import TASKS
+from pyro_compress.tasks import TASKS, class_weights
 from pyro_compress.training import (
     AfterStep,
+    Diverged,
     Epoch,
     Feed,
     OnEpoch,
@@ -36,7 +39,8 @@ class Progress:
         keeper: writes checkpoints, and holds the one to go on from.
 
     Attributes:
-        feed: gives their minibatches.
+        feed: gives the minibatches.
+        weights: of the classes, `(classes,)`; None: all count alike.
         history: one entry per epoch.
         snapshot: where the fit goes on; None: it begins.
     """
@@ -44,7 +48,10 @@ class Progress:
     def __init__(self, splits: Splits, config: FitConfig, on_epoch: OnEpoch, keeper: Keeper):
         assert config.batch_size
         self.splits, self.config, self.on_epoch, self.keeper = splits, config, on_epoch, keeper
-        self.feed = Feed(splits.train, config.batch_size, torch.Generator().manual_seed(config.seed), config.device)
+        generator, augment = torch.Generator().manual_seed(config.seed), AUGMENTATIONS.get(config.augment)
+        self.feed = Feed(splits.train, config.batch_size, generator, config.device, augment)
+        balanced = config.class_weights == "balanced"
+        self.weights = class_weights(splits.train.y, splits.outputs).to(config.device) if balanced else None
         self.started, self.history = time.perf_counter(), list[Epoch]()
         self.snapshot = keeper.latest()
         if self.snapshot:
@@ -69,6 +76,7 @@ class Progress:
 
         Raises:
             Interrupted: a signal came, and the checkpoint was written.
+            Diverged: the state is not finite; it is not written.
         """
         last = self.feed.position == self.feed.batches
         self.keeper.after_step(
@@ -76,6 +84,8 @@ class Progress:
         )
 
     def _taken(self, phase: str, tensors: dict[str, Tensor], step: int, told: dict[str, Any]) -> Snapshot:
+        if not_finite(tensors.items()):
+            raise diverged("a checkpoint was due, but the state is broken", step, tensors.items(), self.config)
         feed = {f"feed/{name}": tensor for name, tensor in self.feed.tensors().items()}
         numbers = told | {
             "step": step,
@@ -89,6 +99,13 @@ class Progress:
         """Put shuffling and noise where the snapshot was taken."""
         self.feed.restore(snapshot.part("feed"), snapshot.numbers["position"])
         set_random_states(snapshot)
+
+    def point_loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """What point weights minimise: the task's loss, every example weighted by its class."""
+        task = TASKS[self.splits.task]
+        if self.weights is None:
+            return task.loss(outputs, y, 1.0)
+        return -(self.weights[y] * task.log_likelihood(outputs, y, 1.0)).mean()
 
     def train_point(self, net: nn.Module, plan: PointPlan, after_step: AfterStep, resumable: bool = True) -> None:
         """Train point weights, from the snapshot on where it is one of this phase.
@@ -114,9 +131,12 @@ class Progress:
             if resumable:
                 self.keep("point", lambda: _point_tensors(net, optimizer), step)
 
-        loss = TASKS[self.splits.task].loss
-        plan = replace(plan, loss=lambda outputs, y: loss(outputs, y, 1.0))
-        train_point(net, self.feed, plan, after_epoch, then_keep, start)
+        plan = replace(plan, loss=self.point_loss)
+
+        def failed(loss: Tensor, step: int) -> Diverged:
+            return diverged(f"loss is {float(loss.detach()):g}", step, net.named_parameters(), self.config)
+
+        train_point(net, self.feed, plan, after_epoch, then_keep, start, failed)
 
     def out_of_patience(self, kl_weight: float | None) -> bool:
         """Whether the last `patience` epochs at this KL weight brought no better validation NLL."""
@@ -132,6 +152,7 @@ class Progress:
             epoch,
             epoch=len(self.history) + 1,
             epochs=self.config.epochs or 0,
+            lr=self.config.lr,
             seconds=time.perf_counter() - self.started,
             **values,
         )

@@ -14,27 +14,34 @@ two checkpoints (`pyro_compress.checkpoint`).
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from pyro_compress.budget import check_memory
 from pyro_compress.checkpoint import Keeper, stops_on_signals
 from pyro_compress.config import config_toml, read_config, resolve
 from pyro_compress.data import load_splits
 from pyro_compress.graph import graph_of
+from pyro_compress.guards import REWINDS, slower
 from pyro_compress.live import watched
 from pyro_compress.nets import build_net
 from pyro_compress.snapshots import Frames
-from pyro_compress.training import Epoch, OnEpoch, OnLayers
+from pyro_compress.training import Diverged, Epoch, OnEpoch, OnLayers
 from pyro_compress.types import FitConfig, LayerPosterior, Posterior, Removal, Splits
 from pyro_compress.weights import put_weights, read_weights
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,34 +105,85 @@ def fit_run(
         splits = load_splits(config.data, config.data_dir, config.validation, download, config.reading)
         config = resolve(config, len(splits.train))
         net = initial_net(config, splits)
-        (folder / "config.toml").write_text(config_toml(config, splits))
+        check_memory(net, splits, config)
         keeper = Keeper(folder, keeping.every_epochs, keeping.every_minutes)
-        before = keeper.latest()
-        earlier = before.numbers["history"] if before else []
-        with (
-            (folder / "history.jsonl").open("w") as history,
-            watched(keeping.log, folder, len(earlier)) as log,
-            stops_on_signals(keeper),
-        ):
-            for epoch in earlier:
-                history.write(json.dumps(epoch) + "\n")
-
-            def note(epoch: Epoch) -> None:
-                history.write(json.dumps(epoch.as_dict()) + "\n")
-                history.flush()
-                if log:
-                    log.epoch(epoch)
-                on_epoch(epoch)
-
-            frames = _frames(folder, config) if keeping.snapshots else None
-            viewers: list[OnLayers] = [view for view in (frames, log.layers if log else None) if view]
-            posterior, guide = _fit(net, splits, config, note, (keeper, viewers))
+        frames = _frames(folder, config) if keeping.snapshots else None
+        rewinds = stored_rewinds(folder) if keeping.resume else []
+        while True:
+            (folder / "config.toml").write_text(config_toml(config, splits, rewinds))
+            try:
+                posterior, guide = _fit_noted(net, splits, config, on_epoch, _Kept(keeper, frames, keeping.log))
+                break
+            except Diverged as error:
+                if config.nan_policy == "stop":
+                    raise
+                config = _rewound(config, keeper, rewinds, error)
         if frames:
             frames.collect(folder / "snapshots.safetensors")
         (folder / "posterior.safetensors").write_bytes(posterior_bytes(posterior))
         if guide:
             (folder / "guide.safetensors").write_bytes(guide)
     return Run(out, config, posterior)
+
+
+class _Kept(NamedTuple):
+    """Where a running fit writes what: checkpoints, snapshots (or None), the live log (or an empty name)."""
+
+    keeper: Keeper
+    frames: Frames | None
+    log: str
+
+
+def _fit_noted(
+    net: nn.Module, splits: Splits, config: FitConfig, on_epoch: OnEpoch, kept: _Kept
+) -> tuple[Posterior, bytes]:
+    """Fit from the keeper's latest checkpoint on, every epoch a line of `history.jsonl`."""
+    keeper, folder = kept.keeper, kept.keeper.folder
+    assert folder is not None
+    before = keeper.latest()
+    earlier = before.numbers["history"] if before else []
+    with (
+        (folder / "history.jsonl").open("w") as history,
+        watched(kept.log, folder, len(earlier)) as log,
+        stops_on_signals(keeper),
+    ):
+        for epoch in earlier:
+            history.write(json.dumps(epoch) + "\n")
+
+        def note(epoch: Epoch) -> None:
+            history.write(json.dumps(epoch.as_dict()) + "\n")
+            history.flush()
+            if log:
+                log.epoch(epoch)
+            on_epoch(epoch)
+
+        viewers: list[OnLayers] = [view for view in (kept.frames, log.layers if log else None) if view]
+        return _fit(net, splits, config, note, (keeper, viewers))
+
+
+def _rewound(config: FitConfig, keeper: Keeper, rewinds: list[dict[str, Any]], error: Diverged) -> FitConfig:
+    """Put a fit back to the last checkpoint of an earlier epoch (the beginning, without one), with smaller rates.
+
+    Raises:
+        Diverged: it was put back too often.
+    """
+    if len(rewinds) == REWINDS:
+        raise Diverged(f"{error} (put back {REWINDS} times, down to lr {config.lr:g})") from error
+    assert keeper.folder is not None
+    finished = len((keeper.folder / "history.jsonl").read_text().splitlines())
+    keeper.rewind(finished)
+    before = keeper.latest()
+    rates = {name: getattr(config, name) for name in ("lr", "lr_scale", "lr_group")}
+    epoch = len(before.numbers["history"]) if before else 0
+    rewinds.append({"failed_in_epoch": finished + 1, "to_epoch": epoch, "reason": str(error)} | rates)
+    log.warning("%s; back to epoch %d with half the learning rates", error, epoch)
+    return slower(config)
+
+
+def stored_rewinds(folder: Path) -> list[dict[str, Any]]:
+    """How often an unfinished fit was put back already."""
+    path = folder / "config.toml"
+    return list(tomllib.loads(path.read_text()).get("rewinds", [])) if path.is_file() else []
 
 
 def _frames(folder: Path, config: FitConfig) -> Frames:

@@ -109,3 +109,10 @@ TASKS: dict[str, Task] = {
         uniform_nats=lambda targets: 0.5 * targets * math.log(2 * math.pi * math.e),
     ),
 }
+
+
+def class_weights(y: Tensor, classes: int) -> Tensor:
+    """Weights `(classes,)` that give every class the same total, and the examples mean 1: N / (classes · count)."""
+    counts = y.bincount(minlength=classes).clamp(min=1)
+    weights = counts.reciprocal()
+    return weights / weights[y].mean()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from pyro_compress.augment import Augment
 from pyro_compress.streaming import Streamed
 from pyro_compress.types import Data, LayerPosterior
 
@@ -32,6 +33,7 @@ class Epoch:
         validation_accuracy: of the posterior mean; None for regression.
         validation_rmse: of the posterior mean, in the targets' units; None for classification.
         validation_nll_nats: per example, of the posterior mean.
+        lr: base learning rate, which a rewind lowers.
         seconds: since the start of the fit.
         widths: of the network from here on, where dead units left it at the end of this epoch: from here on the KL
             counts what is left only.
@@ -48,6 +50,7 @@ class Epoch:
     validation_accuracy: float | None = float("nan")
     validation_rmse: float | None = None
     validation_nll_nats: float = float("nan")
+    lr: float | None = None
     seconds: float = 0.0
     widths: list[int] | None = None
 
@@ -63,7 +66,11 @@ OnLayers = Callable[[int, dict[str, LayerPosterior]], None]
 
 
 class Diverged(ValueError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite, or a term of it exploded."""
+
+
+LOOK_EVERY = 200
+"""Steps between two looks at the loss: reading it back makes a CUDA device wait."""
 
 
 def batch_count(examples: int, batch_size: int) -> int:
@@ -79,20 +86,26 @@ class Feed:
         batch_size: examples per minibatch; the last of an epoch may be smaller.
         generator: shuffles.
         device: of the network.
+        augment: changes the images of every minibatch, drawing from `generator`; None: nothing does.
+
+    Raises:
+        ValueError: augmentation of what is no image.
 
     Attributes:
         order: permutation of the running epoch; None between epochs.
         position: minibatches of it that were given out.
     """
 
-    def __init__(self, data: Data, batch_size: int, generator: torch.Generator, device: str = "cpu"):
+    def __init__(
+        self, data: Data, batch_size: int, generator: torch.Generator, device: str = "cpu",
+        augment: Augment | None = None,
+    ):  # fmt: skip
+        if augment and len(data.x.shape) != 4:
+            shape = tuple(data.x.shape[1:])
+            raise ValueError(f"augmentation is for images (channels, height, width); one example has shape {shape}")
         x: Any = data.x if isinstance(data.x, Streamed) else data.x.to(device)
-        self.data, self.batch_size, self.generator, self.device = (
-            Data(x, data.y.to(device)),
-            batch_size,
-            generator,
-            device,
-        )
+        self.data, self.device = Data(x, data.y.to(device)), device
+        self.batch_size, self.generator, self.augment = batch_size, generator, augment
         self.order: Tensor | None = None
         self.position = 0
 
@@ -108,7 +121,7 @@ class Feed:
         left = self.order.split(self.batch_size)[self.position :]
         for x, y in self._read(left):
             self.position += 1
-            yield self.position - 1, x, y
+            yield self.position - 1, self.augment(x, self.generator) if self.augment else x, y
         self.order = None
 
     def _read(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -245,6 +258,10 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
         optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
 
 
+def _failed(loss: Tensor, step: int) -> Diverged:
+    return Diverged(f"loss is {float(loss.detach()):g} after step {step:,}: try a smaller learning rate")
+
+
 def train_point(
     net: nn.Module,
     feed: Feed,
@@ -252,6 +269,7 @@ def train_point(
     after_epoch: Callable[[int, int], bool] = lambda epoch, step: True,
     after_step: AfterStep = lambda step, optimizer: None,
     start: PointState | None = None,
+    failed: Callable[[Tensor, int], Diverged] = _failed,
 ) -> None:
     """Minimise the plan's loss, in place.
 
@@ -262,6 +280,7 @@ def train_point(
         after_epoch: called with (epoch, step), network in evaluation mode; training ends early where it returns False.
         after_step: may change the weights; pruning while training does.
         start: where to go on, network and feed being there already; None: at the beginning.
+        failed: (loss, step) -> the error to raise where the loss is not finite.
 
     Raises:
         Diverged: the loss is not finite.
@@ -280,9 +299,11 @@ def train_point(
             loss.backward()
             optimizer.step()
             step += 1
+            if step % LOOK_EVERY == 0 and not torch.isfinite(loss):
+                raise failed(loss, step)
             after_step(step, optimizer)
         if not torch.isfinite(loss):
-            raise Diverged(f"loss {float(loss)} after step {step}: try a smaller --lr (now {plan.lr:g})")
+            raise failed(loss, step)
         net.eval()
         if not after_epoch(epoch, step):
             return

@@ -240,6 +240,8 @@ class FitConfig:
         in_memory_mib: data of which more would have to be held in memory are read while training.
         workers: processes that read them.
         validation: share of the training set held out; None takes a tenth, or more where that is under 240 rows.
+        class_weights: `none`, or `balanced`: every class has the same total weight in the likelihood.
+        augment: name in `AUGMENTATIONS`, or `none`: how training images are changed.
         epochs: passes over the training set, pretraining included.
         pretrain_epochs: how many of `epochs` train point weights, from which the posterior starts.
         batch_size: examples per step.
@@ -269,6 +271,9 @@ class FitConfig:
         prune_to: sparsity that such pruning ends at.
         init_range: weights and biases start uniform in ±`init_range`; 0 leaves torch's default start.
         patience: stop after this many epochs without a better validation NLL; 0 never stops early.
+        nan_policy: what follows a loss that is not finite: `stop`, or `rewind` to the last checkpoint with half the
+            learning rates, at most three times.
+        deterministic: torch refuses operations that are not (only CUDA has some).
         seed: seeds initialisation, shuffling and sampling.
         compile: whether the SVI step is captured and compiled: `on`, `off`, or `auto` (only where it pays).
         device: `cpu` or `cuda` (`auto` before it is resolved).
@@ -293,6 +298,8 @@ class FitConfig:
     in_memory_mib: float = 4096.0
     workers: int = 2
     validation: float | None = None
+    class_weights: str = "none"
+    augment: str = "none"
     epochs: int | None = None
     pretrain_epochs: int | None = None
     batch_size: int | None = None
@@ -321,6 +328,8 @@ class FitConfig:
     prune_to: float = 0.0
     init_range: float = 0.0
     patience: int = 0
+    nan_policy: str = "stop"
+    deterministic: bool = False
     seed: int = 0
     compile: str = "auto"
     device: str = "auto"

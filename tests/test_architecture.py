@@ -15,20 +15,20 @@ MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in R
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
     {"types", "machine", "arviz_compat", "page"},
-    {"tasks", "tabular", "datasets", "streaming"},
+    {"augment", "tasks", "tabular", "datasets", "streaming"},
     {"folders", "npz"},
     {"data", "nets", "vision", "attention", "graph", "aten", "training", "compression/codec", "compression/context"}
     | {"compression/layout", "compression/operations"},
     {"compression/templates", "compression/sections", "compression/rate", "layered"},
     {"compression/header"},
-    {"metrics", "compression/prune", "compression/precision", "compression/shrink", "compression/file"},
+    {"guards", "metrics", "compression/prune", "compression/precision", "compression/shrink", "compression/file"},
     {"checkpoint"},
     {"progress"},
     {"compression/target", "compression/finetune", "compression/runner"},
     {"sparse_training", "draws", "compression/search", "bayes/*"},
     {"baselines", "laplace", "snapshots", "live", "compression/tuned", "compression/curve"},
     {"compression/pipeline"},
-    {"config"},
+    {"config", "budget"},
     {"run"},
     {"evaluation", "post_training", "study", "tables", "inspection", "cli_options", "deploy/*"},
     {"compare", "study_plots", "readings", "ranking"},

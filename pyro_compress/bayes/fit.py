@@ -19,9 +19,10 @@ from pyro_compress.bayes.stage import Stage, bayesian, first_stage
 from pyro_compress.bayes.step import Rule, Step, eager
 from pyro_compress.checkpoint import Keeper
 from pyro_compress.graph import batch_statistics, capture
-from pyro_compress.metrics import evaluate, noise_of
+from pyro_compress.guards import diverged, exploded
+from pyro_compress.metrics import residual_noise
 from pyro_compress.progress import Progress
-from pyro_compress.training import SCHEDULES, Diverged, Epoch, OnEpoch, OnLayers, PointPlan
+from pyro_compress.training import LOOK_EVERY, SCHEDULES, Diverged, Epoch, OnEpoch, OnLayers, PointPlan
 from pyro_compress.types import FitConfig, Splits
 
 
@@ -69,8 +70,8 @@ def fit_posterior(
             assert config.lr
             plan = PointPlan(config.pretrain_epochs or 0, config.lr, schedule=config.lr_schedule)
             progress.train_point(start, plan, lambda step, optimizer: None)
-        noise = noise_of(evaluate(start.eval(), splits, "validation", config.device)).get("noise", 1.0)
-        likelihood = Likelihood(splits.task, len(splits.train), noise)
+        noise = residual_noise(start.eval(), splits, config.device) or 1.0
+        likelihood = Likelihood(splits.task, len(splits.train), noise, progress.weights)
         stage = first_stage(start, graph, likelihood, progress.example(2), config)
         stage = _Inference(progress, stage, on_layers).run()
     model, guide = stage.objective.elbo.model, stage.objective.elbo.guide
@@ -136,6 +137,8 @@ class _Inference:
             log_likelihood = step(x, y, weight, factor, index % NOTE_EVERY == 0)
             if log_likelihood is not None:
                 self.noted.append(log_likelihood)
+                if index % LOOK_EVERY == 0:
+                    self.look(state.count)
             self.progress.keep("svi", self.tensors, state.count, told(self.stage))
         self.stage.objective.elbo.model.eval()
 
@@ -152,9 +155,11 @@ class _Inference:
         kl, log_likelihood = kl_nats(model.net, guide, self.config.samples), float(torch.stack(self.noted).mean())
         self.noted.clear()
         done = self.pretrained * self.batches + step
-        for name, number in (("expected log-likelihood", log_likelihood), ("KL", kl)):
-            if not abs(number) < float("inf"):
-                raise Diverged(f"{name} is {number} after step {done}: try a smaller --lr or --lr-group")
+        before = self.progress.history[-1] if self.progress.history else None
+        terms = {"expected log-likelihood": log_likelihood, "KL": kl}
+        broken = [f"{name} is {number:g}" for name, number in terms.items() if not abs(number) < float("inf")]
+        if wrong := ", ".join(broken) or exploded(kl, log_likelihood, before, self.progress.splits):
+            raise self.failed(wrong, done)
         mean = mean_tensors(model.net, guide)
         self.stage.mean_net.load_state_dict(mean | self.statistics(mean))
         epoch = Epoch(
@@ -167,6 +172,16 @@ class _Inference:
             found = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in layers}
             self.on_layers(len(self.progress.history) + 1, found)
         self.progress.note(self.stage.mean_net, epoch, model.likelihood.noise)
+
+    def look(self, step: int) -> None:
+        """Stop where the last noted log-likelihood is not finite."""
+        number = float(self.noted[-1])
+        if not abs(number) < float("inf"):
+            raise self.failed(f"expected log-likelihood is {number:g}", self.pretrained * self.batches + step)
+
+    def failed(self, term: str, step: int) -> Diverged:
+        """The error of a term of the ELBO that went wrong."""
+        return diverged(term, step, self.stage.objective.elbo.named_parameters(), self.config)
 
     def train_mode(self) -> None:
         """Training mode; batch norm normalises by the minibatch and updates its statistics, unless it is frozen."""

@@ -1,0 +1,368 @@
+"""Where examples come from: named sets, folders, tables; streamed, augmented, weighted, cut short."""
+
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pyro_compress.augment import AUGMENTATIONS
+from pyro_compress.baselines import fit_baseline
+from pyro_compress.bayes.extract import extract
+from pyro_compress.bayes.fit import fit_posterior
+from pyro_compress.bayes.model import Likelihood, Model
+from pyro_compress.checkpoint import Interrupted, Keeper
+from pyro_compress.config import resolve
+from pyro_compress.data import load_examples, load_splits, preprocessing, preprocessing_of, told
+from pyro_compress.datasets import CIFAR10, CIFAR100, PIXELS
+from pyro_compress.progress import Progress
+from pyro_compress.run import initial_net, posterior_bytes
+from pyro_compress.streaming import Streamed
+from pyro_compress.tasks import class_weights
+from pyro_compress.training import Feed
+from pyro_compress.types import Data, FitConfig, Reading, Splits
+
+# --- named sets, in the formats that they are published in
+
+
+def idx(path: Path, values: np.ndarray) -> None:
+    """As http://yann.lecun.com/exdb/mnist defines it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+    path.write_bytes(head + values.astype(np.uint8).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "classes"),
+    [
+        ("kmnist", "KMNIST/raw/{part}-{kind}", 10),
+        ("emnist", "EMNIST/raw/emnist-balanced-{part}-{kind}", 47),
+    ],
+)
+def test_idx_files(name: str, stem: str, classes: int, tmp_path: Path) -> None:
+    rng, images = np.random.default_rng(0), {}
+    for ours, theirs in (("train", "train"), ("test", "t10k" if name == "kmnist" else "test")):
+        images[ours] = rng.integers(0, 256, (classes * 6, 28, 28))
+        idx(tmp_path / stem.format(part=theirs, kind="images-idx3-ubyte"), images[ours])
+        idx(tmp_path / stem.format(part=theirs, kind="labels-idx1-ubyte"), np.arange(classes * 6) % classes)
+    splits = load_splits(name, str(tmp_path), 1 / 3)
+    assert splits.sizes == {"train": 4 * classes, "validation": 2 * classes, "test": 6 * classes}
+    assert len(splits.classes) == classes
+    wanted = images["test"][5] if name == "kmnist" else images["test"][5].T  # EMNIST is stored on its side
+    assert torch.allclose(splits.test.x[5, 0], torch.tensor(wanted / 255).float())
+
+
+@pytest.mark.parametrize(("name", "layout"), [("cifar-10", CIFAR10), ("cifar-100", CIFAR100)])
+def test_cifar_binary_files(name: str, layout, tmp_path: Path) -> None:
+    folder = tmp_path / layout.folder
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"binary version .* not found: its files belong in"):
+        load_splits(name, str(tmp_path))
+    number = 10 if name == "cifar-10" else 100
+    (folder / layout.names).write_text("\n".join(f"class{i}" for i in range(number)) + "\n\n")
+    pixels = np.random.default_rng(0).integers(0, 256, (4 * number, 3072)).astype(np.uint8)
+    labels = (np.arange(4 * number) % number).astype(np.uint8)[:, None]
+    coarse = [np.full_like(labels, 7)] * (layout.labels - 1)
+    for file in (*layout.train, layout.held_out):
+        (folder / file).write_bytes(np.hstack([*coarse, labels, pixels]).tobytes())
+    splits = load_splits(name, str(tmp_path), 0.25)
+    assert splits.input_shape == PIXELS
+    assert splits.classes[:2] == ("class0", "class1")
+    assert torch.equal(splits.test.y, torch.arange(4 * number) % number)
+    assert torch.allclose(splits.test.x[3].flatten(), torch.tensor(pixels[3] / 255).float())
+    (folder / layout.held_out).write_bytes(b"12345")
+    with pytest.raises(ValueError, match="no whole number of records"):
+        load_splits(name, str(tmp_path))
+
+
+# --- folders
+
+
+def pictures(folder: Path, mode: str = "L", size: int = 8, parts: tuple[str, ...] = ("train", "test")) -> Path:
+    """Two classes: bright above, bright below."""
+    rng = np.random.default_rng(0)
+    for part, number in zip(parts, (30, 8), strict=False):
+        for label, name in enumerate(("above", "below")):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = rng.integers(0, 90, (size, size, 3))
+                half = slice(0, size // 2) if label == 0 else slice(size // 2, None)
+                pixels[half] += 120
+                Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(folder / part / name / f"{i:03d}.png")
+    return folder
+
+
+def test_image_folders(tmp_path: Path) -> None:
+    splits = load_splits(str(pictures(tmp_path)), validation=0.2)
+    assert splits.sizes == {"train": 48, "validation": 12, "test": 16}
+    assert (splits.classes, splits.input_shape, splits.scale) == (("above", "below"), (1, 8, 8), 255.0)
+    for data in (splits.train, splits.validation):
+        brighter_above = data.x[:, 0, :4].mean((1, 2)) > data.x[:, 0, 4:].mean((1, 2))
+        assert torch.equal(brighter_above, data.y == 0)
+
+
+def test_colour_size_and_a_missing_test_folder(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "rgb", "RGB", 8, ("train",))
+    splits = load_splits(str(folder), reading=Reading(image_size=6))
+    assert splits.input_shape == (3, 6, 6)
+    assert splits.sizes["test"] == 12
+    Image.new("RGB", (5, 9)).save(folder / "train" / "below" / "odd.png")
+    with pytest.raises(
+        ValueError, match=r"odd\.png is 5×9 pixels, others are 8×8; bring them to one size with --image"
+    ):
+        load_splits(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda f: None, "has neither a folder train .* nor a file x_train.npy"),
+        (lambda f: (f / "train" / "a").mkdir(parents=True), "no images; they belong in"),
+        (lambda f: (pictures(f), (f / "test" / "new").mkdir()), "has class new, which the training images never show"),
+        (lambda f: (pictures(f), (f / "train/above/000.png").write_bytes(b"no")), "is no readable image"),
+        (lambda f: np.save(f / "x_train.npy", np.zeros((3, 2))), "has no file y_train.npy"),
+    ],
+)
+def test_bad_folders(make, message: str, tmp_path: Path) -> None:
+    make(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_splits(str(tmp_path))
+
+
+# --- tables
+
+
+def table(path: Path, rows: int = 60) -> Path:
+    rng = np.random.default_rng(1)
+    lines = ["size,colour,kind"]
+    for i in range(rows):
+        lines.append(f"{rng.normal(5, 2):.4f},{('red', 'green', 'blue')[i % 3]},{('good', 'bad')[i % 2]}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+CLASSES = Reading(target=("kind",))
+
+
+def test_tables_are_standardised_by_their_training_rows(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.csv")
+    splits = load_splits(str(path), reading=CLASSES)
+    assert splits.classes == ("bad", "good")
+    assert splits.input_shape == (4,)
+    assert splits.train.x[:, 0].mean() == pytest.approx(0, abs=1e-6)
+    assert splits.train.x[:, 0].std(correction=0) == pytest.approx(1, rel=1e-5)
+    assert torch.equal(splits.train.x[:, 1:].sum(1), torch.ones(splits.sizes["train"]))  # one colour each
+    assert not torch.isclose(splits.test.x[:, 0].mean(), torch.zeros(()), atol=1e-6)
+    meta = {"data": str(path), "target": ["kind"]} | told(str(path), splits)
+    assert preprocessing_of(meta) == preprocessing(splits)
+
+
+def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
+    from pyarrow import csv, parquet
+
+    path = table(tmp_path / "t.csv")
+    parquet.write_table(csv.read_csv(path), tmp_path / "t.parquet")
+    ours, theirs = (load_splits(str(tmp_path / name), reading=CLASSES) for name in ("t.csv", "t.parquet"))
+    assert torch.equal(ours.train.x, theirs.train.x)
+    assert torch.equal(ours.train.y, theirs.train.y)
+
+
+def test_a_table_of_test_rows(tmp_path: Path) -> None:
+    splits = load_splits(
+        str(table(tmp_path / "a.csv")), reading=replace(CLASSES, test_data=str(table(tmp_path / "b.csv", 20)))
+    )
+    assert splits.sizes["test"] == 20
+    later = load_examples(tmp_path / "b.csv", preprocessing(splits), CLASSES)
+    assert torch.equal(later.x, splits.test.x)
+    (tmp_path / "c.csv").write_text("size,colour,kind\n5.0,purple,good\n")
+    assert load_examples(tmp_path / "c.csv", preprocessing(splits), CLASSES).x[0, 1:].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "task", "message"),
+    [
+        ("a,b\n1,2\n", ("c",), "classification", "has no column 'c'; it holds a, b"),
+        ("a,b\n1,2\n", (), "classification", "name the column that is to be predicted with --target"),
+        (
+            "a,b\n1,2\n,3\n",
+            ("b",),
+            "regression",
+            "column 'a': 1 values are missing, NaN or infinite, .* row 2",
+        ),
+        ("a,b\nx,2\n,3\n", ("b",), "regression", "column 'a': 1 values are missing"),
+        ("a,b\n1,x\n2,y\n", ("b",), "regression", "target 'b' holds names"),
+        ("a,b\n2020-01-01,1\n", ("b",), "regression", "columns must be numbers or names"),
+        ("a\n1\n", ("a",), "regression", "no column is left as an input"),
+        ("a,b\n", ("b",), "regression", "no rows"),
+        ("a,a\n1,2\n", ("a",), "regression", "column 'a' stands there twice"),
+        ("a,b\n" + "1,7\n" * 30, ("b",), "regression", "target b is the same in all training rows"),
+    ],
+)
+def test_bad_tables(text: str, target: tuple[str, ...], task: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_splits(str(tmp_path / "t.csv"), reading=Reading(task=task, target=target))
+
+
+def test_targets_of_a_npz_keep_their_units(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.normal(100, 5, (40, 2))
+    np.savez(tmp_path / "a.npz", x_train=rng.normal(size=(40, 3)), y_train=y, x_test=np.zeros((9, 3)), y_test=y[:9])
+    splits = load_splits(str(tmp_path / "a.npz"), reading=Reading(task="regression"))
+    std, mean = (torch.tensor([getattr(t, key) for t in splits.targets]) for key in ("std", "mean"))
+    assert torch.allclose(splits.test.y * std + mean, torch.tensor(y[:9]).float(), atol=1e-4)
+    with pytest.raises(ValueError, match="for numbers to predict use --task regression"):
+        load_splits(str(tmp_path / "a.npz"))
+
+
+# --- limit, weights, augmentation
+
+
+def test_a_limit_keeps_the_shares_and_the_other_splits(digits: Splits) -> None:
+    few = load_splits("digits", reading=Reading(limit=100))
+    assert few.sizes == {"train": 100, "validation": 240, "test": 360}
+    assert torch.equal(few.validation.x, digits.validation.x)
+    assert few.train.y.bincount().tolist() == [10] * 10
+    assert {row.numpy().tobytes() for row in few.train.x} < {row.numpy().tobytes() for row in digits.train.x}
+
+
+def test_balanced_weights_scale_each_example_s_log_likelihood() -> None:
+    import pyro
+
+    y = torch.tensor([0] * 6 + [1] * 2 + [2])
+    weights = class_weights(y, 3)
+    assert weights[y].mean() == pytest.approx(1)
+    assert torch.allclose(weights * y.bincount(), torch.full((3,), 3.0))
+    net, x = torch.nn.Linear(2, 3), torch.randn(9, 2)
+    with pyro.validation_enabled(False):
+        trace = pyro.poutine.trace(Model(net, Likelihood("classification", 18, weights=weights))).get_trace(x, y)
+        trace.compute_log_prob()
+    nats = net(x).log_softmax(1).gather(1, y[:, None])[:, 0]
+    assert torch.allclose(trace.nodes["y"]["log_prob_sum"], 2 * (weights[y] * nats).sum())  # 18 examples, 9 here
+
+
+def test_weights_raise_the_recall_of_a_rare_class() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = (torch.arange(400) % 20 == 0).long()
+    data = Data(torch.randn(400, 2, generator=generator) + 1.2 * y[:, None], y)
+    splits, shares = Splits(data, data, data, ("common", "rare")), []
+    for choice in ("none", "balanced"):
+        config = FitConfig(prior="gaussian", class_weights=choice, epochs=10, batch_size=80, lr=3e-2, device="cpu")
+        fit = fit_posterior(torch.nn.Linear(2, 2), splits, resolve(config, 400))
+        posterior = extract(fit)
+        weight, bias = posterior.tensors["weight"], posterior.tensors["bias"]
+        predicted = (data.x @ weight.T + bias).argmax(1)
+        shares.append(float((predicted[y == 1] == 1).float().mean()))
+    assert shares[1] > shares[0] + 0.2
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmented_images_are_moved_images(name: str) -> None:
+    """Every result is the padded image seen through a shifted window, mirrored or not; both seldom agree by chance."""
+    x, generator = torch.rand(40, 2, 7, 6), torch.Generator().manual_seed(0)
+    found, most = AUGMENTATIONS[name](x, generator), {"shift": 2, "crop-flip": 4}[name]
+    padded = torch.nn.functional.pad(x, [most] * 4)
+    places = []
+    for image, canvas in zip(found, padded, strict=True):
+        places += [
+            (top, left, mirror)
+            for top in range(2 * most + 1)
+            for left in range(2 * most + 1)
+            for mirror in (False, True)
+            for window in [canvas[:, top : top + 7, left : left + 6]]
+            if torch.equal(image, window.flip(2) if mirror else window)
+        ]
+    assert len(places) == 40
+    assert {mirror for *_, mirror in places} == ({False} if name == "shift" else {False, True})
+    assert len(set(places)) > 10
+
+
+def test_augmentation_is_for_images(digits: Splits) -> None:
+    flat = Data(torch.zeros(9, 5), torch.zeros(9).long())
+    with pytest.raises(ValueError, match=r"augmentation is for images .* one example has shape \(5,\)"):
+        Feed(flat, 3, torch.Generator(), augment=AUGMENTATIONS["shift"])
+
+
+# --- streaming
+
+
+def minibatches(splits: Splits, epochs: int = 2) -> list[Tensor]:
+    feed = Feed(splits.train, 10, torch.Generator().manual_seed(1))
+    return [part for _ in range(epochs) for _, x, y in feed.epoch() for part in (x, y)]
+
+
+def arrays(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for name, n in (("train", 50), ("test", 20)):
+        np.save(folder / f"x_{name}.npy", rng.integers(0, 256, (n, 8, 8)).astype(np.uint8))
+        np.save(folder / f"y_{name}.npy", np.arange(n) % 2)
+    return folder
+
+
+@pytest.mark.parametrize("make", [pictures, arrays])
+def test_streaming_gives_what_memory_gives(make, tmp_path: Path) -> None:
+    folder = str(make(tmp_path / "data"))
+    held, left = (load_splits(folder, reading=Reading(in_memory_mib=size, workers=0)) for size in (10, 0))
+    assert isinstance(held.train.x, Tensor)
+    assert isinstance(left.train.x, Streamed)
+    assert left.input_shape == held.input_shape
+    for ours, theirs in zip(minibatches(left), minibatches(held), strict=True):
+        assert torch.equal(ours, theirs)
+    config = FitConfig(batch_size=10, device="cpu")
+    ours, theirs = (Progress(one, config, lambda epoch: None, Keeper()).example(10) for one in (left, held))
+    assert torch.equal(ours[0], theirs[0])  # what a step is captured on
+    assert torch.equal(left.validation.x[:], held.validation.x)
+    assert torch.equal(torch.cat(list(left.test.x.split(7))), held.test.x)
+
+
+def test_workers_read_ahead_in_order_and_start_anywhere(tmp_path: Path) -> None:
+    """Two epochs of one pair of workers, and what is left of an epoch after it was put back."""
+    folder = str(arrays(tmp_path / "data"))
+    held, left = (load_splits(folder, reading=Reading(in_memory_mib=size, workers=1)) for size in (10, 0))
+    before = torch.get_rng_state()
+    for ours, theirs in zip(minibatches(left), minibatches(held), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class Stopping(Keeper):
+    """Stops after a number of steps."""
+
+    def __init__(self, folder: Path, after: int):
+        super().__init__(folder, every_minutes=0.0)
+        self.left = after
+
+    def after_step(self, finished_epoch, take) -> None:
+        self.left -= 1
+        if not self.left:
+            self.stop.set()
+        super().after_step(finished_epoch, take)
+
+
+@pytest.mark.parametrize("prior", ["gaussian", "none"])
+def test_a_streamed_and_augmented_fit_resumes_to_the_same_bytes(prior: str, tmp_path: Path) -> None:
+    """Streamed or held, stopped in the middle of an epoch or not: one posterior."""
+    folder, found = str(arrays(tmp_path / "data")), []
+    config = FitConfig(prior=prior, data=folder, hidden=(5,), epochs=3, pretrain_epochs=0, batch_size=8, device="cpu")
+    config = replace(config, augment="shift")
+    for size, stops in ((10, ()), (0, ()), (0, (7,))):
+        splits = load_splits(folder, reading=Reading(in_memory_mib=size, workers=0))
+        resolved = resolve(config, len(splits.train))
+        net = initial_net(resolved, splits)
+
+        def fitted(keeper: Keeper | None, splits=splits, resolved=resolved, net=net) -> bytes:
+            if resolved.prior == "none":
+                return posterior_bytes(fit_baseline(net, splits, resolved, keeper=keeper)[0])
+            return posterior_bytes(extract(fit_posterior(net, splits, resolved, keeper=keeper)))
+
+        (place := tmp_path / f"kept-{size}-{len(stops)}").mkdir()
+        for stop in stops:
+            with pytest.raises(Interrupted):
+                fitted(Stopping(place, stop))
+        found.append(fitted(Keeper(place) if stops else None))
+    assert found[0] == found[1] == found[2]

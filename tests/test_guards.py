@@ -1,0 +1,142 @@
+"""What stops a fit: broken numbers, exploding terms, too little memory; and how it is put back."""
+
+import json
+import math
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pyro_compress import budget
+from pyro_compress.bayes.fit import fit_posterior
+from pyro_compress.budget import GIB, check_memory, needed_bytes
+from pyro_compress.checkpoint import Keeper, Snapshot, read, write
+from pyro_compress.config import resolve
+from pyro_compress.guards import exploded, slower
+from pyro_compress.machine import available_bytes, prepare
+from pyro_compress.run import Keeping, fit_run
+from pyro_compress.training import Diverged, Epoch
+from pyro_compress.types import Data, FitConfig, Splits
+
+
+def arrays(path: Path, poison: float = 0.0) -> str:
+    """Sixty examples of three classes; the last row of the training set can be made huge."""
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 3
+    x = (rng.normal(size=(90, 4)) + y[:, None]).astype(np.float32)
+    if poison:
+        x[:60] *= poison
+    np.savez(path, x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=y[60:])
+    return str(path)
+
+
+CONFIG = FitConfig(prior="gaussian", hidden=(6,), epochs=4, pretrain_epochs=1, batch_size=10, device="cpu")
+
+
+@pytest.mark.parametrize("prior", ["gaussian", "none"])
+def test_a_broken_loss_says_what_where_and_what_to_try(prior: str, tmp_path: Path) -> None:
+    config = replace(CONFIG, prior=prior, pretrain_epochs=0, data=arrays(tmp_path / "a.npz"), lr=1e30)
+    with pytest.raises(
+        Diverged, match=r"is (-?inf|nan) after step \d+; not finite: .*: try a smaller --lr \(now 1e\+30"
+    ):
+        fit_run(config, tmp_path / "run")
+    assert not (tmp_path / ".run.unfinished").exists()
+
+
+def test_a_rewind_halves_the_rates_and_says_so(tmp_path: Path) -> None:
+    """A rate that breaks the fit at once and still does three halvings later."""
+    config = replace(CONFIG, data=arrays(tmp_path / "a.npz"), lr=1e30, nan_policy="rewind")
+    with pytest.raises(Diverged, match=r"put back 3 times, down to lr 1.25e\+29"):
+        fit_run(config, tmp_path / "run")
+
+
+def test_a_rewound_fit_ends_and_its_records_are_honest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third epoch's first KL is called exploded, once: the fit goes back to the checkpoint of the second."""
+    calls: list[int] = []
+
+    def once(kl: float, likelihood: float, before: Epoch | None, splits: Splits) -> str:
+        calls.append(before.epoch if before else 0)
+        return "KL rose" if len(calls) == 3 else ""
+
+    monkeypatch.setattr("pyro_compress.bayes.fit.exploded", once)
+    config = replace(CONFIG, data=arrays(tmp_path / "a.npz"), nan_policy="rewind", lr=1e-3)
+    run = fit_run(config, tmp_path / "run", keeping=Keeping(every_epochs=1))
+    document = tomllib.loads((run.path / "config.toml").read_text())
+    (rewind,) = document["rewinds"]
+    assert "KL rose after step" in rewind["reason"]
+    assert (rewind["failed_in_epoch"], rewind["to_epoch"], rewind["lr"]) == (4, 2, 1e-3)
+    assert document["fit"]["lr"] == run.config.lr == 5e-4
+    history = [json.loads(line) for line in (run.path / "history.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in history] == [1, 2, 3, 4]
+    assert [epoch["lr"] for epoch in history] == [1e-3, 1e-3, 5e-4, 5e-4]
+
+
+def test_a_broken_state_is_not_written(tmp_path: Path) -> None:
+    """One infinite row, which the seed does not put into the first minibatch: that one's loss is looked at."""
+    data = Data(torch.randn(20, 4), torch.arange(20) % 2)
+    data.x[0] = torch.inf
+    splits = Splits(data, data, data, ("a", "b"))
+    config = resolve(replace(CONFIG, pretrain_epochs=0, batch_size=2), 20)
+    with pytest.raises(Diverged, match="a checkpoint was due, but the state is broken after step"):
+        fit_posterior(nn.Linear(4, 2), splits, config, keeper=Keeper(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_rewinding_drops_what_the_failed_epoch_wrote(tmp_path: Path) -> None:
+    for epochs in (1, 2):
+        write(Snapshot("svi", {"a": torch.zeros(1)}, {"history": [{}] * epochs, "step": epochs}), tmp_path)
+    keeper = Keeper(tmp_path)
+    keeper.rewind(2)
+    assert [len(read(path).numbers["history"]) for path in tmp_path.iterdir()] == [1]
+    keeper.rewind(1)
+    assert keeper.latest() is None
+
+
+def test_what_counts_as_exploded() -> None:
+    data = Data(torch.zeros(100, 2), torch.arange(100) % 4)
+    splits = Splits(data, data, data, tuple("abcd"))
+    uniform = 100 * math.log(4)
+    before = Epoch(phase="svi", kl_nats=50.0)
+    assert not exploded(1e9, -1e9, None, splits)  # where a posterior starts is not judged
+    assert not exploded(99 * uniform, -99 * uniform, before, splits)
+    assert "KL rose from 50" in exploded(101 * uniform, -1.0, before, splits)
+    assert not exploded(101 * uniform, -1.0, replace(before, kl_nats=2 * uniform), splits)
+    assert "fell" in exploded(60.0, -101 * uniform, before, splits)
+
+
+def test_rates_are_halved() -> None:
+    config = resolve(CONFIG, 100)
+    half = slower(config)
+    assert (half.lr, half.lr_scale, half.lr_group) == (config.lr / 2, config.lr_scale / 2, config.lr_group / 2)
+    assert replace(half, lr=config.lr, lr_scale=config.lr_scale, lr_group=config.lr_group) == config
+
+
+def test_memory_is_estimated_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = Splits(*[Data(torch.zeros(30, 100), torch.zeros(30).long())] * 3, ("a", "b"))
+    net = nn.Sequential(nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 2))
+    config = resolve(replace(CONFIG, batch_size=8), 30)
+    needed = needed_bytes(net, splits, config)
+    assert needed["parameters"] == 4 * (100 * 50 + 50 + 50 * 2 + 2) * 14
+    assert needed["minibatch"] == 4 * 2 * 8 * (100 + 50 + 50 + 2)
+    check_memory(net, splits, config)
+    monkeypatch.setattr(budget, "available_bytes", lambda device: 1000)
+    with pytest.raises(ValueError, match=r"this fit needs about 0.0 GiB \(parameters 0.0, minibatch 0.0\), cpu has"):
+        check_memory(net, splits, config)
+    check_memory(net, splits, config, {budget.FORCE: "1"})
+
+
+def test_this_machine_says_what_it_has_left() -> None:
+    available = available_bytes("cpu")
+    assert available is None or 0 < available < 1e6 * GIB
+
+
+def test_deterministic_is_asked_of_torch() -> None:
+    try:
+        prepare("cpu", deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
