@@ -16,7 +16,7 @@ MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in R
 FLOORS = [
     {"types", "machine", "arviz_compat", "page"},
     {"augment", "tasks", "tabular", "datasets", "streaming"},
-    {"folders", "npz"},
+    {"folders", "npz", "weights"},
     {"data", "nets", "vision", "attention", "graph", "aten", "training", "compression/codec", "compression/context"}
     | {"compression/layout", "compression/operations"},
     {"compression/templates", "compression/sections", "compression/rate", "layered"},
