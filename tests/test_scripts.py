@@ -1,7 +1,9 @@
 """Every script runs with --smoke and explains itself with --help."""
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +139,25 @@ def test_record(tmp_path: Path) -> None:
     assert row["finetune_epochs"] > 0
     assert row["fit"]["shrink_every"] == 1
     assert "--shrink-every 1 --seeds 0 --rates 2" in row["command"]
+
+
+def test_bench_tune(tmp_path: Path) -> None:
+    arguments = ("--smoke", "--modes", "layer-wise", "--out", "bench")
+    first = run(script("bench_tune"), *arguments, cwd=tmp_path)
+    rows = json.loads((tmp_path / "bench" / "rows.json").read_text())
+    assert [(row["sampler"], row["trials"]) for row in rows] == [("gp", 12), ("random", 12)]
+    for row in rows:
+        assert 0 <= row["hypervolume"]["10"] <= row["hypervolume"]["12"]
+    assert first.splitlines()[-1].startswith("| layer-wise, random | 1 | 12 |")
+
+
+@pytest.mark.skipif(
+    not shutil.which("initdb") or not importlib.util.find_spec("psycopg"), reason="no PostgreSQL server or driver here"
+)
+def test_tune_postgres(tmp_path: Path) -> None:
+    found = json.loads(run(script("tune_postgres"), "--smoke", "--out", "two", cwd=tmp_path))
+    assert (found["finished"], found["killed"], found["left_running_or_waiting"]) == (8, 1, 0)
+    assert found["retried_with_the_same_parameters"] == 1
 
 
 def test_kill_resume(tmp_path: Path) -> None:

@@ -194,9 +194,10 @@ def read_plan(path: Path, data_dir: str = "", device: str = "auto", threads: int
         document.get("space", {}),
         _compress(document.get("compress", {}), document.get("space", {}), path),
     )
-    layers, layer_wise = layer_sizes(fit, splits), bool(document.get("layer_wise", False))
+    layer_wise = bool(document.get("layer_wise", False))
     finetuned = "finetune" in compress or "finetune" in space.get("compress", {})
     before = read_before(space["fit"]) if "fit" in space else BEFORE[fit.prior]
+    layers = layer_sizes(fit, splits) if layer_wise or "compress" not in space else {}
     after = (
         read_after(space["compress"], layers, finetuned, layer_wise)
         if "compress" in space

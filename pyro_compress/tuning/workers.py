@@ -45,7 +45,7 @@ from pyro_compress.types import Splits
 POLL_SECONDS = 0.5
 """Between two looks at trials of others that are still running."""
 NAMELESS_SECONDS = 300.0
-"""A running trial that never got a worker's name is taken for lost after this time."""
+"""A running trial that never got a worker's name is taken for lost after this time, or when nobody else is there."""
 HOPELESS = 5
 """Trials after which a study whose every trial failed is given up."""
 OnTrial = Callable[[int, FrozenTrial], None]
@@ -135,15 +135,25 @@ def _dead(work: Work, own: str, trial: FrozenTrial) -> bool:
     """Whether a running trial will never be told; asked between two trials, when none of this worker runs."""
     name = trial.user_attrs.get("worker")
     if name is None:
-        started = trial.datetime_start
-        return started is not None and (datetime.now(UTC) - started.astimezone(UTC)).total_seconds() > NAMELESS_SECONDS
+        started = trial.datetime_start or datetime.now(UTC)
+        old = (datetime.now(UTC) - started.astimezone(UTC)).total_seconds() > NAMELESS_SECONDS
+        return old or (not work.url and _alone(work, own))
     place, _, number = name.rpartition("/")
     if name == own:
         return True
     if place != own.rpartition("/")[0]:
         return False  # elsewhere: the data base's own clock decides
+    return _free(work, number)
+
+
+def _free(work: Work, number: str) -> bool:
     with (work.out / "workers" / f"{number}.lock").open("w") as file:
         return _taken(file)
+
+
+def _alone(work: Work, own: str) -> bool:
+    """Whether no other worker of this folder lives."""
+    return all(path.stem == own or _free(work, path.stem) for path in (work.out / "workers").glob("*.lock"))
 
 
 def revive(work: Work, study: Study, own: str) -> None:
@@ -220,11 +230,11 @@ def open_fit(plan: Plan, trials: list[FrozenTrial], runs: Path) -> dict[str, Any
 
 def _objective(work: Work, study: Study, trial: Trial, name: str, of: tuple[int, float]) -> float | list[float]:
     epochs, wanted = of
-    trial.set_user_attr("worker", name)
-    if sum(other.number < trial.number for other in _alive(study.get_trials(deepcopy=False))) >= wanted:
-        raise _Surplus
-    params = suggested(trial, work.plan.space)
     try:
+        trial.set_user_attr("worker", name)
+        if sum(other.number < trial.number for other in _alive(study.get_trials(deepcopy=False))) >= wanted:
+            raise _Surplus
+        params = suggested(trial, work.plan.space)
         point = point_of(work.plan, params, epochs, len(work.splits.train))
         trial.set_user_attr("fit", point.fit_hash)
         found = measure(point, work.splits, work.out)

@@ -1,0 +1,319 @@
+"""Searches on the embedded digits: spaces, fronts, reused fits, workers that end before their time, the outcome."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from optuna._hypervolume import compute_hypervolume
+
+from pyro_compress import cli
+from pyro_compress.compression import file
+from pyro_compress.compression.prune import masks_at
+from pyro_compress.compression.search import to_module
+from pyro_compress.metrics import evaluate
+from pyro_compress.study import config_hash
+from pyro_compress.tuning.front import hypervolume, on_front
+from pyro_compress.tuning.plan import point_of, read_plan
+from pyro_compress.tuning.storage import SAMPLERS, open_storage, quietly
+from pyro_compress.tuning.workers import Work, begin, run_worker
+from pyro_compress.types import Splits
+
+HEAD = """
+name = "small"
+sampler = "random"
+trials = 6
+"""
+FIT = """
+[fit]
+data = "digits"
+prior = "log-uniform"
+hidden = [8]
+epochs = 3
+"""
+ONE_FIT = FIT + "[space.fit]\n"
+
+
+def written(folder: Path, head: str = HEAD, tail: str = ONE_FIT) -> Path:
+    path = folder / "study.toml"
+    path.write_text(head + tail)
+    return path
+
+
+def invoke(command: str, *arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.main, [command, *map(str, arguments), "--device", "cpu", "--threads", "1"])
+
+
+def trials_of(out: Path, name: str = "small") -> list[optuna.trial.FrozenTrial]:
+    with quietly():
+        return optuna.load_study(study_name=name, storage=open_storage(out)).get_trials()
+
+
+def completed(out: Path) -> list[optuna.trial.FrozenTrial]:
+    return [trial for trial in trials_of(out) if trial.state == optuna.trial.TrialState.COMPLETE]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_front_and_hypervolume(seed: int) -> None:
+    points = np.random.default_rng(seed).integers(0, 9, (30, 2)).astype(float)
+    pairs = [(float(a), float(b)) for a, b in points]
+    dominated = [any((q <= p).all() and (q < p).any() for q in points) for p in points]
+    assert {pairs[i] for i in on_front(pairs)} == {p for p, worse in zip(pairs, dominated, strict=True) if not worse}
+    reference = (7.0, 6.0)
+    below = points[(points < reference).all(1)]
+    assert hypervolume(pairs, reference) == pytest.approx(compute_hypervolume(below, np.array(reference)))
+
+
+def test_one_share_per_layer() -> None:
+    scores = {"a": torch.rand(20, 30), "b": torch.rand(10, 20)}
+    masks = masks_at(scores, {"a": 0.9, "b": 0.25})
+    for name, removed in (("a", 540), ("b", 50)):
+        assert int((~masks[name]).sum()) == removed
+        assert scores[name][~masks[name]].max() < scores[name][masks[name]].min()
+    with pytest.raises(ValueError, match="give one for each of a, b"):
+        masks_at(scores, {"a": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("head", "tail", "told"),
+    [
+        ("colour = 1\n", FIT, "unknown key colour"),
+        ('objective = "small"\n', FIT, "unknown objective"),
+        ('objective = "bytes-at-error"\n', FIT, "bound 0"),
+        ("fidelities = [8, 2]\n", FIT, "fewest first"),
+        ("trials = 0\n", FIT, "give a budget"),
+        ("compressions-per-fit = 0\n", FIT, "compressions-per-fit|per-fit"),
+        ("", FIT + "[space.fit]\nepochs = {low = 1, high = 2}\n", "no option to search"),
+        ("", FIT + "[space.fit]\nlr = 3\n", "give {low"),
+        ("", FIT + "[space.fit]\nlr = {low = 0.0, high = 1.0, log = true}\n", "no range"),
+        ("", FIT + "[space.compress]\nrate = {low = 1, high = 2}\n", "without finetune"),
+        ("", FIT + "[space.compress]\nkept = {low = 0.5, high = 1.5}\n", "up to 1"),
+        ("", FIT + "[space.compress]\ncoarseness = {low = 0.5, high = 1.5}\n", "stands nowhere"),
+        ("", FIT + "[compress]\nrate = 1\n", "does not go with this study"),
+    ],
+)
+def test_refused_studies(head: str, tail: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=told):
+        read_plan(written(tmp_path, head, tail))
+
+
+def test_points(tmp_path: Path) -> None:
+    tail = ONE_FIT + "prior-options = {scale = {low = 0.1, high = 1.0}}\n[space.compress]\nkept = [0.5]\nstep = [1.0]\n"
+    tail = tail.replace("log-uniform", "gaussian") + "[compress]\nfinetune = 1\n"
+    plan, splits = read_plan(written(tmp_path, "layer-wise = true\n", tail))
+    names = [p.name for p in plan.space]
+    layers = [name.removeprefix("compress.kept.") for name in names if "kept" in name]
+    assert len(layers) == 2
+    params = {"fit.prior_options.scale": 0.25, "compress.step": 0.5} | {f"compress.kept.{n}": 0.125 for n in layers}
+    assert names == [*list(params)[:1], *list(params)[2:], "compress.step"]
+    point = point_of(plan, params, 3, len(splits.train))
+    assert point.config.prior_options == {"scale": 0.25}
+    assert point.settings == {"finetune": 1, "step": 0.5, "sparsity": dict.fromkeys(layers, 0.875)}
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search with two fidelities, two fits at each and three compressions of each."""
+    folder = tmp_path_factory.mktemp("search")
+    head = 'name = "small"\nsampler = "gp"\ntrials = 6\nfidelities = [2, 5]\ncheap-trials = 6\npromote = 1\n'
+    study = written(folder, head + "compressions-per-fit = 3\n", FIT.replace("epochs = 3\n", ""))
+    result = invoke("tune", study, "--out", folder / "out", "--json")
+    assert result.exit_code == 0, result.output
+    (folder / "outcome.json").write_text(result.stdout)
+    return folder
+
+
+def test_a_fit_serves_many_trials(searched: Path) -> None:
+    out = searched / "out"
+    for name in ("small", "small, 2 epochs"):
+        fits = [trial.user_attrs["fit"] for trial in trials_of(out, name)]
+        assert len(fits) == 6
+        assert all(fits.count(fit) == 3 for fit in fits)
+    runs = [path for path in (out / "runs").iterdir() if path.is_dir()]
+    assert len(runs) == 4
+    assert len(list((out / "files").iterdir())) == 12
+
+
+def test_the_next_fidelity_starts_with_the_front(searched: Path) -> None:
+    cheap, full = (trials_of(searched / "out", name) for name in ("small, 2 epochs", "small"))
+    front = on_front([(t.user_attrs["error"], t.user_attrs["bytes"]) for t in cheap])
+    promoted = [t.params for t in full if "fixed_params" in t.system_attrs]
+    assert promoted
+    assert all(params in [cheap[i].params for i in front] for params in promoted)
+    assert len({params["fit.lr"] for params in promoted}) == 1
+
+
+def test_outcome(searched: Path, digits: Splits) -> None:
+    out = searched / "out"
+    outcome = json.loads((searched / "outcome.json").read_text())
+    assert (outcome["finished"], outcome["failed"]) == (6, 0)
+    with (out / "trials.csv").open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row["epochs"] == "5"]
+    points = [(float(row["error"]), int(row["bytes"])) for row in rows]
+    assert [m["trial"] for m in outcome["front"]] == [int(rows[i]["trial"]) for i in on_front(points)]
+    for member in outcome["front"]:
+        path = out / "pareto" / f"{member['trial']}.pcn"
+        assert path.stat().st_size == member["bytes"]
+        module = to_module(file.read(path))
+        assert evaluate(module, digits, "validation").accuracy == pytest.approx(1 - member["validation_error"])
+        assert evaluate(module, digits, "test").accuracy == pytest.approx(1 - member["test_error"])
+    assert {path.stem for path in (out / "pareto").iterdir()} == {str(m["trial"]) for m in outcome["front"]}
+    assert sum(outcome["importances"].values()) == pytest.approx(1)
+    assert (out / "front.png").read_bytes()[:4] == b"\x89PNG"
+    assert len((out / "pareto.md").read_text().splitlines()) == 2 + len(outcome["front"])
+
+
+def test_best_configuration_makes_the_same_file(searched: Path, tmp_path: Path) -> None:
+    best = searched / "out" / "best.toml"
+    fit = invoke("fit", "--config", best, "--out", tmp_path / "run")
+    assert fit.exit_code == 0, fit.output
+    compressed = invoke("compress", tmp_path / "run", "--config", best)
+    assert compressed.exit_code == 0, compressed.output
+    chosen = json.loads((searched / "outcome.json").read_text())["best"]
+    made = (tmp_path / "run" / "network.pcn").read_bytes()
+    assert made == (searched / "out" / "pareto" / f"{chosen['trial']}.pcn").read_bytes()
+
+
+def test_the_test_split_is_read_once(searched: Path) -> None:
+    path = searched / "out" / "pareto.json"
+    members = json.loads(path.read_text())
+    path.write_text(json.dumps([member | {"test_error": 0.125} for member in members]))
+    result = invoke("tune", searched / "study.toml", "--out", searched / "out", "--resume", "--json")
+    assert result.exit_code == 0, result.output
+    assert {member["test_error"] for member in json.loads(result.stdout)["front"]} == {0.125}
+    path.write_text(json.dumps(members))
+
+
+def test_layer_wise_and_finetuned(tmp_path: Path) -> None:
+    tail = ONE_FIT + "[compress]\nfinetune = 1\nmasked-epochs = 1\n"
+    study = written(tmp_path, HEAD.replace("6", "2") + "layer-wise = true\n", tail)
+    assert invoke("tune", study, "--out", tmp_path / "out").exit_code == 0
+    best = tomllib.loads((tmp_path / "out" / "best.toml").read_text())
+    assert len(best["compress"]["sparsity"]) == 2
+    (run,) = [path for path in (tmp_path / "out" / "runs").iterdir() if path.is_dir()]
+    compressed = invoke("compress", run, "--config", tmp_path / "out" / "best.toml", "--json")
+    assert compressed.exit_code == 0, compressed.output
+    assert json.loads(compressed.stdout)["file_bytes"] in [t.user_attrs["bytes"] for t in completed(tmp_path / "out")]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "objective", "bound"),
+    [(name, *(("bytes-at-error", 0.6), ("error-at-bytes", 200))[index % 2]) for index, name in enumerate(SAMPLERS)],
+)
+def test_bounded_objectives(sampler: str, objective: str, bound: float, searched: Path, tmp_path: Path) -> None:
+    head = f'name = "small"\ntrials = 12\nsampler = "{sampler}"\nobjective = "{objective}"\nbound = {bound}\n'
+    study = written(tmp_path, head)
+    out = searched.parent / "bounded"  # the fit is the same for all
+    (tmp_path / "out").mkdir()
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "out" / "runs").symlink_to(out / "runs")
+    result = invoke("tune", study, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    points = [(t.user_attrs["error"], t.user_attrs["bytes"]) for t in completed(tmp_path / "out")]
+    assert len(points) == 12
+    by_size = objective == "error-at-bytes"
+    inside = [(p[0] if by_size else p[1]) for p in points if p[by_size] <= bound]
+    best = json.loads(result.stdout)["best"]
+    assert (best is None) == (not inside)
+    if best:
+        assert best["validation_error" if by_size else "bytes"] == pytest.approx(min(inside))
+
+
+def test_failures_count_and_are_told(tmp_path: Path) -> None:
+    study = written(tmp_path, HEAD.replace("6", "8"), ONE_FIT + "init-scale = [0.01, -1.0]\n")
+    result = invoke("tune", study, "--out", tmp_path / "out", "--json")
+    outcome = json.loads(result.stdout)
+    assert outcome["finished"] == 8
+    assert 0 < outcome["failed"] < 8
+    assert "it must be positive" in (tmp_path / "out" / "trials.csv").read_text()
+    hopeless = written(tmp_path, HEAD.replace("small", "hopeless"), ONE_FIT + "init-scale = [-1.0]\n")
+    result = invoke("tune", hopeless, "--out", tmp_path / "hopeless")
+    assert result.exit_code == 1
+    assert "each of 5 trials failed" in result.output
+
+
+def test_what_may_change_while_a_study_goes_on(searched: Path, tmp_path: Path) -> None:
+    study, out = searched / "study.toml", searched / "out"
+    assert "go on with --resume" in invoke("tune", study, "--out", out).output
+    assert "no study 'small' to go on with" in invoke("tune", study, "--out", tmp_path / "new", "--resume").output
+    other = written(tmp_path, study.read_text().replace("hidden = [8]", "hidden = [9]"), "")
+    assert "was begun with another fit" in invoke("tune", other, "--out", out, "--resume").output
+
+
+def interrupted(work: Work) -> None:
+    """Ctrl-C in the middle of the third trial."""
+    told = []
+
+    def note(epochs: int, trial: optuna.trial.FrozenTrial) -> None:
+        told.append(trial.number)
+        if len(told) == 2:
+            signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
+            signal.setitimer(signal.ITIMER_REAL, 0.15)
+
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_worker(Work(work.plan, work.splits, work.out, on_trial=note))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_interrupted_and_resumed(tmp_path: Path) -> None:
+    space = FIT.replace("epochs = 3", "epochs = 8") + "[space.fit]\nseed = {low = 0, high = 1000}\n"
+    study = written(tmp_path, HEAD + "compressions-per-fit = 1\n", space)  # a fit per trial: the signal meets one
+    out = tmp_path / "out"
+    work = Work(*read_plan(study, device="cpu", threads=1), out)
+    begin(work)
+    interrupted(work)
+    before = {path: path.read_bytes() for path in (out / "files").iterdir()}
+    assert 2 <= len(before) < 6
+    result = invoke("tune", study, "--out", out, "--resume", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["finished"] == 6
+    found = trials_of(out)
+    assert all(trial.state.is_finished() for trial in found)
+    assert len(completed(out)) == 6
+    for trial in found:  # whatever the interrupt broke off was made again
+        if trial.state == optuna.trial.TrialState.FAIL:
+            assert any(trial.params.items() <= other.params.items() for other in completed(out))
+    assert len(list((out / "files").iterdir())) == 6
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_killed_workers_trial_is_made_again(tmp_path: Path) -> None:
+    space = FIT.replace("epochs = 3", "epochs = 16") + "[space.fit]\nseed = {low = 0, high = 1000}\n"
+    study = written(tmp_path, HEAD.replace("6", "3") + "compressions-per-fit = 1\n", space)
+    out = tmp_path / "out"
+    work = Work(*read_plan(study, device="cpu", threads=1), out)
+    begin(work)
+    command = [sys.executable, "-m", "pyro_compress", "tune", str(study), "--out", str(out), "--worker"]
+    worker = subprocess.Popen([*command, "--device", "cpu", "--threads", "1"], stderr=subprocess.DEVNULL)
+    busy: list[optuna.trial.FrozenTrial] = []
+    while not busy:
+        assert worker.poll() is None
+        time.sleep(0.05)
+        running = [t for t in trials_of(out) if not t.state.is_finished() and "fit" in t.user_attrs]
+        busy = [t for t in running if not (out / "runs" / t.user_attrs["fit"]).is_dir()]
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    run_worker(work)
+    lost = trials_of(out)[busy[-1].number]
+    (again,) = [trial for trial in completed(out) if trial.user_attrs.get("retry_of") == lost.number]
+    assert lost.state == optuna.trial.TrialState.FAIL
+    assert again.params == lost.params
+    assert len(completed(out)) == 3
+    assert all(math.isfinite(value) for trial in completed(out) for value in trial.values)
+    hashes = {config_hash(point_of(work.plan, t.params, 16, len(work.splits.train)).config) for t in completed(out)}
+    assert {path.name for path in (out / "runs").iterdir() if path.is_dir()} == hashes
