@@ -13,8 +13,10 @@ from torch import nn
 
 from pyro_compress import cli
 from pyro_compress.baselines import point_posterior
+from pyro_compress.compression import file
+from pyro_compress.compression.search import compress
 from pyro_compress.data import load_splits
-from pyro_compress.graph import capture
+from pyro_compress.graph import batch_statistics, capture
 from pyro_compress.laplace import laplace
 from pyro_compress.nets import build_net
 from pyro_compress.run import load_run
@@ -107,6 +109,21 @@ def test_laplace_of_a_convolutional_network_with_batch_norm() -> None:
         (layer.std > 0).all() and (layer.std <= prior[name] + 1e-6).all() for name, layer in found.layers.items()
     )
     assert found.criterion == "snr"
+
+
+def test_pruned_networks_get_new_statistics_of_batch_norm() -> None:
+    """Those of the file are what its own batch norm sees of the training set."""
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+    net[1].bias.data += 1
+    data = Data(torch.randn(300, 1, 4, 4) + 1, torch.arange(300) % 2)
+    splits = Splits(data, data, data, ("a", "b"))
+    state = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    trained = point_posterior(capture(net, (1, 4, 4)), state, {})
+    network, _ = compress(trained, splits, sparsity=0.4)
+    tensors = {name: torch.from_numpy(file.dense(tensor)) for name, tensor in network.tensors.items()}
+    for name, wanted in batch_statistics(network.graph, tensors, data.x).items():
+        assert not torch.allclose(wanted, state[name][: len(wanted)], atol=0.1)
+        assert torch.allclose(tensors[name], wanted, atol=1e-4)
 
 
 class Evil:

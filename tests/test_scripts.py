@@ -120,6 +120,19 @@ def test_study_document(tmp_path: Path) -> None:
     assert document.read_text() == again
 
 
+def test_networks_end_to_end(tmp_path: Path) -> None:
+    document = tmp_path / "d.md"
+    document.write_text("before\n<!-- table networks -->\nold\n<!-- end -->\nafter\n")
+    run(script("networks_end_to_end"), "--smoke", "--json", "rows.json", "--document", str(document), cwd=tmp_path)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["posterior"], row["finetune_epochs"]) for row in rows["post-training"]] == [
+        ("laplace", 0), ("svi", 0), ("svi", 1)
+    ]  # fmt: skip
+    assert rows["networks"][0]["onnx_difference"] < 1e-4
+    assert document.read_text().startswith("before\n<!-- table networks -->\n\n| network | parameters |")
+    assert document.read_text().endswith("<!-- end -->\nafter\n")
+
+
 def test_compare_coders(tmp_path: Path) -> None:
     script = next(path for path in SCRIPTS if path.stem == "compare_coders")
     lines = run(script, "--smoke", cwd=tmp_path).splitlines()
