@@ -29,7 +29,7 @@ CRITERIA = names_in("compression/prune.py", "CRITERIA")
     "--tolerance",
     type=float,
     default=0.005,
-    help="Validation accuracy that may be lost (0.005: half a point).",
+    help="Validation accuracy that may be lost (0.005: half a point); regression: share by which the RMSE may grow.",
 )
 @click.option(
     "--nll-tolerance",
@@ -40,7 +40,7 @@ CRITERIA = names_in("compression/prune.py", "CRITERIA")
 )
 @click.option(
     "--target-error", type=click.FloatRange(0, 1), default=None, metavar="SHARE",
-    help="Validation error that may be reached (0.02: two points), instead of a tolerance.",
+    help="Validation error that may be reached (0.02: two points; regression: RMSE / spread), instead of a tolerance.",
 )  # fmt: skip
 @click.option(
     "--max-bytes", type=click.IntRange(1), default=None,

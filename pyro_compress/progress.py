@@ -68,7 +68,7 @@ class Progress:
 
         Raises:
             Interrupted: a signal came, and the checkpoint was written.
-        Diverged: the state is not finite; it is not written.
+            Diverged: the state is not finite; it is not written.
         """
         last = self.feed.position == self.feed.batches
         self.keeper.after_step(len(self.history) + 1 if last else 0, lambda: self._taken(phase, tensors(), step))
