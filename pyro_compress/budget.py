@@ -28,17 +28,21 @@ def copies(config: FitConfig) -> int:
 
 
 def activations(net: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Values that one example becomes on its way through a network."""
+    """Values that one example becomes on its way through a network, itself included."""
     sizes = [math.prod(input_shape)]
-    leaves = [module for module in net.modules() if not list(module.children())]
+    modes = [(module, module.training) for module in net.modules()]
+    leaves = [module for module, _ in modes if not list(module.children())]
     hooks = [leaf.register_forward_hook(lambda m, args, out: sizes.append(out.numel())) for leaf in leaves]
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, *input_shape))
+    except (RuntimeError, ValueError, AttributeError):
+        pass  # whatever is wrong with the network, capturing it says so
     finally:
         for hook in hooks:
             hook.remove()
-        net.train()
+        for module, mode in modes:
+            module.training = mode
     return sum(sizes)
 
 

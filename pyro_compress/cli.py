@@ -33,7 +33,7 @@ def main() -> None:
     "--data",
     default=None,
     metavar="NAME",
-    help="Data set or .npz file; the default is what it was fitted on.",
+    help="Data set, .npz file or table; the default is what it was fitted on.",
 )
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as one JSON object and nothing else.")

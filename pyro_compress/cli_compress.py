@@ -81,7 +81,7 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     "--tolerance",
     type=float,
     default=0.005,
-    help="Validation accuracy that may be lost (0.005: half a point).",
+    help="Validation accuracy that may be lost (0.005: half a point); regression: share by which the RMSE may grow.",
 )
 @click.option(
     "--nll-tolerance",
@@ -92,7 +92,7 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
 )
 @click.option(
     "--target-error", type=click.FloatRange(0, 1), default=None, metavar="SHARE",
-    help="Validation error that may be reached (0.02: two points), instead of a tolerance.",
+    help="Validation error that may be reached (0.02: two points; regression: RMSE / spread), instead of a tolerance.",
 )  # fmt: skip
 @click.option(
     "--max-bytes", type=click.IntRange(1), default=None,

@@ -30,6 +30,7 @@ from torch import nn
 
 from pyro_compress.budget import check_memory
 from pyro_compress.checkpoint import Keeper, stops_on_signals
+from pyro_compress.compression.file import write_atomically
 from pyro_compress.config import config_toml, read_config, resolve
 from pyro_compress.data import load_splits
 from pyro_compress.graph import graph_of
@@ -110,7 +111,7 @@ def fit_run(
         frames = _frames(folder, config) if keeping.snapshots else None
         rewinds = stored_rewinds(folder) if keeping.resume else []
         while True:
-            (folder / "config.toml").write_text(config_toml(config, splits, rewinds))
+            write_atomically(folder / "config.toml", config_toml(config, splits, rewinds).encode())
             try:
                 posterior, guide = _fit_noted(net, splits, config, on_epoch, _Kept(keeper, frames, keeping.log))
                 break

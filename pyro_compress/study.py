@@ -171,11 +171,11 @@ def _sparsities(values: Any, path: Path) -> tuple[float, ...]:
 
 def _options(table: dict[str, Any], path: Path) -> dict[str, Any]:
     options = {key.replace("-", "_"): value for key, value in table.items()}
-    reserved = ("data", "net", "seed", "prune_to", "task", "target")  # a study's tables speak of accuracy
+    reserved = ("data", "net", "seed", "prune_to", "task")  # a study's tables speak of accuracy
     allowed = [f.name for f in fields(FitConfig) if f.name not in reserved]
     if unknown := sorted(set(options) - set(allowed)):
         raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(allowed)}")
-    return options | {key: tuple(options[key]) for key in ("hidden", "keep") if key in options}
+    return options | {key: tuple(options[key]) for key in ("hidden", "keep", "target") if key in options}
 
 
 def _method(table: dict[str, Any], shared: dict[str, Any], sparsities: tuple[float, ...], path: Path) -> Method:

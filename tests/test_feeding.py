@@ -325,6 +325,13 @@ def test_workers_read_ahead_in_order_and_start_anywhere(tmp_path: Path) -> None:
     folder = str(arrays(tmp_path / "data"))
     held, left = (load_splits(folder, reading=Reading(in_memory_mib=size, workers=1)) for size in (10, 0))
     before = torch.get_rng_state()
+    feeds = [Feed(one.train, 10, torch.Generator().manual_seed(2)) for one in (held, left)]
+    for feed in feeds:
+        next(feed.epoch())  # left in the middle, with minibatches under way
+    again = Feed(left.train, 10, torch.Generator())
+    again.restore(feeds[1].tensors(), feeds[1].position)
+    for (_, ours, _), (_, theirs, _) in zip(again.epoch(), feeds[0].epoch(), strict=True):
+        assert torch.equal(ours, theirs)
     for ours, theirs in zip(minibatches(left), minibatches(held), strict=True):
         assert torch.equal(ours, theirs)
     assert torch.equal(before, torch.get_rng_state())

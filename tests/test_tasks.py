@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from click.testing import CliRunner
@@ -12,9 +13,16 @@ from torch import nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
 
 from pyro_compress.baselines import fit_baseline
+from pyro_compress.bayes.capture import capture_graph, set_scalars
+from pyro_compress.bayes.elbo import build_objective
 from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
-from pyro_compress.bayes.model import LIKELIHOODS
+from pyro_compress.bayes.guides import build_guide, starts_of
+from pyro_compress.bayes.layers import bayesianize
+from pyro_compress.bayes.model import LIKELIHOODS, Likelihood, Model
+from pyro_compress.bayes.noise import lift_noise
+from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.bayes.step import Rule, State, tuned_parameters
 from pyro_compress.cli import main
 from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.search import compress
@@ -177,3 +185,35 @@ def test_a_table_goes_through_every_command(tmp_path: Path) -> None:
     assert [column["name"] for column in kept["input"]["columns"]][-1] == "ward"
     assert kept["targets"][0]["std"] == pytest.approx(77, rel=0.1)
     ran("export", tmp_path / "n.pcn", "--out", tmp_path / "folder")
+
+
+@pytest.mark.parametrize("case", ["regression", "weighted classes"])
+def test_the_captured_step_has_the_eager_gradients(case: str) -> None:
+    """First moments of one captured step (0.1 × gradient) against autograd, the noise's among them."""
+    torch.manual_seed(0)
+    x = torch.randn(12, 3)
+    if case == "regression":
+        likelihood, y = Likelihood("regression", 120, 0.7), torch.randn(12, 2)
+    else:
+        likelihood, y = Likelihood("classification", 120, weights=torch.tensor([0.5, 1.5])), torch.arange(12) % 2
+    plain = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    weights = {name: tensor.detach() for name, tensor in plain.state_dict().items()}
+    model = Model(bayes := bayesianize(plain, PRIORS["gaussian"]), likelihood)
+    with pyro.validation_enabled(False):
+        guide = build_guide("mean-field", model, starts_of(bayes, weights, None), None, (x, y))
+        objective = build_objective(model, guide, "weight", 1)
+        tuned = tuned_parameters(objective, 1e-3, 1e-2, 1e-2)
+        torch.manual_seed(1)
+        objective(x, y, 0.5)[0].backward()
+        state, scalars = State.of(objective, tuned), (torch.zeros(()), torch.zeros(()), torch.zeros(()))
+        graph = capture_graph(objective, tuned, Rule(), state, scalars, x, y)
+        noise = lift_noise(graph, x.device)
+        set_scalars(scalars, 1, 0.5, 0.0)
+        torch.manual_seed(1)
+        noise.fill_reference()
+        with torch.no_grad():
+            inputs = (state.parameters, state.first, state.second, state.buffers, scalars)
+            graph(*inputs, x, y, noise.normal, noise.coin)
+    assert any("log_noise" in t.name for t in tuned) == (case == "regression")
+    for got, t in zip(state.first, tuned, strict=True):
+        assert torch.allclose(got * 10, t.parameter.grad, rtol=1e-4, atol=1e-5)
