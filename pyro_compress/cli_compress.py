@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pyro_compress.cli_options import data_options, device_options, names_in, one_line_errors
+from pyro_compress.cli_options import Widths, data_options, device_options, names_in, one_line_errors
 from pyro_compress.console import report_text, trial_printer, tune_printer
 
 CRITERIA = names_in("compression/prune.py", "CRITERIA")
@@ -45,6 +45,14 @@ CRITERIA = names_in("compression/prune.py", "CRITERIA")
 @click.option(
     "--max-bytes", type=click.IntRange(1), default=None,
     help="Largest file; the best that fits, instead of a tolerance.",
+)  # fmt: skip
+@click.option(
+    "--bits", type=Widths(), default=None,
+    help="Bits per weight, sign included, one number or one per layer, instead of a search for the steps.",
+)  # fmt: skip
+@click.option(
+    "--bit-price", type=click.FloatRange(0), multiple=True, metavar="PRICE",
+    help="Round for a price per bit, by the posterior's spread; 0: to the nearest. Repeatable: the best is taken.",
 )  # fmt: skip
 @click.option(
     "--finetune", type=click.IntRange(1), default=None, metavar="EPOCHS",
@@ -97,12 +105,15 @@ def search_options(options: dict[str, Any], quiet: bool) -> Iterator[dict[str, A
     if len(several := [name for name in given if options[name] is not None]) > 1:
         raise ValueError(f"{' and '.join(several)} exclude each other: give one of them")
     epochs, rate, teacher = (options.pop(name) for name in ("finetune", "rate", "teacher"))
+    bits, prices = (options.pop(name) for name in ("bits", "bit_price"))
     if epochs is None:
         if rate is not None or teacher is not None:
             raise ValueError("--rate and --teacher go with --finetune EPOCHS")
         with trial_printer(quiet) as on_trial:
-            yield options | {"on_trial": on_trial}
+            yield options | {"on_trial": on_trial, "bits": bits or (), "prices": prices or (0.0,)}
         return
+    if bits or prices:
+        raise ValueError("--bits and --bit-price go without --finetune, which chooses every integer itself")
     from pyro_compress.compression.finetune import FineTune
     from pyro_compress.compression.tuned import Teacher
     from pyro_compress.run import load_run
