@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from pyro_compress.cli_options import data_options, device_options, names_in, network_options, one_line_errors
+from pyro_compress.cli_options import (
+    Widths,
+    data_options,
+    device_options,
+    names_in,
+    network_options,
+    one_line_errors,
+)
 from pyro_compress.console import epoch_printer, report_text, trial_printer, tune_printer
 
 if TYPE_CHECKING:
@@ -97,6 +104,14 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
 @click.option(
     "--max-bytes", type=click.IntRange(1), default=None,
     help="Largest file; the best that fits, instead of a tolerance.",
+)  # fmt: skip
+@click.option(
+    "--bits", type=Widths(), default=None,
+    help="Bits per weight, sign included, one number or one per layer, instead of a search for the steps.",
+)  # fmt: skip
+@click.option(
+    "--bit-price", type=click.FloatRange(0), multiple=True, metavar="PRICE",
+    help="Round for a price per bit, by the posterior's spread; 0: to the nearest. Repeatable: the best is taken.",
 )  # fmt: skip
 @click.option(
     "--finetune", type=click.IntRange(1), default=None, metavar="EPOCHS",
@@ -217,15 +232,18 @@ def search_options(options: dict[str, Any], quiet: bool) -> Iterator[dict[str, A
         raise ValueError(f"{' and '.join(several)} exclude each other: give one of them")
     epochs, rate, teacher = (options.pop(name) for name in ("finetune", "rate", "teacher"))
     recipe = {field: value for name, field in RECIPE.items() if (value := options.pop(name)) is not None}
+    bits, prices = (options.pop(name) for name in ("bits", "bit_price"))
     if epochs is None:
         if rate is not None or teacher is not None or recipe:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in RECIPE)
             raise ValueError(f"--rate, --teacher, {names} go with --finetune EPOCHS")
         with trial_printer(quiet) as on_trial:
-            yield options | {"on_trial": on_trial}
+            yield options | {"on_trial": on_trial, "bits": bits or (), "prices": prices or (0.0,)}
         return
     if options.pop("coarseness") is not None:
         raise ValueError("--coarseness goes without --finetune; fine-tuning has --step")
+    if bits or prices:
+        raise ValueError("--bits and --bit-price go without --finetune, which chooses every integer itself")
     from pyro_compress.compression.finetune import FineTune
     from pyro_compress.compression.tuned import Teacher
     from pyro_compress.run import load_run

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pyro_compress.cli_options import data_options, device_options, names_in, one_line_errors
+from pyro_compress.cli_options import Widths, data_options, device_options, names_in, one_line_errors
 from pyro_compress.console import epoch_printer
 
 PRIORS = names_in("bayes/priors.py", "PRIORS")
@@ -21,23 +21,6 @@ OPTIMIZERS = names_in("training.py", "OPTIMIZERS")
 SCHEDULES = names_in("training.py", "SCHEDULES")
 LOGS = names_in("live.py", "LOGS")
 PRUNING = names_in("sparse_training.py", "PRUNING")
-
-
-class Widths(click.ParamType):
-    """Comma-separated positive integers, or a TOML array of them."""
-
-    name = "n,n,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """`"500,500"` or `[500, 500]` -> `(500, 500)`."""
-        parts = value.split(",") if isinstance(value, str) else value
-        try:
-            widths = tuple(int(part) for part in parts)
-        except (TypeError, ValueError):
-            widths = ()
-        if not widths or min(widths) < 1:
-            self.fail(f"{value!r}: give positive widths separated by commas, like 500,500", param, ctx)
-        return widths
 
 
 class Option(click.ParamType):

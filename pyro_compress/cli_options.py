@@ -71,6 +71,23 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+class Widths(click.ParamType):
+    """Comma-separated positive integers, or a TOML array of them."""
+
+    name = "n,n,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """`"500,500"` or `[500, 500]` -> `(500, 500)`."""
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            widths = tuple(int(part) for part in parts)
+        except (TypeError, ValueError):
+            widths = ()
+        if not widths or min(widths) < 1:
+            self.fail(f"{value!r}: give positive widths separated by commas, like 500,500", param, ctx)
+        return widths
+
+
 def names_in(module: str, registry: str) -> tuple[str, ...]:
     """Keys of a registry (a dict literal) in a module of this package, without importing it."""
     source = (Path(__file__).parent / module).read_text(encoding="utf-8")

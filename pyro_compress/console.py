@@ -93,12 +93,21 @@ def report_text(report: Report, path: Path) -> str:
         f"parameters          {kept:,} of {total:,} kept ({100 * kept / total:.2f} %)",
         f"units               {'-'.join(map(str, report.units_before))} -> {'-'.join(map(str, report.units_kept))}",
         f"bits per kept weight {report.bits_per_kept_weight:.2f}",
+        *([f"as fixed point      {fixed}"] if (fixed := fixed_point_text(report)) else []),
         "",
         *(f"  {name:<18}{size:>10,} B" for name, size in report.sections_bytes.items()),
         "",
         f"{path}: {report.file_bytes:,} bytes; dense float32 {report.dense_bytes:,} bytes; {report.ratio:.1f}× smaller",
     ]
     return "\n".join(lines)
+
+
+def fixed_point_text(report: Report) -> str:
+    """What the posterior's variances alone would save, if there is a posterior."""
+    if min(report.fixed_point_bits, default=32) >= 32:
+        return ""
+    bits = "-".join(map(str, report.fixed_point_bits))
+    return f"{bits} bits a weight by the posterior's variances, {report.fixed_point_ratio:.1f}× (computed, no file)"
 
 
 def finetuning_text(report: Report) -> str:

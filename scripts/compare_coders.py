@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import zstandard
 
 from pyro_compress.compression import codec, file
 from pyro_compress.types import Quantized
@@ -22,6 +23,7 @@ XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "pb"
 PACKERS = {
     "zlib": lambda data: len(zlib.compress(data, 9)),
     "bzip2": lambda data: len(bz2.compress(data, 9)),
+    "zstd": lambda data: len(zstandard.ZstdCompressor(level=22).compress(data)),
     "xz": lambda data: len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=XZ)),
 }
 

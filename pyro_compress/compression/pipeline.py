@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 
 from pyro_compress.compression import file, runner
 from pyro_compress.compression.finetune import FineTune
+from pyro_compress.compression.fixed_point import fixed_point
+from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.tuned import compress_finetuned
 from pyro_compress.graph import Network, widths
@@ -42,6 +44,8 @@ class Report:
         file_bytes: size of the file.
         dense_bytes: size of the uncompressed network as float32.
         sections_bytes: bytes of each part of the file.
+        fixed_point_bits: bits per weight, layer by layer, as the posterior's variances have them.
+        fixed_point_ratio: what such a network would save, counted as Louizos et al. 2017 do.
         finetune_epochs: epochs of fine-tuning; 0 where the posterior, threshold and rounding did it alone.
         finetune_rate: price of a bit in it.
         teacher: network that was distilled into this one; empty for none.
@@ -61,6 +65,8 @@ class Report:
     file_bytes: int
     dense_bytes: int
     sections_bytes: dict[str, int]
+    fixed_point_bits: list[int] = field(default_factory=list)
+    fixed_point_ratio: float = 0.0
     finetune_epochs: int = 0
     finetune_rate: float = 0.0
     teacher: str = ""
@@ -154,8 +160,10 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
     total = network.meta["parameters_total"]
     size = os.path.getsize(path)
     first = posterior.removals[0] if posterior.removals else None
+    criterion = network.meta["criterion"]
+    fixed = fixed_point(posterior, masks_at(scores(posterior, criterion), sparsity), criterion.startswith("group-"))
     return Report(
-        criterion=network.meta["criterion"],
+        criterion=criterion,
         sparsity=sparsity,
         validation_before=evaluate(before, splits, "validation", noise=posterior.noise),
         validation_after=evaluate(after, splits, "validation", noise=network.noise),
@@ -169,6 +177,8 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
         file_bytes=size,
         dense_bytes=4 * total,
         sections_bytes=sections,
+        fixed_point_bits=fixed.bits,
+        fixed_point_ratio=fixed.reduced,
         finetune_epochs=network.meta.get("finetune_epochs", 0),
         finetune_rate=network.meta.get("rate", 0.0),
         teacher=network.meta.get("teacher", ""),

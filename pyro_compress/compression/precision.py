@@ -29,6 +29,13 @@ def step_size(layer: LayerPosterior, kept: Tensor, coarseness: float) -> float:
     return float(np.float32(max(coarseness * typical, float(values.abs().max()) / MAX_CODE)))
 
 
+def bits_step(layer: LayerPosterior, kept: Tensor, bits: int) -> float:
+    """Step at which the largest kept weight is the largest integer of so many bits, sign included."""
+    values = layer.mean[kept]
+    largest = float(values.abs().max()) if len(values) else 0.0
+    return float(np.float32(largest / (2 ** (bits - 1) - 1))) if largest else 1.0
+
+
 def snapped(step: float) -> float:
     """The nearest power of 2^(1/4), which takes one byte in a file."""
     return quarter_power(nearest_exponent(step))

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from pyro_compress.compression import file
-from pyro_compress.compression.precision import bias_step, quantize, rounded, step_size
+from pyro_compress.compression.precision import bias_step, quantize
 from pyro_compress.compression.prune import Sparsity, masks_at, removed_share, scores
+from pyro_compress.compression.rounding import Grid, check_bits, rounded_weights
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.compression.target import (
     NLL_PER_ACCURACY,
@@ -59,22 +60,22 @@ class _Search:
     def masks(self, sparsity: Sparsity) -> Masks:
         return masks_at(self.scores, sparsity)
 
-    def candidate(self, masks: Masks, coarseness: float | None, levels: int) -> Compressed:
-        """Mask, round, shrink; a coarseness of None keeps float32."""
-        tensors, steps = dict(self.posterior.dense), dict[str, float]()
-        for name, layer in self.posterior.layers.items():
-            tensors[name] = torch.where(masks[name], layer.mean, 0.0)
-            if coarseness is not None:
-                steps[name] = step_size(layer, masks[name], coarseness)
-                tensors[name] = rounded(tensors[name], steps[name])
-        tensors |= self.statistics(tensors)
-        graph, small = shrink(self.posterior.graph, tensors)
+    def candidate(self, masks: Masks, grid: Grid | None, levels: int) -> Compressed:
+        """Mask, round, shrink; a grid of None keeps float32."""
+        layers = self.posterior.layers
+        if grid is None:
+            weights = {name: torch.where(masks[name], layer.mean, 0.0) for name, layer in layers.items()}
+            steps = dict[str, float]()
+        else:
+            weights, steps = rounded_weights(self.posterior, masks, grid)
+        tensors = self.posterior.dense | weights
+        graph, small = shrink(self.posterior.graph, tensors | self.statistics(tensors))
         biases = {n.parameters["bias"] for n in graph.nodes if n.op in WEIGHTED and "bias" in n.parameters}
         packed: dict[str, Quantized | np.ndarray] = {}
         for name, tensor in small.items():
             if name in steps:
                 packed[name] = quantize(tensor, steps[name])
-            elif coarseness is not None and name in biases:
+            elif grid is not None and name in biases:
                 packed[name] = quantize(tensor, bias_step(tensor, levels))
             else:
                 packed[name] = tensor.numpy()
@@ -90,12 +91,12 @@ class _Search:
         module = to_module(network).to(self.device)
         return evaluate(module, self.splits, "validation", self.device, network.noise)
 
-    def trial(self, sparsity: Sparsity, coarseness: float) -> tuple[Trial, Quality]:
+    def trial(self, sparsity: Sparsity, grid: Grid) -> tuple[Trial, Quality]:
         """Size and scores of one candidate, told to whoever draws the curve."""
         masks = self.masks(sparsity)
-        network = self.candidate(masks, coarseness, BIAS_LEVELS[0])
+        network = self.candidate(masks, grid, BIAS_LEVELS[0])
         size, scored = len(file.dumps(network, in_context=False)[0]), self.scores_of(network)
-        trial = Trial(removed_share(masks), coarseness, 0.0, size, scored.error, scored.nll_nats)
+        trial = Trial(removed_share(masks), grid.coarseness, grid.price, size, scored.error, scored.nll_nats)
         self.on_candidate(trial)
         return trial, scored
 
@@ -121,6 +122,8 @@ def compress(
     target_error: float | None = None,
     max_bytes: int | None = None,
     coarseness: float | None = None,
+    bits: tuple[int, ...] = (),
+    prices: tuple[float, ...] = (0.0,),
     reference: Posterior | None = None,
     device: str = "cpu",
     on_trial: OnTrial = lambda done, total: None,
@@ -142,6 +145,8 @@ def compress(
         max_bytes: largest size of the file, instead of a tolerance.
         coarseness: step of the weights, in units of the root mean square of what a layer keeps, where the sparsity is
             given; None takes the coarsest that costs next to nothing.
+        bits: bits per integer, sign included, one number or one per layer; empty looks for the best steps.
+        prices: of a bit in rounding, to be tried in turn (`compression.rounding.cheapest`); 0 rounds to the nearest.
         reference: what the tolerance counts against; the uncompressed posterior mean if None.
         device: where candidates are evaluated.
         on_trial: progress, called with (done, total).
@@ -164,21 +169,23 @@ def compress(
         >>> round(removed, 2)
         0.5
     """
-    if coarseness is not None and (sparsity is None or not coarseness > 0):
-        raise ValueError(f"coarseness {coarseness}: it must be positive, and goes with a sparsity")
+    if coarseness is not None and (sparsity is None or bits or not coarseness > 0):
+        raise ValueError(f"coarseness {coarseness}: it must be positive, and goes with a sparsity, without bits")
     search = _Search(posterior, splits, criterion or posterior.criterion, device, on_candidate)
+    check_bits(bits, posterior)
+    grids = grids_of(bits, prices, coarseness)
     chosen: Chosen
     if sparsity is not None:
         pruned = search.scores_of(search.candidate(search.masks(sparsity), None, BIAS_LEVELS[0]))
         allowed = default_nll_tolerance(PRECISION_TOLERANCE, len(splits.validation))
         target = Target(pruned, PRECISION_TOLERANCE, allowed)
-        trials = [(sparsity, step) for step in ((coarseness,) if coarseness else COARSENESS)]
+        trials = [(sparsity, grid) for grid in grids]
         chosen = next((t for t in trials if target.reached(search.trial(*t)[1])), trials[-1])
     elif max_bytes is not None:
-        chosen, target = _within(search, max_bytes, on_trial)
+        chosen, target = _within(search, grids, max_bytes, on_trial)
     else:
         target = target_of(reference or posterior, splits, tolerance, nll_tolerance, target_error, device)
-        chosen = _smallest(search, target, on_trial)
+        chosen = _smallest(search, grids, target, on_trial)
     masks = search.masks(chosen[0])
     best = search.candidate(masks, chosen[1], BIAS_LEVELS[0])
     for levels in BIAS_LEVELS[1:]:
@@ -228,26 +235,36 @@ def remove_units(
     return next((network for network in candidates if target.reached(search.scores_of(network))), full)
 
 
-Chosen = tuple[Sparsity, float]
-"""(sparsity, coarseness)."""
+Chosen = tuple[Sparsity, Grid]
+"""Sparsity, and how to round."""
 
 
-def _smallest(search: _Search, target: Target, on_trial: OnTrial) -> Chosen:
+def grids_of(bits: tuple[int, ...], prices: tuple[float, ...], coarseness: float | None) -> list[Grid]:
+    """The grids of a search, coarsest first."""
+    if bits:
+        return [Grid(0.0, bits, price) for price in prices]
+    return [Grid(step, (), price) for price in prices for step in ((coarseness,) if coarseness else COARSENESS)]
+
+
+def _smallest(search: _Search, grids: list[Grid], target: Target, on_trial: OnTrial) -> Chosen:
     """The fewest coded bytes among those that reach the target."""
     best: tuple[int, Chosen] | None = None
-    for index, coarseness in enumerate(COARSENESS + FINER):
-        if best and index >= len(COARSENESS):
+    cheapest = min(grid.price for grid in grids)
+    finer = [] if grids[0].bits else [Grid(coarseness, (), cheapest) for coarseness in FINER]
+    for index, grid in enumerate([*grids, *finer]):
+        if best and index >= len(grids):
             break
         low, high = -1, len(KEPT)  # KEPT[low] reaches the target, KEPT[high] does not
         while high - low > 1:
             middle = (low + high) // 2
-            trial, scored = search.trial(1 - KEPT[middle], coarseness)
+            trial, scored = search.trial(1 - KEPT[middle], grid)
             if target.reached(scored):
-                low, found = middle, (trial.bytes, (trial.sparsity, trial.coarseness))
-                best = min(best or found, found)
+                low = middle
+                if best is None or trial.bytes < best[0]:
+                    best = (trial.bytes, (1 - KEPT[middle], grid))
             else:
                 high = middle
-        on_trial(min(index + 1, len(COARSENESS)), len(COARSENESS))
+        on_trial(min(index + 1, len(grids)), len(grids))
     if best is None:
         raise ValueError(
             f"no candidate reaches {target}; allow more with --tolerance or --target-error, or use --sparsity"
@@ -255,20 +272,18 @@ def _smallest(search: _Search, target: Target, on_trial: OnTrial) -> Chosen:
     return best[1]
 
 
-def _within(search: _Search, max_bytes: int, on_trial: OnTrial) -> tuple[Chosen, Target]:
+def _within(search: _Search, grids: list[Grid], max_bytes: int, on_trial: OnTrial) -> tuple[Chosen, Target]:
     """The lowest validation NLL among those that fit, and a target that keeps it from getting worse."""
     best: tuple[float, Chosen, Quality] | None = None
-    for index, coarseness in enumerate(COARSENESS):
+    for index, grid in enumerate(grids):
         low, high = -1, len(KEPT) - 1  # KEPT[high] may fit, KEPT[low] does not
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (
-                (low, middle) if search.trial(1 - KEPT[middle], coarseness)[0].bytes <= max_bytes else (middle, high)
-            )
-        trial, scored = search.trial(1 - KEPT[high], coarseness)
+            low, high = (low, middle) if search.trial(1 - KEPT[middle], grid)[0].bytes <= max_bytes else (middle, high)
+        trial, scored = search.trial(1 - KEPT[high], grid)
         if trial.bytes <= max_bytes and (best is None or trial.validation_nll_nats < best[0]):
-            best = (trial.validation_nll_nats, (trial.sparsity, coarseness), scored)
-        on_trial(index + 1, len(COARSENESS))
+            best = (trial.validation_nll_nats, (1 - KEPT[high], grid), scored)
+        on_trial(index + 1, len(grids))
     if best is None:
         raise ValueError(f"no candidate fits into {max_bytes} bytes; allow more with --max-bytes")
     return best[1], Target(best[2], PRECISION_TOLERANCE, NLL_PER_ACCURACY * PRECISION_TOLERANCE)

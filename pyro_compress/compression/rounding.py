@@ -1,0 +1,102 @@
+"""How the weights become integers: a grid for every layer, and which of its points a weight takes.
+
+Steps come from each layer's own size (`coarseness`), or from a number of bits that is given by hand. To the nearest
+point, or to the point with the best trade of distortion for bits: the posterior says how much a weight may move, the
+coder what its integer costs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_compress.compression.layout import Layout, layouts
+from pyro_compress.compression.precision import bits_step, rounded, step_size
+from pyro_compress.compression.rate import LARGEST, Rate
+from pyro_compress.types import LayerPosterior, Masks, Posterior
+
+PASSES = 3
+"""The price of an integer depends on those around: they are chosen so many times."""
+LEAST_STD = 1e-2
+"""In steps: no weight is taken to be known better, and one without a posterior is known as well as that."""
+BITS = (2, 15)
+"""Least and most bits of an integer, its sign included."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How the weights of a network are rounded.
+
+    Attributes:
+        coarseness: step of a layer, relative to the root mean square of its survivors.
+        bits: instead, bits per integer of every layer in turn, sign included; one number is for all.
+        price: of a bit, in nats per nat; 0 rounds to the nearest.
+    """
+
+    coarseness: float
+    bits: tuple[int, ...] = ()
+    price: float = 0.0
+
+
+def check_bits(bits: tuple[int, ...], posterior: Posterior) -> None:
+    """Refuse widths that do not fit.
+
+    Raises:
+        ValueError: out of range, or neither one nor one per layer.
+    """
+    if not all(BITS[0] <= width <= BITS[1] for width in bits):
+        raise ValueError(f"bits {','.join(map(str, bits))}: allowed are {BITS[0]} to {BITS[1]}, the sign included")
+    if len(bits) not in (0, 1, len(posterior.layers)):
+        raise ValueError(f"{len(bits)} bit widths for {len(posterior.layers)} layers: give one, or one per layer")
+
+
+def rounded_weights(posterior: Posterior, masks: Masks, grid: Grid) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The masked posterior mean on a grid, as a decoder computes it, and the step of every weight tensor."""
+    found: dict[str, Tensor] = {}
+    steps: dict[str, float] = {}
+    bits = grid.bits * len(posterior.layers) if len(grid.bits) == 1 else grid.bits
+    shapes = {name: tuple(layer.mean.shape) for name, layer in posterior.layers.items()}
+    places = layouts(posterior.graph, shapes) if grid.price else {}
+    for index, (name, layer) in enumerate(posterior.layers.items()):
+        mask = masks[name]
+        steps[name] = bits_step(layer, mask, bits[index]) if bits else step_size(layer, mask, grid.coarseness)
+        values = torch.where(mask, layer.mean, 0.0)
+        if grid.price:
+            values = cheapest(values, layer, steps[name], places[name], grid.price) * steps[name]
+        found[name] = rounded(values, steps[name])
+    return found, steps
+
+
+def cheapest(values: Tensor, layer: LayerPosterior, step: float, layout: Layout, price: float) -> Tensor:
+    """Integers that minimise `(w - q)² / 2σ² + price · ln 2 · bits(q)`, weight by weight.
+
+    A weight may take the integer below, the one above, or 0. What they cost follows from all others
+    (`compression.rate`), so the choice is repeated. With price 1 the sum is the description length of the weights
+    under their posterior (Hinton & van Camp 1993), up to a constant.
+
+    Args:
+        values: masked posterior mean.
+        layer: its moments; where the standard deviation is 0, a hundredth of a step stands in.
+        step: of the grid.
+        layout: of the tensor, for the coder's contexts.
+        price: nats that a nat of code may cost in distortion.
+
+    Returns:
+        Integers as float32, in the shape of the weight.
+    """
+    flat = values.flatten()
+    places = flat.nonzero().flatten()
+    size = flat[places].abs() / step
+    spread = (layer.std.flatten()[places] / step).clamp_min(LEAST_STD)
+    choices = torch.stack([torch.zeros_like(size), size.floor(), size.floor() + 1])
+    distortion = (size - choices).square() / (2 * spread.square())
+    whole = choices.long().clamp(max=LARGEST)
+    codes, rate = torch.round(size), Rate(layout, places)
+    for _ in range(PASSES):
+        rate.look(torch.zeros_like(flat).scatter(0, places, codes.clamp(max=LARGEST)).view(layout[0], -1))
+        bits = torch.where(choices == 0, rate.zero, rate.one + rate.more[whole])
+        codes = choices.gather(0, (distortion + price * math.log(2) * bits).argmin(0, keepdim=True))[0]
+    return torch.zeros_like(flat).scatter(0, places, codes * flat[places].sign()).view(values.shape)
