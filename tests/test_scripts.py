@@ -137,7 +137,27 @@ def test_compare_coders(tmp_path: Path) -> None:
     script = next(path for path in SCRIPTS if path.stem == "compare_coders")
     lines = run(script, "--smoke", cwd=tmp_path).splitlines()
     assert "static tables" in lines[0]
+    assert "zstd" in lines[0]
     assert any(line.startswith("| version-1.pcn | ") for line in lines)
+
+
+def test_ablation(tmp_path: Path) -> None:
+    """Every stage of three runs; the context coder is never larger, and the table finds its place in a document."""
+    header, _, *lines = run(script("ablation"), "--smoke", cwd=tmp_path).splitlines()
+    assert [line.split(" | ")[1] for line in lines] == ["log-uniform", "normal-jeffreys", "none (magnitude)"]
+    names = header.split(" | ")
+    for line in lines:
+        cells = dict(zip(names, line.split(" | "), strict=True))
+        sizes = [cells[name].split(",")[0].rstrip("×") for name in ("file, static tables", "file, context coder")]
+        assert float(sizes[0]) <= float(sizes[1])
+    stage = {"ratio": 2.0, "bytes": 1000, "test_error_percent": 1.5}
+    row = {"run": "a", "dataset": "digits", "network": "mlp", "prior": "none", "seed": 3, "stages": {"file": stage}}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    document = tmp_path / "results.md"
+    document.write_text("before\n<!-- ablation -->\nold\n<!-- end -->\nafter\n")
+    run(script("ablation"), "--table", "--json", "rows.json", "--document", str(document), cwd=tmp_path)
+    assert "| digits, mlp | none (magnitude) | 3 | 2.0×, 1,000 B, 1.50 % |" in document.read_text()
+    assert "old" not in document.read_text()
 
 
 def test_fuzz_files(tmp_path: Path) -> None:

@@ -1,0 +1,170 @@
+"""What every ingredient contributes to a file: posterior, precision, coder, fine-tuning, teacher, one after the other.
+
+    python scripts/ablation.py runs/svd runs/gnj runs/ghs runs/dense --finetune 30 --rate 4 --teacher runs/teacher
+    python scripts/ablation.py --table
+
+One row per run folder, merged into --json; then the table between `<!-- ablation -->` and `<!-- end -->` of --document
+is written anew. Ratios of the first two stages are computed as in the literature (Louizos et al. 2017: 32 bits a value
+against the bits of what is left, without biases, header or index); those of all others are sizes of files. Thresholds
+and steps are chosen on the validation split; the test split is read once per stage. `--smoke` fits three tiny networks
+and prints their table.
+"""
+
+import argparse
+import json
+import os
+import re
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pyro_compress.compression import file
+from pyro_compress.compression.finetune import FineTune
+from pyro_compress.compression.fixed_point import EXPONENT_AND_SIGN, FLOAT32, fixed_point
+from pyro_compress.compression.search import compress, prune, to_module
+from pyro_compress.compression.target import target_of
+from pyro_compress.compression.tuned import Teacher, compress_finetuned
+from pyro_compress.graph import Network
+from pyro_compress.machine import prepare
+from pyro_compress.metrics import evaluate
+from pyro_compress.run import Run, fit_run, load_run
+from pyro_compress.types import Compressed, FitConfig, Splits
+
+RECIPE = FineTune(masked_epochs=1, step=0.7, noise=0.4, lr=1e-3)
+STAGES = {
+    "pruned": "after pruning (computed)",
+    "fixed": "with precision reduction (computed)",
+    "static": "file, static tables",
+    "file": "file, context coder",
+    "tuned static": "+ fine-tuning, static tables",
+    "tuned": "+ fine-tuning",
+    "taught": "+ teacher",
+}
+ROOT = Path(__file__).parents[1]
+MARKED = re.compile(r"(<!-- ablation -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def scored(network: Network, splits: Splits) -> dict[str, float]:
+    """Errors of a stage's network, in percent."""
+    errors = {split: 100 * (1 - evaluate(network, splits, split).accuracy) for split in ("validation", "test")}
+    return {f"{split}_error_percent": round(error, 3) for split, error in errors.items()}
+
+
+def computed(run: Run, splits: Splits, tolerance: float) -> dict[str, dict]:
+    """The stages without a file: masks within the tolerance, and fixed point by the posterior's variances."""
+    posterior = run.posterior
+    masks, _ = prune(posterior, splits, None, None, target_of(posterior, splits, tolerance), "cpu")
+    found = fixed_point(posterior, masks, posterior.criterion.startswith("group-"))
+    weights = {name: torch.where(masks[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
+    coarse = {
+        name: weight if bits == FLOAT32 else torch.round(weight * 2.0 ** (bits - EXPONENT_AND_SIGN))
+        / 2.0 ** (bits - EXPONENT_AND_SIGN)
+        for (name, weight), bits in zip(weights.items(), found.bits, strict=True)
+    }  # fmt: skip
+    pruned, rounded = (Network(posterior.graph, posterior.dense | part).eval() for part in (weights, coarse))
+    return {
+        "pruned": {"ratio": found.pruned} | scored(pruned, splits),
+        "fixed": {"ratio": found.reduced, "bits": found.bits} | scored(rounded, splits),
+    }
+
+
+def filed(network: Compressed, splits: Splits, dense: int, names: tuple[str, str]) -> dict[str, dict]:
+    """A network as a file, without and with the context coder."""
+    told = scored(to_module(network), splits)
+    sizes = [len(file.dumps(network, in_context=in_context)[0]) for in_context in (False, True)]
+    return {name: {"bytes": size, "ratio": dense / size} | told for name, size in zip(names, sizes, strict=True)}
+
+
+def row(run: Run, splits: Splits, tolerance: float, how: FineTune, teacher: Teacher | None) -> dict:
+    """Every stage of one run."""
+    posterior, dense = run.posterior, 4 * run.posterior.parameters_total
+    stages = computed(run, splits, tolerance)
+    stages |= filed(compress(posterior, splits, tolerance=tolerance)[0], splits, dense, ("static", "file"))
+    for name, taught_by in (("tuned", None), ("taught", teacher)):
+        if name == "tuned" or taught_by:
+            network, _ = compress_finetuned(posterior, splits, how, how.rate, taught_by, tolerance=tolerance)
+            stages |= filed(network, splits, dense, (f"{name} static", name))
+    config = run.config
+    return {
+        "run": run.path.name, "prior": config.prior, "network": config.net, "dataset": config.data,
+        "seed": config.seed, "epochs": config.epochs, "dense_bytes": dense, "tolerance": tolerance,
+        "finetune_epochs": how.epochs, "rate": how.rate, "teacher": teacher.name if teacher else "",
+        "stages": {name: stages[name] for name in stages},
+    }  # fmt: skip
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a line per run, a column per stage, each ratio with its test error."""
+    names = [name for name in STAGES if any(name in row["stages"] for row in rows)]
+    lines = [
+        f"| data, network | prior | seed | {' | '.join(STAGES[name] for name in names)} |",
+        f"| --- | --- | --- |{' --- |' * len(names)}",
+    ]
+    for row in rows:
+        cells = []
+        for name in names:
+            stage = row["stages"].get(name)
+            shown = stage and f"{stage['ratio']:.1f}×" + (f", {stage['bytes']:,} B" if "bytes" in stage else "")
+            cells.append(f"{shown}, {stage['test_error_percent']:.2f} %" if stage else "")
+        prior = row["prior"] if row["prior"] != "none" else "none (magnitude)"
+        lines.append(f"| {row['dataset']}, {row['network']} | {prior} | {row['seed']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def refresh(document: Path, rows: list[dict]) -> None:
+    """Write the table into the document."""
+    text = document.read_text()
+    if not MARKED.search(text):
+        raise SystemExit(f"{document} has no place for the table: <!-- ablation --> and <!-- end -->")
+    text = MARKED.sub(lambda found: f"{found[1]}\n{table(rows)}\n\n{found[2]}", text)
+    file.write_atomically(document, text.encode())
+
+
+def smoke() -> None:
+    """Three tiny networks, every stage."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = []
+        for prior in ("log-uniform", "normal-jeffreys", "none"):
+            run = fit_run(FitConfig(prior=prior, hidden=(16,), epochs=6, device="cpu"), Path(folder) / prior)
+            how = replace(RECIPE, epochs=1, batch_size=64, rate=1.0)
+            teacher = Teacher(run.posterior, "mlp") if prior == "none" else None
+            rows.append(row(run, run.splits(), 0.05, how, teacher))
+        print(table(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders")
+    parser.add_argument("--tolerance", type=float, default=0.005, help="validation accuracy that may be lost")
+    parser.add_argument("--finetune", type=int, default=30, help="epochs of fine-tuning")
+    parser.add_argument("--rate", type=float, default=4.0, help="price of a bit in fine-tuning")
+    parser.add_argument("--teacher", type=Path, help="run folder of a network to distil from")
+    parser.add_argument("--data-dir", default=os.environ.get("PYRO_COMPRESS_DATA", ""))
+    parser.add_argument("--json", type=Path, default=ROOT / "docs" / "results" / "ablation.json")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "results.md")
+    parser.add_argument("--table", action="store_true", help="only write the table of the rows that are there")
+    parser.add_argument("--smoke", action="store_true", help="three tiny networks on the embedded digits")
+    options = parser.parse_args()
+    prepare("cpu", 1)
+    if options.smoke:
+        smoke()
+        return
+    if not options.runs and not options.table:
+        parser.error("name the run folders, or give --table")
+    rows = json.loads(options.json.read_text()) if options.json.exists() else []
+    taught = load_run(options.teacher) if options.teacher else None
+    teacher = Teacher(taught.posterior, taught.config.net) if taught else None
+    for path in options.runs:
+        run = load_run(path)
+        how = replace(RECIPE, epochs=options.finetune, rate=options.rate, seed=run.config.seed)
+        new = row(run, run.splits(options.data_dir), options.tolerance, how, teacher)
+        rows = [*(old for old in rows if old["run"] != new["run"]), new]
+        file.write_atomically(options.json, (json.dumps(rows, indent=1) + "\n").encode())
+        print(table([new]), flush=True)
+    refresh(options.document, rows)
+
+
+if __name__ == "__main__":
+    main()
