@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 STUDY = """
@@ -70,12 +71,20 @@ def server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@cache
+def storage(out: Path, url: str) -> object:
+    """The study's storage, opened once."""
+    from pyro_compress.tuning.storage import open_storage
+
+    return open_storage(out, url)
+
+
 def trials(out: Path, url: str) -> list:
     """What the study's storage holds."""
-    from pyro_compress.tuning.storage import open_storage, optuna, quietly
+    from pyro_compress.tuning.storage import optuna, quietly
 
     with quietly():
-        return optuna.load_study(study_name="two-workers", storage=open_storage(out, url)).get_trials()
+        return optuna.load_study(study_name="two-workers", storage=storage(out, url)).get_trials()
 
 
 def fitting(outs: list[Path], url: str) -> bool:
@@ -86,14 +95,14 @@ def fitting(outs: list[Path], url: str) -> bool:
 
 
 def wait_for(what: str, condition, worker: subprocess.Popen) -> object:
-    """Look five times a second, two minutes at most."""
-    for _ in range(600):
+    """Look five times a second, five minutes at most."""
+    for _ in range(1500):
         if found := condition():
             return found
         if worker.poll() is not None:
             sys.exit(f"the worker ended before {what}")
         time.sleep(0.2)
-    sys.exit(f"waited two minutes in vain for {what}")
+    sys.exit(f"waited five minutes in vain for {what}")
 
 
 def search(options: argparse.Namespace, url: str) -> dict:
@@ -104,7 +113,7 @@ def search(options: argparse.Namespace, url: str) -> dict:
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     study = folder / "study.toml"
-    study.write_text(STUDY.format(width=10 if options.smoke else 20, epochs=20 if options.smoke else 40))
+    study.write_text(STUDY.format(width=10 if options.smoke else 20, epochs=30 if options.smoke else 40))
     command = [sys.executable, "-m", "pyro_compress", "tune", str(study), "--trials", str(options.trials)]
     command += ["--device", "cpu", "--threads", "1", "--grace", "4"]
     environment = os.environ | {"PYRO_COMPRESS_STORAGE": url}
