@@ -217,6 +217,8 @@ def run_graph(
 
 STATISTICS = 1024
 """Examples that the statistics of batch norm are taken from, where they are taken anew."""
+STATISTICS_VALUES = 1 << 22
+"""Fewer examples are taken where they hold more values than this together, but 64 in any case."""
 
 
 @torch.no_grad()
@@ -231,8 +233,9 @@ def batch_statistics(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> 
         tensors: its tensors, as they are now.
         x: examples of the training set, `(n, *input_shape)`; of many, `STATISTICS` are taken at random.
     """
-    if len(x) > STATISTICS:
-        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:STATISTICS]
+    enough = min(STATISTICS, max(64, STATISTICS_VALUES // max(x[:1].numel(), 1)))
+    if len(x) > enough:
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:enough]
         x = x[rows.to(x.device)]
     x = x.to(next(iter(tensors.values())).device)
     found = dict[str, Tensor]()

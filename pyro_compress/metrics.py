@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_compress.types import Data, Scores, Splits
 
 SPLITS = ("train", "validation", "test")
+BATCH_VALUES = 1 << 21
 Predict = Callable[[Tensor], Tensor]
 
 
@@ -24,7 +25,8 @@ def evaluate(predict: Predict, splits: Splits, split: str, device: str = "cpu") 
 
 @torch.no_grad()
 def logits_of(predict: Predict, x: Tensor, device: str = "cpu", batch: int = 1000) -> Tensor:
-    """Logits `(n, classes)` on the CPU, computed in batches."""
+    """Logits `(n, classes)` on the CPU, computed in batches, smaller ones where examples are large."""
+    batch = max(1, min(batch, BATCH_VALUES // max(x[:1].numel(), 1)))
     return torch.cat([predict(part.to(device)).float().cpu() for part in x.split(batch)])
 
 

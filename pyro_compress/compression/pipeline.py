@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pyro_compress.compression import file, runner
 from pyro_compress.compression.finetune import FineTune
@@ -16,7 +15,7 @@ from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.tuned import compress_finetuned
 from pyro_compress.graph import Network, widths
 from pyro_compress.machine import prepare
-from pyro_compress.metrics import evaluate
+from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.types import Compressed, Posterior, Scores, Splits
 
 CHECKED = 2000
@@ -137,8 +136,7 @@ def save(path: Path, network: Compressed, splits: Splits) -> dict[str, int]:
     data, parts = file.dumps(network)
     decoded = file.loads(data)
     x = splits.validation.x[:CHECKED]
-    with torch.no_grad():
-        wanted = torch.cat([to_module(network)(part) for part in x.split(250)]).numpy()
+    wanted = logits_of(to_module(network), x).numpy()
     got = runner.run(decoded, x.numpy())
     scale = max(float(np.abs(wanted).max()), 1.0)
     if not np.allclose(got, wanted, rtol=1e-4, atol=1e-5 * scale):
