@@ -235,6 +235,8 @@ def run_graph(
 
 STATISTICS = 1024
 """Examples that the statistics of batch norm are taken from, where they are taken anew."""
+STATISTICS_VALUES = 1 << 22
+"""Fewer examples are taken where they hold more values than this together, but 64 in any case."""
 
 
 @torch.no_grad()
@@ -251,8 +253,9 @@ def batch_statistics(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> 
     """
     if all(node.op != "batch_norm" for node in graph.nodes):
         return {}
-    if len(x) > STATISTICS:
-        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:STATISTICS]
+    enough = min(STATISTICS, max(64, STATISTICS_VALUES // max(x[:1].numel(), 1)))
+    if len(x) > enough:
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:enough]
         x = x[rows.to(x.device)]
     x = x.to(next(iter(tensors.values())).device)
     found = dict[str, Tensor]()

@@ -12,6 +12,7 @@ from pyro_compress.tasks import SMALLEST_NOISE, TASKS
 from pyro_compress.types import Data, Quality, Quantity, RegressionScores, Scores, Splits
 
 SPLITS = ("train", "validation", "test")
+BATCH_VALUES = 1 << 21
 Predict = Callable[[Tensor], Tensor]
 
 
@@ -41,7 +42,8 @@ def scored(
 
 @torch.no_grad()
 def logits_of(predict: Predict, x: Tensor, device: str = "cpu", batch: int = 1000) -> Tensor:
-    """Outputs `(n, ...)` on the CPU, computed in batches."""
+    """Outputs `(n, ...)` on the CPU, computed in batches, smaller ones where examples are large."""
+    batch = max(1, min(batch, BATCH_VALUES // max(x[:1].numel(), 1)))
     return torch.cat([predict(part.to(device)).float().cpu() for part in x.split(batch)])
 
 

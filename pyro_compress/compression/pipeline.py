@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pyro_compress.compression import file, runner
 from pyro_compress.compression.finetune import FineTune
@@ -18,7 +17,7 @@ from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.tuned import compress_finetuned
 from pyro_compress.graph import Network, widths
 from pyro_compress.machine import prepare
-from pyro_compress.metrics import evaluate
+from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.types import Compressed, Posterior, Quality, Splits
 
 CHECKED = 2000
@@ -142,9 +141,8 @@ def save(path: Path, network: Compressed, splits: Splits) -> dict[str, int]:
     """
     data, parts = file.dumps(network)
     decoded = file.loads(data)
-    x, module = splits.validation.x[:CHECKED], to_module(network)
-    with torch.no_grad():
-        wanted = torch.cat([module(part) for part in x.split(250)]).numpy()
+    x = splits.validation.x[:CHECKED]
+    wanted = logits_of(to_module(network), x).numpy()
     got = runner.run(decoded, x.numpy())
     scale = max(float(np.abs(wanted).max()), 1.0)
     if not np.allclose(got, wanted, rtol=1e-4, atol=1e-5 * scale):

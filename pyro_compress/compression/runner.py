@@ -6,17 +6,21 @@ import numpy as np
 
 from pyro_compress.compression.file import dense
 from pyro_compress.compression.operations import RUN, Parameters
-from pyro_compress.types import Compressed
+from pyro_compress.types import Compressed, count
+
+BATCH_VALUES = 1 << 18
+"""Input values that are run at a time, at least one example: a convolution holds a hundred times as many."""
 
 
-def run(network: Compressed, x: np.ndarray, batch: int = 500) -> np.ndarray:
-    """Outputs of the network for inputs `(n, *input_shape)`, float32.
+def run(network: Compressed, x: np.ndarray, batch: int | None = None) -> np.ndarray:
+    """Outputs of the network for inputs `(n, *input_shape)`, float32; `batch` of them at a time.
 
     Raises:
         ValueError: inputs of another shape, an operation that is not known, or shapes that do not fit.
     """
     if x.shape[1:] != network.graph.input_shape:
         raise ValueError(f"inputs of shape {x.shape[1:]}; this network takes {network.graph.input_shape}")
+    batch = batch or max(1, BATCH_VALUES // count(network.graph.input_shape))
     tensors = {name: dense(tensor) for name, tensor in network.tensors.items()}
     parts = [_run(network, tensors, x[i : i + batch].astype(np.float32)) for i in range(0, len(x), batch)]
     return np.concatenate(parts)

@@ -1,7 +1,7 @@
 """A compressed network as an ONNX model, built node by node from our own graph.
 
-The graph has some thirty operations, most of them with a counterpart in ONNX, so the model is written directly rather
-than traced: no further dependency, clean names, the same bytes every time, and room for two things no tracer knows.
+The graph has some thirty operations, all with a counterpart in ONNX, so the model is written directly rather than
+traced: no further dependency, clean names, the same bytes every time, and room for two things a tracer cannot know.
 Quantised weights are stored as the integers they are, with a `Cast` and a `Mul` that every runtime folds into constants
 when it loads the model: a quarter of the bytes, the same float32 arithmetic. And images are cropped to what is read.
 """
