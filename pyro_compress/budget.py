@@ -17,6 +17,13 @@ FORCE = "PYRO_COMPRESS_IGNORE_MEMORY"
 GIB = 1 << 30
 
 
+TRACING = 12
+"""Further floats per weight while a step is captured: a copy of parameters and moments beside the step that is traced.
+
+With them 26 floats, 104 B, per weight of a Gaussian posterior; the slope of the measured peak is 109 B
+(docs/performance.md, Scaling)."""
+
+
 def copies(config: FitConfig) -> int:
     """Floats that a fit holds per weight: value, gradient and two moments of every parameter, and what a step draws."""
     if config.prior == "none":
@@ -24,7 +31,7 @@ def copies(config: FitConfig) -> int:
     from pyro_compress.bayes.priors import PRIORS
 
     scales_too = PRIORS[config.prior].gate is not None and config.grouping == "weight"
-    return 4 * 2 * (2 if scales_too else 1) + 6
+    return 4 * 2 * (2 if scales_too else 1) + 6 + (0 if config.compile == "off" else TRACING)
 
 
 def activations(net: nn.Module, input_shape: tuple[int, ...]) -> int:
