@@ -167,12 +167,13 @@ def tables(rows: dict[str, list[dict]]) -> dict[str, str]:
     if trained := rows.get("post-training"):
         columns = ("posterior", "fine-tuning", "test accuracy before", "after", "weights kept", "file", "ratio")
         lines = ["| " + " | ".join((*columns, "CPU minutes")) + " |", "|---" * 8 + "|"]
+        said = [f"{r['finetune_epochs']} epochs at rate 1" if r["finetune_epochs"] else "none" for r in trained]
         lines += [
-            f"| {r['posterior']} | {r['finetune_epochs'] or 'none'}{' epochs' if r['finetune_epochs'] else ''} "
+            f"| {r['posterior']} | {tuning} "
             f"| {100 * r['test_accuracy_before']:.2f} % | {100 * r['test_accuracy_after']:.2f} % "
             f"| {100 * r['parameters_kept'] / r['parameters_total']:.1f} % | {r['file_bytes']:,} B | {r['ratio']:.1f} "
             f"| {r['cpu_minutes']:.1f} |"
-            for r in trained
+            for r, tuning in zip(trained, said, strict=True)
         ]
         found["post-training"] = "\n".join(lines)
     return found
