@@ -21,9 +21,12 @@ import torch
 from torch import Tensor
 
 from pyro_compress.compression.file import write_atomically
+from pyro_compress.world import ALONE, World
 
 KEPT = 2
 """Checkpoints that are kept."""
+AGREE_EVERY = 10
+"""Steps between two times that several processes ask each other whether to write or to stop: all must, or none."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Keeper:
         every_epochs: write at the end of every so many-th epoch.
         every_minutes: and whenever so much time has passed; 0: never.
         stop: set by a signal: write and leave.
+        world: the processes of the fit; the first one writes and reads, all decide, and all have a folder or none.
     """
 
     folder: Path | None = None
@@ -65,13 +69,15 @@ class Keeper:
     every_minutes: float = 10.0
     stop: threading.Event = field(default_factory=threading.Event)
     written: float = field(default_factory=time.monotonic)
+    world: World = ALONE
+    calls: int = 0
 
     def after_step(self, finished_epoch: int, take: Callable[[], Snapshot]) -> None:
         """Write a checkpoint if one is due.
 
         Args:
             finished_epoch: number of the epoch whose last step this was, else 0.
-            take: gives the fit's state.
+            take: gives the fit's state; called by all processes.
 
         Raises:
             Interrupted: a signal came; the checkpoint is written.
@@ -79,13 +85,19 @@ class Keeper:
         """
         if self.folder is None:
             return
-        minutes = (time.monotonic() - self.written) / 60
-        late = bool(self.every_minutes) and minutes >= self.every_minutes
-        if not (self.stop.is_set() or late or (finished_epoch and finished_epoch % self.every_epochs == 0)):
+        self.calls += 1
+        if self.world.size > 1 and not finished_epoch and self.calls % AGREE_EVERY:
             return
-        write(take(), self.folder)
+        minutes = (time.monotonic() - self.written) / 60
+        stop, late = self.world.any(self.stop.is_set(), bool(self.every_minutes) and minutes >= self.every_minutes)
+        if not (stop or late or (finished_epoch and finished_epoch % self.every_epochs == 0)):
+            return
+        snapshot = take()
+        if self.world.first:
+            write(snapshot, self.folder)
         self.written = time.monotonic()
-        if self.stop.is_set():
+        if stop:
+            self.world.any(stop)  # nobody leaves before it is written: torchrun would end the others
             raise Interrupted
 
     def rewind(self, epochs: int) -> None:
@@ -99,14 +111,19 @@ class Keeper:
                 path.unlink()
 
     def latest(self) -> Snapshot | None:
-        """The newest checkpoint that can be read."""
-        paths = sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True) if self.folder else []
-        for path in paths:
+        """The newest checkpoint that can be read; of several processes the first one reads it to the others."""
+        data = self.world.bytes_of_first(self._newest() if self.folder and self.world.first else b"")
+        return decoded(data) if data else None
+
+    def _newest(self) -> bytes:
+        assert self.folder
+        for path in sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True):
             try:
-                return read(path)
+                read(path)
+                return path.read_bytes()
             except ValueError:
                 continue
-        return None
+        return b""
 
 
 def write(snapshot: Snapshot, folder: Path) -> None:
@@ -128,15 +145,28 @@ def read(path: Path) -> Snapshot:
     Raises:
         ValueError: it is damaged or foreign.
     """
-    from safetensors import SafetensorError, safe_open
+    try:
+        return decoded(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no checkpoint of this program: {error}") from error
+
+
+def decoded(data: bytes) -> Snapshot:
+    """The checkpoint that a file's bytes hold.
+
+    Raises:
+        ValueError: none.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     try:
-        with safe_open(path, "pt") as file:
-            document = json.loads(file.metadata()["pyro_compress"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        document = json.loads(header["__metadata__"]["pyro_compress"])
         return Snapshot(document["phase"], tensors, document["numbers"])
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no checkpoint of this program: {error}") from error
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def random_states() -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ that own them, so that `--help` answers at once.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -23,8 +24,13 @@ from pyro_compress.console import scores_text
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="pyro-compress")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Train a network as a Pyro program, keep what its posterior is sure about, ship the rest as nothing."""
+    if ctx.invoked_subcommand != "fit" and os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ:
+        raise click.ClickException(
+            f"{ctx.invoked_subcommand} is one process: start it without torchrun, which is for fit"
+        )
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -226,18 +227,22 @@ def fit(
         from pyro_compress.checkpoint import Interrupted
         from pyro_compress.run import Keeping, fit_run, unfinished_config
         from pyro_compress.types import FitConfig
+        from pyro_compress.world import joined
 
         options["prior_options"] = dict(options["prior_options"])
-        config = unfinished_config(resume) if resume else FitConfig(**options)
-        where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
         keeping = Keeping(checkpoint_epochs, checkpoint_minutes, resume is not None, snapshots, log or "")
-        try:
-            with epoch_printer() as on_epoch:
-                run = fit_run(config, where, force, download, on_epoch, keeping)
-        except Interrupted:
-            click.echo(f"stopped, state kept; go on with: pyro-compress fit --resume {where}", err=True)
-            raise click.exceptions.Exit(130) from None
-    click.echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
+        with joined(options["device"]) as world:
+            config = unfinished_config(resume, world) if resume else FitConfig(**options)
+            where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
+            try:
+                with epoch_printer() if world.first else nullcontext(lambda epoch: None) as on_epoch:
+                    run = fit_run(config, where, force, download, on_epoch, keeping, world)
+            except Interrupted:
+                if world.first:
+                    click.echo(f"stopped, state kept; go on with: pyro-compress fit --resume {where}", err=True)
+                raise click.exceptions.Exit(130) from None
+    if world.first:
+        click.echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
 
 
 def default_name(data: str, net: str, prior: str, seed: int) -> str:

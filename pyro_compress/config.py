@@ -164,13 +164,14 @@ def _one_of(what: str, value: str, allowed: Any) -> None:
         raise ValueError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}")
 
 
-def config_toml(config: FitConfig, splits: Splits, rewinds: Sequence[dict[str, Any]] = ()) -> str:
+def config_toml(config: FitConfig, splits: Splits, rewinds: Sequence[dict[str, Any]] = (), processes: int = 1) -> str:
     """The resolved configuration with what else is needed to repeat the run.
 
     Args:
         config: resolved; after a rewind, with the rates that count from then on.
         splits: the data.
         rewinds: when and why the fit was put back, and the rates that it had had.
+        processes: how many fit together.
     """
     import tomli_w
 
@@ -179,7 +180,7 @@ def config_toml(config: FitConfig, splits: Splits, rewinds: Sequence[dict[str, A
         "fit": {key: value for key, value in asdict(config).items() if value is not None},
         "splits": splits.sizes,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "machine": {"system": platform.platform(), "threads": torch.get_num_threads()},
+        "machine": {"system": platform.platform(), "threads": torch.get_num_threads(), "processes": processes},
     }
     return tomli_w.dumps(document | ({"rewinds": list(rewinds)} if rewinds else {}))
 
@@ -191,8 +192,21 @@ def read_config(path: Path) -> dict[str, Any]:
         ValueError: no TOML, or a key that is no option.
     """
     try:
-        document = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no valid TOML: {error}") from error
+    return options_in(text, str(path))
+
+
+def options_in(text: str, path: str) -> dict[str, Any]:
+    """Options that the text of such a file holds; `path` is for messages.
+
+    Raises:
+        ValueError: no TOML, or a key that is no option.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is no valid TOML: {error}") from error
     table = document.get("fit", document)
     options = {str(key).replace("-", "_"): value for key, value in table.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -36,9 +36,10 @@ class Progress:
         splits: trained on `train`; `validation` is watched.
         config: resolved.
         on_epoch: called after every epoch.
-        keeper: writes checkpoints, and holds the one to go on from.
+        keeper: writes checkpoints, holds the one to go on from, and knows the processes of the fit.
 
     Attributes:
+        world: these processes.
         feed: gives the minibatches.
         weights: of the classes, `(classes,)`; None: all count alike.
         history: one entry per epoch.
@@ -48,8 +49,9 @@ class Progress:
     def __init__(self, splits: Splits, config: FitConfig, on_epoch: OnEpoch, keeper: Keeper):
         assert config.batch_size
         self.splits, self.config, self.on_epoch, self.keeper = splits, config, on_epoch, keeper
-        generator, augment = torch.Generator().manual_seed(config.seed), AUGMENTATIONS.get(config.augment)
-        self.feed = Feed(splits.train, config.batch_size, generator, config.device, augment)
+        self.world, generator = keeper.world, torch.Generator().manual_seed(config.seed)
+        augment = AUGMENTATIONS.get(config.augment)
+        self.feed = Feed(splits.train, config.batch_size, generator, config.device, augment, self.world)
         balanced = config.class_weights == "balanced"
         self.weights = class_weights(splits.train.y, splits.outputs).to(config.device) if balanced else None
         self.started, self.history = time.perf_counter(), list[Epoch]()
@@ -99,6 +101,16 @@ class Progress:
         """Put shuffling and noise where the snapshot was taken."""
         self.feed.restore(snapshot.part("feed"), snapshot.numbers["position"])
         set_random_states(snapshot)
+        self._own_noise(snapshot.numbers["step"])
+
+    def begin(self, tensors: Iterable[Tensor], step: int = 0) -> None:
+        """Let all processes begin a phase at the first one's tensors, each with noise of its own."""
+        self.world.broadcast_(tensors)
+        self._own_noise(step)
+
+    def _own_noise(self, step: int) -> None:
+        if (seed := self.world.own_noise(self.config.seed, step)) is not None:
+            self.feed.generator.manual_seed(seed)  # the order of the examples comes from the first process
 
     def point_loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """What point weights minimise: the task's loss, every example weighted by its class."""
@@ -121,15 +133,18 @@ class Progress:
             net.load_state_dict(self.snapshot.part("net"))
             start = PointState(self.snapshot.numbers["step"], len(self.history), self.snapshot.part("optimizer"))
             self.go_on(self.snapshot)
+        else:
+            self.begin(net.state_dict().values())
 
         def after_epoch(epoch: int, step: int) -> bool:
+            self.world.average_statistics_(net)
             self.note(net, Epoch(phase="point", step=step))
             return self.config.prior != "none" or not self.out_of_patience(None)  # pretraining runs to its end
 
         def then_keep(step: int, optimizer: torch.optim.Optimizer) -> None:
             after_step(step, optimizer)
             if resumable:
-                self.keep("point", lambda: _point_tensors(net, optimizer), step)
+                self.keep("point", lambda: self._point_tensors(net, optimizer), step)
 
         plan = replace(plan, loss=self.point_loss)
 
@@ -142,7 +157,8 @@ class Progress:
         """Whether the last `patience` epochs at this KL weight brought no better validation NLL."""
         patience = self.config.patience
         losses = [e.validation_nll_nats for e in self.history if e.kl_weight == kl_weight]
-        return bool(patience) and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+        out = bool(patience) and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+        return self.world.any(out)[0]
 
     def note(self, net: nn.Module, epoch: Epoch, noise: float | None = None) -> None:
         """Evaluate the network, complete the epoch, append it to the history and report it."""
@@ -159,7 +175,7 @@ class Progress:
         self.history.append(complete)
         self.on_epoch(complete)
 
-
-def _point_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    kept = {f"net/{name}": tensor for name, tensor in net.state_dict().items()}
-    return kept | {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}
+    def _point_tensors(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        self.world.average_statistics_(net)
+        kept = {f"net/{name}": tensor for name, tensor in net.state_dict().items()}
+        return kept | {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}

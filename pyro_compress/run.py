@@ -20,8 +20,8 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from torch import nn
 from pyro_compress.budget import check_memory
 from pyro_compress.checkpoint import Keeper, stops_on_signals
 from pyro_compress.compression.file import write_atomically
-from pyro_compress.config import config_toml, read_config, resolve
+from pyro_compress.config import config_toml, options_in, resolve
 from pyro_compress.data import load_splits
 from pyro_compress.graph import graph_of
 from pyro_compress.guards import REWINDS, slower
@@ -41,6 +41,7 @@ from pyro_compress.snapshots import Frames
 from pyro_compress.training import Diverged, Epoch, OnEpoch, OnLayers
 from pyro_compress.types import FitConfig, LayerPosterior, Posterior, Removal, Splits
 from pyro_compress.weights import put_weights, read_weights
+from pyro_compress.world import ALONE, World
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def fit_run(
     download: bool = False,
     on_epoch: OnEpoch = lambda epoch: None,
     keeping: Keeping | None = None,
+    world: World = ALONE,
 ) -> Run:
     """Load data, build the network, fit it, write the run folder.
 
@@ -95,23 +97,30 @@ def fit_run(
         download: fetch a missing torchvision data set.
         on_epoch: called after every epoch.
         keeping: when to write checkpoints, and whether to go on from one.
+        world: the processes of the fit, all of which call this; the first one writes the folder, and reads a
+            checkpoint to the others, which work in a temporary folder. A fit may go on with another number of them.
 
     Raises:
         ValueError: bad configuration, data or network; an unfinished fit of this name.
         OSError: the folder cannot be written.
         Interrupted: a signal came; the unfinished fit can be resumed.
+        Lost: another process ended.
     """
     keeping = keeping or Keeping()
-    with new_folder(out, force, keeping.resume) as folder:
-        splits = load_splits(config.data, config.data_dir, config.validation, download, config.reading)
+    place: AbstractContextManager[Path] = new_folder(out, force, keeping.resume)
+    if not world.first:
+        place, keeping, on_epoch = _scratch(), replace(keeping, snapshots=False, log=""), lambda epoch: None
+    with place as folder:
+        splits = _loaded(config, download, world)
         config = resolve(config, len(splits.train))
         net = initial_net(config, splits)
         check_memory(net, splits, config)
-        keeper = Keeper(folder, keeping.every_epochs, keeping.every_minutes)
+        world.check_same(_starts(config, splits, net))
+        keeper = Keeper(folder, keeping.every_epochs, keeping.every_minutes, world=world)
         frames = _frames(folder, config) if keeping.snapshots else None
         rewinds = stored_rewinds(folder) if keeping.resume else []
         while True:
-            write_atomically(folder / "config.toml", config_toml(config, splits, rewinds).encode())
+            write_atomically(folder / "config.toml", config_toml(config, splits, rewinds, world.size).encode())
             try:
                 posterior, guide = _fit_noted(net, splits, config, on_epoch, _Kept(keeper, frames, keeping.log))
                 break
@@ -185,6 +194,36 @@ def stored_rewinds(folder: Path) -> list[dict[str, Any]]:
     """How often an unfinished fit was put back already."""
     path = folder / "config.toml"
     return list(tomllib.loads(path.read_text()).get("rewinds", [])) if path.is_file() else []
+
+
+def _loaded(config: FitConfig, download: bool, world: World) -> Splits:
+    def load() -> Splits:
+        return load_splits(config.data, config.data_dir, config.validation, download, config.reading)
+
+    if not download:
+        return load()
+    with world.one_after_the_other():
+        return load()
+
+
+def _starts(config: FitConfig, splits: Splits, net: nn.Module) -> dict[str, bytes]:
+    """What processes that fit together must have in common."""
+    own = ("data", "data_dir", "test_data", "init", "threads", "workers", "in_memory_mib")  # may differ by machine
+    options = {name: value for name, value in asdict(config).items() if name not in own}
+    targets = b"".join(part.y.numpy().tobytes() for part in (splits.train, splits.validation))
+    weights = b"".join(tensor.detach().cpu().numpy().tobytes() for tensor in net.state_dict().values())
+    return {
+        "the options": json.dumps(options, sort_keys=True).encode(),
+        "the data": json.dumps([*splits.train.x.shape, *splits.sizes.values()]).encode() + targets,
+        "the first weights": weights,
+    }
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for processes whose results nobody needs: the first one has the same."""
+    with tempfile.TemporaryDirectory(prefix="pyro-compress-") as folder:
+        yield Path(folder)
 
 
 def _frames(folder: Path, config: FitConfig) -> Frames:
@@ -274,24 +313,33 @@ def new_folder(out: Path, force: bool, resume: bool = False) -> Iterator[Path]:
         raise
 
 
-def unfinished_config(out: Path) -> FitConfig:
-    """Configuration of an unfinished fit.
+def unfinished_config(out: Path, world: World = ALONE) -> FitConfig:
+    """Configuration of an unfinished fit, which the first of several processes reads to the others.
 
     Raises:
         ValueError: there is none.
     """
     path = unfinished(out) / "config.toml"
+    text = world.bytes_of_first(_unfinished_text(out, path) if world.first else b"").decode()
+    return _config_in(text, path)
+
+
+def _unfinished_text(out: Path, path: Path) -> bytes:
     if not path.is_file() or not any(path.parent.glob("checkpoint-*")):
         state = (
             "is complete" if (out / "posterior.safetensors").is_file() else "has no unfinished fit with a checkpoint"
         )
         raise ValueError(f"{out} {state}; nothing to resume")
-    return stored_config(path)
+    return path.read_bytes()
 
 
 def stored_config(path: Path) -> FitConfig:
     """The configuration that a run's config.toml holds."""
-    options = read_config(path)
+    return _config_in(path.read_text(), path)
+
+
+def _config_in(text: str, path: Path) -> FitConfig:
+    options = options_in(text, str(path))
     for name in ("hidden", "keep", "target"):
         options[name] = tuple(options.get(name, ()))
     return FitConfig(**options)

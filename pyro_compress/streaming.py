@@ -6,6 +6,7 @@ belongs to the feed, so that reading from disk gives the same minibatches as hol
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -152,6 +153,7 @@ def _collate(examples: list[np.ndarray]) -> Tensor:
 def _leave_signals(worker: int) -> None:
     """An interrupt is the main process's to handle: it still needs the minibatches that are under way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgid(0, 0)  # torchrun passes signals on to the whole group of a process
 
 
 def stacked(examples: Sequence[np.ndarray], shape: tuple[int, ...]) -> Tensor:

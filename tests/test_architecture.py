@@ -14,7 +14,7 @@ MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in R
 
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
-    {"types", "machine", "arviz_compat", "page"},
+    {"types", "machine", "arviz_compat", "page", "world", "locks"},
     {"augment", "tasks", "tabular", "datasets", "streaming"},
     {"folders", "npz", "weights"},
     {"data", "nets", "vision", "attention", "graph", "aten", "training", "compression/codec", "compression/context"}

@@ -4,6 +4,10 @@ Nothing about a prior is written twice: `make_fx` runs the real program. What ch
 weight, rates, Adam's corrections, noise) are the graph's inputs; parameters and Adam's moments are updated in place. On
 a CPU inductor compiles the graph; on CUDA the compiled graph is recorded as a CUDA graph and replayed, without asking
 the device for anything. A minibatch of another size (the last of an epoch) runs through an uncompiled graph of its own.
+
+Where several processes share a minibatch the graph is cut in two, the gradient and Adam's algebra, and the gradients
+are added up in between: that call stays outside, as processes may trace and compile at different steps (their last
+minibatches differ in size) and one may have to do without the compiler.
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ def capture_graph(
         leaves = [value.detach().requires_grad_() for value in values]
         named = dict(zip(names, [*leaves, *buffers], strict=True))
         gradients = _gradients(objective, rule, named, leaves, scalars[0], x, y)
-        _adam(tuned, values, first, second, gradients, scalars)
+        _adam(tuned, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
         return ()
 
     unused = torch.zeros(1, device=x.device)
@@ -65,11 +69,54 @@ def capture_graph(
     return graph
 
 
+def capture_gradient(
+    objective: Objective, rule: Rule, state: State, scalars: Scalars, flat: Tensor, x: Tensor, y: Tensor
+) -> torch.fx.GraphModule:
+    """Trace the first part of a step that several processes share: it writes its gradient to `flat`.
+
+    Its inputs: (parameters, flat, buffers, scalars, x, y, normal, coin), as in `capture_graph`.
+    """
+    names = [name for name, _ in [*objective.elbo.named_parameters(), *objective.elbo.named_buffers()]]
+
+    def gradient(
+        values: list[Tensor], flat: Tensor, buffers: list[Tensor], scalars: Scalars,
+        x: Tensor, y: Tensor, normal: Tensor, coin: Tensor,
+    ) -> tuple[()]:  # fmt: skip
+        leaves = [value.detach().requires_grad_() for value in values]
+        named = dict(zip(names, [*leaves, *buffers], strict=True))
+        found = _gradients(objective, rule, named, leaves, scalars[0], x, y)
+        flat.copy_(torch.cat([gradient.reshape(-1) for gradient in found]))
+        return ()
+
+    unused = torch.zeros(1, device=x.device)
+    with state.kept():
+        graph = make_fx(gradient)(state.parameters, flat, state.buffers, scalars, x, y, unused, unused.clone())
+    _fold_scalars(graph)
+    return graph
+
+
+def capture_update(
+    tuned: list[Tuned], rule: Rule, state: State, scalars: Scalars, flat: Tensor
+) -> torch.fx.GraphModule:
+    """Trace the second part: Adam on the gradient in `flat`. Inputs: (parameters, first, second, flat, scalars)."""
+
+    def update(
+        values: list[Tensor], first: list[Tensor], second: list[Tensor], flat: Tensor, scalars: Scalars
+    ) -> tuple[()]:
+        parts = flat.split([value.numel() for value in values])
+        gradients = [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+        _adam(tuned, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
+        return ()
+
+    with state.kept():
+        return make_fx(update)(state.parameters, state.first, state.second, flat, scalars)
+
+
 def _gradients(
     objective: Objective, rule: Rule, named: dict[str, Tensor], leaves: list[Tensor], kl_weight: Tensor,
     x: Tensor, y: Tensor,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradient of the loss in the leaves, over the parts of a minibatch, clipped."""
+    """Gradient of the loss in the leaves, over the parts of a minibatch."""
 
     def call(*data: Tensor) -> Tensor:
         found: Tensor = functional_call(objective.elbo, named, data)
@@ -81,11 +128,16 @@ def _gradients(
             loss, _ = objective(part_x, part_y, kl_weight, call)
             found = torch.autograd.grad(loss * share if share < 1 else loss, leaves)
         total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
-    if rule.clip_norm:
-        norm = torch.stack([gradient.square().sum() for gradient in total]).sum().sqrt()
-        factor = (rule.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        total = [gradient * factor for gradient in total]
     return total
+
+
+def _clipped(gradients: list[Tensor], norm: float) -> list[Tensor]:
+    """Gradients scaled down to a norm of all together; 0 for never."""
+    if not norm:
+        return gradients
+    found = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    factor = (norm / (found + 1e-6)).clamp(max=1.0)
+    return [gradient * factor for gradient in gradients]
 
 
 def _adam(
@@ -143,15 +195,22 @@ def captured(
     device = example[0].device
     scalars: Scalars = tuple(torch.zeros((), device=device) for _ in range(3))  # type: ignore[assignment]
     runs: dict[int, Callable[[Tensor, Tensor], None]] = {}
+    size = sum(value.numel() for value in state.parameters) if rule.combine else 0
+    flat = torch.zeros(size, device=device)
+    update = _updating(tuned, rule, state, scalars, flat, compiled) if rule.combine else lambda: None
 
     def build(x: Tensor, y: Tensor, compiled: bool) -> Callable[[Tensor, Tensor], None]:
-        graph = capture_graph(objective, tuned, rule, state, scalars, x, y)
+        inputs: tuple[Any, ...] = (state.parameters, state.first, state.second, state.buffers, scalars)
+        if rule.combine:
+            graph = capture_gradient(objective, rule, state, scalars, flat, x, y)
+            inputs = (state.parameters, flat, state.buffers, scalars)
+        else:
+            graph = capture_graph(objective, tuned, rule, state, scalars, x, y)
         noise = lift_noise(graph, device)
         if compiled and len(graph.graph.nodes) > MAX_NODES:
             raise RuntimeError(f"its graph has {len(graph.graph.nodes)} operations, more than {MAX_NODES}")
         fill = fast_fill(noise) if compiled and device.type == "cpu" else noise.fill_reference
         function = _compile(graph) if compiled else graph
-        inputs = (state.parameters, state.first, state.second, state.buffers, scalars)
         run = lambda x, y: function(*inputs, x, y, noise.normal, noise.coin)  # noqa: E731
         replay = compiled and device.type == "cuda"
         return _replayed(run, fill, state, x, y) if replay else _filled(run, fill)
@@ -163,13 +222,25 @@ def captured(
             runs[len(y)] = build(x, y, compiled=False)
         with torch.no_grad():
             runs[len(y)](x, y)
+            if rule.combine:
+                rule.combine([flat])
+            update()
         return _log_likelihood(objective, x, y) if note else None
 
     runs[len(example[1])] = build(*example, compiled=compiled)
     with state.kept(), torch.no_grad():  # compiles
         set_scalars(scalars, 1, 1.0, 0.0)
         runs[len(example[1])](*example)
+        update()
     return step
+
+
+def _updating(
+    tuned: list[Tuned], rule: Rule, state: State, scalars: Scalars, flat: Tensor, compiled: bool
+) -> Callable[[], None]:
+    graph = capture_update(tuned, rule, state, scalars, flat)
+    function = _compile(graph) if compiled else graph
+    return lambda: function(state.parameters, state.first, state.second, flat, scalars)
 
 
 def _compile(graph: torch.fx.GraphModule) -> Callable[..., Any]:

@@ -115,6 +115,9 @@ class _Inference:
         step = self.stepper()
         if snapshot:
             progress.go_on(snapshot)
+        else:
+            tensors = self.stage.state.tensors()
+            progress.begin(tensors.values(), self.pretrained * self.batches)
         for _ in range(len(progress.history), config.epochs or 0):
             self.epoch(step)
             smaller = self.smaller()
@@ -136,11 +139,14 @@ class _Inference:
             factor = SCHEDULES[config.lr_schedule](state.count / self.total)
             log_likelihood = step(x, y, weight, factor, index % NOTE_EVERY == 0)
             if log_likelihood is not None:
+                self.progress.feed.combine([log_likelihood])
                 self.noted.append(log_likelihood)
                 if index % LOOK_EVERY == 0:
                     self.look(state.count)
             self.progress.keep("svi", self.tensors, state.count, told(self.stage))
-        self.stage.objective.elbo.model.eval()
+        model = self.stage.objective.elbo.model
+        self.progress.world.average_statistics_(model)
+        model.eval()
 
     def smaller(self) -> Stage | None:
         """The network without its dead units, where it is time to look for them and enough of it would go."""
@@ -152,7 +158,8 @@ class _Inference:
     def note(self, smaller: Stage | None) -> None:
         """Evaluate the terms of the ELBO and the posterior mean."""
         model, guide, step = self.stage.objective.elbo.model, self.stage.objective.elbo.guide, self.stage.state.count
-        kl, log_likelihood = kl_nats(model.net, guide, self.config.samples), float(torch.stack(self.noted).mean())
+        kl = self.progress.world.mean(kl_nats(model.net, guide, self.config.samples))
+        log_likelihood = float(torch.stack(self.noted).mean())
         self.noted.clear()
         done = self.pretrained * self.batches + step
         before = self.progress.history[-1] if self.progress.history else None
@@ -211,17 +218,19 @@ class _Inference:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of this phase."""
+        self.progress.world.average_statistics_(self.stage.objective.elbo)
         kept = {f"state/{name}": tensor for name, tensor in self.stage.state.tensors().items()}
         return kept | {"noted": torch.stack(self.noted)}
 
     def stepper(self) -> Step:
         """The eager step, or the captured one where compiling it pays."""
-        config, rule = self.config, Rule(self.config.clip_norm, self.config.accumulate)
+        config, feed = self.config, self.progress.feed
+        rule = Rule(config.clip_norm, config.accumulate, feed.combine if feed.world.size > 1 else None)
         objective, tuned, state = self.stage.objective, self.stage.tuned, self.stage.state
         if config.compile == "off" or (config.compile == "auto" and self.total < COMPILE_STEPS):
             return eager(objective, tuned, rule, state)
         try:
-            example = self.progress.example(self.progress.feed.batch_size)
+            example = self.progress.example(feed.usual)
             self.train_mode()
             return captured(objective, tuned, rule, state, example)
         except Exception as error:

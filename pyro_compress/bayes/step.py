@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,10 +43,12 @@ class Rule:
     Attributes:
         clip_norm: the gradient of all parameters together is scaled down to this norm; 0 for never.
         accumulate: parts that a minibatch is worked off in, to save memory; each draws its own noise.
+        combine: replaces gradients of this process's part of a minibatch by those of the whole; None: it is the whole.
     """
 
     clip_norm: float = 0.0
     accumulate: int = 1
+    combine: Callable[[Sequence[Tensor]], None] | None = None
 
     def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
         """The parts of a minibatch, each with its share of it."""
@@ -136,6 +138,8 @@ def eager(objective: Objective, tuned: list[Tuned], rule: Rule, state: State) ->
             loss, log_likelihood = objective(part_x, part_y, kl_weight)
             (loss * share).backward()
             noted = noted + share * log_likelihood
+        if rule.combine:
+            rule.combine([parameter.grad for parameter in parameters if parameter.grad is not None])
         if rule.clip_norm:
             nn.utils.clip_grad_norm_(parameters, rule.clip_norm)
         optimizer.step()

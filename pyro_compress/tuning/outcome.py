@@ -29,12 +29,13 @@ from optuna.trial import FrozenTrial, TrialState
 from pyro_compress.compression import file
 from pyro_compress.compression.file import write_atomically
 from pyro_compress.compression.search import to_module
+from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
 from pyro_compress.study import identity
 from pyro_compress.tuning.plan import Plan, Point, point_of
 from pyro_compress.tuning.published import PUBLISHED
 from pyro_compress.tuning.storage import open_storage, open_study, quietly
-from pyro_compress.tuning.trial import file_of, locked, measure
+from pyro_compress.tuning.trial import file_of, measure
 from pyro_compress.tuning.workers import Work, coordinates, finished, front_of, minutes_of
 from pyro_compress.types import Splits
 

@@ -7,10 +7,7 @@ files/HASH.pcn      one file per configuration of fit and compression
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +17,7 @@ from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.pipeline import save
 from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.tuned import compress_finetuned
+from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
 from pyro_compress.run import Keeping, Run, fit_run, load_run
 from pyro_compress.tuning.plan import Point
@@ -99,14 +97,6 @@ def fitted(point: Point, runs: Path) -> Run:
 @lru_cache(maxsize=2)
 def _loaded(folder: Path) -> Run:
     return load_run(folder)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; the system lets go of it when the process ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def compressed(posterior: Posterior, splits: Splits, settings: dict[str, Any]) -> Compressed:

@@ -11,7 +11,6 @@ alone and takes what the fit adds for noise); else it chooses all of them togeth
 
 from __future__ import annotations
 
-import fcntl
 import math
 import platform
 import time
@@ -28,6 +27,7 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from pyro_compress.locks import claimed
 from pyro_compress.tuning.front import on_front
 from pyro_compress.tuning.plan import Plan, point_of
 from pyro_compress.tuning.storage import (
@@ -112,19 +112,11 @@ def registered(work: Work) -> Iterator[str]:
     """A worker's name: the first number whose lock is free, held until the end."""
     folder, number = work.out / "workers", 0
     while True:
-        with (folder / f"{number}.lock").open("w") as file:
-            if _taken(file):
+        with claimed(folder / f"{number}.lock") as free:
+            if free:
                 yield _name(work, number)
                 return
         number += 1
-
-
-def _taken(file: Any) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _name(work: Work, number: int) -> str:
@@ -147,8 +139,8 @@ def _dead(work: Work, own: str, trial: FrozenTrial) -> bool:
 
 
 def _free(work: Work, number: str) -> bool:
-    with (work.out / "workers" / f"{number}.lock").open("w") as file:
-        return _taken(file)
+    with claimed(work.out / "workers" / f"{number}.lock") as free:
+        return free
 
 
 def _alone(work: Work, own: str) -> bool:
