@@ -4,6 +4,8 @@ Results lie in one folder:
 
     runs/HASH/              one run folder per configuration, as `fit` writes it
     rows/HASH.json          its evaluation; the two together are the cache
+    rows/HASH.failed        or why there is none; tried again by whoever starts later
+    rows/HASH.lock, runs/HASH.lock   held while it is worked on
     study.csv               one line per (fit, sparsity)
     study.json              the same and more, with resolved configurations, versions and machine
     study.md                the table
@@ -11,6 +13,10 @@ Results lie in one folder:
     elpd.json               if asked for: its posteriors ranked (`pyro_compress.ranking`)
 
 A fit whose rows are there is not repeated; a run folder without rows is evaluated again, not fitted again.
+
+Several processes may work on one folder, on one machine or, where they share it, on several: each takes the next fit
+that nobody holds (`rows/HASH.lock`), and all end with the same tables. What a killed one held is free at once, and its
+unfinished fit is gone on with.
 """
 
 from __future__ import annotations
@@ -20,8 +26,10 @@ import io
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -33,6 +41,7 @@ from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.data import load_splits
 from pyro_compress.draws import Ensemble, has_spread, masked
 from pyro_compress.graph import Network
+from pyro_compress.locks import claimed, locked
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
 from pyro_compress.run import Keeping, fit_run, load_run
@@ -44,6 +53,8 @@ DRAWS = 10
 """Networks in an ensemble."""
 ENSEMBLE = f"ensemble of {DRAWS}"
 STUDY_COPY = "study.toml"
+POLL_SECONDS = 1.0
+"""Between two looks at fits that other processes work on."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +96,60 @@ def compare(
 
 
 def _outcomes(planned: list[Planned], out: Path, jobs: int) -> Iterator[tuple[int, Outcome]]:
-    if jobs == 1:
-        for index, one in enumerate(planned):
-            yield index, run_one(one, out)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(run_one, one, out): index for index, one in enumerate(planned)}
+    """Every outcome once it is there, this process's or another's."""
+    began, waiting = time.time(), dict(enumerate(planned))
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else None
+    with pool or nullcontext():
         try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
+            while waiting:
+                for index, outcome in _tried(waiting, out, began, pool):
+                    if outcome:
+                        del waiting[index]
+                        yield index, outcome
+                if waiting:
+                    time.sleep(POLL_SECONDS)
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            if pool:
+                pool.shutdown(cancel_futures=True)
             raise
+
+
+def _tried(
+    waiting: dict[int, Planned], out: Path, began: float, pool: ProcessPoolExecutor | None
+) -> Iterator[tuple[int, Outcome | None]]:
+    if pool is None:
+        for index, one in list(waiting.items()):
+            yield index, attempt(one, out, began)
+        return
+    futures: dict[Future[Outcome | None], int] = {
+        pool.submit(attempt, one, out, began): index for index, one in waiting.items()
+    }
+    for future in as_completed(futures):
+        yield futures[future], future.result()
+
+
+def attempt(planned: Planned, out: Path, began: float) -> Outcome | None:
+    """The outcome of a fit; None while another process works on it.
+
+    Args:
+        planned: the fit.
+        out: folder of the results.
+        began: when this process began (seconds since the epoch): failures that others noted since are not tried again.
+    """
+    if (rows := cached_rows(planned, out)) is not None:
+        return Outcome(planned, rows)
+    with claimed(out / "rows" / f"{planned.hash}.lock") as free:
+        if not free:
+            return None
+        failed = out / "rows" / f"{planned.hash}.failed"
+        if failed.exists() and failed.stat().st_mtime >= began:
+            return Outcome(planned, (), failed.read_text())
+        outcome = run_one(planned, out)
+        if outcome.failure:
+            write_atomically(failed, outcome.failure.encode())
+        else:
+            failed.unlink(missing_ok=True)
+        return outcome
 
 
 def run_one(planned: Planned, out: Path) -> Outcome:
@@ -125,7 +178,10 @@ def chosen(planned: Planned, out: Path) -> tuple[FitConfig, Path]:
     for config in planned.configs:
         folder = out / "runs" / config_hash(config)
         if not folder.is_dir():
-            fit_run(config, folder, keeping=Keeping(resume=True))
+            folder.parent.mkdir(exist_ok=True)
+            with locked(folder.with_suffix(".lock")):  # methods may share a fit
+                if not folder.is_dir():
+                    fit_run(config, folder, keeping=Keeping(resume=True))
         found.append((float(last_epoch(folder)["validation_nll_nats"]), config, folder))
     _, config, folder = min(found, key=lambda candidate: candidate[0])
     return config, folder

@@ -55,7 +55,9 @@ class World:
             return
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             group = [tensor for tensor in tensors if tensor.dtype == dtype]
-            flat = torch.cat([tensor.reshape(-1) for tensor in group]).mul_(factor)
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            if factor != 1:
+                flat.mul_(factor)
             with self._together():
                 dist.all_reduce(flat)
             for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):

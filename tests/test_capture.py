@@ -1,7 +1,7 @@
 """The captured step is the eager step: same loss, same gradients, nothing baked in, nothing asked of the device."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -105,7 +105,14 @@ def test_captured_gradients_are_the_eager_ones(prior: str, estimator: str) -> No
         assert torch.allclose(got * 10, gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
 
 
+def halved(gradients: Sequence[Tensor]) -> None:
+    """What another process with a gradient of zero would do."""
+    for gradient in gradients:
+        gradient.mul_(0.5)
+
+
 RULES = {"plain": Rule(), "clipped": Rule(clip_norm=0.05), "accumulated": Rule(accumulate=3)}
+SHARED = {"shared": Rule(clip_norm=0.02, combine=halved)}
 
 
 def twenty_steps(prior: str, estimator: str, samples: int, build: Callable[..., Step]) -> list[Tensor]:
@@ -127,18 +134,18 @@ def twenty_steps(prior: str, estimator: str, samples: int, build: Callable[..., 
         ("gaussian", "weight", 2, "clipped"),
         ("horseshoe", "local", 2, "clipped"),
         ("log-uniform", "local", 1, "accumulated"),
+        ("gaussian", "weight", 1, "shared"),
     ],
 )
 def test_twenty_steps_stay_together(prior: str, estimator: str, samples: int, rule: str) -> None:
     """Adam divides by the root of tiny second moments, which magnifies rounding: 2 % of what the parameters moved."""
-    one = twenty_steps(
-        prior, estimator, samples, lambda found, tuned: eager(found, tuned, RULES[rule], State.of(found, tuned))
-    )
+    how = (RULES | SHARED)[rule]
+    one = twenty_steps(prior, estimator, samples, lambda found, tuned: eager(found, tuned, how, State.of(found, tuned)))
     two = twenty_steps(
         prior,
         estimator,
         samples,
-        lambda found, tuned: captured(found, tuned, RULES[rule], State.of(found, tuned), (X, Y), compiled=False),
+        lambda found, tuned: captured(found, tuned, how, State.of(found, tuned), (X, Y), compiled=False),
     )
     for a, b in zip(one, two, strict=True):
         assert (a - b).norm() <= 0.02 * a.norm() + 1e-7

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import multiprocessing
+import os
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,7 +128,7 @@ def test_validation_chooses(study: Path, tmp_path: Path) -> None:
     assert {row.config_hash for row in outcome.rows} == {config_hash(planned[0].configs[1])}
     (run,) = json.loads((tmp_path / "out/study.json").read_text())["runs"].values()
     assert run["config"]["lr"] == 1e-2
-    assert len(list((tmp_path / "out/runs").iterdir())) == 2
+    assert len([path for path in (tmp_path / "out/runs").iterdir() if path.is_dir()]) == 2
     assert compare.run_one(planned[0], tmp_path / "out") == outcome
 
 
@@ -206,3 +209,41 @@ def test_refused(old: str, new: str, message: str, study: Path, tmp_path: Path) 
 def test_table_without_rows(study: Path, tmp_path: Path) -> None:
     assert "holds no row" in invoke(study, "--table", "--out", tmp_path / "out").stderr
     assert invoke(study, "--seeds", "a").exit_code == 2
+
+
+def worker(study: Path, out: Path, log: Path) -> None:
+    """Run the study, noting every fit that is begun."""
+    real = compare.fit_run
+
+    def noted(config, folder, **more):
+        with log.open("a") as file:
+            file.write(f"{folder.name}\n")
+        return real(config, folder, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "fit_run", noted)
+        patch.setattr(compare, "POLL_SECONDS", 0.05)
+        log.with_suffix(f".{os.getpid()}").touch()
+        deadline = time.monotonic() + 120
+        while len(list(log.parent.glob(f"{log.stem}.*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        compare.compare(plan(read_study(study), device="cpu", threads=1), out)
+
+
+def test_processes_share_a_study(study: Path, tmp_path: Path) -> None:
+    """Two processes on one folder: every fit once, a failure too, and the tables of one process."""
+    study.write_text(STUDY + '[[methods]]\nname = "diverging"\nprior = "none"\nlr = 1e30\n')
+    (tmp_path / "begun").mkdir()
+    arguments = (study, tmp_path / "out", tmp_path / "begun" / "fits.log")
+    other = multiprocessing.get_context("spawn").Process(target=worker, args=arguments)
+    other.start()
+    worker(*arguments)
+    tables = [(tmp_path / "out" / name).read_text() for name in ("study.csv", "study.md")]
+    other.join(60)
+    assert other.exitcode == 0
+    begun = arguments[2].read_text().split()
+    assert sorted(begun) == sorted({config_hash(c) for p in plan(read_study(study)) for c in p.configs})
+    assert [(tmp_path / "out" / name).read_text() for name in ("study.csv", "study.md")] == tables
+    rows = read_csv(tables[0])
+    assert len(rows) == 2 * (2 + 1 + 1 + 4)
+    assert len(list((tmp_path / "out" / "rows").glob("*.failed"))) == 2

@@ -195,3 +195,11 @@ def test_tune_postgres(tmp_path: Path) -> None:
 
 def test_kill_resume(tmp_path: Path) -> None:
     assert "0 with other bytes" in run(script("kill_resume"), "--smoke", cwd=tmp_path)
+
+
+def test_bench_distributed(tmp_path: Path) -> None:
+    run(script("bench_distributed"), "--smoke", "--json", "rows.json", cwd=tmp_path)
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["processes"] == 2
+    assert row["same_parameters"]
+    assert row["bytes_per_step"] > 4 * 2 * row["weights"]  # means and scales
