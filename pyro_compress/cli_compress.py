@@ -200,7 +200,7 @@ class Source(NamedTuple):
 def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
     from pyro_compress.run import load_run
 
-    given = [name for name in NETWORK if named[name] not in (None, "svi", 0)]
+    given = [name for name in NETWORK if named[name] not in (None, "laplace", 0)]
     if given:
         raise ValueError(f"{given[0].replace('how', 'posterior')} goes with --net, without the run folder {run}")
     loaded = load_run(run)
@@ -214,6 +214,8 @@ def _of_weights(data_dir: str, named: dict[str, Any], options: dict[str, Any], q
     if missing := [f"--{name}" for name in ("net", "init", "data") if not named[name]]:
         raise ValueError(f"give a RUN folder, or --net, --init and --data; missing: {', '.join(missing)}")
     folder, how = named.pop("folder"), named["how"]
+    if how == "laplace" and (given := [name for name in ("epochs", "lr") if named[name] is not None]):
+        raise ValueError(f"--{given[0]} goes with --posterior svi; a Laplace approximation trains nothing")
     config = FitConfig(
         prior="log-uniform", data_dir=data_dir, device=options["device"], threads=options["threads"],
         **{name: value for name, value in named.items() if name != "how"},

@@ -47,17 +47,17 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
             "--run", "folder", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
-            help="With --net: keep the fit (--posterior svi) as a run folder.",
+            help="With --posterior svi: keep the fit as a run folder.",
         ),
         click.option("--seed", type=int, default=0, help="With --net."),
-        click.option("--lr", type=float, default=None, help="With --net: learning rate of the means; default 3e-4."),
+        click.option("--lr", type=float, default=None, help="With --posterior svi: rate of the means; default 3e-4."),
         click.option(
             "--epochs", type=click.IntRange(1), default=None,
-            help="With --net: of the fit around the weights; default about 2,000 steps.",
+            help="With --posterior svi: of the fit around the weights; default about 2,000 steps.",
         ),
         click.option(
-            "--posterior", "how", type=click.Choice(names_in("post_training.py", "POSTERIORS")), default="svi",
-            help="With --net: a short fit that starts at the weights, or one pass of curvature.",
+            "--posterior", "how", type=click.Choice(names_in("post_training.py", "POSTERIORS")), default="laplace",
+            help="With --net: one pass of curvature, or a short fit that starts at the weights.",
         ),
         click.option(
             "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,

@@ -129,7 +129,7 @@ def load_trained(config: FitConfig, folder: Path | None = None) -> Trained:
     return Trained(network, splits, config, folder)
 
 
-def posterior_around(trained: Trained, how: str = "svi", on_epoch: OnEpoch = lambda epoch: None) -> Around:
+def posterior_around(trained: Trained, how: str = "laplace", on_epoch: OnEpoch = lambda epoch: None) -> Around:
     """Find a posterior around a trained network.
 
     Args:

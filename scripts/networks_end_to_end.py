@@ -120,11 +120,11 @@ def post_training(options: argparse.Namespace, folder: Path) -> list[dict]:
     trained = fit_run(config, folder / "trained").posterior.tensors
     save_file({name: tensor.contiguous() for name, tensor in trained.items()}, folder / "weights.safetensors")
     rows = []
-    for how, finetune in (("laplace", 0), ("svi", 0), ("svi", options.finetune)):
+    for how, finetune in (("laplace", 0), ("svi", 0), ("laplace", options.finetune)):
         out = folder / f"{how}-{finetune}.pcn"
         command = ["--net", options.net, "--init", str(folder / "weights.safetensors"), "--data", options.data]
         command += ["--data-dir", options.data_dir, "--posterior", how, "--out", str(out), "--json", "--threads", "1"]
-        command += ["--finetune", str(finetune), "--rate", "1"] if finetune else []
+        command += ["--finetune", str(finetune)] if finetune else []
         command += ["--epochs", str(options.epochs)] if options.epochs and how == "svi" else []
         told, seconds = ran(command)
         report = json.loads(told)
@@ -167,7 +167,7 @@ def tables(rows: dict[str, list[dict]]) -> dict[str, str]:
     if trained := rows.get("post-training"):
         columns = ("posterior", "fine-tuning", "test accuracy before", "after", "weights kept", "file", "ratio")
         lines = ["| " + " | ".join((*columns, "CPU minutes")) + " |", "|---" * 8 + "|"]
-        said = [f"{r['finetune_epochs']} epochs at rate 1" if r["finetune_epochs"] else "none" for r in trained]
+        said = [f"{r['finetune_epochs']} epochs, rate searched" if r["finetune_epochs"] else "none" for r in trained]
         lines += [
             f"| {r['posterior']} | {tuning} "
             f"| {100 * r['test_accuracy_before']:.2f} % | {100 * r['test_accuracy_after']:.2f} % "

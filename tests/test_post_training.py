@@ -58,9 +58,9 @@ def test_every_kind_of_file_holds_the_same(weights: Path) -> None:
 def test_given_weights_are_the_reference(how: str, weights: Path, tmp_path: Path) -> None:
     """Accuracy before is that of the weights themselves, and the file is within the tolerance of it."""
     out = tmp_path / "d.pcn"
-    keep = ("--run", tmp_path / "kept") if how == "svi" else ()
+    keep = ("--run", tmp_path / "kept", "--epochs", 6) if how == "svi" else ()
     code, told = run(
-        "compress", *NET, "--init", weights / "w.safetensors", "--posterior", how, "--tolerance", 0.01, "--epochs", 6,
+        "compress", *NET, "--init", weights / "w.safetensors", "--posterior", how, "--tolerance", 0.01,
         "--out", out, "--json", *keep,
     )  # fmt: skip
     assert code == 0, told
@@ -154,6 +154,7 @@ def test_counters_of_batch_norm_may_be_missing() -> None:
         (("compress", *NET, "--init", "w.bad.pt"), "holds no plain state dict"),
         (("compress", *NET, "--init", "torchvision:ResNet19_Weights.V1"), "torchvision has no weights"),
         (("compress", *NET, "--init", "w.pt", "--posterior", "laplace", "--run", "kept"), "--posterior svi"),
+        (("compress", *NET, "--init", "w.pt", "--epochs", "3"), "--epochs goes with --posterior svi"),
         (
             ("compress", "--net", "mlp", "--data", "digits", "--init", "w.pt"),
             r"does not fit network mlp: 1.weight has shape .300, 64., the network's .500, 64.; .* and 1 more",
