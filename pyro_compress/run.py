@@ -33,13 +33,13 @@ from pyro_compress.checkpoint import Keeper, stops_on_signals
 from pyro_compress.compression.file import write_atomically
 from pyro_compress.config import config_toml, options_in, resolve
 from pyro_compress.data import load_splits
-from pyro_compress.graph import graph_of
 from pyro_compress.guards import REWINDS, slower
 from pyro_compress.live import watched
 from pyro_compress.nets import build_net
 from pyro_compress.snapshots import Frames
 from pyro_compress.training import Diverged, Epoch, OnEpoch, OnLayers
-from pyro_compress.types import FitConfig, LayerPosterior, Posterior, Removal, Splits
+from pyro_compress.types import FitConfig, LayerPosterior, Posterior, Splits
+from pyro_compress.waist import posterior_bytes, read_posterior
 from pyro_compress.weights import put_weights, read_weights
 from pyro_compress.world import ALONE, World
 
@@ -356,61 +356,3 @@ def load_run(path: Path) -> Run:
             f"{path} is no run folder (it needs config.toml and posterior.safetensors, as fit writes them)"
         )
     return Run(path, stored_config(path / "config.toml"), read_posterior(path / "posterior.safetensors"))
-
-
-def posterior_bytes(posterior: Posterior) -> bytes:
-    """A posterior as safetensors: `mean/NAME`, `std/NAME`, `unit_mean/NAME`, `unit_std/NAME`, `dense/NAME`."""
-    from safetensors.torch import save
-
-    tensors = {f"dense/{name}": tensor for name, tensor in posterior.dense.items()}
-    for name, layer in posterior.layers.items():
-        moments = {
-            "mean": layer.mean,
-            "std": layer.std,
-            "unit_mean": layer.unit_mean,
-            "unit_std": layer.unit_std,
-        }
-        tensors |= {f"{key}/{name}": tensor for key, tensor in moments.items() if tensor is not None}
-    metadata = {
-        "graph": asdict(posterior.graph),
-        "layers": {name: layer.grouping for name, layer in posterior.layers.items()},
-        "criterion": posterior.criterion,
-        "provenance": posterior.provenance,
-        "removals": [asdict(removal) for removal in posterior.removals],
-    }
-    data: bytes = save(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        {"pyro_compress": json.dumps(metadata)},  # one key: safetensors writes several in random order
-    )
-    return data
-
-
-def read_posterior(path: Path) -> Posterior:
-    """Read what `posterior_bytes` wrote.
-
-    Raises:
-        ValueError: a damaged or foreign file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads(file.metadata()["pyro_compress"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        layers = {
-            name: LayerPosterior(
-                tensors[f"mean/{name}"], tensors[f"std/{name}"],
-                tensors.get(f"unit_mean/{name}"), tensors.get(f"unit_std/{name}"), grouping,
-            )
-            for name, grouping in metadata["layers"].items()
-        }  # fmt: skip
-        return Posterior(
-            graph=graph_of(metadata["graph"]),
-            layers=layers,
-            dense={name.removeprefix("dense/"): t for name, t in tensors.items() if name.startswith("dense/")},
-            criterion=metadata["criterion"],
-            provenance=metadata["provenance"],
-            removals=tuple(Removal(**removal) for removal in metadata.get("removals", ())),
-        )
-    except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no posterior of this program: {error}") from error

@@ -19,7 +19,7 @@ FLOORS = [
     {"folders", "npz", "weights"},
     {"data", "nets", "vision", "attention", "graph", "aten", "training", "compression/codec", "compression/context"}
     | {"compression/layout", "compression/operations"},
-    {"compression/templates", "compression/sections", "compression/rate", "layered"},
+    {"compression/templates", "compression/sections", "compression/rate", "layered", "waist"},
     {"compression/header"},
     {"guards", "metrics", "compression/prune", "compression/precision", "compression/shrink", "compression/file"},
     {"checkpoint"},

@@ -15,8 +15,9 @@ from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.checkpoint import Interrupted, Keeper, Snapshot, read, write
 from pyro_compress.config import resolve
 from pyro_compress.data import load_splits
-from pyro_compress.run import Keeping, fit_run, initial_net, posterior_bytes, unfinished, unfinished_config
+from pyro_compress.run import Keeping, fit_run, initial_net, unfinished, unfinished_config
 from pyro_compress.types import Data, FitConfig, Splits
+from pyro_compress.waist import posterior_bytes
 
 
 @pytest.fixture(scope="module")

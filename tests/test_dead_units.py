@@ -23,8 +23,9 @@ from pyro_compress.config import resolve
 from pyro_compress.data import load_splits
 from pyro_compress.graph import Network, capture
 from pyro_compress.layered import Layered, momenta
-from pyro_compress.run import Keeping, fit_run, load_run, posterior_bytes
+from pyro_compress.run import Keeping, fit_run, load_run
 from pyro_compress.types import Data, FitConfig, Splits
+from pyro_compress.waist import posterior_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 

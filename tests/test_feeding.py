@@ -20,11 +20,12 @@ from pyro_compress.config import resolve
 from pyro_compress.data import load_examples, load_splits, preprocessing, preprocessing_of, told
 from pyro_compress.datasets import CIFAR10, CIFAR100, PIXELS
 from pyro_compress.progress import Progress
-from pyro_compress.run import initial_net, posterior_bytes
+from pyro_compress.run import initial_net
 from pyro_compress.streaming import Streamed
 from pyro_compress.tasks import class_weights
 from pyro_compress.training import Feed
 from pyro_compress.types import Data, FitConfig, Reading, Splits
+from pyro_compress.waist import posterior_bytes
 
 # --- named sets, in the formats that they are published in
 

@@ -32,9 +32,10 @@ from pyro_compress.config import resolve
 from pyro_compress.data import load_splits
 from pyro_compress.graph import capture
 from pyro_compress.machine import prepare
-from pyro_compress.run import Keeping, fit_run, initial_net, posterior_bytes, unfinished, unfinished_config
+from pyro_compress.run import Keeping, fit_run, initial_net, unfinished, unfinished_config
 from pyro_compress.training import Feed
 from pyro_compress.types import Data, FitConfig
+from pyro_compress.waist import posterior_bytes
 from pyro_compress.world import ALONE, World, joined
 
 Work = Callable[..., Any]
