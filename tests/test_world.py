@@ -250,7 +250,7 @@ def test_gradients_of_processes_are_unbiased() -> None:
         one, three = draws(1), draws(3)
     errors = ((one.var(0) + three.var(0)) / 300).sqrt()
     scores = ((one.mean(0) - three.mean(0)) / errors)[errors > 1e-9]
-    assert len(scores) > 500
+    assert len(scores) > 200
     assert float(scores.abs().max()) < 5
     assert float(scores.square().mean().sqrt()) < 1.25
 
