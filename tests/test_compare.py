@@ -155,7 +155,7 @@ def test_a_fit_that_fails_does_not_stop_the_others(study: Path, tmp_path: Path) 
     )
     result = invoke(study, "--out", tmp_path / "out", "--jobs", "2")
     assert result.exit_code == 1
-    assert "2 of 4 fits failed; the first: loss nan" in result.stderr
+    assert "2 of 4 fits failed; the first: loss is nan" in result.stderr
     assert len(read_csv((tmp_path / "out/study.csv").read_text())) == 4
     assert len(json.loads((tmp_path / "out/study.json").read_text())["failures"]) == 2
 

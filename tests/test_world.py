@@ -61,19 +61,15 @@ class Group:
             process.start()
 
     def results(self) -> list[Any]:
-        found = [pipe.recv() if pipe.poll(120) else "silent" for pipe in self.pipes if not self._gone(pipe)]
+        found = []
+        for pipe in self.pipes:
+            with contextlib.suppress(EOFError):  # a process that was killed says nothing
+                found.append(pipe.recv() if pipe.poll(120) else "silent")
         for process in self.processes:
             process.join(60)
             if process.is_alive():
                 process.kill()
         return found
-
-    def _gone(self, pipe: Any) -> bool:
-        """Whether the process was killed before it could say anything."""
-        process = self.processes[self.pipes.index(pipe)]
-        while process.is_alive() and not pipe.poll(0.05):
-            pass
-        return not pipe.poll(0)
 
 
 def member(pipe: Any, values: dict[str, Any], work: Work, *arguments: Any) -> None:
@@ -245,12 +241,14 @@ def test_gradients_of_processes_are_unbiased() -> None:
         feeds = [Feed(data, 7, torch.Generator().manual_seed(0), world=World(rank, size)) for rank in range(size)]
         return torch.stack([sum(gradient(feed) for feed in feeds) for _ in range(300)])
 
-    with pytest.MonkeyPatch.context() as patch, pyro.validation_enabled(False):
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(), pyro.validation_enabled(False):
+        torch.manual_seed(0)
         patch.setattr(World, "broadcast_", lambda self, tensors: None)  # the orders are the same already
         one, three = draws(1), draws(3)
     errors = ((one.var(0) + three.var(0)) / 300).sqrt()
-    scores = ((one.mean(0) - three.mean(0)) / errors)[errors > 1e-9]
-    assert len(scores) > 200
+    moving = torch.stack([(d != d.median(0).values).float().mean(0) > 0.3 for d in (one, three)]).all(0)
+    scores = ((one.mean(0) - three.mean(0)) / errors)[moving]  # where few draws differ, no error can be told
+    assert len(scores) > 100
     assert float(scores.abs().max()) < 5
     assert float(scores.square().mean().sqrt()) < 1.25
 
@@ -308,7 +306,7 @@ def test_processes_that_start_differently_refuse(tmp_path: Path) -> None:
 def test_torchrun(tmp_path: Path) -> None:
     """The command itself, ended by a signal to torchrun, resumed without it."""
     out = tmp_path / "run"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ["--hidden", "8", "--epochs", "4000", "--compile", "off", "--device", "cpu", "--threads", "1"]
     options += ["--checkpoint-epochs", "1"]
     process = subprocess.Popen(
