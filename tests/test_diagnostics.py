@@ -13,7 +13,7 @@ from pyro.infer import importance
 from torch import nn
 
 from pyro_compress import arviz_compat
-from pyro_compress.bayes.diagnostics import Diagnosis, Size, diagnose, seeded_rows
+from pyro_compress.bayes.diagnostics import Diagnosis, Size, diagnose, seeded_rows, told_apart
 from pyro_compress.bayes.elbo import kl_nats
 from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
@@ -174,6 +174,24 @@ def test_arviz_reads_and_compares(diagnosed: dict[str, Diagnosis], tmp_path: Pat
     posterior = data["horseshoe"]["posterior"]
     assert posterior["0.weight.group_scale"].coords["0.weight.group"].values.tolist() == [0, 1, 2]
     assert posterior["0.weight.element"].coords["0.weight.index"].values[:2].tolist() == ["0,0", "0,1"]
+
+
+def test_rows_that_are_certain_leave_the_estimate_whole() -> None:
+    """One row of log-likelihood 0 in every draw: the estimate of the others, and next to nothing for it."""
+    rng = np.random.default_rng(0)
+    others = -rng.gamma(2.0, 0.1, (1, 200, 9))
+    sure = np.concatenate([others, np.zeros((1, 200, 1))], 2)
+
+    def loo(values: np.ndarray) -> arviz_compat.Loo:
+        groups = {"posterior": {"w": others[..., 0]}, "log_likelihood": {"y": values}}
+        return arviz_compat.loo(arviz_compat.inference_data(arviz_compat.Groups(groups)))
+
+    assert loo(sure).pareto_k[-1] > 0.7  # what it is for: infinite
+    told = told_apart(sure)
+    assert (told <= 0).all()
+    np.testing.assert_array_equal(told[..., :9], others)
+    assert loo(told).elpd == pytest.approx(loo(others).elpd, abs=1e-5)
+    assert loo(told).pareto_k[-1] < 0.7
 
 
 def test_seeds(tmp_path: Path) -> None:
