@@ -46,7 +46,7 @@ def measured(size: int, options: dict, folder: Path) -> dict:
     out = folder / f"run-{size}"
     work = folder / f"work-{size}"
     work.mkdir()
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(size), "--master-port", "0"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(size), "--standalone"]
     arguments = [__file__, "--member", str(work / out.name), "--options", json.dumps(options)]
     command = [sys.executable, *(torchrun if size > 1 else []), *arguments]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
