@@ -223,11 +223,12 @@ def worker(study: Path, out: Path, log: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "fit_run", noted)
         patch.setattr(compare, "POLL_SECONDS", 0.05)
+        planned = plan(read_study(study), device="cpu", threads=1)  # before the wait: they are to begin together
         log.with_suffix(f".{os.getpid()}").touch()
         deadline = time.monotonic() + 120
         while len(list(log.parent.glob(f"{log.stem}.*"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-        compare.compare(plan(read_study(study), device="cpu", threads=1), out)
+        compare.compare(planned, out)
 
 
 def test_processes_share_a_study(study: Path, tmp_path: Path) -> None:

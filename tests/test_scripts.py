@@ -126,7 +126,7 @@ def test_networks_end_to_end(tmp_path: Path) -> None:
     run(script("networks_end_to_end"), "--smoke", "--json", "rows.json", "--document", str(document), cwd=tmp_path)
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [(row["posterior"], row["finetune_epochs"]) for row in rows["post-training"]] == [
-        ("laplace", 0), ("svi", 0), ("svi", 1)
+        ("laplace", 0), ("svi", 0), ("laplace", 1)
     ]  # fmt: skip
     assert rows["networks"][0]["onnx_difference"] < 1e-4
     assert document.read_text().startswith("before\n<!-- table networks -->\n\n| network | parameters |")
