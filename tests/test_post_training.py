@@ -140,8 +140,10 @@ def test_nothing_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
 
 def test_counters_of_batch_norm_may_be_missing() -> None:
     net = nn.BatchNorm1d(2)
-    state = {name: tensor for name, tensor in net.state_dict().items() if name != "num_batches_tracked"}
+    state = {name: tensor + 3 for name, tensor in net.state_dict().items() if name != "num_batches_tracked"}
     put_weights(net, state, "w", "norm")
+    assert net.running_mean.tolist() == [3, 3]
+    assert int(net.num_batches_tracked) == 0
 
 
 @pytest.mark.parametrize(
