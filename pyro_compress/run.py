@@ -115,10 +115,11 @@ def fit_run(
         config = resolve(config, len(splits.train))
         net = initial_net(config, splits)
         check_memory(net, splits, config)
-        world.check_same(_starts(config, splits, net))
+        if world.size > 1:
+            world.check_same(_starts(config, splits, net))
         keeper = Keeper(folder, keeping.every_epochs, keeping.every_minutes, world=world)
         frames = _frames(folder, config) if keeping.snapshots else None
-        rewinds = stored_rewinds(folder) if keeping.resume else []
+        rewinds = stored_rewinds(folder, world) if keeping.resume else []
         while True:
             write_atomically(folder / "config.toml", config_toml(config, splits, rewinds, world.size).encode())
             try:
@@ -190,10 +191,11 @@ def _rewound(config: FitConfig, keeper: Keeper, rewinds: list[dict[str, Any]], e
     return slower(config)
 
 
-def stored_rewinds(folder: Path) -> list[dict[str, Any]]:
-    """How often an unfinished fit was put back already."""
+def stored_rewinds(folder: Path, world: World = ALONE) -> list[dict[str, Any]]:
+    """How often an unfinished fit was put back already, as the first process's folder says."""
     path = folder / "config.toml"
-    return list(tomllib.loads(path.read_text()).get("rewinds", [])) if path.is_file() else []
+    text = world.bytes_of_first(path.read_bytes() if path.is_file() else b"").decode()
+    return list(tomllib.loads(text).get("rewinds", []))
 
 
 def _loaded(config: FitConfig, download: bool, world: World) -> Splits:

@@ -42,7 +42,6 @@ class ArrayFile:
         self._mapped: np.ndarray | None = None
         full = self.mapped.shape
         self.shape = (1, *full[1:]) if len(full) == 3 else tuple(full[1:])
-        self.bytes_per_value = self.mapped.dtype.itemsize
 
     @property
     def mapped(self) -> np.ndarray:
