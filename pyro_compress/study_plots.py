@@ -180,6 +180,10 @@ def error_against_bytes(
         ax.plot([size], [100 * error], label=name, **look)
     ax.set(xscale="log", yscale="log", xlabel="file (bytes)", ylabel="error (%)")
     ax.legend(frameon=False, fontsize="x-small")
+    for axis, steps in ((ax.xaxis, (1, 2, 5)), (ax.yaxis, (1, 1.5, 2, 3, 4, 6, 8))):
+        axis.set_major_locator(LogLocator(subs=steps))
+        axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:,g}"))
+        axis.set_minor_locator(NullLocator())
     return ax
 
 
