@@ -87,17 +87,19 @@ def compare(
         OSError: the folder cannot be written.
     """
     (out / "rows").mkdir(parents=True, exist_ok=True)
-    found = dict[int, Outcome]()
-    for index, outcome in _outcomes(planned, out, jobs):
+    began, found = time.time(), dict[int, Outcome]()
+    for index, outcome in _outcomes(planned, out, jobs, began):
         found[index] = outcome
-        write_results([found[i] for i in sorted(found)], out)
+        with locked(out / "rows" / "tables.lock"):  # what others finished is in them: tables only ever grow
+            everything = [found.get(i) or settled(one, out, began) for i, one in enumerate(planned)]
+            write_results([one for one in everything if one], out)
         on_outcome(outcome, len(found), len(planned))
     return [found[i] for i in sorted(found)]
 
 
-def _outcomes(planned: list[Planned], out: Path, jobs: int) -> Iterator[tuple[int, Outcome]]:
+def _outcomes(planned: list[Planned], out: Path, jobs: int, began: float) -> Iterator[tuple[int, Outcome]]:
     """Every outcome once it is there, this process's or another's."""
-    began, waiting = time.time(), dict(enumerate(planned))
+    waiting = dict(enumerate(planned))
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else None
     with pool or nullcontext():
         try:
@@ -136,26 +138,33 @@ def attempt(planned: Planned, out: Path, began: float) -> Outcome | None:
         out: folder of the results.
         began: when this process began (seconds since the epoch): failures that others noted since are not tried again.
     """
-    if (rows := cached_rows(planned, out)) is not None:
-        return Outcome(planned, rows)
+    if outcome := settled(planned, out, began):
+        return outcome
     with claimed(out / "rows" / f"{planned.hash}.lock") as free:
         if not free:
             return None
-        failed = out / "rows" / f"{planned.hash}.failed"
-        if failed.exists() and failed.stat().st_mtime >= began:
-            return Outcome(planned, (), failed.read_text())
+        if outcome := settled(planned, out, began):  # by whoever held it just now
+            return outcome
         outcome = run_one(planned, out)
         if outcome.failure:
-            write_atomically(failed, outcome.failure.encode())
+            write_atomically(_failed_path(planned, out), outcome.failure.encode())
         else:
-            failed.unlink(missing_ok=True)
+            _failed_path(planned, out).unlink(missing_ok=True)
         return outcome
 
 
-def run_one(planned: Planned, out: Path) -> Outcome:
-    """Fit and evaluate, or read the rows of an earlier time; a user's error becomes the outcome's failure."""
+def settled(planned: Planned, out: Path, began: float) -> Outcome | None:
+    """What is known of a fit: the rows of whenever it was evaluated, or a failure noted since `began`."""
     if (rows := cached_rows(planned, out)) is not None:
         return Outcome(planned, rows)
+    failed = _failed_path(planned, out)
+    if failed.exists() and failed.stat().st_mtime >= began:
+        return Outcome(planned, (), failed.read_text())
+    return None
+
+
+def run_one(planned: Planned, out: Path) -> Outcome:
+    """Fit and evaluate; a user's error becomes the outcome's failure."""
     try:
         config, folder = chosen(planned, out)
         rows = evaluated(planned, config, folder)
@@ -195,6 +204,10 @@ def last_epoch(folder: Path) -> dict[str, Any]:
 
 def _rows_path(planned: Planned, out: Path) -> Path:
     return out / "rows" / f"{planned.hash}.json"
+
+
+def _failed_path(planned: Planned, out: Path) -> Path:
+    return out / "rows" / f"{planned.hash}.failed"
 
 
 def cached_rows(planned: Planned, out: Path) -> tuple[Row, ...] | None:

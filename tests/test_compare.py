@@ -211,6 +211,15 @@ def test_table_without_rows(study: Path, tmp_path: Path) -> None:
     assert invoke(study, "--seeds", "a").exit_code == 2
 
 
+def test_tables_only_grow(study: Path, tmp_path: Path) -> None:
+    """A process that has only begun to gather what others finished does not take their rows out of the tables."""
+    planned, table = plan(read_study(study), device="cpu", threads=1)[:2], tmp_path / "study.csv"
+    compare.compare(planned, tmp_path)
+    full, seen = table.read_text(), []
+    compare.compare(planned, tmp_path, on_outcome=lambda outcome, done, total: seen.append(table.read_text()))
+    assert seen == [full, full]
+
+
 def worker(study: Path, out: Path, log: Path) -> None:
     """Run the study, noting every fit that is begun."""
     real = compare.fit_run
