@@ -26,10 +26,10 @@ from pyro_compress.compression.fixed_point import EXPONENT_AND_SIGN, FLOAT32, fi
 from pyro_compress.compression.search import compress, prune, to_module
 from pyro_compress.compression.target import target_of
 from pyro_compress.compression.tuned import Teacher, compress_finetuned
-from pyro_compress.graph import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate
-from pyro_compress.run import Run, fit_run, load_run
+from pyro_compress.networks.graph import Network
+from pyro_compress.runs.run import Run, fit_run, load_run
 from pyro_compress.types import Compressed, FitConfig, Splits
 
 RECIPE = FineTune(masked_epochs=1, step=0.7, noise=0.4, lr=1e-3)

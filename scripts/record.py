@@ -22,7 +22,7 @@ from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.tuned import Teacher
 from pyro_compress.machine import prepare
-from pyro_compress.run import Run, fit_run, load_run
+from pyro_compress.runs.run import Run, fit_run, load_run
 from pyro_compress.types import FitConfig
 
 RECIPE = FineTune(epochs=30, masked_epochs=1, step=0.7, noise=0.4, lr=1e-3)

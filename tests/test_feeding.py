@@ -10,22 +10,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pyro_compress.augment import AUGMENTATIONS
-from pyro_compress.baselines import fit_baseline
 from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.model import Likelihood, Model
-from pyro_compress.checkpoint import Interrupted, Keeper
-from pyro_compress.config import resolve
-from pyro_compress.data import load_examples, load_splits, preprocessing, preprocessing_of, told
-from pyro_compress.datasets import CIFAR10, CIFAR100, PIXELS
-from pyro_compress.progress import Progress
-from pyro_compress.run import initial_net
-from pyro_compress.streaming import Streamed
-from pyro_compress.tasks import class_weights
-from pyro_compress.training import Feed
+from pyro_compress.data.augment import AUGMENTATIONS
+from pyro_compress.data.datasets import CIFAR10, CIFAR100, PIXELS
+from pyro_compress.data.splits import load_examples, load_splits, preprocessing, preprocessing_of, told
+from pyro_compress.data.streaming import Streamed
+from pyro_compress.data.tasks import class_weights
+from pyro_compress.runs.config import resolve
+from pyro_compress.runs.run import initial_net
+from pyro_compress.runs.waist import posterior_bytes
+from pyro_compress.training.baselines import fit_baseline
+from pyro_compress.training.checkpoint import Interrupted, Keeper
+from pyro_compress.training.feed import Feed
+from pyro_compress.training.progress import Progress
 from pyro_compress.types import Data, FitConfig, Reading, Splits
-from pyro_compress.waist import posterior_bytes
 
 # --- named sets, in the formats that they are published in
 

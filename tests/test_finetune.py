@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 import pyro_compress as pc
-from pyro_compress import cli
+from pyro_compress.cli.main import main
 from pyro_compress.compression import context, file, runner
 from pyro_compress.compression.finetune import FineTune, _Work, distilled, finetune
 from pyro_compress.compression.layout import layouts, plain
@@ -18,9 +18,9 @@ from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.search import to_module
-from pyro_compress.graph import run_graph
 from pyro_compress.metrics import evaluate
-from pyro_compress.run import Run, fit_run
+from pyro_compress.networks.graph import run_graph
+from pyro_compress.runs.run import Run, fit_run
 from pyro_compress.types import Compressed, FitConfig, Posterior, Splits
 
 
@@ -121,7 +121,7 @@ def test_steps_are_powers_of_a_fourth_root(step: float) -> None:
 
 def test_layouts_follow_the_flattening(digits: Splits) -> None:
     net = pc.build_net("lenet-5-relu", (1, 28, 28), 10)
-    from pyro_compress.graph import capture
+    from pyro_compress.networks.graph import capture
 
     graph = capture(net, (1, 28, 28))
     found = layouts(graph, {name: tuple(t.shape) for name, t in net.state_dict().items()})
@@ -136,7 +136,7 @@ def test_layouts_follow_the_flattening(digits: Splits) -> None:
 
 
 def compress(run: Run, out: Path, *arguments: str) -> dict:
-    result = CliRunner().invoke(cli.main, ["compress", str(run.path), "--out", str(out), "--json", *arguments])
+    result = CliRunner().invoke(main, ["compress", str(run.path), "--out", str(out), "--json", *arguments])
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
@@ -193,7 +193,7 @@ def test_goals_without_fine_tuning(run: Run, tmp_path: Path) -> None:
     ],
 )
 def test_errors_are_one_line(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(cli.main, ["compress", str(run.path), "--out", str(tmp_path / "a.pcn"), *arguments])
+    result = CliRunner().invoke(main, ["compress", str(run.path), "--out", str(tmp_path / "a.pcn"), *arguments])
     assert result.exit_code == 1
     assert message in result.output
     assert len(result.output.strip().splitlines()) == 1

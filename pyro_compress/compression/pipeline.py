@@ -15,9 +15,9 @@ from pyro_compress.compression.fixed_point import fixed_point
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.tuned import compress_finetuned
-from pyro_compress.graph import Network, widths
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate, logits_of
+from pyro_compress.networks.graph import Network, widths
 from pyro_compress.types import Compressed, Posterior, Quality, Splits
 
 CHECKED = 2000

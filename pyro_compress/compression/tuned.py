@@ -17,8 +17,8 @@ from pyro_compress.compression import file
 from pyro_compress.compression.finetune import FineTune, OnEpoch, finetune
 from pyro_compress.compression.search import origin_of, prune, to_module
 from pyro_compress.compression.target import OnCandidate, Target, Trial, target_of
-from pyro_compress.graph import Network
 from pyro_compress.metrics import evaluate, logits_of
+from pyro_compress.networks.graph import Network
 from pyro_compress.types import Compressed, Posterior, Splits
 
 RATES = tuple(2.0 ** (k / 2) for k in range(-4, 9))
