@@ -2,6 +2,7 @@
 
 import json
 from array import array
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.search import to_module
+from pyro_compress.compression.tuned import Teacher, logits_by
+from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.graph import run_graph
+from pyro_compress.networks.graph import Network, run_graph
 from pyro_compress.runs.run import Run, fit_run
 from pyro_compress.types import Compressed, FitConfig, Posterior, Splits
 
@@ -132,6 +135,33 @@ def test_layouts_follow_the_flattening(digits: Splits) -> None:
     assert layouts(graph, {"1.weight": (5, 784), "3.weight": (10, 5)})["1.weight"] == (5, 1, 28, 28)
 
 
+def test_a_teacher_sees_what_the_network_sees(run: Run, digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With augmentation a teacher's logits are those of the changed images, batch by batch; without, they are kept."""
+    seen, asked = [], []
+    monkeypatch.setitem(AUGMENTATIONS, "brighter", lambda x, generator: (seen.append(x), x + 1)[1])
+
+    def teach(x: torch.Tensor) -> torch.Tensor:
+        asked.append(x)
+        return torch.zeros(len(x), 10)
+
+    how = FineTune(epochs=1, masked_epochs=0, batch_size=500)
+    finetune(run.posterior, masks(run.posterior), digits.train, how, teach)
+    assert [len(x) for x in asked] == [len(digits.train)]
+    asked.clear()
+    finetune(run.posterior, masks(run.posterior), digits.train, replace(how, augment="brighter"), teach)
+    assert len(asked) == len(seen) == -(-len(digits.train) // 500)
+    assert all(torch.equal(changed, x + 1) for changed, x in zip(asked, seen, strict=True))
+
+
+def test_several_teachers_are_their_mean(run: Run, digits: Splits) -> None:
+    other = replace(run.posterior, dense={name: tensor + 0.1 for name, tensor in run.posterior.dense.items()})
+    teacher = Teacher.of([(run.posterior, "mlp"), (other, "mlp"), (other, "lenet")])
+    assert teacher.name == "2 mlp, lenet"
+    x = digits.train.x[:20]
+    each = [Network(one.graph, one.tensors).eval()(x).softmax(1) for one in teacher.posteriors]
+    torch.testing.assert_close(logits_by(teacher, digits)(x).softmax(1), torch.stack(each).mean(0))
+
+
 # --- the command line
 
 
@@ -148,10 +178,12 @@ def test_report_and_file_tell_of_fine_tuning(run: Run, tmp_path: Path) -> None:
     told = compress(
         run, tmp_path / "tuned.pcn", "--finetune", "4", "--rate", "2", "--teacher", str(run.path), "--curve", str(curve)
     )
+    assert told["finetune_augment"] == ""
     assert told["finetune_epochs"] == 6  # two masked ones before
     assert (told["finetune_rate"], told["teacher"]) == (2.0, "mlp")
     assert told["file_bytes"] < plain["file_bytes"]
     assert file.read(tmp_path / "tuned.pcn").meta["teacher"] == "mlp"
+    assert "finetune_augment" not in file.read(tmp_path / "tuned.pcn").meta
     header, row = curve.read_text().splitlines()
     assert header == "sparsity,coarseness,rate,bytes,validation_error,validation_nll_nats"
     assert int(row.split(",")[3]) == told["file_bytes"]

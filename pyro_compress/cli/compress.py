@@ -25,8 +25,12 @@ from pyro_compress.cli.options import (
 if TYPE_CHECKING:
     from pyro_compress.types import Posterior, Splits
 
+AUGMENTATIONS = names_in("data/augment.py", "AUGMENTATIONS")
 CRITERIA = names_in("compression/prune.py", "CRITERIA")
-RECIPE = {"masked_epochs": "masked_epochs", "step": "step", "noise": "noise", "finetune_lr": "lr"}
+RECIPE = {
+    "masked_epochs": "masked_epochs", "step": "step", "noise": "noise", "finetune_lr": "lr",
+    "finetune_augment": "augment", "teacher_weight": "teacher_weight", "temperature": "temperature",
+}  # fmt: skip
 """Option -> field of `FineTune`; what is not given is the recipe's own."""
 
 
@@ -122,8 +126,19 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     help="Price of a bit in fine-tuning; 1 is the description length. Default: searched for on validation.",
 )  # fmt: skip
 @click.option(
-    "--teacher", type=click.Path(path_type=Path, exists=True, file_okay=False), default=None, metavar="RUN",
-    help="Run whose network is distilled into this one while fine-tuning.",
+    "--teacher", type=click.Path(path_type=Path, exists=True, file_okay=False), multiple=True, metavar="RUN",
+    help="Run whose network is distilled into this one while fine-tuning. Repeatable: their mean probabilities are.",
+)  # fmt: skip
+@click.option(
+    "--teacher-weight", type=click.FloatRange(0, 1), default=None, help="Share of the loss that is the teacher's."
+)
+@click.option(
+    "--temperature", type=click.FloatRange(0, min_open=True), default=None,
+    help="Of the softmax under which teacher and network are compared.",
+)  # fmt: skip
+@click.option(
+    "--finetune-augment", type=click.Choice(["none", *AUGMENTATIONS]), default=None,
+    help="Training images, changed every time they are seen in fine-tuning; a teacher sees what the network sees.",
 )  # fmt: skip
 @click.option(
     "--masked-epochs", type=click.IntRange(0), default=None,
@@ -232,11 +247,11 @@ def search_options(options: dict[str, Any], quiet: bool) -> Iterator[dict[str, A
     given = ("sparsity", "target_error", "max_bytes")
     if len(several := [name for name in given if options[name] is not None]) > 1:
         raise ValueError(f"{' and '.join(several)} exclude each other: give one of them")
-    epochs, rate, teacher = (options.pop(name) for name in ("finetune", "rate", "teacher"))
+    epochs, rate, teachers = (options.pop(name) for name in ("finetune", "rate", "teacher"))
     recipe = {field: value for name, field in RECIPE.items() if (value := options.pop(name)) is not None}
     bits, prices = (options.pop(name) for name in ("bits", "bit_price"))
     if epochs is None:
-        if rate is not None or teacher is not None or recipe:
+        if rate is not None or teachers or recipe:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in RECIPE)
             raise ValueError(f"--rate, --teacher, {names} go with --finetune EPOCHS")
         with trial_printer(quiet) as on_trial:
@@ -250,9 +265,8 @@ def search_options(options: dict[str, Any], quiet: bool) -> Iterator[dict[str, A
     from pyro_compress.compression.tuned import Teacher
     from pyro_compress.runs.run import load_run
 
-    if teacher is not None:
-        taught = load_run(teacher)
-        teacher = Teacher(taught.posterior, taught.config.net)
+    taught_by = [load_run(path) for path in teachers]
+    teacher = Teacher.of([(run.posterior, run.config.net) for run in taught_by]) if teachers else None
     how = FineTune(epochs=epochs, **recipe)
     with tune_printer(quiet) as on_epoch:
         yield options | {"how": how, "rate": rate, "teacher": teacher, "on_epoch": on_epoch}

@@ -48,6 +48,7 @@ class Report:
         finetune_epochs: epochs of fine-tuning; 0 where the posterior, threshold and rounding did it alone.
         finetune_rate: price of a bit in it.
         teacher: network that was distilled into this one; empty for none.
+        finetune_augment: how training images were changed in fine-tuning; empty for not at all.
     """
 
     criterion: str
@@ -69,6 +70,7 @@ class Report:
     finetune_epochs: int = 0
     finetune_rate: float = 0.0
     teacher: str = ""
+    finetune_augment: str = ""
 
     @property
     def ratio(self) -> float:
@@ -180,4 +182,5 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
         finetune_epochs=network.meta.get("finetune_epochs", 0),
         finetune_rate=network.meta.get("rate", 0.0),
         teacher=network.meta.get("teacher", ""),
+        finetune_augment=network.meta.get("finetune_augment", ""),
     )
