@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import pyro_compress as pc
 from pyro_compress.cli.main import main
-from pyro_compress.compression import context, file, runner
+from pyro_compress.compression import context, file, runner, search
 from pyro_compress.compression.finetune import FineTune, _Work, distilled, finetune
 from pyro_compress.compression.layout import layouts, plain
 from pyro_compress.compression.pipeline import compress_run
@@ -202,6 +202,18 @@ def test_rates_are_searched_for(run: Run, digits: Splits, tmp_path: Path) -> Non
     assert report.finetune_rate == max(trial.rate for trial in good)
     small = compress_run(run.posterior, digits, tmp_path / "b.pcn", how=how, max_bytes=report.file_bytes + 200)
     assert small.file_bytes <= report.file_bytes + 200
+
+
+def test_the_smallest_file_is_the_one_as_it_is_written(
+    run: Run, digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidates are found by static tables; among the best few the size in context decides."""
+    coded: list[int] = []
+    bytes_of = search._Search.bytes_of
+    monkeypatch.setattr(search._Search, "bytes_of", lambda *given: (coded.append(bytes_of(*given)), coded[-1])[1])
+    network, _ = search.compress(run.posterior, digits)
+    assert 1 < len(coded) <= search.FINALISTS
+    assert len(file.dumps(network)[0]) <= min(coded)  # coarser biases come after the choice
 
 
 def test_goals_without_fine_tuning(run: Run, tmp_path: Path) -> None:

@@ -42,9 +42,14 @@ KEPT = tuple(0.93**k for k in range(90))
 """Grid of kept shares of the weights."""
 BIAS_LEVELS = (127, 63, 31, 15, 7, 3)
 """Codes of the largest bias, finest first."""
+FINALISTS, CLOSE = 4, 1.2
+"""How many candidates are coded in context before one is chosen, and up to which multiple of the smallest one's static
+size: the context coder takes more off some files than off others, by about that much."""
 PRECISION_TOLERANCE = 0.001
 """Accuracy that rounding may cost where the sparsity is given."""
 OnTrial = Callable[[int, int], None]
+Chosen = tuple[Sparsity, Grid]
+"""Sparsity, and how to round."""
 
 
 class _Search:
@@ -90,6 +95,10 @@ class _Search:
     def scores_of(self, network: Compressed) -> Quality:
         module = to_module(network).to(self.device)
         return evaluate(module, self.splits, "validation", self.device, network.noise)
+
+    def bytes_of(self, chosen: Chosen) -> int:
+        """Size of a candidate's file."""
+        return len(file.dumps(self.candidate(self.masks(chosen[0]), chosen[1], BIAS_LEVELS[0]))[0])
 
     def trial(self, sparsity: Sparsity, grid: Grid) -> tuple[Trial, Quality]:
         """Size and scores of one candidate, told to whoever draws the curve."""
@@ -235,10 +244,6 @@ def remove_units(
     return next((network for network in candidates if target.reached(search.scores_of(network))), full)
 
 
-Chosen = tuple[Sparsity, Grid]
-"""Sparsity, and how to round."""
-
-
 def grids_of(bits: tuple[int, ...], prices: tuple[float, ...], coarseness: float | None) -> list[Grid]:
     """The grids of a search, coarsest first."""
     if bits:
@@ -247,12 +252,12 @@ def grids_of(bits: tuple[int, ...], prices: tuple[float, ...], coarseness: float
 
 
 def _smallest(search: _Search, grids: list[Grid], target: Target, on_trial: OnTrial) -> Chosen:
-    """The fewest coded bytes among those that reach the target."""
-    best: tuple[int, Chosen] | None = None
+    """The fewest bytes among those that reach the target: found by static tables, the best few coded as the file is."""
+    reached = list[tuple[int, Chosen]]()
     cheapest = min(grid.price for grid in grids)
     finer = [] if grids[0].bits else [Grid(coarseness, (), cheapest) for coarseness in FINER]
     for index, grid in enumerate([*grids, *finer]):
-        if best and index >= len(grids):
+        if reached and index >= len(grids):
             break
         low, high = -1, len(KEPT)  # KEPT[low] reaches the target, KEPT[high] does not
         while high - low > 1:
@@ -260,16 +265,17 @@ def _smallest(search: _Search, grids: list[Grid], target: Target, on_trial: OnTr
             trial, scored = search.trial(1 - KEPT[middle], grid)
             if target.reached(scored):
                 low = middle
-                if best is None or trial.bytes < best[0]:
-                    best = (trial.bytes, (1 - KEPT[middle], grid))
+                reached.append((trial.bytes, (1 - KEPT[middle], grid)))
             else:
                 high = middle
         on_trial(min(index + 1, len(grids)), len(grids))
-    if best is None:
+    if not reached:
         raise ValueError(
             f"no candidate reaches {target}; allow more with --tolerance or --target-error, or use --sparsity"
         )
-    return best[1]
+    reached.sort(key=lambda one: one[0])
+    finalists = [chosen for size, chosen in reached[:FINALISTS] if size <= CLOSE * reached[0][0]]
+    return min(finalists, key=search.bytes_of) if len(finalists) > 1 else finalists[0]
 
 
 def _within(search: _Search, grids: list[Grid], max_bytes: int, on_trial: OnTrial) -> tuple[Chosen, Target]:
