@@ -21,7 +21,8 @@ from pyro_compress.compression import file
 from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.prune import kept
-from pyro_compress.compression.tuned import Teacher
+from pyro_compress.compression.target import Goal
+from pyro_compress.compression.tuned import Teacher, Tuning
 from pyro_compress.machine import prepare
 from pyro_compress.runs.run import Run, fit_run, load_run
 from pyro_compress.types import FitConfig
@@ -53,9 +54,8 @@ def sparsity(run: Run) -> float:
 def record(run: Run, data_dir: str, how: FineTune, teacher: Teacher | None, path: Path) -> dict:
     """Compress a run into a file; its row."""
     report = compress_run(
-        run.posterior, run.splits(data_dir), path, "cpu", 1,
-        how=how, rate=how.rate, sparsity=sparsity(run), teacher=teacher,
-    )  # fmt: skip
+        run.posterior, run.splits(data_dir), path, Goal(sparsity=sparsity(run)), Tuning(how, how.rate, teacher)
+    )
     return {
         "file": path.name,
         "network": run.config.net,

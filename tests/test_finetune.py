@@ -19,7 +19,8 @@ from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.search import to_module
-from pyro_compress.compression.tuned import Teacher, logits_by
+from pyro_compress.compression.target import Watch
+from pyro_compress.compression.tuned import Teacher, Tuning, logits_by
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network, run_graph
@@ -194,13 +195,16 @@ def test_rates_are_searched_for(run: Run, digits: Splits, tmp_path: Path) -> Non
     trials: list = []
     how = FineTune(epochs=3, masked_epochs=1, batch_size=64)
     report = compress_run(
-        run.posterior, digits, tmp_path / "a.pcn", how=how, target_error=0.08, on_candidate=trials.append
-    )
+        run.posterior, digits, tmp_path / "a.pcn", pc.Goal(target_error=0.08), Tuning(how),
+        watch=Watch(candidate=trials.append),
+    )  # fmt: skip
     assert report.validation_after.accuracy >= 0.92
     assert 3 <= len({trial.rate for trial in trials}) <= 4
     good = [trial for trial in trials if trial.validation_error <= 0.08]
     assert report.finetune_rate == max(trial.rate for trial in good)
-    small = compress_run(run.posterior, digits, tmp_path / "b.pcn", how=how, max_bytes=report.file_bytes + 200)
+    small = compress_run(
+        run.posterior, digits, tmp_path / "b.pcn", pc.Goal(max_bytes=report.file_bytes + 200), Tuning(how)
+    )
     assert small.file_bytes <= report.file_bytes + 200
 
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_compress.compression import file
-from pyro_compress.compression.finetune import FineTune, OnEpoch, Teach, finetune
+from pyro_compress.compression.finetune import FineTune, Teach, finetune
 from pyro_compress.compression.search import origin_of, prune, to_module
-from pyro_compress.compression.target import OnCandidate, Target, Trial, target_of
+from pyro_compress.compression.target import Goal, Target, Trial, Watch, target_of
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.networks.graph import Network
 from pyro_compress.types import Compressed, Posterior, Splits
@@ -47,23 +46,34 @@ class Teacher:
         return cls(tuple(posterior for posterior, _ in networks), names)
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """Fine-tuning in place of rounding.
+
+    Attributes:
+        how: the recipe; its rate is replaced.
+        rate: price of a bit; None searches for one.
+        teacher: distil from these networks.
+    """
+
+    how: FineTune
+    rate: float | None = None
+    teacher: Teacher | None = None
+
+
 def compress_finetuned(
-    posterior: Posterior, splits: Splits, how: FineTune, rate: float | None = None, teacher: Teacher | None = None,
-    max_bytes: int | None = None, on_candidate: OnCandidate = lambda trial: None,
-    on_epoch: OnEpoch = lambda epoch, epochs, kept: None, **options: Any,
+    posterior: Posterior, splits: Splits, tuning: Tuning, goal: Goal | None = None, device: str = "cpu",
+    watch: Watch | None = None,
 ) -> tuple[Compressed, float]:  # fmt: skip
     """Prune, fine-tune and shrink a posterior's mean network.
 
     Args:
         posterior: the waist.
         splits: trained on `train`; `validation` chooses.
-        how: the recipe; its rate is replaced.
-        rate: price of a bit; None searches for one.
-        teacher: distil from this network.
-        max_bytes: largest size of the file, instead of a tolerance.
-        on_candidate: called with every fine-tuned network.
-        on_epoch: called after every epoch.
-        options: `criterion`, `sparsity`, `tolerance`, `nll_tolerance`, `target_error`, `reference` as for `compress`.
+        tuning: how, and at what price.
+        goal: how much to prune, or what to reach.
+        device: where pruned candidates are evaluated; fine-tuning runs on the CPU.
+        watch: told of every epoch and of every fine-tuned network.
 
     Returns:
         The network as it goes into the file, and the share of weights that the criterion removed.
@@ -71,24 +81,25 @@ def compress_finetuned(
     Raises:
         ValueError: no rate reaches the target.
     """
-    criterion, sparsity = options.pop("criterion", None), options.pop("sparsity", None)
-    target = target_of(options.pop("reference", None) or posterior, splits, **options)
-    masks, removed = prune(posterior, splits, criterion, sparsity, target, options.get("device", "cpu"))
+    goal, watch, how = goal or Goal(), watch or Watch(), tuning.how
+    target = target_of(posterior, splits, goal, device)
+    masks, removed = prune(posterior, splits, goal, target, device)
+    teacher = tuning.teacher
     teach = None if teacher is None else logits_by(teacher, splits)
-    told = origin_of(posterior, splits, criterion or posterior.criterion)
+    told = origin_of(posterior, splits, goal.criterion or posterior.criterion)
     told |= {"finetune_epochs": how.masked_epochs + how.epochs}
     told |= {} if teacher is None else {"teacher": teacher.name}
     told |= {} if how.augment == "none" else {"finetune_augment": how.augment}
 
     def tune(rate: float) -> tuple[Compressed, Trial, bool]:
         recipe = replace(how, rate=rate)
-        graph, tensors = finetune(posterior, masks, splits.train, recipe, teach, on_epoch)
+        graph, tensors = finetune(posterior, masks, splits.train, recipe, teach, watch.epoch)
         network = Compressed(graph, tensors, told | {"rate": rate})
         trial, reached = measured(network, splits, target, removed, rate)
-        on_candidate(trial)
-        return network, trial, reached if max_bytes is None else trial.bytes <= max_bytes
+        watch.candidate(trial)
+        return network, trial, reached if goal.max_bytes is None else trial.bytes <= goal.max_bytes
 
-    network = tune(rate)[0] if rate is not None else _search(tune, max_bytes is not None)
+    network = _search(tune, goal.max_bytes is not None) if tuning.rate is None else tune(tuning.rate)[0]
     return network, removed
 
 
