@@ -52,9 +52,11 @@ def end_to_end(name: str, options: argparse.Namespace, folder: Path) -> dict:
     """One network: fit, compress, decode, export, verify."""
     from pyro_compress.compression import file
     from pyro_compress.compression.pipeline import compress_run
+    from pyro_compress.compression.target import Goal
     from pyro_compress.deploy.export import export
-    from pyro_compress.run import fit_run
-    from pyro_compress.training import Epoch, batch_count
+    from pyro_compress.runs.run import fit_run
+    from pyro_compress.training.feed import batch_count
+    from pyro_compress.training.history import Epoch
     from pyro_compress.types import FitConfig
 
     images(folder / "images.npz", options.examples)
@@ -73,7 +75,7 @@ def end_to_end(name: str, options: argparse.Namespace, folder: Path) -> dict:
     splits, fit_peak = run.splits(), peak_mib()
     steps = options.epochs * batch_count(len(splits.train), options.batch)
     report, compressing = timed(
-        lambda: compress_run(run.posterior, splits, folder / "a.pcn", sparsity=options.sparsity, threads=1)
+        lambda: compress_run(run.posterior, splits, folder / "a.pcn", Goal(sparsity=options.sparsity))
     )
     _, decoding = timed(lambda: file.read(folder / "a.pcn"))
     exported, exporting = timed(lambda: export(folder / "a.pcn", folder / "a.onnx"))
@@ -110,7 +112,7 @@ def post_training(options: argparse.Namespace, folder: Path) -> list[dict]:
     """Train, write the weights as safetensors, compress them by the command line in every way."""
     from safetensors.torch import save_file
 
-    from pyro_compress.run import fit_run
+    from pyro_compress.runs.run import fit_run
     from pyro_compress.types import FitConfig
 
     config = FitConfig(
@@ -142,7 +144,7 @@ def ran(arguments: list[str]) -> tuple[str, float]:
     """Output of `pyro-compress compress`, and the seconds of the processor that it took."""
     from click.testing import CliRunner
 
-    from pyro_compress.cli import main
+    from pyro_compress.cli.main import main
 
     result, seconds = timed(lambda: CliRunner().invoke(main, ["compress", *arguments]))
     if result.exit_code:

@@ -16,16 +16,16 @@ from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Likelihood
 from pyro_compress.bayes.stage import Stage, first_stage
-from pyro_compress.checkpoint import Interrupted, Keeper
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
-from pyro_compress.config import resolve
-from pyro_compress.data import load_splits
-from pyro_compress.graph import Network, capture
-from pyro_compress.layered import Layered, momenta
-from pyro_compress.run import Keeping, fit_run, load_run
+from pyro_compress.data.splits import load_splits
+from pyro_compress.networks.graph import Network, capture
+from pyro_compress.networks.layered import Layered, momenta
+from pyro_compress.runs.config import resolve
+from pyro_compress.runs.run import Keeping, fit_run, load_run
+from pyro_compress.runs.waist import posterior_bytes
+from pyro_compress.training.checkpoint import Interrupted, Keeper
 from pyro_compress.types import Data, FitConfig, Splits
-from pyro_compress.waist import posterior_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 
@@ -257,7 +257,7 @@ def test_a_run_tells_what_left_and_ratios_are_to_what_it_began_with(tmp_path: Pa
     read = load_run(run.path).posterior
     assert read.removals == run.posterior.removals
     assert read.removals
-    report = compress_run(read, run.splits(), tmp_path / "a.pcn", "cpu", 1, sparsity=0.3)
+    report = compress_run(read, run.splits(), tmp_path / "a.pcn", pc.Goal(sparsity=0.3))
     total = 64 * 16 + 16 + 16 * 12 + 12 + 12 * 10 + 10
     assert report.parameters_total == read.parameters_total == total
     assert report.dense_bytes == 4 * total

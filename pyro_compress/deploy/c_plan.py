@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pyro_compress.compression.file import dense
-from pyro_compress.graph import run_graph
+from pyro_compress.networks.graph import run_graph
 from pyro_compress.types import Compressed, Node, Quantized
 
 POINTWISE = ("relu", "tanh", "sigmoid", "silu", "hardswish", "hardsigmoid", "gelu", "scale", "clip")
