@@ -9,8 +9,8 @@ with n examples of NAME_INPUTS {value} values each, one behind the other,
 room for n times NAME_OUTPUTS floats of output,
 and NAME_WORKSPACE floats of workspace, of any content; every thread needs its own.
 
-It allocates nothing, keeps no state and calls nothing but libm. Examples are worked off in blocks, fewer than a quarter
-of a block one by one. With -DNAME_LANES=1 there are no blocks: less code, less workspace.
+It allocates nothing, keeps no state and calls nothing but libm. Examples are worked off in blocks, fewer than a
+quarter of a block one by one. With -DNAME_LANES=1 there are no blocks: less code, less workspace.
 
 As a program it reads examples from standard input and prints what the network says of each:
 
@@ -101,7 +101,7 @@ while ((got = fread(example, sizeof *example, NAME_INPUTS, stdin)) == NAME_INPUT
 {check}name_run(example, 1, output, workspace);
 {print}}
 if (got > 0) {
-fprintf(stderr, "error: the last example has %lu values of %lu\\n", (unsigned long)got, (unsigned long)NAME_INPUTS);
+fprintf(stderr, "error: the last example has %lu values of %d\\n", (unsigned long)got, NAME_INPUTS);
 return 1;
 }
 return 0;
