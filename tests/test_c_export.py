@@ -22,6 +22,7 @@ from pyro_compress.deploy.c_library import Library, compiler, load_c
 from pyro_compress.deploy.c_plan import planned
 from pyro_compress.deploy.c_text import comment, identifier, indented, number, string
 from pyro_compress.deploy.card import card
+from pyro_compress.deploy.memory import peak_memory
 from pyro_compress.types import Compressed, Graph, Node, Scores
 
 ROOT = Path(__file__).parents[1]
@@ -260,6 +261,15 @@ def test_what_does_not_compile_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not compile the export: .*error") as caught:
         Library(tmp_path / "n.c", ())
     assert "\n" not in str(caught.value)
+
+
+@needs_compiler
+def test_a_call_outlives_what_made_it(tmp_path: Path) -> None:
+    """Memory is measured in a process where nothing but the call is left; torch is not loaded there."""
+    network = file.read(RECORDS / "mnist-lenet-5-caffe-rate2-seed0.pcn")
+    peaks = peak_memory("C", written(network, tmp_path / "n.c"), (256, 1, 28, 28))
+    assert peaks is not None
+    assert peaks[0] < 100
 
 
 @needs_compiler
