@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pyro_compress.compression.pipeline import load as load
     from pyro_compress.compression.pipeline import save as save
     from pyro_compress.compression.search import compress as compress
+    from pyro_compress.compression.target import Goal as Goal
     from pyro_compress.data.splits import load_splits as load_splits
     from pyro_compress.networks.attention import split_attention as split_attention
     from pyro_compress.networks.nets import build_net as build_net
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "FitConfig": "types",
+    "Goal": "compression.target",
     "PRIORS": "bayes.priors",
     "bayesianize": "bayes.layers",
     "build_net": "networks.nets",

@@ -341,7 +341,8 @@ class FitConfig:
         told: dict[str, Any] = {"prior": self.prior, "data": self.data, "seed": self.seed}
         if self.validation is not None:
             told["validation"] = self.validation
-        return told | self.reading.told | ({"dropout": self.dropout} if self.dropout else {})
+        told |= self.reading.told | ({"dropout": self.dropout} if self.dropout else {})
+        return told | ({"augment": self.augment} if self.augment != "none" else {})
 
     @property
     def reading(self) -> Reading:

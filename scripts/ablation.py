@@ -24,8 +24,8 @@ from pyro_compress.compression import file
 from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.fixed_point import EXPONENT_AND_SIGN, FLOAT32, fixed_point
 from pyro_compress.compression.search import compress, prune, to_module
-from pyro_compress.compression.target import target_of
-from pyro_compress.compression.tuned import Teacher, compress_finetuned
+from pyro_compress.compression.target import Goal, target_of
+from pyro_compress.compression.tuned import Teacher, Tuning, compress_finetuned
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network
@@ -54,8 +54,8 @@ def scored(network: Network, splits: Splits) -> dict[str, float]:
 
 def computed(run: Run, splits: Splits, tolerance: float) -> dict[str, dict]:
     """The stages without a file: masks within the tolerance, and fixed point by the posterior's variances."""
-    posterior = run.posterior
-    masks, _ = prune(posterior, splits, None, None, target_of(posterior, splits, tolerance), "cpu")
+    posterior, goal = run.posterior, Goal(tolerance=tolerance)
+    masks, _ = prune(posterior, splits, goal, target_of(posterior, splits, goal))
     found = fixed_point(posterior, masks, posterior.criterion.startswith("group-"))
     weights = {name: torch.where(masks[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
     coarse = {
@@ -79,12 +79,13 @@ def filed(network: Compressed, splits: Splits, dense: int, names: tuple[str, str
 
 def row(run: Run, splits: Splits, tolerance: float, how: FineTune, teacher: Teacher | None) -> dict:
     """Every stage of one run."""
+    goal = Goal(tolerance=tolerance)
     posterior, dense = run.posterior, 4 * run.posterior.parameters_total
     stages = computed(run, splits, tolerance)
-    stages |= filed(compress(posterior, splits, tolerance=tolerance)[0], splits, dense, ("static", "file"))
+    stages |= filed(compress(posterior, splits, goal)[0], splits, dense, ("static", "file"))
     for name, taught_by in (("tuned", None), ("taught", teacher)):
         if name == "tuned" or taught_by:
-            network, _ = compress_finetuned(posterior, splits, how, how.rate, taught_by, tolerance=tolerance)
+            network, _ = compress_finetuned(posterior, splits, Tuning(how, how.rate, taught_by), goal)
             stages |= filed(network, splits, dense, (f"{name} static", name))
     config = run.config
     return {
@@ -129,7 +130,7 @@ def smoke() -> None:
         for prior in ("log-uniform", "normal-jeffreys", "none"):
             run = fit_run(FitConfig(prior=prior, hidden=(16,), epochs=6, device="cpu"), Path(folder) / prior)
             how = replace(RECIPE, epochs=1, batch_size=64, rate=1.0)
-            teacher = Teacher(run.posterior, "mlp") if prior == "none" else None
+            teacher = Teacher.of([(run.posterior, "mlp")]) if prior == "none" else None
             rows.append(row(run, run.splits(), 0.05, how, teacher))
         print(table(rows))
 
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=0.005, help="validation accuracy that may be lost")
     parser.add_argument("--finetune", type=int, default=30, help="epochs of fine-tuning")
     parser.add_argument("--rate", type=float, default=4.0, help="price of a bit in fine-tuning")
-    parser.add_argument("--teacher", type=Path, help="run folder of a network to distil from")
+    parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="run folders of networks to distil from")
     parser.add_argument("--data-dir", default=os.environ.get("PYRO_COMPRESS_DATA", ""))
     parser.add_argument("--json", type=Path, default=ROOT / "docs" / "results" / "ablation.json")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "results.md")
@@ -154,8 +155,8 @@ def main() -> None:
     if not options.runs and not options.table:
         parser.error("name the run folders, or give --table")
     rows = json.loads(options.json.read_text()) if options.json.exists() else []
-    taught = load_run(options.teacher) if options.teacher else None
-    teacher = Teacher(taught.posterior, taught.config.net) if taught else None
+    taught_by = [load_run(path) for path in options.teacher]
+    teacher = Teacher.of([(run.posterior, run.config.net) for run in taught_by]) if taught_by else None
     for path in options.runs:
         run = load_run(path)
         how = replace(RECIPE, epochs=options.finetune, rate=options.rate, seed=run.config.seed)

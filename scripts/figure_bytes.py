@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from pyro_compress.compression.file import write_atomically
 from pyro_compress.compression.pipeline import compress_run
+from pyro_compress.compression.target import Goal
 from pyro_compress.runs.run import load_run
 from pyro_compress.studies.compare import compare_file, read_results
 from pyro_compress.studies.figures import accuracy_against_bytes, new_figure, save
@@ -29,7 +30,7 @@ def measured(row: Row, results: Path, data_dir: str) -> dict:
     run = load_run(results / "runs" / row.config_hash)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.pcn"
-        report = compress_run(run.posterior, run.splits(data_dir), path, "cpu", 1, sparsity=row.sparsity)
+        report = compress_run(run.posterior, run.splits(data_dir), path, Goal(sparsity=row.sparsity))
     return {
         "dataset": row.dataset, "label": row.label, "sparsity": row.sparsity, "seed": row.seed,
         "file_bytes": report.file_bytes, "test_accuracy": report.test_after.accuracy,

@@ -52,6 +52,7 @@ def end_to_end(name: str, options: argparse.Namespace, folder: Path) -> dict:
     """One network: fit, compress, decode, export, verify."""
     from pyro_compress.compression import file
     from pyro_compress.compression.pipeline import compress_run
+    from pyro_compress.compression.target import Goal
     from pyro_compress.deploy.export import export
     from pyro_compress.runs.run import fit_run
     from pyro_compress.training.feed import batch_count
@@ -74,7 +75,7 @@ def end_to_end(name: str, options: argparse.Namespace, folder: Path) -> dict:
     splits, fit_peak = run.splits(), peak_mib()
     steps = options.epochs * batch_count(len(splits.train), options.batch)
     report, compressing = timed(
-        lambda: compress_run(run.posterior, splits, folder / "a.pcn", sparsity=options.sparsity, threads=1)
+        lambda: compress_run(run.posterior, splits, folder / "a.pcn", Goal(sparsity=options.sparsity))
     )
     _, decoding = timed(lambda: file.read(folder / "a.pcn"))
     exported, exporting = timed(lambda: export(folder / "a.pcn", folder / "a.onnx"))

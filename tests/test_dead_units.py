@@ -257,7 +257,7 @@ def test_a_run_tells_what_left_and_ratios_are_to_what_it_began_with(tmp_path: Pa
     read = load_run(run.path).posterior
     assert read.removals == run.posterior.removals
     assert read.removals
-    report = compress_run(read, run.splits(), tmp_path / "a.pcn", "cpu", 1, sparsity=0.3)
+    report = compress_run(read, run.splits(), tmp_path / "a.pcn", pc.Goal(sparsity=0.3))
     total = 64 * 16 + 16 + 16 * 12 + 12 + 12 * 10 + 10
     assert report.parameters_total == read.parameters_total == total
     assert report.dense_bytes == 4 * total

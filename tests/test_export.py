@@ -35,7 +35,7 @@ def pcn(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = pc.resolve(pc.FitConfig(prior="horseshoe", epochs=40, threads=1), len(digits.train))
     fit = pc.fit_posterior(pc.build_net("mlp", digits.input_shape, 10, (40, 20)), digits, config)
     assert fit.history[-1].validation_accuracy > 0.9
-    network, _ = pc.compress(pc.extract(fit), digits, sparsity=0.5)
+    network, _ = pc.compress(pc.extract(fit), digits, pc.Goal(sparsity=0.5))
     path = tmp_path_factory.mktemp("pcn") / "digits.pcn"
     pc.save(path, network, digits)
     return path

@@ -2,6 +2,7 @@
 
 import json
 from array import array
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,18 @@ from click.testing import CliRunner
 
 import pyro_compress as pc
 from pyro_compress.cli.main import main
-from pyro_compress.compression import context, file, runner
+from pyro_compress.compression import context, file, runner, search
 from pyro_compress.compression.finetune import FineTune, _Work, distilled, finetune
 from pyro_compress.compression.layout import layouts, plain
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.search import to_module
+from pyro_compress.compression.target import Watch
+from pyro_compress.compression.tuned import Teacher, Tuning, logits_by
+from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.graph import run_graph
+from pyro_compress.networks.graph import Network, run_graph
 from pyro_compress.runs.run import Run, fit_run
 from pyro_compress.types import Compressed, FitConfig, Posterior, Splits
 
@@ -132,6 +136,33 @@ def test_layouts_follow_the_flattening(digits: Splits) -> None:
     assert layouts(graph, {"1.weight": (5, 784), "3.weight": (10, 5)})["1.weight"] == (5, 1, 28, 28)
 
 
+def test_a_teacher_sees_what_the_network_sees(run: Run, digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With augmentation a teacher's logits are those of the changed images, batch by batch; without, they are kept."""
+    seen, asked = [], []
+    monkeypatch.setitem(AUGMENTATIONS, "brighter", lambda x, generator: (seen.append(x), x + 1)[1])
+
+    def teach(x: torch.Tensor) -> torch.Tensor:
+        asked.append(x)
+        return torch.zeros(len(x), 10)
+
+    how = FineTune(epochs=1, masked_epochs=0, batch_size=500)
+    finetune(run.posterior, masks(run.posterior), digits.train, how, teach)
+    assert [len(x) for x in asked] == [len(digits.train)]
+    asked.clear()
+    finetune(run.posterior, masks(run.posterior), digits.train, replace(how, augment="brighter"), teach)
+    assert len(asked) == len(seen) == -(-len(digits.train) // 500)
+    assert all(torch.equal(changed, x + 1) for changed, x in zip(asked, seen, strict=True))
+
+
+def test_several_teachers_are_their_mean(run: Run, digits: Splits) -> None:
+    other = replace(run.posterior, dense={name: tensor + 0.1 for name, tensor in run.posterior.dense.items()})
+    teacher = Teacher.of([(run.posterior, "mlp"), (other, "mlp"), (other, "lenet")])
+    assert teacher.name == "2 mlp, lenet"
+    x = digits.train.x[:20]
+    each = [Network(one.graph, one.tensors).eval()(x).softmax(1) for one in teacher.posteriors]
+    torch.testing.assert_close(logits_by(teacher, digits)(x).softmax(1), torch.stack(each).mean(0))
+
+
 # --- the command line
 
 
@@ -148,10 +179,12 @@ def test_report_and_file_tell_of_fine_tuning(run: Run, tmp_path: Path) -> None:
     told = compress(
         run, tmp_path / "tuned.pcn", "--finetune", "4", "--rate", "2", "--teacher", str(run.path), "--curve", str(curve)
     )
+    assert told["finetune_augment"] == ""
     assert told["finetune_epochs"] == 6  # two masked ones before
     assert (told["finetune_rate"], told["teacher"]) == (2.0, "mlp")
     assert told["file_bytes"] < plain["file_bytes"]
     assert file.read(tmp_path / "tuned.pcn").meta["teacher"] == "mlp"
+    assert "finetune_augment" not in file.read(tmp_path / "tuned.pcn").meta
     header, row = curve.read_text().splitlines()
     assert header == "sparsity,coarseness,rate,bytes,validation_error,validation_nll_nats"
     assert int(row.split(",")[3]) == told["file_bytes"]
@@ -162,14 +195,29 @@ def test_rates_are_searched_for(run: Run, digits: Splits, tmp_path: Path) -> Non
     trials: list = []
     how = FineTune(epochs=3, masked_epochs=1, batch_size=64)
     report = compress_run(
-        run.posterior, digits, tmp_path / "a.pcn", how=how, target_error=0.08, on_candidate=trials.append
-    )
+        run.posterior, digits, tmp_path / "a.pcn", pc.Goal(target_error=0.08), Tuning(how),
+        watch=Watch(candidate=trials.append),
+    )  # fmt: skip
     assert report.validation_after.accuracy >= 0.92
     assert 3 <= len({trial.rate for trial in trials}) <= 4
     good = [trial for trial in trials if trial.validation_error <= 0.08]
     assert report.finetune_rate == max(trial.rate for trial in good)
-    small = compress_run(run.posterior, digits, tmp_path / "b.pcn", how=how, max_bytes=report.file_bytes + 200)
+    small = compress_run(
+        run.posterior, digits, tmp_path / "b.pcn", pc.Goal(max_bytes=report.file_bytes + 200), Tuning(how)
+    )
     assert small.file_bytes <= report.file_bytes + 200
+
+
+def test_the_smallest_file_is_the_one_as_it_is_written(
+    run: Run, digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidates are found by static tables; among the best few the size in context decides."""
+    coded: list[int] = []
+    bytes_of = search._Search.bytes_of
+    monkeypatch.setattr(search._Search, "bytes_of", lambda *given: (coded.append(bytes_of(*given)), coded[-1])[1])
+    network, _ = search.compress(run.posterior, digits)
+    assert 1 < len(coded) <= search.FINALISTS
+    assert len(file.dumps(network)[0]) <= min(coded)  # coarser biases come after the choice
 
 
 def test_goals_without_fine_tuning(run: Run, tmp_path: Path) -> None:

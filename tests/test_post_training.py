@@ -14,6 +14,7 @@ from torch import nn
 from pyro_compress.cli.main import main
 from pyro_compress.compression import file
 from pyro_compress.compression.search import compress
+from pyro_compress.compression.target import Goal
 from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.graph import batch_statistics, capture
 from pyro_compress.networks.nets import build_net
@@ -119,7 +120,7 @@ def test_pruned_networks_get_new_statistics_of_batch_norm() -> None:
     splits = Splits(data, data, data, ("a", "b"))
     state = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     trained = point_posterior(capture(net, (1, 4, 4)), state, {})
-    network, _ = compress(trained, splits, sparsity=0.4)
+    network, _ = compress(trained, splits, Goal(sparsity=0.4))
     tensors = {name: torch.from_numpy(file.dense(tensor)) for name, tensor in network.tensors.items()}
     for name, wanted in batch_statistics(network.graph, tensors, data.x).items():
         assert not torch.allclose(wanted, state[name][: len(wanted)], atol=0.1)

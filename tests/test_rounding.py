@@ -13,7 +13,7 @@ from pyro_compress.compression import file
 from pyro_compress.compression.fixed_point import fixed_point, significant_bits
 from pyro_compress.compression.precision import bits_step
 from pyro_compress.compression.rate import Rate
-from pyro_compress.compression.rounding import LEAST_STD, Grid, cheapest, rounded_weights
+from pyro_compress.compression.rounding import LEAST_STD, Grid, Rounding, cheapest, rounded_weights
 from pyro_compress.compression.search import to_module
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network
@@ -83,7 +83,7 @@ def test_dearer_bits_give_a_smaller_file(run: Run, digits: Splits) -> None:
 
 @pytest.mark.parametrize("bits", [(2,), (8,), (15,), (4, 5, 6)])
 def test_bits_by_hand(bits: tuple[int, ...], run: Run, digits: Splits) -> None:
-    network, _ = pc.compress(run.posterior, digits, sparsity=0.5, bits=bits)
+    network, _ = pc.compress(run.posterior, digits, pc.Goal(sparsity=0.5), Rounding(bits=bits))
     widths = dict(zip(run.posterior.layers, bits * 3 if len(bits) == 1 else bits, strict=True))
     decoded = file.loads(file.dumps(network)[0])
     for name, width in widths.items():

@@ -25,7 +25,8 @@ from pyro_compress.bayes.step import Rule, State, tuned_parameters
 from pyro_compress.cli.main import main
 from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.search import compress
-from pyro_compress.compression.tuned import compress_finetuned
+from pyro_compress.compression.target import Goal
+from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.data.npz import LABELS
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.metrics import SCORES, evaluate, regression_scores
@@ -127,12 +128,12 @@ def test_compression_of_a_regression_keeps_its_rmse(posterior) -> None:
     from pyro_compress.networks.graph import Network
 
     before = evaluate(Network(posterior.graph, posterior.tensors).eval(), splits, "validation", noise=posterior.noise)
-    network, removed = compress(posterior, splits, tolerance=0.05)
+    network, removed = compress(posterior, splits, Goal(tolerance=0.05))
     after = evaluate(to_module(network), splits, "validation", noise=network.noise)
     assert after.within(before, 0.05)
     assert removed > 0
     assert network.noise == posterior.noise
-    tuned, _ = compress_finetuned(posterior, splits, FineTune(epochs=6), rate=0.05, sparsity=0.2)
+    tuned, _ = compress_finetuned(posterior, splits, Tuning(FineTune(epochs=6), 0.05), Goal(sparsity=0.2))
     assert evaluate(to_module(tuned), splits, "validation", noise=tuned.noise).reaches(0.35)  # 1 is no skill
 
 

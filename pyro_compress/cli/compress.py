@@ -7,6 +7,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,10 +24,17 @@ from pyro_compress.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pyro_compress.compression.rounding import Rounding
+    from pyro_compress.compression.target import Goal, Watch
+    from pyro_compress.compression.tuned import Tuning
     from pyro_compress.types import Posterior, Splits
 
+AUGMENTATIONS = names_in("data/augment.py", "AUGMENTATIONS")
 CRITERIA = names_in("compression/prune.py", "CRITERIA")
-RECIPE = {"masked_epochs": "masked_epochs", "step": "step", "noise": "noise", "finetune_lr": "lr"}
+RECIPE = {
+    "masked_epochs": "masked_epochs", "step": "step", "noise": "noise", "finetune_lr": "lr",
+    "finetune_augment": "augment", "teacher_weight": "teacher_weight", "temperature": "temperature",
+}  # fmt: skip
 """Option -> field of `FineTune`; what is not given is the recipe's own."""
 
 
@@ -122,8 +130,19 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     help="Price of a bit in fine-tuning; 1 is the description length. Default: searched for on validation.",
 )  # fmt: skip
 @click.option(
-    "--teacher", type=click.Path(path_type=Path, exists=True, file_okay=False), default=None, metavar="RUN",
-    help="Run whose network is distilled into this one while fine-tuning.",
+    "--teacher", type=click.Path(path_type=Path, exists=True, file_okay=False), multiple=True, metavar="RUN",
+    help="Run whose network is distilled into this one while fine-tuning. Repeatable: their mean probabilities are.",
+)  # fmt: skip
+@click.option(
+    "--teacher-weight", type=click.FloatRange(0, 1), default=None, help="Share of the loss that is the teacher's."
+)
+@click.option(
+    "--temperature", type=click.FloatRange(0, min_open=True), default=None,
+    help="Of the softmax under which teacher and network are compared.",
+)  # fmt: skip
+@click.option(
+    "--finetune-augment", type=click.Choice(["none", *AUGMENTATIONS]), default=None,
+    help="Training images, changed every time they are seen in fine-tuning; a teacher sees what the network sees.",
 )  # fmt: skip
 @click.option(
     "--masked-epochs", type=click.IntRange(0), default=None,
@@ -160,6 +179,7 @@ def compress(
         from pyro_compress.compression.curve import write_curve
         from pyro_compress.compression.pipeline import compress_run
         from pyro_compress.compression.target import Trial
+        from pyro_compress.machine import prepare
 
         named = {name: options.pop(name) for name in NETWORK}
         out = out or (run / "network.pcn" if run else Path(f"{(named['net'] or '').replace(':', '.')}.pcn"))
@@ -167,10 +187,12 @@ def compress(
             raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
         trials, started = list[Trial](), time.perf_counter()
         source = _of_run(run, data_dir, named) if run else _of_weights(data_dir, named, options, as_json)
-        with search_options(options, as_json) as chosen:
+        device = prepare(options.pop("device"), options.pop("threads"))
+        with search_options(options, as_json) as (goal, how, watch):
             report = compress_run(
-                source.posterior, source.splits, out, on_candidate=trials.append, reference=source.reference, **chosen
-            )
+                source.posterior, source.splits, out, replace(goal, reference=source.reference), how, device,
+                replace(watch, candidate=trials.append),
+            )  # fmt: skip
         drawn = write_curve(curve, trials) if curve else []
         seconds = {"posterior_seconds": source.seconds, "seconds": time.perf_counter() - started}
     told = report.as_dict() | {"file": str(out)} | ({} if run else seconds)
@@ -227,32 +249,34 @@ def _of_weights(data_dir: str, named: dict[str, Any], options: dict[str, Any], q
 
 
 @contextmanager
-def search_options(options: dict[str, Any], quiet: bool) -> Iterator[dict[str, Any]]:
-    """Options of `compress_run` from those of the command line, with the progress display that fits."""
+def search_options(options: dict[str, Any], quiet: bool) -> Iterator[tuple[Goal, Rounding | Tuning, Watch]]:
+    """What `compress_run` is to reach and how, from the command line, with the progress display that fits."""
+    from pyro_compress.compression.finetune import FineTune
+    from pyro_compress.compression.rounding import Rounding
+    from pyro_compress.compression.target import Goal, Watch
+    from pyro_compress.compression.tuned import Teacher, Tuning
+    from pyro_compress.runs.run import load_run
+
     given = ("sparsity", "target_error", "max_bytes")
     if len(several := [name for name in given if options[name] is not None]) > 1:
         raise ValueError(f"{' and '.join(several)} exclude each other: give one of them")
-    epochs, rate, teacher = (options.pop(name) for name in ("finetune", "rate", "teacher"))
+    epochs, rate, teachers = (options.pop(name) for name in ("finetune", "rate", "teacher"))
     recipe = {field: value for name, field in RECIPE.items() if (value := options.pop(name)) is not None}
-    bits, prices = (options.pop(name) for name in ("bits", "bit_price"))
+    bits, prices, coarseness = (options.pop(name) for name in ("bits", "bit_price", "coarseness"))
+    goal = Goal(**options)
     if epochs is None:
-        if rate is not None or teacher is not None or recipe:
+        if rate is not None or teachers or recipe:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in RECIPE)
             raise ValueError(f"--rate, --teacher, {names} go with --finetune EPOCHS")
         with trial_printer(quiet) as on_trial:
-            yield options | {"on_trial": on_trial, "bits": bits or (), "prices": prices or (0.0,)}
+            yield goal, Rounding(coarseness, bits or (), prices or (0.0,)), Watch(on_trial)
         return
-    if options.pop("coarseness") is not None:
+    if coarseness is not None:
         raise ValueError("--coarseness goes without --finetune; fine-tuning has --step")
     if bits or prices:
         raise ValueError("--bits and --bit-price go without --finetune, which chooses every integer itself")
-    from pyro_compress.compression.finetune import FineTune
-    from pyro_compress.compression.tuned import Teacher
-    from pyro_compress.runs.run import load_run
-
-    if teacher is not None:
-        taught = load_run(teacher)
-        teacher = Teacher(taught.posterior, taught.config.net)
+    taught_by = [load_run(path) for path in teachers]
+    teacher = Teacher.of([(run.posterior, run.config.net) for run in taught_by]) if teachers else None
     how = FineTune(epochs=epochs, **recipe)
     with tune_printer(quiet) as on_epoch:
-        yield options | {"how": how, "rate": rate, "teacher": teacher, "on_epoch": on_epoch}
+        yield goal, Tuning(how, rate, teacher), Watch(epoch=on_epoch)

@@ -115,7 +115,8 @@ def finetuning_text(report: Report) -> str:
     if not report.finetune_epochs:
         return ""
     teacher = f", teacher {report.teacher}" if report.teacher else ""
-    return f"{report.finetune_epochs} epochs at rate {report.finetune_rate:.3g}{teacher}"
+    augmented = f", images changed by {report.finetune_augment}" if report.finetune_augment else ""
+    return f"{report.finetune_epochs} epochs at rate {report.finetune_rate:.3g}{teacher}{augmented}"
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from pyro_compress.compression import file, runner
-from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.fixed_point import fixed_point
 from pyro_compress.compression.prune import masks_at, scores
+from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress, to_module
-from pyro_compress.compression.tuned import compress_finetuned
-from pyro_compress.machine import prepare
+from pyro_compress.compression.target import Goal, Watch
+from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.networks.graph import Network, widths
 from pyro_compress.types import Compressed, Posterior, Quality, Splits
@@ -48,6 +48,7 @@ class Report:
         finetune_epochs: epochs of fine-tuning; 0 where the posterior, threshold and rounding did it alone.
         finetune_rate: price of a bit in it.
         teacher: network that was distilled into this one; empty for none.
+        finetune_augment: how training images were changed in fine-tuning; empty for not at all.
     """
 
     criterion: str
@@ -69,6 +70,7 @@ class Report:
     finetune_epochs: int = 0
     finetune_rate: float = 0.0
     teacher: str = ""
+    finetune_augment: str = ""
 
     @property
     def ratio(self) -> float:
@@ -100,8 +102,8 @@ def load(path: str | Path) -> Network:
 
 
 def compress_run(
-    posterior: Posterior, splits: Splits, path: Path, device: str = "auto", threads: int = 0,
-    how: FineTune | None = None, **options: Any,
+    posterior: Posterior, splits: Splits, path: Path, goal: Goal | None = None, how: Rounding | Tuning | None = None,
+    device: str = "cpu", watch: Watch | None = None,
 ) -> Report:  # fmt: skip
     """Compress into a file and report on it.
 
@@ -109,10 +111,10 @@ def compress_run(
         posterior: the waist.
         splits: where it was fitted.
         path: the file to write.
-        device: `auto`, `cpu` or `cuda`; fine-tuning runs on the CPU.
-        threads: CPU threads; 0 leaves torch's default.
-        how: fine-tune like this; None leaves that stage out.
-        options: as for `compress`, or with fine-tuning as for `compress_finetuned`.
+        goal: how much to prune, or what to reach.
+        how: round the means, or fine-tune them.
+        device: `cpu` or `cuda`; fine-tuning runs on the CPU.
+        watch: told of progress.
 
     Raises:
         ValueError: as `compress`; nothing is written.
@@ -120,13 +122,13 @@ def compress_run(
     """
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is no folder; make it first, or choose another --out")
-    device = prepare(device, threads)
-    if how is None:
-        network, removed = compress(posterior, splits, device=device, **options)
+    goal = goal or Goal()
+    if isinstance(how, Tuning):
+        network, removed = compress_finetuned(posterior, splits, how, goal, device, watch)
     else:
-        network, removed = compress_finetuned(posterior, splits, how, **options)
+        network, removed = compress(posterior, splits, goal, how, device, watch)
     sections = save(path, network, splits)
-    return report(options.get("reference") or posterior, path, splits, removed, sections)
+    return report(goal.reference or posterior, path, splits, removed, sections)
 
 
 def save(path: Path, network: Compressed, splits: Splits) -> dict[str, int]:
@@ -180,4 +182,5 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
         finetune_epochs=network.meta.get("finetune_epochs", 0),
         finetune_rate=network.meta.get("rate", 0.0),
         teacher=network.meta.get("teacher", ""),
+        finetune_augment=network.meta.get("finetune_augment", ""),
     )

@@ -41,6 +41,22 @@ class Grid:
     price: float = 0.0
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """What a search may try to make integers of the weights.
+
+    Attributes:
+        coarseness: step of the weights, in units of the root mean square of what a layer keeps, where the sparsity is
+            given; None takes the coarsest that costs next to nothing.
+        bits: bits per integer, sign included, one number or one per layer; empty looks for the best steps.
+        prices: of a bit, to be tried in turn (`cheapest`); 0 rounds to the nearest.
+    """
+
+    coarseness: float | None = None
+    bits: tuple[int, ...] = ()
+    prices: tuple[float, ...] = (0.0,)
+
+
 def check_bits(bits: tuple[int, ...], posterior: Posterior) -> None:
     """Refuse widths that do not fit.
 

@@ -9,7 +9,6 @@ the candidate with the lowest validation NLL.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,14 @@ from torch import Tensor
 from pyro_compress.compression import file
 from pyro_compress.compression.precision import bias_step, quantize
 from pyro_compress.compression.prune import Sparsity, masks_at, removed_share, scores
-from pyro_compress.compression.rounding import Grid, check_bits, rounded_weights
+from pyro_compress.compression.rounding import Grid, Rounding, check_bits, rounded_weights
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.compression.target import (
     NLL_PER_ACCURACY,
-    OnCandidate,
+    Goal,
     Target,
     Trial,
+    Watch,
     default_nll_tolerance,
     target_of,
 )
@@ -42,20 +42,21 @@ KEPT = tuple(0.93**k for k in range(90))
 """Grid of kept shares of the weights."""
 BIAS_LEVELS = (127, 63, 31, 15, 7, 3)
 """Codes of the largest bias, finest first."""
+FINALISTS, CLOSE = 4, 1.2
+"""How many candidates are coded in context before one is chosen, and up to which multiple of the smallest one's static
+size: the context coder takes more off some files than off others, by about that much."""
 PRECISION_TOLERANCE = 0.001
 """Accuracy that rounding may cost where the sparsity is given."""
-OnTrial = Callable[[int, int], None]
+Chosen = tuple[Sparsity, Grid]
+"""Sparsity, and how to round."""
 
 
 class _Search:
     """Builds and scores candidates for one posterior."""
 
-    def __init__(
-        self, posterior: Posterior, splits: Splits, criterion: str, device: str,
-        on_candidate: OnCandidate = lambda trial: None,
-    ):  # fmt: skip
+    def __init__(self, posterior: Posterior, splits: Splits, criterion: str, device: str, watch: Watch | None = None):
         self.posterior, self.splits, self.device, self.criterion = posterior, splits, device, criterion
-        self.scores, self.on_candidate = scores(posterior, criterion), on_candidate
+        self.scores, self.watch = scores(posterior, criterion), watch or Watch()
 
     def masks(self, sparsity: Sparsity) -> Masks:
         return masks_at(self.scores, sparsity)
@@ -91,13 +92,17 @@ class _Search:
         module = to_module(network).to(self.device)
         return evaluate(module, self.splits, "validation", self.device, network.noise)
 
+    def bytes_of(self, chosen: Chosen) -> int:
+        """Size of a candidate's file."""
+        return len(file.dumps(self.candidate(self.masks(chosen[0]), chosen[1], BIAS_LEVELS[0]))[0])
+
     def trial(self, sparsity: Sparsity, grid: Grid) -> tuple[Trial, Quality]:
         """Size and scores of one candidate, told to whoever draws the curve."""
         masks = self.masks(sparsity)
         network = self.candidate(masks, grid, BIAS_LEVELS[0])
         size, scored = len(file.dumps(network, in_context=False)[0]), self.scores_of(network)
         trial = Trial(removed_share(masks), grid.coarseness, grid.price, size, scored.error, scored.nll_nats)
-        self.on_candidate(trial)
+        self.watch.candidate(trial)
         return trial, scored
 
 
@@ -113,44 +118,18 @@ def to_module(network: Compressed) -> Network:
 
 
 def compress(
-    posterior: Posterior,
-    splits: Splits,
-    criterion: str | None = None,
-    sparsity: Sparsity | None = None,
-    tolerance: float = 0.005,
-    nll_tolerance: float | None = None,
-    target_error: float | None = None,
-    max_bytes: int | None = None,
-    coarseness: float | None = None,
-    bits: tuple[int, ...] = (),
-    prices: tuple[float, ...] = (0.0,),
-    reference: Posterior | None = None,
-    device: str = "cpu",
-    on_trial: OnTrial = lambda done, total: None,
-    on_candidate: OnCandidate = lambda trial: None,
-) -> tuple[Compressed, float]:
+    posterior: Posterior, splits: Splits, goal: Goal | None = None, rounding: Rounding | None = None,
+    device: str = "cpu", watch: Watch | None = None,
+) -> tuple[Compressed, float]:  # fmt: skip
     """Prune, round and shrink a posterior's mean network.
 
     Args:
         posterior: the waist, from `extract` or a baseline.
         splits: only `validation` is looked at; statistics of batch norm are taken anew from `train`.
-        criterion: name in `CRITERIA`; the one that fits the prior if None.
-        sparsity: share of the weights to remove, of all together or layer by layer; None searches for the smallest file
-            within the tolerance.
-        tolerance: validation accuracy that may be lost against the uncompressed posterior mean, in [0, 1]; for
-            regression the share by which the RMSE may grow.
-        nll_tolerance: validation NLL that may be lost, in nats per example; `default_nll_tolerance` if None.
-        target_error: validation error that may be reached, in [0, 1], instead of a tolerance; for regression the
-            RMSE in standard deviations of the targets.
-        max_bytes: largest size of the file, instead of a tolerance.
-        coarseness: step of the weights, in units of the root mean square of what a layer keeps, where the sparsity is
-            given; None takes the coarsest that costs next to nothing.
-        bits: bits per integer, sign included, one number or one per layer; empty looks for the best steps.
-        prices: of a bit in rounding, to be tried in turn (`compression.rounding.cheapest`); 0 rounds to the nearest.
-        reference: what the tolerance counts against; the uncompressed posterior mean if None.
+        goal: how much to prune, or what to reach; by default the smallest file that costs half a point of accuracy.
+        rounding: how the weights become integers; by default steps are searched for.
         device: where candidates are evaluated.
-        on_trial: progress, called with (done, total).
-        on_candidate: called with every candidate of the search.
+        watch: told of progress and candidates.
 
     Returns:
         The network as it goes into the file, and the share of weights that the criterion removed.
@@ -165,27 +144,21 @@ def compress(
         >>> net = pc.build_net("mlp", splits.input_shape, len(splits.classes), (20,))
         >>> config = pc.resolve(pc.FitConfig(prior="log-uniform", epochs=4), len(splits.train))
         >>> fit = pc.fit_posterior(net, splits, config)
-        >>> network, removed = pc.compress(pc.extract(fit), splits, sparsity=0.5)
+        >>> network, removed = pc.compress(pc.extract(fit), splits, pc.Goal(sparsity=0.5))
         >>> round(removed, 2)
         0.5
     """
-    if coarseness is not None and (sparsity is None or bits or not coarseness > 0):
-        raise ValueError(f"coarseness {coarseness}: it must be positive, and goes with a sparsity, without bits")
-    search = _Search(posterior, splits, criterion or posterior.criterion, device, on_candidate)
-    check_bits(bits, posterior)
-    grids = grids_of(bits, prices, coarseness)
+    goal, rounding, watch = goal or Goal(), rounding or Rounding(), watch or Watch()
+    search = _Search(posterior, splits, goal.criterion or posterior.criterion, device, watch)
+    grids = grids_of(rounding, posterior, goal.sparsity is not None)
     chosen: Chosen
-    if sparsity is not None:
-        pruned = search.scores_of(search.candidate(search.masks(sparsity), None, BIAS_LEVELS[0]))
-        allowed = default_nll_tolerance(PRECISION_TOLERANCE, len(splits.validation))
-        target = Target(pruned, PRECISION_TOLERANCE, allowed)
-        trials = [(sparsity, grid) for grid in grids]
-        chosen = next((t for t in trials if target.reached(search.trial(*t)[1])), trials[-1])
-    elif max_bytes is not None:
-        chosen, target = _within(search, grids, max_bytes, on_trial)
+    if goal.sparsity is not None:
+        chosen, target = _at(search, grids, goal.sparsity)
+    elif goal.max_bytes is not None:
+        chosen, target = _within(search, grids, goal.max_bytes)
     else:
-        target = target_of(reference or posterior, splits, tolerance, nll_tolerance, target_error, device)
-        chosen = _smallest(search, grids, target, on_trial)
+        target = target_of(posterior, splits, goal, device)
+        chosen = _smallest(search, grids, target)
     masks = search.masks(chosen[0])
     best = search.candidate(masks, chosen[1], BIAS_LEVELS[0])
     for levels in BIAS_LEVELS[1:]:
@@ -196,15 +169,13 @@ def compress(
     return best, removed_share(masks)
 
 
-def prune(
-    posterior: Posterior, splits: Splits, criterion: str | None, sparsity: Sparsity | None, target: Target, device: str
-) -> tuple[Masks, float]:
-    """Masks before any rounding: at a sparsity, or the fewest weights that still reach a target.
+def prune(posterior: Posterior, splits: Splits, goal: Goal, target: Target, device: str = "cpu") -> tuple[Masks, float]:
+    """Masks before any rounding: at the goal's sparsity, or the fewest weights that still reach a target.
 
     Returns:
         The masks, and the share of the weights that they remove.
     """
-    search = _Search(posterior, splits, criterion or posterior.criterion, device)
+    search, sparsity = _Search(posterior, splits, goal.criterion or posterior.criterion, device), goal.sparsity
     if sparsity is None:
         low, high = 0, len(KEPT)
         while high - low > 1:
@@ -235,24 +206,39 @@ def remove_units(
     return next((network for network in candidates if target.reached(search.scores_of(network))), full)
 
 
-Chosen = tuple[Sparsity, Grid]
-"""Sparsity, and how to round."""
+def grids_of(rounding: Rounding, posterior: Posterior, at_sparsity: bool) -> list[Grid]:
+    """The grids of a search, coarsest first.
 
-
-def grids_of(bits: tuple[int, ...], prices: tuple[float, ...], coarseness: float | None) -> list[Grid]:
-    """The grids of a search, coarsest first."""
+    Raises:
+        ValueError: settings that exclude each other, or widths that do not fit the layers.
+    """
+    coarseness, bits = rounding.coarseness, rounding.bits
+    if coarseness is not None and (not at_sparsity or bits or not coarseness > 0):
+        raise ValueError(f"coarseness {coarseness}: it must be positive, and goes with a sparsity, without bits")
+    check_bits(bits, posterior)
     if bits:
-        return [Grid(0.0, bits, price) for price in prices]
-    return [Grid(step, (), price) for price in prices for step in ((coarseness,) if coarseness else COARSENESS)]
+        return [Grid(0.0, bits, price) for price in rounding.prices]
+    steps = (coarseness,) if coarseness else COARSENESS
+    return [Grid(step, (), price) for price in rounding.prices for step in steps]
 
 
-def _smallest(search: _Search, grids: list[Grid], target: Target, on_trial: OnTrial) -> Chosen:
-    """The fewest coded bytes among those that reach the target."""
-    best: tuple[int, Chosen] | None = None
+def _at(search: _Search, grids: list[Grid], sparsity: Sparsity) -> tuple[Chosen, Target]:
+    """The coarsest steps that cost next to nothing at a sparsity."""
+    pruned = search.scores_of(search.candidate(search.masks(sparsity), None, BIAS_LEVELS[0]))
+    target = Target(
+        pruned, PRECISION_TOLERANCE, default_nll_tolerance(PRECISION_TOLERANCE, len(search.splits.validation))
+    )
+    trials = [(sparsity, grid) for grid in grids]
+    return next((t for t in trials if target.reached(search.trial(*t)[1])), trials[-1]), target
+
+
+def _smallest(search: _Search, grids: list[Grid], target: Target) -> Chosen:
+    """The fewest bytes among those that reach the target: found by static tables, the best few coded as the file is."""
+    reached = list[tuple[int, Chosen]]()
     cheapest = min(grid.price for grid in grids)
     finer = [] if grids[0].bits else [Grid(coarseness, (), cheapest) for coarseness in FINER]
     for index, grid in enumerate([*grids, *finer]):
-        if best and index >= len(grids):
+        if reached and index >= len(grids):
             break
         low, high = -1, len(KEPT)  # KEPT[low] reaches the target, KEPT[high] does not
         while high - low > 1:
@@ -260,19 +246,20 @@ def _smallest(search: _Search, grids: list[Grid], target: Target, on_trial: OnTr
             trial, scored = search.trial(1 - KEPT[middle], grid)
             if target.reached(scored):
                 low = middle
-                if best is None or trial.bytes < best[0]:
-                    best = (trial.bytes, (1 - KEPT[middle], grid))
+                reached.append((trial.bytes, (1 - KEPT[middle], grid)))
             else:
                 high = middle
-        on_trial(min(index + 1, len(grids)), len(grids))
-    if best is None:
+        search.watch.trial(min(index + 1, len(grids)), len(grids))
+    if not reached:
         raise ValueError(
             f"no candidate reaches {target}; allow more with --tolerance or --target-error, or use --sparsity"
         )
-    return best[1]
+    reached.sort(key=lambda one: one[0])
+    finalists = [chosen for size, chosen in reached[:FINALISTS] if size <= CLOSE * reached[0][0]]
+    return min(finalists, key=search.bytes_of) if len(finalists) > 1 else finalists[0]
 
 
-def _within(search: _Search, grids: list[Grid], max_bytes: int, on_trial: OnTrial) -> tuple[Chosen, Target]:
+def _within(search: _Search, grids: list[Grid], max_bytes: int) -> tuple[Chosen, Target]:
     """The lowest validation NLL among those that fit, and a target that keeps it from getting worse."""
     best: tuple[float, Chosen, Quality] | None = None
     for index, grid in enumerate(grids):
@@ -283,7 +270,7 @@ def _within(search: _Search, grids: list[Grid], max_bytes: int, on_trial: OnTria
         trial, scored = search.trial(1 - KEPT[high], grid)
         if trial.bytes <= max_bytes and (best is None or trial.validation_nll_nats < best[0]):
             best = (trial.validation_nll_nats, (1 - KEPT[high], grid), scored)
-        on_trial(index + 1, len(grids))
+        search.watch.trial(index + 1, len(grids))
     if best is None:
         raise ValueError(f"no candidate fits into {max_bytes} bytes; allow more with --max-bytes")
     return best[1], Target(best[2], PRECISION_TOLERANCE, NLL_PER_ACCURACY * PRECISION_TOLERANCE)

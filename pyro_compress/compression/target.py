@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pyro_compress.compression.prune import Sparsity
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network
 from pyro_compress.types import Posterior, Quality, Splits
@@ -41,7 +42,45 @@ class Trial:
     validation_nll_nats: float
 
 
-OnCandidate = Callable[[Trial], None]
+@dataclass(frozen=True)
+class Goal:
+    """How much is pruned, or what the result has to reach on the validation split.
+
+    Attributes:
+        criterion: name in `CRITERIA`; the one that fits the prior if None.
+        sparsity: share of the weights to remove, of all together or layer by layer; None searches for the smallest file
+            within the tolerance.
+        tolerance: validation accuracy that may be lost against `reference`, in [0, 1]; for regression the share by
+            which the RMSE may grow.
+        nll_tolerance: validation NLL that may be lost, in nats per example; `default_nll_tolerance` if None.
+        target_error: validation error that may be reached, in [0, 1], instead of a tolerance; for regression the
+            RMSE in standard deviations of the targets.
+        max_bytes: largest size of the file, instead of a tolerance.
+        reference: what the tolerance counts against; the uncompressed posterior mean if None.
+    """
+
+    criterion: str | None = None
+    sparsity: Sparsity | None = None
+    tolerance: float = 0.005
+    nll_tolerance: float | None = None
+    target_error: float | None = None
+    max_bytes: int | None = None
+    reference: Posterior | None = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told while a compression runs.
+
+    Attributes:
+        trial: progress of a search, called with (done, total).
+        candidate: called with every candidate.
+        epoch: called after every epoch of fine-tuning with (epoch, epochs, non-zero values).
+    """
+
+    trial: Callable[[int, int], None] = lambda done, total: None
+    candidate: Callable[[Trial], None] = lambda candidate: None
+    epoch: Callable[[int, int, int], None] = lambda epoch, epochs, kept: None
 
 
 @dataclass(frozen=True)
@@ -71,23 +110,22 @@ class Target:
         return f"a validation {wanted} and an NLL of {self.reference.nll_nats + self.nll_tolerance:.4f} nats"
 
 
-def target_of(
-    posterior: Posterior, splits: Splits, tolerance: float = 0.005, nll_tolerance: float | None = None,
-    target_error: float | None = None, device: str = "cpu",
-) -> Target:  # fmt: skip
-    """What a candidate must reach: the posterior mean's validation scores less a tolerance, or a given error.
+def target_of(posterior: Posterior, splits: Splits, goal: Goal, device: str = "cpu") -> Target:
+    """What a candidate must reach: the reference's validation scores less a tolerance, or a given error.
 
     Raises:
         ValueError: a tolerance or an error out of range.
     """
+    tolerance, nll_tolerance, target_error = goal.tolerance, goal.nll_tolerance, goal.target_error
     if not 0 <= tolerance <= 1:
         raise ValueError(f"tolerance {tolerance}: allowed are values from 0 to 1 (0.005 is half a point)")
     if nll_tolerance is not None and not nll_tolerance >= 0:
         raise ValueError(f"nll_tolerance {nll_tolerance}: it must not be negative")
     if target_error is not None and not 0 <= target_error <= 1:
         raise ValueError(f"target_error {target_error}: allowed are values from 0 to 1 (0.02 is two points)")
-    network = Network(posterior.graph, posterior.tensors).eval().to(device)
-    reference = evaluate(network, splits, "validation", device, posterior.noise)
+    given = goal.reference or posterior
+    network = Network(given.graph, given.tensors).eval().to(device)
+    reference = evaluate(network, splits, "validation", device, given.noise)
     if target_error is not None:
         return Target(reference, tolerance, math.inf if nll_tolerance is None else nll_tolerance, target_error)
     nll = default_nll_tolerance(tolerance, len(splits.validation)) if nll_tolerance is None else nll_tolerance

@@ -7,16 +7,17 @@ whose scores reach the target, or, with a bound on the bytes, for the lowest who
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_compress.compression import file
-from pyro_compress.compression.finetune import FineTune, OnEpoch, finetune
+from pyro_compress.compression.finetune import FineTune, Teach, finetune
 from pyro_compress.compression.search import origin_of, prune, to_module
-from pyro_compress.compression.target import OnCandidate, Target, Trial, target_of
+from pyro_compress.compression.target import Goal, Target, Trial, Watch, target_of
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.networks.graph import Network
 from pyro_compress.types import Compressed, Posterior, Splits
@@ -27,29 +28,52 @@ RATES = tuple(2.0 ** (k / 2) for k in range(-4, 9))
 
 @dataclass(frozen=True)
 class Teacher:
-    """Whose logits are matched, and the name under which the file tells of it."""
+    """Whose class probabilities are matched: one network's, or the mean of several.
 
-    posterior: Posterior
+    Attributes:
+        posteriors: their waists.
+        name: under which the file tells of it.
+    """
+
+    posteriors: tuple[Posterior, ...]
     name: str
+
+    @classmethod
+    def of(cls, networks: Sequence[tuple[Posterior, str]]) -> Teacher:
+        """From posteriors and the names of their networks."""
+        counts = Counter(name for _, name in networks)
+        names = ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.items())
+        return cls(tuple(posterior for posterior, _ in networks), names)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Fine-tuning in place of rounding.
+
+    Attributes:
+        how: the recipe; its rate is replaced.
+        rate: price of a bit; None searches for one.
+        teacher: distil from these networks.
+    """
+
+    how: FineTune
+    rate: float | None = None
+    teacher: Teacher | None = None
 
 
 def compress_finetuned(
-    posterior: Posterior, splits: Splits, how: FineTune, rate: float | None = None, teacher: Teacher | None = None,
-    max_bytes: int | None = None, on_candidate: OnCandidate = lambda trial: None,
-    on_epoch: OnEpoch = lambda epoch, epochs, kept: None, **options: Any,
+    posterior: Posterior, splits: Splits, tuning: Tuning, goal: Goal | None = None, device: str = "cpu",
+    watch: Watch | None = None,
 ) -> tuple[Compressed, float]:  # fmt: skip
     """Prune, fine-tune and shrink a posterior's mean network.
 
     Args:
         posterior: the waist.
         splits: trained on `train`; `validation` chooses.
-        how: the recipe; its rate is replaced.
-        rate: price of a bit; None searches for one.
-        teacher: distil from this network.
-        max_bytes: largest size of the file, instead of a tolerance.
-        on_candidate: called with every fine-tuned network.
-        on_epoch: called after every epoch.
-        options: `criterion`, `sparsity`, `tolerance`, `nll_tolerance`, `target_error`, `reference` as for `compress`.
+        tuning: how, and at what price.
+        goal: how much to prune, or what to reach.
+        device: where pruned candidates are evaluated; fine-tuning runs on the CPU.
+        watch: told of every epoch and of every fine-tuned network.
 
     Returns:
         The network as it goes into the file, and the share of weights that the criterion removed.
@@ -57,23 +81,25 @@ def compress_finetuned(
     Raises:
         ValueError: no rate reaches the target.
     """
-    criterion, sparsity = options.pop("criterion", None), options.pop("sparsity", None)
-    target = target_of(options.pop("reference", None) or posterior, splits, **options)
-    masks, removed = prune(posterior, splits, criterion, sparsity, target, options.get("device", "cpu"))
-    logits = None if teacher is None else teacher_logits(teacher, splits)
-    told = origin_of(posterior, splits, criterion or posterior.criterion)
+    goal, watch, how = goal or Goal(), watch or Watch(), tuning.how
+    target = target_of(posterior, splits, goal, device)
+    masks, removed = prune(posterior, splits, goal, target, device)
+    teacher = tuning.teacher
+    teach = None if teacher is None else logits_by(teacher, splits)
+    told = origin_of(posterior, splits, goal.criterion or posterior.criterion)
     told |= {"finetune_epochs": how.masked_epochs + how.epochs}
     told |= {} if teacher is None else {"teacher": teacher.name}
+    told |= {} if how.augment == "none" else {"finetune_augment": how.augment}
 
     def tune(rate: float) -> tuple[Compressed, Trial, bool]:
         recipe = replace(how, rate=rate)
-        graph, tensors = finetune(posterior, masks, splits.train, recipe, logits, on_epoch)
+        graph, tensors = finetune(posterior, masks, splits.train, recipe, teach, watch.epoch)
         network = Compressed(graph, tensors, told | {"rate": rate})
         trial, reached = measured(network, splits, target, removed, rate)
-        on_candidate(trial)
-        return network, trial, reached if max_bytes is None else trial.bytes <= max_bytes
+        watch.candidate(trial)
+        return network, trial, reached if goal.max_bytes is None else trial.bytes <= goal.max_bytes
 
-    network = tune(rate)[0] if rate is not None else _search(tune, max_bytes is not None)
+    network = _search(tune, goal.max_bytes is not None) if tuning.rate is None else tune(tuning.rate)[0]
     return network, removed
 
 
@@ -84,18 +110,26 @@ def measured(network: Compressed, splits: Splits, target: Target, removed: float
     return Trial(removed, 0.0, rate, size, scored.error, scored.nll_nats), target.reached(scored)
 
 
-def teacher_logits(teacher: Teacher, splits: Splits) -> Tensor:
-    """A teacher's logits on the training split.
+def logits_by(teacher: Teacher, splits: Splits) -> Teach:
+    """Inputs -> a teacher's logits; of several networks the logarithm of their mean probability.
 
     Raises:
         ValueError: the teacher takes other inputs.
     """
     if splits.task != "classification":
         raise ValueError("a teacher is matched in its class probabilities; regression is fine-tuned without --teacher")
-    graph = teacher.posterior.graph
-    if graph.input_shape != splits.input_shape:
-        raise ValueError(f"the teacher takes inputs of shape {graph.input_shape}, these data have {splits.input_shape}")
-    return logits_of(Network(graph, teacher.posterior.tensors).eval(), splits.train.x)
+    for graph in (posterior.graph for posterior in teacher.posteriors):
+        if graph.input_shape != splits.input_shape:
+            raise ValueError(
+                f"the teacher takes inputs of shape {graph.input_shape}, these data have {splits.input_shape}"
+            )
+    networks = [Network(posterior.graph, posterior.tensors).eval() for posterior in teacher.posteriors]
+
+    def logits(x: Tensor) -> Tensor:
+        found = [logits_of(network, x) for network in networks]
+        return found[0] if len(found) == 1 else torch.stack([each.log_softmax(1) for each in found]).logsumexp(0)
+
+    return logits
 
 
 def _search(tune: Callable[[float], tuple[Compressed, Trial, bool]], by_size: bool) -> Compressed:

@@ -6,14 +6,28 @@ all images would move alike). To add one, write a function `(images, generator) 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_compress.types import Data
+
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """(images `(n, channels, height, width)`, generator) -> images of the same shape."""
+
+
+def check_images(augment: Augment | None, data: Data) -> None:
+    """Refuse to augment what is no image.
+
+    Raises:
+        ValueError: its examples have no height and width.
+    """
+    if augment and len(data.x.shape) != 4:
+        shape = tuple(data.x.shape[1:])
+        raise ValueError(f"augmentation is for images (channels, height, width); one example has shape {shape}")
 
 
 def moved(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
@@ -42,7 +56,24 @@ def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     return mirrored(moved(x, 4, generator), generator)
 
 
+def affine(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Turned by up to 10 degrees, scaled by up to a tenth, moved by up to a pixel and a half: small images of digits.
+
+    Bilinear, the border black; uniform draws, one of each per image.
+    """
+    n, _, height, width = x.shape
+    drawn = 2 * torch.rand(n, 4, generator=generator).to(x.device) - 1
+    turn, scale = math.radians(10) * drawn[:, 0], 1 + 0.1 * drawn[:, 1]
+    cos, sin = torch.cos(turn) * scale, torch.sin(turn) * scale
+    shift = drawn[:, 2:] * 3 / torch.tensor([width, height], device=x.device)  # the image is 2 wide
+    flat = height / width  # of pixels, in units where every image is square
+    rows = [torch.stack([cos, -sin * flat, shift[:, 0]], 1), torch.stack([sin / flat, cos, shift[:, 1]], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
+
+
 AUGMENTATIONS: dict[str, Augment] = {
     "shift": shift,
     "crop-flip": crop_flip,
+    "affine": affine,
 }

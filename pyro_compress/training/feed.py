@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_compress.data.augment import Augment
+from pyro_compress.data.augment import Augment, check_images
 from pyro_compress.data.streaming import Streamed
 from pyro_compress.types import Data
 from pyro_compress.world import ALONE, World
@@ -48,9 +48,7 @@ class Feed:
         self, data: Data, batch_size: int, generator: torch.Generator, device: str = "cpu",
         augment: Augment | None = None, world: World = ALONE,
     ):  # fmt: skip
-        if augment and len(data.x.shape) != 4:
-            shape = tuple(data.x.shape[1:])
-            raise ValueError(f"augmentation is for images (channels, height, width); one example has shape {shape}")
+        check_images(augment, data)
         x: Any = data.x if isinstance(data.x, Streamed) else data.x.to(device)
         self.data, self.device = Data(x, data.y.to(device)), device
         self.batch_size, self.generator, self.augment = batch_size, generator, augment

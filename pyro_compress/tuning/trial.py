@@ -8,15 +8,17 @@ files/HASH.pcn      one file per configuration of fit and compression
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.pipeline import save
+from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress, to_module
-from pyro_compress.compression.tuned import compress_finetuned
+from pyro_compress.compression.target import Goal
+from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
 from pyro_compress.runs.run import Keeping, Run, fit_run, load_run
@@ -102,8 +104,9 @@ def _loaded(folder: Path) -> Run:
 def compressed(posterior: Posterior, splits: Splits, settings: dict[str, Any]) -> Compressed:
     """Compress by settings, which are options of the command `compress`."""
     options = dict(settings)
-    if "finetune" not in options:
-        return compress(posterior, splits, **options)[0]
-    how = FineTune(**{field: options.pop(name) for name, field in RECIPE.items() if name in options})
-    rate = options.pop("rate", how.rate)
-    return compress_finetuned(posterior, splits, replace(how, rate=rate), rate=rate, **options)[0]
+    if "finetune" in options:
+        how = FineTune(**{field: options.pop(name) for name, field in RECIPE.items() if name in options})
+        rate = options.pop("rate", how.rate)
+        return compress_finetuned(posterior, splits, Tuning(how, rate), Goal(**options))[0]
+    rounding = Rounding(**{name: options.pop(name) for name in ("coarseness",) if name in options})
+    return compress(posterior, splits, Goal(**options), rounding)[0]
