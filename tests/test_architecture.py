@@ -14,8 +14,8 @@ MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in R
 
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
-    {"types", "machine", "inspection/arviz_compat", "inspection/page", "world", "locks"},
-    {"data/augment", "data/tasks", "data/tabular", "data/datasets", "data/streaming"},
+    {"types", "settings", "scores", "machine", "inspection/page", "world", "locks"},
+    {"inspection/arviz_compat", "data/augment", "data/tasks", "data/tabular", "data/datasets", "data/streaming"},
     {"data/folders", "data/npz", "networks/weights", "training/feed", "training/history"},
     {
         "data/splits",

@@ -73,7 +73,8 @@ def test_bad_batches(run: Path) -> None:
 def test_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
     from pyro_compress.deploy.card import card
     from pyro_compress.deploy.onnx_files import write_onnx
-    from pyro_compress.types import Compressed, Graph, Node, Scores
+    from pyro_compress.scores import Scores
+    from pyro_compress.types import Compressed, Graph, Node
 
     peaks = []
     for width in (10, 20_000):  # the second weight takes 64 MB

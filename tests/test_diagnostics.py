@@ -29,7 +29,8 @@ from pyro_compress.bayes.model import Fit
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.inspection import arviz_compat
 from pyro_compress.runs.config import resolve
-from pyro_compress.types import Data, FitConfig, Splits
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Data, Splits
 
 SMALL = Size(draws=60, rows=40, weights=20, prior_draws=10)
 
@@ -92,6 +93,9 @@ def test_densities_are_pyros(prior: str, tmp_path: Path) -> None:
         )
         logits = drawn_network(extract(fit), drawn)(data.x)
     assert sum(d.log_posterior for d in drawn.values()) == pytest.approx(log_q, rel=1e-3, abs=1e-2)
+    values_at = {site: value for tensor in drawn.values() for site, value in tensor.sites.items()}
+    exactly = sum(float(q.log_prob(values_at[site]).sum()) for site, q in marginals.sites.items())
+    assert sum(d.log_posterior for d in drawn.values()) == pytest.approx(exactly, rel=1e-6, abs=1e-5)
     log_prior = sum(float(model.nodes[site]["fn"].log_prob(value)) for site, value in values.items())
     assert sum(d.log_prior for d in drawn.values()) == pytest.approx(log_prior, rel=1e-3, abs=1e-2)
     torch.testing.assert_close(logits, model.nodes["_RETURN"]["value"], rtol=1e-4, atol=1e-4)

@@ -19,7 +19,8 @@ from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import mixture
 from pyro_compress.networks.graph import Network
 from pyro_compress.runs.run import Run, fit_run, load_run
-from pyro_compress.types import FitConfig, Splits
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Splits
 
 pytest.importorskip("onnxruntime")
 needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")

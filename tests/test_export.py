@@ -22,7 +22,8 @@ from pyro_compress.deploy import arrays, onnx_files, torch_files
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.crop import cropped
 from pyro_compress.deploy.onnx_model import build
-from pyro_compress.types import Compressed, Graph, Node, Scores, Splits
+from pyro_compress.scores import Scores
+from pyro_compress.types import Compressed, Graph, Node, Splits
 
 pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

@@ -1,5 +1,7 @@
 """Structural removal computes the same function, and every file runs the same in torch and in numpy."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,9 @@ from pyro_compress.compression import file, runner
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.networks import vision
 from pyro_compress.networks.attention import split_attention
-from pyro_compress.networks.graph import WEIGHTED, Network, capture, widths
+from pyro_compress.networks.graph import WEIGHTED, Network, capture, run_node, widths
 from pyro_compress.networks.nets import NETS, build_net
-from pyro_compress.types import Compressed
+from pyro_compress.types import Compressed, Node
 
 
 class Residual(nn.Module):
@@ -167,6 +169,22 @@ def prepared(name: str, rows: float, columns: float) -> tuple[nn.Module, Tensor,
 def test_capture_computes_the_same(name: str) -> None:
     net, x, graph, _ = prepared(name, 0, 0)
     assert torch.allclose(Network(graph, net.state_dict())(x), net.eval()(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride"),
+    [((9,), [2], [2]), ((8, 11), [2, 3], [2, 2]), ((7, 7), [3, 3], [1, 2]), ((5, 6, 7), [2, 2, 3], [3, 1, 2])],
+)
+def test_pooling_without_gradients_is_torchs(shape: tuple[int, ...], kernel: list[int], stride: list[int]) -> None:
+    """The fast way and torch's own give the same bits; where gradients are wanted it is torch's own."""
+    x = torch.randn(4, 3, *shape)
+    x[0, 0] = math.nan
+    node = Node("max_pool", (0,), {}, {"kernel": kernel, "stride": stride, "padding": [0] * len(shape)})
+    expected = run_node(node, [x.requires_grad_()], {})
+    assert "MaxPool" in type(expected.grad_fn).__name__ or "Squeeze" in type(expected.grad_fn).__name__
+    with torch.no_grad():
+        for layout in (x, x.transpose(1, -1).contiguous().transpose(1, -1)):
+            torch.testing.assert_close(run_node(node, [layout], {}), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(0.5, 0.3), (0.9, 0.0), (0.0, 0.6), (1.0, 0.0)])

@@ -6,7 +6,9 @@ the waist's graph the marginals rebuild both sides of the Pyro program, guide an
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,8 @@ from pyro_compress.bayes.guides import Guide
 from pyro_compress.bayes.layers import bayes_layers, multiplied
 from pyro_compress.bayes.priors import PRIORS, Prior
 from pyro_compress.networks.graph import Network
-from pyro_compress.types import FitConfig, LayerShape, Posterior
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import LayerShape, Posterior
 
 FAMILIES: dict[str, type[Distribution]] = {"Normal": Normal, "LogNormal": LogNormal}
 
@@ -44,6 +47,14 @@ class Marginals:
     def of(self, name: str) -> dict[str, Distribution]:
         """Marginals of the sites that make up one tensor."""
         return {site: q for site, q in self.sites.items() if site.startswith(f"{name}.")}
+
+    @functools.cached_property
+    def log_volumes(self) -> dict[str, float]:
+        """Per site, what no draw changes in a normal log-density: log(scale √2π), summed over the elements."""
+        return {
+            site: float(q.scale.log().sum()) + q.scale.numel() * math.log(2 * math.pi) / 2
+            for site, q in self.sites.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -132,21 +143,40 @@ def networks(posterior: Posterior, marginals: Marginals, draws: int, seed: int) 
 
 def drawn_network(posterior: Posterior, drawn: dict[str, TensorDraw]) -> Network:
     """The network that one draw stands for; tensors without a prior are those of the waist."""
-    weights = {name: tensor.value.float() for name, tensor in drawn.items()}
+    weights = {name: _laid_out(tensor.value.float()) for name, tensor in drawn.items()}
     return Network(posterior.graph, posterior.tensors | weights).eval()
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    """Weights of a convolution with their channels last in memory: so a CPU convolves, and pools, fastest."""
+    return weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
 
 
 def _draw(marginals: Marginals, name: str) -> TensorDraw:
     posterior = marginals.of(name)
-    values = {site: q.sample() for site, q in posterior.items()}
+    found = {site: _sample(q, marginals.log_volumes[site]) for site, q in posterior.items()}
+    values = {site: value for site, (value, _) in found.items()}
     weight, trace = _prior_trace(marginals, name, values)
     return TensorDraw(
         value=multiplied(weight),
         gate=weight.gate,
         sites=values,
         log_prior=sum(float(trace.nodes[site]["fn"].log_prob(value).sum()) for site, value in values.items()),
-        log_posterior=sum(float(q.log_prob(values[site]).sum()) for site, q in posterior.items()),
+        log_posterior=sum(density for _, density in found.values()),
     )
+
+
+def _sample(q: Distribution, log_volume: float) -> tuple[Tensor, float]:
+    """A draw of a marginal and its log-density there, read off the standard normal noise that it was made from.
+
+    The noise has single precision, as in training, which is drawn five times as fast as double; the rest is double.
+    """
+    noise = torch.randn(q.loc.shape)
+    value = torch.addcmul(q.loc, q.scale, noise.to(q.loc.dtype))
+    log_density = -float(noise.square_().sum(dtype=torch.float64)) / 2 - log_volume
+    if isinstance(q, LogNormal):
+        return value.exp(), log_density - float(value.sum())
+    return value, log_density
 
 
 def _prior_trace(marginals: Marginals, name: str, values: dict[str, Tensor]) -> tuple[Any, pyro.poutine.Trace]:

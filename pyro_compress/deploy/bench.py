@@ -24,7 +24,8 @@ from pyro_compress.deploy.memory import peak_memory
 from pyro_compress.machine import prepare
 from pyro_compress.networks.graph import WEIGHTED, widths
 from pyro_compress.runs.run import load_run
-from pyro_compress.types import Compressed, Posterior, Scores
+from pyro_compress.scores import Scores
+from pyro_compress.types import Compressed, Posterior
 
 CHUNK_NS = 2_000_000
 """Time that one row takes before it is the next one's turn."""

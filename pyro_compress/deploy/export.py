@@ -28,7 +28,8 @@ from pyro_compress.deploy.card import card
 from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.metrics import evaluate
 from pyro_compress.runs.run import load_run
-from pyro_compress.types import Compressed, Quality, Splits
+from pyro_compress.scores import Quality
+from pyro_compress.types import Compressed, Splits
 
 AGREEMENT = 1e-5
 """Largest difference of outputs that passes, relative to the largest output (or to 1)."""

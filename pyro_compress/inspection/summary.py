@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_compress.bayes.diagnostics import Diagnosis, Size, diagnose
-from pyro_compress.bayes.marginals import kl_by_tensor, networks, read_marginals
+from pyro_compress.bayes.marginals import networks, read_marginals
 from pyro_compress.compression.prune import THRESHOLDS, kept, signal_to_noise
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.inspection import arviz_compat
@@ -25,7 +25,9 @@ from pyro_compress.metrics import Predict, evaluate
 from pyro_compress.networks.draws import mixture
 from pyro_compress.networks.graph import Network
 from pyro_compress.runs.run import Run, load_run
-from pyro_compress.types import FitConfig, Posterior, Quality, Splits
+from pyro_compress.scores import Quality
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Posterior, Splits
 
 PREDICTIVE_DRAWS = 20
 """Networks that the posterior predictive of validation and test rows averages."""
@@ -159,7 +161,7 @@ def inspect_run(
         arviz_compat.arviz()  # refuses before any time is spent
         marginals = read_marginals(path / "guide.safetensors", run.config)
         diagnosis = diagnose(run.posterior, marginals, splits.train, size or Size(), seed, all_rows)
-        kl = kl_by_tensor(marginals)
+        kl = diagnosis.kl_nats
         drawn = networks(run.posterior, marginals, PREDICTIVE_DRAWS, seed)
         predict = functools.partial(mixture, drawn, task=splits.task)
         sampled = _sampled(diagnosis, predict, splits, run.posterior.noise)
