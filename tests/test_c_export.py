@@ -23,7 +23,8 @@ from pyro_compress.deploy.c_plan import planned
 from pyro_compress.deploy.c_text import comment, identifier, indented, number, string
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.memory import peak_memory
-from pyro_compress.types import Compressed, Graph, Node, Scores
+from pyro_compress.scores import Scores
+from pyro_compress.types import Compressed, Graph, Node
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "results" / "records"
