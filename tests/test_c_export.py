@@ -15,12 +15,13 @@ from test_shrink import PROBLEMS, prepared
 from pyro_compress.cli.main import main
 from pyro_compress.compression import file, precision, runner
 from pyro_compress.compression.shrink import shrink
-from pyro_compress.deploy import c_library, c_source
-from pyro_compress.deploy.c_layers import is_dense
-from pyro_compress.deploy.c_layout import laid_out
-from pyro_compress.deploy.c_library import Library, compiler, load_c
-from pyro_compress.deploy.c_plan import planned
-from pyro_compress.deploy.c_text import comment, identifier, indented, number, string
+from pyro_compress.deploy.c import library as c_library
+from pyro_compress.deploy.c import source as c_source
+from pyro_compress.deploy.c.layers import is_dense
+from pyro_compress.deploy.c.layout import laid_out
+from pyro_compress.deploy.c.library import Library, compiler, load_c
+from pyro_compress.deploy.c.plan import planned
+from pyro_compress.deploy.c.text import comment, identifier, indented, number, string
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.memory import peak_memory
 from pyro_compress.scores import Scores

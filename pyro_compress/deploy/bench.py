@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 from pyro_compress.compression import file
-from pyro_compress.deploy import arrays, c_library, c_source, onnx_files, torch_files
+from pyro_compress.deploy import arrays, onnx_files, torch_files
+from pyro_compress.deploy.c import library as c_library
+from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.engines import ENGINES, Call
 from pyro_compress.deploy.measured import Bench, Cell, Row

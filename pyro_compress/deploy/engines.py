@@ -85,7 +85,7 @@ def numpy_runner(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
 
 def compiled(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
     """A C file, compiled for this machine with all that its compiler can do; one thread."""
-    from pyro_compress.deploy.c_library import FAST, Library
+    from pyro_compress.deploy.c.library import FAST, Library
 
     library = Library(path, FAST)
     return lambda x: library.ready(x, np.empty((len(x), library.outputs), np.float32))

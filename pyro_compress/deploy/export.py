@@ -23,7 +23,9 @@ from pyro_compress.compression import file
 from pyro_compress.compression.search import to_module
 from pyro_compress.data.splits import load_splits, reading_of
 from pyro_compress.data.tasks import TASKS
-from pyro_compress.deploy import arrays, c_library, c_source, onnx_files, torch_files
+from pyro_compress.deploy import arrays, onnx_files, torch_files
+from pyro_compress.deploy.c import library as c_library
+from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.metrics import evaluate

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyro_compress.deploy.c_plan import LAYERS, Step
+from pyro_compress.deploy.c.plan import LAYERS, Step
 from pyro_compress.types import count
 
 ROW = 8

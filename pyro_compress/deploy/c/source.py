@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from pyro_compress.deploy import c_templates as templates
-from pyro_compress.deploy.c_layers import read
-from pyro_compress.deploy.c_layout import Layout, laid_out
-from pyro_compress.deploy.c_operations import constants, described, function
-from pyro_compress.deploy.c_plan import planned
-from pyro_compress.deploy.c_text import WIDTH, comment, identifier, indented, integers, number, string
+from pyro_compress.deploy.c import templates
+from pyro_compress.deploy.c.layers import read
+from pyro_compress.deploy.c.layout import Layout, laid_out
+from pyro_compress.deploy.c.operations import constants, described, function
+from pyro_compress.deploy.c.plan import planned
+from pyro_compress.deploy.c.text import WIDTH, comment, identifier, indented, integers, number, string
 from pyro_compress.types import Compressed, count
 
 LANES = 16

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pyro_compress.deploy.c_layers import body, tables
-from pyro_compress.deploy.c_plan import LAYERS, Step
-from pyro_compress.deploy.c_text import floats, integers, number
+from pyro_compress.deploy.c.layers import body, tables
+from pyro_compress.deploy.c.plan import LAYERS, Step
+from pyro_compress.deploy.c.text import floats, integers, number
 from pyro_compress.types import Node, count
 
 HARD = "(v <= -3 ? 0 : v >= 3 ? 1 : (v + 3) / 6)"
