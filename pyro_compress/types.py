@@ -225,11 +225,11 @@ class FitConfig:
         prior_options: keyword arguments of the prior, e.g. `{"tau0": 1e-5}`.
         grouping: `weight`, `input` or `output`.
         bias_prior: `none` (biases are point estimates) or `same` (the weights' prior, per bias).
-        net: name in `NETS`, `torchvision:NAME` or `package.module:function`.
+        net: name in `NETS`, `torchvision:NAME`, `package.module:function`, or a `.pcn` file whose architecture it is.
         hidden: widths of the hidden layers of `mlp`.
         keep: layers whose path matches one of these patterns (fnmatch) stay deterministic.
-        init: trained weights to start from: a `.safetensors`, `.pt` or `.pth` file, `torchvision:WEIGHTS` or a run
-            folder; empty for a random start.
+        init: trained weights to start from: a `.safetensors`, `.pt`, `.pth` or `.pcn` file, `torchvision:WEIGHTS` or a
+            run folder; empty for a random start.
         data: name in `DATASETS`, a `.npz`, `.csv` or `.parquet` file, or a folder of images or of `.npy` arrays.
         data_dir: folder of the downloaded data sets.
         task: name in `pyro_compress.data.tasks.TASKS`.
@@ -415,7 +415,12 @@ class Posterior:
 
     @property
     def parameters_total(self) -> int:
-        """Values of the network that the fit began with: what every ratio of sizes is a ratio to."""
+        """Values of the network that it all began with: what every ratio of sizes is a ratio to.
+
+        Where a fit began with a compressed file, that is the network which the file was made from.
+        """
+        if (before := self.provenance.get("parameters_total")) is not None:
+            return int(before)
         if self.removals:
             return self.removals[0].parameters_before
         return sum(tensor.numel() for tensor in self.tensors.values())
