@@ -46,11 +46,11 @@ class FitConfig:
         prior_options: keyword arguments of the prior, e.g. `{"tau0": 1e-5}`.
         grouping: `weight`, `input` or `output`.
         bias_prior: `none` (biases are point estimates) or `same` (the weights' prior, per bias).
-        net: name in `NETS`, `torchvision:NAME` or `package.module:function`.
+        net: name in `NETS`, `torchvision:NAME`, `package.module:function`, or a `.pcn` file whose architecture it is.
         hidden: widths of the hidden layers of `mlp`.
         keep: layers whose path matches one of these patterns (fnmatch) stay deterministic.
-        init: trained weights to start from: a `.safetensors`, `.pt` or `.pth` file, `torchvision:WEIGHTS` or a run
-            folder; empty for a random start.
+        init: trained weights to start from: a `.safetensors`, `.pt`, `.pth` or `.pcn` file, `torchvision:WEIGHTS` or a
+            run folder; empty for a random start.
         data: name in `DATASETS`, a `.npz`, `.csv` or `.parquet` file, or a folder of images or of `.npy` arrays.
         data_dir: folder of the downloaded data sets.
         task: name in `pyro_compress.data.tasks.TASKS`.

@@ -250,7 +250,12 @@ class Posterior:
 
     @property
     def parameters_total(self) -> int:
-        """Values of the network that the fit began with: what every ratio of sizes is a ratio to."""
+        """Values of the network that it all began with: what every ratio of sizes is a ratio to.
+
+        Where a fit began with a compressed file, that is the network which the file was made from.
+        """
+        if (before := self.provenance.get("parameters_total")) is not None:
+            return int(before)
         if self.removals:
             return self.removals[0].parameters_before
         return sum(tensor.numel() for tensor in self.tensors.values())

@@ -16,10 +16,9 @@ MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in R
 FLOORS = [
     {"types", "settings", "scores", "machine", "inspection/page", "world", "locks"},
     {"inspection/arviz_compat", "data/augment", "data/tasks", "data/tabular", "data/datasets", "data/streaming"},
-    {"data/folders", "data/npz", "networks/weights", "training/feed", "training/history"},
+    {"data/folders", "data/npz", "training/feed", "training/history"},
     {
         "data/splits",
-        "networks/nets",
         "networks/vision",
         "networks/attention",
         "networks/graph",
@@ -39,8 +38,8 @@ FLOORS = [
         "compression/shrink",
         "compression/file",
     },
-    {"training/checkpoint"},
-    {"training/progress"},
+    {"training/checkpoint", "networks/decoded"},
+    {"training/progress", "networks/nets", "networks/weights"},
     {
         "compression/target",
         "compression/rounding",
@@ -83,8 +82,6 @@ FLOORS = [
     {"__main__"},
 ]
 SIDEWAYS = {
-    ("networks/nets", "networks/attention"),
-    ("networks/nets", "networks/vision"),
     ("networks/graph", "networks/aten"),
     ("bayes/kl", "bayes/distributions"),
     ("bayes/priors", "bayes/distributions"),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -292,6 +293,18 @@ def test_help(command: list[str]) -> None:
     assert "Usage" in text
     wanted = ["--data-dir", "--threads"] + ["--device"] * (command not in (["inspect"], ["report"]))
     assert not command or all(option in text for option in wanted)
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_every_option_says_what_it_does(name: str) -> None:
+    """Once each, under headings that begin with options that exist; what a number stands for in plain words."""
+    command, text = main.commands[name], ok(name, "--help").stdout
+    options = [param for param in command.params if isinstance(param, click.Option)]
+    for option in options:
+        assert option.help, option.name
+        assert len(re.findall(rf"^  (?:-\w, )?{option.opts[-1]}\b(?!-)", text, re.MULTILINE)) == 1, option.name
+    assert set(command.headings) <= {name for option in options for name in option.opts}
+    assert not re.search(r'INTEGER|FLOAT|\[default: ""\]', text)
 
 
 def test_help_is_quick() -> None:

@@ -64,8 +64,8 @@ def test_the_vision_transformer_is_torchvisions() -> None:
     ).eval()
     nn.init.normal_(theirs.heads.head.weight)
     ours, x = split_attention(theirs), torch.randn(4, 3, 16, 16)
-    assert torch.allclose(ours(x), theirs(x), atol=1e-6)
-    assert torch.allclose(Network(capture(ours, (3, 16, 16)), ours.state_dict())(x), theirs(x), atol=1e-6)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+    assert torch.allclose(Network(capture(ours, (3, 16, 16)), ours.state_dict())(x), theirs(x), atol=1e-5)
 
 
 def test_batch_statistics_are_torchs() -> None:

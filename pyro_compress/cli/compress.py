@@ -15,6 +15,7 @@ import click
 
 from pyro_compress.cli.console import epoch_printer, report_text, trial_printer, tune_printer
 from pyro_compress.cli.options import (
+    Command,
     Widths,
     data_options,
     device_options,
@@ -71,7 +72,16 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     ctx.default_map = options
 
 
-@click.command()
+HEADINGS = {
+    "--net": "Weights that were trained elsewhere, instead of RUN",
+    "--config": "What is removed and rounded",
+    "--finetune": "Fine-tuning",
+    "--curve": "Results",
+    "--data-dir": "Running",
+}
+
+
+@click.command(cls=Command, headings=HEADINGS, short_help="Prune, round and shrink into a .pcn file.")
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
 @network_options
 @click.option(
@@ -82,7 +92,7 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     "--criterion",
     type=click.Choice(CRITERIA),
     default=None,
-    help="Pruning score; the default fits the prior.",
+    help="Score that orders weights for pruning; the default fits the prior.",
 )
 @click.option(
     "--sparsity", type=Shares(), default=None,
@@ -111,6 +121,7 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
 )  # fmt: skip
 @click.option(
     "--max-bytes", type=click.IntRange(1), default=None,
+    metavar="BYTES",
     help="Largest file; the best that fits, instead of a tolerance.",
 )  # fmt: skip
 @click.option(
@@ -134,7 +145,11 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     help="Run whose network is distilled into this one while fine-tuning. Repeatable: their mean probabilities are.",
 )  # fmt: skip
 @click.option(
-    "--teacher-weight", type=click.FloatRange(0, 1), default=None, help="Share of the loss that is the teacher's."
+    "--teacher-weight",
+    type=click.FloatRange(0, 1),
+    default=None,
+    metavar="SHARE",
+    help="Share of the loss that is the teacher's.",
 )
 @click.option(
     "--temperature", type=click.FloatRange(0, min_open=True), default=None,
@@ -145,14 +160,20 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     help="Training images, changed every time they are seen in fine-tuning; a teacher sees what the network sees.",
 )  # fmt: skip
 @click.option(
-    "--masked-epochs", type=click.IntRange(0), default=None,
+    "--masked-epochs", type=click.IntRange(0), default=None, metavar="EPOCHS",
     help="Epochs of --finetune before rounding, on the masked weights.",
 )  # fmt: skip
 @click.option(
     "--step", type=click.FloatRange(0, min_open=True), default=None,
     help="Step of the weights in fine-tuning, relative to each layer's own scale.",
 )  # fmt: skip
-@click.option("--noise", type=click.FloatRange(0), default=None, help="Noise on the weights in fine-tuning, in steps.")
+@click.option(
+    "--noise",
+    type=click.FloatRange(0),
+    default=None,
+    metavar="STEPS",
+    help="Noise on the weights in fine-tuning, in steps.",
+)
 @click.option(
     "--finetune-lr", type=click.FloatRange(0, min_open=True), default=None, help="Adam's rate in fine-tuning."
 )
@@ -182,7 +203,7 @@ def compress(
         from pyro_compress.machine import prepare
 
         named = {name: options.pop(name) for name in NETWORK}
-        out = out or (run / "network.pcn" if run else Path(f"{(named['net'] or '').replace(':', '.')}.pcn"))
+        out = out or (run / "network.pcn" if run else default_name(named["net"] or ""))
         if out.exists() and not force:
             raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
         trials, started = list[Trial](), time.perf_counter()
@@ -204,6 +225,11 @@ def compress(
         )
     if drawn and not as_json:
         click.echo(f"{len(trials)} candidates: {', '.join(map(str, drawn))}")
+
+
+def default_name(net: str) -> Path:
+    """The file of a network that is no run, in the working directory; that of a .pcn file has the same name."""
+    return Path(Path(net).name if net.endswith(".pcn") else f"{net.replace(':', '.')}.pcn")
 
 
 NETWORK = ("net", "init", "data", "validation", "how", "epochs", "lr", "seed", "folder")

@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import bench_text, export_text
-from pyro_compress.cli.options import data_options, device_options, one_line_errors
+from pyro_compress.cli.options import Command, data_options, device_options, one_line_errors
 
 
-@click.command()
+@click.command(cls=Command, short_help="Write a .pcn file as ONNX, torch or numpy, verified.")
 @click.argument("source", metavar="FILE.pcn|RUN", type=click.Path(path_type=Path, exists=True))
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True,
@@ -53,7 +53,7 @@ def export(
     click.echo(json.dumps(exported.as_dict()) if as_json else export_text(exported))
 
 
-@click.command()
+@click.command(cls=Command, short_help="Measure latency, throughput, size and memory.")
 @click.argument(
     "pcn", metavar="FILE.pcn...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
 )
@@ -62,7 +62,9 @@ def export(
     help="Run folder of the original network; default: the folder that FILE.pcn lies in, if it is one.",
 )  # fmt: skip
 @click.option("--batches", default="1,16,256", metavar="N,N,...", help="Batch sizes.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=1.0, help="Time per measured cell.")
+@click.option(
+    "--seconds", type=click.FloatRange(0, min_open=True), default=1.0, help="Seconds per measured cell of the table."
+)
 @click.option("--no-memory", is_flag=True, help="Leave out peak memory, which starts one process per row.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object and nothing else.")
 @data_options

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import epoch_printer
-from pyro_compress.cli.options import Widths, data_options, device_options, names_in, one_line_errors
+from pyro_compress.cli.options import Command, Widths, data_options, device_options, names_in, one_line_errors
 
 PRIORS = names_in("bayes/priors.py", "PRIORS")
 ESTIMATORS = names_in("bayes/estimators.py", "ESTIMATORS")
@@ -52,7 +52,19 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
         ctx.default_map = options
 
 
-@click.command()
+HEADINGS = {
+    "--prior": "Prior",
+    "--net": "Network",
+    "--data": "Data",
+    "--epochs": "Training",
+    "--estimator": "Posterior",
+    "--dropout": "Without a prior (--prior none)",
+    "--compile": "Running",
+    "--out": "Results",
+}
+
+
+@click.command(cls=Command, headings=HEADINGS)
 @click.option(
     "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), callback=load_config, is_eager=True,
     expose_value=False, help="TOML file with the same options (a run's config.toml, say); the command line wins.",
@@ -61,43 +73,51 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     "--prior",
     type=click.Choice([*PRIORS, "none"]),
     default="horseshoe",
-    help="none: a deterministic baseline.",
+    help="Of the weights; none: a deterministic baseline.",
 )
 @click.option(
     "--prior-option",
     "prior_options",
     type=Option(),
     multiple=True,
-    help="Option of the prior, e.g. tau0=1e-5; repeatable.",
+    help="Option of the prior, e.g. tau0=1e-5. Repeatable.",
 )
 @click.option(
     "--grouping", type=click.Choice(["weight", "input", "output"]), default=None,
-    help="Weights that share a scale; the default fits the prior.",
+    help="Weights that share a scale; default: input for horseshoe and normal-jeffreys, else weight (none do).",
 )  # fmt: skip
 @click.option(
     "--bias-prior",
     type=click.Choice(["none", "same"]),
     default="none",
-    help="none: biases are point estimates.",
+    help="none: biases are point estimates; same: that of the weights.",
 )
 @click.option(
     "--net",
     default="mlp",
     metavar="NAME",
-    help=f"{', '.join(NETS)}, torchvision:NAME, or package.module:function.",
+    help=f"{', '.join(NETS)}, torchvision:NAME, package.module:function, or a .pcn file's architecture.",
 )
-@click.option("--hidden", type=Widths(), default="500,500", help="Hidden widths of mlp.")
+@click.option("--hidden", type=Widths(), default="500,500", help="Widths of the hidden layers of mlp.")
 @click.option(
     "--keep",
     multiple=True,
     metavar="PATTERN",
-    help="Layers (dotted path) that stay deterministic; repeatable.",
+    help="Layers without a prior, by dotted path (head*, say). Repeatable.",
 )
 @click.option(
     "--init",
     default="",
-    metavar="PATH",
-    help="Trained weights to start from: .safetensors, .pt or .pth file, torchvision:WEIGHTS, or run folder.",
+    show_default=False,
+    metavar="WEIGHTS",
+    help="Trained weights to start from: .safetensors, .pt, .pth or .pcn file, torchvision:WEIGHTS, or run folder.",
+)
+@click.option(
+    "--init-range",
+    type=float,
+    default=0.0,
+    metavar="RANGE",
+    help="Weights start uniform in ±RANGE; 0: as torch starts them.",
 )
 @click.option(
     "--data", default="digits", metavar="NAME",
@@ -105,40 +125,95 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
 )  # fmt: skip
 @data_options
 @click.option("--download", is_flag=True, help="Fetch a missing data set into --data-dir.")
-@click.option("--task", type=click.Choice(TASKS), default="classification", help="What is predicted.")
-@click.option("--target", multiple=True, metavar="COLUMN", help="Column of a table to predict; repeatable.")
-@click.option("--test-data", default="", metavar="FILE", help="Table of test rows; default: a fifth of --data.")
-@click.option("--image-size", type=click.IntRange(0), default=0, metavar="PIXELS", help="Of a folder's images.")
+@click.option(
+    "--task", type=click.Choice(TASKS), default="classification", help="What is predicted: classes or numbers."
+)
+@click.option("--target", multiple=True, metavar="COLUMN", help="Column of a table to predict. Repeatable.")
+@click.option(
+    "--test-data",
+    default="",
+    show_default=False,
+    metavar="FILE",
+    help="Table of test rows; default: a fifth of --data.",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(0),
+    default=0,
+    metavar="PIXELS",
+    help="Height and width that a folder's images are brought to; 0: they are all of one size.",
+)
 @click.option("--limit", type=click.IntRange(0), default=0, metavar="N", help="Training examples to keep; 0: all.")
 @click.option(
     "--in-memory-mib", type=click.FloatRange(0), default=4096.0, metavar="MIB",
-    help="Folders with more than this are read while training.",
+    help="Folders of more than this are read while training, not before.",
 )  # fmt: skip
-@click.option("--workers", type=click.IntRange(0), default=2, help="Processes that read them.")
+@click.option("--workers", type=click.IntRange(0), default=2, help="Processes that read them while training.")
 @click.option(
     "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
     help="Share of the training set held out; default a tenth, or more where that is under 240 rows.",
 )  # fmt: skip
-@click.option("--class-weights", type=click.Choice(["none", "balanced"]), default="none", help="In the likelihood.")
-@click.option("--augment", type=click.Choice(["none", *AUGMENTATIONS]), default="none", help="Training images, moved.")
-@click.option("--epochs", type=click.IntRange(1), default=None, help="Default: 30, more for small data sets.")
+@click.option(
+    "--class-weights",
+    type=click.Choice(["none", "balanced"]),
+    default="none",
+    help="Of the likelihood; balanced: every class counts alike.",
+)
+@click.option(
+    "--augment",
+    type=click.Choice(["none", *AUGMENTATIONS]),
+    default="none",
+    help="How training images are changed every time they are seen.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    default=None,
+    help="Passes over the data; default: 30, up to 100 for small data sets.",
+)
 @click.option(
     "--pretrain-epochs",
     type=click.IntRange(0),
     default=None,
-    help="How many of them train point weights first.",
+    help="How many of --epochs train point weights first; the default fits the prior.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=None, help="Default: 128, or 64 for small data sets.")
-@click.option("--lr", type=float, default=None, help="Learning rate of means and of everything deterministic.")
-@click.option("--lr-scale", type=float, default=None, help="Learning rate of posterior log-scales.")
-@click.option("--lr-group", type=float, default=None, help="Learning rate of group and layer scales.")
-@click.option("--kl-warmup", type=float, default=None, metavar="EPOCHS", help="Epochs over which the KL weight rises.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=None,
+    help="Examples per step; default: 128, or 64 below 10,000 examples.",
+)
+@click.option(
+    "--lr",
+    type=float,
+    default=None,
+    help="Learning rate of means and of everything deterministic; the default fits the prior.",
+)
+@click.option(
+    "--lr-scale", type=float, default=None, help="Learning rate of posterior log-scales; the default fits the prior."
+)
+@click.option(
+    "--lr-group", type=float, default=None, help="Learning rate of group and layer scales; the default fits the prior."
+)
+@click.option(
+    "--lr-schedule",
+    type=click.Choice(SCHEDULES),
+    default="late-decay",
+    help="Learning rates over training.",
+)
+@click.option(
+    "--kl-warmup",
+    type=float,
+    default=None,
+    metavar="EPOCHS",
+    help="Epochs, after pretraining, over which the KL weight rises; the default fits the prior.",
+)
 @click.option("--kl-weight", type=float, default=1.0, help="Final KL weight; 1 is the ELBO.")
 @click.option(
     "--kl-schedule",
     type=click.Choice(["uniform", "blundell"]),
     default="uniform",
-    help="Share of each minibatch in the KL.",
+    help="Share of each minibatch in the KL: the same, or falling (Blundell et al. 2015).",
 )
 @click.option("--samples", type=click.IntRange(1), default=1, help="Monte Carlo samples per step.")
 @click.option("--clip-norm", type=float, default=0.0, help="Scale the gradient down to this norm; 0: never.")
@@ -147,43 +222,60 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
-    help="Of the matrix products in SVI steps.",
+    help="Precision of the matrix products in SVI steps.",
 )
 @click.option(
     "--batch-norm",
     type=click.Choice(["update", "frozen"]),
     default="update",
-    help="Its statistics in SVI steps; frozen: those of the weights before.",
+    help="Statistics in SVI steps: they run along, or stay those of the first weights.",
 )
-@click.option("--estimator", type=click.Choice(ESTIMATORS), default=None, help="The default fits the prior.")
-@click.option("--guide", type=click.Choice(GUIDES), default="mean-field", help="auto-*: Pyro's AutoGuides.")
-@click.option(
-    "--shrink-every", type=click.IntRange(0), default=0, metavar="EPOCHS",
-    help="Remove dead units after every so many-th epoch of the posterior, to fit faster; 0: never.",
-)  # fmt: skip
-@click.option("--init-scale", type=float, default=None, help="Initial posterior standard deviation of a raw weight.")
-@click.option(
-    "--max-scale",
-    type=float,
-    default=None,
-    help="Bound on the first layer's raw standard deviations; 0: none.",
-)
-@click.option("--dropout", type=float, default=0.0, help="Before every layer with weights (prior none).")
-@click.option("--dropout-input", type=float, default=None, help="At the input, if not as --dropout (prior none).")
-@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adam", help="sgd: prior none only.")
-@click.option("--momentum", type=float, default=0.9, help="Of sgd.")
-@click.option("--lr-schedule", type=click.Choice(SCHEDULES), default="late-decay", help="What the rates do.")
-@click.option(
-    "--pruning", type=click.Choice(["none", *PRUNING]), default="none",
-    help="Prune while training (prior none): Han et al. 2015, Zhu & Gupta 2017, Frankle & Carbin 2019.",
-)  # fmt: skip
-@click.option("--prune-to", type=float, default=0.0, metavar="SPARSITY", help="Where --pruning ends.")
-@click.option("--init-range", type=float, default=0.0, help="Uniform start in ±RANGE; 0: torch's default.")
 @click.option(
     "--patience",
     type=click.IntRange(0),
     default=0,
-    help="Stop after so many epochs without a better NLL; 0: never.",
+    help="Stop after so many epochs without a better validation NLL; 0: never.",
+)
+@click.option(
+    "--estimator",
+    type=click.Choice(ESTIMATORS),
+    default=None,
+    help="How the gradient is estimated; the default fits the prior.",
+)
+@click.option(
+    "--guide",
+    type=click.Choice(GUIDES),
+    default="mean-field",
+    help="Family of the posterior; auto-*: Pyro's AutoGuides.",
+)
+@click.option(
+    "--shrink-every", type=click.IntRange(0), default=0, metavar="EPOCHS",
+    help="Remove dead units after every so many-th epoch of the posterior, to fit faster; 0: never.",
+)  # fmt: skip
+@click.option(
+    "--init-scale",
+    type=float,
+    default=None,
+    help="Initial posterior standard deviation of a raw weight; the default fits the prior.",
+)
+@click.option(
+    "--max-scale",
+    type=float,
+    default=None,
+    help="Bound on the first layer's raw standard deviations; 0: none; the default fits the prior.",
+)
+@click.option("--dropout", type=float, default=0.0, help="Rate before every layer with weights.")
+@click.option("--dropout-input", type=float, default=None, help="Rate at the input; default: --dropout.")
+@click.option(
+    "--optimizer", type=click.Choice(OPTIMIZERS), default="adam", help="Default rates: 1e-3 for adam, 0.1 for sgd."
+)
+@click.option("--momentum", type=float, default=0.9, help="Momentum of sgd.")
+@click.option(
+    "--pruning", type=click.Choice(["none", *PRUNING]), default="none",
+    help="Prune while training: Han et al. 2015, Zhu & Gupta 2017, Frankle & Carbin 2019.",
+)  # fmt: skip
+@click.option(
+    "--prune-to", type=float, default=0.0, metavar="SHARE", help="Share of the weights that --pruning ends without."
 )
 @click.option(
     "--compile",
@@ -195,8 +287,8 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     "--nan-policy", type=click.Choice(["stop", "rewind"]), default="stop",
     help="When the loss is NaN or explodes: stop, or back to a checkpoint with half the rates, three times at most.",
 )  # fmt: skip
-@click.option("--deterministic", is_flag=True, help="Refuse CUDA operations that are not.")
-@click.option("--seed", type=int, default=0)
+@click.option("--deterministic", is_flag=True, help="Refuse CUDA operations that are not deterministic.")
+@click.option("--seed", type=int, default=0, help="Seeds start, shuffling and sampling.")
 @device_options
 @click.option(
     "--out",
@@ -214,7 +306,10 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
 )
 @click.option("--checkpoint-epochs", type=click.IntRange(1), default=5, help="A checkpoint every so many epochs.")
 @click.option(
-    "--checkpoint-minutes", type=click.FloatRange(0), default=10.0, help="And every so many minutes; 0: never."
+    "--checkpoint-minutes",
+    type=click.FloatRange(0),
+    default=10.0,
+    help="And whenever so many minutes have passed; 0: never.",
 )
 @click.option("--snapshots", is_flag=True, help="Store the pruned weights of the epochs, for the report's animation.")
 @click.option("--log", type=click.Choice(LOGS), default=None, help="Watch the fit: scalars and histograms in RUN/LOG.")
@@ -246,5 +341,6 @@ def fit(
 
 
 def default_name(data: str, net: str, prior: str, seed: int) -> str:
-    """Name of a run folder."""
-    return f"{Path(data).stem}-{net.replace(':', '.')}-{prior}-{seed}"
+    """Name of a run folder; a compressed file counts by its own name."""
+    network = Path(net).stem if net.endswith(".pcn") else net.replace(":", ".")
+    return f"{Path(data).stem}-{network}-{prior}-{seed}"

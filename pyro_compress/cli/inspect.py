@@ -9,15 +9,17 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import inspection_text, restarts_text
-from pyro_compress.cli.options import data_options, one_line_errors
+from pyro_compress.cli.options import Command, data_options, one_line_errors
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Command, short_help="What a run's posterior learned, and how far to trust it.")
 @click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False), nargs=-1, required=True)
 @click.option("--restarts", is_flag=True, help="Compare two or more runs that differ in their seed only.")
-@click.option("--draws", type=click.IntRange(50), default=200, help="Networks drawn from the posterior.")
+@click.option("--draws", type=click.IntRange(50), default=200, help="Networks drawn from the posterior, at least 50.")
 @click.option("--rows", type=click.IntRange(1), default=500, help="Training rows of the leave-one-out estimate.")
-@click.option("--all-rows", is_flag=True, help="k-hat from every training row: exact, slow on large sets.")
+@click.option(
+    "--all-rows", is_flag=True, help="k-hat from every training row instead of --rows: exact, slow on large sets."
+)
 @click.option("--netcdf", type=click.Path(path_type=Path), default=None, help="Write the draws for ArviZ and xarray.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
@@ -56,9 +58,11 @@ def _inspect(run: Path, as_json: bool, netcdf: Path | None, force: bool, draws: 
     return json.dumps(inspection.as_dict()) if as_json else inspection_text(inspection)
 
 
-@click.command()
+@click.command(cls=Command, short_help="Write one HTML page on a run or on compare's results.")
 @click.argument("folder", metavar="RUN|RESULTS", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="Default report.html in the folder.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=None, help="The page; default report.html in the folder."
+)
 @click.option(
     "--network",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),

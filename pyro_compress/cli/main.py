@@ -18,7 +18,7 @@ from pyro_compress.cli.console import scores_text
 from pyro_compress.cli.deploy import bench, export
 from pyro_compress.cli.fit import fit
 from pyro_compress.cli.inspect import inspect_command, report
-from pyro_compress.cli.options import data_options, device_options, one_line_errors
+from pyro_compress.cli.options import Command, data_options, device_options, one_line_errors
 from pyro_compress.cli.tune import tune
 
 
@@ -33,15 +33,15 @@ def main(ctx: click.Context) -> None:
         )
 
 
-@main.command()
+@main.command(cls=Command)
 @click.argument("target", type=click.Path(path_type=Path, exists=True))
 @click.option(
     "--data",
     default=None,
     metavar="NAME",
-    help="Data set, .npz file or table; the default is what it was fitted on.",
+    help="Data set, .npz file, table or folder; default: what it was fitted on.",
 )
-@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test")
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", help="Part of the data.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as one JSON object and nothing else.")
 @data_options
 @device_options

@@ -10,6 +10,45 @@ from typing import Any
 
 import click
 
+NUMBERS: dict[type[click.ParamType], str] = {
+    click.types.IntParamType: "N",
+    click.IntRange: "N",
+    click.types.FloatParamType: "NUMBER",
+    click.FloatRange: "NUMBER",
+}
+"""What stands for a number in `--help`, where its option names nothing better."""
+
+
+class Command(click.Command):
+    """A command whose `--help` shows its options under headings.
+
+    Args:
+        headings: option -> heading of the section that begins with it; options before the first come under "Options".
+        arguments: as for `click.Command`.
+    """
+
+    def __init__(self, *arguments: Any, headings: dict[str, str] | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.headings = headings or {}
+        for param in self.params:
+            if isinstance(param, click.Option) and param.metavar is None and not param.is_flag:
+                param.metavar = NUMBERS.get(type(param.type))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections."""
+        sections: list[tuple[str, list[tuple[str, str]]]] = [("Options", [])]
+        for param in self.get_params(ctx):
+            if not isinstance(param, click.Option):
+                continue
+            if heading := next((self.headings[name] for name in param.opts if name in self.headings), ""):
+                sections.append((heading, []))
+            if (record := param.get_help_record(ctx)) is not None:
+                sections[-1][1].append(record)
+        for heading, records in sections:
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
@@ -27,15 +66,18 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--data-dir",
         envvar="PYRO_COMPRESS_DATA",
         default="",
+        show_default=False,
         metavar="DIR",
-        help="Folder of the torchvision data sets (also PYRO_COMPRESS_DATA).",
+        help="Folder that MNIST and the like lie in (also PYRO_COMPRESS_DATA).",
     )
     return folder(command)
 
 
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say where to compute."""
-    device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+    device = click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA where there is one."
+    )
     threads = click.option(
         "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default."
     )
@@ -49,23 +91,23 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--run", "folder", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
             help="With --posterior svi: keep the fit as a run folder.",
         ),
-        click.option("--seed", type=int, default=0, help="With --net."),
+        click.option("--seed", type=int, default=0, help="With --net: seeds the posterior."),
         click.option("--lr", type=float, default=None, help="With --posterior svi: rate of the means; default 3e-4."),
         click.option(
             "--epochs", type=click.IntRange(1), default=None,
-            help="With --posterior svi: of the fit around the weights; default about 2,000 steps.",
+            help="With --posterior svi: of the fit around the weights; default: as many as 2,000 steps take, 3 to 30.",
         ),
         click.option(
             "--posterior", "how", type=click.Choice(names_in("runs/post_training.py", "POSTERIORS")), default="laplace",
-            help="With --net: one pass of curvature, or a short fit that starts at the weights.",
+            help="With --net: one pass of curvature (laplace), or a short fit that starts at the weights (svi).",
         ),
         click.option(
             "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
             help="With --net: share of the training set held out, as for fit.",
         ),
-        click.option("--data", default=None, metavar="NAME", help="With --net: data set or .npz file, as for fit."),
+        click.option("--data", default=None, metavar="NAME", help="With --net: its data, as for fit."),
         click.option("--init", default=None, metavar="WEIGHTS", help="With --net: its trained weights, as for fit."),
-        click.option("--net", default=None, metavar="NAME", help="Instead of RUN: a trained network, as for fit."),
+        click.option("--net", default=None, metavar="NAME", help="A trained network, as for fit (or a .pcn file)."),
     ):  # fmt: skip
         command = option(command)
     return command

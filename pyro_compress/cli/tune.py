@@ -16,23 +16,27 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import searched_line, searched_text
-from pyro_compress.cli.options import data_options, device_options, names_in, one_line_errors
+from pyro_compress.cli.options import Command, data_options, device_options, names_in, one_line_errors
 
 SAMPLERS = names_in("tuning/storage.py", "SAMPLERS")
 STORAGE = "PYRO_COMPRESS_STORAGE"
 
 
-@click.command()
+@click.command(cls=Command, short_help="Search the settings of fit and compress together.")
 @click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; default tuning/NAME.")
-@click.option("--trials", type=click.IntRange(1), default=None, help="Instead of the study's.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=None, help="Instead of the study's.")
-@click.option("--sampler", type=click.Choice(SAMPLERS), default=None, help="Instead of the study's.")
+@click.option("--trials", type=click.IntRange(1), default=None, help="Trials in all, instead of the study's number.")
+@click.option(
+    "--minutes", type=click.FloatRange(0, min_open=True), default=None, help="Minutes in all, instead of the study's."
+)
+@click.option(
+    "--sampler", type=click.Choice(SAMPLERS), default=None, help="What proposes settings, instead of the study's."
+)
 @click.option("--workers", type=click.IntRange(1), default=1, help="Processes on this machine.")
 @click.option("--resume", is_flag=True, help="Go on with a study: after an interruption, or with a larger budget.")
 @click.option("--worker", is_flag=True, help="Join a study that somebody else began, and leave the outcome to them.")
 @click.option(
-    "--storage", envvar=STORAGE, default="", metavar="URL",
+    "--storage", envvar=STORAGE, default="", show_default=False, metavar="URL",
     help=f"Data base that workers share (also {STORAGE}); default a journal in --out.",
 )  # fmt: skip
 @click.option(

@@ -206,17 +206,21 @@ _RUN: dict[str, Callable[..., Tensor]] = {
     "mixture": lambda *given: _mixture(given[:-2]),
     "multiply": lambda x, y, p, a: x * y,
     "scale": lambda x, p, a: x * a["factor"],
-    "clip": lambda x, p, a: x.clamp(a["low"], a["high"]),
+    "clip": lambda x, p, a: F.hardtanh(x, a["low"], a["high"]),
     "pad": lambda x, p, a: F.pad(x, a["sizes"], a["mode"]),
     "mean": lambda x, p, a: x.mean(a["axes"]),
     "permute": lambda x, p, a: x.permute(0, *a["axes"]),
     "select": lambda x, p, a: x.select(a["axis"], a["index"]),
     "concat": _run_concat,
-    "constant": lambda x, p, a: p["value"].reshape(1, *a["shape"]).expand(x.shape[0], *a["shape"]),
+    "constant": lambda x, p, a: _constant(p["value"], (1, *a["shape"])).expand(x.shape[0], *a["shape"]),
     "softmax": lambda x, p, a: x.softmax(a["axis"]),
     "matmul": lambda x, y, p, a: x @ y,
     "attention": lambda q, k, v, p, a: F.scaled_dot_product_attention(q, k, v, is_causal=a["causal"], scale=a["scale"]),
 }
+
+
+def _constant(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return value if value.shape == shape else value.reshape(shape)  # `capture` reads no reshape of a parameter
 
 
 def _mixture(logits: tuple[Tensor, ...]) -> Tensor:

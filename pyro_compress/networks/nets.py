@@ -1,7 +1,8 @@
 """Networks: a name -> a plain `nn.Module` that maps `(batch, *input_shape)` to `(batch, classes)` logits.
 
 To add one, write a function of `input_shape`, `classes` and `hidden` (any subset) and add a row to `NETS`. Users
-name a function of their own as `package.module:function`, and a network of torchvision as `torchvision:NAME`.
+name a function of their own as `package.module:function`, a network of torchvision as `torchvision:NAME`, and that
+of a compressed file by its path.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from torch import nn
 
 from pyro_compress.networks.attention import split_attention
+from pyro_compress.networks.decoded import SUFFIX, decoded_net
 from pyro_compress.networks.vision import fcn_1d, resnet_18, resnet_50, vgg_16, vit_tiny
 
 
@@ -75,17 +77,20 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "vit-tiny": vit_tiny,
     "fcn-1d": fcn_1d,
 }
-OTHERS = "torchvision:NAME or package.module:function"
+OTHERS = "torchvision:NAME, package.module:function or FILE.pcn"
 
 
 def build_net(name: str, input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...] = ()) -> nn.Module:
     """Build a network by name; a function receives those of the three arguments that it has parameters for.
 
+    Of a `.pcn` file it is the architecture, with new random weights.
+
     Attention layers get a linear layer per projection (`pyro_compress.networks.attention`), with the weights
     they came with.
 
     Raises:
-        ValueError: unknown name, a function that cannot be imported, or one that returns no module.
+        ValueError: unknown name, a function that cannot be imported, or one that returns no module; a file that is
+            damaged, or for other data.
 
     Example:
         >>> import pyro_compress as pc
@@ -95,6 +100,8 @@ def build_net(name: str, input_shape: tuple[int, ...], classes: int, hidden: tup
     """
     if name.startswith("torchvision:"):
         return split_attention(_torchvision(name.removeprefix("torchvision:"), classes))
+    if name.endswith(SUFFIX):
+        return decoded_net(Path(name), input_shape, classes)
     make = NETS[name] if name in NETS else _import(name)
     offered = {"input_shape": input_shape, "classes": classes, "hidden": hidden}
     wanted = inspect.signature(make).parameters

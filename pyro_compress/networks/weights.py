@@ -1,4 +1,4 @@
-"""Trained weights from elsewhere: safetensors, a state dict that torch saved, torchvision's; and whether they fit.
+"""Trained weights: safetensors, a state dict that torch saved, torchvision's, a compressed file; and whether they fit.
 
 Nothing is unpickled: `torch.load` reads tensors and containers only (`weights_only`).
 """
@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.networks.decoded import SUFFIX, decoded_weights
+
 NAMED = 4
 """Tensors that a message names before it only counts."""
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
-    """Tensors by name from a `.safetensors` file, a `.pt`/`.pth` state dict, or `torchvision:WEIGHTS`.
+    """Tensors by name from a `.safetensors`, `.pt`, `.pth` or `.pcn` file, or `torchvision:WEIGHTS`.
 
     Raises:
         ValueError: an unknown kind of file, a damaged one, or weights that torchvision does not have or cannot fetch.
@@ -25,6 +27,8 @@ def read_weights(source: str) -> dict[str, Tensor]:
     if source.startswith("torchvision:"):
         return _torchvision(source.removeprefix("torchvision:"))
     path = Path(source)
+    if path.suffix == SUFFIX:
+        return decoded_weights(path)
     return _torch_file(path) if path.suffix in (".pt", ".pth") else _safetensors(path)
 
 
@@ -36,7 +40,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         found: dict[str, Tensor] = load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
         raise ValueError(
-            f"{path} is neither a run folder nor a safetensors file (nor .pt, .pth or torchvision:WEIGHTS): {error}"
+            f"{path} is neither a run folder nor a safetensors file (nor .pt, .pth, .pcn, torchvision:WEIGHTS): {error}"
         ) from error
     return found
 
@@ -84,6 +88,8 @@ def put_weights(net: nn.Module, given: Mapping[str, Tensor], source: str, name: 
             if key in own and own[key].shape != tensor.shape
         ]
         hint = "; is it for another number of classes?" if len(wrong) <= 2 else ""
+        if source.endswith(SUFFIX):
+            hint = "; units of this file are gone: give it as --net too"
         raise ValueError(f"{source} does not fit network {name}: {_few(wrong, '; ')}{hint}") from None
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     parts = [f"{what} {_few(keys, ', ')}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]

@@ -16,7 +16,7 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network, capture
 from pyro_compress.runs.config import resolve
-from pyro_compress.runs.run import fit_run, initial_net
+from pyro_compress.runs.run import fit_run, initial_net, made_from
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.feed import batch_count
@@ -127,7 +127,8 @@ def load_trained(config: FitConfig, folder: Path | None = None) -> Trained:
     config = resolve(config, examples)
     net = initial_net(config, splits).eval()
     tensors = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    network = point_posterior(capture(net, splits.input_shape), tensors, config.provenance)
+    given = point_posterior(capture(net, splits.input_shape), tensors, config.provenance)
+    network = made_from(Path(config.net), given)
     return Trained(network, splits, config, folder)
 
 

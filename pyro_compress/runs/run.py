@@ -4,6 +4,7 @@
     history.jsonl           one line per epoch (`pyro_compress.training.history.Epoch`)
     posterior.safetensors   the waist: moments of every weight, and the graph of the network as metadata
     guide.safetensors       the posterior's own parameters, to draw from it again (absent with prior none)
+    start.pcn               a copy of the compressed file that the fit began with, if it did (`--net FILE.pcn`)
     snapshots.safetensors   if asked for: the pruned weights at the end of the epochs
     tensorboard/            if asked for: the same as history.jsonl, and histograms, as TensorBoard's events
 
@@ -30,6 +31,7 @@ from torch import nn
 
 from pyro_compress.compression.file import write_atomically
 from pyro_compress.data.splits import load_splits
+from pyro_compress.networks.decoded import SUFFIX, compressed_bytes, parameters_before
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.runs.budget import check_memory
@@ -45,6 +47,9 @@ from pyro_compress.types import LayerPosterior, Posterior, Splits
 from pyro_compress.world import ALONE, World
 
 log = logging.getLogger(__name__)
+
+START = "start.pcn"
+"""A run's copy of the compressed file that it began with."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ def fit_run(
     with place as folder:
         splits = _loaded(config, download, world)
         config = resolve(config, len(splits.train))
-        net = initial_net(config, splits)
+        net = initial_net(_with_start(config, folder, keeping.resume, world), splits)
         check_memory(net, splits, config)
         if world.size > 1:
             world.check_same(_starts(config, splits, net))
@@ -132,10 +137,30 @@ def fit_run(
                 config = _rewound(config, keeper, rewinds, error)
         if frames:
             frames.collect(folder / "snapshots.safetensors")
+        posterior = made_from(folder / START, posterior)
         (folder / "posterior.safetensors").write_bytes(posterior_bytes(posterior))
         if guide:
             (folder / "guide.safetensors").write_bytes(guide)
     return Run(out, config, posterior)
+
+
+def _with_start(config: FitConfig, folder: Path, resume: bool, world: World) -> FitConfig:
+    """Keep a copy of the compressed file that a fit begins with; to go on, the copy stands in for the file."""
+    if not config.net.endswith(SUFFIX):
+        return config
+    copy = folder / START
+    kept = world.bytes_of_first(copy.read_bytes() if resume and copy.is_file() else b"")
+    write_atomically(copy, kept or compressed_bytes(Path(config.net)))
+    if not kept:
+        return config
+    return replace(config, net=str(copy), init=str(copy) if config.init == config.net else config.init)
+
+
+def made_from(path: Path, posterior: Posterior) -> Posterior:
+    """A posterior that knows how large a network its compressed file was made from, where it began with one."""
+    before = parameters_before(path) if path.suffix == SUFFIX and path.is_file() else None
+    told = posterior.provenance | ({} if before is None else {"parameters_total": before})
+    return replace(posterior, provenance=told)
 
 
 class _Kept(NamedTuple):
