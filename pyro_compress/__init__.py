@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from pyro_compress.networks.attention import split_attention as split_attention
     from pyro_compress.networks.nets import build_net as build_net
     from pyro_compress.runs.config import resolve as resolve
-    from pyro_compress.types import FitConfig as FitConfig
+    from pyro_compress.settings import FitConfig as FitConfig
 
 _HOMES = {
-    "FitConfig": "types",
+    "FitConfig": "settings",
     "Goal": "compression.target",
     "PRIORS": "bayes.priors",
     "bayesianize": "bayes.layers",

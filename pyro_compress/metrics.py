@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_compress.data.tasks import SMALLEST_NOISE, TASKS
-from pyro_compress.types import Data, Quality, Quantity, RegressionScores, Scores, Splits
+from pyro_compress.scores import Quality, RegressionScores, Scores
+from pyro_compress.types import Data, Quantity, Splits
 
 SPLITS = ("train", "validation", "test")
 BATCH_VALUES = 1 << 21

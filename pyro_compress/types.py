@@ -7,8 +7,8 @@ deterministic. Neither torch nor Pyro is imported at run time, so that a decoder
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,37 +150,6 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How data are read, beside their name.
-
-    Attributes:
-        task: name in `pyro_compress.data.tasks.TASKS`.
-        target: columns of a table that are to be predicted.
-        test_data: table with the test rows; empty: a fifth of the rows is held out.
-        image_size: images of a folder are brought to this height and width; 0: they are all of one size.
-        limit: training examples to keep, stratified; 0: all.
-        in_memory_mib: data of which more would have to be held in memory are read while training.
-        workers: processes that read them.
-    """
-
-    task: str = "classification"
-    target: tuple[str, ...] = ()
-    test_data: str = ""
-    image_size: int = 0
-    limit: int = 0
-    in_memory_mib: float = 4096.0
-    workers: int = 2
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """What a compressed file must say of it, so that the same rows are found again: whatever is no default."""
-        plain = Reading()
-        names = ("task", "target", "test_data", "image_size", "limit")
-        found = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
-        return found | ({"target": list(self.target)} if self.target else {})
-
-
-@dataclass(frozen=True)
 class Splits:
     """Thresholds and recipes are chosen on `validation`; `test` is read once, at the end, by `metrics` alone.
 
@@ -214,140 +183,6 @@ class Splits:
     def sizes(self) -> dict[str, int]:
         """Number of examples per split."""
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """Everything that determines a fit; a None is filled in by the prior's own recipe (`pyro_compress.resolve`).
-
-    Attributes:
-        prior: name in `PRIORS`, or `none` for a deterministic baseline.
-        prior_options: keyword arguments of the prior, e.g. `{"tau0": 1e-5}`.
-        grouping: `weight`, `input` or `output`.
-        bias_prior: `none` (biases are point estimates) or `same` (the weights' prior, per bias).
-        net: name in `NETS`, `torchvision:NAME`, `package.module:function`, or a `.pcn` file whose architecture it is.
-        hidden: widths of the hidden layers of `mlp`.
-        keep: layers whose path matches one of these patterns (fnmatch) stay deterministic.
-        init: trained weights to start from: a `.safetensors`, `.pt`, `.pth` or `.pcn` file, `torchvision:WEIGHTS` or a
-            run folder; empty for a random start.
-        data: name in `DATASETS`, a `.npz`, `.csv` or `.parquet` file, or a folder of images or of `.npy` arrays.
-        data_dir: folder of the downloaded data sets.
-        task: name in `pyro_compress.data.tasks.TASKS`.
-        target: columns of a table that are to be predicted.
-        test_data: table with the test rows; empty: a fifth of the rows is held out.
-        image_size: images of a folder are brought to this height and width; 0: they are all of one size.
-        limit: training examples to keep, stratified; 0: all.
-        in_memory_mib: data of which more would have to be held in memory are read while training.
-        workers: processes that read them.
-        validation: share of the training set held out; None takes a tenth, or more where that is under 240 rows.
-        class_weights: `none`, or `balanced`: every class has the same total weight in the likelihood.
-        augment: name in `AUGMENTATIONS`, or `none`: how training images are changed.
-        epochs: passes over the training set, pretraining included.
-        pretrain_epochs: how many of `epochs` train point weights, from which the posterior starts.
-        batch_size: examples per step.
-        lr: Adam's learning rate of means and of everything deterministic.
-        lr_scale: learning rate of posterior log-scales.
-        lr_group: learning rate of the locations of group and layer scales.
-        kl_warmup: epochs, after pretraining, over which the KL weight rises linearly to `kl_weight`.
-        kl_weight: final weight of the KL term; 1 is the ELBO.
-        kl_schedule: how the KL is shared among the minibatches of an epoch: `uniform` or `blundell`.
-        samples: Monte Carlo samples per step.
-        clip_norm: the gradient of all parameters together is scaled down to this norm; 0 for never.
-        accumulate: parts that a minibatch is worked off in before the step, to save memory.
-        precision: `float32`, or `bfloat16` for the matrix products of SVI steps.
-        batch_norm: in SVI steps: `update` (normalise by the minibatch, statistics run along, and are taken anew for the
-            posterior mean), or `frozen` (the statistics of the weights that the posterior starts from).
-        estimator: name in `ESTIMATORS`.
-        guide: name in `GUIDES`.
-        shrink_every: remove dead units after every so many-th epoch of the posterior; 0 for never.
-        init_scale: initial posterior standard deviation of a weight; None leaves it to the prior.
-        max_scale: upper bound on the first layer's raw posterior standard deviations; 0 for none, None: the prior's.
-        dropout: dropout rate before every layer with weights (baselines).
-        dropout_input: rate at the network's input, where it differs from `dropout`; None: the same.
-        optimizer: `adam`, or `sgd` (baselines).
-        momentum: of `sgd`.
-        lr_schedule: name in `pyro_compress.training.point.SCHEDULES`: what the learning rates do over training.
-        pruning: name in `pyro_compress.training.sparse.PRUNING`, or `none`: pruning while training (baselines).
-        prune_to: sparsity that such pruning ends at.
-        init_range: weights and biases start uniform in ±`init_range`; 0 leaves torch's default start.
-        patience: stop after this many epochs without a better validation NLL; 0 never stops early.
-        nan_policy: what follows a loss that is not finite: `stop`, or `rewind` to the last checkpoint with half the
-            learning rates, at most three times.
-        deterministic: torch refuses operations that are not (only CUDA has some).
-        seed: seeds initialisation, shuffling and sampling.
-        compile: whether the SVI step is captured and compiled: `on`, `off`, or `auto` (only where it pays).
-        device: `cpu` or `cuda` (`auto` before it is resolved).
-        threads: CPU threads; 0 leaves torch's default.
-    """
-
-    prior: str = "horseshoe"
-    prior_options: dict[str, float] = field(default_factory=dict)
-    grouping: str | None = None
-    bias_prior: str = "none"
-    net: str = "mlp"
-    hidden: tuple[int, ...] = (500, 500)
-    keep: tuple[str, ...] = ()
-    init: str = ""
-    data: str = "digits"
-    data_dir: str = ""
-    task: str = "classification"
-    target: tuple[str, ...] = ()
-    test_data: str = ""
-    image_size: int = 0
-    limit: int = 0
-    in_memory_mib: float = 4096.0
-    workers: int = 2
-    validation: float | None = None
-    class_weights: str = "none"
-    augment: str = "none"
-    epochs: int | None = None
-    pretrain_epochs: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    lr_scale: float | None = None
-    lr_group: float | None = None
-    kl_warmup: float | None = None
-    kl_weight: float = 1.0
-    kl_schedule: str = "uniform"
-    samples: int = 1
-    clip_norm: float = 0.0
-    accumulate: int = 1
-    precision: str = "float32"
-    batch_norm: str = "update"
-    estimator: str | None = None
-    guide: str = "mean-field"
-    shrink_every: int = 0
-    init_scale: float | None = None
-    max_scale: float | None = None
-    dropout: float = 0.0
-    dropout_input: float | None = None
-    optimizer: str = "adam"
-    momentum: float = 0.9
-    lr_schedule: str = "late-decay"
-    pruning: str = "none"
-    prune_to: float = 0.0
-    init_range: float = 0.0
-    patience: int = 0
-    nan_policy: str = "stop"
-    deterministic: bool = False
-    seed: int = 0
-    compile: str = "auto"
-    device: str = "auto"
-    threads: int = 0
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """What a compressed file says about its origin: just enough to evaluate it again."""
-        told: dict[str, Any] = {"prior": self.prior, "data": self.data, "seed": self.seed}
-        if self.validation is not None:
-            told["validation"] = self.validation
-        told |= self.reading.told | ({"dropout": self.dropout} if self.dropout else {})
-        return told | ({"augment": self.augment} if self.augment != "none" else {})
-
-    @property
-    def reading(self) -> Reading:
-        """How its data are read."""
-        return Reading(**{one.name: getattr(self, one.name) for one in fields(Reading)})
 
 
 @dataclass(frozen=True)
@@ -472,118 +307,23 @@ class Compressed:
         return self.meta.get("noise")
 
 
-class Quality(Protocol):
-    """Quality on one split; every task has its own numbers, and all have these."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def nll_nats(self) -> float:
-        """Negative log-likelihood in nats per example."""
-
-    @property
-    def error(self) -> float:
-        """What a search lowers: the share of wrong answers, or the RMSE in standard deviations of the targets."""
-
-    @property
-    def cells(self) -> dict[str, str]:
-        """Heading -> number, for people; the first is what the task is judged by."""
-
-    @property
-    def epoch(self) -> dict[str, float | None]:
-        """Fields of `pyro_compress.training.history.Epoch`."""
-
-    def within(self, reference: Any, tolerance: float) -> bool:
-        """Whether no more than a tolerance is lost against other scores."""
-
-    def reaches(self, error: float) -> bool:
-        """Whether the error is no larger than this."""
-
-    def bound(self, tolerance: float) -> str:
-        """The worst that is still within a tolerance of these scores, in words."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Quality of a classifier: accuracy in [0, 1], NLL, expected calibration error, Brier score."""
-
-    accuracy: float
-    nll_nats: float
-    ece: float
-    brier: float
-
-    @property
-    def error(self) -> float:
-        """Share of the examples that are wrong."""
-        return 1 - self.accuracy
-
-    @property
-    def cells(self) -> dict[str, str]:
-        """Heading -> number."""
-        numbers = {"NLL (nats)": self.nll_nats, "ECE": self.ece, "Brier": self.brier}
-        return {"accuracy": f"{100 * self.accuracy:.2f} %"} | {name: f"{n:.4f}" for name, n in numbers.items()}
-
-    @property
-    def epoch(self) -> dict[str, float | None]:
-        """What the history keeps."""
-        return {"validation_accuracy": self.accuracy, "validation_nll_nats": self.nll_nats}
-
-    def within(self, reference: Scores, tolerance: float) -> bool:
-        """Whether at most `tolerance` of accuracy is lost."""
-        return self.accuracy >= reference.accuracy - tolerance
-
-    def reaches(self, error: float) -> bool:
-        """Whether at most this share of the examples is wrong."""
-        return self.accuracy >= 1.0 - error
-
-    def bound(self, tolerance: float) -> str:
-        """The accuracy that is still within the tolerance."""
-        return f"accuracy of {self.accuracy - tolerance:.4f}"
-
-
-@dataclass(frozen=True)
-class RegressionScores:
-    """Quality of a regression: RMSE and NLL in the targets' own units, and the RMSE relative to their spread.
-
-    Attributes:
-        rmse: root mean squared error; over all targets, where there are several.
-        nll_nats: negative log-density per example under the learned noise.
-        relative_rmse: RMSE of the standardised targets: 1 is what their training mean would score.
-    """
-
-    rmse: float
-    nll_nats: float
-    relative_rmse: float
-
-    @property
-    def error(self) -> float:
-        """The relative RMSE."""
-        return self.relative_rmse
-
-    @property
-    def cells(self) -> dict[str, str]:
-        """Heading -> number."""
-        shares = {"NLL (nats)": f"{self.nll_nats:.4f}", "RMSE / spread": f"{self.relative_rmse:.4f}"}
-        return {"RMSE": f"{self.rmse:.5g}"} | shares
-
-    @property
-    def epoch(self) -> dict[str, float | None]:
-        """What the history keeps."""
-        return {"validation_accuracy": None, "validation_rmse": self.rmse, "validation_nll_nats": self.nll_nats}
-
-    def within(self, reference: RegressionScores, tolerance: float) -> bool:
-        """Whether the RMSE grew by at most this share."""
-        return self.relative_rmse <= reference.relative_rmse * (1 + tolerance)
-
-    def reaches(self, error: float) -> bool:
-        """Whether the relative RMSE is no larger than this."""
-        return self.relative_rmse <= error
-
-    def bound(self, tolerance: float) -> str:
-        """The RMSE that is still within the tolerance."""
-        return f"RMSE of {self.rmse * (1 + tolerance):.5g}"
-
-
 def count(shape: tuple[int, ...]) -> int:
     """Number of elements of a tensor of this shape."""
     return math.prod(shape)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Arrays on their way to ArviZ.
+
+    Attributes:
+        values: group -> variable -> array, `(chain, draw, ...)` in sampled groups, `(...)` in data groups.
+        dims: variable -> names of the dimensions after chain and draw.
+        coords: dimension -> its labels.
+        attrs: what else is worth knowing, JSON values.
+    """
+
+    values: dict[str, dict[str, np.ndarray]]
+    dims: dict[str, list[str]] = field(default_factory=dict)
+    coords: dict[str, Any] = field(default_factory=dict)
+    attrs: dict[str, Any] = field(default_factory=dict)

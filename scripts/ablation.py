@@ -30,7 +30,8 @@ from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network
 from pyro_compress.runs.run import Run, fit_run, load_run
-from pyro_compress.types import Compressed, FitConfig, Splits
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Compressed, Splits
 
 RECIPE = FineTune(masked_epochs=1, step=0.7, noise=0.4, lr=1e-3)
 STAGES = {

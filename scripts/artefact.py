@@ -19,8 +19,9 @@ from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import masked
 from pyro_compress.networks.graph import Network
 from pyro_compress.runs.run import Run, fit_run, load_run
+from pyro_compress.settings import FitConfig
 from pyro_compress.studies.tables import markdown_table
-from pyro_compress.types import FitConfig, LayerPosterior, Posterior
+from pyro_compress.types import LayerPosterior, Posterior
 
 SPARSITIES = (0.0, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99)
 

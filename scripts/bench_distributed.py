@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from pyro_compress.runs.run import fit_run, load_run
-from pyro_compress.types import FitConfig
+from pyro_compress.settings import FitConfig
 from pyro_compress.world import World, joined
 
 

@@ -24,7 +24,7 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.machine import prepare
 from pyro_compress.networks.nets import build_net
 from pyro_compress.runs.config import resolve
-from pyro_compress.types import FitConfig
+from pyro_compress.settings import FitConfig
 
 PRIORS = ("gaussian", "log-uniform", "normal-jeffreys", "horseshoe")
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from pyro_compress.runs.run import fit_run
-from pyro_compress.types import FitConfig
+from pyro_compress.settings import FitConfig
 
 
 def main() -> None:

@@ -23,13 +23,13 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.machine import prepare
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import fit_run, load_run
+from pyro_compress.settings import FitConfig
 from pyro_compress.studies.plan import config_hash
 from pyro_compress.tuning.front import hypervolume
 from pyro_compress.tuning.plan import Plan
 from pyro_compress.tuning.space import after_the_waist
 from pyro_compress.tuning.storage import SAMPLERS, open_storage, open_study, quietly
 from pyro_compress.tuning.workers import Work, begin, coordinates, finished, run_worker
-from pyro_compress.types import FitConfig
 
 REFERENCE_ERROR, DENSE_PER_REFERENCE = 0.1, 50
 MODES = ("global", "layer-wise")

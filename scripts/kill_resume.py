@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from pyro_compress.runs.run import fit_run, unfinished
-from pyro_compress.types import FitConfig
+from pyro_compress.settings import FitConfig
 
 EPOCHS = 150
 FIT = [sys.executable, "-m", "pyro_compress", "fit"]

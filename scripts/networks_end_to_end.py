@@ -55,9 +55,9 @@ def end_to_end(name: str, options: argparse.Namespace, folder: Path) -> dict:
     from pyro_compress.compression.target import Goal
     from pyro_compress.deploy.export import export
     from pyro_compress.runs.run import fit_run
+    from pyro_compress.settings import FitConfig
     from pyro_compress.training.feed import batch_count
     from pyro_compress.training.history import Epoch
-    from pyro_compress.types import FitConfig
 
     images(folder / "images.npz", options.examples)
     marks, epochs = [time.process_time()], list[Epoch]()
@@ -113,7 +113,7 @@ def post_training(options: argparse.Namespace, folder: Path) -> list[dict]:
     from safetensors.torch import save_file
 
     from pyro_compress.runs.run import fit_run
-    from pyro_compress.types import FitConfig
+    from pyro_compress.settings import FitConfig
 
     config = FitConfig(
         prior="none", net=options.net, data=options.data, data_dir=options.data_dir, device="cpu", threads=1,

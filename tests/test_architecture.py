@@ -14,8 +14,8 @@ MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in R
 
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
-    {"types", "machine", "inspection/arviz_compat", "inspection/page", "world", "locks"},
-    {"data/augment", "data/tasks", "data/tabular", "data/datasets", "data/streaming"},
+    {"types", "settings", "scores", "machine", "inspection/page", "world", "locks"},
+    {"inspection/arviz_compat", "data/augment", "data/tasks", "data/tabular", "data/datasets", "data/streaming"},
     {"data/folders", "data/npz", "training/feed", "training/history"},
     {
         "data/splits",
@@ -122,6 +122,14 @@ SIDEWAYS = {
     ("deploy/engines", "deploy/arrays"),
     ("deploy/engines", "deploy/torch_files"),
     ("deploy/memory", "deploy/engines"),
+    ("deploy/c/layout", "deploy/c/plan"),
+    *[("deploy/c/layers", f"deploy/{room}") for room in ("c/layout", "c/plan", "c/text")],
+    *[("deploy/c/operations", f"deploy/{room}") for room in ("c/layers", "c/plan", "c/text")],
+    *[("deploy/c/source", f"deploy/{room}") for room in ("c/layers", "c/layout", "c/operations", "c/plan")],
+    *[("deploy/c/source", f"deploy/{room}") for room in ("c/templates", "c/text")],
+    ("deploy/c/library", "deploy/c/text"),
+    ("deploy/engines", "deploy/c/library"),
+    *[(f"deploy/{hall}", f"deploy/{room}") for hall in ("export", "bench") for room in ("c/library", "c/source")],
     *[("deploy/export", f"deploy/{room}") for room in ("arrays", "card", "ensemble", "onnx_files", "torch_files")],
     *[("deploy/bench", f"deploy/{room}") for room in ("arrays", "card", "onnx_files", "torch_files")],
     *[("deploy/bench", f"deploy/{room}") for room in ("engines", "measured", "memory")],
@@ -189,6 +197,7 @@ def loaded_after(statement: str) -> set[str]:
         ("import pyro_compress.tuning.plan", {"optuna", "pyro"}),
         ("import pyro_compress.deploy.export", {"pyro", "sklearn", "onnx", "onnxruntime", "scipy"}),
         ("import pyro_compress.deploy.memory", {"torch", "onnxruntime"}),
+        ("import pyro_compress.deploy.c.library", {"torch", "onnxruntime"}),
         ("import pyro_compress.compression.runner", {"torch", "pyro", "sklearn"}),
         ("import pyro_compress.compression.pipeline", {"pyro", "sklearn", "torchvision"}),
     ],

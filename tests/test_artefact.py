@@ -13,7 +13,8 @@ from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.networks.draws import masked
 from pyro_compress.networks.graph import Network
 from pyro_compress.runs.run import fit_run
-from pyro_compress.types import FitConfig, Posterior, Splits
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Posterior, Splits
 
 
 class Gaussian:

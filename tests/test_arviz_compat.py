@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pyro_compress.inspection import arviz_compat
-from pyro_compress.inspection.arviz_compat import Groups
+from pyro_compress.types import Groups
 
 RNG = np.random.default_rng(0)
 DRAWS, ROWS = 400, 30

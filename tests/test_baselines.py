@@ -12,11 +12,12 @@ from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.networks.nets import mlp
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import initial_net
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import fit_baseline
 from pyro_compress.training.feed import Feed
 from pyro_compress.training.point import PointPlan, dropped_inputs, train_point
 from pyro_compress.training.sparse import PRUNING, RENEW_STEPS, gradual, iterative, pruned_while_training, rewind
-from pyro_compress.types import Data, FitConfig, Splits
+from pyro_compress.types import Data, Splits
 
 
 def zeros(tensors: dict[str, torch.Tensor]) -> float:

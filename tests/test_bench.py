@@ -1,7 +1,9 @@
 """The benchmark: every row there, its arithmetic right, its sentences true to the numbers."""
 
 import json
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ ENGINE_ROWS = {
     ("dense", "torch"), ("masked dense", "torch"), ("shrunken", "torch"),
     ("dense", "ONNX Runtime"), ("masked dense", "ONNX Runtime"), ("shrunken", "ONNX Runtime"),
     ("dense", "ONNX Runtime int8"), ("shrunken", "ONNX Runtime int8"), ("shrunken", "scipy CSR"),
-}  # fmt: skip
+} | ({("masked dense", "C, compiled"), ("shrunken", "C, compiled")} if shutil.which("cc") else set())  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,8 @@ def test_bad_batches(run: Path) -> None:
 def test_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
     from pyro_compress.deploy.card import card
     from pyro_compress.deploy.onnx_files import write_onnx
-    from pyro_compress.types import Compressed, Graph, Node, Scores
+    from pyro_compress.scores import Scores
+    from pyro_compress.types import Compressed, Graph, Node
 
     peaks = []
     for width in (10, 20_000):  # the second weight takes 64 MB
@@ -111,6 +114,8 @@ def synthetic() -> Bench:
         row("shrunken", "ONNX Runtime", 100, 8, 200),
         row("shrunken", "ONNX Runtime int8", 50, 10, 100),
         row("shrunken", "scipy CSR", 80, 16, 400),
+        row("masked dense", "C, compiled", 90, 5, 125),
+        row("shrunken", "C, compiled", 70, 4, 50),
     )
     return Bench("a.pcn", 30, 0.25, [4, 2], [9, 2], rows, ("something is missing",))
 
@@ -120,8 +125,17 @@ def test_findings_say_what_the_numbers_say() -> None:
     assert "Zeros left in place, ONNX Runtime: 1.0× at batch 1, 1.0× at batch 256; a file as large." in told
     assert "Units removed (9-2 -> 4-2), ONNX Runtime: 2.5× at batch 1, 5.0× at batch 256; file 10.0× smaller." in told
     assert "CSR (25 % non-zero): 0.5× at batch 1, 0.5× at batch 256 as fast" in told
+    assert "The same zeros in compiled C, which leaves them out: 4.0× at batch 1, 8.0× at batch 256 as fast" in told
+    assert "zeros left out, compiled C: 5.0× at batch 1, 20.0× at batch 256 as fast as dense in ONNX Runtime." in told
     assert "8-bit integers on top of removed units: 0.8× at batch 1, 2.0× at batch 256." in told
-    assert "Fastest for the compressed network: ONNX Runtime at batch 1, ONNX Runtime int8 at batch 256." in told
+    assert "Fastest for the compressed network: C, compiled at batch 1, C, compiled at batch 256." in told
+
+
+def test_without_the_original_c_is_compared_with_the_same_network() -> None:
+    whole = synthetic()
+    told = " ".join(findings(replace(whole, rows=tuple(row for row in whole.rows if row.variant == "shrunken"))))
+    assert "left out by compiled C: 2.0× at batch 1, 4.0× at batch 256 as fast as the same network in ONNX" in told
+    assert "The same zeros" not in told
 
 
 def test_table() -> None:

@@ -25,7 +25,7 @@ from pyro_compress.bayes.step import Rule, State, Step, Tuned, eager, tuned_para
 from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.nets import build_net
 from pyro_compress.runs.config import resolve
-from pyro_compress.types import FitConfig
+from pyro_compress.settings import FitConfig
 
 CASES = [(prior, estimator) for prior in PRIORS for estimator in ESTIMATORS]
 X, Y = torch.rand(30, 2, 5, 5, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 4

@@ -15,9 +15,10 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import Keeping, fit_run, initial_net, unfinished, unfinished_config
 from pyro_compress.runs.waist import posterior_bytes
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import fit_baseline
 from pyro_compress.training.checkpoint import Interrupted, Keeper, Snapshot, read, write
-from pyro_compress.types import Data, FitConfig, Splits
+from pyro_compress.types import Data, Splits
 
 
 @pytest.fixture(scope="module")

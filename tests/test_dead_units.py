@@ -24,8 +24,9 @@ from pyro_compress.networks.layered import Layered, momenta
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import Keeping, fit_run, load_run
 from pyro_compress.runs.waist import posterior_bytes
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Interrupted, Keeper
-from pyro_compress.types import Data, FitConfig, Splits
+from pyro_compress.types import Data, Splits
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 

@@ -29,7 +29,8 @@ from pyro_compress.bayes.model import Fit
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.inspection import arviz_compat
 from pyro_compress.runs.config import resolve
-from pyro_compress.types import Data, FitConfig, Splits
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Data, Splits
 
 SMALL = Size(draws=60, rows=40, weights=20, prior_draws=10)
 

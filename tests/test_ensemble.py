@@ -1,6 +1,7 @@
 """An exported ensemble predicts what its draws predict together, in every format."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import mixture
 from pyro_compress.networks.graph import Network
 from pyro_compress.runs.run import Run, fit_run, load_run
-from pyro_compress.types import FitConfig, Splits
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Splits
 
 pytest.importorskip("onnxruntime")
+needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 SMALL = FitConfig(prior="log-uniform", hidden=(30, 20), epochs=15, device="cpu", threads=1, compile="off")
 
 
@@ -50,7 +53,7 @@ def test_it_is_the_mixture_of_its_draws(run: Run, digits: Splits) -> None:
     assert not torch.equal(members[0](x[:5]), members[1](x[:5]))
 
 
-@pytest.mark.parametrize("out", ["e.onnx", "e.safetensors", "e.pt2", "folder"])
+@pytest.mark.parametrize("out", ["e.onnx", "e.safetensors", "e.pt2", "folder", pytest.param("e.c", marks=needs_cc)])
 def test_every_format(run: Run, out: str, tmp_path: Path) -> None:
     """The command compares the export with the ensemble on all test inputs before it writes."""
     code, text = invoke(run.path, "--ensemble", "4", "-o", tmp_path / out, "--json")

@@ -1,6 +1,7 @@
 """Every export computes what the decoded file computes, says where it comes from, and refuses what it cannot do."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +22,12 @@ from pyro_compress.deploy import arrays, onnx_files, torch_files
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.crop import cropped
 from pyro_compress.deploy.onnx_model import build
-from pyro_compress.types import Compressed, Graph, Node, Scores, Splits
+from pyro_compress.scores import Scores
+from pyro_compress.types import Compressed, Graph, Node, Splits
 
 pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
+needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 SCORES = Scores(0.9, 0.3, 0.01, 0.1)
 
 
@@ -107,6 +110,8 @@ def test_torch_programs(name: str, tmp_path: Path) -> None:
         ("m.safetensors", []),
         ("folder", []),
         ("folder", ["--sparse"]),
+        pytest.param("m.c", [], marks=needs_compiler),
+        pytest.param("m.c", ["--raw"], marks=needs_compiler),
     ],
 )
 def test_exports_agree_with_the_decoded_file(out: str, options: list[str], pcn: Path, tmp_path: Path) -> None:
@@ -241,9 +246,11 @@ def test_sparse_layers_only_where_they_pay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "m.tflite"], r"no export to .tflite; allowed: .onnx, .pt2, .safetensors, folder"),
+        (["-o", "m.tflite"], r"no export to .tflite; allowed: .onnx, .pt2, .safetensors, .c, folder"),
         (["-o", "m.pt2", "--int8"], "--int8 goes with .onnx only, not with .pt2"),
         (["-o", "m.onnx", "--sparse"], "--sparse goes with folder only"),
+        (["-o", "m.c", "--float32"], "--float32 goes with .onnx only, not with .c"),
+        (["-o", "folder", "--raw"], "--raw goes with .onnx, .c only, not with folder"),
         (["-o", "m.onnx", "--int8", "--float32"], "exclude each other"),
         (["-o", "nowhere/m.onnx"], "nowhere is no folder"),
         (["-o", "m.onnx", "--data", "none.npz"], "no such file"),

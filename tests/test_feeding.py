@@ -22,11 +22,12 @@ from pyro_compress.data.tasks import class_weights
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import initial_net
 from pyro_compress.runs.waist import posterior_bytes
+from pyro_compress.settings import FitConfig, Reading
 from pyro_compress.training.baselines import fit_baseline
 from pyro_compress.training.checkpoint import Interrupted, Keeper
 from pyro_compress.training.feed import Feed
 from pyro_compress.training.progress import Progress
-from pyro_compress.types import Data, FitConfig, Reading, Splits
+from pyro_compress.types import Data, Splits
 
 # --- named sets, in the formats that they are published in
 

@@ -25,7 +25,8 @@ from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network, run_graph
 from pyro_compress.runs.run import Run, fit_run
-from pyro_compress.types import Compressed, FitConfig, Posterior, Splits
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Compressed, Posterior, Splits
 
 
 @pytest.fixture(scope="module")

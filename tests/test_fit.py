@@ -21,7 +21,8 @@ from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.metrics import logits_of
 from pyro_compress.networks.graph import Network
 from pyro_compress.runs.config import resolve
-from pyro_compress.types import Data, FitConfig, Splits
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Data, Splits
 
 
 def toy(n: int = 240) -> Splits:

@@ -17,10 +17,11 @@ from pyro_compress.runs import budget
 from pyro_compress.runs.budget import GIB, check_memory, needed_bytes
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import Keeping, fit_run
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper, Snapshot, read, write
 from pyro_compress.training.guards import exploded, slower
 from pyro_compress.training.history import Diverged, Epoch
-from pyro_compress.types import Data, FitConfig, Splits
+from pyro_compress.types import Data, Splits
 
 
 def arrays(path: Path, poison: float = 0.0) -> str:

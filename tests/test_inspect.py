@@ -120,7 +120,7 @@ def test_bad_input(runs: Path, tmp_path: Path) -> None:
 def test_readings_take_sides() -> None:
     """Low and high k-hat are told apart, and a subset is named."""
     from pyro_compress.inspection.summary import Sampled
-    from pyro_compress.types import Scores
+    from pyro_compress.scores import Scores
 
     scores = Scores(0.9, 0.3, 0.1, 0.1)
     numbers = {"draws": 200, "elbo_sd": 1.0, "elbo_rows": 500, "rows": 500, "elpd_loo": -0.1, "elpd_loo_se": 0.01}

@@ -15,7 +15,8 @@ from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network, batch_statistics
 from pyro_compress.runs.config import resolve
-from pyro_compress.types import Data, FitConfig, Splits
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Data, Splits
 
 HORSESHOE, GAUSSIAN = PRIORS["horseshoe"], PRIORS["gaussian"]
 

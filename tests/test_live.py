@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pyro_compress.runs.run import Keeping, fit_run
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Interrupted
 from pyro_compress.training.history import Epoch
-from pyro_compress.types import FitConfig
 
 CONFIG = FitConfig(
     prior="log-uniform", hidden=(8,), epochs=4, pretrain_epochs=1, device="cpu", threads=1, compile="off"

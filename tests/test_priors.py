@@ -17,7 +17,8 @@ from pyro_compress.bayes.guides import MeanField, starts_of
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize
 from pyro_compress.bayes.priors import HORSESHOE_SITES, PRIORS
 from pyro_compress.runs.config import resolve
-from pyro_compress.types import Data, FitConfig, LayerShape, Splits
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Data, LayerShape, Splits
 
 CASES = [(name, grouping) for name, prior in PRIORS.items() for grouping in prior.groupings]
 SHAPES = [(4, 3), (4, 3, 2, 2), (1, 1, 3)]

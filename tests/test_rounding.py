@@ -18,7 +18,8 @@ from pyro_compress.compression.search import to_module
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network
 from pyro_compress.runs.run import Run, fit_run
-from pyro_compress.types import FitConfig, LayerPosterior, Quantized, Splits
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import LayerPosterior, Quantized, Splits
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,9 @@ from pyro_compress.data.npz import LABELS
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.metrics import SCORES, evaluate, regression_scores
 from pyro_compress.runs.config import resolve
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import fit_baseline
-from pyro_compress.types import Data, FitConfig, Quantity, Splits
+from pyro_compress.types import Data, Quantity, Splits
 
 
 def test_every_task_is_complete() -> None:

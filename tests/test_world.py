@@ -34,8 +34,9 @@ from pyro_compress.networks.graph import capture
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import Keeping, fit_run, initial_net, unfinished, unfinished_config
 from pyro_compress.runs.waist import posterior_bytes
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.feed import Feed
-from pyro_compress.types import Data, FitConfig
+from pyro_compress.types import Data
 from pyro_compress.world import ALONE, World, joined
 
 Work = Callable[..., Any]

@@ -25,7 +25,8 @@ from pyro_compress.compression.prune import kept
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.networks.graph import graph_of, widths
 from pyro_compress.networks.layered import Layered, momenta
-from pyro_compress.types import FitConfig, Removal
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Removal
 
 LEAST_SHARE = 0.2
 """Fewer values than this share of the network are not worth the compiler's half minute."""

@@ -24,7 +24,8 @@ from pyro_compress.bayes.guides import Guide
 from pyro_compress.bayes.layers import bayes_layers, multiplied
 from pyro_compress.bayes.priors import PRIORS, Prior
 from pyro_compress.networks.graph import Network
-from pyro_compress.types import FitConfig, LayerShape, Posterior
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import LayerShape, Posterior
 
 FAMILIES: dict[str, type[Distribution]] = {"Normal": Normal, "LogNormal": LogNormal}
 

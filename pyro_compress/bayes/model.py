@@ -11,8 +11,9 @@ from pyro.distributions import Categorical, Distribution, Normal
 from torch import Tensor, nn
 
 from pyro_compress.bayes.guides import Guide
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.history import Epoch
-from pyro_compress.types import FitConfig, Graph, Removal
+from pyro_compress.types import Graph, Removal
 
 
 def _classes(logits: Tensor, log_noise: Tensor) -> Distribution:

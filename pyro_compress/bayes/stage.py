@@ -16,7 +16,8 @@ from pyro_compress.bayes.layers import bayesianize
 from pyro_compress.bayes.model import Likelihood, Model
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import State, Tuned, tuned_parameters
-from pyro_compress.types import FitConfig, Graph, Removal
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Graph, Removal
 
 
 @dataclass(frozen=True)

@@ -257,7 +257,7 @@ def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
 
 def _of_weights(data_dir: str, named: dict[str, Any], options: dict[str, Any], quiet: bool) -> Source:
     from pyro_compress.runs.post_training import load_trained, posterior_around
-    from pyro_compress.types import FitConfig
+    from pyro_compress.settings import FitConfig
 
     if missing := [f"--{name}" for name in ("net", "init", "data") if not named[name]]:
         raise ValueError(f"give a RUN folder, or --net, --init and --data; missing: {', '.join(missing)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from pyro_compress.compression.pipeline import Report
     from pyro_compress.deploy.export import Exported
     from pyro_compress.deploy.measured import Bench
-    from pyro_compress.inspection.summary import Agreement, Inspection, LayerSummary
+    from pyro_compress.inspection.summary import Agreement, Inspection
+    from pyro_compress.scores import Quality
     from pyro_compress.studies.compare import Outcome
     from pyro_compress.training.history import Epoch
     from pyro_compress.tuning.outcome import Outcome as Searched
-    from pyro_compress.types import Quality
 
 
 @contextmanager
@@ -234,7 +234,7 @@ def _bench_table(result: Bench) -> list[str]:
 
 def inspection_text(inspection: Inspection) -> str:
     """An inspection for people: the table, the ELBO trace, the readings."""
-    from pyro_compress.inspection.readings import readings
+    from pyro_compress.inspection.readings import layer_rows, readings
 
     config, (criterion, threshold) = inspection.run.config, inspection.criterion
     lines = [
@@ -263,25 +263,6 @@ def wrapped(text: str) -> str:
 
 def _of_draws(inspection: Inspection) -> Quality | None:
     return inspection.sampled.test_scores if inspection.sampled else None
-
-
-def layer_rows(layers: Iterable[LayerSummary]) -> list[tuple[str, ...]]:
-    """Head and rows of the table of layers."""
-    rows: list[tuple[str, ...]] = [("layer", "weights", "kept", "mean SNR", "KL (nats)", "bits/weight", "effective")]
-    for layer in layers:
-        kl, bits = layer.kl_nats, layer.bits_per_weight
-        rows.append(
-            (
-                layer.name,
-                f"{layer.weights:,}",
-                f"{layer.kept:,} ({100 * layer.kept / layer.weights:.1f} %)",
-                f"{layer.mean_snr:.2f}",
-                "-" if kl is None else f"{kl:,.0f}",
-                "-" if bits is None else f"{bits:.2f}",
-                f"{layer.inputs} -> {layer.outputs} of {layer.width}",
-            )
-        )
-    return rows
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

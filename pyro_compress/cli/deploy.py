@@ -16,11 +16,11 @@ from pyro_compress.cli.options import Command, data_options, device_options, one
 @click.argument("source", metavar="FILE.pcn|RUN", type=click.Path(path_type=Path, exists=True))
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True,
-    help="model.onnx, model.pt2, model.safetensors, or a name without suffix: a folder of numpy arrays with a runner.",
+    help="model.onnx, model.pt2, model.safetensors, model.c, or a name without suffix: a folder of numpy arrays.",
 )  # fmt: skip
 @click.option("--int8", is_flag=True, help="ONNX: 8-bit integers, calibrated on training examples.")
 @click.option("--int8-dynamic", is_flag=True, help="ONNX: 8-bit integers, ranges found at run time.")
-@click.option("--raw", is_flag=True, help="ONNX: the model takes raw bytes and scales them itself.")
+@click.option("--raw", is_flag=True, help="ONNX, C: the model takes raw bytes and scales them itself.")
 @click.option("--float32", is_flag=True, help="ONNX: plain float32 weights, for runtimes that fold no constants.")
 @click.option("--sparse", is_flag=True, help="Folder: layers as CSR where that pays.")
 @click.option(

@@ -320,8 +320,8 @@ def fit(
     """Train a network and write its posterior to a run folder."""
     with one_line_errors():
         from pyro_compress.runs.run import Keeping, fit_run, unfinished_config
+        from pyro_compress.settings import FitConfig
         from pyro_compress.training.checkpoint import Interrupted
-        from pyro_compress.types import FitConfig
         from pyro_compress.world import joined
 
         options["prior_options"] = dict(options["prior_options"])

@@ -18,7 +18,8 @@ from pyro_compress.compression.target import Goal, Watch
 from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.networks.graph import Network, widths
-from pyro_compress.types import Compressed, Posterior, Quality, Splits
+from pyro_compress.scores import Quality
+from pyro_compress.types import Compressed, Posterior, Splits
 
 CHECKED = 2000
 """Validation examples on which every file is run by numpy before it is written."""

@@ -32,7 +32,8 @@ from pyro_compress.compression.target import (
 from pyro_compress.data.splits import told
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import WEIGHTED, Network, batch_statistics
-from pyro_compress.types import Compressed, Masks, Posterior, Quality, Quantized, Splits
+from pyro_compress.scores import Quality
+from pyro_compress.types import Compressed, Masks, Posterior, Quantized, Splits
 
 COARSENESS = tuple(2.0 ** (-k / 2) for k in range(9))
 """Grid of step sizes, relative to each layer's own scale, coarsest first."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pyro_compress.compression.prune import Sparsity
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network
-from pyro_compress.types import Posterior, Quality, Splits
+from pyro_compress.scores import Quality
+from pyro_compress.types import Posterior, Splits
 
 NLL_PER_ACCURACY = 2.0
 """Nats per example that may be lost, by default, for each unit of accuracy that may: 0.01 for half a point."""

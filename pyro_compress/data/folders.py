@@ -14,7 +14,7 @@ import torch
 
 from pyro_compress.data.datasets import SPLIT_SEED, Arrays
 from pyro_compress.data.streaming import MIB, ArrayFile, Source, Streamed
-from pyro_compress.types import Reading
+from pyro_compress.settings import Reading
 
 TEST_SHARE = 0.2
 """Share of the images that is held out where there is no folder `test`."""

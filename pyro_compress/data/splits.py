@@ -20,7 +20,8 @@ from pyro_compress.data.datasets import SPLIT_SEED, Arrays
 from pyro_compress.data.folders import load_folder
 from pyro_compress.data.npz import convert, load_npz, read_npz
 from pyro_compress.data.streaming import Streamed
-from pyro_compress.types import Column, Data, Preprocessing, Quantity, Reading, Splits
+from pyro_compress.settings import Reading
+from pyro_compress.types import Column, Data, Preprocessing, Quantity, Splits
 
 TEST_SHARE = 0.2
 """Share of a table's rows that is held out where no table with test rows is given."""

@@ -3,7 +3,7 @@
 Classification: outputs are logits `(n, classes)`, labels `(n,)`. Regression: outputs are the means `(n, targets)` of a
 Gaussian over the standardised targets `(n, targets)`, with one standard deviation for all of them, the noise. To add a
 task, add a row here, its likelihood to `pyro_compress.bayes.model.LIKELIHOODS`, its scores to
-`pyro_compress.metrics.SCORES` and `types`.
+`pyro_compress.metrics.SCORES` and `pyro_compress.scores`.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ import torch
 
 from pyro_compress.compression import file
 from pyro_compress.deploy import arrays, onnx_files, torch_files
+from pyro_compress.deploy.c import library as c_library
+from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.engines import ENGINES, Call
 from pyro_compress.deploy.measured import Bench, Cell, Row
@@ -24,7 +26,8 @@ from pyro_compress.deploy.memory import peak_memory
 from pyro_compress.machine import prepare
 from pyro_compress.networks.graph import WEIGHTED, widths
 from pyro_compress.runs.run import load_run
-from pyro_compress.types import Compressed, Posterior, Scores
+from pyro_compress.scores import Scores
+from pyro_compress.types import Compressed, Posterior
 
 CHUNK_NS = 2_000_000
 """Time that one row takes before it is the next one's turn."""
@@ -145,6 +148,11 @@ def _entries(variants: dict[str, Compressed], place: Path, device: str) -> tuple
             entries.append(_Entry(variant, "torch CUDA", "torch CUDA", path))
         if onnx:
             entries += _onnx_entries(variant, network, about, stem)
+        if variant != "dense":
+            try:
+                entries.append(_c_entry(variant, network, about, stem.with_suffix(".c")))
+            except ValueError as error:
+                missing.append(f"no C row of the {variant} network: {error}")
     shrunken = variants["shrunken"]
     if any(node.op in WEIGHTED and node.op != "linear" for node in shrunken.graph.nodes):
         missing.append("no CSR row: scipy has no sparse convolution")
@@ -153,6 +161,12 @@ def _entries(variants: dict[str, Compressed], place: Path, device: str) -> tuple
         arrays.write_folder(shrunken, card(shrunken, UNSCORED, 0), folder, sparse_below=1.1, smallest=0)
         entries.append(_Entry("shrunken", "scipy CSR", "scipy CSR", folder))
     return entries, missing
+
+
+def _c_entry(variant: str, network: Compressed, about: dict[str, Any], path: Path) -> _Entry:
+    c_library.compiler()
+    c_source.write_c(network, about, path)
+    return _Entry(variant, "C", "C, compiled", path)
 
 
 def _onnx_entries(variant: str, network: Compressed, about: dict[str, Any], stem: Path) -> Iterator[_Entry]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pyro_compress.data.splits import preprocessing_of
 from pyro_compress.networks.graph import widths
-from pyro_compress.types import Compressed, Preprocessing, Quality, count
+from pyro_compress.scores import Quality
+from pyro_compress.types import Compressed, Preprocessing, count
 
 INPUT_NAMES = {"uint8": "raw", "scaled": "scaled", "as is": "input"}
 """The input's name says what it takes, so that the one cannot be fed where the other is meant."""

@@ -83,9 +83,18 @@ def numpy_runner(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
     return lambda x: lambda: runner.run(x)
 
 
+def compiled(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
+    """A C file, compiled for this machine with all that its compiler can do; one thread."""
+    from pyro_compress.deploy.c.library import FAST, Library
+
+    library = Library(path, FAST)
+    return lambda x: library.ready(x, np.empty((len(x), library.outputs), np.float32))
+
+
 ENGINES: dict[str, Engine] = {
     "torch": _torch_on("cpu"),
     "torch CUDA": _torch_on("cuda"),
     "ONNX Runtime": onnx_runtime,
     "scipy CSR": numpy_runner,
+    "C": compiled,
 }

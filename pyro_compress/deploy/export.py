@@ -24,11 +24,14 @@ from pyro_compress.compression.search import to_module
 from pyro_compress.data.splits import load_splits, reading_of
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.deploy import arrays, onnx_files, torch_files
+from pyro_compress.deploy.c import library as c_library
+from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.metrics import evaluate
 from pyro_compress.runs.run import load_run
-from pyro_compress.types import Compressed, Quality, Splits
+from pyro_compress.scores import Quality
+from pyro_compress.types import Compressed, Splits
 
 AGREEMENT = 1e-5
 """Largest difference of outputs that passes, relative to the largest output (or to 1)."""
@@ -141,6 +144,11 @@ def _safetensors(
     return []
 
 
+def _c(network: Compressed, card: Mapping[str, Any], path: Path, request: Request, splits: Splits) -> list[str]:
+    c_source.write_c(network, card, path)
+    return []
+
+
 def _with_torch(load: Callable[[Path], Callable[[Tensor], Tensor]]) -> Callable[[Path], Predict]:
     def loaded(path: Path) -> Predict:
         module = load(path)
@@ -153,6 +161,7 @@ EXPORTERS: dict[str, Exporter] = {
     ".onnx": Exporter(_onnx, onnx_files.load_onnx, ("int8", "raw", "float32")),
     ".pt2": Exporter(_program, _with_torch(torch_files.load_program)),
     ".safetensors": Exporter(_safetensors, _with_torch(torch_files.load_safetensors)),
+    ".c": Exporter(_c, c_library.load_c, ("raw",)),
     "folder": Exporter(_folder, lambda path: arrays.load_runner(path).run, ("sparse",)),
 }
 
@@ -229,6 +238,8 @@ def _exporter(out: Path, request: Request) -> Exporter:
         raise ValueError("--int8 and --float32 exclude each other")
     if kind == ".onnx":
         onnx_files.need_onnx()
+    if kind == ".c":
+        c_library.compiler()
     return exporter
 
 

@@ -13,7 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-RUNTIMES = {"torch": "torch", "torch CUDA": "torch", "ONNX Runtime": "onnxruntime", "scipy CSR": "scipy.sparse"}
+RUNTIMES = {
+    "torch": "torch",
+    "torch CUDA": "torch",
+    "ONNX Runtime": "onnxruntime",
+    "scipy CSR": "scipy.sparse",
+    "C": "ctypes",
+}
 """What each engine must import whatever it runs."""
 
 

@@ -12,32 +12,17 @@ import functools
 import os
 import tempfile
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pyro_compress.types import Groups
+
 INSTALL = "this needs ArviZ, h5netcdf and matplotlib: pip install 'pyro-compress[inspect]'"
 HIGH = 0.7
 """Pareto k above which importance weights are not to be trusted (Vehtari et al. 2024, section 3.2.4)."""
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Arrays on their way to ArviZ.
-
-    Attributes:
-        values: group -> variable -> array, `(chain, draw, ...)` in sampled groups, `(...)` in data groups.
-        dims: variable -> names of the dimensions after chain and draw.
-        coords: dimension -> its labels.
-        attrs: what else is worth knowing, JSON values.
-    """
-
-    values: dict[str, dict[str, np.ndarray]]
-    dims: dict[str, list[str]] = field(default_factory=dict)
-    coords: dict[str, Any] = field(default_factory=dict)
-    attrs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pyro_compress.inspection.arviz_compat import HIGH
-from pyro_compress.inspection.summary import Agreement, Inspection, Sampled
+from pyro_compress.inspection.summary import Agreement, Inspection, LayerSummary, Sampled
 
 IMPROPER = ("log-uniform", "normal-jeffreys")
 """Priors without a finite mass: KL and target density are known up to a constant."""
@@ -99,3 +101,22 @@ def restarts(found: list[Agreement]) -> str:
         f"(worst: {worst.quantity}, median r-hat {worst.median_rhat:.2f}). An ESS far below the number of draws means "
         "that the fits, not the draws, are the units that count."
     )
+
+
+def layer_rows(layers: Iterable[LayerSummary]) -> list[tuple[str, ...]]:
+    """Head and rows of the table of layers."""
+    rows: list[tuple[str, ...]] = [("layer", "weights", "kept", "mean SNR", "KL (nats)", "bits/weight", "effective")]
+    for layer in layers:
+        kl, bits = layer.kl_nats, layer.bits_per_weight
+        rows.append(
+            (
+                layer.name,
+                f"{layer.weights:,}",
+                f"{layer.kept:,} ({100 * layer.kept / layer.weights:.1f} %)",
+                f"{layer.mean_snr:.2f}",
+                "-" if kl is None else f"{kl:,.0f}",
+                "-" if bits is None else f"{bits:.2f}",
+                f"{layer.inputs} -> {layer.outputs} of {layer.width}",
+            )
+        )
+    return rows

@@ -9,16 +9,16 @@ from html import escape
 from pathlib import Path
 
 from pyro_compress.bayes.diagnostics import Size
-from pyro_compress.cli.console import layer_rows
 from pyro_compress.compression import file
 from pyro_compress.compression.search import to_module
 from pyro_compress.inspection import page
 from pyro_compress.inspection.gallery import pictures
 from pyro_compress.inspection.page import Picture
-from pyro_compress.inspection.readings import readings
+from pyro_compress.inspection.readings import layer_rows, readings
 from pyro_compress.inspection.summary import Inspection, inspect_run
 from pyro_compress.metrics import evaluate
-from pyro_compress.types import Quality, Scores, Splits
+from pyro_compress.scores import Quality, Scores
+from pyro_compress.types import Splits
 
 
 def write_report(

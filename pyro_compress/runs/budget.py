@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_compress.machine import available_bytes
-from pyro_compress.types import FitConfig, Splits
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Splits
 
 FORCE = "PYRO_COMPRESS_IGNORE_MEMORY"
 """Environment variable that lets a fit begin whose estimate is too large."""

@@ -15,10 +15,11 @@ import torch
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.machine import prepare
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.guards import NAN_POLICIES
 from pyro_compress.training.point import OPTIMIZERS, SCHEDULES
 from pyro_compress.training.sparse import PRUNING
-from pyro_compress.types import FitConfig, Splits
+from pyro_compress.types import Splits
 
 DEFAULT_STEPS = 1200
 """Optimiser steps that the default number of epochs aims at, within `DEFAULT_EPOCHS`."""

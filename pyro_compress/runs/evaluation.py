@@ -22,7 +22,9 @@ from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate, scored
 from pyro_compress.networks.graph import Network
 from pyro_compress.runs.run import load_run
-from pyro_compress.types import Preprocessing, Quality, Reading
+from pyro_compress.scores import Quality
+from pyro_compress.settings import Reading
+from pyro_compress.types import Preprocessing
 
 
 def evaluate_target(

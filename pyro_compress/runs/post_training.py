@@ -17,11 +17,12 @@ from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network, capture
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import fit_run, initial_net, made_from
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.feed import batch_count
 from pyro_compress.training.history import OnEpoch
 from pyro_compress.training.laplace import laplace
-from pyro_compress.types import FitConfig, Posterior, Splits
+from pyro_compress.types import Posterior, Splits
 
 STEPS = 2000
 """SVI steps that the default number of epochs aims at, within `EPOCHS`."""

@@ -37,12 +37,13 @@ from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.runs.budget import check_memory
 from pyro_compress.runs.config import config_toml, options_in, resolve
 from pyro_compress.runs.waist import posterior_bytes, read_posterior
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper, stops_on_signals
 from pyro_compress.training.guards import REWINDS, slower
 from pyro_compress.training.history import Diverged, Epoch, OnEpoch, OnLayers
 from pyro_compress.training.live import watched
 from pyro_compress.training.snapshots import Frames
-from pyro_compress.types import FitConfig, LayerPosterior, Posterior, Splits
+from pyro_compress.types import LayerPosterior, Posterior, Splits
 from pyro_compress.world import ALONE, World
 
 log = logging.getLogger(__name__)

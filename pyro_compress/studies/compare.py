@@ -45,9 +45,11 @@ from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
 from pyro_compress.networks.draws import Ensemble, has_spread, masked
 from pyro_compress.networks.graph import Network
 from pyro_compress.runs.run import Keeping, fit_run, load_run
+from pyro_compress.scores import Scores
+from pyro_compress.settings import FitConfig
 from pyro_compress.studies.plan import Planned, config_hash, plan, read_study
 from pyro_compress.studies.tables import COLUMNS, Row, markdown
-from pyro_compress.types import FitConfig, Posterior, Scores, Splits
+from pyro_compress.types import Posterior, Splits
 
 DRAWS = 10
 """Networks in an ensemble."""

@@ -34,7 +34,7 @@ from typing import Any
 from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.data.splits import load_splits
 from pyro_compress.runs.config import resolve
-from pyro_compress.types import FitConfig
+from pyro_compress.settings import FitConfig
 
 WHERE_AND_HOW_FAST = ("data_dir", "threads", "device", "compile", "in_memory_mib", "workers")
 """Options that are no part of a run's identity."""

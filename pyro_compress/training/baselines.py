@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.graph import WEIGHTED, capture
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper
 from pyro_compress.training.history import Epoch, OnEpoch
 from pyro_compress.training.point import PointPlan, dropped_inputs
 from pyro_compress.training.progress import Progress
 from pyro_compress.training.sparse import pruned_while_training
-from pyro_compress.types import FitConfig, Graph, LayerPosterior, Posterior, Splits
+from pyro_compress.types import Graph, LayerPosterior, Posterior, Splits
 
 
 def fit_baseline(

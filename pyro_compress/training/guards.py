@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pyro_compress.data.tasks import TASKS
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.history import Diverged, Epoch
-from pyro_compress.types import FitConfig, Splits
+from pyro_compress.types import Splits
 
 NAN_POLICIES = ("stop", "rewind")
 REWINDS = 3

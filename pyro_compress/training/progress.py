@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.data.tasks import TASKS, class_weights
 from pyro_compress.metrics import evaluate
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper, Snapshot, random_states, set_random_states
 from pyro_compress.training.feed import Feed
 from pyro_compress.training.guards import diverged, not_finite
 from pyro_compress.training.history import Diverged, Epoch, OnEpoch
 from pyro_compress.training.point import AfterStep, PointPlan, PointState, optimizer_tensors, train_point
-from pyro_compress.types import FitConfig, Splits
+from pyro_compress.types import Splits
 
 
 class Progress:

@@ -39,6 +39,7 @@ from typing import Any
 
 from pyro_compress.data.splits import load_splits
 from pyro_compress.runs.config import resolve
+from pyro_compress.settings import FitConfig
 from pyro_compress.studies.plan import WHERE_AND_HOW_FAST, config_hash, identity
 from pyro_compress.tuning.published import Reference
 from pyro_compress.tuning.space import (
@@ -52,7 +53,7 @@ from pyro_compress.tuning.space import (
     read_after,
     read_before,
 )
-from pyro_compress.types import FitConfig, Splits
+from pyro_compress.types import Splits
 
 OBJECTIVES = ("pareto", "bytes-at-error", "error-at-bytes")
 KEYS = ("name", "objective", "bound", "sampler", "trials", "minutes", "fidelities", "cheap_trials", "promote")

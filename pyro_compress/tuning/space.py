@@ -19,7 +19,8 @@ from typing import Any
 
 from pyro_compress.networks.graph import WEIGHTED, capture
 from pyro_compress.runs.run import initial_net
-from pyro_compress.types import FitConfig, Splits
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Splits
 
 KEPT = "kept"
 ROUNDED = (KEPT, "criterion", "coarseness")

@@ -1,0 +1,82 @@
+"""Which steps run example by example and which on a block of them, and where every value lies in the workspace.
+
+Inside a block the values of one place lie side by side, one per example (a *lane*), so that a non-zero weight is one
+multiply-add of vectors whatever the layer looks like. A convolution with rows of pixels long enough does as well with
+the pixels of one example, which stay in the cache, so such layers at the beginning run example by example.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyro_compress.deploy.c.plan import LAYERS, Step
+from pyro_compress.types import count
+
+ROW = 8
+"""Pixels per row from which on a convolution runs example by example: the widest vector that is used."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where steps run and values lie.
+
+    Attributes:
+        steps: of the whole network.
+        border: steps before it run example by example, the others on blocks.
+        crossing: the value that is handed over: -1 for the input, or the index of a step.
+        places: per step, offset of its output among the values of its side, per example.
+        sizes: values per example that both sides need.
+    """
+
+    steps: list[Step]
+    border: int
+    crossing: int
+    places: list[int]
+    sizes: tuple[int, int]
+
+
+def laid_out(steps: list[Step]) -> Layout:
+    """Choose the border and give every value its place."""
+    border, crossing = _border(steps)
+    front, front_size = _places(steps, 0, border, crossing)
+    back, back_size = _places(steps, border, len(steps), len(steps) - 1)
+    return Layout(steps, border, crossing, front + back, (front_size, back_size))
+
+
+def _border(steps: list[Step]) -> tuple[int, int]:
+    """The smallest value that alone is handed over between the last layer of long rows and the layer behind it."""
+    layers = [i for i, step in enumerate(steps) if step.op in LAYERS]
+    wide = [i for i in layers if steps[i].shape[2] >= ROW]
+    earliest = wide[-1] + 1 if wide else 0
+    latest = next((i for i in layers if i >= earliest), len(steps))
+    cuts = [(cut, value) for cut in range(earliest, len(steps) + 1) if (value := _crossing(steps, cut)) is not None]
+    near = [(count(steps[value].shape) if value >= 0 else 0, cut, value) for cut, value in cuts if cut <= latest]
+    if near:
+        _, cut, value = min(near)
+        return cut, value
+    return cuts[0]
+
+
+def _crossing(steps: list[Step], cut: int) -> int | None:
+    """The one value that steps from `cut` on read of those before; None where there are several."""
+    values = {i for step in steps[cut:] for i in step.inputs if i < cut} or {len(steps) - 1}
+    return values.pop() if len(values) == 1 else None
+
+
+def _places(steps: list[Step], first: int, last: int, kept: int) -> tuple[list[int], int]:
+    """Offsets of the outputs of steps `first` to `last`, the lowest that is free while they live; and their extent."""
+    ends = {i: i for i in range(first, last)}
+    for index in range(first, last):
+        ends.update({i: index for i in steps[index].inputs if i >= first})
+    if first <= kept < last:
+        ends[kept] = last
+    placed: list[tuple[int, int, int]] = []  # offset, end of it, step that reads it last
+    offsets = []
+    for index in range(first, last):
+        size, offset = count(steps[index].shape), 0
+        for start, end, until in sorted(placed):
+            if until >= index and start < offset + size and offset < end:
+                offset = end
+        placed.append((offset, offset + size, ends[index]))
+        offsets.append(offset)
+    return offsets, max((end for _, end, _ in placed), default=0)

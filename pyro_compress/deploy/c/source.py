@@ -1,0 +1,233 @@
+"""A compressed network as one C file: comment, tables, a function per step, and the function that runs them.
+
+In all pieces of code `name_` and `NAME_` stand for what the names in this file begin with.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_compress.deploy.c import templates
+from pyro_compress.deploy.c.layers import read
+from pyro_compress.deploy.c.layout import Layout, laid_out
+from pyro_compress.deploy.c.operations import constants, described, function
+from pyro_compress.deploy.c.plan import planned
+from pyro_compress.deploy.c.text import WIDTH, comment, identifier, indented, integers, number, string
+from pyro_compress.types import Compressed, count
+
+LANES = 16
+"""Examples of a block, unless the compiler is told otherwise."""
+GATHER = 0.85
+"""Of a value of which a larger share is read, a block takes all."""
+INCLUDES = "#include <math.h>\n#include <stddef.h>\n#include <stdint.h>\n"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of values per example.
+
+    Attributes:
+        inputs: that it is made of, and `outputs`.
+        raw: inputs that are bytes, and become floats in the workspace: all or none.
+        front: values of the steps that run example by example.
+        crossing: values that are handed over to a block.
+        back: values of the steps that run on blocks.
+    """
+
+    inputs: int
+    outputs: int
+    raw: int
+    front: int
+    crossing: int
+    back: int
+
+
+def source(network: Compressed, card: Mapping[str, Any], stem: str) -> str:
+    """The whole file.
+
+    Args:
+        network: what to export.
+        card: `pyro_compress.deploy.card.card`; an input of type `uint8` is divided by its scale inside.
+        stem: name of the file without its suffix; from it come the names inside.
+
+    Raises:
+        ValueError: an operation that is not supported in C.
+    """
+    layout = laid_out(planned(network))
+    inputs, shapes = count(network.graph.input_shape), [step.shape for step in layout.steps]
+    crossing = inputs if layout.crossing < 0 else count(shapes[layout.crossing])
+    raw = inputs if card["input"]["dtype"] == "uint8" else 0
+    sizes = Sizes(inputs, count(shapes[-1]), raw, layout.sizes[0], crossing, layout.sizes[1])
+    code = [INCLUDES, _macros(card, sizes), _declarations(card, sizes), *_steps(layout), _floats(sizes)]
+    code += [*_chains(layout), _taking(layout, sizes), _run(sizes), _program(card)]
+    text = indented("\n".join(code))
+    return comment(_about(card, sizes, stem)) + _named(text, identifier(stem))
+
+
+def write_c(network: Compressed, card: Mapping[str, Any], path: Path) -> None:
+    """Write the file; arguments as for `source`."""
+    path.write_text(source(network, card, path.stem), encoding="ascii")
+
+
+def _named(text: str, name: str) -> str:
+    """Code with its real names; what stands in quotation marks stays."""
+
+    def real(found: re.Match[str]) -> str:
+        return {"name_": f"{name}_", "NAME_": f"{name.upper()}_"}.get(found[0], found[0])
+
+    return re.sub(r'"(?:[^"\\\n]|\\.)*"|\bname_|(?:\b|(?<=-D))NAME_', real, text)
+
+
+def _about(card: Mapping[str, Any], sizes: Sizes, stem: str) -> list[str]:
+    """What the comment at the top says."""
+    entry = card["input"]
+    lines = [f"A compressed network as one C99 file, written by {card['producer']}.", ""]
+    kind = "bytes" if sizes.raw else "float32"
+    told = {
+        "origin": json.dumps(card["origin"]),
+        "scores" if "scores" in card else "accuracy": json.dumps(card.get("scores") or card["accuracy"]),
+        "input": f"{sizes.inputs} values ({kind}, {'x'.join(map(str, entry['shape']))}): {entry['meaning']}",
+        "columns": json.dumps(entry["columns"]) if "columns" in entry else "",
+        "output": f"{sizes.outputs} values: {card['output']}",
+        "classes": json.dumps(card["classes"]) if card["classes"] else "",
+        "targets": json.dumps(card["targets"]) if "targets" in card else "",
+    }
+    for key, text in told.items():
+        if text:
+            lines += textwrap.wrap(f"{key + ':':<10}{text}", WIDTH, subsequent_indent=" " * 10)
+    name = identifier(stem)
+    value = "unsigned char" if sizes.raw else "float"
+    how = _named(templates.HOW_TO, name).format(file=shlex.quote(f"{stem}.c"), program=name, value=value)
+    return [*lines, "", *how.splitlines()]
+
+
+def _macros(card: Mapping[str, Any], sizes: Sizes) -> str:
+    known = sizes.raw + sizes.front
+    return f"""
+#define NAME_INPUTS {sizes.inputs}
+#define NAME_OUTPUTS {sizes.outputs}
+#ifndef NAME_LANES
+#define NAME_LANES {LANES}
+#endif
+#define NAME_WORKSPACE ({known} + {sizes.crossing + sizes.back} * NAME_LANES)
+#if NAME_LANES < 1 || (NAME_LANES > 1 && NAME_LANES % 8)
+#error "LANES must be 1 or a multiple of 8"
+#endif
+
+/* an input is {card["input"]["meaning"]} */
+typedef {"unsigned char" if sizes.raw else "float"} name_value;
+"""
+
+
+def _declarations(card: Mapping[str, Any], sizes: Sizes) -> str:
+    """Everything public: the function, sizes, and the names and units of the outputs."""
+    scale = number(card["input"]["scale"])
+    labels = [f"const float name_scale = {scale};"]
+    declared = []
+    if "targets" not in card:
+        known = card["classes"]
+        names = known if len(known) == sizes.outputs else map(str, range(sizes.outputs))
+        declared = ["extern const char *const name_classes[NAME_OUTPUTS];"]
+        words = ",\n".join(map(string, names))
+        labels.append(f"const char *const name_classes[NAME_OUTPUTS] = {{\n{words}\n}};")
+    for key in ("mean", "std") if "targets" in card else ():
+        values = ", ".join(number(target[key]) for target in card["targets"])
+        declared.append(f"extern const float name_target_{key}[NAME_OUTPUTS];")
+        labels.append(f"const float name_target_{key}[NAME_OUTPUTS] = {{{values}}};")
+    text = templates.DECLARATIONS.replace("{declared}", "\n".join([*declared, ""]))
+    return text.replace("{labels}", "\n".join([*labels, ""]))
+
+
+def _steps(layout: Layout) -> Iterator[str]:
+    """Arrays and functions of every step; behind the border for one example and for a block."""
+    for index, step in enumerate(layout.steps):
+        tag = f"step{index}"
+        yield f"/* {described(step)} */"
+        yield constants(tag, step)
+        yield function(tag, step, "")
+        if index >= layout.border:
+            yield f"#if LANES > 1\n{function(tag, step, 'LANES')}#endif\n"
+
+
+def _chains(layout: Layout) -> Iterator[str]:
+    """The steps in order: those before the border, and those behind it for one example and for a block."""
+    for chain, first, last, lanes in (
+        ("front", 0, layout.border, ""),
+        ("back", layout.border, len(layout.steps), ""),
+        ("back_lanes", layout.border, len(layout.steps), " * LANES"),
+    ):
+        places = {index: f"w + {layout.places[index]}{lanes}" for index in range(first, last)}
+        calls = []
+        for index in range(first, last):
+            values = [places.get(i, "x") for i in layout.steps[index].inputs]
+            calls.append(f"step{index}{'_lanes' if lanes else ''}({', '.join([*values, places[index]])});")
+        kept = layout.crossing if chain == "front" else len(layout.steps) - 1
+        lines = [*calls, f"return {places[kept]};"] if calls else ["(void)w;", "return x;"]
+        text = "\n".join([f"static const float *run_{chain}(const float *x, float *w)", "{", *lines, "}", ""])
+        yield f"#if LANES > 1\n{text}#endif\n" if lanes else text
+
+
+def _floats(sizes: Sizes) -> str:
+    """An example as floats: where it lies, or in the workspace."""
+    lines = ["(void)w;", "return input;"]
+    if sizes.raw:
+        lines = ["for (size_t i = 0; i < NAME_INPUTS; i++)", "w[i] = (float)input[i] / name_scale;", "return w;"]
+    return "\n".join(["static const float *as_floats(const name_value *input, float *w)", "{", *lines, "}", ""])
+
+
+def _taking(layout: Layout, sizes: Sizes) -> str:
+    """The values that a block begins with, one example per lane; lanes without an example are zero."""
+    step = next((one for one in layout.steps[layout.border :] if layout.crossing in one.inputs), None)
+    alone = sum(layout.crossing in one.inputs for one in layout.steps[layout.border :]) == 1
+    used = np.flatnonzero(read(step)) if step and alone and step.op == "linear" else np.arange(sizes.crossing)
+    some = 0 < len(used) < GATHER * sizes.crossing
+    total, place = (len(used), "taken[i]") if some else (sizes.crossing, "i")
+    if layout.border:
+        copied = f"""
+for (size_t l = 0; l < n; l++) {{
+const float *x = run_front(as_floats(input + l * NAME_INPUTS, workspace), workspace + {sizes.raw});
+for (size_t i = 0; i < {total}; i++)
+block[{place} * LANES + l] = x[{place}];
+}}"""
+    else:
+        scaled = " * (1 / name_scale)" if sizes.raw else ""
+        copied = f"""
+for (size_t i = 0; i < {total}; i++)
+for (size_t l = 0; l < n; l++)
+block[{place} * LANES + l] = input[l * NAME_INPUTS + {place}]{scaled};"""
+    return f"""
+#if LANES > 1
+{integers("taken", used) if some else ""}
+static void take_block(const name_value *input, size_t n, float *workspace)
+{{
+float *const block = workspace + {sizes.raw + sizes.front};
+if (n < LANES)
+for (size_t i = 0; i < {sizes.crossing} * LANES; i++)
+block[i] = 0;
+{copied.strip()}
+}}
+#endif
+"""
+
+
+def _run(sizes: Sizes) -> str:
+    text = templates.RUN
+    for key, value in (("raw", sizes.raw), ("front", sizes.raw + sizes.front), ("crossing", sizes.crossing)):
+        text = text.replace(f"{{{key}}}", str(value))
+    return text
+
+
+def _program(card: Mapping[str, Any]) -> str:
+    """The program that the file becomes with -DNAME_MAIN."""
+    check = templates.CHECK if card["input"]["range"] == [0, 1] else ""
+    print_ = templates.TARGET if "targets" in card else templates.CLASS
+    return templates.MAIN.replace("{check}", check).replace("{print}", print_)

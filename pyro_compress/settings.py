@@ -1,0 +1,171 @@
+"""What determines a fit: how its data are read, and everything else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data are read, beside their name.
+
+    Attributes:
+        task: name in `pyro_compress.data.tasks.TASKS`.
+        target: columns of a table that are to be predicted.
+        test_data: table with the test rows; empty: a fifth of the rows is held out.
+        image_size: images of a folder are brought to this height and width; 0: they are all of one size.
+        limit: training examples to keep, stratified; 0: all.
+        in_memory_mib: data of which more would have to be held in memory are read while training.
+        workers: processes that read them.
+    """
+
+    task: str = "classification"
+    target: tuple[str, ...] = ()
+    test_data: str = ""
+    image_size: int = 0
+    limit: int = 0
+    in_memory_mib: float = 4096.0
+    workers: int = 2
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a compressed file must say of it, so that the same rows are found again: whatever is no default."""
+        plain = Reading()
+        names = ("task", "target", "test_data", "image_size", "limit")
+        found = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
+        return found | ({"target": list(self.target)} if self.target else {})
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Everything that determines a fit; a None is filled in by the prior's own recipe (`pyro_compress.resolve`).
+
+    Attributes:
+        prior: name in `PRIORS`, or `none` for a deterministic baseline.
+        prior_options: keyword arguments of the prior, e.g. `{"tau0": 1e-5}`.
+        grouping: `weight`, `input` or `output`.
+        bias_prior: `none` (biases are point estimates) or `same` (the weights' prior, per bias).
+        net: name in `NETS`, `torchvision:NAME`, `package.module:function`, or a `.pcn` file whose architecture it is.
+        hidden: widths of the hidden layers of `mlp`.
+        keep: layers whose path matches one of these patterns (fnmatch) stay deterministic.
+        init: trained weights to start from: a `.safetensors`, `.pt`, `.pth` or `.pcn` file, `torchvision:WEIGHTS` or a
+            run folder; empty for a random start.
+        data: name in `DATASETS`, a `.npz`, `.csv` or `.parquet` file, or a folder of images or of `.npy` arrays.
+        data_dir: folder of the downloaded data sets.
+        task: name in `pyro_compress.data.tasks.TASKS`.
+        target: columns of a table that are to be predicted.
+        test_data: table with the test rows; empty: a fifth of the rows is held out.
+        image_size: images of a folder are brought to this height and width; 0: they are all of one size.
+        limit: training examples to keep, stratified; 0: all.
+        in_memory_mib: data of which more would have to be held in memory are read while training.
+        workers: processes that read them.
+        validation: share of the training set held out; None takes a tenth, or more where that is under 240 rows.
+        class_weights: `none`, or `balanced`: every class has the same total weight in the likelihood.
+        augment: name in `AUGMENTATIONS`, or `none`: how training images are changed.
+        epochs: passes over the training set, pretraining included.
+        pretrain_epochs: how many of `epochs` train point weights, from which the posterior starts.
+        batch_size: examples per step.
+        lr: Adam's learning rate of means and of everything deterministic.
+        lr_scale: learning rate of posterior log-scales.
+        lr_group: learning rate of the locations of group and layer scales.
+        kl_warmup: epochs, after pretraining, over which the KL weight rises linearly to `kl_weight`.
+        kl_weight: final weight of the KL term; 1 is the ELBO.
+        kl_schedule: how the KL is shared among the minibatches of an epoch: `uniform` or `blundell`.
+        samples: Monte Carlo samples per step.
+        clip_norm: the gradient of all parameters together is scaled down to this norm; 0 for never.
+        accumulate: parts that a minibatch is worked off in before the step, to save memory.
+        precision: `float32`, or `bfloat16` for the matrix products of SVI steps.
+        batch_norm: in SVI steps: `update` (normalise by the minibatch, statistics run along, and are taken anew for the
+            posterior mean), or `frozen` (the statistics of the weights that the posterior starts from).
+        estimator: name in `ESTIMATORS`.
+        guide: name in `GUIDES`.
+        shrink_every: remove dead units after every so many-th epoch of the posterior; 0 for never.
+        init_scale: initial posterior standard deviation of a weight; None leaves it to the prior.
+        max_scale: upper bound on the first layer's raw posterior standard deviations; 0 for none, None: the prior's.
+        dropout: dropout rate before every layer with weights (baselines).
+        dropout_input: rate at the network's input, where it differs from `dropout`; None: the same.
+        optimizer: `adam`, or `sgd` (baselines).
+        momentum: of `sgd`.
+        lr_schedule: name in `pyro_compress.training.point.SCHEDULES`: what the learning rates do over training.
+        pruning: name in `pyro_compress.training.sparse.PRUNING`, or `none`: pruning while training (baselines).
+        prune_to: sparsity that such pruning ends at.
+        init_range: weights and biases start uniform in ±`init_range`; 0 leaves torch's default start.
+        patience: stop after this many epochs without a better validation NLL; 0 never stops early.
+        nan_policy: what follows a loss that is not finite: `stop`, or `rewind` to the last checkpoint with half the
+            learning rates, at most three times.
+        deterministic: torch refuses operations that are not (only CUDA has some).
+        seed: seeds initialisation, shuffling and sampling.
+        compile: whether the SVI step is captured and compiled: `on`, `off`, or `auto` (only where it pays).
+        device: `cpu` or `cuda` (`auto` before it is resolved).
+        threads: CPU threads; 0 leaves torch's default.
+    """
+
+    prior: str = "horseshoe"
+    prior_options: dict[str, float] = field(default_factory=dict)
+    grouping: str | None = None
+    bias_prior: str = "none"
+    net: str = "mlp"
+    hidden: tuple[int, ...] = (500, 500)
+    keep: tuple[str, ...] = ()
+    init: str = ""
+    data: str = "digits"
+    data_dir: str = ""
+    task: str = "classification"
+    target: tuple[str, ...] = ()
+    test_data: str = ""
+    image_size: int = 0
+    limit: int = 0
+    in_memory_mib: float = 4096.0
+    workers: int = 2
+    validation: float | None = None
+    class_weights: str = "none"
+    augment: str = "none"
+    epochs: int | None = None
+    pretrain_epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    lr_scale: float | None = None
+    lr_group: float | None = None
+    kl_warmup: float | None = None
+    kl_weight: float = 1.0
+    kl_schedule: str = "uniform"
+    samples: int = 1
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    precision: str = "float32"
+    batch_norm: str = "update"
+    estimator: str | None = None
+    guide: str = "mean-field"
+    shrink_every: int = 0
+    init_scale: float | None = None
+    max_scale: float | None = None
+    dropout: float = 0.0
+    dropout_input: float | None = None
+    optimizer: str = "adam"
+    momentum: float = 0.9
+    lr_schedule: str = "late-decay"
+    pruning: str = "none"
+    prune_to: float = 0.0
+    init_range: float = 0.0
+    patience: int = 0
+    nan_policy: str = "stop"
+    deterministic: bool = False
+    seed: int = 0
+    compile: str = "auto"
+    device: str = "auto"
+    threads: int = 0
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a compressed file says about its origin: just enough to evaluate it again."""
+        told: dict[str, Any] = {"prior": self.prior, "data": self.data, "seed": self.seed}
+        if self.validation is not None:
+            told["validation"] = self.validation
+        told |= self.reading.told | ({"dropout": self.dropout} if self.dropout else {})
+        return told | ({"augment": self.augment} if self.augment != "none" else {})
+
+    @property
+    def reading(self) -> Reading:
+        """How its data are read."""
+        return Reading(**{one.name: getattr(self, one.name) for one in fields(Reading)})
