@@ -109,7 +109,7 @@ def test_missing_data(data: str, message: str, tmp_path: Path) -> None:
 
 def test_a_text_file_is_no_npz(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_text("hello")
-    with pytest.raises(ValueError, match=r"no readable \.npz"):
+    with pytest.raises(ValueError, match=r"is no \.npz file"):
         load_splits(str(tmp_path / "a.npz"))
 
 

@@ -124,6 +124,7 @@ def test_colour_size_and_a_missing_test_folder(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda f: None, "has neither a folder train .* nor a file x_train.npy"),
+        (lambda f: (f / "cats").mkdir(), "if cats, ... are classes, move them into .*train"),
         (lambda f: (f / "train" / "a").mkdir(parents=True), "no images; they belong in"),
         (lambda f: (pictures(f), (f / "test" / "new").mkdir()), "has class new, which the training images never show"),
         (lambda f: (pictures(f), (f / "train/above/000.png").write_bytes(b"no")), "is no readable image"),
@@ -202,6 +203,12 @@ def test_a_table_of_test_rows(tmp_path: Path) -> None:
         ("a\n1\n", ("a",), "regression", "no column is left as an input"),
         ("a,b\n", ("b",), "regression", "no rows"),
         ("a,a\n1,2\n", ("a",), "regression", "column 'a' stands there twice"),
+        (
+            "a,b\n" + "".join(f"{i},{i}.5\n" for i in range(30)),
+            ("b",),
+            "classification",
+            "30 rows have 30 different labels; numbers are predicted with --task regression",
+        ),
         ("a,b\n" + "1,7\n" * 30, ("b",), "regression", "target b is the same in all training rows"),
     ],
 )

@@ -96,6 +96,8 @@ class Masked(nn.Module):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (lambda: build_net("math:pi", (3,), 2), "network 'math:pi' is 3.14.*, not a function"),
+        (lambda: build_net("os:getcwd", (3,), 2), "os:getcwd returned .*; it must return a torch.nn.Module"),
         (lambda: build_net("torchvision:resnet19", (3, 32, 32), 10), "no classifier 'resnet19'; did you mean resnet18"),
         (lambda: build_net("resnet18", (3, 32, 32), 10), "unknown network 'resnet18'; allowed: .*torchvision:NAME"),
         (lambda: build_net("vgg-16", (1, 28, 28), 10), "takes images .* of 32×32 pixels or more"),
@@ -114,3 +116,10 @@ class Masked(nn.Module):
 def test_refusals_name_the_module(build: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_network_for_other_inputs_is_one_message(capfd: pytest.CaptureFixture) -> None:
+    """Torch logs such an error before it raises it; nobody needs it twice."""
+    with pytest.raises(ValueError, match=r"cannot be captured by torch.export on \(4,\) inputs: a and b must have"):
+        capture(nn.Sequential(nn.Linear(3, 2)), (4,))
+    assert capfd.readouterr().err == ""

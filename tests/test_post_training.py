@@ -153,7 +153,11 @@ def test_counters_of_batch_norm_may_be_missing() -> None:
         (("compress",), "give a RUN folder, or --net, --init and --data; missing: --net, --init, --data"),
         (("compress", *NET), "missing: --init"),
         (("compress", "FOLDER", *NET), "net goes with --net, without the run folder"),
-        (("compress", *NET, "--init", "no.safetensors"), "neither a run folder nor a safetensors file"),
+        (("compress", *NET, "--init", "no.safetensors"), "no.safetensors: no such file or run folder"),
+        (
+            ("compress", *NET, "--init", "bad.safetensors"),
+            "is no safetensors file .weights also come as .pt",
+        ),
         (("compress", *NET, "--init", "w.bad.pt"), "holds no plain state dict"),
         (("compress", *NET, "--init", "torchvision:ResNet19_Weights.V1"), "torchvision has no weights"),
         (("compress", *NET, "--init", "w.pt", "--posterior", "laplace", "--run", "kept"), "--posterior svi"),
@@ -172,6 +176,7 @@ def test_refusals_take_one_line(
     monkeypatch.chdir(tmp_path)
     state = read_weights(str(weights / "w.pt"))
     torch.save(state, "w.pt")
+    Path("bad.safetensors").write_bytes(b"junk")
     Path("w.bad.pt").write_bytes(np.random.default_rng(0).bytes(200))
     torch.save(state | {"5.weight": torch.zeros(7, 100), "5.bias": torch.zeros(7)}, "head.pt")
     torch.save({"own" if name == "5.bias" else name: tensor for name, tensor in state.items()}, "part.pt")

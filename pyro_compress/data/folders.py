@@ -76,7 +76,9 @@ def load_folder(folder: Path, reading: Reading) -> Arrays:
     if (folder / "x_train.npy").is_file():
         return _arrays(folder, reading)
     if not (folder / "train").is_dir():
-        raise ValueError(f"{folder} has neither a folder train (images by class) nor a file x_train.npy")
+        inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        hint = f"; if {inside[0]}, ... are classes, move them into {folder / 'train'}" if inside else ""
+        raise ValueError(f"{folder} has neither a folder train (images by class) nor a file x_train.npy{hint}")
     if reading.task != "classification":
         raise ValueError(f"{folder}: images by class are for --task classification; regression takes arrays")
     return _images(folder, reading)

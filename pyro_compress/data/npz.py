@@ -27,13 +27,13 @@ def load_npz(path: Path) -> Arrays:
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a `.npz` file; nothing is unpickled."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):  # numpy would take it for a pickle, and offer to load it
+        raise ValueError(f"{path} is no .npz file")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
             return dict(archive)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
     except (OSError, EOFError, KeyError, TypeError, AttributeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no readable .npz file: {error}") from error
 

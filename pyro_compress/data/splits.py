@@ -208,6 +208,11 @@ def _drawn(rows: np.ndarray, size: float, labels: np.ndarray | None, what: str) 
         rest, chosen = train_test_split(rows, test_size=size, stratify=labels, random_state=SPLIT_SEED)
     except ValueError as error:
         stratified = "" if labels is None else "stratified "
+        if labels is not None and len(np.unique(labels)) > len(labels) / 2:
+            raise ValueError(
+                f"no {stratified}{what}: its {len(labels)} rows have {len(np.unique(labels))} different labels; "
+                "numbers are predicted with --task regression"
+            ) from error
         raise ValueError(f"no {stratified}{what} of size {size:.3g}: {error}") from error
     return np.sort(rest), np.sort(chosen)
 

@@ -8,8 +8,10 @@ row to `aten.READERS` (ATen -> operation), one to `_RUN` here and one to `compre
 from __future__ import annotations
 
 import functools
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,7 +40,8 @@ def capture(net: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     training = net.training
     example = torch.zeros(2, *input_shape, device=next(iter(net.parameters()), torch.zeros(())).device)
     try:
-        program = torch.export.export(net.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        with _quiet_torch():
+            program = torch.export.export(net.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"the network cannot be captured by torch.export on {input_shape} inputs: {reason}") from error
@@ -49,6 +52,17 @@ def capture(net: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     if twice := sorted({name for name in weights if weights.count(name) > 1}):
         raise ValueError(f"{twice[0]} is used by several layers; networks that share weights are not supported")
     return graph
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Without what torch logs of an error before it raises it: the message says it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def graph_of(document: dict[str, Any]) -> Graph:

@@ -107,7 +107,7 @@ def build_net(name: str, input_shape: tuple[int, ...], classes: int, hidden: tup
     wanted = inspect.signature(make).parameters
     net = make(**{key: value for key, value in offered.items() if key in wanted})
     if not isinstance(net, nn.Module):
-        raise ValueError(f"{name} returned a {type(net).__name__}; it must return a torch.nn.Module")
+        raise ValueError(f"{name} returned {net!r:.40}; it must return a torch.nn.Module")
     return split_attention(net)
 
 
@@ -136,5 +136,5 @@ def _import(name: str) -> Callable[..., nn.Module]:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"network {name!r} cannot be imported: {error}") from error
     if not callable(found):
-        raise ValueError(f"network {name!r} is a {type(found).__name__}, not a function")
+        raise ValueError(f"network {name!r} is {found!r:.40}, not a function")
     return found

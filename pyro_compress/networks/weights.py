@@ -27,6 +27,8 @@ def read_weights(source: str) -> dict[str, Tensor]:
     if source.startswith("torchvision:"):
         return _torchvision(source.removeprefix("torchvision:"))
     path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"{source}: no such file or run folder (weights also come as torchvision:WEIGHTS)")
     if path.suffix == SUFFIX:
         return decoded_weights(path)
     return _torch_file(path) if path.suffix in (".pt", ".pth") else _safetensors(path)
@@ -38,9 +40,9 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         found: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, FileNotFoundError) as error:
+    except SafetensorError as error:
         raise ValueError(
-            f"{path} is neither a run folder nor a safetensors file (nor .pt, .pth, .pcn, torchvision:WEIGHTS): {error}"
+            f"{path} is no safetensors file (weights also come as .pt, .pth or .pcn file, or run folder): {error}"
         ) from error
     return found
 
