@@ -17,7 +17,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyro_compress.attention import split_attention as split_attention
     from pyro_compress.bayes.extract import extract as extract
     from pyro_compress.bayes.fit import fit_posterior as fit_posterior
     from pyro_compress.bayes.layers import bayesianize as bayesianize
@@ -26,25 +25,26 @@ if TYPE_CHECKING:
     from pyro_compress.compression.pipeline import load as load
     from pyro_compress.compression.pipeline import save as save
     from pyro_compress.compression.search import compress as compress
-    from pyro_compress.config import resolve as resolve
-    from pyro_compress.data import load_splits as load_splits
-    from pyro_compress.nets import build_net as build_net
+    from pyro_compress.data.splits import load_splits as load_splits
+    from pyro_compress.networks.attention import split_attention as split_attention
+    from pyro_compress.networks.nets import build_net as build_net
+    from pyro_compress.runs.config import resolve as resolve
     from pyro_compress.types import FitConfig as FitConfig
 
 _HOMES = {
     "FitConfig": "types",
     "PRIORS": "bayes.priors",
     "bayesianize": "bayes.layers",
-    "build_net": "nets",
+    "build_net": "networks.nets",
     "compress": "compression.search",
     "extract": "bayes.extract",
     "fit_posterior": "bayes.fit",
     "load": "compression.pipeline",
-    "load_splits": "data",
+    "load_splits": "data.splits",
     "predictive": "bayes.predict",
-    "resolve": "config",
+    "resolve": "runs.config",
     "save": "compression.pipeline",
-    "split_attention": "attention",
+    "split_attention": "networks.attention",
 }
 
 __all__ = sorted(_HOMES)

@@ -1,5 +1,5 @@
 """`python -m pyro_compress` is the command line."""
 
-from pyro_compress.cli import main
+from pyro_compress.cli.main import main
 
 main(prog_name="pyro-compress")

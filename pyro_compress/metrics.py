@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_compress.tasks import SMALLEST_NOISE, TASKS
+from pyro_compress.data.tasks import SMALLEST_NOISE, TASKS
 from pyro_compress.types import Data, Quality, Quantity, RegressionScores, Scores, Splits
 
 SPLITS = ("train", "validation", "test")
@@ -20,7 +20,7 @@ def evaluate(predict: Predict, splits: Splits, split: str, device: str = "cpu", 
     """Score `predict` on one split by name; what reads the test split says so by this call.
 
     Args:
-        predict: inputs -> outputs, as `pyro_compress.tasks` says what they mean.
+        predict: inputs -> outputs, as `pyro_compress.data.tasks` says what they mean.
         splits: the data.
         split: name in `SPLITS`.
         device: where to compute.

@@ -58,7 +58,7 @@ class Node:
     """One operation of a captured network.
 
     Attributes:
-        op: name of the operation (see `pyro_compress.graph`).
+        op: name of the operation (see `pyro_compress.networks.graph`).
         inputs: indices of the nodes it reads; node 0 is the network's input.
         parameters: role (`weight`, `bias`, ...) -> tensor name.
         attributes: JSON values (stride, padding, ...).
@@ -154,7 +154,7 @@ class Reading:
     """How data are read, beside their name.
 
     Attributes:
-        task: name in `pyro_compress.tasks.TASKS`.
+        task: name in `pyro_compress.data.tasks.TASKS`.
         target: columns of a table that are to be predicted.
         test_data: table with the test rows; empty: a fifth of the rows is held out.
         image_size: images of a folder are brought to this height and width; 0: they are all of one size.
@@ -197,7 +197,7 @@ class Splits:
 
     @property
     def task(self) -> str:
-        """Name in `pyro_compress.tasks.TASKS`."""
+        """Name in `pyro_compress.data.tasks.TASKS`."""
         return "regression" if self.targets else "classification"
 
     @property
@@ -218,7 +218,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Everything that determines a fit. A None is filled in by the prior's own recipe (`pyro_compress.config.resolve`).
+    """Everything that determines a fit; a None is filled in by the prior's own recipe (`pyro_compress.resolve`).
 
     Attributes:
         prior: name in `PRIORS`, or `none` for a deterministic baseline.
@@ -232,7 +232,7 @@ class FitConfig:
             folder; empty for a random start.
         data: name in `DATASETS`, a `.npz`, `.csv` or `.parquet` file, or a folder of images or of `.npy` arrays.
         data_dir: folder of the downloaded data sets.
-        task: name in `pyro_compress.tasks.TASKS`.
+        task: name in `pyro_compress.data.tasks.TASKS`.
         target: columns of a table that are to be predicted.
         test_data: table with the test rows; empty: a fifth of the rows is held out.
         image_size: images of a folder are brought to this height and width; 0: they are all of one size.
@@ -266,8 +266,8 @@ class FitConfig:
         dropout_input: rate at the network's input, where it differs from `dropout`; None: the same.
         optimizer: `adam`, or `sgd` (baselines).
         momentum: of `sgd`.
-        lr_schedule: name in `pyro_compress.training.SCHEDULES`: what the learning rates do over training.
-        pruning: name in `pyro_compress.sparse_training.PRUNING`, or `none`: pruning while training (baselines).
+        lr_schedule: name in `pyro_compress.training.point.SCHEDULES`: what the learning rates do over training.
+        pruning: name in `pyro_compress.training.sparse.PRUNING`, or `none`: pruning while training (baselines).
         prune_to: sparsity that such pruning ends at.
         init_range: weights and biases start uniform in ±`init_range`; 0 leaves torch's default start.
         patience: stop after this many epochs without a better validation NLL; 0 never stops early.
@@ -341,7 +341,8 @@ class FitConfig:
         told: dict[str, Any] = {"prior": self.prior, "data": self.data, "seed": self.seed}
         if self.validation is not None:
             told["validation"] = self.validation
-        return told | self.reading.told | ({"dropout": self.dropout} if self.dropout else {})
+        told |= self.reading.told | ({"dropout": self.dropout} if self.dropout else {})
+        return told | ({"augment": self.augment} if self.augment != "none" else {})
 
     @property
     def reading(self) -> Reading:
@@ -421,7 +422,7 @@ class Posterior:
 
     @property
     def task(self) -> str:
-        """Name in `pyro_compress.tasks.TASKS`."""
+        """Name in `pyro_compress.data.tasks.TASKS`."""
         return str(self.provenance.get("task", "classification"))
 
     @property
@@ -457,7 +458,7 @@ class Compressed:
 
     @property
     def task(self) -> str:
-        """Name in `pyro_compress.tasks.TASKS`."""
+        """Name in `pyro_compress.data.tasks.TASKS`."""
         return str(self.meta.get("task", "classification"))
 
     @property
@@ -485,7 +486,7 @@ class Quality(Protocol):
 
     @property
     def epoch(self) -> dict[str, float | None]:
-        """Fields of `pyro_compress.training.Epoch`."""
+        """Fields of `pyro_compress.training.history.Epoch`."""
 
     def within(self, reference: Any, tolerance: float) -> bool:
         """Whether no more than a tolerance is lost against other scores."""

@@ -26,10 +26,10 @@ from pyro_compress.compression.fixed_point import EXPONENT_AND_SIGN, FLOAT32, fi
 from pyro_compress.compression.search import compress, prune, to_module
 from pyro_compress.compression.target import target_of
 from pyro_compress.compression.tuned import Teacher, compress_finetuned
-from pyro_compress.graph import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate
-from pyro_compress.run import Run, fit_run, load_run
+from pyro_compress.networks.graph import Network
+from pyro_compress.runs.run import Run, fit_run, load_run
 from pyro_compress.types import Compressed, FitConfig, Splits
 
 RECIPE = FineTune(masked_epochs=1, step=0.7, noise=0.4, lr=1e-3)
@@ -129,7 +129,7 @@ def smoke() -> None:
         for prior in ("log-uniform", "normal-jeffreys", "none"):
             run = fit_run(FitConfig(prior=prior, hidden=(16,), epochs=6, device="cpu"), Path(folder) / prior)
             how = replace(RECIPE, epochs=1, batch_size=64, rate=1.0)
-            teacher = Teacher(run.posterior, "mlp") if prior == "none" else None
+            teacher = Teacher.of([(run.posterior, "mlp")]) if prior == "none" else None
             rows.append(row(run, run.splits(), 0.05, how, teacher))
         print(table(rows))
 
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=0.005, help="validation accuracy that may be lost")
     parser.add_argument("--finetune", type=int, default=30, help="epochs of fine-tuning")
     parser.add_argument("--rate", type=float, default=4.0, help="price of a bit in fine-tuning")
-    parser.add_argument("--teacher", type=Path, help="run folder of a network to distil from")
+    parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="run folders of networks to distil from")
     parser.add_argument("--data-dir", default=os.environ.get("PYRO_COMPRESS_DATA", ""))
     parser.add_argument("--json", type=Path, default=ROOT / "docs" / "results" / "ablation.json")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "results.md")
@@ -154,8 +154,8 @@ def main() -> None:
     if not options.runs and not options.table:
         parser.error("name the run folders, or give --table")
     rows = json.loads(options.json.read_text()) if options.json.exists() else []
-    taught = load_run(options.teacher) if options.teacher else None
-    teacher = Teacher(taught.posterior, taught.config.net) if taught else None
+    taught_by = [load_run(path) for path in options.teacher]
+    teacher = Teacher.of([(run.posterior, run.config.net) for run in taught_by]) if taught_by else None
     for path in options.runs:
         run = load_run(path)
         how = replace(RECIPE, epochs=options.finetune, rate=options.rate, seed=run.config.seed)

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from pyro_compress.compression.prune import masks_at, scores
-from pyro_compress.draws import masked
-from pyro_compress.graph import Network
 from pyro_compress.metrics import evaluate
-from pyro_compress.run import Run, fit_run, load_run
-from pyro_compress.tables import markdown_table
+from pyro_compress.networks.draws import masked
+from pyro_compress.networks.graph import Network
+from pyro_compress.runs.run import Run, fit_run, load_run
+from pyro_compress.studies.tables import markdown_table
 from pyro_compress.types import FitConfig, LayerPosterior, Posterior
 
 SPARSITIES = (0.0, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pyro_compress.run import fit_run, load_run
+from pyro_compress.runs.run import fit_run, load_run
 from pyro_compress.types import FitConfig
 from pyro_compress.world import World, joined
 

@@ -20,10 +20,10 @@ from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Fit
-from pyro_compress.config import resolve
-from pyro_compress.data import load_splits
+from pyro_compress.data.splits import load_splits
 from pyro_compress.machine import prepare
-from pyro_compress.nets import build_net
+from pyro_compress.networks.nets import build_net
+from pyro_compress.runs.config import resolve
 from pyro_compress.types import FitConfig
 
 PRIORS = ("gaussian", "log-uniform", "normal-jeffreys", "horseshoe")

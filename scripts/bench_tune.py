@@ -19,11 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from pyro_compress.compression.file import write_atomically
-from pyro_compress.config import resolve
-from pyro_compress.data import load_splits
+from pyro_compress.data.splits import load_splits
 from pyro_compress.machine import prepare
-from pyro_compress.run import fit_run, load_run
-from pyro_compress.study import config_hash
+from pyro_compress.runs.config import resolve
+from pyro_compress.runs.run import fit_run, load_run
+from pyro_compress.studies.plan import config_hash
 from pyro_compress.tuning.front import hypervolume
 from pyro_compress.tuning.plan import Plan
 from pyro_compress.tuning.space import after_the_waist

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pyro_compress.compare import compare_file, read_results
 from pyro_compress.compression.file import write_atomically
 from pyro_compress.compression.pipeline import compress_run
-from pyro_compress.run import load_run
-from pyro_compress.study_plots import accuracy_against_bytes, new_figure, save
-from pyro_compress.tables import Row
+from pyro_compress.runs.run import load_run
+from pyro_compress.studies.compare import compare_file, read_results
+from pyro_compress.studies.figures import accuracy_against_bytes, new_figure, save
+from pyro_compress.studies.tables import Row
 
 SMOKE = Path(__file__).parent / "studies/smoke.toml"
 

@@ -9,7 +9,7 @@ import argparse
 import math
 from pathlib import Path
 
-from pyro_compress.study_plots import new_figure, save, scale_mixture_prior
+from pyro_compress.studies.figures import new_figure, save, scale_mixture_prior
 
 
 def main() -> None:

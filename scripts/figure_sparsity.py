@@ -12,9 +12,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pyro_compress.compare import compare_file
-from pyro_compress.study_plots import accuracy_against_sparsity, new_figure, save
-from pyro_compress.tables import Row, groups, read_csv
+from pyro_compress.studies.compare import compare_file
+from pyro_compress.studies.figures import accuracy_against_sparsity, new_figure, save
+from pyro_compress.studies.tables import Row, groups, read_csv
 
 PUBLISHED = Path(__file__).parents[1] / "docs/results/published.json"
 

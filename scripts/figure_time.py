@@ -11,9 +11,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pyro_compress.compare import compare_file
-from pyro_compress.study_plots import accuracy_against_time, new_figure, save
-from pyro_compress.tables import Row, groups, read_csv
+from pyro_compress.studies.compare import compare_file
+from pyro_compress.studies.figures import accuracy_against_time, new_figure, save
+from pyro_compress.studies.tables import Row, groups, read_csv
 
 
 def draw(rows: list[Row], sparsity: float) -> Figure:

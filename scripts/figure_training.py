@@ -11,8 +11,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pyro_compress.compare import compare_file, read_results
-from pyro_compress.study_plots import new_figure, save, training_curves
+from pyro_compress.studies.compare import compare_file, read_results
+from pyro_compress.studies.figures import new_figure, save, training_curves
 
 SMOKE = Path(__file__).parent / "studies/smoke.toml"
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pyro_compress.compare import compare_file, read_results
-from pyro_compress.run import load_run
-from pyro_compress.study_plots import STYLES, new_figure, save, weight_distributions
+from pyro_compress.runs.run import load_run
+from pyro_compress.studies.compare import compare_file, read_results
+from pyro_compress.studies.figures import STYLES, new_figure, save, weight_distributions
 
 SMOKE = Path(__file__).parent / "studies/smoke.toml"
 

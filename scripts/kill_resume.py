@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pyro_compress.run import fit_run, unfinished
+from pyro_compress.runs.run import fit_run, unfinished
 from pyro_compress.types import FitConfig
 
 EPOCHS = 150

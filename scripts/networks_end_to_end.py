@@ -53,8 +53,9 @@ def end_to_end(name: str, options: argparse.Namespace, folder: Path) -> dict:
     from pyro_compress.compression import file
     from pyro_compress.compression.pipeline import compress_run
     from pyro_compress.deploy.export import export
-    from pyro_compress.run import fit_run
-    from pyro_compress.training import Epoch, batch_count
+    from pyro_compress.runs.run import fit_run
+    from pyro_compress.training.feed import batch_count
+    from pyro_compress.training.history import Epoch
     from pyro_compress.types import FitConfig
 
     images(folder / "images.npz", options.examples)
@@ -110,7 +111,7 @@ def post_training(options: argparse.Namespace, folder: Path) -> list[dict]:
     """Train, write the weights as safetensors, compress them by the command line in every way."""
     from safetensors.torch import save_file
 
-    from pyro_compress.run import fit_run
+    from pyro_compress.runs.run import fit_run
     from pyro_compress.types import FitConfig
 
     config = FitConfig(
@@ -142,7 +143,7 @@ def ran(arguments: list[str]) -> tuple[str, float]:
     """Output of `pyro-compress compress`, and the seconds of the processor that it took."""
     from click.testing import CliRunner
 
-    from pyro_compress.cli import main
+    from pyro_compress.cli.main import main
 
     result, seconds = timed(lambda: CliRunner().invoke(main, ["compress", *arguments]))
     if result.exit_code:

@@ -2,6 +2,7 @@
 
     python scripts/record.py --data mnist --net lenet-300-100 --seeds 0 1 2 --rates 2 4
     python scripts/record.py --data mnist --net lenet-5-caffe --shrink-every 5 --teacher runs/teacher --rates 4
+    python scripts/record.py --augment affine --teacher runs/one runs/two --finetune 100 --label taught-augmented
 
 A fit is kept in --runs and not repeated (one that was interrupted goes on with `pyro-compress fit --resume`); a row
 that is there is not made again. Recipe and rates were chosen on the validation split; the test split is read once per
@@ -22,12 +23,14 @@ from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.tuned import Teacher
 from pyro_compress.machine import prepare
-from pyro_compress.run import Run, fit_run, load_run
+from pyro_compress.runs.run import Run, fit_run, load_run
 from pyro_compress.types import FitConfig
 
 RECIPE = FineTune(epochs=30, masked_epochs=1, step=0.7, noise=0.4, lr=1e-3)
 FITS = ("prior", "net", "data", "epochs", "kl_weight", "shrink_every")
 """Options of the script that are options of the fit."""
+PLACES = ("data", "data_dir", "seeds", "rates", "runs", "out", "smoke")
+"""Options that are told apart, or not at all, in a row's command."""
 
 
 def fitted(config: FitConfig, folder: Path) -> Run:
@@ -67,6 +70,7 @@ def record(run: Run, data_dir: str, how: FineTune, teacher: Teacher | None, path
         "test_error_percent_before": round(100 * (1 - report.test_before.accuracy), 3),
         "teacher": teacher.name if teacher else "",
         "finetune_epochs": report.finetune_epochs,
+        "finetune_augment": report.finetune_augment,
         "rate": how.rate,
         "values": report.parameters_kept,
         "units": report.units_kept,
@@ -89,7 +93,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--kl-weight", type=float, default=1.0, help="of the fit; 1 is the ELBO")
     parser.add_argument("--shrink-every", type=int, default=0, help="epochs after which dead units leave the fit")
     parser.add_argument("--finetune", type=int, default=RECIPE.epochs, help="epochs of fine-tuning as integers")
-    parser.add_argument("--teacher", type=Path, help="run folder of a network to distil from")
+    parser.add_argument("--finetune-lr", type=float, default=RECIPE.lr, help="Adam's rate in fine-tuning")
+    parser.add_argument("--augment", default="none", help="how images are changed in fine-tuning")
+    parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="run folders of networks to distil from")
+    parser.add_argument("--teacher-weight", type=float, default=RECIPE.teacher_weight, help="its share of the loss")
     parser.add_argument("--label", default="", help="goes into the file names; default taught, with a teacher")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/records"))
@@ -100,10 +107,10 @@ def parser() -> argparse.ArgumentParser:
 def command(options: argparse.Namespace, seed: int, rate: float) -> str:
     """The command of one row: what differs from the defaults, whatever folders it read and wrote left out."""
     told = ["python scripts/record.py", f"--data {options.data}"]
-    for name in ("prior", "net", "epochs", "kl_weight", "shrink_every", "finetune", "teacher", "label"):
+    for name in [name for name in vars(options) if name not in PLACES]:
         value = getattr(options, name)
         if value != parser().get_default(name):
-            shown = value.as_posix() if isinstance(value, Path) else value
+            shown = " ".join(path.as_posix() for path in value) if isinstance(value, list) else value
             told.append(f"--{name.replace('_', '-')} {shown}")
     return " ".join([*told, f"--seeds {seed} --rates {rate:g}"])
 
@@ -111,15 +118,18 @@ def command(options: argparse.Namespace, seed: int, rate: float) -> str:
 def main() -> None:
     options = parser().parse_args()
     prepare("cpu", 1)
-    recipe = replace(RECIPE, epochs=options.finetune)
+    recipe = replace(
+        RECIPE, epochs=options.finetune, lr=options.finetune_lr, augment=options.augment,
+        teacher_weight=options.teacher_weight,
+    )  # fmt: skip
     if options.smoke:
         options.data, options.net, options.seeds, options.rates, options.epochs = "digits", "mlp", [0], [2.0], 4
         recipe = replace(recipe, epochs=1, batch_size=64)
     options.out.mkdir(parents=True, exist_ok=True)
     table = options.out / "records.json"
     rows = json.loads(table.read_text()) if table.exists() else []
-    taught = load_run(options.teacher) if options.teacher else None
-    teacher = Teacher(taught.posterior, taught.config.net) if taught else None
+    taught_by = [load_run(path) for path in options.teacher]
+    teacher = Teacher.of([(run.posterior, run.config.net) for run in taught_by]) if taught_by else None
     label = f"-{options.label or 'taught'}" if options.label or teacher else ""
     for seed in options.seeds:
         for rate in options.rates:

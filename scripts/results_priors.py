@@ -21,9 +21,9 @@ import torch
 from pyro_compress.compression import file
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.search import remove_units, to_module
-from pyro_compress.graph import WEIGHTED, widths
 from pyro_compress.metrics import evaluate
-from pyro_compress.run import Run, fit_run
+from pyro_compress.networks.graph import WEIGHTED, widths
+from pyro_compress.runs.run import Run, fit_run
 from pyro_compress.types import Compressed, FitConfig, Splits, count
 
 PRIORS = ("log-uniform", "spike-and-slab", "horseshoe", "normal-jeffreys")

@@ -17,10 +17,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from pyro_compress.compare import cached_rows, compare, compare_file, csv_text, read_results
 from pyro_compress.compression.file import write_atomically
-from pyro_compress.study import plan, read_study
-from pyro_compress.tables import Row, exceeds_noise, grid, markdown_table, read_csv, spread, table
+from pyro_compress.studies.compare import cached_rows, compare, compare_file, csv_text, read_results
+from pyro_compress.studies.plan import plan, read_study
+from pyro_compress.studies.tables import Row, exceeds_noise, grid, markdown_table, read_csv, spread, table
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- table (\S+) (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

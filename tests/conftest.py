@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from pyro_compress.data import load_splits
+from pyro_compress.data.splits import load_splits
 from pyro_compress.machine import prepare
 from pyro_compress.types import Splits
 

@@ -14,16 +14,33 @@ MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in R
 
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
-    {"types", "machine", "arviz_compat", "page", "world", "locks"},
-    {"augment", "tasks", "tabular", "datasets", "streaming"},
-    {"folders", "npz", "weights"},
-    {"data", "nets", "vision", "attention", "graph", "aten", "training", "compression/codec", "compression/context"}
+    {"types", "machine", "inspection/arviz_compat", "inspection/page", "world", "locks"},
+    {"data/augment", "data/tasks", "data/tabular", "data/datasets", "data/streaming"},
+    {"data/folders", "data/npz", "networks/weights", "training/feed", "training/history"},
+    {
+        "data/splits",
+        "networks/nets",
+        "networks/vision",
+        "networks/attention",
+        "networks/graph",
+        "networks/aten",
+        "training/point",
+        "compression/codec",
+        "compression/context",
+    }
     | {"compression/layout", "compression/operations"},
-    {"compression/templates", "compression/sections", "compression/rate", "layered", "waist"},
+    {"compression/templates", "compression/sections", "compression/rate", "networks/layered", "runs/waist"},
     {"compression/header"},
-    {"guards", "metrics", "compression/prune", "compression/precision", "compression/shrink", "compression/file"},
-    {"checkpoint"},
-    {"progress"},
+    {
+        "training/guards",
+        "metrics",
+        "compression/prune",
+        "compression/precision",
+        "compression/shrink",
+        "compression/file",
+    },
+    {"training/checkpoint"},
+    {"training/progress"},
     {
         "compression/target",
         "compression/rounding",
@@ -31,29 +48,44 @@ FLOORS = [
         "compression/finetune",
         "compression/runner",
     },
-    {"sparse_training", "draws", "compression/search", "bayes/*"},
-    {"baselines", "laplace", "snapshots", "live", "compression/tuned", "compression/curve"},
+    {"training/sparse", "networks/draws", "compression/search", "bayes/*"},
+    {
+        "training/baselines",
+        "training/laplace",
+        "training/snapshots",
+        "training/live",
+        "compression/tuned",
+        "compression/curve",
+    },
     {"compression/pipeline"},
-    {"config", "budget"},
-    {"run"},
-    {"evaluation", "post_training", "study", "tables", "inspection", "cli_options", "deploy/*"},
-    {"compare", "study_plots", "readings", "ranking"},
+    {"runs/config", "runs/budget"},
+    {"runs/run"},
+    {
+        "runs/evaluation",
+        "runs/post_training",
+        "studies/plan",
+        "studies/tables",
+        "inspection/summary",
+        "cli/options",
+        "deploy/*",
+    },
+    {"studies/compare", "studies/figures", "inspection/readings", "studies/ranking"},
     {"tuning/front", "tuning/published", "tuning/space"},
     {"tuning/plan"},
     {"tuning/trial", "tuning/storage"},
     {"tuning/workers"},
     {"tuning/outcome"},
-    {"console", "plots"},
-    {"gallery"},
-    {"report", "comparison_report"},
-    {"cli_fit", "cli_compress", "cli_compare", "cli_deploy", "cli_inspect", "cli_tune"},
-    {"cli"},
+    {"cli/console", "inspection/plots"},
+    {"inspection/gallery"},
+    {"inspection/report", "studies/page"},
+    {"cli/fit", "cli/compress", "cli/compare", "cli/deploy", "cli/inspect", "cli/tune"},
+    {"cli/main"},
     {"__main__"},
 ]
 SIDEWAYS = {
-    ("nets", "attention"),
-    ("nets", "vision"),
-    ("graph", "aten"),
+    ("networks/nets", "networks/attention"),
+    ("networks/nets", "networks/vision"),
+    ("networks/graph", "networks/aten"),
     ("bayes/kl", "bayes/distributions"),
     ("bayes/priors", "bayes/distributions"),
     ("bayes/priors", "bayes/kl"),
@@ -141,7 +173,7 @@ def test_pyro_stays_in_bayes(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_optuna_stays_in_the_search(module: str) -> None:
     named = {name for name in imports(module) if name == "optuna" or name.startswith("optuna.")}
-    assert not named or module in {"tuning/storage", "tuning/workers", "tuning/outcome", "console"}
+    assert not named or module in {"tuning/storage", "tuning/workers", "tuning/outcome", "cli/console"}
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -153,7 +185,10 @@ def loaded_after(statement: str) -> set[str]:
     ("statement", "absent"),
     [
         ("import pyro_compress", {"torch", "pyro", "numpy", "click"}),
-        ("import pyro_compress.cli", {"torch", "pyro", "numpy", "sklearn", "rich", "onnx", "onnxruntime", "optuna"}),
+        (
+            "import pyro_compress.cli.main",
+            {"torch", "pyro", "numpy", "sklearn", "rich", "onnx", "onnxruntime", "optuna"},
+        ),
         ("import pyro_compress.tuning.plan", {"optuna", "pyro"}),
         ("import pyro_compress.deploy.export", {"pyro", "sklearn", "onnx", "onnxruntime", "scipy"}),
         ("import pyro_compress.deploy.memory", {"torch", "onnxruntime"}),

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyro_compress import arviz_compat
-from pyro_compress.arviz_compat import Groups
+from pyro_compress.inspection import arviz_compat
+from pyro_compress.inspection.arviz_compat import Groups
 
 RNG = np.random.default_rng(0)
 DRAWS, ROWS = 400, 30
@@ -96,7 +96,7 @@ def test_compare_ranks_the_better_fit_first() -> None:
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = "import sys; from pyro_compress import arviz_compat; print(*sys.modules)"
+    code = "import sys; from pyro_compress.inspection import arviz_compat; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "pyro", "arviz", "matplotlib"} & set(modules)
 

@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from pyro_compress.baselines import fit_baseline
 from pyro_compress.compression.prune import masks_at, scores
-from pyro_compress.config import resolve
-from pyro_compress.nets import mlp
-from pyro_compress.run import initial_net
-from pyro_compress.sparse_training import PRUNING, RENEW_STEPS, gradual, iterative, pruned_while_training, rewind
-from pyro_compress.training import Feed, PointPlan, dropped_inputs, train_point
+from pyro_compress.networks.nets import mlp
+from pyro_compress.runs.config import resolve
+from pyro_compress.runs.run import initial_net
+from pyro_compress.training.baselines import fit_baseline
+from pyro_compress.training.feed import Feed
+from pyro_compress.training.point import PointPlan, dropped_inputs, train_point
+from pyro_compress.training.sparse import PRUNING, RENEW_STEPS, gradual, iterative, pruned_while_training, rewind
 from pyro_compress.types import Data, FitConfig, Splits
 
 

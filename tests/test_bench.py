@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pyro_compress import cli
-from pyro_compress.console import bench_text
+from pyro_compress.cli.console import bench_text
+from pyro_compress.cli.main import main
 from pyro_compress.deploy.bench import in_turns
 from pyro_compress.deploy.measured import Bench, Cell, Row, findings
 from pyro_compress.deploy.memory import peak_memory
@@ -27,13 +27,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bench") / "run"
     fit = ["fit", "--prior", "log-uniform", "--hidden", "30,20", "--epochs", "8", "--threads", "1", "--device", "cpu"]
     for command in ([*fit, "--out", str(out)], ["compress", str(out), "--sparsity", "0.8"]):
-        result = CliRunner().invoke(cli.main, command)
+        result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, result.output
     return out
 
 
 def bench(*arguments: str | Path) -> str:
-    result = CliRunner().invoke(cli.main, ["bench", "--seconds", "0.01", "--threads", "1", *map(str, arguments)])
+    result = CliRunner().invoke(main, ["bench", "--seconds", "0.01", "--threads", "1", *map(str, arguments)])
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -63,7 +63,7 @@ def test_without_the_original(run: Path, tmp_path: Path) -> None:
 
 def test_bad_batches(run: Path) -> None:
     for wrong in ("0", "a", "1,,2"):
-        result = CliRunner().invoke(cli.main, ["bench", str(run / "network.pcn"), "--batches", wrong])
+        result = CliRunner().invoke(main, ["bench", str(run / "network.pcn"), "--batches", wrong])
         assert result.exit_code == 1
         assert "give positive sizes separated by commas" in result.stderr
 

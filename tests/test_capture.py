@@ -22,9 +22,9 @@ from pyro_compress.bayes.model import Fit, classifier
 from pyro_compress.bayes.noise import Noise, lift_noise
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, Step, Tuned, eager, tuned_parameters
-from pyro_compress.config import resolve
-from pyro_compress.data import load_splits
-from pyro_compress.nets import build_net
+from pyro_compress.data.splits import load_splits
+from pyro_compress.networks.nets import build_net
+from pyro_compress.runs.config import resolve
 from pyro_compress.types import FitConfig
 
 CASES = [(prior, estimator) for prior in PRIORS for estimator in ESTIMATORS]

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_compress.baselines import fit_baseline
 from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
-from pyro_compress.checkpoint import Interrupted, Keeper, Snapshot, read, write
-from pyro_compress.config import resolve
-from pyro_compress.data import load_splits
-from pyro_compress.run import Keeping, fit_run, initial_net, unfinished, unfinished_config
+from pyro_compress.data.splits import load_splits
+from pyro_compress.runs.config import resolve
+from pyro_compress.runs.run import Keeping, fit_run, initial_net, unfinished, unfinished_config
+from pyro_compress.runs.waist import posterior_bytes
+from pyro_compress.training.baselines import fit_baseline
+from pyro_compress.training.checkpoint import Interrupted, Keeper, Snapshot, read, write
 from pyro_compress.types import Data, FitConfig, Splits
-from pyro_compress.waist import posterior_bytes
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +137,9 @@ def test_signals(number: signal.Signals, tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_last_checkpoint(
     splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pyro_compress.checkpoint
+    import pyro_compress.training.checkpoint
 
-    write_atomically, written = pyro_compress.checkpoint.write_atomically, []
+    write_atomically, written = pyro_compress.training.checkpoint.write_atomically, []
 
     def full(path: Path, data: bytes) -> None:
         if len(written) == 2:
@@ -147,7 +147,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         written.append(path)
         write_atomically(path, data)
 
-    monkeypatch.setattr(pyro_compress.checkpoint, "write_atomically", full)
+    monkeypatch.setattr(pyro_compress.training.checkpoint, "write_atomically", full)
     config = FitConfig(hidden=(8,), epochs=20, device="cpu")
     with pytest.raises(OSError, match="No space left"):
         fit_run(config, tmp_path / "run", keeping=Keeping(every_epochs=1))

@@ -14,15 +14,17 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from pyro_compress import cli, cli_compress, cli_fit
 from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.cli import compress as cli_compress
+from pyro_compress.cli import fit as cli_fit
+from pyro_compress.cli.main import main
 from pyro_compress.compression.prune import CRITERIA
-from pyro_compress.data import DATASETS
-from pyro_compress.live import LOGS
-from pyro_compress.nets import NETS
-from pyro_compress.sparse_training import PRUNING
-from pyro_compress.training import OPTIMIZERS, SCHEDULES
+from pyro_compress.data.splits import DATASETS
+from pyro_compress.networks.nets import NETS
+from pyro_compress.training.live import LOGS
+from pyro_compress.training.point import OPTIMIZERS, SCHEDULES
+from pyro_compress.training.sparse import PRUNING
 
 SMALL = ["--net", "mlp", "--hidden", "30,20", "--epochs", "12", "--device", "cpu", "--threads", "1"]
 REPORT_KEYS = {
@@ -42,7 +44,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def ok(*arguments: str | Path) -> Result:

@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pyro_compress import cli, compare
+from pyro_compress.cli.main import main
 from pyro_compress.compression.prune import masks_at, scores
-from pyro_compress.draws import Ensemble, has_spread, masked
-from pyro_compress.evaluation import evaluate_target
-from pyro_compress.graph import Network
 from pyro_compress.metrics import evaluate
-from pyro_compress.run import load_run
-from pyro_compress.study import config_hash, identity, plan, read_study
-from pyro_compress.tables import COLUMNS, read_csv
+from pyro_compress.networks.draws import Ensemble, has_spread, masked
+from pyro_compress.networks.graph import Network
+from pyro_compress.runs.evaluation import evaluate_target
+from pyro_compress.runs.run import load_run
+from pyro_compress.studies import compare
+from pyro_compress.studies.plan import config_hash, identity, plan, read_study
+from pyro_compress.studies.tables import COLUMNS, read_csv
 
 STUDY = """
 name = "small"
@@ -56,7 +57,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.main, ["compare", *map(str, arguments), "--device", "cpu", "--threads", "1"])
+    return CliRunner().invoke(main, ["compare", *map(str, arguments), "--device", "cpu", "--threads", "1"])
 
 
 def test_plan(study: Path) -> None:

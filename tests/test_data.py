@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_compress.data import DATASETS, PREPROCESSING, load_examples, load_splits, preprocessing_of, told
+from pyro_compress.data.splits import DATASETS, PREPROCESSING, load_examples, load_splits, preprocessing_of, told
 from pyro_compress.types import Preprocessing, Splits
 
 

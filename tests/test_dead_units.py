@@ -16,16 +16,16 @@ from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Likelihood
 from pyro_compress.bayes.stage import Stage, first_stage
-from pyro_compress.checkpoint import Interrupted, Keeper
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
-from pyro_compress.config import resolve
-from pyro_compress.data import load_splits
-from pyro_compress.graph import Network, capture
-from pyro_compress.layered import Layered, momenta
-from pyro_compress.run import Keeping, fit_run, load_run
+from pyro_compress.data.splits import load_splits
+from pyro_compress.networks.graph import Network, capture
+from pyro_compress.networks.layered import Layered, momenta
+from pyro_compress.runs.config import resolve
+from pyro_compress.runs.run import Keeping, fit_run, load_run
+from pyro_compress.runs.waist import posterior_bytes
+from pyro_compress.training.checkpoint import Interrupted, Keeper
 from pyro_compress.types import Data, FitConfig, Splits
-from pyro_compress.waist import posterior_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 

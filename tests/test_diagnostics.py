@@ -12,7 +12,6 @@ import torch
 from pyro.infer import importance
 from torch import nn
 
-from pyro_compress import arviz_compat
 from pyro_compress.bayes.diagnostics import Diagnosis, Size, diagnose, seeded_rows, told_apart
 from pyro_compress.bayes.elbo import kl_nats
 from pyro_compress.bayes.extract import extract
@@ -28,7 +27,8 @@ from pyro_compress.bayes.marginals import (
 )
 from pyro_compress.bayes.model import Fit
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.config import resolve
+from pyro_compress.inspection import arviz_compat
+from pyro_compress.runs.config import resolve
 from pyro_compress.types import Data, FitConfig, Splits
 
 SMALL = Size(draws=60, rows=40, weights=20, prior_draws=10)
@@ -219,7 +219,7 @@ def test_prior_draws_of_the_horseshoe(tmp_path: Path) -> None:
 @pytest.mark.parametrize("net", ["lenet-300-100", "lenet-5-relu"])
 def test_size_and_time_of_the_file(net: str, tmp_path: Path) -> None:
     """Under 5 MB and written in under 10 s for both LeNets (on random images: size and time don't see them)."""
-    from pyro_compress.nets import build_net
+    from pyro_compress.networks.nets import build_net
 
     x, y = torch.rand(600, 1, 28, 28), torch.arange(600) % 10
     splits = Splits(Data(x, y), Data(x[:60], y[:60]), Data(x[:60], y[:60]), tuple("0123456789"))

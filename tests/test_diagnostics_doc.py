@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pyro_compress import arviz_compat, cli
+from pyro_compress.cli.main import main
+from pyro_compress.inspection import arviz_compat
 
 DOC = (Path(__file__).parents[1] / "docs/diagnostics.md").read_text()
 SESSION = DOC[DOC.index("## A session with ArviZ") :]
@@ -24,7 +25,7 @@ def test_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command and line runs; counts may differ a little between machines, verdicts may not."""
     monkeypatch.chdir(tmp_path)
     for line in blocks("")[0].splitlines():
-        done = CliRunner().invoke(cli.main, shlex.split(line.removeprefix("$ pyro-compress ")))
+        done = CliRunner().invoke(main, shlex.split(line.removeprefix("$ pyro-compress ")))
         assert done.exit_code == 0, done.output
     arviz_compat.arviz()  # imports it without its daily notice
     printed = io.StringIO()

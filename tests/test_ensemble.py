@@ -8,16 +8,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pyro_compress import cli
 from pyro_compress.bayes.marginals import networks, read_marginals
+from pyro_compress.cli.main import main
 from pyro_compress.compression.operations import RUN
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.search import to_module
 from pyro_compress.deploy.ensemble import ensemble
-from pyro_compress.draws import mixture
-from pyro_compress.graph import Network
 from pyro_compress.metrics import evaluate
-from pyro_compress.run import Run, fit_run, load_run
+from pyro_compress.networks.draws import mixture
+from pyro_compress.networks.graph import Network
+from pyro_compress.runs.run import Run, fit_run, load_run
 from pyro_compress.types import FitConfig, Splits
 
 pytest.importorskip("onnxruntime")
@@ -31,7 +31,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def invoke(*arguments: str | Path) -> tuple[int, str]:
-    result = CliRunner().invoke(cli.main, ["export", *map(str, arguments)])
+    result = CliRunner().invoke(main, ["export", *map(str, arguments)])
     return result.exit_code, result.output if result.exit_code == 0 else result.stderr
 
 
@@ -75,7 +75,7 @@ def test_uncertainty(digits: Splits, tmp_path: Path) -> None:
 
 
 def _values(network, x: torch.Tensor) -> list[torch.Tensor]:
-    from pyro_compress.graph import run_node
+    from pyro_compress.networks.graph import run_node
 
     module, values = to_module(network), [x]
     tensors = module.state_dict()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyro_compress.data import load_splits
+from pyro_compress.data.splits import load_splits
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODEL = EXAMPLES / "browser" / "model.onnx"

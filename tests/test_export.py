@@ -13,7 +13,7 @@ from test_shrink import PROBLEMS, prepared
 from torch import nn
 
 import pyro_compress as pc
-from pyro_compress import cli
+from pyro_compress.cli.main import main
 from pyro_compress.compression import file, precision
 from pyro_compress.compression.search import to_module
 from pyro_compress.compression.shrink import shrink
@@ -42,13 +42,13 @@ def pcn(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(*arguments: str | Path) -> dict:
-    result = CliRunner().invoke(cli.main, ["export", *map(str, arguments), "--json"])
+    result = CliRunner().invoke(main, ["export", *map(str, arguments), "--json"])
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
 
 def refused(*arguments: str | Path) -> str:
-    result = CliRunner().invoke(cli.main, ["export", *map(str, arguments)])
+    result = CliRunner().invoke(main, ["export", *map(str, arguments)])
     assert result.exit_code in (1, 2), result.output
     assert isinstance(result.exception, SystemExit)
     return " ".join(result.stderr.split())
@@ -265,7 +265,7 @@ def test_without_onnx(pcn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "pip install 'pyro-compress[onnx]'" in refused(pcn, "-o", tmp_path / "m.onnx")
     export(pcn, "-o", tmp_path / "folder")
-    result = CliRunner().invoke(cli.main, ["bench", str(pcn), "--seconds", "0.01", "--no-memory", "--threads", "1"])
+    result = CliRunner().invoke(main, ["bench", str(pcn), "--seconds", "0.01", "--no-memory", "--threads", "1"])
     assert result.exit_code == 0, result.output
     assert "pip install 'pyro-compress[onnx]'" in result.stdout
     assert "scipy CSR" in result.stdout

@@ -8,24 +8,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
-from pyro_compress.augment import AUGMENTATIONS
-from pyro_compress.baselines import fit_baseline
 from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.model import Likelihood, Model
-from pyro_compress.checkpoint import Interrupted, Keeper
-from pyro_compress.config import resolve
-from pyro_compress.data import load_examples, load_splits, preprocessing, preprocessing_of, told
-from pyro_compress.datasets import CIFAR10, CIFAR100, PIXELS
-from pyro_compress.progress import Progress
-from pyro_compress.run import initial_net
-from pyro_compress.streaming import Streamed
-from pyro_compress.tasks import class_weights
-from pyro_compress.training import Feed
+from pyro_compress.data.augment import AUGMENTATIONS
+from pyro_compress.data.datasets import CIFAR10, CIFAR100, PIXELS
+from pyro_compress.data.splits import load_examples, load_splits, preprocessing, preprocessing_of, told
+from pyro_compress.data.streaming import Streamed
+from pyro_compress.data.tasks import class_weights
+from pyro_compress.runs.config import resolve
+from pyro_compress.runs.run import initial_net
+from pyro_compress.runs.waist import posterior_bytes
+from pyro_compress.training.baselines import fit_baseline
+from pyro_compress.training.checkpoint import Interrupted, Keeper
+from pyro_compress.training.feed import Feed
+from pyro_compress.training.progress import Progress
 from pyro_compress.types import Data, FitConfig, Reading, Splits
-from pyro_compress.waist import posterior_bytes
 
 # --- named sets, in the formats that they are published in
 
@@ -261,7 +262,7 @@ def test_weights_raise_the_recall_of_a_rare_class() -> None:
     assert shares[1] > shares[0] + 0.2
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", ["shift", "crop-flip"])
 def test_augmented_images_are_moved_images(name: str) -> None:
     """Every result is the padded image seen through a shifted window, mirrored or not; both seldom agree by chance."""
     x, generator = torch.rand(40, 2, 7, 6), torch.Generator().manual_seed(0)
@@ -280,6 +281,21 @@ def test_augmented_images_are_moved_images(name: str) -> None:
     assert len(places) == 40
     assert {mirror for *_, mirror in places} == ({False} if name == "shift" else {False, True})
     assert len(set(places)) > 10
+
+
+def test_affine_augmentation_is_what_it_says() -> None:
+    """Against scipy: every pixel looked up where a turned, scaled and moved grid of pixels lies."""
+    x, seed = torch.rand(30, 2, 9, 6), 4
+    found = AUGMENTATIONS["affine"](x, torch.Generator().manual_seed(seed))
+    drawn = (2 * torch.rand(30, 4, generator=torch.Generator().manual_seed(seed)) - 1).double().numpy()
+    centre, pixels = np.array([4.0, 2.5]), np.stack(np.mgrid[:9, :6], -1)
+    for image, changed, (turn, scale, right, down) in zip(x.numpy(), found.numpy(), drawn, strict=True):
+        angle = np.deg2rad(10) * turn
+        turned = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        places = (1 + 0.1 * scale) * (pixels - centre) @ turned.T + centre + 1.5 * np.array([down, right])
+        for plane, wanted in zip(changed, image, strict=True):
+            looked = ndimage.map_coordinates(wanted, places.transpose(2, 0, 1), order=1, mode="grid-constant")
+            np.testing.assert_allclose(plane, looked, atol=2e-5)
 
 
 def test_augmentation_is_for_images(digits: Splits) -> None:

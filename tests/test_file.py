@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 
 from pyro_compress.compression import codec, file, header
 from pyro_compress.compression.shrink import shrink
-from pyro_compress.graph import Network, capture
-from pyro_compress.nets import build_net
+from pyro_compress.networks.graph import Network, capture
+from pyro_compress.networks.nets import build_net
 from pyro_compress.types import Compressed, Graph, Node, Quantized
 
 

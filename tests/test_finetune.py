@@ -2,6 +2,7 @@
 
 import json
 from array import array
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 import pyro_compress as pc
-from pyro_compress import cli
+from pyro_compress.cli.main import main
 from pyro_compress.compression import context, file, runner
 from pyro_compress.compression.finetune import FineTune, _Work, distilled, finetune
 from pyro_compress.compression.layout import layouts, plain
@@ -18,9 +19,11 @@ from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.search import to_module
-from pyro_compress.graph import run_graph
+from pyro_compress.compression.tuned import Teacher, logits_by
+from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.metrics import evaluate
-from pyro_compress.run import Run, fit_run
+from pyro_compress.networks.graph import Network, run_graph
+from pyro_compress.runs.run import Run, fit_run
 from pyro_compress.types import Compressed, FitConfig, Posterior, Splits
 
 
@@ -121,7 +124,7 @@ def test_steps_are_powers_of_a_fourth_root(step: float) -> None:
 
 def test_layouts_follow_the_flattening(digits: Splits) -> None:
     net = pc.build_net("lenet-5-relu", (1, 28, 28), 10)
-    from pyro_compress.graph import capture
+    from pyro_compress.networks.graph import capture
 
     graph = capture(net, (1, 28, 28))
     found = layouts(graph, {name: tuple(t.shape) for name, t in net.state_dict().items()})
@@ -132,11 +135,38 @@ def test_layouts_follow_the_flattening(digits: Splits) -> None:
     assert layouts(graph, {"1.weight": (5, 784), "3.weight": (10, 5)})["1.weight"] == (5, 1, 28, 28)
 
 
+def test_a_teacher_sees_what_the_network_sees(run: Run, digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With augmentation a teacher's logits are those of the changed images, batch by batch; without, they are kept."""
+    seen, asked = [], []
+    monkeypatch.setitem(AUGMENTATIONS, "brighter", lambda x, generator: (seen.append(x), x + 1)[1])
+
+    def teach(x: torch.Tensor) -> torch.Tensor:
+        asked.append(x)
+        return torch.zeros(len(x), 10)
+
+    how = FineTune(epochs=1, masked_epochs=0, batch_size=500)
+    finetune(run.posterior, masks(run.posterior), digits.train, how, teach)
+    assert [len(x) for x in asked] == [len(digits.train)]
+    asked.clear()
+    finetune(run.posterior, masks(run.posterior), digits.train, replace(how, augment="brighter"), teach)
+    assert len(asked) == len(seen) == -(-len(digits.train) // 500)
+    assert all(torch.equal(changed, x + 1) for changed, x in zip(asked, seen, strict=True))
+
+
+def test_several_teachers_are_their_mean(run: Run, digits: Splits) -> None:
+    other = replace(run.posterior, dense={name: tensor + 0.1 for name, tensor in run.posterior.dense.items()})
+    teacher = Teacher.of([(run.posterior, "mlp"), (other, "mlp"), (other, "lenet")])
+    assert teacher.name == "2 mlp, lenet"
+    x = digits.train.x[:20]
+    each = [Network(one.graph, one.tensors).eval()(x).softmax(1) for one in teacher.posteriors]
+    torch.testing.assert_close(logits_by(teacher, digits)(x).softmax(1), torch.stack(each).mean(0))
+
+
 # --- the command line
 
 
 def compress(run: Run, out: Path, *arguments: str) -> dict:
-    result = CliRunner().invoke(cli.main, ["compress", str(run.path), "--out", str(out), "--json", *arguments])
+    result = CliRunner().invoke(main, ["compress", str(run.path), "--out", str(out), "--json", *arguments])
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
@@ -148,10 +178,12 @@ def test_report_and_file_tell_of_fine_tuning(run: Run, tmp_path: Path) -> None:
     told = compress(
         run, tmp_path / "tuned.pcn", "--finetune", "4", "--rate", "2", "--teacher", str(run.path), "--curve", str(curve)
     )
+    assert told["finetune_augment"] == ""
     assert told["finetune_epochs"] == 6  # two masked ones before
     assert (told["finetune_rate"], told["teacher"]) == (2.0, "mlp")
     assert told["file_bytes"] < plain["file_bytes"]
     assert file.read(tmp_path / "tuned.pcn").meta["teacher"] == "mlp"
+    assert "finetune_augment" not in file.read(tmp_path / "tuned.pcn").meta
     header, row = curve.read_text().splitlines()
     assert header == "sparsity,coarseness,rate,bytes,validation_error,validation_nll_nats"
     assert int(row.split(",")[3]) == told["file_bytes"]
@@ -193,7 +225,7 @@ def test_goals_without_fine_tuning(run: Run, tmp_path: Path) -> None:
     ],
 )
 def test_errors_are_one_line(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(cli.main, ["compress", str(run.path), "--out", str(tmp_path / "a.pcn"), *arguments])
+    result = CliRunner().invoke(main, ["compress", str(run.path), "--out", str(tmp_path / "a.pcn"), *arguments])
     assert result.exit_code == 1
     assert message in result.output
     assert len(result.output.strip().splitlines()) == 1

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_compress import budget
 from pyro_compress.bayes.fit import fit_posterior
-from pyro_compress.budget import GIB, check_memory, needed_bytes
-from pyro_compress.checkpoint import Keeper, Snapshot, read, write
-from pyro_compress.config import resolve
-from pyro_compress.guards import exploded, slower
 from pyro_compress.machine import available_bytes, prepare
-from pyro_compress.run import Keeping, fit_run
-from pyro_compress.training import Diverged, Epoch
+from pyro_compress.runs import budget
+from pyro_compress.runs.budget import GIB, check_memory, needed_bytes
+from pyro_compress.runs.config import resolve
+from pyro_compress.runs.run import Keeping, fit_run
+from pyro_compress.training.checkpoint import Keeper, Snapshot, read, write
+from pyro_compress.training.guards import exploded, slower
+from pyro_compress.training.history import Diverged, Epoch
 from pyro_compress.types import Data, FitConfig, Splits
 
 

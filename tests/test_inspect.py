@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from pyro_compress import arviz_compat, cli
-from pyro_compress.console import table
-from pyro_compress.readings import k_hat
-from pyro_compress.run import load_run
+from pyro_compress.cli.console import table
+from pyro_compress.cli.main import main
+from pyro_compress.inspection import arviz_compat
+from pyro_compress.inspection.readings import k_hat
+from pyro_compress.runs.run import load_run
 
 SMALL = ["--net", "mlp", "--hidden", "20,10", "--epochs", "8", "--device", "cpu", "--threads", "1"]
 FEW = ["--draws", "50", "--rows", "60", "--threads", "1"]
 
 
 def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def ok(*arguments: str | Path) -> str:
@@ -118,7 +119,7 @@ def test_bad_input(runs: Path, tmp_path: Path) -> None:
 
 def test_readings_take_sides() -> None:
     """Low and high k-hat are told apart, and a subset is named."""
-    from pyro_compress.inspection import Sampled
+    from pyro_compress.inspection.summary import Sampled
     from pyro_compress.types import Scores
 
     scores = Scores(0.9, 0.3, 0.1, 0.1)

@@ -12,9 +12,9 @@ from pyro_compress.bayes.guides import MeanField, starts_of
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize
 from pyro_compress.bayes.model import classifier
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.config import resolve
-from pyro_compress.graph import Network, batch_statistics
 from pyro_compress.metrics import evaluate
+from pyro_compress.networks.graph import Network, batch_statistics
+from pyro_compress.runs.config import resolve
 from pyro_compress.types import Data, FitConfig, Splits
 
 HORSESHOE, GAUSSIAN = PRIORS["horseshoe"], PRIORS["gaussian"]

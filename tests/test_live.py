@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyro_compress.checkpoint import Interrupted
-from pyro_compress.run import Keeping, fit_run
-from pyro_compress.training import Epoch
+from pyro_compress.runs.run import Keeping, fit_run
+from pyro_compress.training.checkpoint import Interrupted
+from pyro_compress.training.history import Epoch
 from pyro_compress.types import FitConfig
 
 CONFIG = FitConfig(

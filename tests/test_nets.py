@@ -5,11 +5,11 @@ import torch
 import torchvision
 from torch import nn
 
-from pyro_compress.attention import Attention, split_attention
 from pyro_compress.bayes.layers import bayes_layers, bayesianize
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.graph import WEIGHTED, Network, batch_statistics, capture
-from pyro_compress.nets import build_net
+from pyro_compress.networks.attention import Attention, split_attention
+from pyro_compress.networks.graph import WEIGHTED, Network, batch_statistics, capture
+from pyro_compress.networks.nets import build_net
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("resnet-18", "resnet18"), ("resnet-50", "resnet50")])

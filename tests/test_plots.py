@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 
-from pyro_compress import plots
+from pyro_compress.inspection import plots
 
 HISTORY = [
     {"epoch": 1, "phase": "point", "negative_elbo_nats": None, "kl_nats": None, "validation_accuracy": 0.8},

@@ -11,17 +11,17 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import nn
 
-from pyro_compress import cli
-from pyro_compress.baselines import point_posterior
+from pyro_compress.cli.main import main
 from pyro_compress.compression import file
 from pyro_compress.compression.search import compress
-from pyro_compress.data import load_splits
-from pyro_compress.graph import batch_statistics, capture
-from pyro_compress.laplace import laplace
-from pyro_compress.nets import build_net
-from pyro_compress.run import load_run
+from pyro_compress.data.splits import load_splits
+from pyro_compress.networks.graph import batch_statistics, capture
+from pyro_compress.networks.nets import build_net
+from pyro_compress.networks.weights import put_weights, read_weights
+from pyro_compress.runs.run import load_run
+from pyro_compress.training.baselines import point_posterior
+from pyro_compress.training.laplace import laplace
 from pyro_compress.types import Data, Splits
-from pyro_compress.weights import put_weights, read_weights
 
 NET = ("--net", "lenet-300-100", "--data", "digits", "--device", "cpu")
 
@@ -44,7 +44,7 @@ def weights(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     return result.exit_code, result.stdout if result.exit_code == 0 else " ".join(result.stderr.split())
 
 

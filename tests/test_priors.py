@@ -16,7 +16,7 @@ from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.guides import MeanField, starts_of
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize
 from pyro_compress.bayes.priors import HORSESHOE_SITES, PRIORS
-from pyro_compress.config import resolve
+from pyro_compress.runs.config import resolve
 from pyro_compress.types import Data, FitConfig, LayerShape, Splits
 
 CASES = [(name, grouping) for name, prior in PRIORS.items() for grouping in prior.groupings]

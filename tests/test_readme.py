@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pyro_compress import cli
+from pyro_compress.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,10 +45,10 @@ def test_commands_and_flags_exist(command: str) -> None:
         assert script.is_file()
         assert all(flag in script.read_text() for flag in flags)
         return
-    known = cli.main.commands[words[0]] if not words[0].startswith("-") else cli.main
+    known = main.commands[words[0]] if not words[0].startswith("-") else main
     options = {option for parameter in known.params for option in parameter.opts} | {"--help"}
     assert flags <= options
-    assert CliRunner().invoke(cli.main, [words[0], "--help"]).exit_code == 0
+    assert CliRunner().invoke(main, [words[0], "--help"]).exit_code == 0
 
 
 # the session of docs/diagnostics.md has a test of its own

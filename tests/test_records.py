@@ -8,7 +8,7 @@ import pytest
 
 from pyro_compress.compression import file
 from pyro_compress.compression.search import to_module
-from pyro_compress.data import load_splits
+from pyro_compress.data.splits import load_splits
 from pyro_compress.metrics import evaluate
 from pyro_compress.types import Splits
 

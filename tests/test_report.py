@@ -15,13 +15,14 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pyro_compress import cli, ranking, tables
-from pyro_compress.compare import read_results
+from pyro_compress.cli.main import main
 from pyro_compress.compression.prune import kept
-from pyro_compress.gallery import pixel_importance
-from pyro_compress.plots import pruning_animation
-from pyro_compress.run import load_run
-from pyro_compress.snapshots import read_snapshots
+from pyro_compress.inspection.gallery import pixel_importance
+from pyro_compress.inspection.plots import pruning_animation
+from pyro_compress.runs.run import load_run
+from pyro_compress.studies import ranking, tables
+from pyro_compress.studies.compare import read_results
+from pyro_compress.training.snapshots import read_snapshots
 
 SMALL = ["--hidden", "20,10", "--epochs", "6", "--device", "cpu", "--threads", "1"]
 STUDY = """
@@ -49,7 +50,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 def ok(*arguments: str | Path) -> str:
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -123,7 +124,7 @@ def test_the_page_of_a_comparison_says_what_its_rows_say(folder: Path) -> None:
     for line in ranking.lines(ranking.read_ranking(folder / "results")):
         assert all(cell in words for cell in line)
     refused = CliRunner().invoke(
-        cli.main, ["report", str(folder / "results"), "--network", str(folder / "run/network.pcn"), "--force"]
+        main, ["report", str(folder / "results"), "--network", str(folder / "run/network.pcn"), "--force"]
     )
     assert refused.exit_code == 1
     assert "--network goes with a run" in refused.stderr
@@ -147,7 +148,7 @@ def test_ranking(folder: Path) -> None:
 
 def test_no_page_without_force(folder: Path, tmp_path: Path) -> None:
     for out, message in ((folder / "page.html", "exists"), (tmp_path / "x/page.html", "is no folder")):
-        result = CliRunner().invoke(cli.main, ["report", str(folder / "run"), "-o", str(out)])
+        result = CliRunner().invoke(main, ["report", str(folder / "run"), "-o", str(out)])
         assert result.exit_code == 1
         assert message in result.stderr
 
@@ -197,7 +198,7 @@ def test_snapshots_become_an_animation(tmp_path: Path) -> None:
     ok("report", tmp_path / "run", "--draws", "50", "--threads", "1")
     assert "data:image/gif;base64" in (tmp_path / "run/report.html").read_text()
     options = [*SMALL, "--prior", "none", "--snapshots", "--out", str(tmp_path / "x")]
-    refused = CliRunner().invoke(cli.main, ["fit", *options])
+    refused = CliRunner().invoke(main, ["fit", *options])
     assert refused.exit_code == 1
     assert "there is none" in refused.stderr
     with pytest.raises(ValueError, match="no snapshots"):

@@ -8,16 +8,16 @@ import torch
 from click.testing import CliRunner
 
 import pyro_compress as pc
-from pyro_compress import cli
+from pyro_compress.cli.main import main
 from pyro_compress.compression import file
 from pyro_compress.compression.fixed_point import fixed_point, significant_bits
 from pyro_compress.compression.precision import bits_step
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.rounding import LEAST_STD, Grid, cheapest, rounded_weights
 from pyro_compress.compression.search import to_module
-from pyro_compress.graph import Network
 from pyro_compress.metrics import evaluate
-from pyro_compress.run import Run, fit_run
+from pyro_compress.networks.graph import Network
+from pyro_compress.runs.run import Run, fit_run
 from pyro_compress.types import FitConfig, LayerPosterior, Quantized, Splits
 
 
@@ -136,7 +136,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED)
 def test_refused(arguments: tuple[str, ...], message: str, run: Run, tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli.main, ["compress", str(run.path), "--out", str(tmp_path / "a.pcn"), *arguments])
+    result = CliRunner().invoke(main, ["compress", str(run.path), "--out", str(tmp_path / "a.pcn"), *arguments])
     assert result.exit_code == 1
     assert message in result.output
 
@@ -156,7 +156,7 @@ def test_prices_on_the_command_line(run: Run, tmp_path: Path) -> None:
         str(tmp_path / "curve.csv"),
     ]
     out = tmp_path / "a.pcn"
-    result = CliRunner().invoke(cli.main, ["compress", str(run.path), "--out", str(out), *arguments])
+    result = CliRunner().invoke(main, ["compress", str(run.path), "--out", str(out), *arguments])
     assert result.exit_code == 0, result.output
     assert "bits a weight by the posterior's variances" in result.output
     prices = {line.split(",")[2] for line in (tmp_path / "curve.csv").read_text().splitlines()[1:]}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pyro_compress import study_plots
-from pyro_compress.tables import Row
+from pyro_compress.studies import figures as study_plots
+from pyro_compress.studies.tables import Row
 
 
 def row(method: str, seed: int, sparsity: float, accuracy: float) -> Row:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pyro_compress.compare import csv_text
-from pyro_compress.tables import STUDENT_T, Row, exceeds_noise, markdown, plain, read_csv, winner
+from pyro_compress.studies.compare import csv_text
+from pyro_compress.studies.tables import STUDENT_T, Row, exceeds_noise, markdown, plain, read_csv, winner
 
 
 def row(method: str, seed: int, accuracy: float, sparsity: float = 0.9, variant: str = "") -> Row:

@@ -12,7 +12,6 @@ from click.testing import CliRunner
 from torch import nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
 
-from pyro_compress.baselines import fit_baseline
 from pyro_compress.bayes.capture import capture_graph, set_scalars
 from pyro_compress.bayes.elbo import build_objective
 from pyro_compress.bayes.extract import extract
@@ -23,14 +22,15 @@ from pyro_compress.bayes.model import LIKELIHOODS, Likelihood, Model
 from pyro_compress.bayes.noise import lift_noise
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, tuned_parameters
-from pyro_compress.cli import main
+from pyro_compress.cli.main import main
 from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.search import compress
 from pyro_compress.compression.tuned import compress_finetuned
-from pyro_compress.config import resolve
+from pyro_compress.data.npz import LABELS
+from pyro_compress.data.tasks import TASKS
 from pyro_compress.metrics import SCORES, evaluate, regression_scores
-from pyro_compress.npz import LABELS
-from pyro_compress.tasks import TASKS
+from pyro_compress.runs.config import resolve
+from pyro_compress.training.baselines import fit_baseline
 from pyro_compress.types import Data, FitConfig, Quantity, Splits
 
 
@@ -114,7 +114,7 @@ def test_the_learned_noise_is_that_of_the_data(posterior) -> None:
     splits = generated()
     learned = posterior.noise * splits.targets[0].std
     assert learned == pytest.approx(NOISE, rel=0.1)
-    from pyro_compress.graph import Network
+    from pyro_compress.networks.graph import Network
 
     scores = evaluate(Network(posterior.graph, posterior.tensors).eval(), splits, "test", noise=posterior.noise)
     exact = 0.5 * math.log(2 * math.pi * math.e * NOISE**2)  # of the generating density, ± 0.037 on 375 rows
@@ -124,7 +124,7 @@ def test_the_learned_noise_is_that_of_the_data(posterior) -> None:
 def test_compression_of_a_regression_keeps_its_rmse(posterior) -> None:
     splits = generated()
     from pyro_compress.compression.search import to_module
-    from pyro_compress.graph import Network
+    from pyro_compress.networks.graph import Network
 
     before = evaluate(Network(posterior.graph, posterior.tensors).eval(), splits, "validation", noise=posterior.noise)
     network, removed = compress(posterior, splits, tolerance=0.05)

@@ -18,12 +18,12 @@ import torch
 from click.testing import CliRunner, Result
 from optuna._hypervolume import compute_hypervolume
 
-from pyro_compress import cli
+from pyro_compress.cli.main import main
 from pyro_compress.compression import file
 from pyro_compress.compression.prune import masks_at
 from pyro_compress.compression.search import to_module
 from pyro_compress.metrics import evaluate
-from pyro_compress.study import config_hash
+from pyro_compress.studies.plan import config_hash
 from pyro_compress.tuning.front import hypervolume, on_front
 from pyro_compress.tuning.plan import point_of, read_plan
 from pyro_compress.tuning.storage import SAMPLERS, open_storage, quietly
@@ -52,7 +52,7 @@ def written(folder: Path, head: str = HEAD, tail: str = ONE_FIT) -> Path:
 
 
 def invoke(command: str, *arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.main, [command, *map(str, arguments), "--device", "cpu", "--threads", "1"])
+    return CliRunner().invoke(main, [command, *map(str, arguments), "--device", "cpu", "--threads", "1"])
 
 
 def trials_of(out: Path, name: str = "small") -> list[optuna.trial.FrozenTrial]:

@@ -25,17 +25,17 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from pyro_compress import cli
 from pyro_compress.bayes.model import Likelihood
 from pyro_compress.bayes.stage import first_stage
-from pyro_compress.config import resolve
-from pyro_compress.data import load_splits
-from pyro_compress.graph import capture
+from pyro_compress.cli.main import main
+from pyro_compress.data.splits import load_splits
 from pyro_compress.machine import prepare
-from pyro_compress.run import Keeping, fit_run, initial_net, unfinished, unfinished_config
-from pyro_compress.training import Feed
+from pyro_compress.networks.graph import capture
+from pyro_compress.runs.config import resolve
+from pyro_compress.runs.run import Keeping, fit_run, initial_net, unfinished, unfinished_config
+from pyro_compress.runs.waist import posterior_bytes
+from pyro_compress.training.feed import Feed
 from pyro_compress.types import Data, FitConfig
-from pyro_compress.waist import posterior_bytes
 from pyro_compress.world import ALONE, World, joined
 
 Work = Callable[..., Any]
@@ -47,7 +47,7 @@ class Group:
 
     def __init__(self, size: int, work: Work, *arguments: Any):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "pyro_compress.bayes.fit", "pyro_compress.baselines"])
+        context.set_forkserver_preload([__name__, "pyro_compress.bayes.fit", "pyro_compress.training.baselines"])
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -135,7 +135,7 @@ def test_alone(values: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 def test_half_an_environment_is_refused(values: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"WORLD_SIZE": "2", **values}.items():
         monkeypatch.setenv(name, value)
-    result = CliRunner().invoke(cli.main, ["fit", "--out", "nowhere"])
+    result = CliRunner().invoke(main, ["fit", "--out", "nowhere"])
     assert result.exit_code == 1
     assert re.fullmatch(r"Error: RANK=.*: several processes are started by torchrun, .*\n", result.output)
 
@@ -143,7 +143,7 @@ def test_half_an_environment_is_refused(values: dict[str, str], monkeypatch: pyt
 def test_other_commands_are_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    result = CliRunner().invoke(cli.main, ["evaluate", str(tmp_path)])
+    result = CliRunner().invoke(main, ["evaluate", str(tmp_path)])
     assert result.exit_code == 1
     assert result.output == "Error: evaluate is one process: start it without torchrun, which is for fit\n"
 

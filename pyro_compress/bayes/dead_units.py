@@ -23,8 +23,8 @@ from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.stage import Stage, first_stage
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
-from pyro_compress.graph import graph_of, widths
-from pyro_compress.layered import Layered, momenta
+from pyro_compress.networks.graph import graph_of, widths
+from pyro_compress.networks.layered import Layered, momenta
 from pyro_compress.types import FitConfig, Removal
 
 LEAST_SHARE = 0.2

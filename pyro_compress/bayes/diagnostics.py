@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_compress.arviz_compat import Groups
 from pyro_compress.bayes.marginals import Marginals, TensorDraw, draw, draw_prior, drawn_network, kl_by_tensor
 from pyro_compress.compression.prune import CRITERIA
-from pyro_compress.graph import Network
-from pyro_compress.tasks import TASKS
+from pyro_compress.data.tasks import TASKS
+from pyro_compress.inspection.arviz_compat import Groups
+from pyro_compress.networks.graph import Network
 from pyro_compress.types import Data, LayerShape, Posterior
 
 ROW_SEED = 0

@@ -17,12 +17,13 @@ from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Fit, Likelihood
 from pyro_compress.bayes.stage import Stage, bayesian, first_stage
 from pyro_compress.bayes.step import Rule, Step, eager
-from pyro_compress.checkpoint import Keeper
-from pyro_compress.graph import batch_statistics, capture
-from pyro_compress.guards import diverged, exploded
 from pyro_compress.metrics import residual_noise
-from pyro_compress.progress import Progress
-from pyro_compress.training import LOOK_EVERY, SCHEDULES, Diverged, Epoch, OnEpoch, OnLayers, PointPlan
+from pyro_compress.networks.graph import batch_statistics, capture
+from pyro_compress.training.checkpoint import Keeper
+from pyro_compress.training.guards import diverged, exploded
+from pyro_compress.training.history import Diverged, Epoch, OnEpoch, OnLayers
+from pyro_compress.training.point import LOOK_EVERY, SCHEDULES, PointPlan
+from pyro_compress.training.progress import Progress
 from pyro_compress.types import FitConfig, Splits
 
 

@@ -21,7 +21,7 @@ from torch.distributions import kl_divergence
 from pyro_compress.bayes.guides import Guide
 from pyro_compress.bayes.layers import bayes_layers, multiplied
 from pyro_compress.bayes.priors import PRIORS, Prior
-from pyro_compress.graph import Network
+from pyro_compress.networks.graph import Network
 from pyro_compress.types import FitConfig, LayerShape, Posterior
 
 FAMILIES: dict[str, type[Distribution]] = {"Normal": Normal, "LogNormal": LogNormal}

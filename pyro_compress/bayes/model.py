@@ -11,7 +11,7 @@ from pyro.distributions import Categorical, Distribution, Normal
 from torch import Tensor, nn
 
 from pyro_compress.bayes.guides import Guide
-from pyro_compress.training import Epoch
+from pyro_compress.training.history import Epoch
 from pyro_compress.types import FitConfig, Graph, Removal
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_compress.bayes.model import Fit
-from pyro_compress.tasks import TASKS
+from pyro_compress.data.tasks import TASKS
 
 
 @torch.no_grad()

@@ -20,8 +20,9 @@ from pyro_compress.compression.layout import layouts
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
-from pyro_compress.graph import WEIGHTED, batch_statistics, run_graph
-from pyro_compress.tasks import TASKS
+from pyro_compress.data.augment import AUGMENTATIONS, check_images
+from pyro_compress.data.tasks import TASKS
+from pyro_compress.networks.graph import WEIGHTED, batch_statistics, run_graph
 from pyro_compress.types import Data, Graph, Masks, Posterior, Quantized
 
 
@@ -42,6 +43,7 @@ class FineTune:
         lr: Adam's learning rate; falls linearly to 0 in both stages.
         teacher_weight: share of the loss that is the teacher's.
         temperature: of the softmax under which teacher and network are compared.
+        augment: name in `AUGMENTATIONS`, or `none`: how training images are changed every time they are seen.
         seed: shuffles.
     """
 
@@ -56,16 +58,19 @@ class FineTune:
     lr: float = 3e-3
     teacher_weight: float = 0.7
     temperature: float = 2.0
+    augment: str = "none"
     seed: int = 0
 
 
 OnEpoch = Callable[[int, int, int], None]
 """(epoch, epochs, non-zero values)."""
+Teach = Callable[[Tensor], Tensor]
+"""Inputs -> a teacher's logits."""
 
 
 def finetune(
     posterior: Posterior, masks: Masks, train: Data, how: FineTune,
-    teacher: Tensor | None = None, on_epoch: OnEpoch = lambda epoch, epochs, kept: None,
+    teacher: Teach | None = None, on_epoch: OnEpoch = lambda epoch, epochs, kept: None,
 ) -> tuple[Graph, dict[str, Quantized | np.ndarray]]:  # fmt: skip
     """Fine-tune what the masks keep of the posterior mean, as integers.
 
@@ -74,7 +79,7 @@ def finetune(
         masks: weights to keep.
         train: training examples; nothing else is looked at.
         how: the recipe.
-        teacher: a teacher's logits on `train`, `(n, classes)`; None trains on the labels alone.
+        teacher: whose logits are matched; None trains on the labels alone.
         on_epoch: called after every epoch.
 
     Returns:
@@ -88,6 +93,7 @@ def finetune(
     work = _Work(posterior.graph, tensors | batch_statistics(posterior.graph, tensors, train.x), how)
     loss, noise = TASKS[posterior.task].loss, posterior.noise or 1.0
     work.loss = lambda outputs, y: loss(outputs, y, noise)
+    read = _reader(train, teacher, how, work.generator)
     total = how.masked_epochs + how.epochs
     for epoch in range(total):
         if epoch == how.masked_epochs:
@@ -98,13 +104,30 @@ def finetune(
         batches = order.split(how.batch_size)
         for index, rows in enumerate(batches):
             progress = (done + index / len(batches)) / stage
-            work.train(train.x[rows], train.y[rows], None if teacher is None else teacher[rows], progress, len(train))
+            work.train(*read(rows), progress, len(train))
         work.drop_dead_units()
         on_epoch(epoch + 1, total, work.kept())
     if not work.steps:
         work.choose_steps()
         work.drop_dead_units()
     return work.graph, work.packed()
+
+
+def _reader(
+    train: Data, teacher: Teach | None, how: FineTune, generator: torch.Generator
+) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]:
+    """Rows -> (inputs, targets, teacher's logits); a teacher sees what the network sees, changed images too."""
+    augment = AUGMENTATIONS.get(how.augment)
+    check_images(augment, train)
+    if augment is None:
+        logits = teacher(train.x) if teacher else None
+        return lambda rows: (train.x[rows], train.y[rows], None if logits is None else logits[rows])
+
+    def changed(rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        x = augment(train.x[rows], generator)
+        return x, train.y[rows], teacher(x) if teacher else None
+
+    return changed
 
 
 class _Work:

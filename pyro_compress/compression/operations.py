@@ -1,4 +1,4 @@
-"""The operations of a network in numpy: `RUN` has one function per operation of `pyro_compress.graph`.
+"""The operations of a network in numpy: `RUN` has one function per operation of `pyro_compress.networks.graph`.
 
 Each is `(inputs..., parameters, attributes) -> value`, where the first dimension of every value is the batch. This file
 imports numpy and nothing else, because the folder export ships it as it stands.

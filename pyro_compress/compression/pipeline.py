@@ -15,9 +15,9 @@ from pyro_compress.compression.fixed_point import fixed_point
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.tuned import compress_finetuned
-from pyro_compress.graph import Network, widths
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate, logits_of
+from pyro_compress.networks.graph import Network, widths
 from pyro_compress.types import Compressed, Posterior, Quality, Splits
 
 CHECKED = 2000
@@ -48,6 +48,7 @@ class Report:
         finetune_epochs: epochs of fine-tuning; 0 where the posterior, threshold and rounding did it alone.
         finetune_rate: price of a bit in it.
         teacher: network that was distilled into this one; empty for none.
+        finetune_augment: how training images were changed in fine-tuning; empty for not at all.
     """
 
     criterion: str
@@ -69,6 +70,7 @@ class Report:
     finetune_epochs: int = 0
     finetune_rate: float = 0.0
     teacher: str = ""
+    finetune_augment: str = ""
 
     @property
     def ratio(self) -> float:
@@ -180,4 +182,5 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
         finetune_epochs=network.meta.get("finetune_epochs", 0),
         finetune_rate=network.meta.get("rate", 0.0),
         teacher=network.meta.get("teacher", ""),
+        finetune_augment=network.meta.get("finetune_augment", ""),
     )

@@ -29,9 +29,9 @@ from pyro_compress.compression.target import (
     default_nll_tolerance,
     target_of,
 )
-from pyro_compress.data import told
-from pyro_compress.graph import WEIGHTED, Network, batch_statistics
+from pyro_compress.data.splits import told
 from pyro_compress.metrics import evaluate
+from pyro_compress.networks.graph import WEIGHTED, Network, batch_statistics
 from pyro_compress.types import Compressed, Masks, Posterior, Quality, Quantized, Splits
 
 COARSENESS = tuple(2.0 ** (-k / 2) for k in range(9))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_compress.graph import WEIGHTED, run_node
+from pyro_compress.networks.graph import WEIGHTED, run_node
 from pyro_compress.types import Graph, Node
 
 POINTWISE = ("relu", "tanh", "sigmoid", "silu", "hardswish", "hardsigmoid", "gelu", "scale", "clip")

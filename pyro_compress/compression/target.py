@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyro_compress.graph import Network
 from pyro_compress.metrics import evaluate
+from pyro_compress.networks.graph import Network
 from pyro_compress.types import Posterior, Quality, Splits
 
 NLL_PER_ACCURACY = 2.0

@@ -7,18 +7,20 @@ whose scores reach the target, or, with a bound on the bytes, for the lowest who
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_compress.compression import file
-from pyro_compress.compression.finetune import FineTune, OnEpoch, finetune
+from pyro_compress.compression.finetune import FineTune, OnEpoch, Teach, finetune
 from pyro_compress.compression.search import origin_of, prune, to_module
 from pyro_compress.compression.target import OnCandidate, Target, Trial, target_of
-from pyro_compress.graph import Network
 from pyro_compress.metrics import evaluate, logits_of
+from pyro_compress.networks.graph import Network
 from pyro_compress.types import Compressed, Posterior, Splits
 
 RATES = tuple(2.0 ** (k / 2) for k in range(-4, 9))
@@ -27,10 +29,22 @@ RATES = tuple(2.0 ** (k / 2) for k in range(-4, 9))
 
 @dataclass(frozen=True)
 class Teacher:
-    """Whose logits are matched, and the name under which the file tells of it."""
+    """Whose class probabilities are matched: one network's, or the mean of several.
 
-    posterior: Posterior
+    Attributes:
+        posteriors: their waists.
+        name: under which the file tells of it.
+    """
+
+    posteriors: tuple[Posterior, ...]
     name: str
+
+    @classmethod
+    def of(cls, networks: Sequence[tuple[Posterior, str]]) -> Teacher:
+        """From posteriors and the names of their networks."""
+        counts = Counter(name for _, name in networks)
+        names = ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.items())
+        return cls(tuple(posterior for posterior, _ in networks), names)
 
 
 def compress_finetuned(
@@ -60,14 +74,15 @@ def compress_finetuned(
     criterion, sparsity = options.pop("criterion", None), options.pop("sparsity", None)
     target = target_of(options.pop("reference", None) or posterior, splits, **options)
     masks, removed = prune(posterior, splits, criterion, sparsity, target, options.get("device", "cpu"))
-    logits = None if teacher is None else teacher_logits(teacher, splits)
+    teach = None if teacher is None else logits_by(teacher, splits)
     told = origin_of(posterior, splits, criterion or posterior.criterion)
     told |= {"finetune_epochs": how.masked_epochs + how.epochs}
     told |= {} if teacher is None else {"teacher": teacher.name}
+    told |= {} if how.augment == "none" else {"finetune_augment": how.augment}
 
     def tune(rate: float) -> tuple[Compressed, Trial, bool]:
         recipe = replace(how, rate=rate)
-        graph, tensors = finetune(posterior, masks, splits.train, recipe, logits, on_epoch)
+        graph, tensors = finetune(posterior, masks, splits.train, recipe, teach, on_epoch)
         network = Compressed(graph, tensors, told | {"rate": rate})
         trial, reached = measured(network, splits, target, removed, rate)
         on_candidate(trial)
@@ -84,18 +99,26 @@ def measured(network: Compressed, splits: Splits, target: Target, removed: float
     return Trial(removed, 0.0, rate, size, scored.error, scored.nll_nats), target.reached(scored)
 
 
-def teacher_logits(teacher: Teacher, splits: Splits) -> Tensor:
-    """A teacher's logits on the training split.
+def logits_by(teacher: Teacher, splits: Splits) -> Teach:
+    """Inputs -> a teacher's logits; of several networks the logarithm of their mean probability.
 
     Raises:
         ValueError: the teacher takes other inputs.
     """
     if splits.task != "classification":
         raise ValueError("a teacher is matched in its class probabilities; regression is fine-tuned without --teacher")
-    graph = teacher.posterior.graph
-    if graph.input_shape != splits.input_shape:
-        raise ValueError(f"the teacher takes inputs of shape {graph.input_shape}, these data have {splits.input_shape}")
-    return logits_of(Network(graph, teacher.posterior.tensors).eval(), splits.train.x)
+    for graph in (posterior.graph for posterior in teacher.posteriors):
+        if graph.input_shape != splits.input_shape:
+            raise ValueError(
+                f"the teacher takes inputs of shape {graph.input_shape}, these data have {splits.input_shape}"
+            )
+    networks = [Network(posterior.graph, posterior.tensors).eval() for posterior in teacher.posteriors]
+
+    def logits(x: Tensor) -> Tensor:
+        found = [logits_of(network, x) for network in networks]
+        return found[0] if len(found) == 1 else torch.stack([each.log_softmax(1) for each in found]).logsumexp(0)
+
+    return logits
 
 
 def _search(tune: Callable[[float], tuple[Compressed, Trial, bool]], by_size: bool) -> Compressed:

@@ -21,9 +21,9 @@ from pyro_compress.deploy.card import card
 from pyro_compress.deploy.engines import ENGINES, Call
 from pyro_compress.deploy.measured import Bench, Cell, Row
 from pyro_compress.deploy.memory import peak_memory
-from pyro_compress.graph import WEIGHTED, widths
 from pyro_compress.machine import prepare
-from pyro_compress.run import load_run
+from pyro_compress.networks.graph import WEIGHTED, widths
+from pyro_compress.runs.run import load_run
 from pyro_compress.types import Compressed, Posterior, Scores
 
 CHUNK_NS = 2_000_000

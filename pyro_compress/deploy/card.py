@@ -6,8 +6,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from pyro_compress.data import preprocessing_of
-from pyro_compress.graph import widths
+from pyro_compress.data.splits import preprocessing_of
+from pyro_compress.networks.graph import widths
 from pyro_compress.types import Compressed, Preprocessing, Quality, count
 
 INPUT_NAMES = {"uint8": "raw", "scaled": "scaled", "as is": "input"}

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from pyro_compress.compression import file
 from pyro_compress.compression.search import to_module
-from pyro_compress.data import load_splits, reading_of
+from pyro_compress.data.splits import load_splits, reading_of
+from pyro_compress.data.tasks import TASKS
 from pyro_compress.deploy import arrays, onnx_files, torch_files
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.metrics import evaluate
-from pyro_compress.run import load_run
-from pyro_compress.tasks import TASKS
+from pyro_compress.runs.run import load_run
 from pyro_compress.types import Compressed, Quality, Splits
 
 AGREEMENT = 1e-5

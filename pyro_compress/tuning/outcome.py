@@ -31,7 +31,7 @@ from pyro_compress.compression.file import write_atomically
 from pyro_compress.compression.search import to_module
 from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
-from pyro_compress.study import identity
+from pyro_compress.studies.plan import identity
 from pyro_compress.tuning.plan import Plan, Point, point_of
 from pyro_compress.tuning.published import PUBLISHED
 from pyro_compress.tuning.storage import open_storage, open_study, quietly
@@ -214,7 +214,7 @@ def _write(work: Work, outcome: Outcome, points: list[tuple[float, float]]) -> N
     if outcome.best is not None:
         write_atomically(out / "best.toml", configuration(outcome.best).encode())
     if importlib.util.find_spec("matplotlib") is not None:
-        from pyro_compress.study_plots import error_against_bytes, new_figure, save
+        from pyro_compress.studies.figures import error_against_bytes, new_figure, save
 
         figure, (ax,) = new_figure()
         references = work.plan.references + PUBLISHED.get((work.plan.fit.data, work.plan.fit.net), ())

@@ -37,9 +37,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pyro_compress.config import resolve
-from pyro_compress.data import load_splits
-from pyro_compress.study import WHERE_AND_HOW_FAST, config_hash, identity
+from pyro_compress.data.splits import load_splits
+from pyro_compress.runs.config import resolve
+from pyro_compress.studies.plan import WHERE_AND_HOW_FAST, config_hash, identity
 from pyro_compress.tuning.published import Reference
 from pyro_compress.tuning.space import (
     BEFORE,

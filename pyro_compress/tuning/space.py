@@ -17,8 +17,8 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatch
 from typing import Any
 
-from pyro_compress.graph import WEIGHTED, capture
-from pyro_compress.run import initial_net
+from pyro_compress.networks.graph import WEIGHTED, capture
+from pyro_compress.runs.run import initial_net
 from pyro_compress.types import FitConfig, Splits
 
 KEPT = "kept"

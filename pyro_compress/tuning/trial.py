@@ -19,7 +19,7 @@ from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.tuned import compress_finetuned
 from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
-from pyro_compress.run import Keeping, Run, fit_run, load_run
+from pyro_compress.runs.run import Keeping, Run, fit_run, load_run
 from pyro_compress.tuning.plan import Point
 from pyro_compress.types import Compressed, Posterior, Splits
 

@@ -1,0 +1,272 @@
+"""compress: run folder, or trained weights and data -> .pcn file."""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from pyro_compress.cli.console import epoch_printer, report_text, trial_printer, tune_printer
+from pyro_compress.cli.options import (
+    Widths,
+    data_options,
+    device_options,
+    names_in,
+    network_options,
+    one_line_errors,
+)
+
+if TYPE_CHECKING:
+    from pyro_compress.types import Posterior, Splits
+
+AUGMENTATIONS = names_in("data/augment.py", "AUGMENTATIONS")
+CRITERIA = names_in("compression/prune.py", "CRITERIA")
+RECIPE = {
+    "masked_epochs": "masked_epochs", "step": "step", "noise": "noise", "finetune_lr": "lr",
+    "finetune_augment": "augment", "teacher_weight": "teacher_weight", "temperature": "temperature",
+}  # fmt: skip
+"""Option -> field of `FineTune`; what is not given is the recipe's own."""
+
+
+class Shares(click.ParamType):
+    """A share, or one per layer as `layer=share,...` or a TOML table."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | dict[str, float]:
+        """`"0.9"` -> `0.9`; `"fc1.weight=0.9,fc2.weight=0.5"` -> a dict."""
+        try:
+            if isinstance(value, str) and "=" in value:
+                value = dict(part.split("=") for part in value.split(","))
+            return {str(n): float(s) for n, s in value.items()} if isinstance(value, dict) else float(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r}: give a share like 0.9, or layer=share,layer=share", param, ctx)
+
+
+def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Make the `[compress]` table of a TOML file the defaults; what stands on the command line wins."""
+    if path is None:
+        return
+    with one_line_errors():
+        try:
+            table = tomllib.loads(path.read_text()).get("compress")
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no valid TOML: {error}") from error
+        if not isinstance(table, dict):
+            raise ValueError(f"{path} has no [compress] table; tune writes one, or leave --config out")
+        options = {key.replace("-", "_"): value for key, value in table.items()}
+        allowed = {str(p.name) for p in ctx.command.params} - {"run", "config", "out", "force", "as_json"}
+        if unknown := sorted(set(options) - allowed):
+            raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
+    ctx.default_map = options
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
+@network_options
+@click.option(
+    "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), callback=load_config, is_eager=True,
+    expose_value=False, help="TOML file with these options in a [compress] table, as tune writes it.",
+)  # fmt: skip
+@click.option(
+    "--criterion",
+    type=click.Choice(CRITERIA),
+    default=None,
+    help="Pruning score; the default fits the prior.",
+)
+@click.option(
+    "--sparsity", type=Shares(), default=None,
+    help="Share of the weights to remove, instead of a search; layer=share,... for one per layer.",
+)  # fmt: skip
+@click.option(
+    "--coarseness", type=click.FloatRange(0, min_open=True), default=None,
+    help="Step of the weights, relative to each layer's own scale; goes with --sparsity. Default: found on validation.",
+)  # fmt: skip
+@click.option(
+    "--tolerance",
+    type=float,
+    default=0.005,
+    help="Validation accuracy that may be lost (0.005: half a point); regression: share by which the RMSE may grow.",
+)
+@click.option(
+    "--nll-tolerance",
+    type=float,
+    default=None,
+    metavar="NATS",
+    help="Validation NLL that may be lost; default twice --tolerance, less below 3,000 examples.",
+)
+@click.option(
+    "--target-error", type=click.FloatRange(0, 1), default=None, metavar="SHARE",
+    help="Validation error that may be reached (0.02: two points; regression: RMSE / spread), instead of a tolerance.",
+)  # fmt: skip
+@click.option(
+    "--max-bytes", type=click.IntRange(1), default=None,
+    help="Largest file; the best that fits, instead of a tolerance.",
+)  # fmt: skip
+@click.option(
+    "--bits", type=Widths(), default=None,
+    help="Bits per weight, sign included, one number or one per layer, instead of a search for the steps.",
+)  # fmt: skip
+@click.option(
+    "--bit-price", type=click.FloatRange(0), multiple=True, metavar="PRICE",
+    help="Round for a price per bit, by the posterior's spread; 0: to the nearest. Repeatable: the best is taken.",
+)  # fmt: skip
+@click.option(
+    "--finetune", type=click.IntRange(1), default=None, metavar="EPOCHS",
+    help="Train what is left on as integers, under the price of their bits.",
+)  # fmt: skip
+@click.option(
+    "--rate", type=click.FloatRange(0), default=None,
+    help="Price of a bit in fine-tuning; 1 is the description length. Default: searched for on validation.",
+)  # fmt: skip
+@click.option(
+    "--teacher", type=click.Path(path_type=Path, exists=True, file_okay=False), multiple=True, metavar="RUN",
+    help="Run whose network is distilled into this one while fine-tuning. Repeatable: their mean probabilities are.",
+)  # fmt: skip
+@click.option(
+    "--teacher-weight", type=click.FloatRange(0, 1), default=None, help="Share of the loss that is the teacher's."
+)
+@click.option(
+    "--temperature", type=click.FloatRange(0, min_open=True), default=None,
+    help="Of the softmax under which teacher and network are compared.",
+)  # fmt: skip
+@click.option(
+    "--finetune-augment", type=click.Choice(["none", *AUGMENTATIONS]), default=None,
+    help="Training images, changed every time they are seen in fine-tuning; a teacher sees what the network sees.",
+)  # fmt: skip
+@click.option(
+    "--masked-epochs", type=click.IntRange(0), default=None,
+    help="Epochs of --finetune before rounding, on the masked weights.",
+)  # fmt: skip
+@click.option(
+    "--step", type=click.FloatRange(0, min_open=True), default=None,
+    help="Step of the weights in fine-tuning, relative to each layer's own scale.",
+)  # fmt: skip
+@click.option("--noise", type=click.FloatRange(0), default=None, help="Noise on the weights in fine-tuning, in steps.")
+@click.option(
+    "--finetune-lr", type=click.FloatRange(0, min_open=True), default=None, help="Adam's rate in fine-tuning."
+)
+@click.option(
+    "--curve", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="CSV",
+    help="Write size against error of every candidate (and a .png beside it, with matplotlib).",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="The .pcn file; default RUN/network.pcn or NET.pcn."
+)
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object and nothing else.")
+@data_options
+@device_options
+def compress(
+    run: Path | None, out: Path | None, force: bool, as_json: bool, data_dir: str, curve: Path | None, **options: Any
+) -> None:
+    """Prune, round and shrink a network into one .pcn file, read back and re-evaluated.
+
+    The network is that of a run folder, or with --net, --init and --data one that was trained elsewhere: then a
+    posterior is fitted around its weights first, and its own accuracy is what the report counts against.
+    """
+    with one_line_errors():
+        from pyro_compress.compression.curve import write_curve
+        from pyro_compress.compression.pipeline import compress_run
+        from pyro_compress.compression.target import Trial
+
+        named = {name: options.pop(name) for name in NETWORK}
+        out = out or (run / "network.pcn" if run else Path(f"{(named['net'] or '').replace(':', '.')}.pcn"))
+        if out.exists() and not force:
+            raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
+        trials, started = list[Trial](), time.perf_counter()
+        source = _of_run(run, data_dir, named) if run else _of_weights(data_dir, named, options, as_json)
+        with search_options(options, as_json) as chosen:
+            report = compress_run(
+                source.posterior, source.splits, out, on_candidate=trials.append, reference=source.reference, **chosen
+            )
+        drawn = write_curve(curve, trials) if curve else []
+        seconds = {"posterior_seconds": source.seconds, "seconds": time.perf_counter() - started}
+    told = report.as_dict() | {"file": str(out)} | ({} if run else seconds)
+    click.echo(json.dumps(told) if as_json else report_text(report, out))
+    if not run and not as_json:
+        minutes = [seconds[name] / 60 for name in ("posterior_seconds", "seconds")]
+        click.echo(
+            f"before: the weights of {named['init']}; {minutes[0]:.1f} of {minutes[1]:.1f} minutes their posterior"
+        )
+    if drawn and not as_json:
+        click.echo(f"{len(trials)} candidates: {', '.join(map(str, drawn))}")
+
+
+NETWORK = ("net", "init", "data", "validation", "how", "epochs", "lr", "seed", "folder")
+"""Parameters of `network_options`."""
+
+
+class Source(NamedTuple):
+    """What is compressed: a posterior, its data, what counts as before (None: its mean), seconds it took."""
+
+    posterior: Posterior
+    splits: Splits
+    reference: Posterior | None = None
+    seconds: float = 0.0
+
+
+def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
+    from pyro_compress.runs.run import load_run
+
+    given = [name for name in NETWORK if named[name] not in (None, "laplace", 0)]
+    if given:
+        raise ValueError(f"{given[0].replace('how', 'posterior')} goes with --net, without the run folder {run}")
+    loaded = load_run(run)
+    return Source(loaded.posterior, loaded.splits(data_dir))
+
+
+def _of_weights(data_dir: str, named: dict[str, Any], options: dict[str, Any], quiet: bool) -> Source:
+    from pyro_compress.runs.post_training import load_trained, posterior_around
+    from pyro_compress.types import FitConfig
+
+    if missing := [f"--{name}" for name in ("net", "init", "data") if not named[name]]:
+        raise ValueError(f"give a RUN folder, or --net, --init and --data; missing: {', '.join(missing)}")
+    folder, how = named.pop("folder"), named["how"]
+    if how == "laplace" and (given := [name for name in ("epochs", "lr") if named[name] is not None]):
+        raise ValueError(f"--{given[0]} goes with --posterior svi; a Laplace approximation trains nothing")
+    config = FitConfig(
+        prior="log-uniform", data_dir=data_dir, device=options["device"], threads=options["threads"],
+        **{name: value for name, value in named.items() if name != "how"},
+    )  # fmt: skip
+    trained = load_trained(config, folder)
+    with epoch_printer() if not quiet else nullcontext(lambda epoch: None) as on_epoch:
+        around = posterior_around(trained, how, on_epoch)
+    return Source(around.posterior, trained.splits, trained.network, around.seconds)
+
+
+@contextmanager
+def search_options(options: dict[str, Any], quiet: bool) -> Iterator[dict[str, Any]]:
+    """Options of `compress_run` from those of the command line, with the progress display that fits."""
+    given = ("sparsity", "target_error", "max_bytes")
+    if len(several := [name for name in given if options[name] is not None]) > 1:
+        raise ValueError(f"{' and '.join(several)} exclude each other: give one of them")
+    epochs, rate, teachers = (options.pop(name) for name in ("finetune", "rate", "teacher"))
+    recipe = {field: value for name, field in RECIPE.items() if (value := options.pop(name)) is not None}
+    bits, prices = (options.pop(name) for name in ("bits", "bit_price"))
+    if epochs is None:
+        if rate is not None or teachers or recipe:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in RECIPE)
+            raise ValueError(f"--rate, --teacher, {names} go with --finetune EPOCHS")
+        with trial_printer(quiet) as on_trial:
+            yield options | {"on_trial": on_trial, "bits": bits or (), "prices": prices or (0.0,)}
+        return
+    if options.pop("coarseness") is not None:
+        raise ValueError("--coarseness goes without --finetune; fine-tuning has --step")
+    if bits or prices:
+        raise ValueError("--bits and --bit-price go without --finetune, which chooses every integer itself")
+    from pyro_compress.compression.finetune import FineTune
+    from pyro_compress.compression.tuned import Teacher
+    from pyro_compress.runs.run import load_run
+
+    taught_by = [load_run(path) for path in teachers]
+    teacher = Teacher.of([(run.posterior, run.config.net) for run in taught_by]) if teachers else None
+    how = FineTune(epochs=epochs, **recipe)
+    with tune_printer(quiet) as on_epoch:
+        yield options | {"how": how, "rate": rate, "teacher": teacher, "on_epoch": on_epoch}

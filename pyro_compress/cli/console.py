@@ -1,0 +1,306 @@
+"""What the command line prints: progress on standard error, results for people."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from pyro_compress.compression.pipeline import Report
+    from pyro_compress.deploy.export import Exported
+    from pyro_compress.deploy.measured import Bench
+    from pyro_compress.inspection.summary import Agreement, Inspection, LayerSummary
+    from pyro_compress.studies.compare import Outcome
+    from pyro_compress.training.history import Epoch
+    from pyro_compress.tuning.outcome import Outcome as Searched
+    from pyro_compress.types import Quality
+
+
+@contextmanager
+def epoch_printer() -> Iterator[Callable[[Epoch], None]]:
+    """A progress bar on a terminal, one line per epoch elsewhere; both on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    if not sys.stderr.isatty():
+        yield lambda epoch: click.echo(epoch_line(epoch), err=True)
+        return
+    columns = (BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("fitting", total=None)
+        yield lambda epoch: progress.update(
+            task, total=epoch.epochs, completed=epoch.epoch, description=bar_text(epoch)
+        )
+
+
+def bar_text(epoch: Epoch) -> str:
+    """What stands beside the progress bar: short enough for 80 columns."""
+    kl = "" if epoch.kl_nats is None else f", KL {epoch.kl_nats:,.0f}"
+    return f"{epoch.phase}, validation {_validation(epoch)}{kl}"
+
+
+def _validation(epoch: Epoch) -> str:
+    if epoch.validation_accuracy is None:
+        return f"RMSE {epoch.validation_rmse:.5g}"
+    return f"{100 * epoch.validation_accuracy:.2f} %"
+
+
+def epoch_line(epoch: Epoch) -> str:
+    """One epoch in words."""
+    parts = [f"epoch {epoch.epoch:3d} {epoch.phase:5s}"]
+    if epoch.negative_elbo_nats is not None:
+        parts.append(f"-ELBO {epoch.negative_elbo_nats:,.0f} nats (KL {epoch.kl_nats:,.0f} × {epoch.kl_weight:.2f})")
+    parts.append(f"validation {_validation(epoch)}, {epoch.validation_nll_nats:.4f} nats")
+    left = [f"units left: {'-'.join(map(str, epoch.widths))}"] if epoch.widths else []
+    return ", ".join([*parts, f"{epoch.seconds:.0f} s", *left])
+
+
+@contextmanager
+def trial_printer(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of the search, on a terminal only."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("searching on the validation split", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def report_text(report: Report, path: Path) -> str:
+    """The report for people."""
+    rows = [("", *list(report.test_after.cells)[:3])]
+    for split in ("validation", "test"):
+        for when in ("before", "after"):
+            scores = getattr(report, f"{split}_{when}")
+            rows.append((f"{split} {when}", *list(scores.cells.values())[:3]))
+    lines = ["".join(f"{cell:>20}" if i else f"{cell:<20}" for i, cell in enumerate(row)) for row in rows]
+    kept, total = report.parameters_kept, report.parameters_total
+    lines += [
+        "",
+        f"criterion           {report.criterion}, {100 * report.sparsity:.1f} % of the weights removed by it",
+        *([f"fine-tuning         {finetuning}"] if (finetuning := finetuning_text(report)) else []),
+        f"parameters          {kept:,} of {total:,} kept ({100 * kept / total:.2f} %)",
+        f"units               {'-'.join(map(str, report.units_before))} -> {'-'.join(map(str, report.units_kept))}",
+        f"bits per kept weight {report.bits_per_kept_weight:.2f}",
+        *([f"as fixed point      {fixed}"] if (fixed := fixed_point_text(report)) else []),
+        "",
+        *(f"  {name:<18}{size:>10,} B" for name, size in report.sections_bytes.items()),
+        "",
+        f"{path}: {report.file_bytes:,} bytes; dense float32 {report.dense_bytes:,} bytes; {report.ratio:.1f}× smaller",
+    ]
+    return "\n".join(lines)
+
+
+def fixed_point_text(report: Report) -> str:
+    """What the posterior's variances alone would save, if there is a posterior."""
+    if min(report.fixed_point_bits, default=32) >= 32:
+        return ""
+    bits = "-".join(map(str, report.fixed_point_bits))
+    return f"{bits} bits a weight by the posterior's variances, {report.fixed_point_ratio:.1f}× (computed, no file)"
+
+
+def finetuning_text(report: Report) -> str:
+    """What fine-tuning was used, if any."""
+    if not report.finetune_epochs:
+        return ""
+    teacher = f", teacher {report.teacher}" if report.teacher else ""
+    augmented = f", images changed by {report.finetune_augment}" if report.finetune_augment else ""
+    return f"{report.finetune_epochs} epochs at rate {report.finetune_rate:.3g}{teacher}{augmented}"
+
+
+@contextmanager
+def tune_printer(quiet: bool) -> Iterator[Callable[[int, int, int], None]]:
+    """A progress bar of fine-tuning, on a terminal only."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda epoch, epochs, kept: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("fine-tuning", total=None)
+        yield lambda epoch, epochs, kept: progress.update(
+            task, completed=epoch, total=epochs, description=f"fine-tuning, {kept:,} values left"
+        )
+
+
+def scores_text(target: Path, scores: Quality, size: int) -> str:
+    """Scores for people."""
+    parts = []
+    for name, cell in scores.cells.items():
+        unit = " nats" if name.endswith(" (nats)") else ""
+        parts.append(f"{name.removesuffix(' (nats)')} {cell}{unit}")
+    return f"{target}: {', '.join(parts)} on {size:,} examples"
+
+
+def outcome_line(outcome: Outcome, done: int, total: int) -> None:
+    """One fit of a study, on standard error."""
+    planned = outcome.planned
+    method, config = planned.method, planned.config
+    head = f"[{done}/{total}] {config.data} {planned.network} {method.name} {method.variant} seed {config.seed}"
+    cells = [f"{100 * r.sparsity:g} %: {100 * r.accuracy:.2f}" for r in outcome.rows if not r.ensemble]
+    click.echo(" ".join(head.split()) + ": " + (outcome.failure or ", ".join(cells)), err=True)
+
+
+def searched_line(epochs: int, trial: FrozenTrial) -> None:
+    """One trial of a search, on standard error."""
+    told = trial.user_attrs
+    found = told.get("failure") or f"validation error {100 * told['error']:.2f} %, {told['bytes']:,} bytes"
+    seconds = trial.duration.total_seconds() if trial.duration else 0.0
+    click.echo(f"trial {trial.number} at {epochs} epochs: {found} ({seconds:.1f} s)", err=True)
+
+
+def searched_text(outcome: Searched, out: Path) -> str:
+    """The outcome of a search, for people."""
+    rows = [("trial", "bytes", "validation", "test", "values", "")]
+    for m in outcome.front:
+        errors = (f"{100 * m.validation_error:.2f} %", f"{100 * m.test_error:.2f} %")
+        chosen = "<- best.toml" if m is outcome.best else ""
+        rows.append((str(m.trial), f"{m.bytes:,}", *errors, f"{m.parameters:,}", chosen))
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in outcome.importances.items())
+    failed = f", {outcome.failed} of them without a file" if outcome.failed else ""
+    return "\n".join(
+        [
+            *table(rows),
+            "",
+            f"{outcome.finished} trials{failed}, {outcome.minutes:.1f} minutes of computing; "
+            f"the front's files, table and picture: {out}",
+            *([wrapped(f"importances: {shares}")] if shares else []),
+            *([] if outcome.best else ["nothing meets the bound; allow more trials, or another bound"]),
+        ]
+    )
+
+
+def export_text(exported: Exported) -> str:
+    """What was exported, for people."""
+    measure, before = next(iter(exported.before.cells.items()))
+    outputs = "probabilities" if measure == "accuracy" else "predictions"
+    return "\n".join(
+        [
+            f"{exported.path}: {exported.bytes:,} bytes, loaded again, compared on {exported.examples:,} test inputs",
+            f"largest difference  {exported.difference:.2g} of outputs up to {exported.largest_output:.3g}; "
+            f"{exported.probability_difference:.2g} of {outputs}",
+            f"{measure:<20}{before} decoded, {exported.after.cells[measure]} exported",
+            *exported.notes,
+        ]
+    )
+
+
+BENCH_LEGEND = (
+    "µs per call: median (95th percentile); ×: against the dense network in torch, or else in ONNX Runtime;",
+    "ex/s: examples per second at the largest batch; MiB: peak of a process, and what came after its import.",
+)
+
+
+def bench_text(results: Sequence[Bench]) -> str:
+    """Tables of latencies, and what they mean."""
+    from pyro_compress.deploy.measured import findings
+
+    parts = []
+    for result in results:
+        density = 100 * result.density
+        parts.append(f"{result.file}: {result.file_bytes:,} bytes, {density:.1f} % of its weights non-zero")
+        parts += [*_bench_table(result), "", *findings(result), *result.missing, ""]
+    return "\n".join([*parts, *BENCH_LEGEND])
+
+
+def _bench_table(result: Bench) -> list[str]:
+    batches = [f"batch {cell.batch}" for cell in result.rows[0].cells]
+    rows = [["network", "engine", "threads", "bytes", "MiB", *batches, "ex/s"]]
+    for row in result.rows:
+        memory = "" if row.peak_mib is None else f"{row.peak_mib:.0f} +{row.added_mib:.1f}"
+        cells = []
+        for cell in row.cells:
+            gain = result.gain(row, cell.batch)
+            times = "" if gain is None else f" {gain:.1f}×"
+            cells.append(f"{cell.median_us:,.1f} ({cell.p95_us:,.1f}){times}")
+        rate = f"{row.cells[-1].per_second:,.0f}"
+        rows.append([row.variant, row.engine, str(row.threads), f"{row.bytes:,}", memory, *cells, rate])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    pad = [str.ljust, str.ljust, *[str.rjust] * (len(widths) - 2)]
+    return ["  ".join(p(cell, width) for p, cell, width in zip(pad, row, widths, strict=True)) for row in rows]
+
+
+def inspection_text(inspection: Inspection) -> str:
+    """An inspection for people: the table, the ELBO trace, the readings."""
+    from pyro_compress.inspection.readings import readings
+
+    config, (criterion, threshold) = inspection.run.config, inspection.criterion
+    lines = [
+        f"{inspection.run.path}: {config.prior} posterior of {config.net} on {config.data}, "
+        f"{inspection.training_rows:,} training rows",
+        "",
+        *table(layer_rows(inspection.layers)),
+        f"kept: {criterion} above {threshold:.3g}; effective: units left then",
+        "",
+    ]
+    if losses := [e["negative_elbo_nats"] for e in inspection.history if e["negative_elbo_nats"] is not None]:
+        shown = losses[: -1 : max(1, len(losses) // 7)]
+        lines += [f"-ELBO, from the first to the last epoch: {' '.join(f'{v:,.0f}' for v in (*shown, losses[-1]))}", ""]
+    for name, scores in (("posterior mean", inspection.test_scores), ("averaged over draws", _of_draws(inspection))):
+        if scores is not None:
+            measure, cell = next(iter(scores.cells.items()))
+            lines.append(f"test, {name:<20} {measure} {cell}, {-scores.nll_nats:.4f} nats per row")
+    told = [wrapped(f"{topic}: {text}") for topic, text in readings(inspection).items()]
+    return "\n".join([*lines, "", *told])
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines of at most 100 characters."""
+    return textwrap.fill(text, 100, subsequent_indent="  ")
+
+
+def _of_draws(inspection: Inspection) -> Quality | None:
+    return inspection.sampled.test_scores if inspection.sampled else None
+
+
+def layer_rows(layers: Iterable[LayerSummary]) -> list[tuple[str, ...]]:
+    """Head and rows of the table of layers."""
+    rows: list[tuple[str, ...]] = [("layer", "weights", "kept", "mean SNR", "KL (nats)", "bits/weight", "effective")]
+    for layer in layers:
+        kl, bits = layer.kl_nats, layer.bits_per_weight
+        rows.append(
+            (
+                layer.name,
+                f"{layer.weights:,}",
+                f"{layer.kept:,} ({100 * layer.kept / layer.weights:.1f} %)",
+                f"{layer.mean_snr:.2f}",
+                "-" if kl is None else f"{kl:,.0f}",
+                "-" if bits is None else f"{bits:.2f}",
+                f"{layer.inputs} -> {layer.outputs} of {layer.width}",
+            )
+        )
+    return rows
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as aligned lines: the first column to the left, the others to the right."""
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(size) if i else cell.ljust(size) for i, (cell, size) in enumerate(zip(row, sizes, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def restarts_text(found: list[Agreement]) -> str:
+    """A comparison of restarts for people."""
+    from pyro_compress.inspection.readings import restarts
+
+    rows = [("quantity", "items", "median r-hat", "above 1.05", "median ESS", "draws")]
+    for a in found:
+        numbers = (f"{a.median_rhat:.2f}", f"{100 * a.share_above:.0f} %", f"{a.median_ess:.0f}", f"{a.draws}")
+        rows.append((a.quantity, f"{a.items}", *numbers))
+    return "\n".join([*table(rows), "", wrapped(restarts(found))])

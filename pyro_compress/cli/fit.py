@@ -1,0 +1,250 @@
+"""fit: options -> FitConfig -> run folder."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyro_compress.cli.console import epoch_printer
+from pyro_compress.cli.options import Widths, data_options, device_options, names_in, one_line_errors
+
+PRIORS = names_in("bayes/priors.py", "PRIORS")
+ESTIMATORS = names_in("bayes/estimators.py", "ESTIMATORS")
+GUIDES = names_in("bayes/guides.py", "GUIDES")
+DATASETS = names_in("data/datasets.py", "DATASETS")
+AUGMENTATIONS = names_in("data/augment.py", "AUGMENTATIONS")
+TASKS = names_in("data/tasks.py", "TASKS")
+NETS = names_in("networks/nets.py", "NETS")
+OPTIMIZERS = names_in("training/point.py", "OPTIMIZERS")
+SCHEDULES = names_in("training/point.py", "SCHEDULES")
+LOGS = names_in("training/live.py", "LOGS")
+PRUNING = names_in("training/sparse.py", "PRUNING")
+
+
+class Option(click.ParamType):
+    """`name=number`."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """`"tau0=1e-5"` -> `("tau0", 1e-5)`."""
+        if isinstance(value, tuple):
+            return value
+        name, _, number = str(value).partition("=")
+        try:
+            return name, float(number)
+        except ValueError:
+            self.fail(f"{value!r}: give an option of the prior as name=number, like tau0=1e-5", param, ctx)
+
+
+def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Make a TOML file's values the defaults of the command; what stands on the command line wins."""
+    if path is not None:
+        with one_line_errors():
+            from pyro_compress.runs.config import read_config
+
+            options = read_config(path)
+        if isinstance(extra := options.get("prior_options"), dict):
+            options["prior_options"] = [f"{name}={value}" for name, value in extra.items()]
+        ctx.default_map = options
+
+
+@click.command()
+@click.option(
+    "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), callback=load_config, is_eager=True,
+    expose_value=False, help="TOML file with the same options (a run's config.toml, say); the command line wins.",
+)  # fmt: skip
+@click.option(
+    "--prior",
+    type=click.Choice([*PRIORS, "none"]),
+    default="horseshoe",
+    help="none: a deterministic baseline.",
+)
+@click.option(
+    "--prior-option",
+    "prior_options",
+    type=Option(),
+    multiple=True,
+    help="Option of the prior, e.g. tau0=1e-5; repeatable.",
+)
+@click.option(
+    "--grouping", type=click.Choice(["weight", "input", "output"]), default=None,
+    help="Weights that share a scale; the default fits the prior.",
+)  # fmt: skip
+@click.option(
+    "--bias-prior",
+    type=click.Choice(["none", "same"]),
+    default="none",
+    help="none: biases are point estimates.",
+)
+@click.option(
+    "--net",
+    default="mlp",
+    metavar="NAME",
+    help=f"{', '.join(NETS)}, torchvision:NAME, or package.module:function.",
+)
+@click.option("--hidden", type=Widths(), default="500,500", help="Hidden widths of mlp.")
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="PATTERN",
+    help="Layers (dotted path) that stay deterministic; repeatable.",
+)
+@click.option(
+    "--init",
+    default="",
+    metavar="PATH",
+    help="Trained weights to start from: .safetensors, .pt or .pth file, torchvision:WEIGHTS, or run folder.",
+)
+@click.option(
+    "--data", default="digits", metavar="NAME",
+    help=f"{', '.join(DATASETS)}, a .npz, .csv or .parquet file, or a folder of images or arrays.",
+)  # fmt: skip
+@data_options
+@click.option("--download", is_flag=True, help="Fetch a missing data set into --data-dir.")
+@click.option("--task", type=click.Choice(TASKS), default="classification", help="What is predicted.")
+@click.option("--target", multiple=True, metavar="COLUMN", help="Column of a table to predict; repeatable.")
+@click.option("--test-data", default="", metavar="FILE", help="Table of test rows; default: a fifth of --data.")
+@click.option("--image-size", type=click.IntRange(0), default=0, metavar="PIXELS", help="Of a folder's images.")
+@click.option("--limit", type=click.IntRange(0), default=0, metavar="N", help="Training examples to keep; 0: all.")
+@click.option(
+    "--in-memory-mib", type=click.FloatRange(0), default=4096.0, metavar="MIB",
+    help="Folders with more than this are read while training.",
+)  # fmt: skip
+@click.option("--workers", type=click.IntRange(0), default=2, help="Processes that read them.")
+@click.option(
+    "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
+    help="Share of the training set held out; default a tenth, or more where that is under 240 rows.",
+)  # fmt: skip
+@click.option("--class-weights", type=click.Choice(["none", "balanced"]), default="none", help="In the likelihood.")
+@click.option("--augment", type=click.Choice(["none", *AUGMENTATIONS]), default="none", help="Training images, moved.")
+@click.option("--epochs", type=click.IntRange(1), default=None, help="Default: 30, more for small data sets.")
+@click.option(
+    "--pretrain-epochs",
+    type=click.IntRange(0),
+    default=None,
+    help="How many of them train point weights first.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=None, help="Default: 128, or 64 for small data sets.")
+@click.option("--lr", type=float, default=None, help="Learning rate of means and of everything deterministic.")
+@click.option("--lr-scale", type=float, default=None, help="Learning rate of posterior log-scales.")
+@click.option("--lr-group", type=float, default=None, help="Learning rate of group and layer scales.")
+@click.option("--kl-warmup", type=float, default=None, metavar="EPOCHS", help="Epochs over which the KL weight rises.")
+@click.option("--kl-weight", type=float, default=1.0, help="Final KL weight; 1 is the ELBO.")
+@click.option(
+    "--kl-schedule",
+    type=click.Choice(["uniform", "blundell"]),
+    default="uniform",
+    help="Share of each minibatch in the KL.",
+)
+@click.option("--samples", type=click.IntRange(1), default=1, help="Monte Carlo samples per step.")
+@click.option("--clip-norm", type=float, default=0.0, help="Scale the gradient down to this norm; 0: never.")
+@click.option("--accumulate", type=click.IntRange(1), default=1, help="Parts of a minibatch per step, to save memory.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    help="Of the matrix products in SVI steps.",
+)
+@click.option(
+    "--batch-norm",
+    type=click.Choice(["update", "frozen"]),
+    default="update",
+    help="Its statistics in SVI steps; frozen: those of the weights before.",
+)
+@click.option("--estimator", type=click.Choice(ESTIMATORS), default=None, help="The default fits the prior.")
+@click.option("--guide", type=click.Choice(GUIDES), default="mean-field", help="auto-*: Pyro's AutoGuides.")
+@click.option(
+    "--shrink-every", type=click.IntRange(0), default=0, metavar="EPOCHS",
+    help="Remove dead units after every so many-th epoch of the posterior, to fit faster; 0: never.",
+)  # fmt: skip
+@click.option("--init-scale", type=float, default=None, help="Initial posterior standard deviation of a raw weight.")
+@click.option(
+    "--max-scale",
+    type=float,
+    default=None,
+    help="Bound on the first layer's raw standard deviations; 0: none.",
+)
+@click.option("--dropout", type=float, default=0.0, help="Before every layer with weights (prior none).")
+@click.option("--dropout-input", type=float, default=None, help="At the input, if not as --dropout (prior none).")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adam", help="sgd: prior none only.")
+@click.option("--momentum", type=float, default=0.9, help="Of sgd.")
+@click.option("--lr-schedule", type=click.Choice(SCHEDULES), default="late-decay", help="What the rates do.")
+@click.option(
+    "--pruning", type=click.Choice(["none", *PRUNING]), default="none",
+    help="Prune while training (prior none): Han et al. 2015, Zhu & Gupta 2017, Frankle & Carbin 2019.",
+)  # fmt: skip
+@click.option("--prune-to", type=float, default=0.0, metavar="SPARSITY", help="Where --pruning ends.")
+@click.option("--init-range", type=float, default=0.0, help="Uniform start in ±RANGE; 0: torch's default.")
+@click.option(
+    "--patience",
+    type=click.IntRange(0),
+    default=0,
+    help="Stop after so many epochs without a better NLL; 0: never.",
+)
+@click.option(
+    "--compile",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    help="Compile the SVI step; auto: if it pays.",
+)
+@click.option(
+    "--nan-policy", type=click.Choice(["stop", "rewind"]), default="stop",
+    help="When the loss is NaN or explodes: stop, or back to a checkpoint with half the rates, three times at most.",
+)  # fmt: skip
+@click.option("--deterministic", is_flag=True, help="Refuse CUDA operations that are not.")
+@click.option("--seed", type=int, default=0)
+@device_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Run folder; default runs/DATA-NET-PRIOR-SEED.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing run folder, drop an unfinished one.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="RUN",
+    help="Go on with the interrupted fit of this run folder; its configuration counts, not other options.",
+)
+@click.option("--checkpoint-epochs", type=click.IntRange(1), default=5, help="A checkpoint every so many epochs.")
+@click.option(
+    "--checkpoint-minutes", type=click.FloatRange(0), default=10.0, help="And every so many minutes; 0: never."
+)
+@click.option("--snapshots", is_flag=True, help="Store the pruned weights of the epochs, for the report's animation.")
+@click.option("--log", type=click.Choice(LOGS), default=None, help="Watch the fit: scalars and histograms in RUN/LOG.")
+def fit(
+    out: Path | None, force: bool, download: bool, resume: Path | None, checkpoint_epochs: int,
+    checkpoint_minutes: float, snapshots: bool, log: str | None, **options: Any,
+) -> None:  # fmt: skip
+    """Train a network and write its posterior to a run folder."""
+    with one_line_errors():
+        from pyro_compress.runs.run import Keeping, fit_run, unfinished_config
+        from pyro_compress.training.checkpoint import Interrupted
+        from pyro_compress.types import FitConfig
+        from pyro_compress.world import joined
+
+        options["prior_options"] = dict(options["prior_options"])
+        keeping = Keeping(checkpoint_epochs, checkpoint_minutes, resume is not None, snapshots, log or "")
+        with joined(options["device"]) as world:
+            config = unfinished_config(resume, world) if resume else FitConfig(**options)
+            where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
+            try:
+                with epoch_printer() if world.first else nullcontext(lambda epoch: None) as on_epoch:
+                    run = fit_run(config, where, force, download, on_epoch, keeping, world)
+            except Interrupted:
+                if world.first:
+                    click.echo(f"stopped, state kept; go on with: pyro-compress fit --resume {where}", err=True)
+                raise click.exceptions.Exit(130) from None
+    if world.first:
+        click.echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
+
+
+def default_name(data: str, net: str, prior: str, seed: int) -> str:
+    """Name of a run folder."""
+    return f"{Path(data).stem}-{net.replace(':', '.')}-{prior}-{seed}"

@@ -1,0 +1,91 @@
+"""The commands `inspect` and `report`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyro_compress.cli.console import inspection_text, restarts_text
+from pyro_compress.cli.options import data_options, one_line_errors
+
+
+@click.command("inspect")
+@click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False), nargs=-1, required=True)
+@click.option("--restarts", is_flag=True, help="Compare two or more runs that differ in their seed only.")
+@click.option("--draws", type=click.IntRange(50), default=200, help="Networks drawn from the posterior.")
+@click.option("--rows", type=click.IntRange(1), default=500, help="Training rows of the leave-one-out estimate.")
+@click.option("--all-rows", is_flag=True, help="k-hat from every training row: exact, slow on large sets.")
+@click.option("--netcdf", type=click.Path(path_type=Path), default=None, help="Write the draws for ArviZ and xarray.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@click.option("--seed", type=int, default=0, help="Seeds the draws.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default.")
+@data_options
+def inspect_command(runs: tuple[Path, ...], restarts: bool, as_json: bool, **options: Any) -> None:
+    """Look at what a run's posterior learned, and how far to trust it."""
+    if restarts:
+        with one_line_errors():
+            text = _restarts(runs, as_json, **options)
+    elif len(runs) > 1:
+        raise click.UsageError("several runs go with --restarts only")
+    else:
+        with one_line_errors():
+            text = _inspect(runs[0], as_json, **options)
+    click.echo(text)
+
+
+def _restarts(runs: tuple[Path, ...], as_json: bool, data_dir: str, draws: int, threads: int, **_: Any) -> str:
+    from pyro_compress.inspection.summary import compare_restarts
+
+    found = compare_restarts(runs, data_dir, draws, threads)
+    return json.dumps([vars(agreement) for agreement in found]) if as_json else restarts_text(found)
+
+
+def _inspect(run: Path, as_json: bool, netcdf: Path | None, force: bool, draws: int, rows: int, **options: Any) -> str:
+    from pyro_compress.bayes.diagnostics import Size
+    from pyro_compress.inspection.summary import inspect_run, save_netcdf
+
+    if netcdf is not None and netcdf.exists() and not force:
+        raise ValueError(f"{netcdf} exists; choose another name, or replace it with --force")
+    inspection, diagnosis = inspect_run(run, size=Size(draws=draws, rows=rows), **options)
+    if netcdf is not None:
+        save_netcdf(diagnosis, netcdf)
+    return json.dumps(inspection.as_dict()) if as_json else inspection_text(inspection)
+
+
+@click.command()
+@click.argument("folder", metavar="RUN|RESULTS", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="Default report.html in the folder.")
+@click.option(
+    "--network",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="A .pcn file of the run; default RUN/network.pcn, if there is one.",
+)
+@click.option("--draws", type=click.IntRange(50), default=200, help="Networks drawn from the posterior of a run.")
+@click.option("--force", is_flag=True, help="Replace an existing page.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default.")
+@data_options
+def report(
+    folder: Path, out: Path | None, network: Path | None, draws: int, force: bool, threads: int, data_dir: str
+) -> None:
+    """Write one self-contained HTML page: of a run (result, bytes, pictures, diagnostics) or of compare's results."""
+    with one_line_errors():
+        out = out or folder / "report.html"
+        if out.exists() and not force:
+            raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
+        if (folder / "study.json").is_file():
+            if network is not None:
+                raise ValueError(f"--network goes with a run; {folder} holds the results of compare")
+            from pyro_compress.studies.page import write_comparison
+
+            write_comparison(folder, out)
+        else:
+            from pyro_compress.bayes.diagnostics import Size
+            from pyro_compress.inspection.report import write_report
+
+            write_report(folder, out, network, data_dir, Size(draws=draws), threads)
+    click.echo(f"{out}: {out.stat().st_size:,} bytes; open it in any browser, it loads nothing")

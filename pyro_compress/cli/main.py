@@ -1,0 +1,60 @@
+"""The command line: parse, call one function, print.
+
+Nothing heavy is imported before a command runs; the names that options offer are read off the source of the modules
+that own them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from pyro_compress.cli.compare import compare
+from pyro_compress.cli.compress import compress
+from pyro_compress.cli.console import scores_text
+from pyro_compress.cli.deploy import bench, export
+from pyro_compress.cli.fit import fit
+from pyro_compress.cli.inspect import inspect_command, report
+from pyro_compress.cli.options import data_options, device_options, one_line_errors
+from pyro_compress.cli.tune import tune
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="pyro-compress")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Train a network as a Pyro program, keep what its posterior is sure about, ship the rest as nothing."""
+    if ctx.invoked_subcommand != "fit" and os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ:
+        raise click.ClickException(
+            f"{ctx.invoked_subcommand} is one process: start it without torchrun, which is for fit"
+        )
+
+
+@main.command()
+@click.argument("target", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--data",
+    default=None,
+    metavar="NAME",
+    help="Data set, .npz file or table; the default is what it was fitted on.",
+)
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test")
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as one JSON object and nothing else.")
+@data_options
+@device_options
+def evaluate(
+    target: Path, data: str | None, split: str, as_json: bool, data_dir: str, device: str, threads: int
+) -> None:
+    """Score a run folder (its posterior mean) or a .pcn file."""
+    with one_line_errors():
+        from pyro_compress.runs.evaluation import evaluate_target
+
+        scores, size = evaluate_target(target, data, split, data_dir, device, threads)
+    click.echo(json.dumps(vars(scores) | {"examples": size}) if as_json else scores_text(target, scores, size))
+
+
+for command in (fit, compress, compare, tune, export, bench, inspect_command, report):
+    main.add_command(command)

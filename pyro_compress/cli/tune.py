@@ -1,0 +1,98 @@
+"""tune: a search over the settings of fit and compression together."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyro_compress.cli.console import searched_line, searched_text
+from pyro_compress.cli.options import data_options, device_options, names_in, one_line_errors
+
+SAMPLERS = names_in("tuning/storage.py", "SAMPLERS")
+STORAGE = "PYRO_COMPRESS_STORAGE"
+
+
+@click.command()
+@click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; default tuning/NAME.")
+@click.option("--trials", type=click.IntRange(1), default=None, help="Instead of the study's.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=None, help="Instead of the study's.")
+@click.option("--sampler", type=click.Choice(SAMPLERS), default=None, help="Instead of the study's.")
+@click.option("--workers", type=click.IntRange(1), default=1, help="Processes on this machine.")
+@click.option("--resume", is_flag=True, help="Go on with a study: after an interruption, or with a larger budget.")
+@click.option("--worker", is_flag=True, help="Join a study that somebody else began, and leave the outcome to them.")
+@click.option(
+    "--storage", envvar=STORAGE, default="", metavar="URL",
+    help=f"Data base that workers share (also {STORAGE}); default a journal in --out.",
+)  # fmt: skip
+@click.option(
+    "--grace",
+    type=click.FloatRange(2),
+    default=60.0,
+    metavar="SECONDS",
+    help="With --storage: silence after which a worker is taken for dead.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as one JSON object and nothing else.")
+@data_options
+@device_options
+def tune(
+    study: Path, out: Path | None, trials: int | None, minutes: float | None, sampler: str | None, workers: int,
+    resume: bool, worker: bool, storage: str, grace: float, as_json: bool, data_dir: str, device: str, threads: int,
+) -> None:  # fmt: skip
+    """Search the settings that a study file names; ends in the Pareto set of files and the best configuration."""
+    with one_line_errors():
+        from pyro_compress.tuning.plan import read_plan
+        from pyro_compress.tuning.storage import SAMPLERS as known
+        from pyro_compress.tuning.workers import Work, begin, run_worker
+
+        plan, splits = read_plan(study, data_dir, device, threads)
+        given = {"trials": trials, "minutes": minutes, "sampler": sampler}
+        changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        plan = replace(plan, **changed)
+        if plan.sampler not in known:
+            raise ValueError(f"unknown sampler {plan.sampler!r}; allowed: {', '.join(known)}")
+        out = out or Path("tuning") / plan.name
+        work = Work(plan, splits, out, storage, grace, searched_line)
+        if not (resume or worker):
+            begin(work)
+            shutil.copyfile(study, out / "study.toml")
+        again = [str(study), "--out", str(out), "--trials", str(plan.trials), "--sampler", plan.sampler, "--worker"]
+        again += ["--data-dir", data_dir, "--device", device, "--threads", str(threads), "--grace", str(grace)]
+        again += ["--minutes", str(plan.minutes)] if plan.minutes else []
+        try:
+            with further_workers(workers - 1, again, storage):
+                run_worker(work)
+        except KeyboardInterrupt:
+            click.echo(f"stopped, state kept; go on with: pyro-compress tune {study} --out {out} --resume", err=True)
+            raise click.exceptions.Exit(130) from None
+        if worker:
+            return
+        from pyro_compress.tuning.outcome import conclude
+
+        outcome = conclude(work)
+    click.echo(json.dumps(asdict(outcome) | {"out": str(out)}) if as_json else searched_text(outcome, out))
+
+
+@contextmanager
+def further_workers(count: int, arguments: list[str], storage: str) -> Iterator[None]:
+    """More processes of this command, ended with this one."""
+    command = [sys.executable, "-m", "pyro_compress", "tune", *arguments]
+    started = [subprocess.Popen(command, env=os.environ | {STORAGE: storage}) for _ in range(count)]
+    try:
+        yield
+        for process in started:
+            process.wait()
+    finally:
+        for process in started:
+            process.terminate()
+            process.wait()

@@ -1,0 +1,1 @@
+"""Names, files and folders -> Splits."""

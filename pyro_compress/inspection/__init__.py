@@ -1,0 +1,1 @@
+"""Looking at a posterior: numbers, pictures, pages."""

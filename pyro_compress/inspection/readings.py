@@ -1,0 +1,101 @@
+"""What the numbers of an inspection say, and what they cannot say, in plain language."""
+
+from __future__ import annotations
+
+from pyro_compress.inspection.arviz_compat import HIGH
+from pyro_compress.inspection.summary import Agreement, Inspection, Sampled
+
+IMPROPER = ("log-uniform", "normal-jeffreys")
+"""Priors without a finite mass: KL and target density are known up to a constant."""
+
+
+def readings(inspection: Inspection) -> dict[str, str]:
+    """Topic -> a sentence or two."""
+    if inspection.sampled is None:
+        return {"posterior": "A deterministic network: it has no posterior, so there is nothing to diagnose."}
+    told = {
+        "convergence": convergence(inspection),
+        "k-hat": k_hat(inspection.sampled, inspection.training_rows),
+        "leave-one-out": leave_one_out(inspection.sampled),
+        "prediction": prediction(inspection),
+    }
+    if inspection.run.config.prior in IMPROPER:
+        told["prior"] = (
+            f"The {inspection.run.config.prior} prior is improper: KL is counted from an arbitrary zero, bits per "
+            "weight compare layers of this run and no other prior, and the exact posterior that k-hat speaks of "
+            "does not exist."
+        )
+    return told
+
+
+def convergence(inspection: Inspection) -> str:
+    """Whether the ELBO still moved at the end, at full KL weight."""
+    full = inspection.run.config.kl_weight
+    losses = [e["negative_elbo_nats"] for e in inspection.history if e["kl_weight"] == full]
+    if len(losses) < 4:
+        return "Fewer than four epochs ran at full KL weight: too few to speak of convergence."
+    tail = losses[-max(2, len(losses) // 4) :]
+    change = (tail[0] - tail[-1]) / abs(tail[-1])
+    verdict = "has settled" if abs(change) < 0.01 else "was still falling" if change > 0 else "was rising"
+    return (
+        f"Over the last {len(tail)} epochs -ELBO changed by {-100 * change:+.1f} %: it {verdict}. The learning rate "
+        "falls to zero by then: a flat end says that training stopped, not that nothing better exists."
+    )
+
+
+def k_hat(sampled: Sampled, training_rows: int) -> str:
+    """The whole posterior against its target."""
+    rows = "" if sampled.elbo_rows == training_rows else f" (likelihood from {sampled.elbo_rows:,} rows, scaled up)"
+    if sampled.k_hat <= HIGH:
+        return (
+            f"k-hat {sampled.k_hat:.2f}{rows} is below 0.7: draws can be reweighted towards the exact posterior, "
+            "and the approximation is close."
+        )
+    return (
+        f"k-hat {sampled.k_hat:.1f}{rows} is above 0.7, as it nearly always is for a mean-field posterior over "
+        "thousands of weights: the draws cannot be reweighted into the exact posterior, and spreads and correlations "
+        "of single weights must not be read as those of the exact posterior. Predictions can be good all the same; "
+        "judge them on held-out rows."
+    )
+
+
+def leave_one_out(sampled: Sampled) -> str:
+    """PSIS-LOO of training rows."""
+    share = sampled.high_k / sampled.rows
+    if sampled.high_k == 0:
+        trust = "no row has a Pareto k above 0.7: the estimate is stable"
+    else:
+        trust = (
+            f"{sampled.high_k} of {sampled.rows} rows ({100 * share:.0f} %) have a Pareto k above 0.7: for these the "
+            "draws do not cover what leaving the row out would change"
+            + (", so don't use this estimate" if share > 0.1 else "")
+        )
+    return (
+        f"Leaving each of {sampled.rows} training rows out in turn is estimated to give {sampled.elpd_loo:.3f} ± "
+        f"{sampled.elpd_loo_se:.3f} nats per row; {trust}. The estimate takes the variational posterior for the exact "
+        "one; it is about rows that were fitted, not about new ones."
+    )
+
+
+def prediction(inspection: Inspection) -> str:
+    """The posterior predictive beside the posterior-mean network, on test rows."""
+    assert inspection.sampled is not None
+    mean, mixed = -inspection.test_scores.nll_nats, -inspection.sampled.test_scores.nll_nats
+    gain = mixed - mean
+    verdict = "no better than" if abs(gain) < 1e-3 else "better than" if gain > 0 else "worse than"
+    return (
+        f"Log predictive density of the test rows is {mixed:.4f} nats per row averaged over draws, {verdict} the "
+        f"{mean:.4f} of the posterior-mean network, which is what gets compressed."
+    )
+
+
+def restarts(found: list[Agreement]) -> str:
+    """What r-hat across independent fits means."""
+    worst = max(found, key=lambda agreement: agreement.median_rhat)
+    agree = "agree" if worst.median_rhat < 1.05 else "differ"
+    return (
+        f"Each fit counts as one chain. Draws within a fit are independent by construction, so r-hat within one fit is "
+        f"1.00 and says nothing; across fits it says whether restarts end in the same place. Here they {agree} "
+        f"(worst: {worst.quantity}, median r-hat {worst.median_rhat:.2f}). An ESS far below the number of draws means "
+        "that the fits, not the draws, are the units that count."
+    )

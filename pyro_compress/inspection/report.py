@@ -1,0 +1,162 @@
+"""One page per run: configuration, result, byte map, pictures and diagnostics in a single HTML file."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from pyro_compress.bayes.diagnostics import Size
+from pyro_compress.cli.console import layer_rows
+from pyro_compress.compression import file
+from pyro_compress.compression.search import to_module
+from pyro_compress.inspection import page
+from pyro_compress.inspection.gallery import pictures
+from pyro_compress.inspection.page import Picture
+from pyro_compress.inspection.readings import readings
+from pyro_compress.inspection.summary import Inspection, inspect_run
+from pyro_compress.metrics import evaluate
+from pyro_compress.types import Quality, Scores, Splits
+
+
+def write_report(
+    run: Path, out: Path, network: Path | None = None, data_dir: str = "", size: Size | None = None, threads: int = 0
+) -> None:
+    """Look at a run and write its page.
+
+    Args:
+        run: the run folder.
+        out: the HTML file.
+        network: a `.pcn` file of that run; `RUN/network.pcn` if there is one and none is named.
+        data_dir: folder of the torchvision data sets.
+        size: how much is drawn for the diagnostics.
+        threads: CPU threads; 0 leaves torch's default.
+
+    Raises:
+        ValueError: as `inspect_run`; no such folder for the page; ArviZ or matplotlib not installed.
+        OSError: the file cannot be written.
+    """
+    if not out.parent.is_dir():
+        raise ValueError(f"{out.parent} is no folder; make it first, or choose another --out")
+    if network is None and (run / "network.pcn").is_file():
+        network = run / "network.pcn"
+    inspection, diagnosis = inspect_run(run, data_dir, size, threads=threads)
+    splits = inspection.run.splits(data_dir)
+    text = html(inspection, pictures(inspection, diagnosis, splits), splits, network)
+    file.write_atomically(out, text.encode())
+
+
+def html(inspection: Inspection, shown: Sequence[Picture], splits: Splits, network: Path | None) -> str:
+    """The page."""
+    config = inspection.run.config
+    title = f"{config.net} on {config.data}, prior {config.prior}"
+    compressed = _test_scores(network, splits) if network else None
+    sections = [
+        _facts(inspection, compressed, network),
+        page.section("Scores on the test split", _scores(inspection, compressed)),
+        page.section("Bytes of the file", _byte_map(network)) if network else "",
+        page.section("Layers", page.table(layer_rows(inspection.layers)) + _layers_note(inspection)),
+        page.section("How far to trust it", _readings(inspection)),
+        page.section("Pictures", page.gallery(shown)),
+        page.section("To repeat it", _commands(inspection, network)),
+    ]
+    return page.document(title, "pyro-compress, one run", sections)
+
+
+def _test_scores(network: Path, splits: Splits) -> Quality:
+    decoded = file.read(network)
+    return evaluate(to_module(decoded), splits, "test", noise=decoded.noise)
+
+
+def _facts(inspection: Inspection, compressed: Quality | None, network: Path | None) -> str:
+    config = inspection.run.config
+    tensors = inspection.run.posterior.tensors.values()
+    dense = 4 * sum(tensor.numel() for tensor in tensors)
+    facts = [("epochs", str(config.epochs)), ("seed", str(config.seed)), ("weights", f"{dense // 4:,}")]
+    if network and compressed:
+        size = os.path.getsize(network)
+        facts += [
+            ("bytes on disk", f"{size:,}"),
+            ("times smaller than float32", f"{dense / size:.0f}×"),
+            (f"{measured(compressed)[0]} of the file", measured(compressed)[1]),
+        ]
+    else:
+        facts.append(measured(inspection.test_scores))
+    return page.facts(facts)
+
+
+def measured(scores: Quality) -> tuple[str, str]:
+    """The one number of a page: the error of a classifier, the RMSE of a regression."""
+    if isinstance(scores, Scores):
+        return "test error", f"{100 * scores.error:.2f} %"
+    name, value = next(iter(scores.cells.items()))
+    return f"test {name}", value
+
+
+def _scores(inspection: Inspection, compressed: Quality | None) -> str:
+    rows: list[tuple[str, ...]] = [("", *inspection.test_scores.cells)]
+    for name, scores in (
+        ("posterior mean", inspection.test_scores),
+        ("draws averaged", inspection.sampled.test_scores if inspection.sampled else None),
+        ("compressed file", compressed),
+    ):
+        if scores:
+            rows.append((name, *scores.cells.values()))
+    return page.table(rows)
+
+
+def _byte_map(network: Path) -> str:
+    """Which part of the file costs what, as bars; only what adds up to the size on disk is shown."""
+    size = os.path.getsize(network)
+    _, parts = file.dumps(file.read(network))
+    if sum(parts.values()) != size:
+        return f'<p class="note">{escape(str(network))}: {size:,} bytes.</p>'
+    most = max(parts.values())
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{count:,} B</td><td>{100 * count / size:.1f} %</td>"
+        f'<td><span class="bar" style="width:{100 * count / most:.1f}%"></span></td></tr>'
+        for name, count in parts.items()
+    )
+    return f'<div class="scroll"><table class="bytes">{rows}</table></div>'
+
+
+def _layers_note(inspection: Inspection) -> str:
+    criterion, threshold = inspection.criterion
+    return (
+        f'<p class="note">Kept: weights whose {escape(criterion)} score is above {threshold:.3g}, a rule of thumb; '
+        "compress searches for its own threshold. Effective: inputs that are read and units that are left then. "
+        "Bits per weight: KL divided by the number of weights.</p>"
+    )
+
+
+def _readings(inspection: Inspection) -> str:
+    told = "".join(f"<dt>{escape(topic)}</dt><dd>{escape(text)}</dd>" for topic, text in readings(inspection).items())
+    return f"<dl>{told}</dl>"
+
+
+def _commands(inspection: Inspection, network: Path | None) -> str:
+    run = inspection.run.path
+    lines = [f"pyro-compress fit --config config.toml --out {run.name}"]
+    if network:
+        lines.append(f"pyro-compress compress {run.name} --out {network.name}")
+        lines.append(f"pyro-compress evaluate {network.name}")
+    lines += [f"pyro-compress inspect {run.name}", f"pyro-compress report {run.name} --out report.html"]
+    note = (
+        "" if network is None else " The options of compress that made the file are not stored; these are its defaults."
+    )
+    return (
+        f'<pre>{escape(chr(10).join(lines))}</pre><p class="note">config.toml, less folders and machine:{note}</p>'
+        f"<pre>{escape(_configuration(run))}</pre>"
+    )
+
+
+def _configuration(run: Path) -> str:
+    """The run's configuration, less folders and machine: a page travels."""
+    import tomli_w
+
+    document = tomllib.loads((run / "config.toml").read_text())
+    document.pop("machine", None)
+    document.get("fit", {}).pop("data_dir", None)
+    return tomli_w.dumps(document)

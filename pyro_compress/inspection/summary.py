@@ -1,0 +1,331 @@
+"""Looking at a run: what its posterior learned and how far to trust it, as numbers with their readings."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_compress.bayes.diagnostics import Diagnosis, Size, diagnose
+from pyro_compress.bayes.marginals import kl_by_tensor, networks, read_marginals
+from pyro_compress.compression.prune import THRESHOLDS, kept, signal_to_noise
+from pyro_compress.compression.shrink import shrink
+from pyro_compress.inspection import arviz_compat
+from pyro_compress.inspection.arviz_compat import HIGH
+from pyro_compress.machine import prepare
+from pyro_compress.metrics import Predict, evaluate
+from pyro_compress.networks.draws import mixture
+from pyro_compress.networks.graph import Network
+from pyro_compress.runs.run import Run, load_run
+from pyro_compress.types import FitConfig, Posterior, Quality, Splits
+
+PREDICTIVE_DRAWS = 20
+"""Networks that the posterior predictive of validation and test rows averages."""
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer of a posterior.
+
+    Attributes:
+        name: its weight tensor.
+        weights: their number.
+        kept: how many score above the criterion's threshold.
+        mean_snr: mean of |mean| / std over the weights; infinite for a deterministic layer.
+        kl_nats: KL(posterior ‖ prior); None without a prior. Up to a constant where the prior is improper.
+        inputs: inputs that anything reads once the weights below the threshold are gone.
+        outputs: units that are left then.
+        width: units of the uncompressed layer.
+    """
+
+    name: str
+    weights: int
+    kept: int
+    mean_snr: float
+    kl_nats: float | None
+    inputs: int
+    outputs: int
+    width: int
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """KL in bits per weight: what a coder with the prior as its model would have to spend (bits-back)."""
+        return None if self.kl_nats is None else self.kl_nats / math.log(2) / self.weights
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What draws from the posterior say.
+
+    Attributes:
+        draws: their number.
+        k_hat: Pareto k of the whole posterior against its target.
+        elbo_sd: standard deviation of the ELBO's integrand over the draws, in nats; 0 for an exact posterior.
+        elbo_rows: training rows that the target's likelihood was computed from, scaled up to all.
+        rows: training rows of the leave-one-out estimate.
+        elpd_loo: PSIS-LOO log predictive density of those rows, in nats per row.
+        elpd_loo_se: its standard error.
+        p_loo: effective number of parameters of those rows.
+        high_k: rows with Pareto k above 0.7.
+        validation_scores: scores of the posterior predictive.
+        test_scores: as above, on the test split.
+    """
+
+    draws: int
+    k_hat: float
+    elbo_sd: float
+    elbo_rows: int
+    rows: int
+    elpd_loo: float
+    elpd_loo_se: float
+    p_loo: float
+    high_k: int
+    validation_scores: Quality
+    test_scores: Quality
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A run, looked at. `sampled` is None for a deterministic network.
+
+    Attributes:
+        run: the run folder.
+        layers: in network order.
+        criterion: the pruning criterion and the score from which a weight counts as kept.
+        history: one entry per epoch, as in `history.jsonl`.
+        training_rows: size of the training split.
+        validation_scores: scores of the posterior-mean network.
+        test_scores: as above, on the test split.
+        sampled: what draws say.
+    """
+
+    run: Run
+    layers: tuple[LayerSummary, ...]
+    criterion: tuple[str, float]
+    history: tuple[dict[str, Any], ...]
+    training_rows: int
+    validation_scores: Quality
+    test_scores: Quality
+    sampled: Sampled | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "run": str(self.run.path),
+            "prior": self.run.config.prior,
+            "criterion": self.criterion[0],
+            "threshold": self.criterion[1],
+            "layers": [asdict(layer) | {"bits_per_weight": layer.bits_per_weight} for layer in self.layers],
+            "negative_elbo_nats": [entry["negative_elbo_nats"] for entry in self.history],
+            "training_rows": self.training_rows,
+            "validation_scores": asdict(self.validation_scores),
+            "test_scores": asdict(self.test_scores),
+            "sampled": None if self.sampled is None else asdict(self.sampled),
+        }
+
+
+def inspect_run(
+    path: Path, data_dir: str = "", size: Size | None = None, seed: int = 0, all_rows: bool = False, threads: int = 0
+) -> tuple[Inspection, Diagnosis | None]:
+    """Look at a run folder.
+
+    Args:
+        path: the run folder.
+        data_dir: folder of the torchvision data sets.
+        size: how much is drawn.
+        seed: seeds the draws.
+        all_rows: compute k-hat from every training row instead of the stored subset.
+        threads: CPU threads; 0 leaves torch's default.
+
+    Returns:
+        The numbers, and the draws behind them (None for a deterministic network).
+
+    Raises:
+        ValueError: no run folder, one without `guide.safetensors`, missing data, ArviZ not installed.
+    """
+    prepare("cpu", threads)
+    run = load_run(path)
+    splits = run.splits(data_dir)
+    diagnosis, sampled, kl = None, None, dict[str, float]()
+    if run.config.prior != "none":
+        arviz_compat.arviz()  # refuses before any time is spent
+        marginals = read_marginals(path / "guide.safetensors", run.config)
+        diagnosis = diagnose(run.posterior, marginals, splits.train, size or Size(), seed, all_rows)
+        kl = kl_by_tensor(marginals)
+        drawn = networks(run.posterior, marginals, PREDICTIVE_DRAWS, seed)
+        predict = functools.partial(mixture, drawn, task=splits.task)
+        sampled = _sampled(diagnosis, predict, splits, run.posterior.noise)
+    noise = run.posterior.noise
+    mean = Network(run.posterior.graph, run.posterior.tensors).eval()
+    return Inspection(
+        run=run,
+        layers=summaries(run.posterior, kl),
+        criterion=(run.posterior.criterion, THRESHOLDS[run.posterior.criterion]),
+        history=read_history(path),
+        training_rows=len(splits.train),
+        validation_scores=evaluate(mean, splits, "validation", noise=noise),
+        test_scores=evaluate(mean, splits, "test", noise=noise),
+        sampled=sampled,
+    ), diagnosis
+
+
+def save_netcdf(diagnosis: Diagnosis | None, path: Path) -> None:
+    """Write the draws for ArviZ.
+
+    Raises:
+        ValueError: there are none, or the folder does not exist.
+    """
+    if diagnosis is None:
+        raise ValueError("a deterministic network has no draws to write; fit it with a prior")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is no folder; make it first, or choose another name")
+    arviz_compat.write_netcdf(arviz_compat.inference_data(diagnosis.groups), path)
+
+
+def read_history(path: Path) -> tuple[dict[str, Any], ...]:
+    """Epochs of a run, empty if the folder has none."""
+    file = path / "history.jsonl"
+    return tuple(json.loads(line) for line in file.read_text().splitlines()) if file.is_file() else ()
+
+
+def summaries(posterior: Posterior, kl_nats: dict[str, float]) -> tuple[LayerSummary, ...]:
+    """One row per layer with weights.
+
+    Args:
+        posterior: the waist.
+        kl_nats: KL by tensor; layers without an entry have no prior.
+    """
+    keep = kept(posterior.layers, posterior.criterion)
+    pruned = {name: torch.where(keep[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
+    _, small = shrink(posterior.graph, posterior.tensors | pruned)
+    return tuple(
+        LayerSummary(
+            name=name,
+            weights=layer.mean.numel(),
+            kept=int(keep[name].sum()),
+            mean_snr=float(signal_to_noise(layer).mean()),
+            kl_nats=kl_nats.get(name),
+            inputs=_live(small, name, 0),
+            outputs=_live(small, name, 1),
+            width=layer.mean.shape[0],
+        )
+        for name, layer in posterior.layers.items()
+    )
+
+
+def _live(tensors: dict[str, Tensor], name: str, axis: int) -> int:
+    """Inputs (axis 0) or outputs (axis 1) of a weight that are not all zero; 0 if the layer is gone."""
+    if name not in tensors:
+        return 0
+    used = (tensors[name] != 0).flatten(2) if tensors[name].dim() > 2 else (tensors[name] != 0)[..., None]
+    return int(used.any(2).any(axis).sum())
+
+
+def _sampled(diagnosis: Diagnosis, predict: Predict, splits: Splits, noise: float | None) -> Sampled:
+    loo = arviz_compat.loo(arviz_compat.inference_data(diagnosis.groups))
+    draws, rows = diagnosis.groups.values["log_likelihood"]["y"].shape[1:]
+    return Sampled(
+        draws=draws,
+        k_hat=arviz_compat.pareto_k(diagnosis.log_ratios),
+        elbo_sd=float(diagnosis.log_ratios.std()),
+        elbo_rows=diagnosis.ratio_rows,
+        rows=rows,
+        elpd_loo=loo.elpd / rows,
+        elpd_loo_se=loo.se / rows,
+        p_loo=loo.p,
+        high_k=int((loo.pareto_k > HIGH).sum()),
+        validation_scores=evaluate(predict, splits, "validation", noise=noise),
+        test_scores=evaluate(predict, splits, "test", noise=noise),
+    )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far independent fits agree on one kind of quantity.
+
+    Attributes:
+        quantity: what was compared.
+        items: how many of them.
+        median_rhat: rank-normalised r-hat over the items, each fit a chain.
+        share_above: share of the items with r-hat above 1.05.
+        median_ess: bulk effective sample size of all draws together.
+        draws: draws of all fits together.
+    """
+
+    quantity: str
+    items: int
+    median_rhat: float
+    share_above: float
+    median_ess: float
+    draws: int
+
+
+def compare_restarts(paths: Sequence[Path], data_dir: str = "", draws: int = 100, threads: int = 0) -> list[Agreement]:
+    """Compare independent fits of the same data: quantities that mean the same thing in each of them.
+
+    Weights and hidden units are not among them: another start numbers the units in another order.
+
+    Args:
+        paths: run folders that differ in their seed only.
+        data_dir: folder of the torchvision data sets.
+        draws: draws per fit.
+        threads: CPU threads; 0 leaves torch's default.
+
+    Raises:
+        ValueError: fewer than two runs, or runs that differ in more than seed, start and machine.
+    """
+    prepare("cpu", threads)
+    runs = [load_run(path) for path in paths]
+    _check_same(runs)
+    splits, found = runs[0].splits(data_dir), []
+    for index, run in enumerate(runs):
+        marginals = read_marginals(run.path / "guide.safetensors", run.config)
+        size = Size(draws=draws, weights=1000, prior_draws=0)
+        found.append(diagnose(run.posterior, marginals, splits.train, size, seed=index).groups.values)
+    first = next(iter(runs[0].posterior.layers))
+    kinds = {
+        "log-likelihood of training rows": [f["log_likelihood"]["y"] for f in found],
+        "KL of each tensor": [f["sample_stats"]["kl"] for f in found],
+    }
+    if runs[0].config.grouping == "input":
+        kinds["scale of each input"] = [f["posterior"][f"{first}.group_scale"] for f in found]
+    return [_agreement(name, np.concatenate(arrays)) for name, arrays in kinds.items()]
+
+
+def _check_same(runs: Sequence[Run]) -> None:
+    def comparable(config: FitConfig) -> FitConfig:
+        return replace(
+            config, seed=0, init="", data_dir="", threads=0, device="", compile="", workers=0, in_memory_mib=0
+        )
+
+    if len(runs) < 2:
+        raise ValueError("comparing restarts takes two runs or more")
+    if len({run.config.seed for run in runs}) < len(runs):
+        raise ValueError("two of the runs have the same seed: they are no independent restarts")
+    ours = asdict(comparable(runs[0].config))
+    for other in runs[1:]:
+        theirs = asdict(comparable(other.config))
+        if differing := [key for key in ours if ours[key] != theirs[key]]:
+            raise ValueError(f"{runs[0].path} and {other.path} differ in {', '.join(differing)}; only seeds may differ")
+
+
+def _agreement(quantity: str, values: np.ndarray) -> Agreement:
+    """Of values `(fits, draws, items)`."""
+    rhat, ess = arviz_compat.rhat_and_ess(values)
+    rhat = np.nan_to_num(np.atleast_1d(rhat), nan=1.0)  # a quantity that never moves agrees with itself
+    return Agreement(
+        quantity=quantity,
+        items=len(rhat),
+        median_rhat=float(np.median(rhat)),
+        share_above=float((rhat > 1.05).mean()),
+        median_ess=float(np.nanmedian(ess)),
+        draws=values.shape[0] * values.shape[1],
+    )

@@ -1,0 +1,1 @@
+"""Networks, as modules and as graphs."""

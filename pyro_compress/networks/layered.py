@@ -1,0 +1,103 @@
+"""A `Graph` as real layers again, to go on training: what `graph.Network` is for evaluation.
+
+`Network` holds bare tensors and freezes batch norm. Here every layer with weights, and every batch norm, is the torch
+module of that name once more, so that `bayesianize` finds it and batch norm keeps its statistics.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import skip_init
+
+from pyro_compress.networks.graph import WEIGHTED, Network, padded, run_node
+from pyro_compress.types import Graph, Node
+
+Momenta = dict[str, float | None]
+"""Path of a batch norm -> its momentum, which no graph holds."""
+
+
+def momenta(net: nn.Module) -> Momenta:
+    """Momentum of every batch norm of a network."""
+    return {path: module.momentum for path, module in net.named_modules() if isinstance(module, _BatchNorm)}
+
+
+class Layered(Network):
+    """Runs a `Graph` through layers of its own; its `state_dict` has the names of the captured network.
+
+    Dropout is no operation of a graph, and whatever else the captured network did in training mode only is gone.
+
+    Args:
+        graph: the operations.
+        tensors: its tensors; they are copied.
+        momentum: of its batch norms, where it is not torch's default.
+    """
+
+    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], momentum: Momenta | None = None):
+        super().__init__(graph, tensors)
+        self.paths: list[str] = []
+        for node in graph.nodes:
+            path = _path(node)
+            if path:
+                bare = self.get_submodule(path)
+                parent, _, leaf = path.rpartition(".")
+                layer = _batch_norm(node, bare, momentum or {}, path) if node.op == "batch_norm" else _layer(node, bare)
+                for kind in ("_parameters", "_buffers"):
+                    getattr(layer, kind).update(getattr(bare, kind))
+                setattr(self.get_submodule(parent), leaf, layer)
+            self.paths.append(path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map inputs `(batch, *input_shape)` to the network's output."""
+        values = [x]
+        for node, path in zip(self.graph.nodes[1:], self.paths[1:], strict=True):
+            inputs = [values[i] for i in node.inputs]
+            if path:
+                if node.op.startswith("conv"):
+                    inputs = [padded(inputs[0], node.attributes)[0]]
+                values.append(self.get_submodule(path)(*inputs))
+            else:
+                parameters = {role: operator.attrgetter(name)(self) for role, name in node.parameters.items()}
+                values.append(run_node(node, inputs, parameters))
+        return values[-1]
+
+
+def _path(node: Node) -> str:
+    """Path of the module that holds an operation's tensors; empty where they belong to no layer of torch's."""
+    if node.op not in (*WEIGHTED, "batch_norm"):
+        return ""
+    paths = {name.rpartition(".")[0] for name in node.parameters.values()}
+    named = all(name.rpartition(".")[2] == role for role, name in node.parameters.items())
+    return paths.pop() if len(paths) == 1 and named else ""
+
+
+def _layer(node: Node, bare: nn.Module) -> nn.Module:
+    weight, bias = bare.get_parameter("weight"), "bias" in node.parameters
+    out, into, *kernel = weight.shape
+    if node.op == "linear":
+        return skip_init(nn.Linear, into, out, bias=bias)
+    attributes = node.attributes
+    groups = attributes.get("groups", 1)
+    kinds: dict[str, Callable[..., nn.Module]] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
+    before, after = attributes["padding"]
+    return skip_init(
+        kinds[node.op], into * groups, out, tuple(kernel), stride=tuple(attributes["stride"]),
+        padding=tuple(before) if before == after else 0, dilation=tuple(attributes["dilation"]), groups=groups,
+        bias=bias,
+    )  # fmt: skip
+
+
+def _batch_norm(node: Node, bare: nn.Module, momentum: Momenta, path: str) -> nn.Module:
+    mean = bare.get_buffer("running_mean")
+    norm = AnyBatchNorm(len(mean), node.attributes["eps"], momentum.get(path, 0.1), "weight" in node.parameters)
+    return norm.to(mean.device)
+
+
+class AnyBatchNorm(_BatchNorm):
+    """Batch norm over any number of dimensions: a graph does not tell them apart."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass

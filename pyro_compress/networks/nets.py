@@ -1,0 +1,133 @@
+"""Networks: a name -> a plain `nn.Module` that maps `(batch, *input_shape)` to `(batch, classes)` logits.
+
+To add one, write a function of `input_shape`, `classes` and `hidden` (any subset) and add a row to `NETS`. Users
+name a function of their own as `package.module:function`, and a network of torchvision as `torchvision:NAME`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import itertools
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from pyro_compress.networks.attention import split_attention
+from pyro_compress.networks.vision import fcn_1d, resnet_18, resnet_50, vgg_16, vit_tiny
+
+
+def mlp(input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...] = (500, 500)) -> nn.Module:
+    """Fully connected ReLU network; inputs are flattened."""
+    widths = (math.prod(input_shape), *hidden)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for into, out in itertools.pairwise(widths):
+        layers += [nn.Linear(into, out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+
+
+def lenet_300_100(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """LeNet-300-100 (LeCun et al. 1998): two hidden layers of 300 and 100 ReLU units."""
+    return mlp(input_shape, classes, (300, 100))
+
+
+def lenet_5_caffe(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Caffe's LeNet-5: 20 and 50 5×5 filters, each max-pooled, no ReLU after the convolutions, 500 hidden units."""
+    return _lenet_5(input_shape, classes, nn.Identity)
+
+
+def lenet_5_relu(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The same layout as `lenet-5-caffe` with a ReLU after each pooled convolution."""
+    return _lenet_5(input_shape, classes, nn.ReLU)
+
+
+def _lenet_5(input_shape: tuple[int, ...], classes: int, activation: type[nn.Module]) -> nn.Module:
+    if len(input_shape) != 3 or min(input_shape[1:]) < 16:
+        raise ValueError(f"LeNet-5 takes images (channels, height, width) of 16×16 pixels or more, got {input_shape}")
+    channels, height, width = input_shape
+    side = [((size - 4) // 2 - 4) // 2 for size in (height, width)]
+    return nn.Sequential(
+        nn.Conv2d(channels, 20, 5),
+        nn.MaxPool2d(2),
+        activation(),
+        nn.Conv2d(20, 50, 5),
+        nn.MaxPool2d(2),
+        activation(),
+        nn.Flatten(),
+        nn.Linear(50 * side[0] * side[1], 500),
+        nn.ReLU(),
+        nn.Linear(500, classes),
+    )
+
+
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "lenet-300-100": lenet_300_100,
+    "lenet-5-caffe": lenet_5_caffe,
+    "lenet-5-relu": lenet_5_relu,
+    "vgg-16": vgg_16,
+    "resnet-18": resnet_18,
+    "resnet-50": resnet_50,
+    "vit-tiny": vit_tiny,
+    "fcn-1d": fcn_1d,
+}
+OTHERS = "torchvision:NAME or package.module:function"
+
+
+def build_net(name: str, input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...] = ()) -> nn.Module:
+    """Build a network by name; a function receives those of the three arguments that it has parameters for.
+
+    Attention layers get a linear layer per projection (`pyro_compress.networks.attention`), with the weights
+    they came with.
+
+    Raises:
+        ValueError: unknown name, a function that cannot be imported, or one that returns no module.
+
+    Example:
+        >>> import pyro_compress as pc
+        >>> net = pc.build_net("resnet-18", (3, 32, 32), 10)
+        >>> sum(parameter.numel() for parameter in net.parameters())
+        11173962
+    """
+    if name.startswith("torchvision:"):
+        return split_attention(_torchvision(name.removeprefix("torchvision:"), classes))
+    make = NETS[name] if name in NETS else _import(name)
+    offered = {"input_shape": input_shape, "classes": classes, "hidden": hidden}
+    wanted = inspect.signature(make).parameters
+    net = make(**{key: value for key, value in offered.items() if key in wanted})
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"{name} returned a {type(net).__name__}; it must return a torch.nn.Module")
+    return split_attention(net)
+
+
+def _torchvision(name: str, classes: int) -> nn.Module:
+    """One of torchvision's classifiers, with random weights."""
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known[:8])}, ..."
+        raise ValueError(f"torchvision has no classifier {name!r}; {hint}")
+    net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    return net
+
+
+def _import(name: str) -> Callable[..., nn.Module]:
+    """Import `package.module:function`; the working directory counts as a place to look."""
+    module, colon, function = name.partition(":")
+    if not colon or not module or not function:
+        raise ValueError(f"unknown network {name!r}; allowed: {', '.join(NETS)}, {OTHERS}")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"network {name!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise ValueError(f"network {name!r} is a {type(found).__name__}, not a function")
+    return found

@@ -1,0 +1,216 @@
+"""Configurations: a TOML file, what the user left open, what a run records."""
+
+from __future__ import annotations
+
+import platform
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_compress.data.augment import AUGMENTATIONS
+from pyro_compress.data.tasks import TASKS
+from pyro_compress.machine import prepare
+from pyro_compress.training.guards import NAN_POLICIES
+from pyro_compress.training.point import OPTIMIZERS, SCHEDULES
+from pyro_compress.training.sparse import PRUNING
+from pyro_compress.types import FitConfig, Splits
+
+DEFAULT_STEPS = 1200
+"""Optimiser steps that the default number of epochs aims at, within `DEFAULT_EPOCHS`."""
+DEFAULT_EPOCHS = (30, 100)
+BASELINE_LR = {"adam": 1e-3, "sgd": 0.1}
+"""Default learning rate without a prior, by optimizer."""
+
+
+def resolve(config: FitConfig, examples: int) -> FitConfig:
+    """Fill in what a configuration leaves to the prior's recipe, and check the rest.
+
+    Args:
+        config: may hold None and `auto`.
+        examples: size of the training split.
+
+    Raises:
+        ValueError: a value that is out of range or does not go with the prior, CUDA asked for and absent.
+    """
+    _check_ranges(config)
+    device = prepare(config.device, config.threads, config.deterministic)
+    batch_size = config.batch_size or (64 if examples < 10_000 else 128)
+    epochs = config.epochs or min(max(DEFAULT_STEPS * batch_size // examples, DEFAULT_EPOCHS[0]), DEFAULT_EPOCHS[1])
+    common = replace(config, device=device, batch_size=batch_size, epochs=epochs)
+    return _resolve_baseline(common) if config.prior == "none" else _resolve_prior(common, epochs)
+
+
+def _resolve_baseline(config: FitConfig) -> FitConfig:
+    _one_of("optimizer", config.optimizer, OPTIMIZERS)
+    _one_of("pruning", config.pruning, ("none", *PRUNING))
+    if (config.pruning == "none") != (config.prune_to == 0):
+        raise ValueError(
+            f"pruning {config.pruning!r} with prune_to {config.prune_to}: pruning while training needs both a rule "
+            f"({', '.join(PRUNING)}) and a sparsity above 0"
+        )
+    if config.shrink_every:
+        raise ValueError(f"shrink_every {config.shrink_every} goes with a prior, whose posterior says which units go")
+    if config.pruning == "rewind" and config.lr_schedule != "constant":
+        raise ValueError("pruning 'rewind' trains every round alike; use lr_schedule 'constant'")
+    for name in ("grouping", "estimator", "keep", "batch_norm"):
+        if (value := getattr(config, name)) not in (None, "weight", (), "update"):
+            raise ValueError(f"{name} {value!r} goes with a prior only; with prior 'none' leave it out")
+    lr = config.lr or BASELINE_LR[config.optimizer]
+    return replace(
+        config, lr=lr, grouping="weight", estimator="weight", pretrain_epochs=0, kl_warmup=0.0,
+        lr_scale=lr, lr_group=lr, init_scale=None, max_scale=0.0,
+    )  # fmt: skip
+
+
+def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
+    from pyro_compress.bayes.estimators import ESTIMATORS
+    from pyro_compress.bayes.guides import GUIDES
+    from pyro_compress.bayes.priors import PRIORS
+
+    _one_of("prior", config.prior, (*PRIORS, "none"))
+    prior = PRIORS[config.prior].with_options(config.prior_options)
+    grouping = config.grouping or prior.groupings[0]
+    if grouping not in prior.groupings:
+        raise ValueError(
+            f"grouping {grouping!r} is not defined for prior {config.prior!r}; allowed: {', '.join(prior.groupings)}"
+        )
+    if config.dropout or config.dropout_input:
+        rate = config.dropout or config.dropout_input
+        raise ValueError(f"dropout {rate} goes with --prior none; a prior brings its own noise")
+    if config.optimizer != "adam" or config.pruning != "none" or config.prune_to:
+        raise ValueError("optimizer, pruning and prune_to go with --prior none; posteriors are fitted by Adam")
+    _one_of("guide", config.guide, GUIDES)
+    auto = config.guide != "mean-field"
+    estimator = config.estimator or ("weight" if auto else prior.estimator)
+    _one_of("estimator", estimator, ESTIMATORS)
+    if auto and estimator != "weight":
+        raise ValueError(
+            f"estimator {estimator!r} needs the marginal of every weight, which guide {config.guide!r} draws through "
+            "an auxiliary site; use --estimator weight, or --guide mean-field"
+        )
+    if config.shrink_every and (auto or config.bias_prior != "none"):
+        raise ValueError(
+            f"shrink_every {config.shrink_every} needs --guide mean-field and --bias-prior none: it cuts the posterior "
+            "weight by weight, and folds what dead units emit into the biases"
+        )
+    pretrain = config.pretrain_epochs
+    if pretrain is None:
+        pretrain = round(prior.pretrain * epochs)
+    if pretrain >= epochs:
+        raise ValueError(
+            f"pretrain_epochs {pretrain} of {epochs} epochs: at least one epoch must be left for the posterior"
+        )
+    warmup = prior.warmup * (epochs - pretrain) if config.kl_warmup is None else config.kl_warmup
+    return replace(
+        config, grouping=grouping, estimator=estimator, pretrain_epochs=pretrain, kl_warmup=float(warmup),
+        lr=config.lr or prior.lr,
+        lr_scale=config.lr_scale or prior.lr_scale, lr_group=config.lr_group or prior.lr_group,
+        init_scale=config.init_scale or prior.init_scale,
+        max_scale=prior.max_scale if config.max_scale is None else config.max_scale,
+    )  # fmt: skip
+
+
+def _check_ranges(config: FitConfig) -> None:
+    positive = (
+        "epochs",
+        "batch_size",
+        "lr",
+        "lr_scale",
+        "lr_group",
+        "samples",
+        "init_scale",
+        "kl_weight",
+        "accumulate",
+    )
+    for name in positive:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name} {value}: it must be positive")
+    for name in (
+        "pretrain_epochs", "kl_warmup", "patience", "threads", "max_scale", "clip_norm", "init_range", "shrink_every",
+        "limit", "image_size", "workers", "in_memory_mib",
+    ):  # fmt: skip
+        if (value := getattr(config, name)) is not None and value < 0:
+            raise ValueError(f"{name} {value}: it must not be negative")
+    for name in ("dropout", "dropout_input", "momentum", "prune_to"):
+        if not 0 <= (getattr(config, name) or 0) < 1:
+            value = getattr(config, name)
+            raise ValueError(f"{name} {value}: allowed are values from 0 up to, but not including, 1")
+    if not config.hidden or min(config.hidden) < 1:
+        raise ValueError(f"hidden {config.hidden}: widths must be positive")
+    _one_of("bias_prior", config.bias_prior, ("none", "same"))
+    _one_of("compile", config.compile, ("auto", "on", "off"))
+    _one_of("precision", config.precision, ("float32", "bfloat16"))
+    _one_of("batch_norm", config.batch_norm, ("update", "frozen"))
+    _one_of("lr_schedule", config.lr_schedule, SCHEDULES)
+    _one_of("task", config.task, TASKS)
+    _one_of("augment", config.augment, ("none", *AUGMENTATIONS))
+    _one_of("class_weights", config.class_weights, ("none", "balanced"))
+    if config.class_weights != "none" and config.task != "classification":
+        raise ValueError(
+            f"class_weights {config.class_weights!r} goes with classification; {config.task} has no classes"
+        )
+    _one_of("nan_policy", config.nan_policy, NAN_POLICIES)
+    _one_of("kl_schedule", config.kl_schedule, ("uniform", "blundell"))
+
+
+def _one_of(what: str, value: str, allowed: Any) -> None:
+    if value not in allowed:
+        raise ValueError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}")
+
+
+def config_toml(config: FitConfig, splits: Splits, rewinds: Sequence[dict[str, Any]] = (), processes: int = 1) -> str:
+    """The resolved configuration with what else is needed to repeat the run.
+
+    Args:
+        config: resolved; after a rewind, with the rates that count from then on.
+        splits: the data.
+        rewinds: when and why the fit was put back, and the rates that it had had.
+        processes: how many fit together.
+    """
+    import tomli_w
+
+    packages = ("pyro-compress", "torch", "pyro-ppl", "numpy", "constriction")
+    document = {
+        "fit": {key: value for key, value in asdict(config).items() if value is not None},
+        "splits": splits.sizes,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "machine": {"system": platform.platform(), "threads": torch.get_num_threads(), "processes": processes},
+    }
+    return tomli_w.dumps(document | ({"rewinds": list(rewinds)} if rewinds else {}))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Options of a TOML file: its `[fit]` table (as in a run's config.toml), or its top level.
+
+    Raises:
+        ValueError: no TOML, or a key that is no option.
+    """
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no valid TOML: {error}") from error
+    return options_in(text, str(path))
+
+
+def options_in(text: str, path: str) -> dict[str, Any]:
+    """Options that the text of such a file holds; `path` is for messages.
+
+    Raises:
+        ValueError: no TOML, or a key that is no option.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is no valid TOML: {error}") from error
+    table = document.get("fit", document)
+    options = {str(key).replace("-", "_"): value for key, value in table.items()}
+    allowed = [field.name for field in fields(FitConfig)]
+    if unknown := sorted(set(options) - set(allowed)):
+        raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    return options

@@ -1,0 +1,99 @@
+"""Scoring what lies on disk: a run folder or a compressed file, on any data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from pyro_compress.compression import file
+from pyro_compress.compression.search import to_module
+from pyro_compress.data.splits import (
+    PREPROCESSING,
+    load_examples,
+    load_splits,
+    preprocessing,
+    preprocessing_of,
+    reading_of,
+)
+from pyro_compress.data.tabular import SUFFIXES
+from pyro_compress.machine import prepare
+from pyro_compress.metrics import evaluate, scored
+from pyro_compress.networks.graph import Network
+from pyro_compress.runs.run import load_run
+from pyro_compress.types import Preprocessing, Quality, Reading
+
+
+def evaluate_target(
+    target: Path, data: str | None, split: str, data_dir: str = "", device: str = "auto", threads: int = 0
+) -> tuple[Quality, int]:
+    """Score a run folder (posterior mean) or a `.pcn` file.
+
+    Args:
+        target: run folder or file.
+        data: data set name, `.npz` file (with `x` and `y`, or as for fitting) or table; None: what it was fitted on.
+        split: `train`, `validation` or `test`; a `.npz` file given as `data` is scored on `x_test` (or `x`), a table
+            on all its rows.
+        data_dir: folder of the torchvision data sets.
+        device: `auto`, `cpu` or `cuda`.
+        threads: CPU threads; 0 leaves torch's default.
+
+    Returns:
+        The scores, and on how many examples.
+
+    Raises:
+        ValueError: a damaged file, missing data, inputs of another shape.
+    """
+    device = prepare(device, threads)
+    loaded = _load(target, data_dir)
+    network, input_shape, origin = loaded.network.to(device), loaded.input_shape, loaded.data
+    if data is not None and data.endswith((".npz", *SUFFIXES)):
+        examples = load_examples(Path(data), loaded.known, loaded.reading)
+        _check_shape(data, tuple(examples.x.shape[1:]), input_shape)
+        return scored(network, examples, loaded.known.targets if loaded.known else (), loaded.noise, device), len(
+            examples
+        )
+    splits = load_splits(data or origin, data_dir, loaded.validation, reading=loaded.reading)
+    _check_shape(data or origin, splits.input_shape, input_shape)
+    return evaluate(network, splits, split, device, loaded.noise), splits.sizes[split]
+
+
+class _Loaded(NamedTuple):
+    """A network, and what is known of the data it was fitted on."""
+
+    network: nn.Module
+    input_shape: tuple[int, ...]
+    data: str
+    validation: float | None
+    known: Preprocessing | None
+    reading: Reading
+    noise: float | None
+
+
+def _load(target: Path, data_dir: str) -> _Loaded:
+    if target.is_dir():
+        posterior, config = (run := load_run(target)).posterior, run.config
+        network = Network(posterior.graph, posterior.tensors).eval()
+        if run.config.task == "regression" or Path(config.data).suffix in SUFFIXES:
+            known: Preprocessing | None = preprocessing(run.splits(data_dir))
+        else:
+            known = PREPROCESSING.get(config.data)
+        shape = posterior.graph.input_shape
+        return _Loaded(network, shape, config.data, config.validation, known, config.reading, posterior.noise)
+    compressed = file.read(target)
+    meta = compressed.meta
+    return _Loaded(
+        to_module(compressed),
+        compressed.graph.input_shape,
+        str(meta.get("data", "")),
+        meta.get("validation"),
+        preprocessing_of(meta),
+        reading_of(meta),
+        compressed.noise,
+    )
+
+
+def _check_shape(data: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if got != wanted:
+        raise ValueError(f"{data}: one example has shape {got}; this network takes {wanted}")

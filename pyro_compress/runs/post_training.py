@@ -1,0 +1,148 @@
+"""A posterior around weights that were trained elsewhere: what compression needs, and nothing is trained from scratch.
+
+To add a way, write a function `(Trained, on_epoch) -> Posterior` and add a row to `POSTERIORS`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pyro_compress.compression.target import default_nll_tolerance
+from pyro_compress.data.splits import load_splits
+from pyro_compress.metrics import evaluate
+from pyro_compress.networks.graph import Network, capture
+from pyro_compress.runs.config import resolve
+from pyro_compress.runs.run import fit_run, initial_net
+from pyro_compress.training.baselines import point_posterior
+from pyro_compress.training.feed import batch_count
+from pyro_compress.training.history import OnEpoch
+from pyro_compress.training.laplace import laplace
+from pyro_compress.types import FitConfig, Posterior, Splits
+
+STEPS = 2000
+"""SVI steps that the default number of epochs aims at, within `EPOCHS`."""
+EPOCHS = (3, 30)
+TOLERANCE = 0.005
+"""Accuracy whose worth in nats (`default_nll_tolerance`) the mean of a fit may lose against the given weights."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and its data.
+
+    Attributes:
+        network: its weights as a posterior without spread: the reference of what is lost.
+        splits: its data.
+        config: names network, weights and data; resolved.
+        folder: where the fit is to be kept as a run folder; None: nowhere.
+    """
+
+    network: Posterior
+    splits: Splits
+    config: FitConfig
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Around:
+    """A posterior around a trained network.
+
+    Attributes:
+        trained: the network.
+        posterior: the waist.
+        seconds: what finding it took.
+    """
+
+    trained: Trained
+    posterior: Posterior
+    seconds: float
+
+
+def _svi(trained: Trained, on_epoch: OnEpoch) -> Posterior:
+    if trained.folder is not None:
+        return _anchored(trained, fit_run(trained.config, trained.folder, on_epoch=on_epoch).posterior)
+    with tempfile.TemporaryDirectory() as folder:
+        return _anchored(trained, fit_run(trained.config, Path(folder) / "run", on_epoch=on_epoch).posterior)
+
+
+def _anchored(trained: Trained, fitted: Posterior) -> Posterior:
+    """The fitted posterior; where its mean has become worse than the given weights, its spread around those.
+
+    On few examples the prior outweighs the data and draws the means away; the spread still tells which weights matter.
+    """
+    given, found = (
+        evaluate(Network(p.graph, p.tensors).eval().to(trained.config.device), trained.splits, "validation",
+                 trained.config.device)
+        for p in (trained.network, fitted)
+    )  # fmt: skip
+    if found.nll_nats <= given.nll_nats + default_nll_tolerance(TOLERANCE, len(trained.splits.validation)):
+        return fitted
+    layers = {name: replace(layer, mean=trained.network.layers[name].mean) for name, layer in fitted.layers.items()}
+    return replace(fitted, layers=layers, dense=trained.network.dense)
+
+
+def _laplace(trained: Trained, on_epoch: OnEpoch) -> Posterior:
+    if trained.folder is not None:
+        raise ValueError("--run keeps the fit of --posterior svi; a Laplace approximation leaves no run folder")
+    config = trained.config
+    return laplace(trained.network, trained.splits.train, config.device, config.seed)
+
+
+POSTERIORS: dict[str, Callable[[Trained, OnEpoch], Posterior]] = {
+    "svi": _svi,
+    "laplace": _laplace,
+}
+"""Ways to a posterior around given weights: a short variational fit that starts there, or one pass of curvature."""
+
+
+def load_trained(config: FitConfig, folder: Path | None = None) -> Trained:
+    """Load the data and the weights that a configuration names, and fill in the recipe of a short fit around them.
+
+    The recipe: no pretraining, batch norm frozen, means that move slowly (a tenth of the prior's own rate) and scales
+    that move fast, the KL warmed up over half of `STEPS` steps or so.
+
+    Args:
+        config: names `net`, `init` and `data`; what else it leaves open is filled in.
+        folder: where to keep the fit.
+
+    Raises:
+        ValueError: no weights named, weights that do not fit, what `capture` refuses.
+    """
+    if not config.init:
+        raise ValueError("a network without trained weights: name them with --init, or train with `pyro-compress fit`")
+    splits = load_splits(config.data, config.data_dir, config.validation, reading=config.reading)
+    examples = len(splits.train)
+    batch_size = config.batch_size or (64 if examples < 10_000 else 128)
+    epochs = config.epochs or min(max(round(STEPS / batch_count(examples, batch_size)), EPOCHS[0]), EPOCHS[1])
+    config = replace(
+        config, batch_size=batch_size, epochs=epochs, pretrain_epochs=0, batch_norm="frozen",
+        lr=config.lr or 3e-4, lr_scale=config.lr_scale or 1e-2, init_scale=config.init_scale or 1e-3,
+        kl_warmup=epochs / 2 if config.kl_warmup is None else config.kl_warmup,
+    )  # fmt: skip
+    config = resolve(config, examples)
+    net = initial_net(config, splits).eval()
+    tensors = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    network = point_posterior(capture(net, splits.input_shape), tensors, config.provenance)
+    return Trained(network, splits, config, folder)
+
+
+def posterior_around(trained: Trained, how: str = "laplace", on_epoch: OnEpoch = lambda epoch: None) -> Around:
+    """Find a posterior around a trained network.
+
+    Args:
+        trained: the network and its data.
+        how: name in `POSTERIORS`.
+        on_epoch: called after every epoch of a fit.
+
+    Raises:
+        ValueError: an unknown way, what a fit refuses.
+    """
+    if how not in POSTERIORS:
+        raise ValueError(f"unknown posterior {how!r}; allowed: {', '.join(POSTERIORS)}")
+    started = time.perf_counter()
+    posterior = POSTERIORS[how](trained, on_epoch)
+    return Around(trained, posterior, time.perf_counter() - started)

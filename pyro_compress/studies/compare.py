@@ -1,0 +1,327 @@
+"""Runs a study: fits what is missing, evaluates every fit at its sparsities, writes rows as they come.
+
+Results lie in one folder:
+
+    runs/HASH/              one run folder per configuration, as `fit` writes it
+    rows/HASH.json          its evaluation; the two together are the cache
+    rows/HASH.failed        or why there is none; tried again by whoever starts later
+    rows/HASH.lock, runs/HASH.lock   held while it is worked on
+    study.csv               one line per (fit, sparsity)
+    study.json              the same and more, with resolved configurations, versions and machine
+    study.md                the table
+    study.toml              the study that was run
+    elpd.json               if asked for: its posteriors ranked (`pyro_compress.studies.ranking`)
+
+A fit whose rows are there is not repeated; a run folder without rows is evaluated again, not fitted again.
+
+Several processes may work on one folder, on one machine or, where they share it, on several: each takes the next fit
+that nobody holds (`rows/HASH.lock`), and all end with the same tables. What a killed one held is free at once, and its
+unfinished fit is gone on with.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from pyro_compress.compression.file import write_atomically
+from pyro_compress.compression.prune import masks_at, scores
+from pyro_compress.data.splits import load_splits
+from pyro_compress.locks import claimed, locked
+from pyro_compress.machine import prepare
+from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
+from pyro_compress.networks.draws import Ensemble, has_spread, masked
+from pyro_compress.networks.graph import Network
+from pyro_compress.runs.run import Keeping, fit_run, load_run
+from pyro_compress.studies.plan import Planned, config_hash, plan, read_study
+from pyro_compress.studies.tables import COLUMNS, Row, markdown
+from pyro_compress.types import FitConfig, Posterior, Scores, Splits
+
+DRAWS = 10
+"""Networks in an ensemble."""
+ENSEMBLE = f"ensemble of {DRAWS}"
+STUDY_COPY = "study.toml"
+POLL_SECONDS = 1.0
+"""Between two looks at fits that other processes work on."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one fit: its rows, or why there are none."""
+
+    planned: Planned
+    rows: tuple[Row, ...]
+    failure: str = ""
+
+
+OnOutcome = Callable[[Outcome, int, int], None]
+
+
+def compare(
+    planned: list[Planned], out: Path, jobs: int = 1, on_outcome: OnOutcome = lambda outcome, done, total: None
+) -> list[Outcome]:
+    """Run what is missing, `jobs` fits at a time, and write the tables after each.
+
+    Args:
+        planned: every fit of the study, in order.
+        out: folder of the results.
+        jobs: processes.
+        on_outcome: called with (outcome, how many are done, how many there are).
+
+    Returns:
+        One outcome per fit, in order; a fit that failed does not stop the others.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    (out / "rows").mkdir(parents=True, exist_ok=True)
+    began, found = time.time(), dict[int, Outcome]()
+    for index, outcome in _outcomes(planned, out, jobs, began):
+        found[index] = outcome
+        with locked(out / "rows" / "tables.lock"):  # what others finished is in them: tables only ever grow
+            everything = [found.get(i) or settled(one, out, began) for i, one in enumerate(planned)]
+            write_results([one for one in everything if one], out)
+        on_outcome(outcome, len(found), len(planned))
+    return [found[i] for i in sorted(found)]
+
+
+def _outcomes(planned: list[Planned], out: Path, jobs: int, began: float) -> Iterator[tuple[int, Outcome]]:
+    """Every outcome once it is there, this process's or another's."""
+    waiting = dict(enumerate(planned))
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else None
+    with pool or nullcontext():
+        try:
+            while waiting:
+                for index, outcome in _tried(waiting, out, began, pool):
+                    if outcome:
+                        del waiting[index]
+                        yield index, outcome
+                if waiting:
+                    time.sleep(POLL_SECONDS)
+        except BaseException:
+            if pool:
+                pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _tried(
+    waiting: dict[int, Planned], out: Path, began: float, pool: ProcessPoolExecutor | None
+) -> Iterator[tuple[int, Outcome | None]]:
+    if pool is None:
+        for index, one in list(waiting.items()):
+            yield index, attempt(one, out, began)
+        return
+    futures: dict[Future[Outcome | None], int] = {
+        pool.submit(attempt, one, out, began): index for index, one in waiting.items()
+    }
+    for future in as_completed(futures):
+        yield futures[future], future.result()
+
+
+def attempt(planned: Planned, out: Path, began: float) -> Outcome | None:
+    """The outcome of a fit; None while another process works on it.
+
+    Args:
+        planned: the fit.
+        out: folder of the results.
+        began: when this process began (seconds since the epoch): failures that others noted since are not tried again.
+    """
+    if outcome := settled(planned, out, began):
+        return outcome
+    with claimed(out / "rows" / f"{planned.hash}.lock") as free:
+        if not free:
+            return None
+        if outcome := settled(planned, out, began):  # by whoever held it just now
+            return outcome
+        outcome = run_one(planned, out)
+        if outcome.failure:
+            write_atomically(_failed_path(planned, out), outcome.failure.encode())
+        else:
+            _failed_path(planned, out).unlink(missing_ok=True)
+        return outcome
+
+
+def settled(planned: Planned, out: Path, began: float) -> Outcome | None:
+    """What is known of a fit: the rows of whenever it was evaluated, or a failure noted since `began`."""
+    if (rows := cached_rows(planned, out)) is not None:
+        return Outcome(planned, rows)
+    failed = _failed_path(planned, out)
+    if failed.exists() and failed.stat().st_mtime >= began:
+        return Outcome(planned, (), failed.read_text())
+    return None
+
+
+def run_one(planned: Planned, out: Path) -> Outcome:
+    """Fit and evaluate; a user's error becomes the outcome's failure."""
+    try:
+        config, folder = chosen(planned, out)
+        rows = evaluated(planned, config, folder)
+    except ValueError as error:
+        return Outcome(planned, (), " ".join(str(error).split()))
+    document = {
+        "config": asdict(replace(config, data_dir="")),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "pyro-ppl")},
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "candidates": [config_hash(candidate) for candidate in planned.configs],
+        "rows": [asdict(row) for row in rows],
+    }
+    write_atomically(_rows_path(planned, out), (json.dumps(document, indent=1) + "\n").encode())
+    return Outcome(planned, rows)
+
+
+def chosen(planned: Planned, out: Path) -> tuple[FitConfig, Path]:
+    """Fit what is missing; the configuration with the lowest final validation NLL, and its run folder."""
+    found = []
+    for config in planned.configs:
+        folder = out / "runs" / config_hash(config)
+        if not folder.is_dir():
+            folder.parent.mkdir(exist_ok=True)
+            with locked(folder.with_suffix(".lock")):  # methods may share a fit
+                if not folder.is_dir():
+                    fit_run(config, folder, keeping=Keeping(resume=True))
+        found.append((float(last_epoch(folder)["validation_nll_nats"]), config, folder))
+    _, config, folder = min(found, key=lambda candidate: candidate[0])
+    return config, folder
+
+
+def last_epoch(folder: Path) -> dict[str, Any]:
+    """Last line of a run's history."""
+    epoch: dict[str, Any] = json.loads((folder / "history.jsonl").read_text().splitlines()[-1])
+    return epoch
+
+
+def _rows_path(planned: Planned, out: Path) -> Path:
+    return out / "rows" / f"{planned.hash}.json"
+
+
+def _failed_path(planned: Planned, out: Path) -> Path:
+    return out / "rows" / f"{planned.hash}.failed"
+
+
+def cached_rows(planned: Planned, out: Path) -> tuple[Row, ...] | None:
+    """Rows of an earlier evaluation, under the study's present labels; None where a sparsity is missing."""
+    try:
+        rows = [Row(**row) for row in json.loads(_rows_path(planned, out).read_text())["rows"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not set(planned.sparsities) <= {row.sparsity for row in rows}:
+        return None
+    method = planned.method
+    label = {False: method.variant, True: f"{method.variant}, {ENSEMBLE}".removeprefix(", ")}
+    return tuple(
+        replace(row, method=method.name, variant=label[row.ensemble])
+        for row in rows
+        if row.sparsity in planned.sparsities
+    )
+
+
+def evaluated(planned: Planned, config: FitConfig, folder: Path) -> tuple[Row, ...]:
+    """Rows of a fitted run: pruned globally by its criterion, float weights, on the test split."""
+    run = load_run(folder)
+    prepare(config.device, config.threads)
+    splits = load_splits(config.data, config.data_dir, config.validation, reading=config.reading)
+    other = load_splits(planned.other, config.data_dir) if planned.other else None
+    ranks = scores(run.posterior, planned.method.criterion or run.posterior.criterion)
+    origin = (config_hash(config), float(last_epoch(folder)["seconds"]))
+    found = []
+    for sparsity in planned.sparsities:
+        posterior = masked(run.posterior, masks_at(ranks, sparsity))
+        for ensemble, predict in _predictors(posterior).items():
+            found.append(_row(planned, sparsity, ensemble, predict, origin, (splits, other)))
+    return tuple(found)
+
+
+def _predictors(posterior: Posterior) -> dict[bool, Predict]:
+    """The posterior mean, and the ensemble of draws where weights can be drawn."""
+    mean: dict[bool, Predict] = {False: Network(posterior.graph, posterior.tensors).eval()}
+    return mean | ({True: Ensemble(posterior, DRAWS)} if has_spread(posterior) else {})
+
+
+def _row(
+    planned: Planned, sparsity: float, ensemble: bool, predict: Predict, origin: tuple[str, float],
+    data: tuple[Splits, Splits | None],
+) -> Row:  # fmt: skip
+    splits, other = data
+    measured = evaluate(predict, splits, "test")
+    assert isinstance(measured, Scores)
+    method, variant = planned.method, planned.method.variant
+    return Row(
+        dataset=planned.config.data,
+        network=planned.network,
+        method=method.name,
+        variant=f"{variant}, {ENSEMBLE}".removeprefix(", ") if ensemble else variant,
+        sparsity=sparsity,
+        seed=planned.config.seed,
+        accuracy=measured.accuracy,
+        nll_nats=measured.nll_nats,
+        ece=measured.ece,
+        train_seconds=origin[1],
+        config_hash=origin[0],
+        brier=measured.brier,
+        ood_auroc=out_of_domain_auroc(predict, splits, other, "test") if other else None,
+        ensemble=ensemble,
+    )
+
+
+def write_results(outcomes: list[Outcome], out: Path) -> None:
+    """Write study.csv, study.json and study.md."""
+    rows = [row for outcome in outcomes for row in outcome.rows]
+    runs = {}
+    for outcome in outcomes:
+        path = _rows_path(outcome.planned, out)
+        if path.exists():
+            document: dict[str, Any] = json.loads(path.read_text())
+            document["rows"] = [asdict(row) for row in outcome.rows]
+            runs[outcome.planned.hash] = document
+    failures = {o.planned.hash: o.failure for o in outcomes if o.failure}
+    write_atomically(out / "study.csv", csv_text(rows).encode())
+    document = {"runs": runs, "failures": failures}
+    write_atomically(out / "study.json", (json.dumps(document, indent=1) + "\n").encode())
+    write_atomically(out / "study.md", (markdown(rows) + "\n").encode())
+
+
+def csv_text(rows: list[Row]) -> str:
+    """The rows as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()
+
+
+def compare_file(study: Path, out: Path, data_dir: str = "", jobs: int = 1) -> list[Row]:
+    """Run a study file on the CPU, one thread per fit, and give its rows."""
+    planned = plan(read_study(study), data_dir, "cpu", 1)
+    keep_study(study, out)
+    return [row for outcome in compare(planned, out, jobs) for row in outcome.rows]
+
+
+def keep_study(study: Path, out: Path) -> None:
+    """Put a copy of the study file beside its results."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / STUDY_COPY, study.read_bytes())
+
+
+def read_results(out: Path) -> list[Row]:
+    """Rows of a results folder, extras included.
+
+    Raises:
+        ValueError: no results folder.
+    """
+    try:
+        runs = json.loads((out / "study.json").read_text())["runs"].values()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{out} is no results folder of compare (it needs study.json): {error}") from error
+    return [Row(**row) for run in runs for row in run["rows"]]

@@ -1,0 +1,152 @@
+"""The page of a comparison: tables, pictures, uncertainty, ranking, configurations of a results folder of `compare`."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from pyro_compress.compression.file import write_atomically
+from pyro_compress.inspection import page, plots
+from pyro_compress.inspection.page import Picture
+from pyro_compress.studies import figures as study_plots
+from pyro_compress.studies import ranking, tables
+from pyro_compress.studies.compare import STUDY_COPY, read_results
+from pyro_compress.studies.tables import Row
+
+MEASURES = (
+    ("NLL (nats)", "nll_nats", 3),
+    ("ECE", "ece", 4),
+    ("Brier", "brier", 4),
+    ("out-of-domain AUROC", "ood_auroc", 3),
+)
+"""Heading, field of a row, decimals."""
+
+
+def write_comparison(results: Path, out: Path) -> None:
+    """Write the page of a results folder.
+
+    Raises:
+        ValueError: no results folder, or no folder for the page.
+        OSError: the file cannot be written.
+    """
+    if not out.parent.is_dir():
+        raise ValueError(f"{out.parent} is no folder; make it first, or choose another --out")
+    rows = read_results(results)
+    if not rows:
+        raise ValueError(f"{results} holds no rows yet; run pyro-compress compare first")
+    document = json.loads((results / "study.json").read_text())
+    write_atomically(out, html(rows, document, results).encode())
+
+
+def html(rows: list[Row], document: dict[str, Any], results: Path) -> str:
+    """The page."""
+    fits = {row.config_hash: row for row in rows}
+    facts = [
+        ("fits", str(len(fits))),
+        ("seeds", ", ".join(map(str, sorted({row.seed for row in rows})))),
+        ("methods", str(len({row.label for row in rows if not row.ensemble}))),
+        ("training in all", _duration(sum(row.train_seconds for row in fits.values()))),
+    ]
+    sections = [page.facts(facts), page.note(tables.READING)]
+    for (data, network), members in tables.groups(rows).items():
+        sections += [
+            page.section(f"{data}, {network}: test accuracy (%) by sparsity", page.table(tables.table(members))),
+            page.section("Pictures", page.gallery(_pictures(members, results))),
+            page.section("Uncertainty", page.table(uncertainty(members)) + page.note(UNCERTAINTY)),
+        ]
+    if ranked := ranking.read_ranking(results):
+        sections.append(page.section("Posteriors by ELPD", page.table(ranking.lines(ranked)) + page.note(RANKING)))
+    if failures := document.get("failures"):
+        text = "".join(f"<dt>{escape(name)}</dt><dd>{escape(reason)}</dd>" for name, reason in failures.items())
+        sections.append(page.section("Fits that failed", f"<dl>{text}</dl>"))
+    sections.append(page.section("To repeat it", _repeat(results, document)))
+    return page.document(f"Comparison: {results.resolve().name}", "pyro-compress, one comparison", sections)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+UNCERTAINTY = (
+    "At the smallest and the largest sparsity of the table. Lower is better but for the AUROC: how well predictive "
+    "entropy tells the other data set from this one, 0.5 being chance."
+)
+RANKING = (
+    "PSIS-LOO of the same training rows for every posterior of a data set and seed. A difference of a few standard "
+    "errors counts; where many rows have k above 0.7 the estimate itself is not to be trusted."
+)
+
+
+def uncertainty(rows: Sequence[Row]) -> list[list[str]]:
+    """NLL, calibration and out-of-domain detection at the ends of the range of sparsities, over the seeds."""
+    ends = sorted({row.sparsity for row in rows})
+    ends = [ends[0], ends[-1]] if len(ends) > 1 else ends
+    lines = [["method", "removed", *(title for title, _, _ in MEASURES)]]
+    for label in dict.fromkeys(row.label for row in rows):
+        for sparsity in ends:
+            own = [row for row in rows if row.label == label and row.sparsity == sparsity]
+            if own:
+                cells = [_spread([getattr(row, field) for row in own], digits) for _, field, digits in MEASURES]
+                lines.append([label, f"{100 * sparsity:g} %", *cells])
+    return lines
+
+
+def _spread(values: list[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    return tables.spread(known, digits) if known else ""
+
+
+def _pictures(rows: Sequence[Row], results: Path) -> Iterator[Picture]:
+    """Those the rows and run folders have the data for."""
+    means = [row for row in rows if not row.ensemble]
+    yield _drawn(
+        "Accuracy against sparsity",
+        "Mean over the seeds; the band is their range.",
+        lambda ax: study_plots.accuracy_against_sparsity(ax, means),
+    )
+    sparsity = statistics.median_low(sorted({row.sparsity for row in means}))
+    yield _drawn(
+        "Accuracy against time",
+        "One point per fit, minutes on the machine that ran it.",
+        lambda ax: study_plots.accuracy_against_time(ax, means, sparsity),
+    )
+    if curves := _curves(means, results):
+        yield _drawn(
+            "Training",
+            "Validation accuracy of the first seed, before pruning.",
+            lambda ax: study_plots.training_curves(ax, curves, "validation accuracy (%)"),
+        )
+
+
+def _drawn(title: str, reading: str, draw: Callable[[Axes], Axes]) -> Picture:
+    figure, (ax,) = study_plots.new_figure()
+    draw(ax)
+    return Picture(title, reading, plots.svg(figure))
+
+
+def _curves(rows: Sequence[Row], results: Path) -> dict[str, list[float]]:
+    """Label -> validation accuracy in percent by epoch, from the run folder of its first seed."""
+    curves: dict[str, list[float]] = {}
+    for row in rows:
+        path = results / "runs" / row.config_hash / "history.jsonl"
+        if row.label not in curves and path.is_file():
+            epochs = map(json.loads, path.read_text().splitlines())
+            curves[row.label] = [100 * epoch["validation_accuracy"] for epoch in epochs]
+    return curves
+
+
+def _repeat(results: Path, document: dict[str, Any]) -> str:
+    study = results / STUDY_COPY
+    told = [f"<pre>pyro-compress compare {STUDY_COPY} --out {escape(results.resolve().name)}</pre>"]
+    if study.is_file():
+        told.append(f"<pre>{escape(study.read_text())}</pre>")
+    run = next(iter(document["runs"].values()))
+    machine = ", ".join(f"{key} {value}" for key, value in (run["versions"] | run["machine"]).items())
+    told.append(page.note(f"{machine}. Resolved configurations of every fit: study.json beside the results."))
+    return "".join(told)

@@ -1,0 +1,225 @@
+"""A study: data sets × networks × methods × seeds, read from a TOML file, spelled out as a list of fits.
+
+    name = "tables"
+    datasets = ["mnist"]
+    networks = ["mlp"]
+    sparsities = [0, 0.5, 0.9]
+    seeds = [0, 1, 2]
+    out-of-domain = {mnist = "fashion-mnist"}   # optional: where predictive entropy is compared
+
+    [fit]                                       # options of `pyro-compress fit` that all methods share
+    epochs = 50
+
+    [[methods]]
+    name = "SGD"
+    variant = "Adam"                            # optional
+    sparsities = [0, 0.9]                       # optional: other sparsities than the study's
+    criterion = "magnitude"                     # optional: other than the posterior's own
+    prior = "none"                              # and any other option of fit
+    choose = {lr = [1e-4, 1e-3]}                # optional: the best of these on validation, for every seed anew
+
+A method that prunes while training (option `pruning`) is fitted once per sparsity above 0, every other one once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pyro_compress.compression.prune import CRITERIA
+from pyro_compress.data.splits import load_splits
+from pyro_compress.runs.config import resolve
+from pyro_compress.types import FitConfig
+
+WHERE_AND_HOW_FAST = ("data_dir", "threads", "device", "compile", "in_memory_mib", "workers")
+"""Options that are no part of a run's identity."""
+LISTS = ("datasets", "networks", "sparsities", "seeds")
+OWN = ("name", "variant", "sparsities", "criterion", "choose")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison.
+
+    Attributes:
+        name: of the method.
+        variant: of the method, or empty.
+        options: fields of `FitConfig`.
+        sparsities: shares of the weights to remove.
+        criterion: name in `CRITERIA`; empty for the posterior's own.
+        choose: options among which validation decides: name -> values, all combinations.
+    """
+
+    name: str
+    variant: str
+    options: dict[str, Any]
+    sparsities: tuple[float, ...]
+    criterion: str = ""
+    choose: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file says."""
+
+    name: str
+    datasets: tuple[str, ...]
+    networks: tuple[str, ...]
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+    out_of_domain: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One fit, or several of which validation chooses one, and the sparsities it is evaluated at.
+
+    Attributes:
+        method: the method.
+        configs: resolved; all but the one with the lowest validation NLL are dropped unseen by the test split.
+        sparsities: shares of the weights to remove.
+        other: data set for the out-of-domain comparison, or empty.
+    """
+
+    method: Method
+    configs: tuple[FitConfig, ...]
+    sparsities: tuple[float, ...]
+    other: str = ""
+
+    @property
+    def config(self) -> FitConfig:
+        """The configuration; the first candidate where there are several."""
+        return self.configs[0]
+
+    @property
+    def network(self) -> str:
+        """Name of the network, with the widths of an `mlp`."""
+        return "-".join(["mlp", *map(str, self.config.hidden)]) if self.config.net == "mlp" else self.config.net
+
+    @property
+    def hash(self) -> str:
+        """Name of the configuration, or of all candidates together."""
+        return config_hash(self.config) if len(self.configs) == 1 else _digest([*map(identity, self.configs)])
+
+
+def identity(config: FitConfig) -> dict[str, Any]:
+    """What sets a configuration apart from the defaults, as JSON values: an option added later changes no hash.
+
+    What only says where and how fast it runs is left out.
+    """
+    plain = asdict(FitConfig())
+    return {
+        key: value for key, value in asdict(config).items() if key not in WHERE_AND_HOW_FAST and value != plain[key]
+    }
+
+
+def config_hash(config: FitConfig) -> str:
+    """First twelve hexadecimal digits of the SHA-256 of the configuration, less what does not change the run."""
+    return _digest(identity(config))
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_study(path: Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        ValueError: no TOML, a key that is unknown or missing, a value out of range.
+        OSError: the file cannot be read.
+    """
+    try:
+        document = {key.replace("-", "_"): value for key, value in tomllib.loads(path.read_text()).items()}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no valid TOML: {error}") from error
+    allowed = ("name", *LISTS, "methods", "fit", "out_of_domain")
+    if unknown := sorted(set(document) - set(allowed)):
+        raise ValueError(f"{path}: unknown key {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    for key in (*LISTS, "methods"):
+        if not isinstance(document.get(key), list) or not document[key]:
+            raise ValueError(f"{path}: {key} must be a list with something in it")
+    sparsities = _sparsities(document["sparsities"], path)
+    shared = _options(document.get("fit", {}), path)
+    methods = tuple(_method(dict(table), shared, sparsities, path) for table in document["methods"])
+    labels = [(method.name, method.variant) for method in methods]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ValueError(
+            f"{path}: method {' '.join(twice[0]).strip()!r} stands there twice; tell them apart by variant"
+        )
+    return Study(
+        name=str(document.get("name", path.stem)),
+        datasets=tuple(document["datasets"]),
+        networks=tuple(document["networks"]),
+        methods=methods,
+        seeds=tuple(int(seed) for seed in document["seeds"]),
+        out_of_domain=dict(document.get("out_of_domain", {})),
+    )
+
+
+def _sparsities(values: Any, path: Path) -> tuple[float, ...]:
+    found = tuple(float(value) for value in values)
+    if bad := [value for value in found if not 0 <= value < 1]:
+        raise ValueError(f"{path}: sparsity {bad[0]}: allowed are values from 0 up to, but not including, 1")
+    return found
+
+
+def _options(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    options = {key.replace("-", "_"): value for key, value in table.items()}
+    reserved = ("data", "net", "seed", "prune_to", "task")  # a study's tables speak of accuracy
+    allowed = [f.name for f in fields(FitConfig) if f.name not in reserved]
+    if unknown := sorted(set(options) - set(allowed)):
+        raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    return options | {key: tuple(options[key]) for key in ("hidden", "keep", "target") if key in options}
+
+
+def _method(table: dict[str, Any], shared: dict[str, Any], sparsities: tuple[float, ...], path: Path) -> Method:
+    if "name" not in table:
+        raise ValueError(f"{path}: a method has no name")
+    own = {key: table.pop(key) for key in OWN if key in table}
+    if (criterion := own.get("criterion", "")) and criterion not in CRITERIA:
+        raise ValueError(f"{path}: unknown criterion {criterion!r}; allowed: {', '.join(CRITERIA)}")
+    if "sparsities" in own:
+        sparsities = _sparsities(own["sparsities"], path)
+    choose = _options(own.get("choose", {}), path)
+    if bad := [key for key, values in choose.items() if not isinstance(values, list) or not values]:
+        raise ValueError(f"{path}: choose {bad[0]}: give a list of values")
+    return Method(own["name"], own.get("variant", ""), shared | _options(table, path), sparsities, criterion, choose)
+
+
+def plan(study: Study, data_dir: str = "", device: str = "auto", threads: int = 0) -> list[Planned]:
+    """Every fit of a study, all methods of a data set side by side, seed after seed.
+
+    Raises:
+        ValueError: an option that is refused, missing data.
+    """
+    sizes = dict[tuple[str, float | None], int]()
+    found = []
+    for seed in study.seeds:
+        for dataset in study.datasets:
+            for net in study.networks:
+                for method in study.methods:
+                    config = FitConfig(**method.options, data=dataset, net=net, seed=seed)
+                    config = replace(config, data_dir=data_dir, device=device, threads=threads)
+                    if (dataset, config.validation) not in sizes:
+                        splits = load_splits(dataset, data_dir, config.validation, reading=config.reading)
+                        sizes[dataset, config.validation] = len(splits.train)
+                    found += _fits(method, config, sizes[dataset, config.validation], study)
+    return found
+
+
+def _fits(method: Method, config: FitConfig, examples: int, study: Study) -> list[Planned]:
+    other = study.out_of_domain.get(config.data, "")
+    choices = [dict(zip(method.choose, values, strict=True)) for values in itertools.product(*method.choose.values())]
+    targets = [(0.0, method.sparsities)]
+    if config.pruning != "none":
+        targets = [(sparsity, (sparsity,)) for sparsity in method.sparsities if sparsity]
+    return [
+        Planned(method, tuple(resolve(replace(config, prune_to=to, **c), examples) for c in choices), at, other)
+        for to, at in targets
+    ]

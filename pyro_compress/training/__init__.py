@@ -1,0 +1,1 @@
+"""What trains without Pyro, and what every fit shares: feed, checkpoints, guards."""

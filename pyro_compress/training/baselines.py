@@ -1,0 +1,77 @@
+"""Deterministic baselines: plain training, dropout, pruning while training, as posteriors without spread."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_compress.metrics import residual_noise
+from pyro_compress.networks.graph import WEIGHTED, capture
+from pyro_compress.training.checkpoint import Keeper
+from pyro_compress.training.history import Epoch, OnEpoch
+from pyro_compress.training.point import PointPlan, dropped_inputs
+from pyro_compress.training.progress import Progress
+from pyro_compress.training.sparse import pruned_while_training
+from pyro_compress.types import FitConfig, Graph, LayerPosterior, Posterior, Splits
+
+
+def fit_baseline(
+    net: nn.Module,
+    splits: Splits,
+    config: FitConfig,
+    on_epoch: OnEpoch = lambda epoch: None,
+    keeper: Keeper | None = None,
+) -> tuple[Posterior, tuple[Epoch, ...]]:
+    """Train point weights, with dropout or pruned while training if asked for.
+
+    Args:
+        net: a plain network; it is copied, not changed.
+        splits: trained on `train`; `validation` is watched.
+        config: a resolved configuration with prior `none`.
+        on_epoch: called after every epoch.
+        keeper: writes checkpoints (none while pruning); training goes on from its latest, where it has one.
+
+    Raises:
+        ValueError: a network that cannot be captured or has no layer with weights.
+        Diverged: the loss is not finite.
+        Interrupted: a signal came, and a checkpoint was written.
+    """
+    graph = capture(net, splits.input_shape)
+    weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
+    if not weights:
+        raise ValueError(f"the network has no layer with weights to prune (supported: {', '.join(WEIGHTED)})")
+    net, plan = copy.deepcopy(net).to(config.device), point_plan(config)
+    progress = Progress(splits, config, on_epoch, keeper or Keeper())
+    total = plan.epochs * progress.feed.batches
+    after_step = pruned_while_training(net, weights, config.pruning, config.prune_to, total)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        with dropped_inputs(net, config.dropout, config.dropout_input):
+            progress.train_point(net, plan, after_step, resumable=config.pruning == "none")
+    tensors = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
+    noise = residual_noise(net.eval(), splits, config.device)
+    told = config.provenance | ({} if noise is None else {"noise": noise})
+    return point_posterior(graph, tensors, told), tuple(progress.history)
+
+
+def point_plan(config: FitConfig) -> PointPlan:
+    """What a resolved configuration says about training point weights."""
+    assert config.epochs
+    assert config.lr
+    return PointPlan(config.epochs, config.lr, config.optimizer, config.momentum, config.lr_schedule)
+
+
+def point_posterior(graph: Graph, tensors: dict[str, Tensor], provenance: dict[str, Any]) -> Posterior:
+    """A trained network as a posterior with standard deviation 0; its pruning criterion is the magnitude."""
+    weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
+    used = {name for node in graph.nodes for name in node.parameters.values()}
+    return Posterior(
+        graph=graph,
+        layers={name: LayerPosterior(tensors[name], torch.zeros_like(tensors[name])) for name in weights},
+        dense={name: tensor for name, tensor in tensors.items() if name in used and name not in weights},
+        criterion="magnitude",
+        provenance=provenance,
+    )

@@ -1,0 +1,84 @@
+"""What stops a fit that has gone wrong: where, why, and what to try.
+
+A loss is looked at every `LOOK_EVERY` steps, not every step: reading it back makes a CUDA device wait. A checkpoint is
+looked at before it is written, so that a fit never goes on from numbers that are not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_compress.data.tasks import TASKS
+from pyro_compress.training.history import Diverged, Epoch
+from pyro_compress.types import FitConfig, Splits
+
+NAN_POLICIES = ("stop", "rewind")
+REWINDS = 3
+"""How often a fit is put back before it is given up."""
+SLOWER = 0.5
+"""Factor on every learning rate when it is."""
+EXPLODED = 100.0
+"""Growth of the KL from one epoch to the next, or factor on the NLL of knowing nothing, that no healthy fit shows."""
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of floating-point tensors that hold a NaN or an infinity."""
+    return [name for name, t in tensors if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+
+
+def diverged(term: str, step: int, tensors: Iterable[tuple[str, Tensor]], config: FitConfig) -> Diverged:
+    """The error of a fit whose loss is not to be believed any more.
+
+    Args:
+        term: what was seen, in words.
+        step: after how many steps.
+        tensors: parameters, to say which of them are broken.
+        config: names the rates to lower.
+    """
+    names = [name.replace("/", ".") for name in not_finite(tensors)]
+    where = f"not finite: {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    rates = {"lr": config.lr} | ({} if config.prior == "none" else {"lr-scale": config.lr_scale})
+    smaller = " or ".join(f"--{name} (now {rate:g})" for name, rate in rates.items() if rate)
+    clip = "" if config.clip_norm or config.prior == "none" else ", --clip-norm 1"
+    again = "" if config.nan_policy == "rewind" else ", or --nan-policy rewind"
+    return Diverged(
+        f"{term} after step {step:,}; {where if names else 'all parameters are finite'}: "
+        f"try a smaller {smaller}{clip}{again}"
+    )
+
+
+def exploded(kl_nats: float, log_likelihood_nats: float, before: Epoch | None, splits: Splits) -> str:
+    """What is wrong with the terms of the ELBO at the end of an epoch; empty if nothing is.
+
+    The measure is the NLL of the training set under uniform guessing, U: at an optimum the KL is paid for by the
+    log-likelihood it gains, so it exceeds U only on the way there. A KL above both 100 U and 100 times that of the
+    epoch before, or a log-likelihood below -100 U, is no way there. The first epoch with a posterior, which may
+    start anywhere, is not judged.
+
+    Args:
+        kl_nats: KL at the end of the epoch.
+        log_likelihood_nats: of the training set, averaged over the epoch.
+        before: the epoch before.
+        splits: size of the training set, and the task.
+    """
+    if before is None or before.kl_nats is None:
+        return ""
+    uniform = len(splits.train) * TASKS[splits.task].uniform_nats(max(splits.outputs, 2))
+    if kl_nats > EXPLODED * max(abs(before.kl_nats), uniform):
+        return f"KL rose from {before.kl_nats:,.0f} to {kl_nats:,.0f} nats"
+    if log_likelihood_nats < -EXPLODED * uniform:
+        return f"expected log-likelihood fell to {log_likelihood_nats:,.0f} nats, guessing has {-uniform:,.0f}"
+    return ""
+
+
+def slower(config: FitConfig) -> FitConfig:
+    """A resolved configuration with every learning rate scaled by `SLOWER`."""
+    rates: dict[str, Any] = {
+        name: SLOWER * rate for name in ("lr", "lr_scale", "lr_group") if (rate := getattr(config, name))
+    }
+    return replace(config, **rates)

@@ -1,0 +1,61 @@
+"""What a fit tells of every epoch, and how it says that it broke."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyro_compress.types import LayerPosterior
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the history. ELBO terms are None while point weights are trained.
+
+    Attributes:
+        epoch: 1, 2, ...
+        epochs: how many are planned.
+        phase: `point` (deterministic weights) or `svi`.
+        step: optimiser steps so far.
+        negative_elbo_nats: of the whole training set, at KL weight 1: KL minus expected log-likelihood.
+        expected_log_likelihood_nats: of the training set, averaged over the epoch's steps.
+        kl_nats: at the end of the epoch.
+        kl_weight: at the end of the epoch.
+        validation_accuracy: of the posterior mean; None for regression.
+        validation_rmse: of the posterior mean, in the targets' units; None for classification.
+        validation_nll_nats: per example, of the posterior mean.
+        lr: base learning rate, which a rewind lowers.
+        seconds: since the start of the fit.
+        widths: of the network from here on, where dead units left it at the end of this epoch: from here on the KL
+            counts what is left only.
+    """
+
+    epoch: int = 0
+    epochs: int = 0
+    phase: str = "point"
+    step: int = 0
+    negative_elbo_nats: float | None = None
+    expected_log_likelihood_nats: float | None = None
+    kl_nats: float | None = None
+    kl_weight: float | None = None
+    validation_accuracy: float | None = float("nan")
+    validation_rmse: float | None = None
+    validation_nll_nats: float = float("nan")
+    lr: float | None = None
+    seconds: float = 0.0
+    widths: list[int] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Field name -> value."""
+        return asdict(self)
+
+
+OnEpoch = Callable[[Epoch], None]
+
+OnLayers = Callable[[int, dict[str, LayerPosterior]], None]
+"""Called at the end of an epoch with a posterior: the epoch's number, and the moments of every weight."""
+
+
+class Diverged(ValueError):
+    """The loss became NaN or infinite, or a term of it exploded."""

@@ -1,0 +1,184 @@
+"""Schedules, optimizers and plain training of point weights, shared by all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from pyro_compress.training.feed import Feed
+from pyro_compress.training.history import Diverged
+
+LOOK_EVERY = 200
+"""Steps between two looks at the loss: reading it back makes a CUDA device wait."""
+
+
+def decay(progress: float) -> float:
+    """Learning-rate factor: constant over the first half of training, then linear to 0."""
+    return min(1.0, 2 * (1 - progress))
+
+
+def constant(progress: float) -> float:
+    """Learning-rate factor 1 throughout."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "late-decay": decay,
+    "constant": constant,
+}
+"""Share of training that is done -> factor on every learning rate."""
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Scale every group's base rate (its rate when first seen) by a factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+@contextmanager
+def dropped_inputs(net: nn.Module, rate: float, input_rate: float | None = None) -> Iterator[None]:
+    """Dropout before every layer with weights (Srivastava et al. 2014), while in training mode.
+
+    Args:
+        net: the network.
+        rate: before every layer but the first, and before that one too unless `input_rate` is given.
+        input_rate: before the first layer; None: `rate`.
+    """
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear | _ConvNd)]
+    rates = [rate if input_rate is None else input_rate, *[rate] * len(layers)]
+    hooks = [
+        layer.register_forward_pre_hook(lambda m, args, p=p: F.dropout(args[0], p, m.training))
+        for layer, p in zip(layers, rates, strict=False)
+        if p
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass(frozen=True)
+class PointPlan:
+    """How point weights are trained.
+
+    Attributes:
+        epochs: passes over the data.
+        lr: base learning rate.
+        optimizer: name in `OPTIMIZERS`.
+        momentum: of `sgd`.
+        schedule: name in `SCHEDULES`.
+        loss: (outputs, y) -> what is minimised.
+    """
+
+    epochs: int
+    lr: float
+    optimizer: str = "adam"
+    momentum: float = 0.9
+    schedule: str = "late-decay"
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+
+
+def _adam(parameters: Iterable[nn.Parameter], plan: PointPlan) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, plan.lr, fused=True)
+
+
+def _sgd(parameters: Iterable[nn.Parameter], plan: PointPlan) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, plan.lr, plan.momentum, fused=True)
+
+
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], PointPlan], torch.optim.Optimizer]] = {
+    "adam": _adam,
+    "sgd": _sgd,
+}
+"""Name -> (parameters, plan) -> optimizer."""
+
+AfterStep = Callable[[int, torch.optim.Optimizer], None]
+"""Called with (steps done, optimizer) after every step."""
+
+
+@dataclass(frozen=True)
+class PointState:
+    """Where training of point weights goes on: steps done, epochs finished, the optimizer's tensors."""
+
+    step: int
+    epochs: int
+    optimizer: dict[str, Tensor]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of an optimizer: `INDEX/KEY` -> tensor, parameters counted in their order."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{index}/{key}": value
+        for index, parameter in enumerate(parameters)
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for name, tensor in tensors.items():
+        index, key = name.split("/")
+        parameter = parameters[int(index)]
+        optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
+
+
+def _failed(loss: Tensor, step: int) -> Diverged:
+    return Diverged(f"loss is {float(loss.detach()):g} after step {step:,}: try a smaller learning rate")
+
+
+def train_point(
+    net: nn.Module,
+    feed: Feed,
+    plan: PointPlan,
+    after_epoch: Callable[[int, int], bool] = lambda epoch, step: True,
+    after_step: AfterStep = lambda step, optimizer: None,
+    start: PointState | None = None,
+    failed: Callable[[Tensor, int], Diverged] = _failed,
+) -> None:
+    """Minimise the plan's loss, in place.
+
+    Args:
+        net: the network.
+        feed: gives the minibatches.
+        plan: epochs, optimizer, rates.
+        after_epoch: called with (epoch, step), network in evaluation mode; training ends early where it returns False.
+        after_step: may change the weights; pruning while training does.
+        start: where to go on, network and feed being there already; None: at the beginning.
+        failed: (loss, step) -> the error to raise where the loss is not finite.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    optimizer, schedule = OPTIMIZERS[plan.optimizer](net.parameters(), plan), SCHEDULES[plan.schedule]
+    start = start or PointState(0, 0, {})
+    _restore_optimizer(optimizer, start.optimizer)
+    total, step = plan.epochs * feed.batches, start.step
+    for epoch in range(start.epochs + 1, plan.epochs + 1):
+        net.train()
+        loss = torch.zeros(())
+        for _, x, y in feed.epoch():
+            set_rates(optimizer, schedule(step / total))
+            optimizer.zero_grad()
+            loss = plan.loss(net(x), y)
+            loss.backward()
+            loss = loss.detach()
+            feed.combine([*(p.grad for p in net.parameters() if p.grad is not None), loss])
+            optimizer.step()
+            step += 1
+            if step % LOOK_EVERY == 0 and not torch.isfinite(loss):
+                raise failed(loss, step)
+            after_step(step, optimizer)
+        if not torch.isfinite(loss):
+            raise failed(loss, step)
+        net.eval()
+        if not after_epoch(epoch, step):
+            return

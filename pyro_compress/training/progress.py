@@ -1,0 +1,173 @@
+"""A fit while it runs, whatever the method: data on the device, shuffling, clock, history, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_compress.data.augment import AUGMENTATIONS
+from pyro_compress.data.tasks import TASKS, class_weights
+from pyro_compress.metrics import evaluate
+from pyro_compress.training.checkpoint import Keeper, Snapshot, random_states, set_random_states
+from pyro_compress.training.feed import Feed
+from pyro_compress.training.guards import diverged, not_finite
+from pyro_compress.training.history import Diverged, Epoch, OnEpoch
+from pyro_compress.training.point import AfterStep, PointPlan, PointState, optimizer_tensors, train_point
+from pyro_compress.types import FitConfig, Splits
+
+
+class Progress:
+    """What a running fit knows of itself.
+
+    Args:
+        splits: trained on `train`; `validation` is watched.
+        config: resolved.
+        on_epoch: called after every epoch.
+        keeper: writes checkpoints, holds the one to go on from, and knows the processes of the fit.
+
+    Attributes:
+        world: these processes.
+        feed: gives the minibatches.
+        weights: of the classes, `(classes,)`; None: all count alike.
+        history: one entry per epoch.
+        snapshot: where the fit goes on; None: it begins.
+    """
+
+    def __init__(self, splits: Splits, config: FitConfig, on_epoch: OnEpoch, keeper: Keeper):
+        assert config.batch_size
+        self.splits, self.config, self.on_epoch, self.keeper = splits, config, on_epoch, keeper
+        self.world, generator = keeper.world, torch.Generator().manual_seed(config.seed)
+        augment = AUGMENTATIONS.get(config.augment)
+        self.feed = Feed(splits.train, config.batch_size, generator, config.device, augment, self.world)
+        balanced = config.class_weights == "balanced"
+        self.weights = class_weights(splits.train.y, splits.outputs).to(config.device) if balanced else None
+        self.started, self.history = time.perf_counter(), list[Epoch]()
+        self.snapshot = keeper.latest()
+        if self.snapshot:
+            self.history = [Epoch(**epoch) for epoch in self.snapshot.numbers["history"]]
+            self.started -= self.snapshot.numbers["seconds"]
+
+    def example(self, size: int) -> tuple[Tensor, Tensor]:
+        """The first examples, on the device: what a minibatch looks like."""
+        train, device = self.splits.train, self.config.device
+        return train.x[:size].to(device), train.y[:size].to(device)
+
+    def keep(
+        self, phase: str, tensors: Callable[[], dict[str, Tensor]], step: int, told: dict[str, Any] | None = None
+    ) -> None:
+        """Let the keeper write a checkpoint, if one is due after this step.
+
+        Args:
+            phase: `point` or `svi`.
+            tensors: gives what the phase has to keep.
+            step: steps of the phase so far.
+            told: whatever else it has to keep, as JSON takes it.
+
+        Raises:
+            Interrupted: a signal came, and the checkpoint was written.
+            Diverged: the state is not finite; it is not written.
+        """
+        last = self.feed.position == self.feed.batches
+        self.keeper.after_step(
+            len(self.history) + 1 if last else 0, lambda: self._taken(phase, tensors(), step, told or {})
+        )
+
+    def _taken(self, phase: str, tensors: dict[str, Tensor], step: int, told: dict[str, Any]) -> Snapshot:
+        if not_finite(tensors.items()):
+            raise diverged("a checkpoint was due, but the state is broken", step, tensors.items(), self.config)
+        feed = {f"feed/{name}": tensor for name, tensor in self.feed.tensors().items()}
+        numbers = told | {
+            "step": step,
+            "position": self.feed.position,
+            "history": [epoch.as_dict() for epoch in self.history],
+            "seconds": time.perf_counter() - self.started,
+        }
+        return Snapshot(phase, tensors | feed | random_states(), numbers)
+
+    def go_on(self, snapshot: Snapshot) -> None:
+        """Put shuffling and noise where the snapshot was taken."""
+        self.feed.restore(snapshot.part("feed"), snapshot.numbers["position"])
+        set_random_states(snapshot)
+        self._own_noise(snapshot.numbers["step"])
+
+    def begin(self, tensors: Iterable[Tensor], step: int = 0) -> None:
+        """Let all processes begin a phase at the first one's tensors, each with noise of its own."""
+        self.world.broadcast_(tensors)
+        self._own_noise(step)
+
+    def _own_noise(self, step: int) -> None:
+        if (seed := self.world.own_noise(self.config.seed, step)) is not None:
+            self.feed.generator.manual_seed(seed)  # the order of the examples comes from the first process
+
+    def point_loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """What point weights minimise: the task's loss, every example weighted by its class."""
+        task = TASKS[self.splits.task]
+        if self.weights is None:
+            return task.loss(outputs, y, 1.0)
+        return -(self.weights[y] * task.log_likelihood(outputs, y, 1.0)).mean()
+
+    def train_point(self, net: nn.Module, plan: PointPlan, after_step: AfterStep, resumable: bool = True) -> None:
+        """Train point weights, from the snapshot on where it is one of this phase.
+
+        Args:
+            net: the network, trained in place.
+            plan: epochs, optimizer, rates.
+            after_step: may change the weights.
+            resumable: False where `after_step` has a memory of its own: then no checkpoint is written.
+        """
+        start = None
+        if self.snapshot:
+            net.load_state_dict(self.snapshot.part("net"))
+            start = PointState(self.snapshot.numbers["step"], len(self.history), self.snapshot.part("optimizer"))
+            self.go_on(self.snapshot)
+        else:
+            self.begin(net.state_dict().values())
+
+        def after_epoch(epoch: int, step: int) -> bool:
+            self.world.average_statistics_(net)
+            self.note(net, Epoch(phase="point", step=step))
+            return self.config.prior != "none" or not self.out_of_patience(None)  # pretraining runs to its end
+
+        def then_keep(step: int, optimizer: torch.optim.Optimizer) -> None:
+            after_step(step, optimizer)
+            if resumable:
+                self.keep("point", lambda: self._point_tensors(net, optimizer), step)
+
+        plan = replace(plan, loss=self.point_loss)
+
+        def failed(loss: Tensor, step: int) -> Diverged:
+            return diverged(f"loss is {float(loss.detach()):g}", step, net.named_parameters(), self.config)
+
+        train_point(net, self.feed, plan, after_epoch, then_keep, start, failed)
+
+    def out_of_patience(self, kl_weight: float | None) -> bool:
+        """Whether the last `patience` epochs at this KL weight brought no better validation NLL."""
+        patience = self.config.patience
+        losses = [e.validation_nll_nats for e in self.history if e.kl_weight == kl_weight]
+        out = bool(patience) and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+        return self.world.any(out)[0]
+
+    def note(self, net: nn.Module, epoch: Epoch, noise: float | None = None) -> None:
+        """Evaluate the network, complete the epoch, append it to the history and report it."""
+        scores = evaluate(net.eval(), self.splits, "validation", self.config.device, noise)
+        values: dict[str, Any] = scores.epoch
+        complete = replace(
+            epoch,
+            epoch=len(self.history) + 1,
+            epochs=self.config.epochs or 0,
+            lr=self.config.lr,
+            seconds=time.perf_counter() - self.started,
+            **values,
+        )
+        self.history.append(complete)
+        self.on_epoch(complete)
+
+    def _point_tensors(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        self.world.average_statistics_(net)
+        kept = {f"net/{name}": tensor for name, tensor in net.state_dict().items()}
+        return kept | {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}

@@ -1,0 +1,85 @@
+"""Pruning while training: what the weights that stay can still learn after the others have gone.
+
+A rule says how sparse the network is to be after a share of the training: `(progress, target) -> sparsity`. Whenever
+the rule asks for more, the smallest weights of all layers together go, and stay at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from pyro_compress.compression.prune import masks_at
+from pyro_compress.training.point import AfterStep
+
+STAGES = 5
+"""Prunings of the iterative rules, evenly spaced over the second part of training."""
+RENEW_STEPS = 100
+"""Steps between two prunings of the gradual rule (Zhu & Gupta 2017 use 100 to 1000)."""
+
+Rule = Callable[[float, float], float]
+"""(share of training that is done, target sparsity) -> sparsity."""
+
+
+def iterative(progress: float, target: float) -> float:
+    """Train, then prune and retrain in turns (Han et al. 2015, section 3): half of the training is dense.
+
+    Every stage removes the same share of what is left.
+    """
+    stage = 0 if progress < 0.5 else min(int((2 * progress - 1) * STAGES) + 1, STAGES)
+    return 1 - (1 - target) ** (stage / STAGES)
+
+
+def gradual(progress: float, target: float) -> float:
+    """Cubic from dense at 20 % of the training to the target at 70 % (Zhu & Gupta 2017, eq. 1)."""
+    ramp = min(max((progress - 0.2) / 0.5, 0.0), 1.0)
+    return target * (1 - (1 - ramp) ** 3)
+
+
+def rewind(progress: float, target: float) -> float:
+    """Rounds of equal length, each trained from the first weights (Frankle & Carbin 2019, algorithm 2)."""
+    stage = min(int(progress * (STAGES + 1)), STAGES)
+    return 1 - (1 - target) ** (stage / STAGES)
+
+
+PRUNING: dict[str, Rule] = {
+    "iterative": iterative,
+    "gradual": gradual,
+    "rewind": rewind,
+}
+
+
+def pruned_while_training(net: nn.Module, weights: list[str], pruning: str, target: float, total: int) -> AfterStep:
+    """What is to happen after each training step.
+
+    Args:
+        net: the network, before training.
+        weights: names of its weight tensors.
+        pruning: name in `PRUNING`, or `none`.
+        target: sparsity at the end, over all `weights`.
+        total: training steps.
+    """
+    if pruning == "none":
+        return lambda step, optimizer: None
+    rule, parameters = PRUNING[pruning], {name: net.get_parameter(name) for name in weights}
+    first = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    masks = {name: torch.ones_like(parameter) for name, parameter in parameters.items()}
+    reached = 0.0
+
+    @torch.no_grad()
+    def after_step(step: int, optimizer: torch.optim.Optimizer) -> None:
+        nonlocal reached, masks
+        wanted = rule(step / total, target)
+        if wanted > reached and (pruning != "gradual" or step % RENEW_STEPS == 0 or wanted >= target):
+            reached = wanted
+            kept = masks_at({name: parameter.abs() for name, parameter in parameters.items()}, wanted)
+            masks = {name: mask.float() for name, mask in kept.items()}
+            if pruning == "rewind":
+                net.load_state_dict(first)
+                optimizer.state.clear()
+        for name, parameter in parameters.items():
+            parameter.mul_(masks[name])
+
+    return after_step
