@@ -1,6 +1,6 @@
 """One SVI step as one graph: the Pyro program, its gradient and Adam's algebra, traced once, then compiled.
 
-Nothing about a prior is written twice: `make_fx` runs the real program. What changes between steps (minibatch, KL
+Nothing about a prior is written twice: what is traced is the real program. What changes between steps (minibatch, KL
 weight, rates, Adam's corrections, noise) are the graph's inputs; parameters and Adam's moments are updated in place. On
 a CPU inductor compiles the graph; on CUDA the compiled graph is recorded as a CUDA graph and replayed, without asking
 the device for anything. A minibatch of another size (the last of an epoch) runs through an uncompiled graph of its own.
@@ -12,15 +12,16 @@ minibatches differ in size) and one may have to do without the compiler.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
+from pyro_compress.bayes.compiler import compiled as through_inductor
+from pyro_compress.bayes.compiler import traced
 from pyro_compress.bayes.elbo import Objective
 from pyro_compress.bayes.noise import Fill, fast_fill, lift_noise
 from pyro_compress.bayes.step import BETA1, BETA2, EPSILON, Rule, State, Step, Tuned
@@ -62,11 +63,8 @@ def capture_graph(
         return ()
 
     unused = torch.zeros(1, device=x.device)
-    with state.kept():  # tracing runs the step for real
-        inputs = (state.parameters, state.first, state.second, state.buffers, scalars, x, y, unused, unused.clone())
-        graph = make_fx(step)(*inputs)
-    _fold_scalars(graph)
-    return graph
+    inputs = (state.parameters, state.first, state.second, state.buffers, scalars, x, y, unused, unused.clone())
+    return traced(step, inputs)
 
 
 def capture_gradient(
@@ -89,10 +87,7 @@ def capture_gradient(
         return ()
 
     unused = torch.zeros(1, device=x.device)
-    with state.kept():
-        graph = make_fx(gradient)(state.parameters, flat, state.buffers, scalars, x, y, unused, unused.clone())
-    _fold_scalars(graph)
-    return graph
+    return traced(gradient, (state.parameters, flat, state.buffers, scalars, x, y, unused, unused.clone()))
 
 
 def capture_update(
@@ -108,8 +103,7 @@ def capture_update(
         _adam(tuned, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
         return ()
 
-    with state.kept():
-        return make_fx(update)(state.parameters, state.first, state.second, flat, scalars)
+    return traced(update, (state.parameters, state.first, state.second, flat, scalars))
 
 
 def _gradients(
@@ -154,23 +148,6 @@ def _adam(
             value.clamp_(*t.bounds)
 
 
-def _fold_scalars(graph: torch.fx.GraphModule) -> None:
-    """Write constant scalars (a prior's own numbers) as such, so that the compiler can do away with `x / 1`."""
-    for node in list(graph.graph.nodes):
-        if node.op != "get_attr" or (constant := getattr(graph, node.target)).numel() != 1:
-            continue
-        with graph.graph.inserting_before(node):
-            options = {"dtype": constant.dtype, "device": constant.device}
-            value = graph.graph.call_function(
-                torch.ops.aten.full.default, (list(constant.shape), constant.item()), options
-            )
-        node.replace_all_uses_with(value)
-        graph.graph.erase_node(node)
-        delattr(graph, node.target)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-
-
 def captured(
     objective: Objective,
     tuned: list[Tuned],
@@ -210,7 +187,10 @@ def captured(
         if compiled and len(graph.graph.nodes) > MAX_NODES:
             raise RuntimeError(f"its graph has {len(graph.graph.nodes)} operations, more than {MAX_NODES}")
         fill = fast_fill(noise) if compiled and device.type == "cpu" else noise.fill_reference
-        function = _compile(graph) if compiled else graph
+        function: Callable[..., Any] = graph
+        if compiled:
+            function = through_inductor(graph, (*inputs, x, y, noise.normal, noise.coin))
+            inputs = tuple(tree_leaves(inputs))
         run = lambda x, y: function(*inputs, x, y, noise.normal, noise.coin)  # noqa: E731
         replay = compiled and device.type == "cuda"
         return _replayed(run, fill, state, x, y) if replay else _filled(run, fill)
@@ -228,10 +208,6 @@ def captured(
         return _log_likelihood(objective, x, y) if note else None
 
     runs[len(example[1])] = build(*example, compiled=compiled)
-    with state.kept(), torch.no_grad():  # compiles
-        set_scalars(scalars, 1, 1.0, 0.0)
-        runs[len(example[1])](*example)
-        update()
     return step
 
 
@@ -239,19 +215,11 @@ def _updating(
     tuned: list[Tuned], rule: Rule, state: State, scalars: Scalars, flat: Tensor, compiled: bool
 ) -> Callable[[], None]:
     graph = capture_update(tuned, rule, state, scalars, flat)
-    function = _compile(graph) if compiled else graph
-    return lambda: function(state.parameters, state.first, state.second, flat, scalars)
-
-
-def _compile(graph: torch.fx.GraphModule) -> Callable[..., Any]:
-    """Through inductor; nothing is checked at every call, as each batch size has a graph of its own."""
-    # it warns where a CUDA toolkit is installed without a device
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    options: dict[str, Any] = {
-        "fallback_random": True,
-        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
-    }
-    return torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+    inputs = (state.parameters, state.first, state.second, flat, scalars)
+    if not compiled:
+        return lambda: graph(*inputs)
+    function, tensors = through_inductor(graph, inputs), tree_leaves(inputs)
+    return lambda: function(*tensors)
 
 
 def _filled(run: Callable[[Tensor, Tensor], Any], fill: Fill) -> Callable[[Tensor, Tensor], None]:

@@ -15,15 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from pyro_compress.bayes.compiler import compiled, traced
+from pyro_compress.bayes.elementary import polynomial
+
 ALIGN = 32
 """Every draw starts at a multiple of so many floats, for vector loads."""
 
-SINE = (3.1415913105010986, -5.167677402496338, 2.549879312515259, -0.598278820514679, 0.0804760605096817,
-        -0.005990654230117798)  # fmt: skip
-"""sin(πt) / t on [-1, 1] as a polynomial in t², to 6e-7 (its Chebyshev series): what the libraries' sine costs goes into
-bringing angles into this range, where ours are to begin with."""
-COSINE = (1.0, -4.93480110168457, 4.058694839477539, -1.3351584672927856, 0.23502980172634125, -0.025358984246850014,
-          0.0015939107397571206)  # fmt: skip
+SINE = (-0.005990654230117798, 0.0804760605096817, -0.598278820514679, 2.549879312515259, -5.167677402496338,
+        3.1415913105010986)  # fmt: skip
+"""sin(πt) / t on [-1, 1] as a polynomial in t², to 6e-7 (its Chebyshev series). Most of what a library's sine costs
+goes into bringing angles into this range, where ours are to begin with."""
+COSINE = (0.0015939107397571206, -0.025358984246850014, 0.23502980172634125, -1.3351584672927856, 4.058694839477539,
+          -4.93480110168457, 1.0)  # fmt: skip
 """cos(πt) likewise."""
 
 Fill = Callable[[], None]
@@ -108,13 +111,13 @@ def fast_fill(noise: Noise) -> Fill:
     keys = torch.zeros(3, dtype=torch.int32)
     first, second = noise.normal.chunk(2)
     has_coins = any(not is_normal for is_normal, _, _ in noise.slices)
-    normals = torch.compile(standard_normal, fullgraph=True, dynamic=False)
-    coins = torch.compile(fair_coins, fullgraph=True, dynamic=False)
+    normals = compiled(traced(standard_normal, (first, second, keys)), (first, second, keys))
+    coins = compiled(traced(fair_coins, (noise.coin, keys)), (noise.coin, keys)) if has_coins else None
 
     def fill() -> None:
         keys.random_()
         normals(first, second, keys)
-        if has_coins:
+        if coins:
             coins(noise.coin, keys)
 
     return fill
@@ -130,21 +133,14 @@ def standard_normal(first: Tensor, second: Tensor, keys: Tensor) -> None:
     radius = (-2 * uniform.log()).sqrt()
     half_turns = other.to(torch.float32) * 2.0**-31  # of the angle, in [-1, 1]
     square = half_turns * half_turns
-    first.copy_(radius * _polynomial(COSINE, square))
-    second.copy_(radius * (half_turns * _polynomial(SINE, square)))
+    first.copy_(radius * polynomial(COSINE, square))
+    second.copy_(radius * (half_turns * polynomial(SINE, square)))
 
 
 def fair_coins(out: Tensor, keys: Tensor) -> None:
     """Fill a flat float32 buffer with 0 and 1, from three int32 keys."""
     state = _mix(torch.arange(len(out), dtype=torch.int32, device=out.device) ^ keys[1])
     out.copy_(_shift(_mix(state + keys[2]), 31))
-
-
-def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    value = torch.full_like(x, coefficients[-1])
-    for coefficient in coefficients[-2::-1]:
-        value = value * x + coefficient
-    return value
 
 
 def _spread(x: Tensor) -> Tensor:

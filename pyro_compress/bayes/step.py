@@ -83,9 +83,9 @@ class State:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Puts every tensor and the random number generator back on leaving, after an error too."""
+        """Puts every tensor and the random number generator back on leaving, also after an error (kept by the host)."""
         tensors = [*self.parameters, *self.first, *self.second, *self.buffers]
-        saved = [tensor.clone() for tensor in tensors]
+        saved = [torch.empty_like(tensor, device="cpu").copy_(tensor) for tensor in tensors]
         try:
             with torch.random.fork_rng():
                 yield

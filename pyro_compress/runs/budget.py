@@ -30,7 +30,7 @@ def copies(config: FitConfig) -> int:
         return 5
     from pyro_compress.bayes.priors import PRIORS
 
-    scales_too = PRIORS[config.prior].gate is not None and config.grouping == "weight"
+    scales_too = PRIORS[config.prior].factors is not None and config.grouping == "weight"
     return 4 * 2 * (2 if scales_too else 1) + 6 + (0 if config.compile == "off" else TRACING)
 
 
