@@ -47,24 +47,25 @@ def capture_graph(
 ) -> torch.fx.GraphModule:
     """Trace one step into a graph that updates the state in place.
 
-    Its inputs: (parameters, first, second, buffers, scalars, x, y, normal, coin), the last two still unused
+    Its inputs: (parameters, first, second, buffers, noted, scalars, x, y, normal, coin), the last two still unused
     (`pyro_compress.bayes.noise.lift_noise`).
     """
     names = [t.name for t in tuned] + [name for name, _ in objective.elbo.named_buffers()]
 
     def step(
-        values: list[Tensor], first: list[Tensor], second: list[Tensor], buffers: list[Tensor],
+        values: list[Tensor], first: list[Tensor], second: list[Tensor], buffers: list[Tensor], noted: Tensor,
         scalars: Scalars, x: Tensor, y: Tensor, normal: Tensor, coin: Tensor,
     ) -> tuple[()]:  # fmt: skip
         leaves = [value.detach().requires_grad_() for value in values]
         named = dict(zip(names, [*leaves, *buffers], strict=True))
-        gradients = _gradients(objective, rule, named, leaves, scalars[0], x, y)
+        gradients, log_likelihood = _gradients(objective, rule, named, leaves, scalars[0], x, y)
+        noted.copy_(log_likelihood)
         _adam(tuned, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
         return ()
 
     unused = torch.zeros(1, device=x.device)
-    inputs = (state.parameters, state.first, state.second, state.buffers, scalars, x, y, unused, unused.clone())
-    return traced(step, inputs)
+    moving = (state.parameters, state.first, state.second, state.buffers, state.noted)
+    return traced(step, (*moving, scalars, x, y, unused, unused.clone()))
 
 
 def capture_gradient(
@@ -72,22 +73,24 @@ def capture_gradient(
 ) -> torch.fx.GraphModule:
     """Trace the first part of a step that several processes share: it writes its gradient to `flat`.
 
-    Its inputs: (parameters, flat, buffers, scalars, x, y, normal, coin), as in `capture_graph`.
+    Its inputs: (parameters, flat, buffers, noted, scalars, x, y, normal, coin), as in `capture_graph`.
     """
     names = [name for name, _ in [*objective.elbo.named_parameters(), *objective.elbo.named_buffers()]]
 
     def gradient(
-        values: list[Tensor], flat: Tensor, buffers: list[Tensor], scalars: Scalars,
+        values: list[Tensor], flat: Tensor, buffers: list[Tensor], noted: Tensor, scalars: Scalars,
         x: Tensor, y: Tensor, normal: Tensor, coin: Tensor,
     ) -> tuple[()]:  # fmt: skip
         leaves = [value.detach().requires_grad_() for value in values]
         named = dict(zip(names, [*leaves, *buffers], strict=True))
-        found = _gradients(objective, rule, named, leaves, scalars[0], x, y)
+        found, log_likelihood = _gradients(objective, rule, named, leaves, scalars[0], x, y)
+        noted.copy_(log_likelihood)
         flat.copy_(torch.cat([gradient.reshape(-1) for gradient in found]))
         return ()
 
     unused = torch.zeros(1, device=x.device)
-    return traced(gradient, (state.parameters, flat, state.buffers, scalars, x, y, unused, unused.clone()))
+    moving = (state.parameters, flat, state.buffers, state.noted)
+    return traced(gradient, (*moving, scalars, x, y, unused, unused.clone()))
 
 
 def capture_update(
@@ -109,20 +112,22 @@ def capture_update(
 def _gradients(
     objective: Objective, rule: Rule, named: dict[str, Tensor], leaves: list[Tensor], kl_weight: Tensor,
     x: Tensor, y: Tensor,
-) -> list[Tensor]:  # fmt: skip
-    """Gradient of the loss in the leaves, over the parts of a minibatch."""
+) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    """Gradient of the loss in the leaves, and the expected log-likelihood, over the parts of a minibatch."""
 
     def call(*data: Tensor) -> Tensor:
         found: Tensor = functional_call(objective.elbo, named, data)
         return found
 
     total: list[Tensor] = []
+    noted = torch.zeros((), device=x.device)
     for part_x, part_y, share in rule.parts(x, y):
         with torch.enable_grad():
-            loss, _ = objective(part_x, part_y, kl_weight, call)
+            loss, log_likelihood = objective(part_x, part_y, kl_weight, call)
             found = torch.autograd.grad(loss * share if share < 1 else loss, leaves)
         total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
-    return total
+        noted = noted + share * log_likelihood
+    return total, noted
 
 
 def _clipped(gradients: list[Tensor], norm: float) -> list[Tensor]:
@@ -177,10 +182,10 @@ def captured(
     update = _updating(tuned, rule, state, scalars, flat, compiled) if rule.combine else lambda: None
 
     def build(x: Tensor, y: Tensor, compiled: bool) -> Callable[[Tensor, Tensor], None]:
-        inputs: tuple[Any, ...] = (state.parameters, state.first, state.second, state.buffers, scalars)
+        inputs: tuple[Any, ...] = (state.parameters, state.first, state.second, state.buffers, state.noted, scalars)
         if rule.combine:
             graph = capture_gradient(objective, rule, state, scalars, flat, x, y)
-            inputs = (state.parameters, flat, state.buffers, scalars)
+            inputs = (state.parameters, flat, state.buffers, state.noted, scalars)
         else:
             graph = capture_graph(objective, tuned, rule, state, scalars, x, y)
         noise = lift_noise(graph, device)
@@ -205,7 +210,7 @@ def captured(
             if rule.combine:
                 rule.combine([flat])
             update()
-        return _log_likelihood(objective, x, y) if note else None
+        return state.noted.clone() if note else None
 
     runs[len(example[1])] = build(*example, compiled=compiled)
     return step
@@ -253,14 +258,3 @@ def _replayed(
         graph.replay()
 
     return step
-
-
-@torch.no_grad()
-def _log_likelihood(objective: Objective, x: Tensor, y: Tensor) -> Tensor:
-    """The log-likelihood for the history, which must change neither the generator nor batch-norm statistics."""
-    saved = [buffer.clone() for buffer in objective.elbo.buffers()]
-    with torch.random.fork_rng(devices=[]):
-        found = objective(x, y, 0.0)[1]
-    for buffer, before in zip(objective.elbo.buffers(), saved, strict=True):
-        buffer.copy_(before)
-    return found
