@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,9 +28,9 @@ MANTISSA, BIAS = 23, 127
 
 
 def exp(x: Tensor) -> Tensor:
-    """e^x; 0 below -88 and ∞ above 88.3."""
-    x = x.clamp(-104.0, 104.0)
-    power = (x * (1 / math.log(2))).round().clamp(-BIAS, BIAS + 1)
+    """e^x; stays where it is below -87.3 (at 1e-38) and above 88.3 (at 2e38)."""
+    x = x.clamp(-87.3, 88.3)
+    power = (x * (1 / math.log(2))).round()
     rest = (x - power * LN2_HIGH) - power * LN2_LOW
     value = polynomial(EXP, rest) * (rest * rest) + rest + 1.0
     return value * ((power.to(torch.int32) + BIAS) << MANTISSA).view(torch.float32)
@@ -60,11 +60,13 @@ def softplus_backward(gradient: Tensor, x: Tensor, beta: float, threshold: float
 
 
 def polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    """Value of a polynomial, its highest coefficient first."""
-    value = coefficients[0] * x + coefficients[1]
-    for coefficient in coefficients[2:]:
-        value = value * x + coefficient
-    return value
+    """Value of a polynomial, its highest coefficient first (Estrin's scheme: few steps that wait for each other)."""
+    values: list[Any] = list(coefficients[::-1])
+    while len(values) > 1:
+        pairs = [a + b * x for a, b in zip(values[::2], values[1::2], strict=False)]
+        values = pairs + values[2 * len(pairs) :]
+        x = x * x
+    return cast(Tensor, values[0])
 
 
 def _where_it_pays(function: Callable[..., Tensor]) -> Callable[..., Any]:
