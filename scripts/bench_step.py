@@ -166,7 +166,7 @@ def minibatch(batch: int) -> tuple[Tensor, Tensor]:
     return torch.rand(batch, 784, generator=generator), torch.randint(10, (batch,), generator=generator)
 
 
-def timed(runs: dict[Key, Run], rounds: int, repeats: int) -> dict[Key, list[float]]:
+def timed(runs: dict[Key, Run], rounds: int, repeats: int, clock: Callable[[], float]) -> dict[Key, list[float]]:
     """Milliseconds per step, one number per round."""
     times: dict[Key, list[float]] = {key: [] for key in runs}
     for run in runs.values():
@@ -174,10 +174,10 @@ def timed(runs: dict[Key, Run], rounds: int, repeats: int) -> dict[Key, list[flo
     for _ in range(rounds):
         for key, run in runs.items():
             run()  # brings its own data back into the cache
-            started = time.perf_counter()
+            started = clock()
             for _ in range(repeats):
                 run()
-            times[key].append((time.perf_counter() - started) / repeats * 1e3)
+            times[key].append((clock() - started) / repeats * 1e3)
     return times
 
 
@@ -205,7 +205,8 @@ def bench(hidden: int, batch: int, options: argparse.Namespace) -> list[dict]:
     runs = {
         k: build() for k, build in chosen.items() if k == base_key or ":".join(k) in (options.only or [":".join(k)])
     }
-    times = timed(runs, options.rounds, options.repeats)
+    clock = time.thread_time if options.cpu_time else time.perf_counter
+    times = timed(runs, options.rounds, options.repeats, clock)
     base = times[base_key]
     rows = []
     for key, found in times.items():
@@ -238,6 +239,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--repeats", type=int, default=5, help="steps per round")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cpu-time", action="store_true", help="of one thread, where others use the machine too")
     parser.add_argument("--only", nargs="+", metavar="PRIOR:ESTIMATOR:MODE", help="these rows only, beside the base")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave peak memory out: much faster")
     parser.add_argument("--json", type=Path)

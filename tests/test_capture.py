@@ -72,7 +72,7 @@ class Graph:
         state = self.state
         with torch.no_grad():
             self.graph(
-                state.parameters, state.first, state.second, state.buffers, self.scalars, X, Y,
+                state.parameters, state.first, state.second, state.buffers, state.noted, self.scalars, X, Y,
                 self.noise.normal, self.noise.coin,
             )  # fmt: skip
 
@@ -97,10 +97,12 @@ def test_captured_gradients_are_the_eager_ones(prior: str, estimator: str) -> No
     """First moments of one captured step (0.1 × gradient) against autograd, to 1e-5 of the largest gradient."""
     found, tuned = objective(prior, estimator)
     torch.manual_seed(1)
-    found(X, Y, 0.5)[0].backward()
+    loss, log_likelihood = found(X, Y, 0.5)
+    loss.backward()
     wanted = [t.parameter.grad.clone() for t in tuned]
     graph = Graph(found, tuned)
     graph.run(seed=1, factor=0.0)
+    assert float(graph.state.noted) == pytest.approx(float(log_likelihood), rel=1e-5)
     for got, gradient in zip(graph.state.first, wanted, strict=True):
         assert torch.allclose(got * 10, gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
 
@@ -113,6 +115,18 @@ def halved(gradients: Sequence[Tensor]) -> None:
 
 RULES = {"plain": Rule(), "clipped": Rule(clip_norm=0.05), "accumulated": Rule(accumulate=3)}
 SHARED = {"shared": Rule(clip_norm=0.02, combine=halved)}
+
+
+@pytest.mark.parametrize("rule", [*RULES, *SHARED])
+def test_captured_and_eager_steps_note_the_same(rule: str) -> None:
+    """The expected log-likelihood, of a minibatch at once or in parts, to 1e-5."""
+    how, noted = (RULES | SHARED)[rule], []
+    for build in (eager, lambda *arguments: captured(*arguments, (X, Y), compiled=False)):
+        found, tuned = objective("gaussian", "weight", 2)
+        step = build(found, tuned, how, State.of(found, tuned))
+        torch.manual_seed(3)
+        noted.append(float(step(X, Y, 1.0, 1.0, True)))
+    assert noted[1] == pytest.approx(noted[0], rel=1e-5)
 
 
 def twenty_steps(prior: str, estimator: str, samples: int, build: Callable[..., Step]) -> list[Tensor]:

@@ -71,7 +71,7 @@ def stage_of(name: str, prior: str, splits: Splits, grouping: str | None = None)
     guide = stage.objective.elbo.guide
     layers = bayes_layers(stage.objective.elbo.model.net)
     for layer in layers:
-        gated = layer.shape.gate if layer.prior.gate else layer.shape.weight
+        gated = layer.shape.gate if layer.prior.factors else layer.shape.weight
         rows = torch.rand(gated[0]) < 0.4 if layer is not layers[-1] else torch.zeros(gated[0], dtype=torch.bool)
         columns = torch.rand(gated[1]) < 0.4
         dead = rows.view(-1, *[1] * (len(gated) - 1)) | columns.view(1, -1, *[1] * (len(gated) - 2))
@@ -84,7 +84,7 @@ def bury(guide: nn.Module, layer: nn.Module, dead: Tensor) -> None:
     """Put what is dead far below every threshold, in the parameter that the criterion looks at."""
     name = layer.shape.name.replace(".", "/")
     loc, log_scale = dict(guide.loc.items()), dict(guide.log_scale.items())
-    if layer.prior.gate is None:
+    if layer.prior.factors is None:
         log_scale[f"{name}/raw"][dead] = 2.0
     elif f"{name}/scale" in loc:
         log_scale[f"{name}/scale"][dead] = 2.0

@@ -99,13 +99,60 @@ def test_mean_and_variance_of_outputs(name: str, prior: str, grouping: str, bias
 def test_which_draws_are_per_example(prior: str, grouping: str, per_example: bool) -> None:
     """Equal examples get outputs of their own; group scales too, where a weight per example is not needed for it."""
     net, guide, x = problem("linear", prior, grouping, "none")
-    same = x[:1].repeat(6, 1)
-    with pyro.validation_enabled(False), ESTIMATORS["local"](guide.marginal, bayes_layers(net), 6):
-        trace = pyro.poutine.trace(guide).get_trace()
-        y = pyro.poutine.replay(net, trace=trace)(same)
-    assert len(y.unique(dim=0)) == 6
-    gates = [node["value"] for name, node in trace.nodes.items() if node["type"] == "sample" and ".raw" not in name]
-    assert all((len(gate) == 6) == per_example for gate in gates if gate.dim() > 2 or not per_example)
+    same, outputs = x[:1].repeat(6, 1), []
+    for spread in (0.3, 1e-9):  # without the raw weights' noise only the scales' is left, and the floor's, 1e-8
+        guide.log_scale["weight/raw"].data.fill_(math.log(spread))
+        with pyro.validation_enabled(False), ESTIMATORS["local"](guide.marginal, bayes_layers(net), 6):
+            trace = pyro.poutine.trace(guide).get_trace()
+            outputs.append(pyro.poutine.replay(net, trace=trace)(same))
+    assert len(outputs[0].unique(dim=0)) == 6
+    assert (outputs[1].std(0).max() > 1e-3) == per_example
+
+
+def second_moment(net: BayesLayer, guide: MeanField, x: Tensor) -> Tensor:
+    """Sum of E[y²] over the outputs of a linear layer without a random bias, in closed form."""
+    q, bias = guide.marginal("weight.raw"), net.bias
+    factors = net.prior.factors("weight", guide.marginal) if net.prior.factors else ()
+    shared = [factor for factor in factors if factor.loc.numel() == 1]
+    own = [factor for factor in factors if factor.loc.numel() > 1]
+    first, second = torch.ones(1, 1), torch.ones(1, 1)  # of the groups' own scale
+    for factor in own:
+        first, second = factor.mean, factor.mean.square() + factor.variance
+    power, level = torch.ones(1), torch.ones(1)  # of the layer's
+    for factor in shared:
+        level, power = factor.mean.flatten(), (factor.mean.square() + factor.variance).flatten()
+    squares = q.loc.square() + q.scale.square()
+    if net.shape.grouping == "output":
+        mean = x @ q.loc.T
+        linear = second.T * (x.square() @ q.scale.square().T + mean.square())
+        mean = mean * first.T
+    else:
+        mean = x @ (first * q.loc).T
+        linear = x.square() @ (second * squares - (first * q.loc).square()).T + mean.square()
+    return (power * linear + 2 * level * mean * bias + bias.square()).sum()
+
+
+@pytest.mark.parametrize("estimator", ["weight", "local", "flipout"])
+@pytest.mark.parametrize(("prior", "grouping"), [
+    ("gaussian", "weight"), ("normal-jeffreys", "input"), ("normal-jeffreys", "output"), ("horseshoe", "input"),
+    ("horseshoe", "output"), ("horseshoe", "weight"),
+])  # fmt: skip
+def test_gradients_are_unbiased(prior: str, grouping: str, estimator: str) -> None:
+    """600 gradients of Σ y² against that of its expectation, in closed form: every parameter, 5 standard errors."""
+    net, guide, x = problem("linear", prior, grouping, "none")
+    parameters = list(guide.parameters())
+    wanted = torch.cat([g.flatten() for g in torch.autograd.grad(second_moment(net, guide, x), parameters)])
+    drawn = []
+    with pyro.validation_enabled(False):
+        for _ in range(DRAWS):
+            with ESTIMATORS[estimator](guide.marginal, bayes_layers(net), len(x)):
+                trace = pyro.poutine.trace(guide).get_trace(x)
+                y = pyro.poutine.replay(net, trace=trace)(x)
+            found = torch.autograd.grad(y.square().sum(), parameters)
+            drawn.append(torch.cat([g.flatten() for g in found]))
+    got = torch.stack(drawn)
+    error = (got.mean(0) - wanted).abs() / (got.std(0) / math.sqrt(DRAWS) + 1e-6)
+    assert error.max() < 5
 
 
 def test_multiplied() -> None:

@@ -121,7 +121,7 @@ def test_memory_is_estimated_and_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     net = nn.Sequential(nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 2))
     config = resolve(replace(CONFIG, batch_size=8), 30)
     needed = needed_bytes(net, splits, config)
-    assert needed["parameters"] == 4 * (100 * 50 + 50 + 50 * 2 + 2) * 26
+    assert needed["parameters"] == 4 * (100 * 50 + 50 + 50 * 2 + 2) * 14
     assert needed["minibatch"] == 4 * 2 * 8 * (100 + 50 + 50 + 2)
     check_memory(net, splits, config)
     monkeypatch.setattr(budget, "available_bytes", lambda device: 1000)

@@ -178,3 +178,23 @@ def test_mixture_bound_with_equal_components_is_the_gaussian_kl(sigma: float) ->
     assert got.item() == pytest.approx(wanted.item(), rel=1e-9)
     for a, b in zip(torch.autograd.grad(got, (mu, scale)), torch.autograd.grad(wanted, (mu, scale)), strict=True):
         assert a.item() == pytest.approx(b.item(), rel=1e-9)
+
+
+def test_derivative_of_the_log_uniform_kl() -> None:
+    """The one written down against autograd's, through the formula, in double precision."""
+    generator = torch.Generator().manual_seed(0)
+    loc = torch.randn(200, dtype=torch.float64, generator=generator)
+    loc[0] = 0.0
+    log_scale = 4 * torch.randn(200, dtype=torch.float64, generator=generator) - 3
+
+    def formula(loc: Tensor, scale: Tensor) -> Tensor:
+        inverse_alpha = (loc / scale).square()
+        rest = torch.sigmoid(K3 * inverse_alpha.clamp_min(1e-30).log() - K2)
+        return K1 * rest + 0.5 * torch.log1p(inverse_alpha)
+
+    found = []
+    for function in (formula, lambda loc, scale: kl_divergence(Normal(loc, scale), LogUniform())):
+        leaves = loc.clone().requires_grad_(), log_scale.exp().requires_grad_()
+        found.append(torch.autograd.grad(function(*leaves).sum(), leaves))
+    for ours, autograds in zip(*found, strict=True):
+        assert torch.allclose(ours, autograds, rtol=1e-9, atol=1e-12)

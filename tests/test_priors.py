@@ -15,14 +15,14 @@ from pyro_compress.bayes.extract import extract, moments
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.guides import MeanField, starts_of
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize
-from pyro_compress.bayes.priors import HORSESHOE_SITES, PRIORS
+from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Data, LayerShape, Splits
 
 CASES = [(name, grouping) for name, prior in PRIORS.items() for grouping in prior.groupings]
 SHAPES = [(4, 3), (4, 3, 2, 2), (1, 1, 3)]
-GROUP_SITES = {"normal-jeffreys": ("scale",), "horseshoe": HORSESHOE_SITES}
+GROUP_SITES = {"normal-jeffreys": ("scale",), "horseshoe": ("global_a", "global_b", "local_a", "local_b")}
 
 
 def toy(classes: int = 3, n: int = 300) -> Splits:

@@ -1,6 +1,6 @@
 """One SVI step as one graph: the Pyro program, its gradient and Adam's algebra, traced once, then compiled.
 
-Nothing about a prior is written twice: `make_fx` runs the real program. What changes between steps (minibatch, KL
+Nothing about a prior is written twice: what is traced is the real program. What changes between steps (minibatch, KL
 weight, rates, Adam's corrections, noise) are the graph's inputs; parameters and Adam's moments are updated in place. On
 a CPU inductor compiles the graph; on CUDA the compiled graph is recorded as a CUDA graph and replayed, without asking
 the device for anything. A minibatch of another size (the last of an epoch) runs through an uncompiled graph of its own.
@@ -12,15 +12,16 @@ minibatches differ in size) and one may have to do without the compiler.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
+from pyro_compress.bayes.compiler import compiled as through_inductor
+from pyro_compress.bayes.compiler import traced
 from pyro_compress.bayes.elbo import Objective
 from pyro_compress.bayes.noise import Fill, fast_fill, lift_noise
 from pyro_compress.bayes.step import BETA1, BETA2, EPSILON, Rule, State, Step, Tuned
@@ -46,27 +47,25 @@ def capture_graph(
 ) -> torch.fx.GraphModule:
     """Trace one step into a graph that updates the state in place.
 
-    Its inputs: (parameters, first, second, buffers, scalars, x, y, normal, coin), the last two still unused
+    Its inputs: (parameters, first, second, buffers, noted, scalars, x, y, normal, coin), the last two still unused
     (`pyro_compress.bayes.noise.lift_noise`).
     """
     names = [t.name for t in tuned] + [name for name, _ in objective.elbo.named_buffers()]
 
     def step(
-        values: list[Tensor], first: list[Tensor], second: list[Tensor], buffers: list[Tensor],
+        values: list[Tensor], first: list[Tensor], second: list[Tensor], buffers: list[Tensor], noted: Tensor,
         scalars: Scalars, x: Tensor, y: Tensor, normal: Tensor, coin: Tensor,
     ) -> tuple[()]:  # fmt: skip
         leaves = [value.detach().requires_grad_() for value in values]
         named = dict(zip(names, [*leaves, *buffers], strict=True))
-        gradients = _gradients(objective, rule, named, leaves, scalars[0], x, y)
+        gradients, log_likelihood = _gradients(objective, rule, named, leaves, scalars[0], x, y)
+        noted.copy_(log_likelihood)
         _adam(tuned, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
         return ()
 
     unused = torch.zeros(1, device=x.device)
-    with state.kept():  # tracing runs the step for real
-        inputs = (state.parameters, state.first, state.second, state.buffers, scalars, x, y, unused, unused.clone())
-        graph = make_fx(step)(*inputs)
-    _fold_scalars(graph)
-    return graph
+    moving = (state.parameters, state.first, state.second, state.buffers, state.noted)
+    return traced(step, (*moving, scalars, x, y, unused, unused.clone()))
 
 
 def capture_gradient(
@@ -74,25 +73,24 @@ def capture_gradient(
 ) -> torch.fx.GraphModule:
     """Trace the first part of a step that several processes share: it writes its gradient to `flat`.
 
-    Its inputs: (parameters, flat, buffers, scalars, x, y, normal, coin), as in `capture_graph`.
+    Its inputs: (parameters, flat, buffers, noted, scalars, x, y, normal, coin), as in `capture_graph`.
     """
     names = [name for name, _ in [*objective.elbo.named_parameters(), *objective.elbo.named_buffers()]]
 
     def gradient(
-        values: list[Tensor], flat: Tensor, buffers: list[Tensor], scalars: Scalars,
+        values: list[Tensor], flat: Tensor, buffers: list[Tensor], noted: Tensor, scalars: Scalars,
         x: Tensor, y: Tensor, normal: Tensor, coin: Tensor,
     ) -> tuple[()]:  # fmt: skip
         leaves = [value.detach().requires_grad_() for value in values]
         named = dict(zip(names, [*leaves, *buffers], strict=True))
-        found = _gradients(objective, rule, named, leaves, scalars[0], x, y)
+        found, log_likelihood = _gradients(objective, rule, named, leaves, scalars[0], x, y)
+        noted.copy_(log_likelihood)
         flat.copy_(torch.cat([gradient.reshape(-1) for gradient in found]))
         return ()
 
     unused = torch.zeros(1, device=x.device)
-    with state.kept():
-        graph = make_fx(gradient)(state.parameters, flat, state.buffers, scalars, x, y, unused, unused.clone())
-    _fold_scalars(graph)
-    return graph
+    moving = (state.parameters, flat, state.buffers, state.noted)
+    return traced(gradient, (*moving, scalars, x, y, unused, unused.clone()))
 
 
 def capture_update(
@@ -108,27 +106,28 @@ def capture_update(
         _adam(tuned, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
         return ()
 
-    with state.kept():
-        return make_fx(update)(state.parameters, state.first, state.second, flat, scalars)
+    return traced(update, (state.parameters, state.first, state.second, flat, scalars))
 
 
 def _gradients(
     objective: Objective, rule: Rule, named: dict[str, Tensor], leaves: list[Tensor], kl_weight: Tensor,
     x: Tensor, y: Tensor,
-) -> list[Tensor]:  # fmt: skip
-    """Gradient of the loss in the leaves, over the parts of a minibatch."""
+) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    """Gradient of the loss in the leaves, and the expected log-likelihood, over the parts of a minibatch."""
 
     def call(*data: Tensor) -> Tensor:
         found: Tensor = functional_call(objective.elbo, named, data)
         return found
 
     total: list[Tensor] = []
+    noted = torch.zeros((), device=x.device)
     for part_x, part_y, share in rule.parts(x, y):
         with torch.enable_grad():
-            loss, _ = objective(part_x, part_y, kl_weight, call)
+            loss, log_likelihood = objective(part_x, part_y, kl_weight, call)
             found = torch.autograd.grad(loss * share if share < 1 else loss, leaves)
         total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
-    return total
+        noted = noted + share * log_likelihood
+    return total, noted
 
 
 def _clipped(gradients: list[Tensor], norm: float) -> list[Tensor]:
@@ -152,23 +151,6 @@ def _adam(
         value.sub_((t.rate * step_size) * m / (v.sqrt() + epsilon))
         if t.bounds:
             value.clamp_(*t.bounds)
-
-
-def _fold_scalars(graph: torch.fx.GraphModule) -> None:
-    """Write constant scalars (a prior's own numbers) as such, so that the compiler can do away with `x / 1`."""
-    for node in list(graph.graph.nodes):
-        if node.op != "get_attr" or (constant := getattr(graph, node.target)).numel() != 1:
-            continue
-        with graph.graph.inserting_before(node):
-            options = {"dtype": constant.dtype, "device": constant.device}
-            value = graph.graph.call_function(
-                torch.ops.aten.full.default, (list(constant.shape), constant.item()), options
-            )
-        node.replace_all_uses_with(value)
-        graph.graph.erase_node(node)
-        delattr(graph, node.target)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
 
 
 def captured(
@@ -200,17 +182,20 @@ def captured(
     update = _updating(tuned, rule, state, scalars, flat, compiled) if rule.combine else lambda: None
 
     def build(x: Tensor, y: Tensor, compiled: bool) -> Callable[[Tensor, Tensor], None]:
-        inputs: tuple[Any, ...] = (state.parameters, state.first, state.second, state.buffers, scalars)
+        inputs: tuple[Any, ...] = (state.parameters, state.first, state.second, state.buffers, state.noted, scalars)
         if rule.combine:
             graph = capture_gradient(objective, rule, state, scalars, flat, x, y)
-            inputs = (state.parameters, flat, state.buffers, scalars)
+            inputs = (state.parameters, flat, state.buffers, state.noted, scalars)
         else:
             graph = capture_graph(objective, tuned, rule, state, scalars, x, y)
         noise = lift_noise(graph, device)
         if compiled and len(graph.graph.nodes) > MAX_NODES:
             raise RuntimeError(f"its graph has {len(graph.graph.nodes)} operations, more than {MAX_NODES}")
         fill = fast_fill(noise) if compiled and device.type == "cpu" else noise.fill_reference
-        function = _compile(graph) if compiled else graph
+        function: Callable[..., Any] = graph
+        if compiled:
+            function = through_inductor(graph, (*inputs, x, y, noise.normal, noise.coin))
+            inputs = tuple(tree_leaves(inputs))
         run = lambda x, y: function(*inputs, x, y, noise.normal, noise.coin)  # noqa: E731
         replay = compiled and device.type == "cuda"
         return _replayed(run, fill, state, x, y) if replay else _filled(run, fill)
@@ -225,13 +210,9 @@ def captured(
             if rule.combine:
                 rule.combine([flat])
             update()
-        return _log_likelihood(objective, x, y) if note else None
+        return state.noted.clone() if note else None
 
     runs[len(example[1])] = build(*example, compiled=compiled)
-    with state.kept(), torch.no_grad():  # compiles
-        set_scalars(scalars, 1, 1.0, 0.0)
-        runs[len(example[1])](*example)
-        update()
     return step
 
 
@@ -239,19 +220,11 @@ def _updating(
     tuned: list[Tuned], rule: Rule, state: State, scalars: Scalars, flat: Tensor, compiled: bool
 ) -> Callable[[], None]:
     graph = capture_update(tuned, rule, state, scalars, flat)
-    function = _compile(graph) if compiled else graph
-    return lambda: function(state.parameters, state.first, state.second, flat, scalars)
-
-
-def _compile(graph: torch.fx.GraphModule) -> Callable[..., Any]:
-    """Through inductor; nothing is checked at every call, as each batch size has a graph of its own."""
-    # it warns where a CUDA toolkit is installed without a device
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    options: dict[str, Any] = {
-        "fallback_random": True,
-        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
-    }
-    return torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+    inputs = (state.parameters, state.first, state.second, flat, scalars)
+    if not compiled:
+        return lambda: graph(*inputs)
+    function, tensors = through_inductor(graph, inputs), tree_leaves(inputs)
+    return lambda: function(*tensors)
 
 
 def _filled(run: Callable[[Tensor, Tensor], Any], fill: Fill) -> Callable[[Tensor, Tensor], None]:
@@ -285,14 +258,3 @@ def _replayed(
         graph.replay()
 
     return step
-
-
-@torch.no_grad()
-def _log_likelihood(objective: Objective, x: Tensor, y: Tensor) -> Tensor:
-    """The log-likelihood for the history, which must change neither the generator nor batch-norm statistics."""
-    saved = [buffer.clone() for buffer in objective.elbo.buffers()]
-    with torch.random.fork_rng(devices=[]):
-        found = objective(x, y, 0.0)[1]
-    for buffer, before in zip(objective.elbo.buffers(), saved, strict=True):
-        buffer.copy_(before)
-    return found

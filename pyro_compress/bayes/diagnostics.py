@@ -193,7 +193,7 @@ class _Stored:
         self.shape = shape
         self.elements = _some(math.prod(shape.weight), most)
         self.gates = _some(math.prod(shape.gate), most)
-        self.grouped = marginals.prior.gate is not None
+        self.grouped = marginals.prior.factors is not None
         self.layer_sites = [site for site in marginals.of(shape.name) if site.startswith(f"{shape.name}.global_")]
 
     def variables(self, drawn: TensorDraw) -> Iterator[tuple[str, Tensor]]:

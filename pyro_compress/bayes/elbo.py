@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import Independent, Normal
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
 from pyro.infer.elbo import ELBOModule
@@ -77,8 +78,23 @@ def _kl_of_site(model_site: dict[str, Any], guide_site: dict[str, Any]) -> Tenso
     try:
         kl = kl_divergence(guide_site["fn"], model_site["fn"])
     except NotImplementedError:
-        return guide_site["score_parts"].entropy_term.sum() - model_site["log_prob_sum"]
+        return _negative_entropy(guide_site) - model_site["log_prob_sum"]
     return scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"]).sum()
+
+
+def _negative_entropy(site: dict[str, Any]) -> Tensor:
+    """Weighted log-density of one reparameterized draw under its own distribution.
+
+    A normal draw's is -½ε² - log(scale) - ½log(2π): its gradient is the entropy's, whatever was drawn, though autograd
+    would find it as a difference of equal terms, at a third of a scale mixture's step. So the number is the draw's, and
+    the gradient the entropy's.
+    """
+    drawn: Tensor = site["score_parts"].entropy_term.sum()
+    single = site["fn"].base_dist if isinstance(site["fn"], Independent) else site["fn"]
+    if not isinstance(single, Normal):
+        return drawn
+    expected = scale_and_mask(-site["fn"].entropy(), scale=site["scale"], mask=site["mask"]).sum()
+    return drawn.detach() + (expected - expected.detach())
 
 
 @dataclass(frozen=True)

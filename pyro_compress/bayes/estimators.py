@@ -6,6 +6,7 @@ An estimator is in force around both guide and model (`with estimator: elbo(x, y
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,10 @@ class LocalReparameterization(Messenger):
     its variance. Scales of single weights cannot be: they would need a weight per example, and are shared by the
     minibatch.
 
-    Where a prior's KL is closed-form nobody reads the raw weight's value, so its noise is not even drawn.
+    Where a prior's KL is closed-form nobody reads the values of its sites, and the guide does not draw them. A gate is
+    drawn from its factors: a product of log-normal scales is one log-normal variable. The outputs have the distribution
+    they would have site by site, for half of the noise; the gradient in the sites' spreads is its expectation given the
+    product, so its variance is lower.
 
     Args:
         marginal: site -> posterior marginal.
@@ -48,32 +52,25 @@ class LocalReparameterization(Messenger):
     def __init__(self, marginal: Marginal, layers: list[BayesLayer], batch: int):
         super().__init__()
         self.marginal, self.batch = marginal, batch
-        self.raw_sites: set[str] = set()
-        self.per_example: tuple[str, ...] = ()
-        for layer in layers:
-            if layer.prior.closed_form:
-                self.raw_sites.add(layer.shape.site)
-            if layer.prior.closed_form and layer.shape.grouping != "weight":
-                self.per_example += (f"{layer.shape.name}.",)
+        self.layers = {layer.shape.site: layer for layer in layers if layer.prior.closed_form}
+        self.unread = tuple(f"{layer.shape.name}." for layer in self.layers.values())
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["done"] or msg["is_observed"] or msg["value"] is not None:
             return
-        if msg["name"] in self.raw_sites:
+        if self.unread and msg["name"].startswith(self.unread):
             msg["value"], msg["done"] = msg["fn"].mean, True
-        elif msg["name"].startswith(self.per_example) and self.per_example:
-            msg["value"], msg["done"] = msg["fn"].rsample((self.batch,)), True
 
     def _pyro_affine(self, msg: dict[str, Any]) -> None:
         op, x, weight, bias = msg["args"]
         site = msg["kwargs"]["site"]
-        q = self.marginal(site)
+        q, gate = self.marginal(site), self._gate(site, weight)
         b_loc, b_var = _bias_moments(bias, site, self.marginal)
-        if weight.gate is not None and weight.gate.shape == q.loc.shape:  # a scale of every single weight
-            mean = op.function(x, weight.gate * q.loc, b_loc)
-            variance = op.function(x.square(), (weight.gate * q.scale).square(), b_var)
+        if gate is not None and gate.shape == q.loc.shape:  # a scale of every single weight
+            mean = op.function(x, gate * q.loc, b_loc)
+            variance = op.function(x.square(), (gate * q.scale).square(), b_var)
         else:
-            into, out = _gates(op, weight, x.dim())
+            into, out = _gates(op, gate, q.loc.shape, x.dim())
             x = x if into is None else x * into
             mean, variance = op.function(x, q.loc, None), op.function(x.square(), q.scale.square(), None)
             if out is not None:
@@ -85,6 +82,16 @@ class LocalReparameterization(Messenger):
             torch.addcmul(mean, variance.clamp_min(VARIANCE_FLOOR).sqrt(), noise),
             True,
         )
+
+    def _gate(self, site: str, weight: WeightDraw) -> Tensor | None:
+        """A draw of the gate, with a leading dimension of examples where each has its own."""
+        layer = self.layers.get(site)
+        if layer is None or layer.prior.factors is None:
+            return weight.gate
+        each = (self.batch,) if layer.shape.grouping != "weight" else ()
+        factors = layer.prior.factors(layer.shape.name, self.marginal)
+        drawn: list[Tensor] = [factor.rsample(each) for factor in factors]
+        return functools.reduce(torch.mul, drawn)
 
 
 class Flipout(Messenger):
@@ -128,17 +135,16 @@ def _on_channels(vector: Tensor, op: Operation, dims: int) -> Tensor:
     return vector if op.channel_axis == -1 else vector.view(-1, *[1] * (dims - 2))
 
 
-def _gates(op: Operation, weight: WeightDraw, dims: int) -> tuple[Tensor | None, Tensor | None]:
+def _gates(op: Operation, gate: Tensor | None, weight: torch.Size, dims: int) -> tuple[Tensor | None, Tensor | None]:
     """The gate as factors on the input and on the output, shared or (with a leading batch dimension) per example."""
-    gate = weight.gate
     if gate is None:
         return None, None
-    batch = gate.shape[0] if gate.dim() > weight.raw.dim() else 1
-    out, into = gate.shape[-weight.raw.dim()], gate.shape[1 - weight.raw.dim()]
+    batch = gate.shape[0] if gate.dim() > len(weight) else 1
+    out, into = gate.shape[-len(weight)], gate.shape[1 - len(weight)]
     shape = [batch] + [1] * (dims - 1)
     shape[op.channel_axis] = max(out, into)
     factor = gate.reshape(shape)
-    return (factor, None) if out == 1 and into == weight.raw.shape[1] else (None, factor)
+    return (factor, None) if out == 1 and into == weight[1] else (None, factor)
 
 
 Estimator = Callable[[Marginal, list[BayesLayer], int], Messenger]

@@ -53,7 +53,7 @@ def extract(fit: Fit) -> Posterior:
 def moments(shape: LayerShape, prior: Prior, guide: Guide) -> LayerPosterior:
     """Posterior moments of one weight or bias tensor, on the CPU."""
     raw = guide.marginal(shape.site)
-    if prior.gate is None:
+    if prior.factors is None:
         return LayerPosterior(raw.loc.detach().cpu(), raw.scale.cpu(), grouping=shape.grouping)
     gate = prior.gate(shape.name, guide.marginal)
     mean, second = gate.mean, raw.loc.square() + raw.scale.square()

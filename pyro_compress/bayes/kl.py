@@ -7,11 +7,13 @@ Carlo where no rule exists; the tests hold every prior that claims closed forms 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pyro.distributions import Gamma, InverseGamma, LogNormal, Normal
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributions import register_kl
 
 from pyro_compress.bayes.distributions import LogUniform, ScaleMixtureBound
@@ -27,9 +29,34 @@ def normal_log_uniform(q: Normal, p: LogUniform) -> Tensor:
     `k1 - k1 sigmoid(k2 + k3 log alpha) + ½ log(1 + 1/alpha)`, here written in `t = 1 / alpha`, which is smooth at
     mu = 0. The fit's largest error against the true integral is 0.0094 nats, at log alpha = -3.5.
     """
-    inverse_alpha = (q.loc / q.scale).square()
-    rest = torch.sigmoid(K3 * inverse_alpha.clamp_min(1e-30).log() - K2)
-    return K1 * rest + 0.5 * torch.log1p(inverse_alpha)
+    kl: Tensor = _NormalLogUniform.apply(q.loc, q.scale)
+    return kl
+
+
+class _NormalLogUniform(torch.autograd.Function):
+    """The fit with its derivative written down: it divides three times per weight, what autograd makes of it eleven."""
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(loc, scale)
+        inverse_alpha = (loc / scale).square()
+        rest = torch.sigmoid(K3 * inverse_alpha.clamp_min(1e-30).log() - K2)
+        return K1 * rest + 0.5 * torch.log1p(inverse_alpha)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        loc, scale = ctx.saved_tensors
+        precision = 1 / scale
+        ratio = loc * precision
+        inverse_alpha = ratio * ratio
+        bounded = inverse_alpha.clamp_min(1e-30)
+        rest = torch.sigmoid(K3 * bounded.log() - K2)
+        # twice the slope in 1 / alpha: the two fractions over one denominator
+        numerator = (2 * K1 * K3) * (rest * (1 - rest)) * (1 + inverse_alpha) + bounded
+        slope = numerator / (bounded * (1 + inverse_alpha))
+        by_loc = gradient * slope * ratio * precision
+        return by_loc, -by_loc * ratio
 
 
 @register_kl(LogNormal, Gamma)

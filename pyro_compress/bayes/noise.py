@@ -15,8 +15,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from pyro_compress.bayes.compiler import compiled, traced
+from pyro_compress.bayes.elementary import polynomial
+
 ALIGN = 32
 """Every draw starts at a multiple of so many floats, for vector loads."""
+
+SINE = (-0.005990654230117798, 0.0804760605096817, -0.598278820514679, 2.549879312515259, -5.167677402496338,
+        3.1415913105010986)  # fmt: skip
+"""sin(πt) / t on [-1, 1] as a polynomial in t², to 6e-7 (its Chebyshev series). Most of what a library's sine costs
+goes into bringing angles into this range, where ours are to begin with."""
+COSINE = (0.0015939107397571206, -0.025358984246850014, 0.23502980172634125, -1.3351584672927856, 4.058694839477539,
+          -4.93480110168457, 1.0)  # fmt: skip
+"""cos(πt) likewise."""
 
 Fill = Callable[[], None]
 
@@ -100,13 +111,13 @@ def fast_fill(noise: Noise) -> Fill:
     keys = torch.zeros(3, dtype=torch.int32)
     first, second = noise.normal.chunk(2)
     has_coins = any(not is_normal for is_normal, _, _ in noise.slices)
-    normals = torch.compile(standard_normal, fullgraph=True, dynamic=False)
-    coins = torch.compile(fair_coins, fullgraph=True, dynamic=False)
+    normals = compiled(traced(standard_normal, (first, second, keys)), (first, second, keys))
+    coins = compiled(traced(fair_coins, (noise.coin, keys)), (noise.coin, keys)) if has_coins else None
 
     def fill() -> None:
         keys.random_()
         normals(first, second, keys)
-        if has_coins:
+        if coins:
             coins(noise.coin, keys)
 
     return fill
@@ -114,11 +125,16 @@ def fast_fill(noise: Noise) -> Fill:
 
 def standard_normal(first: Tensor, second: Tensor, keys: Tensor) -> None:
     """Fill two flat float32 buffers of one size with N(0, 1), from three int32 keys (Box and Muller 1958)."""
-    state = _mix(torch.arange(len(first), dtype=torch.int32, device=first.device) ^ keys[0])
-    radius = (-2 * _uniform(_mix(state + keys[1])).log()).sqrt()
-    angle = _uniform(_mix(state ^ keys[2])) * (2 * math.pi)
-    first.copy_(radius * angle.cos())
-    second.copy_(radius * angle.sin())
+    counter = _spread(torch.arange(len(first), dtype=torch.int32, device=first.device) ^ keys[0])
+    one = _two_rounds(counter + keys[1])
+    other = _two_rounds(one ^ keys[2])
+    # float32 holds 24 of the 32 bits; what rounds to 0 lies below 2^-26
+    uniform = (one.to(torch.float32) * 2.0**-32 + 0.5).clamp_min(2.0**-27)
+    radius = (-2 * uniform.log()).sqrt()
+    half_turns = other.to(torch.float32) * 2.0**-31  # of the angle, in [-1, 1]
+    square = half_turns * half_turns
+    first.copy_(radius * polynomial(COSINE, square))
+    second.copy_(radius * (half_turns * polynomial(SINE, square)))
 
 
 def fair_coins(out: Tensor, keys: Tensor) -> None:
@@ -127,15 +143,20 @@ def fair_coins(out: Tensor, keys: Tensor) -> None:
     out.copy_(_shift(_mix(state + keys[2]), 31))
 
 
-def _uniform(bits: Tensor) -> Tensor:
-    """In (0, 1), from the upper 24 of 32 random bits: float32 holds no more."""
-    return (_shift(bits, 8).to(torch.float32) + 0.5) * 2.0**-24
+def _spread(x: Tensor) -> Tensor:
+    """First of the two rounds: neighbours end far from each other."""
+    x = (x ^ _shift(x, 16)) * 0x7FEB352D
+    return x ^ _shift(x, 15)
+
+
+def _two_rounds(x: Tensor) -> Tensor:
+    """`_mix` up to its last line, which concerns the lower half only; the upper 24 bits are good."""
+    return _spread(x) * (0x846CA68B - (1 << 32))
 
 
 def _mix(x: Tensor) -> Tensor:
     """A bijection of 32-bit integers with almost no bias between input and output bits ("lowbias32", Wellons 2018)."""
-    x = (x ^ _shift(x, 16)) * 0x7FEB352D
-    x = (x ^ _shift(x, 15)) * (0x846CA68B - (1 << 32))
+    x = _two_rounds(x)
     return x ^ _shift(x, 16)
 
 

@@ -44,7 +44,8 @@ class Prior:
         groupings: the groupings it allows, its default first.
         closed_form: whether every site's KL to its mean-field posterior is closed-form.
         start: `(shape, weight, std) -> {site: Start}` from trained weights and an initial standard deviation.
-        gate: `(name, marginal) -> ` the posterior of the gate; None for priors without scales.
+        factors: `(name, marginal) -> ` the posteriors of independent factors whose product is the gate; several are all
+            log-normal. None for priors without scales.
         criterion: name of the pruning criterion that fits.
         estimator: default estimator.
         init_scale: default initial standard deviation of a raw weight.
@@ -61,7 +62,7 @@ class Prior:
     groupings: tuple[str, ...]
     closed_form: bool
     start: Callable[..., dict[str, Start]]
-    gate: Callable[[str, Marginal], Distribution] | None = None
+    factors: Callable[[str, Marginal], tuple[Distribution, ...]] | None = None
     criterion: str = "snr"
     estimator: str = "local"
     init_scale: float = 0.01
@@ -71,6 +72,12 @@ class Prior:
     lr_scale: float = 1e-2
     lr_group: float = 1e-3
     max_scale: float = 0.0
+
+    def gate(self, name: str, marginal: Marginal) -> Distribution:
+        """Posterior of the gate of the tensor `name`, one group at a time."""
+        assert self.factors
+        factors = self.factors(name, marginal)
+        return functools.reduce(_product, factors)
 
     def with_options(self, options: dict[str, float]) -> Prior:
         """The same prior with options bound.
@@ -139,9 +146,6 @@ def normal_jeffreys(shape: LayerShape) -> WeightDraw:
     return WeightDraw(gate, pyro.sample(shape.site, _normal(shape)))
 
 
-HORSESHOE_SITES = ("global_a", "global_b", "local_a", "local_b")
-
-
 def horseshoe(shape: LayerShape, tau0: float = 1e-5) -> WeightDraw:
     """Group horseshoe (BC-GHS, Louizos et al. 2017, section 4.2): z_i = s·z̃_i, s ~ C⁺(0, tau0), z̃_i ~ C⁺(0, 1).
 
@@ -203,16 +207,19 @@ def horseshoe_start(shape: LayerShape, weight: Tensor, std: float, tau0: float =
     return scales | {shape.site: Start(Normal, weight / rms, torch.full_like(weight, std))}
 
 
-def _normal_gate(name: str, marginal: Marginal) -> Distribution:
-    return marginal(f"{name}.scale")
+def _normal_jeffreys_factors(name: str, marginal: Marginal) -> tuple[Distribution, ...]:
+    return (marginal(f"{name}.scale"),)
 
 
-def _horseshoe_gate(name: str, marginal: Marginal) -> Distribution:
-    """The root of a product of independent log-normals is log-normal."""
-    sites = [marginal(f"{name}.{site}") for site in HORSESHOE_SITES]
-    loc = sum((site.loc for site in sites), torch.zeros((), device=sites[0].loc.device)) / 2
-    scale = sum((site.scale.square() for site in sites), torch.zeros_like(loc)).sqrt() / 2
-    return LogNormal(loc, scale)
+def _horseshoe_factors(name: str, marginal: Marginal) -> tuple[Distribution, ...]:
+    """The layer's scale and the groups' own: the root of a product of independent log-normals is log-normal."""
+    pairs = [_product(marginal(f"{name}.{level}_a"), marginal(f"{name}.{level}_b")) for level in ("global", "local")]
+    return tuple(LogNormal(pair.loc / 2, pair.scale / 2) for pair in pairs)
+
+
+def _product(a: Distribution, b: Distribution) -> LogNormal:
+    """The distribution of a product of two independent log-normal variables."""
+    return LogNormal(a.loc + b.loc, (a.scale.square() + b.scale.square()).sqrt())
 
 
 PRIORS: dict[str, Prior] = {
@@ -239,7 +246,7 @@ PRIORS: dict[str, Prior] = {
         ("input", "output", "weight"),
         True,
         normal_jeffreys_start,
-        gate=_normal_gate,
+        factors=_normal_jeffreys_factors,
         criterion="group-snr",
         pretrain=0.2,
         warmup=0.2,
@@ -253,7 +260,7 @@ PRIORS: dict[str, Prior] = {
         ("input", "output", "weight"),
         True,
         horseshoe_start,
-        gate=_horseshoe_gate,
+        factors=_horseshoe_factors,
         criterion="group-mode",
         pretrain=0.2,
         warmup=0.2,

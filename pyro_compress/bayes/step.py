@@ -16,7 +16,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 Step = Callable[[Tensor, Tensor, float, float, bool], Tensor | None]
 """(x, y, KL weight, factor on all rates, whether to note) -> the expected log-likelihood of the training set in nats,
-if it is to be noted: the captured graph does not return it, and evaluating it costs a forward pass."""
+as this minibatch has it, if it is to be noted."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class State:
         first: Adam's first moments.
         second: Adam's second moments.
         buffers: batch-norm statistics and the like.
+        noted: the expected log-likelihood of the training set in the last captured step, in nats.
         count: steps done.
     """
 
@@ -72,6 +73,7 @@ class State:
     first: list[Tensor]
     second: list[Tensor]
     buffers: list[Tensor]
+    noted: Tensor
     count: int = 0
 
     @classmethod
@@ -79,13 +81,13 @@ class State:
         """The state before the first step."""
         values = [t.parameter.data for t in tuned]
         first, second = ([torch.zeros_like(value) for value in values] for _ in range(2))
-        return cls(values, first, second, list(objective.elbo.buffers()))
+        return cls(values, first, second, list(objective.elbo.buffers()), torch.zeros((), device=values[0].device))
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Puts every tensor and the random number generator back on leaving, after an error too."""
+        """Puts every tensor and the random number generator back on leaving, also after an error (kept by the host)."""
         tensors = [*self.parameters, *self.first, *self.second, *self.buffers]
-        saved = [tensor.clone() for tensor in tensors]
+        saved = [torch.empty_like(tensor, device="cpu").copy_(tensor) for tensor in tensors]
         try:
             with torch.random.fork_rng():
                 yield

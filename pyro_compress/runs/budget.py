@@ -18,21 +18,18 @@ FORCE = "PYRO_COMPRESS_IGNORE_MEMORY"
 GIB = 1 << 30
 
 
-TRACING = 12
-"""Further floats per weight while a step is captured: a copy of parameters and moments beside the step that is traced.
-
-With them 26 floats, 104 B, per weight of a Gaussian posterior; the slope of the measured peak is 109 B
-(docs/performance.md, Scaling)."""
-
-
 def copies(config: FitConfig) -> int:
-    """Floats that a fit holds per weight: value, gradient and two moments of every parameter, and what a step draws."""
+    """Floats that a fit holds per weight: value, gradient and two moments of every parameter, and what a step draws.
+
+    A Gaussian posterior's 14, 56 B, are an upper bound: compiled, a step lets go of gradients as soon as it can, and the
+    slope of the measured peak is 42 B (docs/performance.md, Scaling).
+    """
     if config.prior == "none":
         return 5
     from pyro_compress.bayes.priors import PRIORS
 
-    scales_too = PRIORS[config.prior].gate is not None and config.grouping == "weight"
-    return 4 * 2 * (2 if scales_too else 1) + 6 + (0 if config.compile == "off" else TRACING)
+    scales_too = PRIORS[config.prior].factors is not None and config.grouping == "weight"
+    return 4 * 2 * (2 if scales_too else 1) + 6
 
 
 def activations(net: nn.Module, input_shape: tuple[int, ...]) -> int:
