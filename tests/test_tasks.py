@@ -214,7 +214,7 @@ def test_the_captured_step_has_the_eager_gradients(case: str) -> None:
         torch.manual_seed(1)
         noise.fill_reference()
         with torch.no_grad():
-            inputs = (state.parameters, state.first, state.second, state.buffers, scalars)
+            inputs = (state.parameters, state.first, state.second, state.buffers, state.noted, scalars)
             graph(*inputs, x, y, noise.normal, noise.coin)
     assert any("log_noise" in t.name for t in tuned) == (case == "regression")
     for got, t in zip(state.first, tuned, strict=True):

@@ -176,6 +176,8 @@ class _Work:
         assert self.optimizer
         for group in self.optimizer.param_groups:
             group["lr"] = self.how.lr * (1 - progress)
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)  # pools several times as fast on a CPU
         logits = run_graph(self.graph, self.full(self.noisy()), x)
         loss = self.loss(logits, y)
         if teacher is not None:
