@@ -71,6 +71,7 @@ def record(run: Run, data_dir: str, how: FineTune, teacher: Teacher | None, path
         "teacher": teacher.name if teacher else "",
         "finetune_epochs": report.finetune_epochs,
         "finetune_augment": report.finetune_augment,
+        "finetune_svi": report.finetune_svi,
         "rate": how.rate,
         "values": report.parameters_kept,
         "units": report.units_kept,
@@ -95,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--finetune", type=int, default=RECIPE.epochs, help="epochs of fine-tuning as integers")
     parser.add_argument("--finetune-lr", type=float, default=RECIPE.lr, help="Adam's rate in fine-tuning")
     parser.add_argument("--augment", default="none", help="how images are changed in fine-tuning")
+    parser.add_argument("--finetune-svi", action="store_true", help="go on with SVI in fine-tuning")
     parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="run folders of networks to distil from")
     parser.add_argument("--teacher-weight", type=float, default=RECIPE.teacher_weight, help="its share of the loss")
     parser.add_argument("--label", default="", help="goes into the file names; default taught, with a teacher")
@@ -120,7 +122,7 @@ def main() -> None:
     prepare("cpu", 1)
     recipe = replace(
         RECIPE, epochs=options.finetune, lr=options.finetune_lr, augment=options.augment,
-        teacher_weight=options.teacher_weight,
+        teacher_weight=options.teacher_weight, svi=options.finetune_svi,
     )  # fmt: skip
     if options.smoke:
         options.data, options.net, options.seeds, options.rates, options.epochs = "digits", "mlp", [0], [2.0], 4

@@ -1,6 +1,10 @@
 """Rate-aware fine-tuning: what it minimises, what it removes, what the file tells of it."""
 
 import json
+import math
+import os
+import subprocess
+import sys
 from array import array
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +30,7 @@ from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network, run_graph
 from pyro_compress.runs.run import Run, fit_run
 from pyro_compress.settings import FitConfig
-from pyro_compress.types import Compressed, Posterior, Splits
+from pyro_compress.types import Compressed, Graph, Node, Posterior, Splits
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +68,13 @@ def test_the_same_seed_gives_the_same_file(run: Run, digits: Splits) -> None:
     assert file.dumps(tuned(run, digits, seed=3))[0] == file.dumps(tuned(run, digits, seed=3))[0]
 
 
-def test_dropping_units_changes_nothing_but_the_units(run: Run, digits: Splits) -> None:
-    """Function, latent values and Adam's memory of the survivors are those from before."""
+@pytest.mark.parametrize("svi", [False, True])
+def test_dropping_units_changes_nothing_but_the_units(run: Run, digits: Splits, svi: bool) -> None:
+    """Function, latent values, spreads and Adam's memory of the survivors are those from before."""
     posterior = run.posterior
     tensors = {name: layer.mean * masks(posterior)[name] for name, layer in posterior.layers.items()}
-    work = _Work(posterior.graph, tensors | posterior.dense, FineTune())
+    spreads = {name: layer.std for name, layer in posterior.layers.items()} if svi else {}
+    work = _Work(posterior.graph, tensors | posterior.dense, FineTune(svi=svi), spreads)
     work.choose_steps()
     x, y = digits.train.x[:64], digits.train.y[:64]
     for _ in range(3):
@@ -79,8 +85,19 @@ def test_dropping_units_changes_nothing_but_the_units(run: Run, digits: Splits) 
         work.free["3.weight"][torch.isin(index, rows)] *= 1e-3  # round to zero: five units die
         before = run_graph(work.graph, work.full(work.rounded()), x)
         moments = {name: work.optimizer.state[t]["exp_avg"].abs().sum() for name, t in work.free.items()}  # type: ignore[union-attr]
+        last = {name: spread.clone() for name, spread in work.log_spread.items()}
+        there = work.free["5.weight"].clone()
     work.drop_dead_units()
     assert work.shapes["3.weight"][0] <= 15
+    for name, spread in work.log_spread.items():
+        assert len(spread) == len(work.free[name])
+        assert set(spread.tolist()) <= set(last[name].tolist())
+    if svi:  # a value and its spread stay together
+        pairs = set(zip(there.tolist(), last["5.weight"].tolist(), strict=True))
+        assert set(zip(work.free["5.weight"].tolist(), work.log_spread["5.weight"].tolist(), strict=True)) <= pairs
+        memory = work.optimizer.state[work.log_spread["5.weight"]]  # type: ignore[union-attr]
+        assert memory["step"] == 3
+        assert memory["exp_avg"].abs().sum() > 0
     with torch.no_grad():
         after = run_graph(work.graph, work.full(work.rounded()), x)
         # folded constants are rounded with the bias that takes them up: half a step at most
@@ -88,6 +105,69 @@ def test_dropping_units_changes_nothing_but_the_units(run: Run, digits: Splits) 
     kept = work.optimizer.state[work.free["1.weight"]]["exp_avg"].abs().sum()  # type: ignore[union-attr]
     assert 0 < kept <= moments["1.weight"]
     assert work.optimizer.state[work.free["5.weight"]]["step"] == 3  # type: ignore[union-attr]
+
+
+def test_a_run_gives_the_same_file_in_every_process(run: Run, tmp_path: Path) -> None:
+    """Draws do not depend on the order of a set, which Python shuffles from process to process."""
+    found = []
+    for seed in ("1", "2", "3"):
+        out = tmp_path / f"{seed}.pcn"
+        arguments = ["compress", run.path, "--out", out, "--finetune", "1", "--rate", "2", "--noise", "0.4"]
+        subprocess.run(
+            [sys.executable, "-m", "pyro_compress", *map(str, arguments), "--threads", "1"],
+            check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": seed},
+        )  # fmt: skip
+        found.append(out.read_bytes())
+    assert found[0] == found[1] == found[2]
+
+
+def test_svi_under_the_mask(run: Run, digits: Splits) -> None:
+    """Spreads start at the posterior's, a step bounds them, and their entropy is paid for at the price of a bit."""
+    posterior, chosen = run.posterior, masks(run.posterior)
+    tensors = {name: torch.where(chosen[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
+    how = FineTune(svi=True, rate=3.0, ramp=0.0, lr=0.0)
+    spreads = {name: layer.std for name, layer in posterior.layers.items()}
+    work = _Work(posterior.graph, tensors | posterior.dense, how, spreads)
+    work.choose_steps()
+    for name, spread in work.log_spread.items():
+        std = spreads[name].flatten()
+        assert torch.isin(spread.detach(), torch.cat([std.log(), torch.tensor([math.log(work.steps[name])])])).all()
+        assert spread.max() <= math.log(work.steps[name]) + 1e-6
+    # nothing but the entropy: no data, no bits
+    work.loss = lambda outputs, y: outputs.sum() * 0
+    work.rates = {name: (lambda values, drawn: values.sum() * 0) for name in work.rates}  # type: ignore[misc]
+    work.train(digits.train.x[:8], digits.train.y[:8], None, 1.0, 500)
+    for spread in work.log_spread.values():
+        assert torch.allclose(spread.grad, torch.tensor(-3.0 / 500))
+
+
+def test_learned_spreads_tell_what_must_be_precise(run: Run, digits: Splits) -> None:
+    """Weights that the loss does not feel take the largest spread, those that it feels a smaller one."""
+    network = tuned(run, digits, svi=True, rate=1.0, epochs=8)
+    assert evaluate(to_module(network), digits, "validation").accuracy > 0.9
+    decoded = file.loads(file.dumps(network)[0])
+    assert decoded.parameters == network.parameters
+    graph = Graph(
+        (Node("input"), Node("linear", (0,), {"weight": "w"})), (2,)
+    )  # inputs of the second column are always 0
+    x = torch.randn(512, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.0])
+    y = (x[:, 0] > 0).long()
+    work = _Work(
+        graph, {"w": torch.tensor([[-1.0, 1.0], [1.0, 1.0]])}, FineTune(svi=True, rate=1.0, ramp=0.0, lr=5e-3),
+        {"w": torch.full((2, 2), 0.05)},
+    )  # fmt: skip
+    work.choose_steps()
+    for _ in range(300):
+        work.train(x, y, None, 0.5, len(y))
+    spread = work.log_spread["w"].detach().exp()
+    assert torch.allclose(spread[[1, 3]], torch.tensor(work.steps["w"]))
+    assert (spread[[0, 2]] < 0.5 * spread[[1, 3]]).all(), spread
+
+
+def test_svi_needs_a_posterior(run: Run, digits: Splits) -> None:
+    layers = {n: replace(layer, std=torch.zeros_like(layer.std)) for n, layer in run.posterior.layers.items()}
+    with pytest.raises(ValueError, match="point weights only"):
+        finetune(replace(run.posterior, layers=layers), masks(run.posterior), digits.train, FineTune(svi=True))
 
 
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.4])
@@ -239,6 +319,8 @@ def test_goals_without_fine_tuning(run: Run, tmp_path: Path) -> None:
         (["--max-bytes", "20"], "fits into 20 bytes"),
         (["--target-error", "0"], "allow more"),
         (["--finetune", "1", "--max-bytes", "20"], "no rate from"),
+        (["--finetune", "1", "--finetune-svi", "--noise", "0.1"], "exclude each other"),
+        (["--finetune-svi"], "go with --finetune"),
     ],
 )
 def test_errors_are_one_line(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 AUGMENTATIONS = names_in("data/augment.py", "AUGMENTATIONS")
 CRITERIA = names_in("compression/prune.py", "CRITERIA")
 RECIPE = {
-    "masked_epochs": "masked_epochs", "step": "step", "noise": "noise", "finetune_lr": "lr",
+    "masked_epochs": "masked_epochs", "step": "step", "noise": "noise", "finetune_svi": "svi", "finetune_lr": "lr",
     "finetune_augment": "augment", "teacher_weight": "teacher_weight", "temperature": "temperature",
 }  # fmt: skip
 """Option -> field of `FineTune`; what is not given is the recipe's own."""
@@ -175,6 +175,10 @@ HEADINGS = {
     help="Noise on the weights in fine-tuning, in steps.",
 )
 @click.option(
+    "--finetune-svi", is_flag=True, default=None,
+    help="Instead of --noise go on with SVI in fine-tuning: every weight's spread is learned, the coder is the prior.",
+)  # fmt: skip
+@click.option(
     "--finetune-lr", type=click.FloatRange(0, min_open=True), default=None, help="Adam's rate in fine-tuning."
 )
 @click.option(
@@ -288,6 +292,8 @@ def search_options(options: dict[str, Any], quiet: bool) -> Iterator[tuple[Goal,
         raise ValueError(f"{' and '.join(several)} exclude each other: give one of them")
     epochs, rate, teachers = (options.pop(name) for name in ("finetune", "rate", "teacher"))
     recipe = {field: value for name, field in RECIPE.items() if (value := options.pop(name)) is not None}
+    if "noise" in recipe and "svi" in recipe:
+        raise ValueError("--noise and --finetune-svi exclude each other: give one of them")
     bits, prices, coarseness = (options.pop(name) for name in ("bits", "bit_price", "coarseness"))
     goal = Goal(**options)
     if epochs is None:

@@ -116,7 +116,8 @@ def finetuning_text(report: Report) -> str:
         return ""
     teacher = f", teacher {report.teacher}" if report.teacher else ""
     augmented = f", images changed by {report.finetune_augment}" if report.finetune_augment else ""
-    return f"{report.finetune_epochs} epochs at rate {report.finetune_rate:.3g}{teacher}{augmented}"
+    svi = " of SVI" if report.finetune_svi else ""
+    return f"{report.finetune_epochs} epochs{svi} at rate {report.finetune_rate:.3g}{teacher}{augmented}"
 
 
 @contextmanager

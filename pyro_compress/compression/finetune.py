@@ -3,6 +3,11 @@
 First a masked fine-tune of the means that pruning left, then training through rounding (straight-through, Bengio et al.
 2013) with the loss `cross entropy + rate · ln 2 / N · bits`, where `bits` is what the coder is about to spend
 (`rate.py`). Units that die on the way are removed. Optionally the logits of a teacher are matched (Hinton et al. 2015).
+
+With `svi` the second stage goes on with variational inference under the mask: every survivor keeps a Gaussian
+posterior around its integer, with a spread of its own that is learned, and the coder takes the prior's place. At rate 1
+the loss is the negative ELBO per example under the prior density `2^-bits(w)`, up to a constant:
+`E_q[cross entropy] + rate / N · (E_q[ln 2 · bits] - sum log spread)`, one draw per step.
 """
 
 from __future__ import annotations
@@ -39,6 +44,7 @@ class FineTune:
         bias_step: step of the biases, as a power of two.
         noise: standard deviation of Gaussian noise on the surviving weights while training, in units of the step: they
             are to be as insensitive as their precision says (Hinton & van Camp 1993).
+        svi: learn a spread for every weight, from the posterior's, in place of `noise`; never more than a step.
         batch_size: examples per step.
         lr: Adam's learning rate; falls linearly to 0 in both stages.
         teacher_weight: share of the loss that is the teacher's.
@@ -54,6 +60,7 @@ class FineTune:
     step: float = 1.0
     bias_step: float = 0.125
     noise: float = 0.0
+    svi: bool = False
     batch_size: int = 256
     lr: float = 3e-3
     teacher_weight: float = 0.7
@@ -61,6 +68,10 @@ class FineTune:
     augment: str = "none"
     seed: int = 0
 
+
+SPREAD_RATE = 10.0
+"""Learning rate of the logarithms of spreads, relative to that of the weights: an e-th of a spread is what a tenth of
+a step is to a weight."""
 
 OnEpoch = Callable[[int, int, int], None]
 """(epoch, epochs, non-zero values)."""
@@ -86,11 +97,14 @@ def finetune(
         The smaller network and its tensors; weights and biases quantised, everything else float32.
 
     Raises:
-        ValueError: the loss is not finite.
+        ValueError: the images cannot be changed as asked, or there is no posterior to go on with.
     """
     tensors = {name: torch.where(masks[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
     tensors |= posterior.dense
-    work = _Work(posterior.graph, tensors | batch_statistics(posterior.graph, tensors, train.x), how)
+    spreads = {name: layer.std for name, layer in posterior.layers.items()} if how.svi else {}
+    if not all(bool((std > 0).all()) for std in spreads.values()):
+        raise ValueError("SVI under the mask goes on from a posterior, and this network has point weights only")
+    work = _Work(posterior.graph, tensors | batch_statistics(posterior.graph, tensors, train.x), how, spreads)
     loss, noise = TASKS[posterior.task].loss, posterior.noise or 1.0
     work.loss = lambda outputs, y: loss(outputs, y, noise)
     read = _reader(train, teacher, how, work.generator)
@@ -138,16 +152,20 @@ class _Work:
         shapes: shape of every tensor.
         places: weight name -> flat indices of its survivors.
         free: tensor name -> float32 values before rounding, of a weight those of its survivors.
+        log_spread: weight name -> logarithms of its survivors' posterior standard deviations; empty without `svi`.
         steps: step of every quantised tensor; empty during the first stage.
     """
 
-    def __init__(self, graph: Graph, tensors: dict[str, Tensor], how: FineTune):
+    def __init__(self, graph: Graph, tensors: dict[str, Tensor], how: FineTune, spreads: dict[str, Tensor]):
         self.how, self.steps = how, dict[str, float]()
         self.loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
         self.generator = torch.Generator().manual_seed(how.seed)
         weights = {n.parameters["weight"] for n in graph.nodes if n.op in WEIGHTED}
         self.optimizer: torch.optim.Adam | None = None
         self.hold(graph, {name: tensor.detach().clone() for name, tensor in tensors.items()}, weights)
+        self.log_spread = {
+            name: std.log().flatten()[self.places[name]] for name, std in spreads.items() if name in weights
+        }
         self.drop_dead_units()
 
     def hold(self, graph: Graph, tensors: dict[str, Tensor], weights: set[str]) -> None:
@@ -175,19 +193,21 @@ class _Work:
         """One step of Adam."""
         assert self.optimizer
         for group in self.optimizer.param_groups:
-            group["lr"] = self.how.lr * (1 - progress)
+            group["lr"] = group["rate"] * self.how.lr * (1 - progress)
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)  # pools several times as fast on a CPU
-        logits = run_graph(self.graph, self.full(self.noisy()), x)
+        drawn = self.noisy()
+        logits = run_graph(self.graph, self.full(drawn), x)
         loss = self.loss(logits, y)
         if teacher is not None:
             loss = distilled(loss, logits, teacher, self.how.teacher_weight, self.how.temperature)
         if self.steps and self.how.rate:
             price = self.how.rate * min(1.0, progress / max(self.how.ramp, 1e-9))
-            loss = loss + price * math.log(2) / examples * self.bits()
+            loss = loss + price / examples * (math.log(2) * self.bits(drawn) - self.log_spreads())
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        self.bound_spreads()
 
     def rounded(self) -> dict[str, Tensor]:
         """Multiples of the steps, with a gradient that passes straight through."""
@@ -199,15 +219,31 @@ class _Work:
     def noisy(self) -> dict[str, Tensor]:
         """What a training step computes with: rounded values, and noise on the weights."""
         found = self.rounded()
-        if self.how.noise:
-            for name in self.places.keys() & self.steps.keys():
-                drawn = torch.randn(found[name].shape, generator=self.generator)
-                found[name] = found[name] + self.how.noise * self.steps[name] * drawn
+        if not (self.how.noise or self.log_spread):
+            return found
+        for name, step in self.steps.items():  # in this order in every process: the draws depend on it
+            if name in self.places:
+                spread = self.log_spread[name].exp() if name in self.log_spread else self.how.noise * step
+                found[name] = found[name] + spread * torch.randn(found[name].shape, generator=self.generator)
         return found
 
-    def bits(self) -> Tensor:
-        """What the coder will spend on the survivors, differentiable."""
-        return torch.stack([rate(self.free[name] / self.steps[name]) for name, rate in self.rates.items()]).sum()
+    def bits(self, drawn: dict[str, Tensor]) -> Tensor:
+        """What the coder will spend on the survivors, or would on draws from their posteriors; differentiable."""
+        found = []
+        for name, rate in self.rates.items():
+            around = drawn[name] / self.steps[name] if name in self.log_spread else None
+            found.append(rate(self.free[name] / self.steps[name], around))
+        return torch.stack(found).sum()
+
+    def log_spreads(self) -> Tensor:
+        """Entropy of the survivors' posteriors in nats, up to a constant."""
+        return torch.stack([torch.zeros(()), *(spread.sum() for spread in self.log_spread.values())]).sum()
+
+    @torch.no_grad()
+    def bound_spreads(self) -> None:
+        """No spread is larger than a step."""
+        for name in self.log_spread.keys() & self.steps.keys():
+            self.log_spread[name].clamp_(max=math.log(self.steps[name]))
 
     # --- structure
 
@@ -216,7 +252,7 @@ class _Work:
         """Remove units that nobody hears any more; Adam keeps its memory of the others."""
         before, latent = self.full(self.rounded()), self.full(self.free)
         small = trace_shrink(self.graph, before)
-        memory = [self.full(part) for part in self._memory()]
+        spread, *memory = [self.full(part) for part in (self.log_spread, *self._memory())]
         tensors = {}
         for name, new in small.tensors.items():
             if name not in latent:
@@ -227,27 +263,42 @@ class _Work:
                 tensors[name] = _cut(latent[name], small, name) + new - _cut(before[name], small, name)
         self.hold(small.graph, tensors, self.places.keys() & tensors.keys())
         self.steps = {name: step for name, step in self.steps.items() if name in tensors}
-        self._start([{name: _cut(t, small, name) for name, t in part.items() if name in tensors} for part in memory])
+        left = [self._left({name: _cut(t, small, name) for name, t in part.items() if name in tensors})
+                for part in (spread, *memory)]  # fmt: skip
+        self.log_spread = left[0]
+        self._start(left[1:])
+
+    def _left(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of full tensors like those held, the values that are."""
+        return {name: t.flatten()[self.places[name]] if name in self.places else t for name, t in tensors.items()}
 
     def _memory(self) -> list[dict[str, Tensor]]:
-        """Adam's two moments of every tensor that has them."""
+        """Adam's two moments of every tensor that has them, then those of every spread."""
         if self.optimizer is None or not self.optimizer.state:
             return []
-        state = {name: self.optimizer.state[t] for name, t in self.free.items() if t in self.optimizer.state}
-        self.count = next(iter(state.values()))["step"].clone()
-        return [{name: one[key] for name, one in state.items()} for key in ("exp_avg", "exp_avg_sq")]
+        found = []
+        for tensors in (self.free, self.log_spread):
+            state = {name: self.optimizer.state[t] for name, t in tensors.items() if t in self.optimizer.state}
+            found += [{name: one[key] for name, one in state.items()} for key in ("exp_avg", "exp_avg_sq")]
+        self.count = next(iter(self.optimizer.state.values()))["step"].clone()
+        return found
 
     def _start(self, memory: list[dict[str, Tensor]]) -> None:
         """An optimizer and prices for the tensors as they are now."""
         trained = [t for name, t in self.free.items() if not name.rpartition(".")[2].startswith("running_")]
-        self.optimizer = torch.optim.Adam([t.requires_grad_() for t in trained], self.how.lr, fused=True)
-        for name in memory[0] if memory else ():
-            first, second = (part[name] for part in memory)
-            if name in self.places:
-                first, second = first.flatten()[self.places[name]], second.flatten()[self.places[name]]
-            self.optimizer.state[self.free[name]] = {
-                "step": self.count.clone(), "exp_avg": first.clone(), "exp_avg_sq": second.clone(),
-            }  # fmt: skip
+        spreads = list(self.log_spread.values()) if self.steps else []
+        groups = [(trained, 1.0), (spreads, SPREAD_RATE)]
+        self.optimizer = torch.optim.Adam(
+            [{"params": [t.requires_grad_() for t in part], "rate": rate} for part, rate in groups],
+            self.how.lr,
+            fused=True,
+        )
+        for tensors, moments in ((self.free, memory[:2]), (self.log_spread, memory[2:])):
+            for name in moments[0] if moments else ():
+                first, second = (part[name].clone() for part in moments)
+                self.optimizer.state[tensors[name]] = {
+                    "step": self.count.clone(), "exp_avg": first, "exp_avg_sq": second,
+                }  # fmt: skip
         found = layouts(self.graph, self.shapes)
         self.rates = {name: Rate(found[name], self.places.get(name)) for name in self.steps if name in found}
 
@@ -263,6 +314,7 @@ class _Work:
                 self.steps[node.parameters["weight"]] = snapped(self.how.step * size)
                 if "bias" in node.parameters:
                     self.steps[node.parameters["bias"]] = snapped(self.how.bias_step)
+        self.bound_spreads()
         self._start([])
 
     @torch.no_grad()

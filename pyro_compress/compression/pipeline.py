@@ -50,6 +50,7 @@ class Report:
         finetune_rate: price of a bit in it.
         teacher: network that was distilled into this one; empty for none.
         finetune_augment: how training images were changed in fine-tuning; empty for not at all.
+        finetune_svi: whether it went on with SVI under the mask.
     """
 
     criterion: str
@@ -72,6 +73,7 @@ class Report:
     finetune_rate: float = 0.0
     teacher: str = ""
     finetune_augment: str = ""
+    finetune_svi: bool = False
 
     @property
     def ratio(self) -> float:
@@ -184,4 +186,5 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
         finetune_rate=network.meta.get("rate", 0.0),
         teacher=network.meta.get("teacher", ""),
         finetune_augment=network.meta.get("finetune_augment", ""),
+        finetune_svi=network.meta.get("finetune_svi", False),
     )

@@ -34,13 +34,14 @@ class Rate:
         self.places = torch.arange(math.prod(layout)) if places is None else places
         self.zero, self.one, self.more = torch.zeros(()), torch.zeros(()), torch.zeros(())
 
-    def __call__(self, values: Tensor) -> Tensor:
-        """Bits of the given values, summed."""
+    def __call__(self, values: Tensor, drawn: Tensor | None = None) -> Tensor:
+        """Bits of the given values, or of draws around them, summed; the tables follow the values."""
         size = values.abs().clamp(max=LARGEST)
         if self.calls % REFRESH == 0:
             codes = torch.zeros(math.prod(self.layout)).scatter(0, self.places, torch.round(size.detach()))
             self.look(codes.view(self.layout[0], -1))
         self.calls += 1
+        size = size if drawn is None else drawn.abs().clamp(max=LARGEST)
         whole = size.detach().floor().long().clamp(max=LARGEST - 1)
         slope = torch.where(whole == 0, self.one - self.zero, self.more[whole + 1] - self.more[whole])
         base = torch.where(whole == 0, self.zero, self.one + self.more[whole])

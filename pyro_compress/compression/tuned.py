@@ -90,6 +90,7 @@ def compress_finetuned(
     told |= {"finetune_epochs": how.masked_epochs + how.epochs}
     told |= {} if teacher is None else {"teacher": teacher.name}
     told |= {} if how.augment == "none" else {"finetune_augment": how.augment}
+    told |= {"finetune_svi": True} if how.svi else {}
 
     def tune(rate: float) -> tuple[Compressed, Trial, bool]:
         recipe = replace(how, rate=rate)
