@@ -22,7 +22,7 @@ def copies(config: FitConfig) -> int:
     """Floats that a fit holds per weight: value, gradient and two moments of every parameter, and what a step draws.
 
     A Gaussian posterior's 14, 56 B, are an upper bound: compiled, a step lets go of gradients as soon as it can, and
-    the slope of the measured peak is 42 B (docs/performance.md, Scaling).
+    the slope of the measured peak is 45 B (docs/performance.md, Scaling).
     """
     if config.prior == "none":
         return 5
