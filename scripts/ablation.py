@@ -29,7 +29,8 @@ from pyro_compress.compression.tuned import Teacher, Tuning, compress_finetuned
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network
-from pyro_compress.runs.run import Run, fit_run, load_run
+from pyro_compress.runs.folder import Run, load_run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Compressed, Splits
 
@@ -41,6 +42,7 @@ STAGES = {
     "file": "file, context coder",
     "tuned static": "+ fine-tuning, static tables",
     "tuned": "+ fine-tuning",
+    "svi": "the same as SVI under the mask",
     "taught": "+ teacher",
 }
 ROOT = Path(__file__).parents[1]
@@ -84,10 +86,14 @@ def row(run: Run, splits: Splits, tolerance: float, how: FineTune, teacher: Teac
     posterior, dense = run.posterior, 4 * run.posterior.parameters_total
     stages = computed(run, splits, tolerance)
     stages |= filed(compress(posterior, splits, goal)[0], splits, dense, ("static", "file"))
-    for name, taught_by in (("tuned", None), ("taught", teacher)):
-        if name == "tuned" or taught_by:
-            network, _ = compress_finetuned(posterior, splits, Tuning(how, how.rate, taught_by), goal)
-            stages |= filed(network, splits, dense, (f"{name} static", name))
+    tunings = {"tuned": Tuning(how, how.rate)}
+    if run.config.prior != "none":
+        tunings["svi"] = Tuning(replace(how, noise=0.0, svi=True), how.rate)
+    if teacher:
+        tunings["taught"] = Tuning(how, how.rate, teacher)
+    for name, tuning in tunings.items():
+        network, _ = compress_finetuned(posterior, splits, tuning, goal)
+        stages |= filed(network, splits, dense, (f"{name} static", name))
     config = run.config
     return {
         "run": run.path.name, "prior": config.prior, "network": config.net, "dataset": config.data,

@@ -18,7 +18,8 @@ from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import masked
 from pyro_compress.networks.graph import Network
-from pyro_compress.runs.run import Run, fit_run, load_run
+from pyro_compress.runs.folder import Run, load_run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.studies.tables import markdown_table
 from pyro_compress.types import LayerPosterior, Posterior

@@ -16,7 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pyro_compress.runs.run import fit_run, load_run
+from pyro_compress.runs.folder import load_run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.world import World, joined
 

@@ -22,7 +22,8 @@ from pyro_compress.compression.file import write_atomically
 from pyro_compress.data.splits import load_splits
 from pyro_compress.machine import prepare
 from pyro_compress.runs.config import resolve
-from pyro_compress.runs.run import fit_run, load_run
+from pyro_compress.runs.folder import load_run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.studies.plan import config_hash
 from pyro_compress.tuning.front import hypervolume

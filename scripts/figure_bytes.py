@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from pyro_compress.compression.file import write_atomically
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.target import Goal
-from pyro_compress.runs.run import load_run
+from pyro_compress.runs.folder import load_run
 from pyro_compress.studies.compare import compare_file, read_results
 from pyro_compress.studies.figures import accuracy_against_bytes, new_figure, save
 from pyro_compress.studies.tables import Row

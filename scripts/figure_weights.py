@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pyro_compress.runs.run import load_run
+from pyro_compress.runs.folder import load_run
 from pyro_compress.studies.compare import compare_file, read_results
 from pyro_compress.studies.figures import STYLES, new_figure, save, weight_distributions
 

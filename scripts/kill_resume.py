@@ -14,7 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from pyro_compress.runs.run import fit_run, unfinished
+from pyro_compress.runs.folder import unfinished
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
 
 EPOCHS = 150

@@ -24,7 +24,8 @@ from pyro_compress.compression.prune import kept
 from pyro_compress.compression.target import Goal
 from pyro_compress.compression.tuned import Teacher, Tuning
 from pyro_compress.machine import prepare
-from pyro_compress.runs.run import Run, fit_run, load_run
+from pyro_compress.runs.folder import Run, load_run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
 
 RECIPE = FineTune(epochs=30, masked_epochs=1, step=0.7, noise=0.4, lr=1e-3)

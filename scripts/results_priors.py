@@ -23,7 +23,8 @@ from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.search import remove_units, to_module
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import WEIGHTED, widths
-from pyro_compress.runs.run import Run, fit_run
+from pyro_compress.runs.folder import Run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Compressed, Splits, count
 

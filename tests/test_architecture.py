@@ -58,6 +58,7 @@ FLOORS = [
     },
     {"compression/pipeline"},
     {"runs/config", "runs/budget"},
+    {"runs/folder"},
     {"runs/run"},
     {
         "runs/evaluation",

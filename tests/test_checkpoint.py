@@ -13,7 +13,8 @@ from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.data.splits import load_splits
 from pyro_compress.runs.config import resolve
-from pyro_compress.runs.run import Keeping, fit_run, initial_net, unfinished, unfinished_config
+from pyro_compress.runs.folder import LOCK, new_folder, unfinished, unfinished_config
+from pyro_compress.runs.run import Keeping, fit_run, initial_net
 from pyro_compress.runs.waist import posterior_bytes
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import fit_baseline
@@ -156,3 +157,20 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     found = fit_run(config, tmp_path / "run", keeping=Keeping(resume=True))
     assert found.posterior.tensors.keys()
     assert Keeper(unfinished(tmp_path / "run")).latest() is None
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_two_fits_do_not_write_one_folder(force: bool, tmp_path: Path) -> None:
+    """The second is refused and leaves the first one's folder as it is; once that is complete the way is free."""
+    out = tmp_path / "run"
+    with new_folder(out, force=False) as folder:
+        (folder / "history.jsonl").write_text("one")
+        with pytest.raises(ValueError, match="another fit is writing"), new_folder(out, force):
+            raise AssertionError
+        assert (folder / "history.jsonl").read_text() == "one"
+    assert sorted(path.name for path in out.iterdir()) == ["history.jsonl"]
+    with new_folder(out, force=True) as folder:
+        assert [path.name for path in folder.iterdir()] == [LOCK]
+        (folder / "history.jsonl").write_text("two")
+    assert (out / "history.jsonl").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -18,7 +18,7 @@ from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import Ensemble, has_spread, masked
 from pyro_compress.networks.graph import Network
 from pyro_compress.runs.evaluation import evaluate_target
-from pyro_compress.runs.run import load_run
+from pyro_compress.runs.folder import load_run
 from pyro_compress.studies import compare
 from pyro_compress.studies.plan import config_hash, identity, plan, read_study
 from pyro_compress.studies.tables import COLUMNS, read_csv

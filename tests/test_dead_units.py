@@ -22,7 +22,8 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.graph import Network, capture
 from pyro_compress.networks.layered import Layered, momenta
 from pyro_compress.runs.config import resolve
-from pyro_compress.runs.run import Keeping, fit_run, load_run
+from pyro_compress.runs.folder import load_run
+from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.runs.waist import posterior_bytes
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Interrupted, Keeper

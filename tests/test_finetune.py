@@ -28,7 +28,8 @@ from pyro_compress.compression.tuned import Teacher, Tuning, logits_by
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network, run_graph
-from pyro_compress.runs.run import Run, fit_run
+from pyro_compress.runs.folder import Run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Compressed, Graph, Node, Posterior, Splits
 

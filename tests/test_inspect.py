@@ -12,7 +12,7 @@ from pyro_compress.cli.console import table
 from pyro_compress.cli.main import main
 from pyro_compress.inspection import arviz_compat
 from pyro_compress.inspection.readings import k_hat
-from pyro_compress.runs.run import load_run
+from pyro_compress.runs.folder import load_run
 
 SMALL = ["--net", "mlp", "--hidden", "20,10", "--epochs", "8", "--device", "cpu", "--threads", "1"]
 FEW = ["--draws", "50", "--rows", "60", "--threads", "1"]

@@ -19,7 +19,7 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.graph import batch_statistics, capture
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.weights import put_weights, read_weights
-from pyro_compress.runs.run import load_run
+from pyro_compress.runs.folder import load_run
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.laplace import laplace
 from pyro_compress.types import Data, Splits

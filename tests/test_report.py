@@ -19,7 +19,7 @@ from pyro_compress.cli.main import main
 from pyro_compress.compression.prune import kept
 from pyro_compress.inspection.gallery import pixel_importance
 from pyro_compress.inspection.plots import pruning_animation
-from pyro_compress.runs.run import load_run
+from pyro_compress.runs.folder import load_run
 from pyro_compress.studies import ranking, tables
 from pyro_compress.studies.compare import read_results
 from pyro_compress.training.snapshots import read_snapshots

@@ -17,7 +17,8 @@ from pyro_compress.compression.rounding import LEAST_STD, Grid, Rounding, cheape
 from pyro_compress.compression.search import to_module
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network
-from pyro_compress.runs.run import Run, fit_run
+from pyro_compress.runs.folder import Run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import LayerPosterior, Quantized, Splits
 

@@ -32,7 +32,8 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.machine import prepare
 from pyro_compress.networks.graph import capture
 from pyro_compress.runs.config import resolve
-from pyro_compress.runs.run import Keeping, fit_run, initial_net, unfinished, unfinished_config
+from pyro_compress.runs.folder import unfinished, unfinished_config
+from pyro_compress.runs.run import Keeping, fit_run, initial_net
 from pyro_compress.runs.waist import posterior_bytes
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.feed import Feed

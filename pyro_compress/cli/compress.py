@@ -250,7 +250,7 @@ class Source(NamedTuple):
 
 
 def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
-    from pyro_compress.runs.run import load_run
+    from pyro_compress.runs.folder import load_run
 
     given = [name for name in NETWORK if named[name] not in (None, "laplace", 0)]
     if given:
@@ -285,7 +285,7 @@ def search_options(options: dict[str, Any], quiet: bool) -> Iterator[tuple[Goal,
     from pyro_compress.compression.rounding import Rounding
     from pyro_compress.compression.target import Goal, Watch
     from pyro_compress.compression.tuned import Teacher, Tuning
-    from pyro_compress.runs.run import load_run
+    from pyro_compress.runs.folder import load_run
 
     given = ("sparsity", "target_error", "max_bytes")
     if len(several := [name for name in given if options[name] is not None]) > 1:

@@ -319,7 +319,8 @@ def fit(
 ) -> None:  # fmt: skip
     """Train a network and write its posterior to a run folder."""
     with one_line_errors():
-        from pyro_compress.runs.run import Keeping, fit_run, unfinished_config
+        from pyro_compress.runs.folder import unfinished_config
+        from pyro_compress.runs.run import Keeping, fit_run
         from pyro_compress.settings import FitConfig
         from pyro_compress.training.checkpoint import Interrupted
         from pyro_compress.world import joined

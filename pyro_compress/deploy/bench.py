@@ -25,7 +25,7 @@ from pyro_compress.deploy.measured import Bench, Cell, Row
 from pyro_compress.deploy.memory import peak_memory
 from pyro_compress.machine import prepare
 from pyro_compress.networks.graph import WEIGHTED, widths
-from pyro_compress.runs.run import load_run
+from pyro_compress.runs.folder import load_run
 from pyro_compress.scores import Scores
 from pyro_compress.types import Compressed, Posterior
 

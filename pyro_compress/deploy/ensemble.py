@@ -15,7 +15,7 @@ import torch
 from pyro_compress.compression.prune import kept, masks_at, scores
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.data.splits import told
-from pyro_compress.runs.run import load_run
+from pyro_compress.runs.folder import load_run
 from pyro_compress.types import Compressed, Graph, Node, Quantized, Splits
 
 

@@ -29,7 +29,7 @@ from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.metrics import evaluate
-from pyro_compress.runs.run import load_run
+from pyro_compress.runs.folder import load_run
 from pyro_compress.scores import Quality
 from pyro_compress.types import Compressed, Splits
 

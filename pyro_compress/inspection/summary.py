@@ -24,7 +24,7 @@ from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate
 from pyro_compress.networks.draws import mixture
 from pyro_compress.networks.graph import Network
-from pyro_compress.runs.run import Run, load_run
+from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.scores import Quality
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Posterior, Splits

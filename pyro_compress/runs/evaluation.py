@@ -21,7 +21,7 @@ from pyro_compress.data.tabular import SUFFIXES
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate, scored
 from pyro_compress.networks.graph import Network
-from pyro_compress.runs.run import load_run
+from pyro_compress.runs.folder import load_run
 from pyro_compress.scores import Quality
 from pyro_compress.settings import Reading
 from pyro_compress.types import Preprocessing

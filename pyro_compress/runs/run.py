@@ -1,23 +1,9 @@
-"""Run folders: what `fit` writes and every other command reads.
-
-    config.toml             everything that determined the fit, resolved, with versions and split sizes
-    history.jsonl           one line per epoch (`pyro_compress.training.history.Epoch`)
-    posterior.safetensors   the waist: moments of every weight, and the graph of the network as metadata
-    guide.safetensors       the posterior's own parameters, to draw from it again (absent with prior none)
-    start.pcn               a copy of the compressed file that the fit began with, if it did (`--net FILE.pcn`)
-    snapshots.safetensors   if asked for: the pruned weights at the end of the epochs
-    tensorboard/            if asked for: the same as history.jsonl, and histograms, as TensorBoard's events
-
-A folder appears under its name only when it is complete; until then it is `.NAME.unfinished` beside it, with the last
-two checkpoints (`pyro_compress.training.checkpoint`).
-"""
+"""From a configuration to a complete run folder: data, network, fit, and going on where one was interrupted."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -35,8 +21,9 @@ from pyro_compress.networks.decoded import SUFFIX, compressed_bytes, parameters_
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.runs.budget import check_memory
-from pyro_compress.runs.config import config_toml, options_in, resolve
-from pyro_compress.runs.waist import posterior_bytes, read_posterior
+from pyro_compress.runs.config import config_toml, resolve
+from pyro_compress.runs.folder import Run, load_run, new_folder
+from pyro_compress.runs.waist import posterior_bytes
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper, stops_on_signals
 from pyro_compress.training.guards import REWINDS, slower
@@ -50,20 +37,6 @@ log = logging.getLogger(__name__)
 
 START = "start.pcn"
 """A run's copy of the compressed file that it began with."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder, read."""
-
-    path: Path
-    config: FitConfig
-    posterior: Posterior
-
-    def splits(self, data_dir: str = "") -> Splits:
-        """The data it was fitted on."""
-        config = self.config
-        return load_splits(config.data, data_dir or config.data_dir, config.validation, reading=config.reading)
 
 
 @dataclass(frozen=True)
@@ -299,88 +272,3 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
         given = load_run(folder).posterior.tensors if folder.is_dir() else read_weights(config.init)
         put_weights(net, given, config.init, config.net)
     return net
-
-
-def unfinished(out: Path) -> Path:
-    """Where a run lies until it is complete."""
-    return out.parent / f".{out.name}.unfinished"
-
-
-@contextmanager
-def new_folder(out: Path, force: bool, resume: bool = False) -> Iterator[Path]:
-    """A folder beside `out` that takes its name on success; on failure it stays only if it holds a checkpoint.
-
-    A user's error (`ValueError`) would come again: nothing stays of it.
-    """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} exists and is not a folder")
-    if out.exists() and any(out.iterdir()) and not force:
-        raise ValueError(f"{out} exists and is not empty; choose another --out, or replace it with --force")
-    folder = unfinished(out)
-    if folder.exists() and not resume:
-        if any(folder.glob("checkpoint-*")) and not force:
-            raise ValueError(
-                f"an unfinished fit lies in {folder}; go on with: fit --resume {out}, or start anew with --force"
-            )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-        for path in folder.glob("checkpoint-*"):
-            path.unlink()
-        if out.exists():
-            old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-old-"))
-            os.replace(out, old)
-            os.replace(folder, out)
-            shutil.rmtree(old)
-        else:
-            os.replace(folder, out)
-    except BaseException as error:
-        if isinstance(error, ValueError) or not any(folder.glob("checkpoint-*")):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def unfinished_config(out: Path, world: World = ALONE) -> FitConfig:
-    """Configuration of an unfinished fit, which the first of several processes reads to the others.
-
-    Raises:
-        ValueError: there is none.
-    """
-    path = unfinished(out) / "config.toml"
-    text = world.bytes_of_first(_unfinished_text(out, path) if world.first else b"").decode()
-    return _config_in(text, path)
-
-
-def _unfinished_text(out: Path, path: Path) -> bytes:
-    if not path.is_file() or not any(path.parent.glob("checkpoint-*")):
-        state = (
-            "is complete" if (out / "posterior.safetensors").is_file() else "has no unfinished fit with a checkpoint"
-        )
-        raise ValueError(f"{out} {state}; nothing to resume")
-    return path.read_bytes()
-
-
-def stored_config(path: Path) -> FitConfig:
-    """The configuration that a run's config.toml holds."""
-    return _config_in(path.read_text(), path)
-
-
-def _config_in(text: str, path: Path) -> FitConfig:
-    options = options_in(text, str(path))
-    for name in ("hidden", "keep", "target"):
-        options[name] = tuple(options.get(name, ()))
-    return FitConfig(**options)
-
-
-def load_run(path: Path) -> Run:
-    """Read a run folder.
-
-    Raises:
-        ValueError: not a run folder, or a damaged one.
-    """
-    if not (path / "config.toml").is_file() or not (path / "posterior.safetensors").is_file():
-        raise ValueError(
-            f"{path} is no run folder (it needs config.toml and posterior.safetensors, as fit writes them)"
-        )
-    return Run(path, stored_config(path / "config.toml"), read_posterior(path / "posterior.safetensors"))

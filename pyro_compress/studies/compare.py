@@ -44,7 +44,8 @@ from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
 from pyro_compress.networks.draws import Ensemble, has_spread, masked
 from pyro_compress.networks.graph import Network
-from pyro_compress.runs.run import Keeping, fit_run, load_run
+from pyro_compress.runs.folder import load_run
+from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.scores import Scores
 from pyro_compress.settings import FitConfig
 from pyro_compress.studies.plan import Planned, config_hash, plan, read_study

@@ -17,7 +17,7 @@ from pyro_compress.bayes.marginals import read_marginals
 from pyro_compress.compression.file import write_atomically
 from pyro_compress.inspection import arviz_compat
 from pyro_compress.inspection.arviz_compat import HIGH
-from pyro_compress.runs.run import load_run
+from pyro_compress.runs.folder import load_run
 from pyro_compress.studies.tables import Row
 
 FILE = "elpd.json"

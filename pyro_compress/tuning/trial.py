@@ -21,7 +21,8 @@ from pyro_compress.compression.target import Goal
 from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
-from pyro_compress.runs.run import Keeping, Run, fit_run, load_run
+from pyro_compress.runs.folder import Run, load_run
+from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.tuning.plan import Point
 from pyro_compress.types import Compressed, Posterior, Splits
 
