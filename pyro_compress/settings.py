@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+FINETUNING = {
+    "masked_epochs": "masked_epochs", "step": "step", "noise": "noise", "finetune_svi": "svi", "finetune_lr": "lr",
+    "finetune_augment": "augment", "teacher_weight": "teacher_weight", "temperature": "temperature",
+}  # fmt: skip
+"""Option of `compress` -> field of `pyro_compress.compression.finetune.FineTune`; what is not given is its default."""
+
 
 @dataclass(frozen=True)
 class Reading:

@@ -23,6 +23,7 @@ from pyro_compress.cli.options import (
     network_options,
     one_line_errors,
 )
+from pyro_compress.settings import FINETUNING
 
 if TYPE_CHECKING:
     from pyro_compress.compression.rounding import Rounding
@@ -32,11 +33,6 @@ if TYPE_CHECKING:
 
 AUGMENTATIONS = names_in("data/augment.py", "AUGMENTATIONS")
 CRITERIA = names_in("compression/prune.py", "CRITERIA")
-RECIPE = {
-    "masked_epochs": "masked_epochs", "step": "step", "noise": "noise", "finetune_svi": "svi", "finetune_lr": "lr",
-    "finetune_augment": "augment", "teacher_weight": "teacher_weight", "temperature": "temperature",
-}  # fmt: skip
-"""Option -> field of `FineTune`; what is not given is the recipe's own."""
 
 
 class Shares(click.ParamType):
@@ -291,14 +287,14 @@ def search_options(options: dict[str, Any], quiet: bool) -> Iterator[tuple[Goal,
     if len(several := [name for name in given if options[name] is not None]) > 1:
         raise ValueError(f"{' and '.join(several)} exclude each other: give one of them")
     epochs, rate, teachers = (options.pop(name) for name in ("finetune", "rate", "teacher"))
-    recipe = {field: value for name, field in RECIPE.items() if (value := options.pop(name)) is not None}
+    recipe = {field: value for name, field in FINETUNING.items() if (value := options.pop(name)) is not None}
     if "noise" in recipe and "svi" in recipe:
         raise ValueError("--noise and --finetune-svi exclude each other: give one of them")
     bits, prices, coarseness = (options.pop(name) for name in ("bits", "bit_price", "coarseness"))
     goal = Goal(**options)
     if epochs is None:
         if rate is not None or teachers or recipe:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in RECIPE)
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in FINETUNING)
             raise ValueError(f"--rate, --teacher, {names} go with --finetune EPOCHS")
         with trial_printer(quiet) as on_trial:
             yield goal, Rounding(coarseness, bits or (), prices or (0.0,)), Watch(on_trial)

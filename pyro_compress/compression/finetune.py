@@ -68,6 +68,10 @@ class FineTune:
     augment: str = "none"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.augment not in ("none", *AUGMENTATIONS):
+            raise ValueError(f"no augmentation {self.augment!r}; allowed: none, {', '.join(AUGMENTATIONS)}")
+
 
 SPREAD_RATE = 10.0
 """Learning rate of the logarithms of spreads, relative to that of the weights: an e-th of a spread is what a tenth of

@@ -4,7 +4,7 @@ A parameter before the waist is an option of `fit`, or `prior-options.NAME`. Aft
 
     kept            share of the weights that stay (`sparsity` = 1 - kept); layer-wise one per layer
     coarseness      step of the weights, without fine-tuning
-    rate, step, noise, finetune-lr, masked-epochs, finetune     of the fine-tuning
+    rate, step, noise, finetune-lr, finetune-svi, finetune-augment, masked-epochs, finetune     of the fine-tuning
     criterion       pruning score
 
 Where a study names no space, `BEFORE` has one for its prior and `after_the_waist` one for its network.
@@ -19,13 +19,19 @@ from typing import Any
 
 from pyro_compress.networks.graph import WEIGHTED, capture
 from pyro_compress.runs.run import initial_net
-from pyro_compress.settings import FitConfig
+from pyro_compress.settings import FINETUNING, FitConfig
 from pyro_compress.types import Splits
 
 KEPT = "kept"
 ROUNDED = (KEPT, "criterion", "coarseness")
 """Parameters after the waist without fine-tuning."""
-FINETUNED = (KEPT, "criterion", "finetune", "masked_epochs", "rate", "step", "noise", "finetune_lr")
+FINETUNED = (
+    KEPT,
+    "criterion",
+    "finetune",
+    "rate",
+    *(n for n in FINETUNING if n not in ("teacher_weight", "temperature")),
+)
 """And with it; the names of the options of `compress`."""
 FIXED = ("data", "data_dir", "net", "hidden", "keep", "validation", "epochs", "device", "threads", "compile")
 """Options of `fit` that a study cannot vary: trials would not be comparable, or `fidelities` has it."""

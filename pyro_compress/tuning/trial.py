@@ -23,11 +23,9 @@ from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.runs.run import Keeping, fit_run
+from pyro_compress.settings import FINETUNING
 from pyro_compress.tuning.plan import Point
 from pyro_compress.types import Compressed, Posterior, Splits
-
-RECIPE = {"finetune": "epochs", "masked_epochs": "masked_epochs", "step": "step", "noise": "noise", "finetune_lr": "lr"}
-"""Setting -> field of `FineTune`."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,8 @@ def compressed(posterior: Posterior, splits: Splits, settings: dict[str, Any]) -
     """Compress by settings, which are options of the command `compress`."""
     options = dict(settings)
     if "finetune" in options:
-        how = FineTune(**{field: options.pop(name) for name, field in RECIPE.items() if name in options})
+        fields = FINETUNING | {"finetune": "epochs"}
+        how = FineTune(**{field: options.pop(name) for name, field in fields.items() if name in options})
         rate = options.pop("rate", how.rate)
         return compress_finetuned(posterior, splits, Tuning(how, rate), Goal(**options))[0]
     rounding = Rounding(**{name: options.pop(name) for name in ("coarseness",) if name in options})
