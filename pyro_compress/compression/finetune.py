@@ -107,7 +107,10 @@ def finetune(
     tensors |= posterior.dense
     spreads = {name: layer.std for name, layer in posterior.layers.items()} if how.svi else {}
     if not all(bool((std > 0).all()) for std in spreads.values()):
-        raise ValueError("SVI under the mask goes on from a posterior, and this network has point weights only")
+        raise ValueError(
+            "SVI under the mask goes on from a posterior, and this network has point weights only: fit one with "
+            "--prior, or leave --finetune-svi out"
+        )
     work = _Work(posterior.graph, tensors | batch_statistics(posterior.graph, tensors, train.x), how, spreads)
     loss, noise = TASKS[posterior.task].loss, posterior.noise or 1.0
     work.loss = lambda outputs, y: loss(outputs, y, noise)
