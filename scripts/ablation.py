@@ -88,7 +88,7 @@ def row(run: Run, splits: Splits, tolerance: float, how: FineTune, teacher: Teac
     stages |= filed(compress(posterior, splits, goal)[0], splits, dense, ("static", "file"))
     tunings = {"tuned": Tuning(how, how.rate)}
     if run.config.prior != "none":
-        tunings["svi"] = Tuning(replace(how, noise=0.0, svi=True), how.rate)
+        tunings["svi"] = Tuning(replace(how, svi=True), how.rate)
     if teacher:
         tunings["taught"] = Tuning(how, how.rate, teacher)
     for name, tuning in tunings.items():

@@ -17,11 +17,12 @@ from pyro_compress.studies.figures import accuracy_against_sparsity, new_figure,
 from pyro_compress.studies.tables import Row, groups, read_csv
 
 PUBLISHED = Path(__file__).parents[1] / "docs/results/published.json"
+PUBLISHED_NETWORK = "mlp-500-500"
 
 
-def claims(data: str, rows: list[Row]) -> dict[str, dict[float, float]]:
-    """Published accuracies under our labels."""
-    table = json.loads(PUBLISHED.read_text()).get(data, {})
+def claims(data: str, network: str, rows: list[Row]) -> dict[str, dict[float, float]]:
+    """Published accuracies under our labels, of the one network that they are of."""
+    table = json.loads(PUBLISHED.read_text()).get(data, {}) if network == PUBLISHED_NETWORK else {}
     return {
         label: {float(sparsity): accuracy for sparsity, accuracy in table[label].items()}
         for label in {row.label for row in rows}
@@ -33,7 +34,8 @@ def draw(rows: list[Row]) -> Figure:
     shown = {key: [r for r in members if "ensemble" not in r.variant] for key, members in groups(rows).items()}
     figure, axes = new_figure(len(shown))
     for ax, ((data, network), members) in zip(axes, shown.items(), strict=True):
-        accuracy_against_sparsity(ax, members, claims(data, members)).set_title(f"{data}, {network}", fontsize="medium")
+        published = claims(data, network, members)
+        accuracy_against_sparsity(ax, members, published).set_title(f"{data}, {network}", fontsize="medium")
     return figure
 
 

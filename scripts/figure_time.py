@@ -17,7 +17,9 @@ from pyro_compress.studies.tables import Row, groups, read_csv
 
 
 def draw(rows: list[Row], sparsity: float) -> Figure:
-    shown = {key: [r for r in members if "ensemble" not in r.variant] for key, members in groups(rows).items()}
+    shown = groups([row for row in rows if "ensemble" not in row.variant and row.sparsity == sparsity])
+    if not shown:
+        raise SystemExit(f"no row at sparsity {sparsity:g}; there are {sorted({row.sparsity for row in rows})}")
     figure, axes = new_figure(len(shown))
     for ax, ((data, network), members) in zip(axes, shown.items(), strict=True):
         accuracy_against_time(ax, members, sparsity).set_title(f"{data}, {network}", fontsize="medium")

@@ -165,6 +165,7 @@ def test_two_fits_do_not_write_one_folder(force: bool, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with new_folder(out, force=False) as folder:
         (folder / "history.jsonl").write_text("one")
+        (folder / "checkpoint-1").write_text("")
         with pytest.raises(ValueError, match="another fit is writing"), new_folder(out, force):
             raise AssertionError
         assert (folder / "history.jsonl").read_text() == "one"

@@ -320,7 +320,6 @@ def test_goals_without_fine_tuning(run: Run, tmp_path: Path) -> None:
         (["--max-bytes", "20"], "fits into 20 bytes"),
         (["--target-error", "0"], "allow more"),
         (["--finetune", "1", "--max-bytes", "20"], "no rate from"),
-        (["--finetune", "1", "--finetune-svi", "--noise", "0.1"], "exclude each other"),
         (["--finetune-svi"], "go with --finetune"),
     ],
 )

@@ -185,6 +185,25 @@ def test_best_configuration_makes_the_same_file(searched: Path, tmp_path: Path) 
     assert made == (searched / "out" / "pareto" / f"{chosen['trial']}.pcn").read_bytes()
 
 
+def test_a_finetuned_configuration_makes_the_same_file(tmp_path: Path) -> None:
+    """Also where the study names no rate, which `compress` would search for; noise and SVI may stand side by side."""
+    study = tmp_path / "study.toml"
+    study.write_text(
+        'name = "svi"\ntrials = 3\ncompressions-per-fit = 3\n[fit]\ndata = "digits"\nprior = "log-uniform"\n'
+        "hidden = [12]\nepochs = 3\n[compress]\nfinetune = 1\nfinetune-svi = true\n"
+        "[space.compress]\nkept = {low = 0.1, high = 0.3}\nnoise = {low = 0.1, high = 0.6}\n"
+        'finetune-augment = ["none", "shift"]\n'
+    )
+    out = tmp_path / "out"
+    result = invoke("tune", study, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    (run,) = (path for path in (out / "runs").iterdir() if path.is_dir())
+    made = invoke("compress", run, "--config", out / "best.toml", "--out", tmp_path / "best.pcn")
+    assert made.exit_code == 0, made.output
+    trial = json.loads(result.stdout)["best"]["trial"]
+    assert (tmp_path / "best.pcn").read_bytes() == (out / "pareto" / f"{trial}.pcn").read_bytes()
+
+
 def test_the_test_split_is_read_once(searched: Path) -> None:
     path = searched / "out" / "pareto.json"
     members = json.loads(path.read_text())

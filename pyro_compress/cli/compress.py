@@ -172,7 +172,7 @@ HEADINGS = {
 )
 @click.option(
     "--finetune-svi", is_flag=True, default=None,
-    help="Instead of --noise go on with SVI in fine-tuning: every weight's spread is learned, the coder is the prior.",
+    help="Go on with SVI in fine-tuning: weights learn spreads, the coder is the prior, --noise is for the others.",
 )  # fmt: skip
 @click.option(
     "--finetune-lr", type=click.FloatRange(0, min_open=True), default=None, help="Adam's rate in fine-tuning."
@@ -288,8 +288,6 @@ def search_options(options: dict[str, Any], quiet: bool) -> Iterator[tuple[Goal,
         raise ValueError(f"{' and '.join(several)} exclude each other: give one of them")
     epochs, rate, teachers = (options.pop(name) for name in ("finetune", "rate", "teacher"))
     recipe = {field: value for name, field in FINETUNING.items() if (value := options.pop(name)) is not None}
-    if "noise" in recipe and "svi" in recipe:
-        raise ValueError("--noise and --finetune-svi exclude each other: give one of them")
     bits, prices, coarseness = (options.pop(name) for name in ("bits", "bit_price", "coarseness"))
     goal = Goal(**options)
     if epochs is None:

@@ -44,7 +44,8 @@ class FineTune:
         bias_step: step of the biases, as a power of two.
         noise: standard deviation of Gaussian noise on the surviving weights while training, in units of the step: they
             are to be as insensitive as their precision says (Hinton & van Camp 1993).
-        svi: learn a spread for every weight, from the posterior's, in place of `noise`; never more than a step.
+        svi: learn a spread for every weight, from the posterior's, never more than a step; `noise` is for weights
+            without a posterior then.
         batch_size: examples per step.
         lr: Adam's learning rate; falls linearly to 0 in both stages.
         teacher_weight: share of the loss that is the teacher's.
@@ -244,7 +245,7 @@ class _Work:
 
     def log_spreads(self) -> Tensor:
         """Entropy of the survivors' posteriors in nats, up to a constant."""
-        return torch.stack([torch.zeros(()), *(spread.sum() for spread in self.log_spread.values())]).sum()
+        return sum((spread.sum() for spread in self.log_spread.values()), torch.zeros(()))
 
     @torch.no_grad()
     def bound_spreads(self) -> None:

@@ -67,14 +67,14 @@ def new_folder(out: Path, force: bool, resume: bool = False) -> Iterator[Path]:
     if out.exists() and any(out.iterdir()) and not force:
         raise ValueError(f"{out} exists and is not empty; choose another --out, or replace it with --force")
     folder = unfinished(out)
-    if any(folder.glob("checkpoint-*")) and not resume and not force:
-        raise ValueError(
-            f"an unfinished fit lies in {folder}; go on with: fit --resume {out}, or start anew with --force"
-        )
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder / LOCK) as free:
         if not free:
             raise ValueError(f"another fit is writing {out}; wait for its end, or choose another --out")
+        if any(folder.glob("checkpoint-*")) and not resume and not force:
+            raise ValueError(
+                f"an unfinished fit lies in {folder}; go on with: fit --resume {out}, or start anew with --force"
+            )
         if not resume:
             _empty(folder)
         try:

@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pyro_compress.compression import file
 from pyro_compress.compression.file import write_atomically
+from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.search import to_module
 from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
@@ -231,7 +232,10 @@ def configuration(member: Member) -> str:
     """TOML that `fit --config` and `compress --config` take."""
     import tomli_w
 
-    return tomli_w.dumps({"fit": member.fit, "compress": member.settings})
+    settings = member.settings
+    if "finetune" in settings:
+        settings = {"rate": FineTune.rate} | settings  # `compress` would search for one
+    return tomli_w.dumps({"fit": member.fit, "compress": settings})
 
 
 def markdown(outcome: Outcome) -> str:

@@ -25,13 +25,8 @@ from pyro_compress.types import Splits
 KEPT = "kept"
 ROUNDED = (KEPT, "criterion", "coarseness")
 """Parameters after the waist without fine-tuning."""
-FINETUNED = (
-    KEPT,
-    "criterion",
-    "finetune",
-    "rate",
-    *(n for n in FINETUNING if n not in ("teacher_weight", "temperature")),
-)
+TAUGHT = ("teacher_weight", "temperature")
+FINETUNED = (KEPT, "criterion", "finetune", "rate", *(name for name in FINETUNING if name not in TAUGHT))
 """And with it; the names of the options of `compress`."""
 FIXED = ("data", "data_dir", "net", "hidden", "keep", "validation", "epochs", "device", "threads", "compile")
 """Options of `fit` that a study cannot vary: trials would not be comparable, or `fidelities` has it."""
