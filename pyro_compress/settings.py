@@ -44,8 +44,10 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class FitConfig:
+class FitConfig(Reading):
     """Everything that determines a fit; a None is filled in by the prior's own recipe (`pyro_compress.resolve`).
+
+    How its data are read is inherited from `Reading`.
 
     Attributes:
         prior: name in `PRIORS`, or `none` for a deterministic baseline.
@@ -59,13 +61,6 @@ class FitConfig:
             run folder; empty for a random start.
         data: name in `DATASETS`, a `.npz`, `.csv` or `.parquet` file, or a folder of images or of `.npy` arrays.
         data_dir: folder of the downloaded data sets.
-        task: name in `pyro_compress.data.tasks.TASKS`.
-        target: columns of a table that are to be predicted.
-        test_data: table with the test rows; empty: a fifth of the rows is held out.
-        image_size: images of a folder are brought to this height and width; 0: they are all of one size.
-        limit: training examples to keep, stratified; 0: all.
-        in_memory_mib: data of which more would have to be held in memory are read while training.
-        workers: processes that read them.
         validation: share of the training set held out; None takes a tenth, or more where that is under 240 rows.
         class_weights: `none`, or `balanced`: every class has the same total weight in the likelihood.
         augment: name in `AUGMENTATIONS`, or `none`: how training images are changed.
@@ -117,13 +112,6 @@ class FitConfig:
     init: str = ""
     data: str = "digits"
     data_dir: str = ""
-    task: str = "classification"
-    target: tuple[str, ...] = ()
-    test_data: str = ""
-    image_size: int = 0
-    limit: int = 0
-    in_memory_mib: float = 4096.0
-    workers: int = 2
     validation: float | None = None
     class_weights: str = "none"
     augment: str = "none"
@@ -168,10 +156,10 @@ class FitConfig:
         told: dict[str, Any] = {"prior": self.prior, "data": self.data, "seed": self.seed}
         if self.validation is not None:
             told["validation"] = self.validation
-        told |= self.reading.told | ({"dropout": self.dropout} if self.dropout else {})
+        told |= self.told | ({"dropout": self.dropout} if self.dropout else {})
         return told | ({"augment": self.augment} if self.augment != "none" else {})
 
     @property
     def reading(self) -> Reading:
-        """How its data are read."""
+        """How its data are read, and nothing else of it."""
         return Reading(**{one.name: getattr(self, one.name) for one in fields(Reading)})
