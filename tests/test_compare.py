@@ -77,6 +77,23 @@ def test_plan(study: Path) -> None:
     assert not {"guide", "threads", "seed"} & set(identity(planned[0].config))  # defaults and machinery
 
 
+def test_named_files_count_by_content(study: Path, tmp_path: Path) -> None:
+    config = plan(read_study(study))[0].config
+    one, other, folder = tmp_path / "one.pcn", tmp_path / "other.pcn", tmp_path / "run"
+    one.write_bytes(b"a network")
+    other.write_bytes(b"a network")
+    hashed = config_hash(replace(config, net=str(one)))
+    assert hashed == config_hash(replace(config, net=str(other)))
+    assert identity(replace(config, net=str(one)))["net"] == str(one)
+    other.write_bytes(b"another network")
+    assert hashed != config_hash(replace(config, net=str(other)))
+    folder.mkdir()
+    (folder / "posterior.safetensors").write_bytes(b"weights")
+    started = config_hash(replace(config, init=str(folder)))
+    (folder / "posterior.safetensors").write_bytes(b"other weights")
+    assert started != config_hash(replace(config, init=str(folder)))
+
+
 def test_whole_study_then_resumed(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     result = invoke(study, "--out", out, "--seeds", "0", "--json")

@@ -23,6 +23,7 @@ A method that prunes while training (option `pruning`) is fitted once per sparsi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -40,6 +41,8 @@ WHERE_AND_HOW_FAST = ("data_dir", "threads", "device", "compile", "in_memory_mib
 """Options that are no part of a run's identity."""
 LISTS = ("datasets", "networks", "sparsities", "seeds")
 OWN = ("name", "variant", "sparsities", "criterion", "choose")
+FILES = ("net", "init", "data", "test_data")
+"""Options that may name a file, which counts by its content."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Planned:
     @property
     def hash(self) -> str:
         """Name of the configuration, or of all candidates together."""
-        return config_hash(self.config) if len(self.configs) == 1 else _digest([*map(identity, self.configs)])
+        return config_hash(self.config) if len(self.configs) == 1 else digest([*map(fingerprint, self.configs)])
 
 
 def identity(config: FitConfig) -> dict[str, Any]:
@@ -118,12 +121,36 @@ def identity(config: FitConfig) -> dict[str, Any]:
     }
 
 
+def fingerprint(config: FitConfig) -> dict[str, Any]:
+    """As `identity`, a file that is named (a run folder: its posterior) told by the SHA-256 of what it holds."""
+    told = identity(config)
+    for key in told.keys() & set(FILES):
+        named = Path(told[key])
+        inside = named / "posterior.safetensors"
+        if (named.suffix and named.is_file()) or inside.is_file():
+            told[key] = _content(*_state(inside if inside.is_file() else named))
+    return told
+
+
+def _state(path: Path) -> tuple[Path, int, int]:
+    found = path.stat()
+    return path, found.st_mtime_ns, found.st_size
+
+
+@functools.cache
+def _content(path: Path, changed: int, size: int) -> str:
+    """SHA-256 of a file, taken once as long as time and size of its last change stay."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def config_hash(config: FitConfig) -> str:
     """First twelve hexadecimal digits of the SHA-256 of the configuration, less what does not change the run."""
-    return _digest(identity(config))
+    return digest(fingerprint(config))
 
 
-def _digest(values: Any) -> str:
+def digest(values: Any) -> str:
+    """First twelve hexadecimal digits of the SHA-256 of JSON values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

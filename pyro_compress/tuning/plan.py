@@ -29,8 +29,6 @@ error = 0.0204
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -40,7 +38,7 @@ from typing import Any
 from pyro_compress.data.splits import load_splits
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
-from pyro_compress.studies.plan import WHERE_AND_HOW_FAST, config_hash, identity
+from pyro_compress.studies.plan import WHERE_AND_HOW_FAST, config_hash, digest, fingerprint
 from pyro_compress.tuning.published import Reference
 from pyro_compress.tuning.space import (
     BEFORE,
@@ -108,8 +106,8 @@ class Plan:
     @property
     def digest(self) -> str:
         """Names what a trial's values depend on; budget, sampler and seed may change while a study goes on."""
-        told = [identity(self.fit), self.compress, [asdict(p) for p in self.space], self.objective, self.bound]
-        return _digest([*told, self.fidelities])
+        told = [fingerprint(self.fit), self.compress, [asdict(p) for p in self.space], self.objective, self.bound]
+        return digest([*told, self.fidelities])
 
 
 @dataclass(frozen=True)
@@ -132,11 +130,7 @@ class Point:
     @property
     def hash(self) -> str:
         """Name of the file."""
-        return _digest([identity(self.config), self.settings])
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+        return digest([fingerprint(self.config), self.settings])
 
 
 def point_of(plan: Plan, params: dict[str, Any], epochs: int, examples: int) -> Point:
