@@ -5,9 +5,9 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "pyro_compress.compression.context",
-            ["pyro_compress/compression/context.py"],
-            depends=["pyro_compress/compression/context.pxd"],
+            "pyro_compress.pcn.context",
+            ["pyro_compress/pcn/context.py"],
+            depends=["pyro_compress/pcn/context.pxd"],
             optional=True,
         )
     ]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from pyro_compress.compression import file
+from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.fixed_point import EXPONENT_AND_SIGN, FLOAT32, fixed_point
 from pyro_compress.compression.search import compress, prune, to_module
@@ -29,6 +29,7 @@ from pyro_compress.compression.tuned import Teacher, Tuning, compress_finetuned
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network
+from pyro_compress.pcn import file
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
@@ -127,7 +128,7 @@ def refresh(document: Path, rows: list[dict]) -> None:
     if not MARKED.search(text):
         raise SystemExit(f"{document} has no place for the table: <!-- ablation --> and <!-- end -->")
     text = MARKED.sub(lambda found: f"{found[1]}\n{table(rows)}\n\n{found[2]}", text)
-    file.write_atomically(document, text.encode())
+    write_atomically(document, text.encode())
 
 
 def smoke() -> None:
@@ -169,7 +170,7 @@ def main() -> None:
         how = replace(RECIPE, epochs=options.finetune, rate=options.rate, seed=run.config.seed)
         new = row(run, run.splits(options.data_dir), options.tolerance, how, teacher)
         rows = [*(old for old in rows if old["run"] != new["run"]), new]
-        file.write_atomically(options.json, (json.dumps(rows, indent=1) + "\n").encode())
+        write_atomically(options.json, (json.dumps(rows, indent=1) + "\n").encode())
         print(table([new]), flush=True)
     refresh(options.document, rows)
 

@@ -18,7 +18,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pyro_compress.compression.file import write_atomically
+from pyro_compress.atomic import write_atomically
 from pyro_compress.data.splits import load_splits
 from pyro_compress.machine import prepare
 from pyro_compress.runs.config import resolve

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
-from pyro_compress.compression import codec, file
+from pyro_compress.pcn import codec, file
 from pyro_compress.types import Quantized
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"

@@ -14,7 +14,7 @@ import time
 import zlib
 from pathlib import Path
 
-from pyro_compress.compression import file
+from pyro_compress.pcn import file
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 MAX_ELEMENTS = 1 << 16

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from pyro_compress.compression import file
+from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.prune import kept
@@ -147,7 +147,7 @@ def main() -> None:
             run = fitted(config, options.runs / f"{options.data}-{options.net}-{seed}")
             row = record(run, options.data_dir, replace(recipe, rate=rate, seed=seed), teacher, path)
             rows = [*rows, row | {"command": command(options, seed, rate)}]
-            file.write_atomically(table, (json.dumps(rows, indent=1) + "\n").encode())
+            write_atomically(table, (json.dumps(rows, indent=1) + "\n").encode())
             shown = ("file", "bytes", "validation_error_percent", "test_error_percent")
             print(", ".join(f"{key} {row[key]}" for key in shown), flush=True)
 

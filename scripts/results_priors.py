@@ -18,11 +18,12 @@ from pathlib import Path
 
 import torch
 
-from pyro_compress.compression import file
+from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.search import remove_units, to_module
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import WEIGHTED, widths
+from pyro_compress.pcn import file
 from pyro_compress.runs.folder import Run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
@@ -160,7 +161,7 @@ def main() -> None:
                 epochs=options.epochs, device="cpu", validation=options.validation, threads=options.threads,
             )  # fmt: skip
             rows = [*rows, row(config, None)]
-            file.write_atomically(options.out, (json.dumps(rows, indent=1) + "\n").encode())
+            write_atomically(options.out, (json.dumps(rows, indent=1) + "\n").encode())
             last = rows[-1]["report"]
             print(
                 f"{prior} seed {seed}: test error {100 * (1 - last['test_accuracy_before']):.2f} -> "

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from test_shrink import PROBLEMS, prepared
 
 from pyro_compress.cli.main import main
-from pyro_compress.compression import file, precision, runner
+from pyro_compress.compression import precision
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.deploy.c import library as c_library
 from pyro_compress.deploy.c import source as c_source
@@ -24,6 +24,7 @@ from pyro_compress.deploy.c.plan import planned
 from pyro_compress.deploy.c.text import comment, identifier, indented, number, string
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.memory import peak_memory
+from pyro_compress.pcn import file, runner
 from pyro_compress.scores import Scores
 from pyro_compress.types import Compressed, Graph, Node
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_compress.compression import codec, context
+from pyro_compress.pcn import codec, context
 
 SOURCE = Path(context.__file__).parent / "context.py"
 

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from test_shrink import PROBLEMS, prepared
 
 from pyro_compress.cli.main import main
-from pyro_compress.compression import file
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.networks.graph import WEIGHTED, Network, capture
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.weights import put_weights, read_weights
+from pyro_compress.pcn import file
 from pyro_compress.runs.folder import load_run, unfinished
 from pyro_compress.runs.run import START, Keeping, fit_run
 from pyro_compress.settings import FitConfig

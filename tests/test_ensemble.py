@@ -11,13 +11,13 @@ from click.testing import CliRunner
 
 from pyro_compress.bayes.marginals import networks, read_marginals
 from pyro_compress.cli.main import main
-from pyro_compress.compression.operations import RUN
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.search import to_module
 from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import mixture
 from pyro_compress.networks.graph import Network
+from pyro_compress.pcn.operations import RUN
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig

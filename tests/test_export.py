@@ -15,13 +15,14 @@ from torch import nn
 
 import pyro_compress as pc
 from pyro_compress.cli.main import main
-from pyro_compress.compression import file, precision
+from pyro_compress.compression import precision
 from pyro_compress.compression.search import to_module
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.deploy import arrays, onnx_files, torch_files
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.crop import cropped
 from pyro_compress.deploy.onnx_model import build
+from pyro_compress.pcn import file
 from pyro_compress.scores import Scores
 from pyro_compress.types import Compressed, Graph, Node, Splits
 

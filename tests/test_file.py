@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pyro_compress.compression import codec, file, header
+from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.networks.graph import Network, capture
 from pyro_compress.networks.nets import build_net
+from pyro_compress.pcn import codec, file, header
 from pyro_compress.types import Compressed, Graph, Node, Quantized
 
 
@@ -209,11 +210,11 @@ def test_hostile_files(data: bytes, message: str) -> None:
 
 def test_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "a.pcn"
-    file.write_atomically(path, b"one")
-    file.write_atomically(path, b"two")
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
     with pytest.raises(OSError, match="directory"):
-        file.write_atomically(tmp_path / "nowhere" / "a.pcn", b"three")
+        write_atomically(tmp_path / "nowhere" / "a.pcn", b"three")
     assert [p.name for p in tmp_path.iterdir()] == ["a.pcn"]
 
 

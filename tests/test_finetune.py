@@ -16,9 +16,8 @@ from click.testing import CliRunner
 
 import pyro_compress as pc
 from pyro_compress.cli.main import main
-from pyro_compress.compression import context, file, runner, search
+from pyro_compress.compression import search
 from pyro_compress.compression.finetune import FineTune, _Work, distilled, finetune
-from pyro_compress.compression.layout import layouts, plain
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
@@ -28,6 +27,8 @@ from pyro_compress.compression.tuned import Teacher, Tuning, logits_by
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network, run_graph
+from pyro_compress.pcn import context, file, runner
+from pyro_compress.pcn.layout import layouts, plain
 from pyro_compress.runs.folder import Run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pyro_compress.cli.main import main
-from pyro_compress.compression import file
 from pyro_compress.compression.search import compress
 from pyro_compress.compression.target import Goal
 from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.graph import batch_statistics, capture
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.weights import put_weights, read_weights
+from pyro_compress.pcn import file
 from pyro_compress.runs.folder import load_run
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.laplace import laplace

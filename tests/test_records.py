@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pyro_compress.compression import file
 from pyro_compress.compression.search import to_module
 from pyro_compress.data.splits import load_splits
 from pyro_compress.metrics import evaluate
+from pyro_compress.pcn import file
 from pyro_compress.types import Splits
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results" / "records"

@@ -9,7 +9,6 @@ from click.testing import CliRunner
 
 import pyro_compress as pc
 from pyro_compress.cli.main import main
-from pyro_compress.compression import file
 from pyro_compress.compression.fixed_point import fixed_point, significant_bits
 from pyro_compress.compression.precision import bits_step
 from pyro_compress.compression.rate import Rate
@@ -17,6 +16,7 @@ from pyro_compress.compression.rounding import LEAST_STD, Grid, Rounding, cheape
 from pyro_compress.compression.search import to_module
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network
+from pyro_compress.pcn import file
 from pyro_compress.runs.folder import Run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig

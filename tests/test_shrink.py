@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_compress.compression import file, runner
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.networks import vision
 from pyro_compress.networks.attention import split_attention
 from pyro_compress.networks.graph import WEIGHTED, Network, capture, run_node, widths
 from pyro_compress.networks.nets import NETS, build_net
+from pyro_compress.pcn import file, runner
 from pyro_compress.types import Compressed, Node
 
 

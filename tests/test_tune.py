@@ -19,10 +19,10 @@ from click.testing import CliRunner, Result
 from optuna._hypervolume import compute_hypervolume
 
 from pyro_compress.cli.main import main
-from pyro_compress.compression import file
 from pyro_compress.compression.prune import masks_at
 from pyro_compress.compression.search import to_module
 from pyro_compress.metrics import evaluate
+from pyro_compress.pcn import file
 from pyro_compress.studies.plan import config_hash
 from pyro_compress.tuning.front import hypervolume, on_front
 from pyro_compress.tuning.plan import point_of, read_plan

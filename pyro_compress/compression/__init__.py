@@ -1,1 +1,1 @@
-"""From the waist to bytes. Never imports Pyro; `codec`, `file` and `runner` need numpy and constriction alone."""
+"""From the waist to integers: what goes, how precisely the rest stays, the search for the smallest file. No Pyro."""

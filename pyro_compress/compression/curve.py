@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import fields
 from pathlib import Path
 
-from pyro_compress.compression.file import write_atomically
+from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.target import Trial
 
 

@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_compress.compression.layout import layouts
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.data.augment import AUGMENTATIONS, check_images
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.networks.graph import WEIGHTED, batch_statistics, run_graph
+from pyro_compress.pcn.layout import layouts
 from pyro_compress.types import Data, Graph, Masks, Posterior, Quantized
 
 

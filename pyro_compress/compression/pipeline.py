@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_compress.compression import file, runner
+from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.fixed_point import fixed_point
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.compression.rounding import Rounding
@@ -18,6 +18,7 @@ from pyro_compress.compression.target import Goal, Watch
 from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.networks.graph import Network, widths
+from pyro_compress.pcn import file, runner
 from pyro_compress.scores import Quality
 from pyro_compress.types import Compressed, Posterior, Splits
 
@@ -152,7 +153,7 @@ def save(path: Path, network: Compressed, splits: Splits) -> dict[str, int]:
     scale = max(float(np.abs(wanted).max()), 1.0)
     if not np.allclose(got, wanted, rtol=1e-4, atol=1e-5 * scale):
         raise RuntimeError(f"the decoded network is off by {np.abs(got - wanted).max():.2g}; nothing was written")
-    file.write_atomically(path, data)
+    write_atomically(path, data)
     return parts
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_compress.compression.codec import nearest_exponent, quarter_power
+from pyro_compress.pcn.codec import nearest_exponent, quarter_power
 from pyro_compress.types import LayerPosterior, Quantized
 
 MAX_CODE = 1 << 14

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_compress.compression.layout import Layout
+from pyro_compress.pcn.layout import Layout
 
 LARGEST = 63
 REFRESH = 10

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_compress.compression.layout import Layout, layouts
 from pyro_compress.compression.precision import bits_step, rounded, step_size
 from pyro_compress.compression.rate import LARGEST, Rate
+from pyro_compress.pcn.layout import Layout, layouts
 from pyro_compress.types import LayerPosterior, Masks, Posterior
 
 PASSES = 3

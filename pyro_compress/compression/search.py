@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_compress.compression import file
 from pyro_compress.compression.precision import bias_step, quantize
 from pyro_compress.compression.prune import Sparsity, masks_at, removed_share, scores
 from pyro_compress.compression.rounding import Grid, Rounding, check_bits, rounded_weights
@@ -32,6 +31,7 @@ from pyro_compress.compression.target import (
 from pyro_compress.data.splits import told
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import WEIGHTED, Network, batch_statistics
+from pyro_compress.pcn import file
 from pyro_compress.scores import Quality
 from pyro_compress.types import Compressed, Masks, Posterior, Quantized, Splits
 

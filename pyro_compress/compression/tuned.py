@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_compress.compression import file
 from pyro_compress.compression.finetune import FineTune, Teach, finetune
 from pyro_compress.compression.search import origin_of, prune, to_module
 from pyro_compress.compression.target import Goal, Target, Trial, Watch, target_of
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.networks.graph import Network
+from pyro_compress.pcn import file
 from pyro_compress.types import Compressed, Posterior, Splits
 
 RATES = tuple(2.0 ** (k / 2) for k in range(-4, 9))

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from pyro_compress.compression import operations
-from pyro_compress.compression.file import dense
 from pyro_compress.deploy import standalone
+from pyro_compress.pcn import operations
+from pyro_compress.pcn.file import dense
 from pyro_compress.types import Compressed
 
 CSR_PAYS = 0.1

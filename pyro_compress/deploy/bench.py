@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_compress.compression import file
 from pyro_compress.deploy import arrays, onnx_files, torch_files
 from pyro_compress.deploy.c import library as c_library
 from pyro_compress.deploy.c import source as c_source
@@ -25,6 +24,7 @@ from pyro_compress.deploy.measured import Bench, Cell, Row
 from pyro_compress.deploy.memory import peak_memory
 from pyro_compress.machine import prepare
 from pyro_compress.networks.graph import WEIGHTED, widths
+from pyro_compress.pcn import file
 from pyro_compress.runs.folder import load_run
 from pyro_compress.scores import Scores
 from pyro_compress.types import Compressed, Posterior

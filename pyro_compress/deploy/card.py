@@ -69,6 +69,6 @@ def _meaning(known: Preprocessing, raw: bool) -> str:
 
 
 def _outputs(network: Compressed) -> int:
-    from pyro_compress.compression.file import dense
+    from pyro_compress.pcn.file import dense
 
     return widths(network.graph, {name: dense(tensor) for name, tensor in network.tensors.items()})[-1]

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pyro_compress.compression.file import dense
+from pyro_compress.pcn.file import dense
 from pyro_compress.types import Compressed, Graph, Node, Quantized
 
 WORTH = 0.85

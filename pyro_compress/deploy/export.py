@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_compress.compression import file
 from pyro_compress.compression.search import to_module
 from pyro_compress.data.splits import load_splits, reading_of
 from pyro_compress.data.tasks import TASKS
@@ -29,6 +28,7 @@ from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.metrics import evaluate
+from pyro_compress.pcn import file
 from pyro_compress.runs.folder import load_run
 from pyro_compress.scores import Quality
 from pyro_compress.types import Compressed, Splits

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyro_compress.compression.file import dense
 from pyro_compress.deploy.crop import cropped
 from pyro_compress.deploy.onnx_operations import OPERATIONS, Builder, Step
 from pyro_compress.networks.graph import run_node
+from pyro_compress.pcn.file import dense
 from pyro_compress.types import Compressed, Node
 
 if TYPE_CHECKING:

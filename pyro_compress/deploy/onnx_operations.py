@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_compress.compression.file import dense
+from pyro_compress.pcn.file import dense
 from pyro_compress.types import Compressed, Quantized
 
 if TYPE_CHECKING:

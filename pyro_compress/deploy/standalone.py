@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_compress.compression.operations import RUN, Parameters
+from pyro_compress.pcn.operations import RUN, Parameters
 
 
 class Runner:

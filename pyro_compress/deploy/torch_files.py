@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_compress.compression.file import dense
 from pyro_compress.compression.search import to_module
 from pyro_compress.networks.graph import Network
+from pyro_compress.pcn.file import dense
 from pyro_compress.types import Compressed, Graph, Node
 
 KEY = "pyro_compress"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from pyro_compress.atomic import write_atomically
 from pyro_compress.bayes.diagnostics import Size
-from pyro_compress.compression import file
 from pyro_compress.compression.search import to_module
 from pyro_compress.inspection import page
 from pyro_compress.inspection.gallery import pictures
@@ -17,6 +17,7 @@ from pyro_compress.inspection.page import Picture
 from pyro_compress.inspection.readings import layer_rows, readings
 from pyro_compress.inspection.summary import Inspection, inspect_run
 from pyro_compress.metrics import evaluate
+from pyro_compress.pcn import file
 from pyro_compress.scores import Quality, Scores
 from pyro_compress.types import Splits
 
@@ -45,7 +46,7 @@ def write_report(
     inspection, diagnosis = inspect_run(run, data_dir, size, threads=threads)
     splits = inspection.run.splits(data_dir)
     text = html(inspection, pictures(inspection, diagnosis, splits), splits, network)
-    file.write_atomically(out, text.encode())
+    write_atomically(out, text.encode())
 
 
 def html(inspection: Inspection, shown: Sequence[Picture], splits: Splits, network: Path | None) -> str:

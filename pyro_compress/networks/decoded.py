@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pyro_compress.compression import file
 from pyro_compress.networks.layered import Layered
+from pyro_compress.pcn import file
 from pyro_compress.types import Compressed
 
 SUFFIX = ".pcn"

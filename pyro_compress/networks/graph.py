@@ -2,7 +2,7 @@
 
 The graph is what lets a run folder or a compressed file be rebuilt without the source code of the network, be made
 smaller unit by unit, and be run by numpy alone. `torch.export` reads the module; to support another operation, add a
-row to `aten.READERS` (ATen -> operation), one to `_RUN` here and one to `compression.operations.RUN` (numpy).
+row to `aten.READERS` (ATen -> operation), one to `_RUN` here and one to `pcn.operations.RUN` (numpy).
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from torch import nn
 
-from pyro_compress.compression import file
 from pyro_compress.compression.search import to_module
 from pyro_compress.data.splits import (
     PREPROCESSING,
@@ -21,6 +20,7 @@ from pyro_compress.data.tabular import SUFFIXES
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate, scored
 from pyro_compress.networks.graph import Network
+from pyro_compress.pcn import file
 from pyro_compress.runs.folder import load_run
 from pyro_compress.scores import Quality
 from pyro_compress.settings import Reading

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pyro_compress.compression.file import write_atomically
+from pyro_compress.atomic import write_atomically
 from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.decoded import SUFFIX, compressed_bytes, parameters_before
 from pyro_compress.networks.nets import build_net

@@ -36,7 +36,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from pyro_compress.compression.file import write_atomically
+from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.data.splits import load_splits
 from pyro_compress.locks import claimed, locked

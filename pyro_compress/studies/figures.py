@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from pyro_compress.compression.file import write_atomically
+from pyro_compress.atomic import write_atomically
 from pyro_compress.studies.tables import Row
 
 STYLES: tuple[dict[str, Any], ...] = (

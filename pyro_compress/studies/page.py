@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from pyro_compress.compression.file import write_atomically
+from pyro_compress.atomic import write_atomically
 from pyro_compress.inspection import page, plots
 from pyro_compress.inspection.page import Picture
 from pyro_compress.studies import figures as study_plots

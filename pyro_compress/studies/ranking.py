@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pyro_compress.atomic import write_atomically
 from pyro_compress.bayes.diagnostics import Size, diagnose
 from pyro_compress.bayes.marginals import read_marginals
-from pyro_compress.compression.file import write_atomically
 from pyro_compress.inspection import arviz_compat
 from pyro_compress.inspection.arviz_compat import HIGH
 from pyro_compress.runs.folder import load_run

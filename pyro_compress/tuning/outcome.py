@@ -26,12 +26,12 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from pyro_compress.compression import file
-from pyro_compress.compression.file import write_atomically
+from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.search import to_module
 from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
+from pyro_compress.pcn import file
 from pyro_compress.studies.plan import identity
 from pyro_compress.tuning.plan import Plan, Point, point_of
 from pyro_compress.tuning.published import PUBLISHED

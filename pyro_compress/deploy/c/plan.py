@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_compress.compression.file import dense
 from pyro_compress.networks.graph import run_graph
+from pyro_compress.pcn.file import dense
 from pyro_compress.types import Compressed, Node, Quantized
 
 POINTWISE = ("relu", "tanh", "sigmoid", "silu", "hardswish", "hardsigmoid", "gelu", "scale", "clip")

@@ -14,16 +14,14 @@ Version 1, which had a longer header and one section per tensor, is still read.
 from __future__ import annotations
 
 import math
-import os
 import struct
-import tempfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from pyro_compress.compression import codec, header, sections
-from pyro_compress.compression.layout import layouts
+from pyro_compress.pcn import codec, header, sections
+from pyro_compress.pcn.layout import layouts
 from pyro_compress.types import Compressed, Quantized
 
 MAGIC = b"\x93PCN"
@@ -49,19 +47,6 @@ def dumps(network: Compressed, in_context: bool = True) -> tuple[bytes, dict[str
     body, parts = sections.write(tensors, layouts(network.graph, shapes), in_context)
     data = MAGIC + bytes([VERSION]) + head + body
     return data + struct.pack("<I", zlib.crc32(data)), {"frame": len(MAGIC) + 1 + 4, "header": len(head)} | parts
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary name in the same folder, then rename."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def read(path: Path, max_elements: int = MAX_ELEMENTS) -> Compressed:

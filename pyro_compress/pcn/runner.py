@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyro_compress.compression.file import dense
-from pyro_compress.compression.operations import RUN, Parameters
+from pyro_compress.pcn.file import dense
+from pyro_compress.pcn.operations import RUN, Parameters
 from pyro_compress.types import Compressed, count
 
 BATCH_VALUES = 1 << 18

@@ -12,8 +12,8 @@ from array import array
 
 import numpy as np
 
-from pyro_compress.compression import codec, context
-from pyro_compress.compression.layout import Layout
+from pyro_compress.pcn import codec, context
+from pyro_compress.pcn.layout import Layout
 from pyro_compress.types import Quantized
 
 STATIC_FLOAT, CONTEXT_FLOAT, DENSE = 240, 241, 255

@@ -10,8 +10,8 @@ import json
 import zlib
 from typing import Any
 
-from pyro_compress.compression.codec import Reader, varint
-from pyro_compress.compression.templates import TEMPLATES, matching
+from pyro_compress.pcn.codec import Reader, varint
+from pyro_compress.pcn.templates import TEMPLATES, matching
 from pyro_compress.types import Graph, Node
 
 MAX_HEADER = 1 << 20
