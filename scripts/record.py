@@ -96,6 +96,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--shrink-every", type=int, default=0, help="epochs after which dead units leave the fit")
     parser.add_argument("--finetune", type=int, default=RECIPE.epochs, help="epochs of fine-tuning as integers")
     parser.add_argument("--finetune-lr", type=float, default=RECIPE.lr, help="Adam's rate in fine-tuning")
+    parser.add_argument("--step", type=float, default=RECIPE.step, help="of the weights, in units of their size")
+    parser.add_argument("--noise", type=float, default=RECIPE.noise, help="on the weights in fine-tuning, in steps")
     parser.add_argument("--augment", default="none", help="how images are changed in fine-tuning")
     parser.add_argument("--finetune-svi", action="store_true", help="go on with SVI in fine-tuning")
     parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="run folders of networks to distil from")
@@ -123,7 +125,7 @@ def main() -> None:
     prepare("cpu", 1)
     recipe = replace(
         RECIPE, epochs=options.finetune, lr=options.finetune_lr, augment=options.augment,
-        teacher_weight=options.teacher_weight, svi=options.finetune_svi,
+        teacher_weight=options.teacher_weight, svi=options.finetune_svi, step=options.step, noise=options.noise,
     )  # fmt: skip
     if options.smoke:
         options.data, options.net, options.seeds, options.rates, options.epochs = "digits", "mlp", [0], [2.0], 4
