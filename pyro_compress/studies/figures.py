@@ -30,12 +30,29 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#b09000", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "P"},
     {"color": "#777777", "linestyle": "--", "marker": "X"},
     {"color": "#3aa0a0", "linestyle": ":", "marker": "*"},
+    {"color": "#555555", "linestyle": (0, (8, 2)), "marker": "<"},
+    {"color": "#6d9ad1", "linestyle": (0, (1, 2)), "marker": ">"},
+    {"color": "#7a2e0e", "linestyle": (0, (4, 1, 1, 1)), "marker": "p"},
+    {"color": "#9dbf7a", "linestyle": (0, (2, 1)), "marker": "h"},
+    {"color": "#4f2d66", "linestyle": (0, (6, 1, 2, 1)), "marker": "d"},
+    {"color": "#d98cab", "linestyle": (0, (3, 3)), "marker": "8"},
+    {"color": "#d9c24a", "linestyle": (0, (1, 1, 4, 1)), "marker": "H"},
+    {"color": "#1d6b4f", "linestyle": (0, (10, 1, 1, 1)), "marker": "$+$"},
 )
+FEW = 8
+"""Lines whose names find room inside the axes; those of more stand below them."""
 
 
 def style(index: int) -> dict[str, Any]:
     """Colour, dash and marker of the line with this number."""
     return STYLES[index % len(STYLES)] | {"markersize": 5, "linewidth": 1.6}
+
+
+def name_lines(ax: Axes, **where: Any) -> None:
+    """The legend: inside the axes at a place, or below them where it would hide the lines."""
+    many = len(ax.get_legend_handles_labels()[1]) > FEW
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+    ax.legend(frameon=False, fontsize="small", **(below if many else where))
 
 
 def new_figure(panels: int = 1, width: float = 5.6, height: float = 4.0) -> tuple[Figure, list[Axes]]:
@@ -138,7 +155,7 @@ def accuracy_against_sparsity(
             ax.plot([100 * (1 - s) for s in claimed], claims, markersize=4, markerfacecolor="white", **thin)
     _kept_axis(ax, [row.sparsity for row in rows])
     ax.set(ylabel="test accuracy (%)", ylim=(0, 100))
-    ax.legend(frameon=False, fontsize="small", loc="lower left")
+    name_lines(ax, loc="lower left")
     return ax
 
 
@@ -196,5 +213,5 @@ def accuracy_against_time(ax: Axes, rows: Sequence[Row], sparsity: float) -> Axe
         ax.scatter([r.train_seconds / 60 for r in own], [100 * r.accuracy for r in own], label=label, **look)
     ax.set(xlabel="training (minutes)", ylabel=f"test accuracy (%), {100 * sparsity:g} % removed")
     ax.set_xlim(left=0)
-    ax.legend(frameon=False, fontsize="small")
+    name_lines(ax)
     return ax
