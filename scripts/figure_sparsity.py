@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pyro_compress.studies.compare import compare_file
-from pyro_compress.studies.figures import accuracy_against_sparsity, new_figure, save
+from pyro_compress.studies.figures import accuracy_against_sparsity, labels_of, name_once, new_figure, save
 from pyro_compress.studies.tables import Row, groups, read_csv
 
 PUBLISHED = Path(__file__).parents[1] / "docs/results/published.json"
@@ -32,10 +32,12 @@ def claims(data: str, network: str, rows: list[Row]) -> dict[str, dict[float, fl
 
 def draw(rows: list[Row]) -> Figure:
     shown = {key: [r for r in members if "ensemble" not in r.variant] for key, members in groups(rows).items()}
-    figure, axes = new_figure(len(shown))
+    labels = labels_of([row for members in shown.values() for row in members])
+    figure, axes = new_figure(len(shown), height=5.2)
     for ax, ((data, network), members) in zip(axes, shown.items(), strict=True):
         published = claims(data, network, members)
-        accuracy_against_sparsity(ax, members, published).set_title(f"{data}, {network}", fontsize="medium")
+        accuracy_against_sparsity(ax, members, published, labels).set_title(f"{data}, {network}", fontsize="medium")
+    name_once(figure)
     return figure
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pyro_compress.studies.compare import compare_file
-from pyro_compress.studies.figures import accuracy_against_time, new_figure, save
+from pyro_compress.studies.figures import accuracy_against_time, labels_of, name_once, new_figure, save
 from pyro_compress.studies.tables import Row, groups, read_csv
 
 
@@ -20,9 +20,11 @@ def draw(rows: list[Row], sparsity: float) -> Figure:
     shown = groups([row for row in rows if "ensemble" not in row.variant and row.sparsity == sparsity])
     if not shown:
         raise SystemExit(f"no row at sparsity {sparsity:g}; there are {sorted({row.sparsity for row in rows})}")
-    figure, axes = new_figure(len(shown))
+    labels = labels_of([row for members in shown.values() for row in members])
+    figure, axes = new_figure(len(shown), height=5.6)
     for ax, ((data, network), members) in zip(axes, shown.items(), strict=True):
-        accuracy_against_time(ax, members, sparsity).set_title(f"{data}, {network}", fontsize="medium")
+        accuracy_against_time(ax, members, sparsity, labels).set_title(f"{data}, {network}", fontsize="medium")
+    name_once(figure)
     return figure
 
 

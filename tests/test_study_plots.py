@@ -69,3 +69,23 @@ def test_curves_and_bytes() -> None:
     study_plots.accuracy_against_bytes(right, {"a": [(2000, 0.9), (1000, 0.8)]}, 10_000)
     assert right.lines[0].get_xydata() == pytest.approx(np.array([[1, 80], [2, 90]]))
     assert right.lines[1].get_xdata()[0] == 10
+
+
+def test_panels_share_looks_and_one_legend() -> None:
+    figure, axes = study_plots.new_figure(2)
+    labels = ["b", "a"]
+    for ax, rows in zip(axes, (ROWS, [row for row in ROWS if row.label == "a"]), strict=True):
+        study_plots.accuracy_against_sparsity(ax, rows, labels=labels)
+    study_plots.name_once(figure)
+    of_a = {line.get_color() for ax in axes for line in ax.get_lines() if line.get_label() == "a"}
+    assert of_a == {study_plots.STYLES[1]["color"]}
+    assert all(ax.get_legend() is None for ax in axes)
+    assert sorted(text.get_text() for text in figure.legends[0].get_texts()) == ["a", "b"]
+
+
+def test_many_names_stand_below() -> None:
+    ax = study_plots.new_figure()[1][0]
+    for index in range(study_plots.FEW + 1):
+        ax.plot([0, 1], label=str(index), **study_plots.style(index))
+    study_plots.name_lines(ax, loc="lower left")
+    assert ax.get_legend().get_bbox_to_anchor().y0 < ax.bbox.y0

@@ -14,6 +14,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -46,6 +47,21 @@ FEW = 8
 def style(index: int) -> dict[str, Any]:
     """Colour, dash and marker of the line with this number."""
     return STYLES[index % len(STYLES)] | {"markersize": 5, "linewidth": 1.6}
+
+
+def labels_of(rows: Sequence[Row]) -> list[str]:
+    """Names of the methods, each once, in the rows' order."""
+    return list(dict.fromkeys(row.label for row in rows))
+
+
+def name_once(figure: Figure) -> None:
+    """One legend below all panels, instead of one in each; panels share `labels` then."""
+    named: dict[str, Artist] = {}
+    for ax in figure.axes:
+        named |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        if legend := ax.get_legend():
+            legend.remove()
+    figure.legend([*named.values()], [*named], loc="outside lower center", ncols=4, frameon=False, fontsize="small")
 
 
 def name_lines(ax: Axes, **where: Any) -> None:
@@ -132,20 +148,22 @@ def _kept_axis(ax: Axes, sparsities: Sequence[float]) -> None:
 
 
 def accuracy_against_sparsity(
-    ax: Axes, rows: Sequence[Row], published: Mapping[str, Mapping[float, float]] | None = None
-) -> Axes:
+    ax: Axes, rows: Sequence[Row], published: Mapping[str, Mapping[float, float]] | None = None,
+    labels: Sequence[str] = (),
+) -> Axes:  # fmt: skip
     """Mean test accuracy over the seeds, their range as a band; published values as thin grey lines of small dots.
 
     Args:
         ax: where to draw.
         rows: of one data set and network.
         published: label of a row -> sparsity -> published accuracy in [0, 1].
+        labels: names in the order that gives them their looks, so that several panels agree; the rows' own if empty.
     """
-    for index, label in enumerate(dict.fromkeys(row.label for row in rows)):
+    for label in labels_of(rows):
         own = [row for row in rows if row.label == label]
         at = {s: [100 * r.accuracy for r in own if r.sparsity == s] for s in sorted({r.sparsity for r in own})}
         kept = [100 * (1 - sparsity) for sparsity in at]
-        look = style(index)
+        look = style((labels or labels_of(rows)).index(label))
         ax.plot(kept, [statistics.mean(values) for values in at.values()], label=label, **look)
         low, high = ([function(values) for values in at.values()] for function in (min, max))
         ax.fill_between(kept, low, high, color=look["color"], alpha=0.18, linewidth=0)
@@ -204,12 +222,13 @@ def error_against_bytes(
     return ax
 
 
-def accuracy_against_time(ax: Axes, rows: Sequence[Row], sparsity: float) -> Axes:
-    """Test accuracy at one sparsity against the minutes that the fit took; one point per seed."""
+def accuracy_against_time(ax: Axes, rows: Sequence[Row], sparsity: float, labels: Sequence[str] = ()) -> Axes:
+    """Test accuracy at one sparsity against the minutes that the fit took; one point per seed; `labels` as above."""
     shown = [row for row in rows if row.sparsity == sparsity]
-    for index, label in enumerate(dict.fromkeys(row.label for row in shown)):
+    for label in labels_of(shown):
         own = [row for row in shown if row.label == label]
-        look = {key: value for key, value in style(index).items() if key in ("color", "marker")}
+        look = style((labels or labels_of(shown)).index(label))
+        look = {key: look[key] for key in ("color", "marker")}
         ax.scatter([r.train_seconds / 60 for r in own], [100 * r.accuracy for r in own], label=label, **look)
     ax.set(xlabel="training (minutes)", ylabel=f"test accuracy (%), {100 * sparsity:g} % removed")
     ax.set_xlim(left=0)
