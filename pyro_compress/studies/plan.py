@@ -126,9 +126,10 @@ def fingerprint(config: FitConfig) -> dict[str, Any]:
     told = identity(config)
     for key in told.keys() & set(FILES):
         named = Path(told[key])
-        inside = named / "posterior.safetensors"
-        if (named.suffix and named.is_file()) or inside.is_file():
-            told[key] = _content(*_state(inside if inside.is_file() else named))
+        if key == "init" and named.is_dir():
+            named = named / "posterior.safetensors"
+        if named.suffix and named.is_file():
+            told[key] = _content(*_state(named))
     return told
 
 
