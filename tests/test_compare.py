@@ -202,7 +202,7 @@ def test_ensemble_of_a_posterior_without_noise_is_its_mean(study: Path, tmp_path
         ("seeds = [0, 1]", "seed = 0", "unknown key seed; allowed: name, datasets"),
         ("seeds = [0, 1]", "seeds = []", "seeds must be a list with something in it"),
         ("sparsities = [0, 0.5]\n", "sparsities = [1.5]\n", "sparsity 1.5: allowed are values from 0"),
-        ("epochs = 3", "epoch = 3", "unknown option epoch; allowed: prior"),
+        ("epochs = 3", "epoch = 3", "unknown option epoch; allowed: accumulate, "),
         ("epochs = 3", "seed = 3", "unknown option seed"),
         ('name = "SGD"\n', "", "a method has no name"),
         ('name = "SGD"', 'name = "SGD"\ncriterion = "size"', "unknown criterion 'size'; allowed: snr"),

@@ -213,5 +213,5 @@ def options_in(text: str, path: str) -> dict[str, Any]:
     options = {str(key).replace("-", "_"): value for key, value in table.items()}
     allowed = [field.name for field in fields(FitConfig)]
     if unknown := sorted(set(options) - set(allowed)):
-        raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+        raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
     return options

@@ -202,7 +202,7 @@ def _options(table: dict[str, Any], path: Path) -> dict[str, Any]:
     reserved = ("data", "net", "seed", "prune_to", "task")  # a study's tables speak of accuracy
     allowed = [f.name for f in fields(FitConfig) if f.name not in reserved]
     if unknown := sorted(set(options) - set(allowed)):
-        raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+        raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
     return options | {key: tuple(options[key]) for key in ("hidden", "keep", "target") if key in options}
 
 
