@@ -33,7 +33,7 @@ def claims(data: str, network: str, rows: list[Row]) -> dict[str, dict[float, fl
 def draw(rows: list[Row]) -> Figure:
     shown = {key: [r for r in members if "ensemble" not in r.variant] for key, members in groups(rows).items()}
     labels = labels_of([row for members in shown.values() for row in members])
-    figure, axes = new_figure(len(shown), height=5.2)
+    figure, axes = new_figure(len(shown))
     for ax, ((data, network), members) in zip(axes, shown.items(), strict=True):
         published = claims(data, network, members)
         accuracy_against_sparsity(ax, members, published, labels).set_title(f"{data}, {network}", fontsize="medium")

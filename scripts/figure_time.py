@@ -21,7 +21,7 @@ def draw(rows: list[Row], sparsity: float) -> Figure:
     if not shown:
         raise SystemExit(f"no row at sparsity {sparsity:g}; there are {sorted({row.sparsity for row in rows})}")
     labels = labels_of([row for members in shown.values() for row in members])
-    figure, axes = new_figure(len(shown), height=5.6)
+    figure, axes = new_figure(len(shown))
     for ax, ((data, network), members) in zip(axes, shown.items(), strict=True):
         accuracy_against_time(ax, members, sparsity, labels).set_title(f"{data}, {network}", fontsize="medium")
     name_once(figure)

@@ -83,9 +83,12 @@ def test_panels_share_looks_and_one_legend() -> None:
     assert sorted(text.get_text() for text in figure.legends[0].get_texts()) == ["a", "b"]
 
 
-def test_many_names_stand_below() -> None:
-    ax = study_plots.new_figure()[1][0]
-    for index in range(study_plots.FEW + 1):
-        ax.plot([0, 1], label=str(index), **study_plots.style(index))
-    study_plots.name_lines(ax, loc="lower left")
-    assert ax.get_legend().get_bbox_to_anchor().y0 < ax.bbox.y0
+def test_many_names_leave_the_lines_their_room() -> None:
+    rows = [row(f"a method of a long name, number {index}", 0, s, 0.9) for index in range(16) for s in (0, 0.5)]
+    figure, (ax,) = study_plots.new_figure()
+    study_plots.accuracy_against_sparsity(ax, rows)
+    study_plots.name_once(figure)
+    figure.draw_without_rendering()
+    width, height = ax.get_window_extent().size / figure.dpi
+    assert width > 4
+    assert height > 2.5

@@ -41,7 +41,7 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#1d6b4f", "linestyle": (0, (10, 1, 1, 1)), "marker": "$+$"},
 )
 FEW = 8
-"""Lines whose names find room inside the axes; those of more stand below them."""
+"""Lines whose names find room inside the axes; those of more go below (`name_once`)."""
 
 
 def style(index: int) -> dict[str, Any]:
@@ -55,20 +55,16 @@ def labels_of(rows: Sequence[Row]) -> list[str]:
 
 
 def name_once(figure: Figure) -> None:
-    """One legend below all panels, instead of one in each; panels share `labels` then."""
+    """One legend below all panels, which share `labels` then, instead of one in each; the figure grows by it."""
     named: dict[str, Artist] = {}
     for ax in figure.axes:
         named |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
         if legend := ax.get_legend():
             legend.remove()
-    figure.legend([*named.values()], [*named], loc="outside lower center", ncols=4, frameon=False, fontsize="small")
-
-
-def name_lines(ax: Axes, **where: Any) -> None:
-    """The legend: inside the axes at a place, or below them where it would hide the lines."""
-    many = len(ax.get_legend_handles_labels()[1]) > FEW
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
-    ax.legend(frameon=False, fontsize="small", **(below if many else where))
+    columns = 2 * len(figure.axes)
+    figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(named) // columns))
+    where = {"loc": "outside lower center", "ncols": columns}
+    figure.legend([*named.values()], [*named], frameon=False, fontsize="small", **where)
 
 
 def new_figure(panels: int = 1, width: float = 5.6, height: float = 4.0) -> tuple[Figure, list[Axes]]:
@@ -173,7 +169,7 @@ def accuracy_against_sparsity(
             ax.plot([100 * (1 - s) for s in claimed], claims, markersize=4, markerfacecolor="white", **thin)
     _kept_axis(ax, [row.sparsity for row in rows])
     ax.set(ylabel="test accuracy (%)", ylim=(0, 100))
-    name_lines(ax, loc="lower left")
+    ax.legend(frameon=False, fontsize="small", loc="lower left")
     return ax
 
 
@@ -232,5 +228,5 @@ def accuracy_against_time(ax: Axes, rows: Sequence[Row], sparsity: float, labels
         ax.scatter([r.train_seconds / 60 for r in own], [100 * r.accuracy for r in own], label=label, **look)
     ax.set(xlabel="training (minutes)", ylabel=f"test accuracy (%), {100 * sparsity:g} % removed")
     ax.set_xlim(left=0)
-    name_lines(ax)
+    ax.legend(frameon=False, fontsize="small")
     return ax

@@ -126,7 +126,8 @@ def _pictures(rows: Sequence[Row], results: Path) -> Iterator[Picture]:
 
 def _drawn(title: str, reading: str, draw: Callable[[Axes], Axes]) -> Picture:
     figure, (ax,) = study_plots.new_figure()
-    draw(ax)
+    if len(draw(ax).get_legend_handles_labels()[1]) > study_plots.FEW:
+        study_plots.name_once(figure)
     return Picture(title, reading, plots.svg(figure))
 
 

@@ -129,13 +129,9 @@ def fingerprint(config: FitConfig) -> dict[str, Any]:
         if key == "init" and named.is_dir():
             named = named / "posterior.safetensors"
         if named.suffix and named.is_file():
-            told[key] = _content(*_state(named))
+            found = named.stat()
+            told[key] = _content(named, found.st_mtime_ns, found.st_size)
     return told
-
-
-def _state(path: Path) -> tuple[Path, int, int]:
-    found = path.stat()
-    return path, found.st_mtime_ns, found.st_size
 
 
 @functools.cache
