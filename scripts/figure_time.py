@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from pyro_compress.studies.compare import compare_file
 from pyro_compress.studies.figures import accuracy_against_time, labels_of, name_once, new_figure, save
+from pyro_compress.studies.plan import of_studies
 from pyro_compress.studies.tables import Row, groups, read_csv
 
 
@@ -32,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", type=Path, default=Path("docs/results/study.csv"))
     parser.add_argument("--network", default="", help="only this network")
+    parser.add_argument("--studies", type=Path, nargs="+", default=[], help="only the methods of these study files")
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--out", type=Path, default=Path("docs/figures/time"))
     parser.add_argument("--smoke", action="store_true", help="a small study on the embedded digits")
@@ -41,7 +43,7 @@ def main() -> None:
             rows = compare_file(Path(__file__).parent / "studies/smoke.toml", Path(folder))
     else:
         rows = read_csv(options.csv.read_text())
-    rows = [row for row in rows if options.network in ("", row.network)]
+    rows = of_studies([row for row in rows if options.network in ("", row.network)], options.studies)
     for path in save(draw(rows, options.sparsity), options.out):
         print(path)
 

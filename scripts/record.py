@@ -29,8 +29,9 @@ from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
 
 RECIPE = FineTune(epochs=30, masked_epochs=1, step=0.7, noise=0.4, lr=1e-3)
-FITS = ("prior", "net", "data", "epochs", "kl_weight", "shrink_every")
-"""Options of the script that are options of the fit."""
+FITS = {name: name for name in ("prior", "net", "data", "epochs", "kl_weight", "shrink_every")}
+FITS |= {"augment": "fit_augment"}
+"""Options of the fit -> of the script."""
 PLACES = ("data", "data_dir", "seeds", "rates", "runs", "out", "smoke")
 """Options that are told apart, or not at all, in a row's command."""
 
@@ -94,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=50, help="of the fit")
     parser.add_argument("--kl-weight", type=float, default=1.0, help="of the fit; 1 is the ELBO")
     parser.add_argument("--shrink-every", type=int, default=0, help="epochs after which dead units leave the fit")
+    parser.add_argument("--fit-augment", default="none", help="how images are changed in the fit")
     parser.add_argument("--finetune", type=int, default=RECIPE.epochs, help="epochs of fine-tuning as integers")
     parser.add_argument("--finetune-lr", type=float, default=RECIPE.lr, help="Adam's rate in fine-tuning")
     parser.add_argument("--step", type=float, default=RECIPE.step, help="of the weights, in units of their size")
@@ -144,7 +146,7 @@ def main() -> None:
             config = FitConfig(
                 data_dir=options.data_dir, seed=seed, validation=None if options.smoke else 0.05, device="cpu",
                 threads=1, hidden=(30,) if options.smoke else (500, 500),
-                **{name: getattr(options, name) for name in FITS},
+                **{name: getattr(options, told) for name, told in FITS.items()},
             )  # fmt: skip
             run = fitted(config, options.runs / f"{options.data}-{options.net}-{seed}")
             row = record(run, options.data_dir, replace(recipe, rate=rate, seed=seed), teacher, path)

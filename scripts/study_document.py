@@ -5,8 +5,8 @@
 `--add` takes a study and its results folder, as far as it has come, and merges them into docs/results/study.csv (rows)
 and docs/results/study.json (resolved configurations, versions, machine, uncertainty); rows that are there already under
 the same configuration are replaced. Without it only the document is refreshed: what stands between
-`<!-- table KIND DATA NETWORK -->` and `<!-- end -->`. `--smoke` runs a small study in a temporary folder and prints its
-table.
+`<!-- table KIND DATA NETWORK [STUDY ...] -->` and `<!-- end -->`, of the methods of those files of scripts/studies, or
+of all. `--smoke` runs a small study in a temporary folder and prints its table.
 """
 
 import argparse
@@ -19,11 +19,12 @@ from pathlib import Path
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.studies.compare import cached_rows, compare, compare_file, csv_text, read_results
-from pyro_compress.studies.plan import plan, read_study
+from pyro_compress.studies.plan import of_studies, plan, read_study
 from pyro_compress.studies.tables import Row, exceeds_noise, grid, markdown_table, read_csv, spread, table
 
 ROOT = Path(__file__).parents[1]
-MARKED = re.compile(r"(<!-- table (\S+) (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+STUDIES = ROOT / "scripts/studies"
+MARKED = re.compile(r"(<!-- table (\S+) (\S+) (\S+)((?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 COMPARED = ("Bayes by Backprop (faithful)", "SGD (Adam)")
 
 
@@ -111,8 +112,9 @@ def refresh(document: Path, results: Path) -> None:
     }
 
     def written(match: re.Match[str]) -> str:
-        head, name, data, network, end = match.groups()
-        own = [row for row in rows if row.dataset == data and row.network == network]
+        head, name, data, network, studies, end = match.groups()
+        shown = of_studies(rows, [STUDIES / f"{study}.toml" for study in studies.split()])
+        own = [row for row in shown if row.dataset == data and row.network == network]
         return f"{head}\n{makers[name](own, data) if own else '(not run)'}\n\n{end}"
 
     write_atomically(document, MARKED.sub(written, document.read_text()).encode())
@@ -128,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         with tempfile.TemporaryDirectory() as folder:
-            smoke, options.results = ROOT / "scripts/studies/smoke.toml", Path(folder)
+            smoke, options.results = STUDIES / "smoke.toml", Path(folder)
             compare_file(smoke, options.results / "out")
             add(smoke, options.results / "out", options.results, "")
             print(markdown_table(table(read_csv((options.results / "study.csv").read_text()))))

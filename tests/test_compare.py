@@ -20,8 +20,8 @@ from pyro_compress.networks.graph import Network
 from pyro_compress.runs.evaluation import evaluate_target
 from pyro_compress.runs.folder import load_run
 from pyro_compress.studies import compare
-from pyro_compress.studies.plan import config_hash, identity, plan, read_study
-from pyro_compress.studies.tables import COLUMNS, read_csv
+from pyro_compress.studies.plan import config_hash, identity, of_studies, plan, read_study
+from pyro_compress.studies.tables import COLUMNS, Row, read_csv
 
 STUDY = """
 name = "small"
@@ -75,6 +75,18 @@ def test_plan(study: Path) -> None:
     assert replace(planned[0], configs=(changed,)).hash != planned[0].hash
     assert identity(planned[0].config)["lr"] == 0.001
     assert not {"guide", "threads", "seed"} & set(identity(planned[0].config))  # defaults and machinery
+
+
+def test_rows_of_a_study_among_those_of_several(study: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(STUDY.replace('variant = "Adam"', 'variant = "momentum"').replace('"gradual"', '"iterative"', 1))
+    names = [("SGD", "Adam"), ("SGD", "momentum"), ("Bayes by Backprop", ""), ("Bayes by Backprop", "ensemble of 10")]
+    rows = [Row("digits", "mlp-12", *name, 0.5, 0, 0.9, 0.3, 0.01, 1.0, "hash") for name in names]
+    assert of_studies(rows, [study]) == [rows[0], *rows[2:]]
+    assert of_studies(rows, [other]) == rows[1:]
+    assert of_studies(rows, [study, other]) == of_studies(rows, []) == rows
+    with pytest.raises(FileNotFoundError):
+        of_studies(rows, [tmp_path / "absent.toml"])
 
 
 def test_named_files_count_by_content(study: Path, tmp_path: Path) -> None:

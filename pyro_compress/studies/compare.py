@@ -48,13 +48,10 @@ from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.scores import Scores
 from pyro_compress.settings import FitConfig
-from pyro_compress.studies.plan import Planned, config_hash, plan, read_study
+from pyro_compress.studies.plan import DRAWS, Planned, config_hash, plan, read_study
 from pyro_compress.studies.tables import COLUMNS, Row, markdown
 from pyro_compress.types import Posterior, Splits
 
-DRAWS = 10
-"""Networks in an ensemble."""
-ENSEMBLE = f"ensemble of {DRAWS}"
 STUDY_COPY = "study.toml"
 POLL_SECONDS = 1.0
 """Between two looks at fits that other processes work on."""
@@ -222,9 +219,8 @@ def cached_rows(planned: Planned, out: Path) -> tuple[Row, ...] | None:
     if not set(planned.sparsities) <= {row.sparsity for row in rows}:
         return None
     method = planned.method
-    label = {False: method.variant, True: f"{method.variant}, {ENSEMBLE}".removeprefix(", ")}
     return tuple(
-        replace(row, method=method.name, variant=label[row.ensemble])
+        replace(row, method=method.name, variant=method.row_variant(row.ensemble))
         for row in rows
         if row.sparsity in planned.sparsities
     )
@@ -259,12 +255,11 @@ def _row(
     splits, other = data
     measured = evaluate(predict, splits, "test")
     assert isinstance(measured, Scores)
-    method, variant = planned.method, planned.method.variant
     return Row(
         dataset=planned.config.data,
         network=planned.network,
-        method=method.name,
-        variant=f"{variant}, {ENSEMBLE}".removeprefix(", ") if ensemble else variant,
+        method=planned.method.name,
+        variant=planned.method.row_variant(ensemble),
         sparsity=sparsity,
         seed=planned.config.seed,
         accuracy=measured.accuracy,

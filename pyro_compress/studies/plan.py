@@ -28,6 +28,7 @@ import hashlib
 import itertools
 import json
 import tomllib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.data.splits import load_splits
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
+from pyro_compress.studies.tables import Row
 
+DRAWS = 10
+"""Networks in an ensemble."""
 WHERE_AND_HOW_FAST = ("data_dir", "threads", "device", "compile", "in_memory_mib", "workers")
 """Options that are no part of a run's identity."""
 LISTS = ("datasets", "networks", "sparsities", "seeds")
@@ -64,6 +68,10 @@ class Method:
     sparsities: tuple[float, ...]
     criterion: str = ""
     choose: dict[str, list[Any]] = field(default_factory=dict)
+
+    def row_variant(self, ensemble: bool) -> str:
+        """The variant that its rows bear: of the posterior mean, or of an ensemble of draws."""
+        return f"{self.variant}, ensemble of {DRAWS}".removeprefix(", ") if ensemble else self.variant
 
 
 @dataclass(frozen=True)
@@ -184,6 +192,17 @@ def read_study(path: Path) -> Study:
         seeds=tuple(int(seed) for seed in document["seeds"]),
         out_of_domain=dict(document.get("out_of_domain", {})),
     )
+
+
+def of_studies(rows: Iterable[Row], paths: Iterable[Path]) -> list[Row]:
+    """Rows that bear the name of a method of these study files; all rows where no file is given.
+
+    Raises:
+        ValueError, OSError: as `read_study`.
+    """
+    methods = [method for path in paths for method in read_study(path).methods]
+    named = {(method.name, method.row_variant(ensemble)) for method in methods for ensemble in (False, True)}
+    return [row for row in rows if not methods or (row.method, row.variant) in named]
 
 
 def _sparsities(values: Any, path: Path) -> tuple[float, ...]:
