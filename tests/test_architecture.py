@@ -43,12 +43,11 @@ FLOORS = [
     {"compression/pipeline"},
     {"runs/config", "runs/budget"},
     {"runs/folder"},
-    {"runs/run"},
+    {"runs/run", "studies/tables"},
     {
         "runs/evaluation",
         "runs/post_training",
         "studies/plan",
-        "studies/tables",
         "inspection/summary",
         "cli/options",
         "deploy/*",
