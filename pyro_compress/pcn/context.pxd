@@ -34,25 +34,32 @@ cdef class Mixture:
 cdef long long bucket(long long count)
 cdef long long sign(long long value)
 
-cdef class Plane:
-    cdef long long rows, planes, height, width, total, seen, last
+cdef class Place:
+    cdef long long planes, height, width, area, total, seen, last, row, plane, y, x, column, row_count, row_sum, here
+    cdef long long left, up, up_left, up_right, left2, up2, near, wide, around
     cdef long long[::1] column_counts, column_sums, plane_counts
+    @cython.locals(x=cython.longlong, y=cython.longlong, width=cython.longlong, back=cython.longlong,
+                   side=cython.longlong)
+    cdef void look(self, long long[::1] values, long long at)
+    cdef void count(self, long long value)
 
 @cython.locals(at=cython.longlong, row=cython.longlong, plane=cython.longlong, y=cython.longlong, x=cython.longlong,
-               row_count=cython.longlong, row_sum=cython.longlong, here=cython.longlong, value=cython.longlong,
-               column=cython.longlong, mixture=Mixture, state=Plane, rest=cython.longlong)
+               mixture=Mixture, place=Place)
 cpdef code(Coder coder, long long[::1] values, long long rows, long long planes, long long height, long long width)
 
-@cython.locals(width=cython.longlong, area=cython.longlong, column=cython.longlong, left=cython.longlong,
-               up=cython.longlong, up_left=cython.longlong, up_right=cython.longlong, left2=cython.longlong,
-               up2=cython.longlong, pattern=cython.longlong, near=cython.longlong, counts="long long[::1]",
-               in_column=cython.longlong, around=cython.longlong, in_plane=cython.longlong, prior=cython.longlong,
-               known=cython.longlong, across=cython.longlong, negative=cython.longlong, largest=cython.longlong,
-               size=cython.longlong, left_over=cython.longlong, wide=cython.longlong,
-               back=cython.longlong, side=cython.longlong)
-cdef long long code_value(Mixture mixture, Plane state, long long[::1] values, long long at, long long row,
-                          long long plane, long long y, long long x, long long row_count, long long row_sum,
-                          long long here) except? -32768
+@cython.locals(negative=cython.longlong, size=cython.longlong)
+cdef long long code_value(Mixture mixture, Place place, long long known) except? -32768
+
+@cython.locals(area=cython.longlong, column=cython.longlong, row=cython.longlong, left_up=cython.longlong,
+               pattern=cython.longlong, in_column=cython.longlong, in_plane=cython.longlong, prior=cython.longlong,
+               left_over=cython.longlong, before=cython.longlong)
+cdef long long code_presence(Mixture mixture, Place place, long long known)
+
+@cython.locals(left=cython.longlong, up=cython.longlong, up_left=cython.longlong, up_right=cython.longlong)
+cdef long long code_sign(Mixture mixture, Place place, long long known)
+
+@cython.locals(largest=cython.longlong, in_column=cython.longlong, size=cython.longlong)
+cdef long long code_magnitude(Mixture mixture, Place place, long long known) except? -32768
 
 @cython.locals(rest=cython.longlong, length=cython.longlong, found=cython.longlong, place=cython.longlong)
 cdef long long code_rest(Mixture mixture, long long known) except? -32768

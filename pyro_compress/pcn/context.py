@@ -240,21 +240,70 @@ def sign(value: int) -> int:
     return (1 if value > 0 else 0) - (1 if value < 0 else 0)
 
 
-class Plane:
-    """The values around the one being coded, and the counts it is predicted from."""
+class Place:
+    """Where the value being coded lies, the values around it, and the counts of those before it.
 
-    def __init__(self, rows: int, planes: int, height: int, width: int):
-        self.rows = rows
+    Attributes:
+        row, plane, y, x: where it lies.
+        column: the same within its row.
+        left, up, up_left, up_right, left2, up2: the values around it.
+        near, wide: how many of these, and of a wider neighbourhood, are not zero.
+        around: non-zero values so far in the columns beside its own.
+        total, seen: non-zero values so far, and all.
+        row_count, row_sum: non-zero values of its row so far, and the sum of their signs.
+        here: non-zero values of its row and plane so far.
+        last: non-zero values of the row before.
+    """
+
+    def __init__(self, planes: int, height: int, width: int):
         self.planes = planes
         self.height = height
         self.width = width
-        columns = planes * height * width
-        self.column_counts = array("q", bytes(8 * columns))
-        self.column_sums = array("q", bytes(8 * columns))
+        self.area = height * width
+        self.column_counts = array("q", bytes(8 * planes * self.area))
+        self.column_sums = array("q", bytes(8 * planes * self.area))
         self.plane_counts = array("q", bytes(8 * planes))
-        self.total = 0
-        self.seen = 0
-        self.last = 0
+        self.total = self.seen = self.last = 0
+        self.row = self.plane = self.y = self.x = self.column = 0
+        self.row_count = self.row_sum = self.here = 0
+        self.left = self.up = self.up_left = self.up_right = self.left2 = self.up2 = 0
+        self.near = self.wide = self.around = 0
+
+    def look(self, values: array[int], at: int) -> None:
+        """Read what surrounds the value at a place."""
+        x, y, width = self.x, self.y, self.width
+        self.column = self.plane * self.area + y * width + x
+        self.left = values[at - 1] if x > 0 else 0
+        self.up = values[at - width] if y > 0 else 0
+        self.up_left = values[at - width - 1] if x > 0 and y > 0 else 0
+        self.up_right = values[at - width + 1] if y > 0 and x + 1 < width else 0
+        self.left2 = values[at - 2] if x > 1 else 0
+        self.up2 = values[at - 2 * width] if y > 1 else 0
+        self.near = (self.left != 0) + (self.up != 0) + (self.up_left != 0) + (self.up_right != 0)
+        self.near += (self.left2 != 0) + (self.up2 != 0)
+        self.wide = 0
+        self.around = 0
+        if self.area > 1:
+            for back in range(max(y - 3, 0), y + 1):
+                for side in range(max(x - 3, 0), min(x + 4, width)):
+                    if back < y or side < x:
+                        self.wide += values[at + (back - y) * width + side - x] != 0
+            self.around += self.column_counts[self.column - 1] if x > 0 else 0
+            self.around += self.column_counts[self.column + 1] if x + 1 < width else 0
+            self.around += self.column_counts[self.column - width] if y > 0 else 0
+            self.around += self.column_counts[self.column + width] if y + 1 < self.height else 0
+
+    def count(self, value: int) -> None:
+        """Add the value that was coded to the counts."""
+        self.seen += 1
+        if value != 0:
+            self.column_counts[self.column] += 1
+            self.column_sums[self.column] += sign(value)
+            self.plane_counts[self.plane] += 1
+            self.total += 1
+            self.row_count += 1
+            self.row_sum += sign(value)
+            self.here += 1
 
 
 def code(coder: Coder, values: array[int], rows: int, planes: int, height: int, width: int) -> None:
@@ -264,122 +313,100 @@ def code(coder: Coder, values: array[int], rows: int, planes: int, height: int, 
         ValueError: a magnitude of `MAX_MAGNITUDE` or more.
     """
     mixture = Mixture(coder)
-    state = Plane(rows, planes, height, width)
+    place = Place(planes, height, width)
     at = 0
     for row in range(rows):
-        row_count = 0
-        row_sum = 0
+        place.row = row
+        place.row_count = place.row_sum = 0
         for plane in range(planes):
-            here = 0
+            place.plane = plane
+            place.here = 0
             for y in range(height):
+                place.y = y
                 for x in range(width):
-                    value = code_value(mixture, state, values, at, row, plane, y, x, row_count, row_sum, here)
-                    if value != 0:
-                        column = (plane * height + y) * width + x
-                        state.column_counts[column] += 1
-                        state.column_sums[column] += sign(value)
-                        state.plane_counts[plane] += 1
-                        state.total += 1
-                        row_count += 1
-                        row_sum += sign(value)
-                        here += 1
-                    state.seen += 1
+                    place.x = x
+                    place.look(values, at)
+                    values[at] = code_value(mixture, place, values[at])
+                    place.count(values[at])
                     at += 1
-        state.last = row_count
+        place.last = place.row_count
 
 
-def code_value(
-    mixture: Mixture, state: Plane, values: array[int], at: int, row: int, plane: int, y: int, x: int,
-    row_count: int, row_sum: int, here: int,
-) -> int:  # fmt: skip
-    """Code the value at one place from what surrounds it; returns it."""
-    width = state.width
-    area = state.height * width
-    column = plane * area + y * width + x
-    left = values[at - 1] if x > 0 else 0
-    up = values[at - width] if y > 0 else 0
-    up_left = values[at - width - 1] if x > 0 and y > 0 else 0
-    up_right = values[at - width + 1] if y > 0 and x + 1 < width else 0
-    left2 = values[at - 2] if x > 1 else 0
-    up2 = values[at - 2 * width] if y > 1 else 0
-    pattern = (left != 0) + 2 * (up != 0) + 4 * (up_left != 0) + 8 * (up_right != 0)
-    near = (left != 0) + (up != 0) + (up_left != 0) + (up_right != 0) + (left2 != 0) + (up2 != 0)
-    wide = 0
-    if area > 1:
-        for back in range(max(y - 3, 0), y + 1):
-            for side in range(max(x - 3, 0), min(x + 4, width)):
-                if back < y or side < x:
-                    wide += values[at + (back - y) * width + side - x] != 0
-    counts = state.column_counts
-    in_column = counts[column]
-    around = 0
-    if area > 1:
-        around += counts[column - 1] if x > 0 else 0
-        around += counts[column + 1] if x + 1 < width else 0
-        around += counts[column - width] if y > 0 else 0
-        around += counts[column + width] if y + 1 < state.height else 0
-    in_plane = state.plane_counts[plane]
-    prior = ((state.total * 10 + 3) << 16) // (state.seen * 10 + 100)
+def code_value(mixture: Mixture, place: Place, known: int) -> int:
+    """Code one value from what surrounds it; returns it. `known` is not looked at in reading."""
+    if code_presence(mixture, place, known) == 0:
+        return 0
+    negative = code_sign(mixture, place, known)
+    size = code_magnitude(mixture, place, abs(known))
+    return -size if negative else size
+
+
+def code_presence(mixture: Mixture, place: Place, known: int) -> int:
+    """Code whether the value is another than zero."""
+    area, column, row = place.area, place.column, place.row
+    left_up = (place.left != 0) + 2 * (place.up != 0)
+    pattern = left_up + 4 * (place.up_left != 0) + 8 * (place.up_right != 0)
+    in_column, in_plane = place.column_counts[column], place.plane_counts[place.plane]
+    prior = ((place.total * 10 + 3) << 16) // (place.seen * 10 + 100)
 
     mixture.start()
     mixture.context(0)
-    mixture.context(bucket(in_column) * 8 + bucket(row_count))
+    mixture.context(bucket(in_column) * 8 + bucket(place.row_count))
     if area > 1:
         mixture.context(pattern)
-        mixture.context(bucket(in_column) * 8 + bucket(around))
-        mixture.context((y >> 1) * 64 + (x >> 1))
-        mixture.context(near * 8 + bucket(in_column + around))
-        mixture.context(min(wide, 15) * 8 + min(near, 7))
+        mixture.context(bucket(in_column) * 8 + bucket(place.around))
+        mixture.context((place.y >> 1) * 64 + (place.x >> 1))
+        mixture.context(place.near * 8 + bucket(in_column + place.around))
+        mixture.context(min(place.wide, 15) * 8 + min(place.near, 7))
     else:
         mixture.context(bucket(in_column) * 8 + min(row, 7))
-        mixture.context(bucket(row_count) * 8 + bucket(column))
+        mixture.context(bucket(place.row_count) * 8 + bucket(column))
     mixture.context(column)
-    if state.planes > 1:
-        mixture.context(bucket(here) * 8 + bucket(in_plane))
+    if place.planes > 1:
+        mixture.context(bucket(place.here) * 8 + bucket(in_plane))
     mixture.logit(mixture.density(in_column * 16, row, prior))
-    mixture.logit(mixture.density(row_count * 16, column, prior))
+    mixture.logit(mixture.density(place.row_count * 16, column, prior))
     if row > 0:
-        left_over = max(state.last - row_count, 0)
-        mixture.logit(mixture.density(left_over * 16, state.planes * area - column, prior))
+        left_over = max(place.last - place.row_count, 0)
+        mixture.logit(mixture.density(left_over * 16, place.planes * area - column, prior))
     else:
         mixture.logit(0)
     if area > 1:
-        mixture.logit(mixture.density(around * 4, row, prior))
-        mixture.logit(mixture.density(wide * 16, 24, prior))
-        if state.planes > 1:
-            mixture.logit(mixture.density(in_plane * 16, row * area + y * width + x, prior))
-            mixture.logit(mixture.density(here * 16, y * width + x, prior))
+        before = place.y * place.width + place.x
+        mixture.logit(mixture.density(place.around * 4, row, prior))
+        mixture.logit(mixture.density(place.wide * 16, 24, prior))
+        if place.planes > 1:
+            mixture.logit(mixture.density(in_plane * 16, row * area + before, prior))
+            mixture.logit(mixture.density(place.here * 16, before, prior))
     mixture.logit(1229)
-    known = values[at]
-    if mixture.bit(ZERO, known != 0) == 0:
-        values[at] = 0
-        return 0
+    return mixture.bit(ZERO, known != 0)
 
-    across = sign(left) + sign(up) + sign(up_left) + sign(up_right)
+
+def code_sign(mixture: Mixture, place: Place, known: int) -> int:
+    """Code whether a value other than zero is negative."""
+    left, up, up_left, up_right = sign(place.left), sign(place.up), sign(place.up_left), sign(place.up_right)
     mixture.start()
     mixture.context(0)
-    mixture.context((sign(left) + 1) * 3 + sign(up) + 1)
-    mixture.context(across + 4)
-    mixture.context((((sign(left) + 1) * 3 + sign(up) + 1) * 3 + sign(up_left) + 1) * 3 + sign(up_right) + 1)
-    mixture.context((min(max(state.column_sums[column], -2), 2) + 2) * 3 + sign(row_sum) + 1)
-    negative = mixture.bit(SIGN, known < 0)
+    mixture.context((left + 1) * 3 + up + 1)
+    mixture.context(left + up + up_left + up_right + 4)
+    mixture.context((((left + 1) * 3 + up + 1) * 3 + up_left + 1) * 3 + up_right + 1)
+    mixture.context((min(max(place.column_sums[place.column], -2), 2) + 2) * 3 + sign(place.row_sum) + 1)
+    return mixture.bit(SIGN, known < 0)
 
-    largest = min(3, max(abs(left), abs(up)))
-    known = abs(known)
-    size = 1
-    while size <= MAX_UNARY:
+
+def code_magnitude(mixture: Mixture, place: Place, known: int) -> int:
+    """Code the magnitude of a value other than zero."""
+    largest = min(3, max(abs(place.left), abs(place.up)))
+    in_column = bucket(place.column_counts[place.column])
+    for size in range(1, MAX_UNARY + 1):
         mixture.start()
         mixture.context(size)
         mixture.context(size * 4 + largest)
-        mixture.context(size * 8 + near)
-        mixture.context(size * 8 + bucket(in_column))
+        mixture.context(size * 8 + place.near)
+        mixture.context(size * 8 + in_column)
         if mixture.bit(MAGNITUDE, known > size) == 0:
-            break
-        size += 1
-    if size > MAX_UNARY:
-        size = code_rest(mixture, known)
-    values[at] = -size if negative else size
-    return values[at]
+            return size
+    return code_rest(mixture, known)
 
 
 def code_rest(mixture: Mixture, known: int) -> int:
