@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyro_compress.bayes.layers import bayesianize as bayesianize
     from pyro_compress.bayes.predict import predictive as predictive
     from pyro_compress.bayes.priors import PRIORS as PRIORS
+    from pyro_compress.compression.order import reordered as reordered
     from pyro_compress.compression.pipeline import load as load
     from pyro_compress.compression.pipeline import save as save
     from pyro_compress.compression.search import compress as compress
@@ -44,6 +45,7 @@ _HOMES = {
     "load": "compression.pipeline",
     "load_splits": "data.splits",
     "predictive": "bayes.predict",
+    "reordered": "compression.order",
     "resolve": "runs.config",
     "save": "compression.pipeline",
     "split_attention": "networks.attention",

@@ -30,7 +30,13 @@ FLOORS = [
     {"networks/decoded", "metrics", "training/guards"},
     {"networks/nets", "networks/weights", "training/progress"},
     {"compression/prune", "compression/precision", "compression/shrink", "compression/rate"},
-    {"compression/target", "compression/rounding", "compression/fixed_point", "compression/finetune"},
+    {
+        "compression/order",
+        "compression/target",
+        "compression/rounding",
+        "compression/fixed_point",
+        "compression/finetune",
+    },
     {"training/sparse", "networks/draws", "compression/search", "bayes/*"},
     {
         "training/baselines",

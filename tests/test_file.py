@@ -18,6 +18,8 @@ from pyro_compress.networks.nets import build_net
 from pyro_compress.pcn import codec, file, header
 from pyro_compress.types import Compressed, Graph, Node, Quantized
 
+GOLDEN = Path(__file__).parent / "golden"
+
 
 def tiny(codes: np.ndarray | None = None) -> Compressed:
     codes = np.array([[0, 0, 1], [0, -1, 0]], np.int32) if codes is None else codes
@@ -37,9 +39,9 @@ def sealed(data: bytes) -> bytes:
 
 
 def test_literal_bytes() -> None:
-    """A file written by version 2, byte by byte; if this changes, the version must."""
+    """A file written by version 3, byte by byte; if this changes, the version must."""
     data, parts = file.dumps(tiny(), in_context=False)
-    assert data[:5].hex() == "9350434e02"
+    assert data[:5].hex() == "9350434e03"
     assert data[5] == 0  # no template: the graph is spelled out
     length = data[6]
     assert parts["header"] == 2 + length
@@ -57,7 +59,7 @@ WEIGHT_BLOCK = "02ab01016451a5a9"
 
 def test_header_is_deflated_json() -> None:
     data, _ = file.dumps(tiny())
-    text = zlib.decompressobj(-15, header.DICTIONARY).decompress(data[7 : 7 + data[6]])
+    text = zlib.decompressobj(-15, header.DICTIONARY_3).decompress(data[7 : 7 + data[6]])
     assert text == (
         b'{"graph":{"input":[3],"nodes":[["linear",[0],{"weight":"w","bias":"b"},{}]]},'
         b'"tensors":[["w",[2,3],1],["b",[2],0]],"meta":{"prior":"none","parameters_total":8}}'
@@ -88,18 +90,26 @@ def golden() -> Compressed:
     return Compressed(Graph(nodes, (1, 8, 8)), tensors, {"data": "digits", "parameters_total": 1130})
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_golden_files(version: int) -> None:
     """Files written when a version was new decode to the same integers for ever."""
-    path = Path(__file__).parent / "golden" / f"version-{version}.pcn"
+    path = GOLDEN / f"version-{version}.pcn"
     assert path.read_bytes()[4] == version
     network = file.read(path)
     assert same(network, golden())
     assert [type(t) for t in network.tensors.values()] == [type(t) for t in golden().tensors.values()]
 
 
+@pytest.mark.parametrize("name", ["template-mlp", "template-lenet-5"])
+def test_golden_templates(name: str) -> None:
+    """Networks that a file names, as version 2 wrote them and as version 3 does."""
+    old, new = (file.read(GOLDEN / f"{name}{ending}.pcn") for ending in ("", "-version-3"))
+    assert same(old, new)
+    assert file.dumps(old)[0] == (GOLDEN / f"{name}-version-3.pcn").read_bytes()
+
+
 def test_the_newest_golden_file_is_what_is_written() -> None:
-    path = Path(__file__).parent / "golden" / f"version-{file.VERSION}.pcn"
+    path = GOLDEN / f"version-{file.VERSION}.pcn"
     assert file.dumps(golden())[0] == path.read_bytes()
 
 
@@ -153,17 +163,17 @@ def test_forged_files_decode_or_are_refused(draw: st.DataObject) -> None:
     assert isinstance(network, Compressed)
 
 
-def forged(text: bytes, body: bytes = b"", version: int = 2) -> bytes:
-    packed = header._deflate(text, header.DICTIONARY)
-    length = b"\0" + codec.varint(len(packed)) if version == 2 else struct.pack("<I", len(packed))
+def forged(text: bytes, body: bytes = b"", version: int = 3) -> bytes:
+    packed = header._deflate(text, header.DICTIONARY_3 if version == 3 else header.DICTIONARY)
+    length = b"\0" + codec.varint(len(packed)) if version == 3 else struct.pack("<I", len(packed))
     return sealed(file.MAGIC + bytes([version]) + length + packed + body)
 
 
 def stated(number: int, *sizes: int, body: bytes = b"") -> bytes:
     """A file whose header names a template, with empty metadata."""
-    packed = header._deflate(b"{}", header.META_DICTIONARY)
+    packed = header._deflate(b"{}", header.DICTIONARY_3)
     head = b"".join(codec.varint(size) for size in (number, *sizes, len(packed)))
-    return sealed(file.MAGIC + b"\2" + head + packed + body)
+    return sealed(file.MAGIC + b"\3" + head + packed + body)
 
 
 ONE = b'{"graph":{"input":[3],"nodes":[]},"tensors":[["w",[1],1]],"meta":{}}'
@@ -174,9 +184,9 @@ ONE = b'{"graph":{"input":[3],"nodes":[]},"tensors":[["w",[1],1]],"meta":{}}'
     [
         (b"PK\x03\x04" + bytes(50), "not a .pcn file"),
         (b"", "not a .pcn file"),
-        (sealed(file.MAGIC + b"\x03" + bytes(20)), "format version 3"),
+        (sealed(file.MAGIC + b"\x04" + bytes(20)), "format version 4"),
         (sealed(file.MAGIC + b"\x01" + struct.pack("<I", 1 << 30) + bytes(9)), "a header of 1073741824 bytes"),
-        (sealed(file.MAGIC + b"\x02\x00" + codec.varint(1 << 30) + bytes(9)), "a header of 1073741824 bytes"),
+        (sealed(file.MAGIC + b"\x03\x00" + codec.varint(1 << 30) + bytes(9)), "a header of 1073741824 bytes"),
         (stated(9, 1, 3, 1, 2), "unknown template"),
         (stated(1, 99), "99 sizes"),
         (stated(1, 1, 1 << 33, 1, 2), "impossible shape"),

@@ -72,7 +72,7 @@ HEADINGS = {
     "--net": "Weights that were trained elsewhere, instead of RUN",
     "--config": "What is removed and rounded",
     "--finetune": "Fine-tuning",
-    "--curve": "Results",
+    "--reorder": "Results",
     "--data-dir": "Running",
 }
 
@@ -178,6 +178,10 @@ HEADINGS = {
     "--finetune-lr", type=click.FloatRange(0, min_open=True), default=None, help="Adam's rate in fine-tuning."
 )
 @click.option(
+    "--reorder", type=click.IntRange(0), default=None, metavar="PASSES",
+    help="Passes of the coder spent on the order of hidden units that takes the fewest bytes; default: some seconds.",
+)  # fmt: skip
+@click.option(
     "--curve", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="CSV",
     help="Write size against error of every candidate (and a .png beside it, with matplotlib).",
 )  # fmt: skip
@@ -189,7 +193,14 @@ HEADINGS = {
 @data_options
 @device_options
 def compress(
-    run: Path | None, out: Path | None, force: bool, as_json: bool, data_dir: str, curve: Path | None, **options: Any
+    run: Path | None,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    data_dir: str,
+    curve: Path | None,
+    reorder: int | None,
+    **options: Any,
 ) -> None:
     """Prune, round and shrink a network into one .pcn file, read back and re-evaluated.
 
@@ -212,7 +223,7 @@ def compress(
         with search_options(options, as_json) as (goal, how, watch):
             report = compress_run(
                 source.posterior, source.splits, out, replace(goal, reference=source.reference), how, device,
-                replace(watch, candidate=trials.append),
+                replace(watch, candidate=trials.append), reorder,
             )  # fmt: skip
         drawn = write_curve(curve, trials) if curve else []
         seconds = {"posterior_seconds": source.seconds, "seconds": time.perf_counter() - started}

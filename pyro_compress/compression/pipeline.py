@@ -11,6 +11,7 @@ import numpy as np
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.fixed_point import fixed_point
+from pyro_compress.compression.order import reordered
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress, to_module
@@ -107,7 +108,7 @@ def load(path: str | Path) -> Network:
 
 def compress_run(
     posterior: Posterior, splits: Splits, path: Path, goal: Goal | None = None, how: Rounding | Tuning | None = None,
-    device: str = "cpu", watch: Watch | None = None,
+    device: str = "cpu", watch: Watch | None = None, passes: int | None = None,
 ) -> Report:  # fmt: skip
     """Compress into a file and report on it.
 
@@ -119,6 +120,7 @@ def compress_run(
         how: round the means, or fine-tune them.
         device: `cpu` or `cuda`; fine-tuning runs on the CPU.
         watch: told of progress.
+        passes: spent on the order of hidden units, as in `reordered`.
 
     Raises:
         ValueError: as `compress`; nothing is written.
@@ -131,7 +133,7 @@ def compress_run(
         network, removed = compress_finetuned(posterior, splits, how, goal, device, watch)
     else:
         network, removed = compress(posterior, splits, goal, how, device, watch)
-    sections = save(path, network, splits)
+    sections = save(path, reordered(network, passes), splits)
     return report(goal.reference or posterior, path, splits, removed, sections)
 
 

@@ -61,6 +61,31 @@ class Shrunk:
     columns: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Units:
+    """Hidden units that may change places with each other, and what moves with them.
+
+    Attributes:
+        count: how many.
+        axes: (tensor name, axis, entries along it per unit) of every tensor that has something of each.
+    """
+
+    count: int
+    axes: tuple[tuple[str, int, int], ...]
+
+
+def free_units(graph: Graph, tensors: dict[str, Tensor]) -> list[Units]:
+    """Sets of units whose order does not matter: hidden, and met by operations alone that keep channels apart.
+
+    Args:
+        graph: the network.
+        tensors: its tensors; not changed.
+    """
+    work = _Work(graph, {name: tensor.double().clone() for name, tensor in tensors.items()})
+    work.fold()
+    return work.free()
+
+
 def shrink(graph: Graph, tensors: dict[str, Tensor]) -> tuple[Graph, dict[str, Tensor]]:
     """Remove dead units and fold constants; zero weights are what a mask left behind.
 
@@ -273,6 +298,19 @@ class _Work:
                 node = replace(node, attributes={"shape": [len(keep), *value.shape[1:]]})
             nodes.append(node)
         return Shrunk(Graph(tuple(nodes), self.input_shape), tensors, rows, columns)
+
+    def free(self) -> list[Units]:
+        """The spaces that are not fixed, with their tensors."""
+        axes: dict[int, list[tuple[str, int, int]]] = {}
+        for index, (node, value) in enumerate(zip(self.nodes, self.values, strict=True)):
+            if node.op in (*WEIGHTED, "batch_norm"):
+                made = axes.setdefault(self.find(value.space), [])
+                made += [(name, 0, value.factor) for name in node.parameters.values()]
+            if node.op in WEIGHTED and node.attributes.get("groups", 1) == 1:
+                source = self.read[index]
+                axes.setdefault(self.find(source.space), []).append((node.parameters["weight"], 1, source.factor))
+        free = {space: found for space, found in axes.items() if space not in self.fixed}
+        return [Units(len(self.alive[space]), tuple(found)) for space, found in free.items()]
 
     def orders(self) -> dict[int, Tensor]:
         """Live channels of every space; free ones by the number of non-zero weights that make them, most first."""

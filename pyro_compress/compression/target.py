@@ -30,7 +30,8 @@ class Trial:
         sparsity: share of the weights that the criterion removed.
         coarseness: steps relative to each layer's own scale; 0 where fine-tuning chose the integers, or bits are given.
         rate: price of a bit in fine-tuning or in rounding; 0 without.
-        bytes: size of the file; without fine-tuning an upper bound, as the context coder is left out.
+        bytes: size of the file before its units are put in another order (`order.py`); without fine-tuning an upper
+            bound, as the context coder is left out.
         validation_error: share of validation examples that it gets wrong; for regression the relative RMSE.
         validation_nll_nats: per example.
     """

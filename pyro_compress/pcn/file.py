@@ -3,12 +3,13 @@
 Layout (little-endian; `docs/format.md` has the details):
 
     4 bytes   magic 93 50 43 4E
-    1 byte    version, 2
+    1 byte    version, 3
     ...       header: the network by a template's number and widths, or spelled out, and the metadata
     ...       one descriptor per tensor, the sections of those that stand alone, the stream of those coded in context
     4 bytes   CRC-32 of everything before
 
-Version 1, which had a longer header and one section per tensor, is still read.
+Version 2, whose header is packed with other dictionaries, and version 1, which had a longer header and one section per
+tensor, are still read.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pyro_compress.pcn.layout import layouts
 from pyro_compress.types import Compressed, Quantized
 
 MAGIC = b"\x93PCN"
-VERSION = 2
+VERSION = header.NEWEST
 MAX_ELEMENTS = 1 << 28
 """Values that a file may hold unless the reader allows more: a gibibyte of float32."""
 
@@ -73,20 +74,20 @@ def loads(data: bytes, max_elements: int = MAX_ELEMENTS) -> Compressed:
         raise ValueError("not a .pcn file (its first four bytes are others)")
     if len(data) < 9:
         raise ValueError(f"truncated: {len(data)} bytes")
-    if data[4] not in (1, VERSION):
+    if not 1 <= data[4] <= VERSION:
         raise ValueError(f"format version {data[4]}; this program reads versions 1 to {VERSION}")
     if zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
         raise ValueError("damaged: the checksum does not fit")
     reader = codec.Reader(data[5:-4])
-    network = _loads_first(reader, max_elements) if data[4] == 1 else _loads_second(reader, max_elements)
+    network = _loads_first(reader, max_elements) if data[4] == 1 else _loads(reader, data[4], max_elements)
     used = {name for node in network.graph.nodes for name in node.parameters.values()}
     if missing := used - set(network.tensors):
         raise ValueError(f"the graph uses tensors that the file does not hold: {', '.join(sorted(missing))}")
     return network
 
 
-def _loads_second(reader: codec.Reader, max_elements: int) -> Compressed:
-    graph, shapes, meta = header.read(reader)
+def _loads(reader: codec.Reader, version: int, max_elements: int) -> Compressed:
+    graph, shapes, meta = header.read(reader, version)
     _check_total(shapes, max_elements)
     return Compressed(graph, sections.read(reader, shapes, layouts(graph, shapes)), meta)
 

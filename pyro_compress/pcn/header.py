@@ -1,7 +1,7 @@
 """What a file says of its network beside the tensors: the graph, names and shapes, where it comes from.
 
-Version 2 names a template and its widths where the network matches one, and spells the graph out as version 1 does
-where not. JSON is packed with raw deflate and a preset dictionary.
+Since version 2 it names a template and its widths where the network matches one, and spells the graph out as version 1
+does where not. JSON is packed with raw deflate and a preset dictionary; version 3 has another one.
 """
 
 from __future__ import annotations
@@ -44,39 +44,58 @@ META_DICTIONARY = (
 )
 """Preset deflate dictionary of the metadata beside a template, part of format version 2."""
 
+DICTIONARY_3 = DICTIONARY + (
+    b'"columns":[{"name":"","categories":[""],"mean":0.,"std":1.,"targets":[{"name":"","classes":["","task":'
+    b'"regression","noise":0."finetune_svi":true,"dropout":0.5,"teacher":"lenet-5-caffe","teacher":"lenet-5-relu",'
+    b'"scale":"laplace","none","gaussian","spike-and-slab","normal-jeffreys","horseshoe","digits","fashion-mnist",'
+    b'"augment":"shift","augment":"crop-flip","finetune_augment":"crop-flip","finetune_augment":"shift","rate":1.5}'
+    b'"validation":0.1,"seed":2,"seed":1,"criterion":"magnitude","criterion":"group-snr","criterion":"group-mode",'
+    b'"parameters_total":288010,"parameters_total":431080,"finetune_epochs":121,"rate":0.5}"validation":0.05,'
+    b'"criterion":"snr","parameters_total":266610,"finetune_epochs":31,"rate":2.0}{"prior":"log-uniform",'
+    b'"data":"mnist","seed":0,"validation":0.05,"augment":"affine","criterion":"snr","parameters_total":266610,'
+    b'"finetune_epochs":301,"finetune_augment":"affine","rate":1.5}'
+)
+"""Preset deflate dictionary of both, part of format version 3."""
+
+DICTIONARIES = {2: (DICTIONARY, META_DICTIONARY), 3: (DICTIONARY_3, DICTIONARY_3)}
+"""Version -> dictionaries of a header that spells the network out, and of the metadata beside a template."""
+NEWEST = max(DICTIONARIES)
+
 
 def write(graph: Graph, shapes: Shapes, quantized: set[str], meta: dict[str, Any]) -> bytes:
-    """The header of version 2.
+    """The header of the newest version.
 
     Raises:
         ValueError: it is longer than the format allows, or the metadata is not JSON.
     """
+    spelled_out, beside_template = DICTIONARIES[NEWEST]
     if match := matching(graph, shapes):
         number, widths = match
         sizes = [len(graph.input_shape), *graph.input_shape, len(widths), *widths]
-        return b"".join(varint(n) for n in (number, *sizes)) + _sized(_deflate(_json(meta), META_DICTIONARY))
+        return b"".join(varint(n) for n in (number, *sizes)) + _sized(_deflate(_json(meta), beside_template))
     nodes = [[n.op, list(n.inputs), n.parameters, n.attributes] for n in graph.nodes[1:]]
     tensors = [[name, list(shape), int(name in quantized)] for name, shape in shapes.items()]
     told = {"graph": {"input": list(graph.input_shape), "nodes": nodes}, "tensors": tensors, "meta": meta}
-    return varint(0) + _sized(_deflate(_json(told), DICTIONARY))
+    return varint(0) + _sized(_deflate(_json(told), spelled_out))
 
 
-def read(reader: Reader) -> tuple[Graph, Shapes, dict[str, Any]]:
-    """Read a header of version 2.
+def read(reader: Reader, version: int) -> tuple[Graph, Shapes, dict[str, Any]]:
+    """Read a header of version 2 or newer.
 
     Raises:
         ValueError: truncated, too long, or not understood.
     """
+    spelled_out, beside_template = DICTIONARIES[version]
     number = reader.varint()
     if number == 0:
-        graph, declared, meta = parse(inflate(_take_sized(reader), DICTIONARY))
+        graph, declared, meta = parse(inflate(_take_sized(reader), spelled_out))
         return graph, {name: shape for name, shape, _ in declared}, meta
     if number not in TEMPLATES:
         raise ValueError(f"unknown template {number}")
     input_shape, widths = _sizes(reader), _sizes(reader)
     graph, shapes = TEMPLATES[number](input_shape, widths)
     try:
-        meta = dict(json.loads(inflate(_take_sized(reader), META_DICTIONARY)))
+        meta = dict(json.loads(inflate(_take_sized(reader), beside_template)))
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"the header is not understood: {error}") from error
     return graph, shapes, meta

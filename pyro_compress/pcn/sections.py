@@ -75,6 +75,13 @@ def read(reader: codec.Reader, shapes: Shapes, layouts: dict[str, Layout]) -> Te
     return {name: found[name] for name in shapes}
 
 
+def context_bits(codes: np.ndarray, layout: Layout) -> float:
+    """What the context coder spends on a tensor, in bits and fractions of them."""
+    coder = context.Coder()
+    context.code(coder, array("q", codes.astype("<i8").tobytes()), *layout)
+    return 8 * coder.written() + 32 - math.log2(coder.range)
+
+
 def read_dense(content: codec.Reader, shape: tuple[int, ...]) -> np.ndarray:
     """Float32 values, all finite, and nothing behind them."""
     values = np.frombuffer(content.take(4 * math.prod(shape)), "<f4").astype(np.float32).reshape(shape)

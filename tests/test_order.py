@@ -1,0 +1,83 @@
+"""The order of hidden units: the same function in fewer bytes, in every kind of network."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from test_shrink import PROBLEMS, prepared
+from torch import Tensor, nn
+
+from pyro_compress.compression import order
+from pyro_compress.compression.order import moved, reordered
+from pyro_compress.compression.search import to_module
+from pyro_compress.compression.shrink import free_units, shrink
+from pyro_compress.networks.graph import capture
+from pyro_compress.pcn import file, runner
+from pyro_compress.types import Compressed, Graph, Quantized
+
+
+def packed(graph: Graph, tensors: dict[str, Tensor]) -> Compressed:
+    """A network without its dead units, weights in steps of a sixteenth; everything else stays float32."""
+    graph, small = shrink(graph, tensors)
+    return Compressed(graph, {name: in_steps(t) if t.dim() > 1 else t.numpy() for name, t in small.items()}, {})
+
+
+def in_steps(tensor: Tensor) -> Quantized:
+    return Quantized(torch.round(16 * tensor).int().numpy(), 0.0625)
+
+
+def perceptron() -> Compressed:
+    """64-40-30, a tenth of the weights kept."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 30))
+    tensors = {k: torch.where(torch.rand_like(t) < 0.1, t, 0.0) for k, t in net.state_dict().items()}
+    return packed(capture(net, (1, 8, 8)), tensors)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_another_order_computes_the_same(name: str) -> None:
+    _, x, graph, tensors = prepared(name, 0.2, 0.2)
+    network = packed(graph, tensors)
+    found = reordered(network, 30)
+    assert found.graph == network.graph
+    before, after = to_module(network)(x), to_module(found)(x)
+    assert torch.allclose(before, after, rtol=1e-4, atol=1e-5)
+    decoded = file.loads(file.dumps(found)[0])
+    assert np.allclose(runner.run(decoded, x.numpy()), before.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_it_takes_fewer_bytes_and_says_the_same_twice() -> None:
+    network = perceptron()
+    size = len(file.dumps(network)[0])
+    first, second = (file.dumps(reordered(network, 200))[0] for _ in range(2))
+    assert first == second
+    assert len(first) < size
+    assert file.dumps(reordered(network, 0))[0] == file.dumps(network)[0]
+
+
+def test_a_network_that_is_too_large_for_the_context_coder_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = perceptron()
+    monkeypatch.setattr(order.sections, "MAX_CONTEXT_VALUES", 10)
+    assert reordered(network, 100) is network
+
+
+def test_without_the_compiled_coder_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = perceptron()
+    monkeypatch.setattr(order, "COMPILED", False)
+    assert file.dumps(reordered(network))[0] == file.dumps(network)[0]
+
+
+def test_units_that_are_free_to_move() -> None:
+    _, _, graph, tensors = prepared("mlp", 0, 0)
+    first, second = free_units(graph, tensors)
+    assert (first.count, second.count) == (12, 9)
+    assert first.axes == (("1.weight", 0, 1), ("1.bias", 0, 1), ("3.weight", 1, 1))
+
+
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_a_move_is_a_permutation(count: int) -> None:
+    chance = random.Random(1)
+    orders = [moved(count, chance) for _ in range(200)]
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
