@@ -232,7 +232,7 @@ def configuration(member: Member) -> str:
     """TOML that `fit --config` and `compress --config` take."""
     import tomli_w
 
-    settings = member.settings
+    settings = {"reorder": 0} | member.settings  # trials leave units where they are, which is quick
     if "finetune" in settings:
         settings = {"rate": FineTune.rate} | settings  # `compress` would search for one
     return tomli_w.dumps({"fit": member.fit, "compress": settings})
