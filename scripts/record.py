@@ -96,6 +96,8 @@ def record(run: Run, data_dir: str, how: FineTune, teacher: Teacher | None, path
 def recode(folder: Path, data_dir: str) -> None:
     """Write every file of a folder anew, and what changes of its row."""
     table = folder / "records.json"
+    if not table.is_file():
+        raise SystemExit(f"{folder} has no records.json: there is nothing to write anew; choose another --out")
     rows = json.loads(table.read_text())
     for row in rows:
         path = folder / row["file"]

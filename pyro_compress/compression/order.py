@@ -40,13 +40,14 @@ def reordered(network: Compressed, passes: int | None = None) -> Compressed:
     Returns:
         A network that computes the same up to the rounding of sums in another order.
     """
-    search = _Search(network)
-    values = sum(codes.size for codes in search.codes.values())
+    values = sum(tensor.codes.size for tensor in network.tensors.values() if isinstance(tensor, Quantized))
     if passes is None:
         passes = min(MOST_PASSES, CODED // max(values, 1)) if COMPILED else 0
-    if not 0 < values <= sections.MAX_CONTEXT_VALUES or not search.units:
+    if passes == 0 or not 0 < values <= sections.MAX_CONTEXT_VALUES:
         return network
-    search.run(passes * values)
+    search = _Search(network)
+    if search.units:
+        search.run(passes * values)
     return search.found()
 
 
