@@ -3,17 +3,18 @@
     python scripts/ablation.py runs/svd runs/gnj runs/ghs runs/dense --finetune 30 --rate 4 --teacher runs/teacher
     python scripts/ablation.py --table
 
-One row per run folder, merged into --json; then the table between `<!-- ablation -->` and `<!-- end -->` of --document
-is written anew. Ratios of the first two stages are computed as in the literature (Louizos et al. 2017: 32 bits a value
-against the bits of what is left, without biases, header or index); those of all others are sizes of files. Thresholds
-and steps are chosen on the validation split; the test split is read once per stage. `--smoke` fits three tiny networks
-and prints their table.
+One row per run folder, merged into --json; then the table of means over seeds between `<!-- ablation -->` and
+`<!-- end -->` of --document is written anew. Ratios of the first two stages are computed as in the literature (Louizos
+et al. 2017: 32 bits a value against the bits of what is left, without biases, header or index); those of all others are
+sizes of files. Thresholds and steps are chosen on the validation split; the test split is read once per stage.
+`--smoke` fits three tiny networks and prints their table.
 """
 
 import argparse
 import json
 import os
 import re
+import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,13 @@ STAGES = {
     "svi": "the same as SVI under the mask",
     "taught": "+ teacher",
 }
+PUBLISHED = {
+    ("mnist", "lenet-300-100", "log-uniform"): {"pruned": "68×, 1.92 %", "static": "113× (computed)"},
+    ("mnist", "lenet-300-100", "normal-jeffreys"): {"pruned": "9×, 1.8 %", "fixed": "36×", "static": "58× (computed)"},
+    ("mnist", "lenet-300-100", "horseshoe"): {"pruned": "9×, 1.8 %", "fixed": "23×", "static": "59× (computed)"},
+    ("mnist", "lenet-300-100", "magnitude"): {"pruned": "12×, 1.59 % (retrained)", "static": "40×, 1.58 % (retrained)"},
+}
+"""Molchanov et al. 2017; Louizos et al. 2017, their largest ratio beside our static tables; Han et al. 2015, 2016."""
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- ablation -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -97,29 +105,55 @@ def row(run: Run, splits: Splits, tolerance: float, how: FineTune, teacher: Teac
         stages |= filed(network, splits, dense, (f"{name} static", name))
     config = run.config
     return {
-        "run": run.path.name, "prior": config.prior, "network": config.net, "dataset": config.data,
+        "run": run.path.name, "method": method(config), "network": config.net, "dataset": config.data,
         "seed": config.seed, "epochs": config.epochs, "dense_bytes": dense, "tolerance": tolerance,
         "finetune_epochs": how.epochs, "rate": how.rate, "teacher": teacher.name if teacher else "",
         "stages": {name: stages[name] for name in stages},
     }  # fmt: skip
 
 
+def method(config: FitConfig) -> str:
+    """Prior, or how the baseline was pruned."""
+    if config.prior != "none":
+        return config.prior
+    return "magnitude" if config.pruning == "none" else f"magnitude, {config.pruning} to {100 * config.prune_to:g} %"
+
+
 def table(rows: list[dict]) -> str:
-    """Markdown: a line per run, a column per stage, each ratio with its test error."""
+    """Markdown: a line per prior, mean ± standard deviation over its seeds, and the published one below it."""
     names = [name for name in STAGES if any(name in row["stages"] for row in rows)]
     lines = [
-        f"| data, network | prior | seed | {' | '.join(STAGES[name] for name in names)} |",
+        f"| data, network | prior, or baseline | seeds | {' | '.join(STAGES[name] for name in names)} |",
         f"| --- | --- | --- |{' --- |' * len(names)}",
     ]
+    groups = dict[tuple[str, str, str], list[dict]]()
     for row in rows:
-        cells = []
-        for name in names:
-            stage = row["stages"].get(name)
-            shown = stage and f"{stage['ratio']:.1f}×" + (f", {stage['bytes']:,} B" if "bytes" in stage else "")
-            cells.append(f"{shown}, {stage['test_error_percent']:.2f} %" if stage else "")
-        prior = row["prior"] if row["prior"] != "none" else "none (magnitude)"
-        lines.append(f"| {row['dataset']}, {row['network']} | {prior} | {row['seed']} | {' | '.join(cells)} |")
+        groups.setdefault((row["dataset"], row["network"], row["method"]), []).append(row)
+    for (dataset, network, what), members in groups.items():
+        cells = [cell([row["stages"][name] for row in members if name in row["stages"]]) for name in names]
+        seeds = ", ".join(str(row["seed"]) for row in members)
+        lines.append(f"| {dataset}, {network} | {what} | {seeds} | {' | '.join(cells)} |")
+        published = PUBLISHED.get((dataset, network, what))
+        if published:
+            cells = [f"*{published[name]}*" if name in published else "" for name in names]
+            lines.append(f"| | *published* | | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def cell(stages: list[dict]) -> str:
+    """Ratio, bytes where there is a file, test error: mean ± sample standard deviation."""
+    if not stages:
+        return ""
+    parts = [f"{spread([s['ratio'] for s in stages], '.1f')}×"]
+    if "bytes" in stages[0]:
+        parts.append(f"{spread([s['bytes'] for s in stages], ',.0f')} B")
+    return ", ".join([*parts, f"{spread([s['test_error_percent'] for s in stages], '.2f')} %"])
+
+
+def spread(values: list[float], form: str) -> str:
+    """Mean ± sample standard deviation; a single value without."""
+    mean = format(statistics.mean(values), form)
+    return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
 
 
 def refresh(document: Path, rows: list[dict]) -> None:

@@ -19,28 +19,17 @@ from pathlib import Path
 import torch
 
 from pyro_compress.atomic import write_atomically
+from pyro_compress.compression.fixed_point import occupied
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.search import remove_units, to_module
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.graph import WEIGHTED, widths
-from pyro_compress.pcn import file
+from pyro_compress.networks.graph import widths
 from pyro_compress.runs.folder import Run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
-from pyro_compress.types import Compressed, Splits, count
+from pyro_compress.types import Splits
 
 PRIORS = ("log-uniform", "spike-and-slab", "horseshoe", "normal-jeffreys")
-
-
-def dense_weights(network: Compressed) -> int:
-    """Weights of a network whose inputs and units are removed, counting live inputs only."""
-    weights = {n.parameters["weight"]: n for n in network.graph.nodes if n.op in WEIGHTED}
-    total = 0
-    for name in weights:
-        tensor = file.dense(network.tensors[name])
-        columns = (tensor.reshape(*tensor.shape[:2], -1) != 0).any((0, 2)).sum()
-        total += int(tensor.shape[0] * columns * count(tensor.shape[2:]))
-    return total
 
 
 STRUCTURAL_TOLERANCES = (0.0, 0.0005, 0.001)
@@ -51,10 +40,11 @@ def structural(run: Run, splits: Splits, tolerance: float) -> dict:
     """What removing units alone gives, in float32, at the threshold that validation allows."""
     network = remove_units(run.posterior, splits, tolerance=tolerance)
     total = sum(layer.mean.numel() for layer in run.posterior.layers.values())
-    kept = dense_weights(network)
+    tensors = to_module(network).state_dict()
+    kept = sum(occupied(tensors[name]) for name in run.posterior.layers)
     return {
         "tolerance": tolerance,
-        "units": widths(network.graph, {name: file.dense(t) for name, t in network.tensors.items()}),
+        "units": widths(network.graph, tensors),
         "weights": kept,
         "ratio": total / kept,
         "validation_error_percent": 100 * (1 - evaluate(to_module(network), splits, "validation").accuracy),

@@ -1,6 +1,7 @@
 """Integers for a price, bit widths by hand, and bit widths as the literature counts them."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from click.testing import CliRunner
 
 import pyro_compress as pc
 from pyro_compress.cli.main import main
-from pyro_compress.compression.fixed_point import fixed_point, significant_bits
+from pyro_compress.compression.fixed_point import fixed_point, fixed_point_of, occupied, significant_bits
 from pyro_compress.compression.precision import bits_step
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.rounding import LEAST_STD, Grid, Rounding, cheapest, rounded_weights
@@ -111,21 +112,49 @@ def test_significant_bits_are_the_fewest_that_round_as_little() -> None:
 
 
 def test_fixed_point_counts_by_hand(run: Run) -> None:
-    """A network of which two hidden units are masked out, by weights and by what is left of rows and columns."""
+    """Two hidden units and nine inputs are masked out: by weights, and by what is left of rows and columns."""
     posterior = run.posterior
     masks = {name: torch.ones_like(layer.mean, dtype=torch.bool) for name, layer in posterior.layers.items()}
     masks["1.weight"][[3, 7]] = False
+    masks["1.weight"][:, 11:20] = False
     masks["3.weight"][0, 1] = False
     bits = [
         significant_bits(float(layer.std[masks[name]].square().mean())) + 4 for name, layer in posterior.layers.items()
     ]
     total = 64 * 40 + 40 + 40 * 20 + 20 + 200 + 10
     found = fixed_point(posterior, masks, by_units=True)
-    left = [64 * 38, 38 * 20, 200]
+    left = [55 * 38, 38 * 20, 200]
     assert found.bits == bits
     assert found.pruned == pytest.approx(total / sum(left))
     assert found.reduced == pytest.approx(32 * total / sum(n * b for n, b in zip(left, bits, strict=True)))
     assert fixed_point(posterior, masks, by_units=False).pruned == pytest.approx(total / (sum(left) - 1))
+
+
+def test_fixed_point_of_a_compressed_network(run: Run, digits: Splits) -> None:
+    """Its own non-zeros, or its units, at widths from what log alpha < 3 keeps (Molchanov et al. 2017), or from all."""
+    posterior = run.posterior
+    tensors = to_module(pc.compress(posterior, digits, pc.Goal(sparsity=0.8))[0]).state_dict()
+    alpha = {name: (layer.std / layer.mean).square() for name, layer in posterior.layers.items()}
+    variances = {name: layer.std[alpha[name].log() < 3].square().mean() for name, layer in posterior.layers.items()}
+    bits = [significant_bits(float(variance)) + 4 for variance in variances.values()]
+    left = [int((tensors[name] != 0).sum()) for name in posterior.layers]
+    found = fixed_point_of(posterior, tensors, "snr")
+    assert found.bits == bits
+    assert found.pruned == pytest.approx(posterior.parameters_total / sum(left))
+    vague = {
+        name: replace(layer, std=torch.full_like(layer.std, 100 * float(layer.mean.abs().max())))
+        for name, layer in posterior.layers.items()
+    }
+    of_all = [significant_bits(float(layer.std[0, 0]) ** 2) + 4 for layer in vague.values()]
+    assert fixed_point_of(replace(posterior, layers=vague), tensors, "snr").bits == of_all
+    assert fixed_point_of(posterior, {}, "snr").pruned == posterior.parameters_total
+
+
+def test_columns_that_nobody_reads_are_not_counted() -> None:
+    weight = torch.zeros(6, 5, 3, 3)
+    weight[2, 1, 0, 2] = weight[4, 3] = 1.0
+    assert occupied(weight) == 6 * 2 * 9
+    assert occupied(weight[:, :, 0, 2]) == 6 * 2
 
 
 REFUSED = [

@@ -142,22 +142,28 @@ def test_compare_coders(tmp_path: Path) -> None:
 
 
 def test_ablation(tmp_path: Path) -> None:
-    """Every stage of three runs; the context coder is never larger, and the table finds its place in a document."""
+    """Every stage of three runs, the context coder never larger; a document gets means over seeds, published rows."""
     header, _, *lines = run(script("ablation"), "--smoke", cwd=tmp_path).splitlines()
-    assert [line.split(" | ")[1] for line in lines] == ["log-uniform", "normal-jeffreys", "none (magnitude)"]
+    assert [line.split(" | ")[1] for line in lines] == ["log-uniform", "normal-jeffreys", "magnitude"]
     names = header.split(" | ")
     for line in lines:
         cells = dict(zip(names, line.split(" | "), strict=True))
         sizes = [cells[name].split(",")[0].rstrip("×") for name in ("file, static tables", "file, context coder")]
         assert float(sizes[0]) <= float(sizes[1])
-    stage = {"ratio": 2.0, "bytes": 1000, "test_error_percent": 1.5}
-    row = {"run": "a", "dataset": "digits", "network": "mlp", "prior": "none", "seed": 3, "stages": {"file": stage}}
-    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    stages = [{"ratio": r, "bytes": int(1000 * r), "test_error_percent": e} for r, e in ((1.0, 1.5), (2.0, 1.7))]
+    of = {"dataset": "mnist", "network": "lenet-300-100", "method": "horseshoe"}
+    rows = [of | {"run": f"ghs-{seed}", "seed": seed, "stages": {"file": stage}} for seed, stage in enumerate(stages)]
+    (tmp_path / "rows.json").write_text(json.dumps([*rows, rows[0] | {"dataset": "digits", "seed": 3}]))
     document = tmp_path / "results.md"
     document.write_text("before\n<!-- ablation -->\nold\n<!-- end -->\nafter\n")
     run(script("ablation"), "--table", "--json", "rows.json", "--document", str(document), cwd=tmp_path)
-    assert "| digits, mlp | none (magnitude) | 3 | 2.0×, 1,000 B, 1.50 % |" in document.read_text()
-    assert "old" not in document.read_text()
+    text = document.read_text()
+    assert (
+        "| mnist, lenet-300-100 | horseshoe | 0, 1 | 1.5 ± 0.7×, 1,500 ± 707 B, 1.60 ± 0.14 % |\n| | *published*"
+        in text
+    )
+    assert "| digits, lenet-300-100 | horseshoe | 3 | 1.0×, 1,000 B, 1.50 % |\n\n<!-- end -->" in text
+    assert "old" not in text
 
 
 def test_fuzz_files(tmp_path: Path) -> None:

@@ -7,12 +7,15 @@ are left, with no biases, no header and no index of where the survivors lie. No 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from pyro_compress.compression.prune import kept
 from pyro_compress.compression.shrink import trace_shrink
-from pyro_compress.types import Masks, Posterior
+from pyro_compress.types import Masks, Posterior, count
 
 EXPONENT_AND_SIGN = 4
 """Bits beside the significand: three and one (Louizos et al. 2017, section 5)."""
@@ -44,23 +47,61 @@ def significant_bits(variance: float) -> int:
     return min(max(math.ceil(-math.log2(variance)), 1), MOST_SIGNIFICANT)
 
 
-@torch.no_grad()
-def fixed_point(posterior: Posterior, masks: Masks, by_units: bool) -> FixedPoint:
-    """What the posterior's variances alone would save.
+def occupied(weight: Tensor) -> int:
+    """Values of a weight, `(out, in, ...)`, in columns that hold anything but zeros: those of inputs that are read.
 
-    Args:
-        posterior: the waist.
-        masks: weights to keep.
-        by_units: count what lies in rows and columns that are left, as for priors with groups; if not, the survivors
-            themselves, as for priors on single weights, whose published ratios leave out where they lie.
+    Inputs of the whole network stay in the shape of a smaller network's first weight, dead or not.
     """
-    weights = {name: torch.where(masks[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
-    small = trace_shrink(posterior.graph, posterior.dense | weights)
-    bits, left = list[int](), list[int]()
+    live = int((weight != 0).transpose(0, 1).flatten(1).any(1).sum())
+    return live * count(weight.shape) // weight.shape[1]
+
+
+def bit_widths(posterior: Posterior, masks: Masks) -> list[int]:
+    """Bits per weight, layer by layer, sign and exponent included, from the mean variance of what the masks keep."""
+    bits = list[int]()
     for name, layer in posterior.layers.items():
         variance = float(layer.std[masks[name]].double().square().sum() / max(int(masks[name].sum()), 1))
         bits.append(significant_bits(variance) + EXPONENT_AND_SIGN if variance else FLOAT32)
-        left.append(small.tensors[name].numel() if by_units else int((small.tensors[name] != 0).sum()))
+    return bits
+
+
+def counted(posterior: Posterior, left: Mapping[str, Tensor], bits: list[int], by_units: bool) -> FixedPoint:
+    """Ratios of a smaller network.
+
+    Args:
+        posterior: what it came from.
+        left: its tensors by name, in their smaller shapes; a layer may be missing.
+        bits: per weight, layer by layer.
+        by_units: count what lies in rows and columns that are left (`occupied`), as for priors with groups; if not, the
+            survivors themselves, as for priors on single weights, whose published ratios leave out where they lie.
+    """
+    weights = [left[name] if name in left else torch.zeros(1, 1) for name in posterior.layers]
+    counts = [occupied(weight) if by_units else int((weight != 0).sum()) for weight in weights]
     total = posterior.parameters_total
-    spent = sum(count * width for count, width in zip(left, bits, strict=True))
-    return FixedPoint(bits, total / max(sum(left), 1), FLOAT32 * total / max(spent, 1))
+    spent = sum(number * width for number, width in zip(counts, bits, strict=True))
+    return FixedPoint(bits, total / max(sum(counts), 1), FLOAT32 * total / max(spent, 1))
+
+
+@torch.no_grad()
+def fixed_point(posterior: Posterior, masks: Masks, by_units: bool) -> FixedPoint:
+    """What masks and the posterior's variances would save, without rounding; arguments as in `counted`."""
+    weights = {name: torch.where(masks[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
+    small = trace_shrink(posterior.graph, posterior.dense | weights)
+    return counted(posterior, small.tensors, bit_widths(posterior, masks), by_units)
+
+
+@torch.no_grad()
+def fixed_point_of(posterior: Posterior, tensors: Mapping[str, Tensor], criterion: str) -> FixedPoint:
+    """What a compressed network would save if its survivors were kept at widths that the posterior's variances ask for.
+
+    The variances are averaged over the weights that the literature's threshold keeps (`prune.THRESHOLDS`), or over all
+    of a layer of which it keeps none.
+
+    Args:
+        posterior: what the network came from.
+        tensors: the network's, by name.
+        criterion: how it was pruned; units are counted for a group criterion, single weights for others.
+    """
+    rule = kept(posterior.layers, criterion)
+    masks = {name: mask if mask.any() else torch.ones_like(mask) for name, mask in rule.items()}
+    return counted(posterior, tensors, bit_widths(posterior, masks), criterion.startswith("group-"))

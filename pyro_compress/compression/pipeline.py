@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from pyro_compress.atomic import write_atomically
-from pyro_compress.compression.fixed_point import fixed_point
+from pyro_compress.compression.fixed_point import fixed_point_of
 from pyro_compress.compression.order import reordered
-from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.target import Goal, Watch
@@ -46,8 +45,8 @@ class Report:
         file_bytes: size of the file.
         dense_bytes: size of the uncompressed network as float32.
         sections_bytes: bytes of each part of the file.
-        fixed_point_bits: bits per weight, layer by layer, as the posterior's variances have them.
-        fixed_point_ratio: what such a network would save, counted as Louizos et al. 2017 do.
+        fixed_point_bits: bits per weight, layer by layer, as the posterior's variances have them (`fixed_point_of`).
+        fixed_point_ratio: what the file's network would save at these, counted as Louizos et al. 2017 do.
         finetune_epochs: epochs of fine-tuning; 0 where the posterior, threshold and rounding did it alone.
         finetune_rate: price of a bit in it.
         teacher: network that was distilled into this one; empty for none.
@@ -167,7 +166,7 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
     size = os.path.getsize(path)
     first = posterior.removals[0] if posterior.removals else None
     criterion = network.meta["criterion"]
-    fixed = fixed_point(posterior, masks_at(scores(posterior, criterion), sparsity), criterion.startswith("group-"))
+    fixed = fixed_point_of(posterior, after.state_dict(), criterion)
     return Report(
         criterion=criterion,
         sparsity=sparsity,
