@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from pyro_compress.pcn import file
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
+from pyro_compress.studies.tables import spread
 from pyro_compress.types import Compressed, Splits
 
 RECIPE = FineTune(masked_epochs=1, step=0.7, noise=0.4, lr=1e-3)
@@ -144,16 +144,10 @@ def cell(stages: list[dict]) -> str:
     """Ratio, bytes where there is a file, test error: mean ± sample standard deviation."""
     if not stages:
         return ""
-    parts = [f"{spread([s['ratio'] for s in stages], '.1f')}×"]
+    parts = [f"{spread([s['ratio'] for s in stages], 1)}×"]
     if "bytes" in stages[0]:
-        parts.append(f"{spread([s['bytes'] for s in stages], ',.0f')} B")
-    return ", ".join([*parts, f"{spread([s['test_error_percent'] for s in stages], '.2f')} %"])
-
-
-def spread(values: list[float], form: str) -> str:
-    """Mean ± sample standard deviation; a single value without."""
-    mean = format(statistics.mean(values), form)
-    return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
+        parts.append(f"{spread([s['bytes'] for s in stages], 0)} B")
+    return ", ".join([*parts, f"{spread([s['test_error_percent'] for s in stages], 2)} %"])
 
 
 def refresh(document: Path, rows: list[dict]) -> None:

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
@@ -27,10 +26,10 @@ from pyro_compress.networks.graph import widths
 from pyro_compress.runs.folder import Run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
+from pyro_compress.studies.tables import spread
 from pyro_compress.types import Splits
 
 PRIORS = ("log-uniform", "spike-and-slab", "horseshoe", "normal-jeffreys")
-
 
 STRUCTURAL_TOLERANCES = (0.0, 0.0005, 0.001)
 """Validation accuracy that removing units alone may cost; the table shows the first."""
@@ -52,14 +51,14 @@ def structural(run: Run, splits: Splits, tolerance: float) -> dict:
     }
 
 
-def row(config: FitConfig, keep: Path | None) -> dict:
+def row(config: FitConfig) -> dict:
     """Fit, compress, measure."""
     with tempfile.TemporaryDirectory() as folder:
         epochs = []
         run = fit_run(config, Path(folder) / "run", on_epoch=epochs.append)
         splits = run.splits()
         report = compress_run(run.posterior, splits, Path(folder) / "network.pcn").as_dict()
-        found = {
+        return {
             "data": config.data,
             "net": config.net,
             "prior": config.prior,
@@ -76,15 +75,6 @@ def row(config: FitConfig, keep: Path | None) -> dict:
             "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy", "constriction")},
             "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         }
-        if keep:
-            (Path(folder) / "network.pcn").replace(keep)
-        return found
-
-
-def spread(values: list[float], digits: int = 2) -> str:
-    """Mean ± sample standard deviation."""
-    mean = statistics.mean(values)
-    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
 
 
 def table(rows: list[dict]) -> str:
@@ -150,7 +140,7 @@ def main() -> None:
                 prior=prior, data=options.data, data_dir=options.data_dir, net=options.net, seed=seed,
                 epochs=options.epochs, device="cpu", validation=options.validation, threads=options.threads,
             )  # fmt: skip
-            rows = [*rows, row(config, None)]
+            rows = [*rows, row(config)]
             write_atomically(options.out, (json.dumps(rows, indent=1) + "\n").encode())
             last = rows[-1]["report"]
             print(

@@ -84,9 +84,9 @@ def read_csv(text: str) -> list[Row]:
 
 
 def spread(values: list[float], digits: int = 2) -> str:
-    """Mean ± sample standard deviation."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+    """Mean ± sample standard deviation, with commas between thousands; a single value without a spread."""
+    mean = f"{statistics.mean(values):,.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else mean
 
 
 def exceeds_noise(best: Cell, other: Cell) -> bool:
