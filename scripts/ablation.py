@@ -147,7 +147,7 @@ def cell(stages: list[dict]) -> str:
     parts = [f"{spread([s['ratio'] for s in stages], 1)}×"]
     if "bytes" in stages[0]:
         parts.append(f"{spread([s['bytes'] for s in stages], 0)} B")
-    return ", ".join([*parts, f"{spread([s['test_error_percent'] for s in stages], 2)} %"])
+    return "<br>".join([*parts, f"{spread([s['test_error_percent'] for s in stages], 2)} %"])
 
 
 def refresh(document: Path, rows: list[dict]) -> None:

@@ -148,7 +148,7 @@ def test_ablation(tmp_path: Path) -> None:
     names = header.split(" | ")
     for line in lines:
         cells = dict(zip(names, line.split(" | "), strict=True))
-        sizes = [cells[name].split(",")[0].rstrip("×") for name in ("file, static tables", "file, context coder")]
+        sizes = [cells[name].split("<br>")[0].rstrip("×") for name in ("file, static tables", "file, context coder")]
         assert float(sizes[0]) <= float(sizes[1])
     stages = [{"ratio": r, "bytes": int(1000 * r), "test_error_percent": e} for r, e in ((1.0, 1.5), (2.0, 1.7))]
     of = {"dataset": "mnist", "network": "lenet-300-100", "method": "horseshoe"}
@@ -159,10 +159,10 @@ def test_ablation(tmp_path: Path) -> None:
     run(script("ablation"), "--table", "--json", "rows.json", "--document", str(document), cwd=tmp_path)
     text = document.read_text()
     assert (
-        "| mnist, lenet-300-100 | horseshoe | 0, 1 | 1.5 ± 0.7×, 1,500 ± 707 B, 1.60 ± 0.14 % |\n| | *published*"
+        "| mnist, lenet-300-100 | horseshoe | 0, 1 | 1.5 ± 0.7×<br>1,500 ± 707 B<br>1.60 ± 0.14 % |\n| | *published*"
         in text
     )
-    assert "| digits, lenet-300-100 | horseshoe | 3 | 1.0×, 1,000 B, 1.50 % |\n\n<!-- end -->" in text
+    assert "| digits, lenet-300-100 | horseshoe | 3 | 1.0×<br>1,000 B<br>1.50 % |\n\n<!-- end -->" in text
     assert "old" not in text
 
 
