@@ -70,7 +70,7 @@ def test_pruned_while_training(pruning: str, digits: Splits) -> None:
 def test_rewinding_goes_back_to_the_first_weights() -> None:
     net = mlp((1, 2, 2), 3, (5,))
     first = copy.deepcopy(net.state_dict())
-    after_step = pruned_while_training(net, ["1.weight", "3.weight"], "rewind", 0.8, 60)
+    after_step = pruned_while_training(net, ["1.weight", "3.weight"], "rewind", 0.8, 60)(0)
     optimizer = torch.optim.Adam(net.parameters())
     with torch.no_grad():
         for parameter in net.parameters():
@@ -92,7 +92,7 @@ def test_rewinding_goes_back_to_the_first_weights() -> None:
 
 def test_gradual_renews_now_and_then() -> None:
     net = mlp((1, 2, 2), 3, (50,))
-    after_step = pruned_while_training(net, ["1.weight"], "gradual", 0.9, 1000)
+    after_step = pruned_while_training(net, ["1.weight"], "gradual", 0.9, 1000)(0)
     optimizer = torch.optim.SGD(net.parameters())
     seen = []
     for step in range(1, 1001):
@@ -101,6 +101,25 @@ def test_gradual_renews_now_and_then() -> None:
     changes = [step for step in range(2, 1001) if seen[step - 1] != seen[step - 2]]
     assert all(step % RENEW_STEPS == 0 or step == 700 for step in changes)
     assert seen[-1] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("pruning", sorted(PRUNING))
+def test_pruning_goes_on_from_the_network_alone(pruning: str) -> None:
+    """Begun anew at any step, the same weights go at the same steps."""
+    straight, generator = mlp((1, 2, 2), 3, (50,)), torch.Generator().manual_seed(0)
+    weights, other = ["1.weight", "3.weight"], copy.deepcopy(straight)
+    after_step = pruned_while_training(straight, weights, pruning, 0.9, 1000)(0)
+    begin = pruned_while_training(other, weights, pruning, 0.9, 1000)
+    for step in range(1, 1001):
+        other.load_state_dict(straight.state_dict())
+        went_on = begin(step - 1)
+        for parameter in straight.parameters():
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
+        other.load_state_dict(straight.state_dict())
+        for net, change in ((straight, after_step), (other, went_on)):
+            change(step, torch.optim.SGD(net.parameters()))
+        assert all(torch.equal(value, straight.state_dict()[name]) for name, value in other.state_dict().items())
+    assert zeros({name: straight.get_parameter(name) for name in weights}) == pytest.approx(0.9, abs=0.01)
 
 
 def test_sgd_is_that_of_torch(digits: Splits) -> None:

@@ -1,5 +1,6 @@
 """A fit that was stopped, killed or damaged ends in the bytes of one that was not."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pyro_compress.runs.run import Keeping, fit_run, initial_net
 from pyro_compress.runs.waist import posterior_bytes
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import fit_baseline
-from pyro_compress.training.checkpoint import Interrupted, Keeper, Snapshot, read, write
+from pyro_compress.training.checkpoint import Interrupted, Keeper, Snapshot, read, stops_on_signals, write
 from pyro_compress.types import Data, Splits
 
 
@@ -57,6 +58,11 @@ CASES = {
     "compiled": FitConfig(prior="log-uniform", hidden=(12,), epochs=5, compile="on"),
     "auto guide": FitConfig(prior="gaussian", hidden=(12,), epochs=4, guide="auto-normal"),
     "dropout": FitConfig(prior="none", hidden=(12,), epochs=5, dropout=0.3),
+    "iterative pruning": FitConfig(prior="none", hidden=(12,), epochs=5, pruning="iterative", prune_to=0.8),
+    "gradual pruning": FitConfig(prior="none", hidden=(12,), epochs=5, pruning="gradual", prune_to=0.8),
+    "rewinding": FitConfig(
+        prior="none", hidden=(12,), epochs=5, pruning="rewind", prune_to=0.8, lr_schedule="constant"
+    ),
     "momentum": FitConfig(prior="none", hidden=(12,), epochs=5, optimizer="sgd", lr=0.05),
 }
 
@@ -108,6 +114,11 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 120
     while not list(path.glob("checkpoint-*")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
+
+
+def test_a_signal_after_the_last_step_counts(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted), stops_on_signals(Keeper(tmp_path)):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -5,6 +5,9 @@ import json
 import multiprocessing
 import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +21,7 @@ from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import Ensemble, has_spread, masked
 from pyro_compress.networks.graph import Network
 from pyro_compress.runs.evaluation import evaluate_target
-from pyro_compress.runs.folder import load_run
+from pyro_compress.runs.folder import load_run, unfinished
 from pyro_compress.studies import compare
 from pyro_compress.studies.plan import config_hash, identity, of_studies, plan, read_study
 from pyro_compress.studies.tables import COLUMNS, Row, read_csv
@@ -287,3 +290,27 @@ def test_processes_share_a_study(study: Path, tmp_path: Path) -> None:
     rows = read_csv(tables[0])
     assert len(rows) == 2 * (2 + 1 + 1 + 4)
     assert len(list((tmp_path / "out" / "rows").glob("*.failed"))) == 2
+
+
+def test_stopped_while_pruning(study: Path, tmp_path: Path) -> None:
+    """One signal ends the study within a step, in a fit that prunes while it trains; the same command goes on."""
+    study.write_text(STUDY.replace('pruning = "gradual"', 'pruning = "gradual"\nepochs = 300'))
+    out, straight = tmp_path / "out", tmp_path / "straight"
+    arguments = ["compare", str(study), "--seeds", "0", "--device", "cpu", "--threads", "1", "--out"]
+    command = [sys.executable, "-m", "pyro_compress", *arguments]
+    process = subprocess.Popen([*command, str(out)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    gradual = plan(replace(read_study(study), seeds=(0,)), device="cpu", threads=1)[1]
+    folder, deadline = unfinished(out / "runs" / gradual.hash), time.monotonic() + 120
+    while not list(folder.glob("checkpoint-*")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate()[1].decode()
+    assert process.returncode == 130
+    assert f"stopped, what is done is kept; the same command goes on, in {out}" in error
+    assert list(folder.glob("checkpoint-*"))
+    assert len(list((out / "rows").glob("*.json"))) == 1  # the fit before it
+    for place in (out, straight):
+        subprocess.run([*command, str(place)], check=True, capture_output=True)
+    tables = [read_csv((place / "study.csv").read_text()) for place in (out, straight)]
+    stopped, uninterrupted = ([replace(row, train_seconds=0.0) for row in rows] for rows in tables)
+    assert stopped == uninterrupted

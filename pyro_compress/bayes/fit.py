@@ -71,7 +71,7 @@ def fit_posterior(
         if progress.snapshot is None or progress.snapshot.phase == "point":
             assert config.lr
             plan = PointPlan(config.pretrain_epochs or 0, config.lr, schedule=config.lr_schedule)
-            progress.train_point(start, plan, lambda step, optimizer: None)
+            progress.train_point(start, plan)
         noise = residual_noise(start.eval(), splits, config.device) or 1.0
         likelihood = Likelihood(splits.task, len(splits.train), noise, progress.weights)
         stage = first_stage(start, graph, likelihood, progress.example(2), config)

@@ -60,7 +60,11 @@ def compare(
         if not wanted:
             raise ValueError(f"{out} holds no row of {study}; run it without --table")
         comparison.keep_study(study, out)
-        outcomes = comparison.compare(wanted, out, jobs, outcome_line)
+        try:
+            outcomes = comparison.compare(wanted, out, jobs, outcome_line)
+        except KeyboardInterrupt:
+            click.echo(f"stopped, what is done is kept; the same command goes on, in {out}", err=True)
+            raise click.exceptions.Exit(130) from None
         rows = [row for outcome in outcomes for row in outcome.rows]
         ranked = _ranked(rows, out, data_dir) if elpd else []
     if as_json:

@@ -33,7 +33,7 @@ def fit_baseline(
         splits: trained on `train`; `validation` is watched.
         config: a resolved configuration with prior `none`.
         on_epoch: called after every epoch.
-        keeper: writes checkpoints (none while pruning); training goes on from its latest, where it has one.
+        keeper: writes checkpoints; training goes on from its latest, where it has one.
 
     Raises:
         ValueError: a network that cannot be captured or has no layer with weights.
@@ -47,11 +47,11 @@ def fit_baseline(
     net, plan = copy.deepcopy(net).to(config.device), point_plan(config)
     progress = Progress(splits, config, on_epoch, keeper or Keeper())
     total = plan.epochs * progress.feed.batches
-    after_step = pruned_while_training(net, weights, config.pruning, config.prune_to, total)
+    begin = pruned_while_training(net, weights, config.pruning, config.prune_to, total)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         with dropped_inputs(net, config.dropout, config.dropout_input):
-            progress.train_point(net, plan, after_step, resumable=config.pruning == "none")
+            progress.train_point(net, plan, begin)
     tensors = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
     noise = residual_noise(net.eval(), splits, config.device)
     told = config.provenance | ({} if noise is None else {"noise": noise})

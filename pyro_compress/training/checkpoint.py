@@ -184,7 +184,11 @@ def set_random_states(snapshot: Snapshot) -> None:
 
 @contextmanager
 def stops_on_signals(keeper: Keeper) -> Iterator[None]:
-    """SIGINT and SIGTERM let the running step finish; a second one ends the process as always."""
+    """SIGINT and SIGTERM let the running step finish; a second one ends the process as always.
+
+    Raises:
+        Interrupted: a signal came after the last step, which is in the last checkpoint.
+    """
     if keeper.folder is None or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -201,3 +205,5 @@ def stops_on_signals(keeper: Keeper) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+    if keeper.stop.is_set() and keeper.world.size == 1:
+        raise Interrupted

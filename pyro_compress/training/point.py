@@ -103,6 +103,11 @@ AfterStep = Callable[[int, torch.optim.Optimizer], None]
 """Called with (steps done, optimizer) after every step."""
 
 
+def no_change(done: int) -> AfterStep:
+    """What happens after each step once `done` of them lie behind: nothing."""
+    return lambda step, optimizer: None
+
+
 @dataclass(frozen=True)
 class PointState:
     """Where training of point weights goes on: steps done, epochs finished, the optimizer's tensors."""

@@ -18,7 +18,7 @@ from pyro_compress.training.checkpoint import Keeper, Snapshot, random_states, s
 from pyro_compress.training.feed import Feed
 from pyro_compress.training.guards import diverged, not_finite
 from pyro_compress.training.history import Diverged, Epoch, OnEpoch
-from pyro_compress.training.point import AfterStep, PointPlan, PointState, optimizer_tensors, train_point
+from pyro_compress.training.point import AfterStep, PointPlan, PointState, no_change, optimizer_tensors, train_point
 from pyro_compress.types import Splits
 
 
@@ -112,14 +112,14 @@ class Progress:
             return task.loss(outputs, y, 1.0)
         return -(self.weights[y] * task.log_likelihood(outputs, y, 1.0)).mean()
 
-    def train_point(self, net: nn.Module, plan: PointPlan, after_step: AfterStep, resumable: bool = True) -> None:
+    def train_point(self, net: nn.Module, plan: PointPlan, begin: Callable[[int], AfterStep] = no_change) -> None:
         """Train point weights, from the snapshot on where it is one of this phase.
 
         Args:
             net: the network, trained in place.
             plan: epochs, optimizer, rates.
-            after_step: may change the weights.
-            resumable: False where `after_step` has a memory of its own: then no checkpoint is written.
+            begin: steps done, the network being where they led -> what is called after each further step; it may
+                change the weights.
         """
         start = None
         if self.snapshot:
@@ -128,6 +128,7 @@ class Progress:
             self.go_on(self.snapshot)
         else:
             self.begin(net.state_dict().values())
+        after_step = begin(start.step if start else 0)
 
         def after_epoch(epoch: int, step: int) -> bool:
             self.world.average_statistics_(net)
@@ -136,8 +137,7 @@ class Progress:
 
         def then_keep(step: int, optimizer: torch.optim.Optimizer) -> None:
             after_step(step, optimizer)
-            if resumable:
-                self.keep("point", lambda: self._point_tensors(net, optimizer), step)
+            self.keep("point", lambda: self._point_tensors(net, optimizer), step)
 
         plan = replace(plan, loss=self.point_loss)
 

@@ -7,12 +7,13 @@ the rule asks for more, the smallest weights of all layers together go, and stay
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
 from pyro_compress.compression.prune import masks_at
-from pyro_compress.training.point import AfterStep
+from pyro_compress.training.point import AfterStep, no_change
 
 STAGES = 5
 """Prunings of the iterative rules, evenly spaced over the second part of training."""
@@ -44,6 +45,20 @@ def rewind(progress: float, target: float) -> float:
     return 1 - (1 - target) ** (stage / STAGES)
 
 
+def sparsity_at(pruning: str, step: int, total: int, target: float) -> float:
+    """Sparsity after a step: the gradual rule prunes every so many steps, the others as soon as they ask for it.
+
+    Args:
+        pruning: name in `PRUNING`.
+        step: steps done.
+        total: training steps.
+        target: sparsity at the end.
+    """
+    rule = PRUNING[pruning]
+    due = step if pruning != "gradual" or rule(step / total, target) >= target else step - step % RENEW_STEPS
+    return rule(due / total, target)
+
+
 PRUNING: dict[str, Rule] = {
     "iterative": iterative,
     "gradual": gradual,
@@ -51,35 +66,41 @@ PRUNING: dict[str, Rule] = {
 }
 
 
-def pruned_while_training(net: nn.Module, weights: list[str], pruning: str, target: float, total: int) -> AfterStep:
-    """What is to happen after each training step.
+def pruned_while_training(
+    net: nn.Module, weights: list[str], pruning: str, target: float, total: int
+) -> Callable[[int], AfterStep]:
+    """Steps done -> what is to happen after each further training step, the network being there already.
+
+    Nothing but the network needs to be kept to go on later: pruned weights are those that are zero, and how many there
+    are to be follows from the step.
 
     Args:
-        net: the network, before training.
+        net: the network, before its first step.
         weights: names of its weight tensors.
         pruning: name in `PRUNING`, or `none`.
         target: sparsity at the end, over all `weights`.
         total: training steps.
     """
     if pruning == "none":
-        return lambda step, optimizer: None
-    rule, parameters = PRUNING[pruning], {name: net.get_parameter(name) for name in weights}
+        return no_change
+    sparsity = partial(sparsity_at, pruning, total=total, target=target)
+    parameters = {name: net.get_parameter(name) for name in weights}
     first = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    masks = {name: torch.ones_like(parameter) for name, parameter in parameters.items()}
-    reached = 0.0
 
-    @torch.no_grad()
-    def after_step(step: int, optimizer: torch.optim.Optimizer) -> None:
-        nonlocal reached, masks
-        wanted = rule(step / total, target)
-        if wanted > reached and (pruning != "gradual" or step % RENEW_STEPS == 0 or wanted >= target):
-            reached = wanted
-            kept = masks_at({name: parameter.abs() for name, parameter in parameters.items()}, wanted)
-            masks = {name: mask.float() for name, mask in kept.items()}
-            if pruning == "rewind":
-                net.load_state_dict(first)
-                optimizer.state.clear()
-        for name, parameter in parameters.items():
-            parameter.mul_(masks[name])
+    def begin(done: int) -> AfterStep:
+        masks = {name: (parameter != 0).float() for name, parameter in parameters.items()} if sparsity(done) else {}
 
-    return after_step
+        @torch.no_grad()
+        def after_step(step: int, optimizer: torch.optim.Optimizer) -> None:
+            if (wanted := sparsity(step)) > sparsity(step - 1):
+                kept = masks_at({name: parameter.abs() for name, parameter in parameters.items()}, wanted)
+                masks.update({name: mask.float() for name, mask in kept.items()})
+                if pruning == "rewind":
+                    net.load_state_dict(first)
+                    optimizer.state.clear()
+            for name, mask in masks.items():
+                parameters[name].mul_(mask)
+
+        return after_step
+
+    return begin
