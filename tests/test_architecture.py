@@ -29,14 +29,15 @@ FLOORS = [
     {"networks/layered", "runs/waist"},
     {"networks/decoded", "metrics", "training/guards"},
     {"networks/nets", "networks/weights", "training/progress"},
-    {"compression/prune", "compression/precision", "compression/shrink", "compression/rate"},
+    {"compression/prune", "compression/precision", "compression/shrink", "compression/rate", "compression/recipe"},
     {
         "compression/order",
         "compression/target",
         "compression/rounding",
         "compression/fixed_point",
-        "compression/finetune",
+        "compression/survivors",
     },
+    {"compression/finetune"},
     {"training/sparse", "networks/draws", "compression/search", "bayes/*"},
     {
         "training/baselines",

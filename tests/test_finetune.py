@@ -17,11 +17,13 @@ from click.testing import CliRunner
 import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.compression import search
-from pyro_compress.compression.finetune import FineTune, _Work, distilled, finetune
+from pyro_compress.compression.finetune import finetune
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
+from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.search import to_module
+from pyro_compress.compression.survivors import Survivors, distilled
 from pyro_compress.compression.target import Watch
 from pyro_compress.compression.tuned import Teacher, Tuning, logits_by
 from pyro_compress.data.augment import AUGMENTATIONS
@@ -76,7 +78,7 @@ def test_dropping_units_changes_nothing_but_the_units(run: Run, digits: Splits, 
     posterior = run.posterior
     tensors = {name: layer.mean * masks(posterior)[name] for name, layer in posterior.layers.items()}
     spreads = {name: layer.std for name, layer in posterior.layers.items()} if svi else {}
-    work = _Work(posterior.graph, tensors | posterior.dense, FineTune(svi=svi), spreads)
+    work = Survivors(posterior.graph, tensors | posterior.dense, FineTune(svi=svi), spreads)
     work.choose_steps()
     x, y = digits.train.x[:64], digits.train.y[:64]
     for _ in range(3):
@@ -129,7 +131,7 @@ def test_svi_under_the_mask(run: Run, digits: Splits) -> None:
     tensors = {name: torch.where(chosen[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
     how = FineTune(svi=True, rate=3.0, ramp=0.0, lr=0.0)
     spreads = {name: layer.std for name, layer in posterior.layers.items()}
-    work = _Work(posterior.graph, tensors | posterior.dense, how, spreads)
+    work = Survivors(posterior.graph, tensors | posterior.dense, how, spreads)
     work.choose_steps()
     for name, spread in work.log_spread.items():
         std = spreads[name].flatten()
@@ -154,7 +156,7 @@ def test_learned_spreads_tell_what_must_be_precise(run: Run, digits: Splits) -> 
     )  # inputs of the second column are always 0
     x = torch.randn(512, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.0])
     y = (x[:, 0] > 0).long()
-    work = _Work(
+    work = Survivors(
         graph, {"w": torch.tensor([[-1.0, 1.0], [1.0, 1.0]])}, FineTune(svi=True, rate=1.0, ramp=0.0, lr=5e-3),
         {"w": torch.full((2, 2), 0.05)},
     )  # fmt: skip

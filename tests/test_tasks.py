@@ -23,7 +23,7 @@ from pyro_compress.bayes.noise import lift_noise
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, tuned_parameters
 from pyro_compress.cli.main import main
-from pyro_compress.compression.finetune import FineTune
+from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.search import compress
 from pyro_compress.compression.target import Goal
 from pyro_compress.compression.tuned import Tuning, compress_finetuned

@@ -288,7 +288,7 @@ def _of_weights(data_dir: str, named: dict[str, Any], options: dict[str, Any], q
 @contextmanager
 def search_options(options: dict[str, Any], quiet: bool) -> Iterator[tuple[Goal, Rounding | Tuning, Watch]]:
     """What `compress_run` is to reach and how, from the command line, with the progress display that fits."""
-    from pyro_compress.compression.finetune import FineTune
+    from pyro_compress.compression.recipe import FineTune
     from pyro_compress.compression.rounding import Rounding
     from pyro_compress.compression.target import Goal, Watch
     from pyro_compress.compression.tuned import Teacher, Tuning

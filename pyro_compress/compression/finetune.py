@@ -12,71 +12,18 @@ the loss is the negative ELBO per example under the prior density `2^-bits(w)`, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_compress.compression.precision import snapped
-from pyro_compress.compression.rate import Rate
-from pyro_compress.compression.shrink import Shrunk, trace_shrink
+from pyro_compress.compression.recipe import FineTune
+from pyro_compress.compression.survivors import Survivors
 from pyro_compress.data.augment import AUGMENTATIONS, check_images
 from pyro_compress.data.tasks import TASKS
-from pyro_compress.networks.graph import WEIGHTED, batch_statistics, run_graph
-from pyro_compress.pcn.layout import layouts
+from pyro_compress.networks.graph import batch_statistics
 from pyro_compress.types import Data, Graph, Masks, Posterior, Quantized
-
-
-@dataclass(frozen=True)
-class FineTune:
-    """How to fine-tune.
-
-    Attributes:
-        epochs: passes over the training set through rounding.
-        masked_epochs: passes before, on the masked means in float32.
-        rate: price of a bit in nats of the training set's log-likelihood, over ln 2; 1 is the description length.
-        ramp: share of the epochs over which the price rises to `rate`.
-        step: step of the weights, in units of the root mean square of what the mask kept in a layer.
-        bias_step: step of the biases, as a power of two.
-        noise: standard deviation of Gaussian noise on the surviving weights while training, in units of the step: they
-            are to be as insensitive as their precision says (Hinton & van Camp 1993).
-        svi: learn a spread for every weight, from the posterior's, never more than a step; `noise` is for weights
-            without a posterior then.
-        batch_size: examples per step.
-        lr: Adam's learning rate; falls linearly to 0 in both stages.
-        teacher_weight: share of the loss that is the teacher's.
-        temperature: of the softmax under which teacher and network are compared.
-        augment: name in `AUGMENTATIONS`, or `none`: how training images are changed every time they are seen.
-        seed: shuffles.
-    """
-
-    epochs: int = 30
-    masked_epochs: int = 2
-    rate: float = 1.0
-    ramp: float = 0.3
-    step: float = 1.0
-    bias_step: float = 0.125
-    noise: float = 0.0
-    svi: bool = False
-    batch_size: int = 256
-    lr: float = 3e-3
-    teacher_weight: float = 0.7
-    temperature: float = 2.0
-    augment: str = "none"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.augment not in ("none", *AUGMENTATIONS):
-            raise ValueError(f"no augmentation {self.augment!r}; allowed: none, {', '.join(AUGMENTATIONS)}")
-
-
-SPREAD_RATE = 10.0
-"""Learning rate of the logarithms of spreads, relative to that of the weights: an e-th of a spread is what a tenth of
-a step is to a weight."""
 
 OnEpoch = Callable[[int, int, int], None]
 """(epoch, epochs, non-zero values)."""
@@ -112,7 +59,7 @@ def finetune(
             "SVI under the mask goes on from a posterior, and this network has point weights only: fit one with "
             "--prior, or leave --finetune-svi out"
         )
-    work = _Work(posterior.graph, tensors | batch_statistics(posterior.graph, tensors, train.x), how, spreads)
+    work = Survivors(posterior.graph, tensors | batch_statistics(posterior.graph, tensors, train.x), how, spreads)
     loss, noise = TASKS[posterior.task].loss, posterior.noise or 1.0
     work.loss = lambda outputs, y: loss(outputs, y, noise)
     read = _reader(train, teacher, how, work.generator)
@@ -150,206 +97,3 @@ def _reader(
         return x, train.y[rows], teacher(x) if teacher else None
 
     return changed
-
-
-class _Work:
-    """The network while it is trained; of a masked weight only the survivors are stored.
-
-    Attributes:
-        graph: its operations; units disappear.
-        shapes: shape of every tensor.
-        places: weight name -> flat indices of its survivors.
-        free: tensor name -> float32 values before rounding, of a weight those of its survivors.
-        log_spread: weight name -> logarithms of its survivors' posterior standard deviations; empty without `svi`.
-        steps: step of every quantised tensor; empty during the first stage.
-    """
-
-    def __init__(self, graph: Graph, tensors: dict[str, Tensor], how: FineTune, spreads: dict[str, Tensor]):
-        self.how, self.steps = how, dict[str, float]()
-        self.loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
-        self.generator = torch.Generator().manual_seed(how.seed)
-        weights = {n.parameters["weight"] for n in graph.nodes if n.op in WEIGHTED}
-        self.optimizer: torch.optim.Adam | None = None
-        self.hold(graph, {name: tensor.detach().clone() for name, tensor in tensors.items()}, weights)
-        self.log_spread = {
-            name: std.log().flatten()[self.places[name]] for name, std in spreads.items() if name in weights
-        }
-        self.drop_dead_units()
-
-    def hold(self, graph: Graph, tensors: dict[str, Tensor], weights: set[str]) -> None:
-        """Take over full tensors; what is zero in a weight is gone for good."""
-        self.graph = graph
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        self.places = {name: tensors[name].flatten().nonzero().flatten() for name in weights}
-        self.free = {
-            name: tensor.flatten()[self.places[name]] if name in self.places else tensor.clone()
-            for name, tensor in tensors.items()
-        }
-
-    def full(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Full tensors from those of survivors."""
-        found = dict(parts)
-        for name in parts.keys() & self.places.keys():
-            shape = self.shapes[name]
-            spread = torch.zeros(math.prod(shape)).scatter(0, self.places[name], parts[name])
-            found[name] = spread.view(shape)
-        return found
-
-    # --- training
-
-    def train(self, x: Tensor, y: Tensor, teacher: Tensor | None, progress: float, examples: int) -> None:
-        """One step of Adam."""
-        assert self.optimizer
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * self.how.lr * (1 - progress)
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)  # pools several times as fast on a CPU
-        drawn = self.noisy()
-        logits = run_graph(self.graph, self.full(drawn), x)
-        loss = self.loss(logits, y)
-        if teacher is not None:
-            loss = distilled(loss, logits, teacher, self.how.teacher_weight, self.how.temperature)
-        if self.steps and self.how.rate:
-            price = self.how.rate * min(1.0, progress / max(self.how.ramp, 1e-9))
-            loss = loss + price / examples * (math.log(2) * self.bits(drawn) - self.log_spreads())
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.bound_spreads()
-
-    def rounded(self) -> dict[str, Tensor]:
-        """Multiples of the steps, with a gradient that passes straight through."""
-        found = dict(self.free)
-        for name, step in self.steps.items():
-            found[name] = found[name] + (torch.round(found[name] / step) * step - found[name]).detach()
-        return found
-
-    def noisy(self) -> dict[str, Tensor]:
-        """What a training step computes with: rounded values, and noise on the weights."""
-        found = self.rounded()
-        if not (self.how.noise or self.log_spread):
-            return found
-        for name, step in self.steps.items():  # in this order in every process: the draws depend on it
-            if name in self.places:
-                spread = self.log_spread[name].exp() if name in self.log_spread else self.how.noise * step
-                found[name] = found[name] + spread * torch.randn(found[name].shape, generator=self.generator)
-        return found
-
-    def bits(self, drawn: dict[str, Tensor]) -> Tensor:
-        """What the coder will spend on the survivors, or would on draws from their posteriors; differentiable."""
-        found = []
-        for name, rate in self.rates.items():
-            around = drawn[name] / self.steps[name] if name in self.log_spread else None
-            found.append(rate(self.free[name] / self.steps[name], around))
-        return torch.stack(found).sum()
-
-    def log_spreads(self) -> Tensor:
-        """Entropy of the survivors' posteriors in nats, up to a constant."""
-        return sum((spread.sum() for spread in self.log_spread.values()), torch.zeros(()))
-
-    @torch.no_grad()
-    def bound_spreads(self) -> None:
-        """No spread is larger than a step."""
-        for name in self.log_spread.keys() & self.steps.keys():
-            self.log_spread[name].clamp_(max=math.log(self.steps[name]))
-
-    # --- structure
-
-    @torch.no_grad()
-    def drop_dead_units(self) -> None:
-        """Remove units that nobody hears any more; Adam keeps its memory of the others."""
-        before, latent = self.full(self.rounded()), self.full(self.free)
-        small = trace_shrink(self.graph, before)
-        spread, *memory = [self.full(part) for part in (self.log_spread, *self._memory())]
-        tensors = {}
-        for name, new in small.tensors.items():
-            if name not in latent:
-                tensors[name] = new.clone()  # a bias that folding made
-            elif name in self.places:
-                tensors[name] = _cut(latent[name], small, name)
-            else:
-                tensors[name] = _cut(latent[name], small, name) + new - _cut(before[name], small, name)
-        self.hold(small.graph, tensors, self.places.keys() & tensors.keys())
-        self.steps = {name: step for name, step in self.steps.items() if name in tensors}
-        left = [self._left({name: _cut(t, small, name) for name, t in part.items() if name in tensors})
-                for part in (spread, *memory)]  # fmt: skip
-        self.log_spread = left[0]
-        self._start(left[1:])
-
-    def _left(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of full tensors like those held, the values that are."""
-        return {name: t.flatten()[self.places[name]] if name in self.places else t for name, t in tensors.items()}
-
-    def _memory(self) -> list[dict[str, Tensor]]:
-        """Adam's two moments of every tensor that has them, then those of every spread."""
-        if self.optimizer is None or not self.optimizer.state:
-            return []
-        found = []
-        for tensors in (self.free, self.log_spread):
-            state = {name: self.optimizer.state[t] for name, t in tensors.items() if t in self.optimizer.state}
-            found += [{name: one[key] for name, one in state.items()} for key in ("exp_avg", "exp_avg_sq")]
-        self.count = next(iter(self.optimizer.state.values()))["step"].clone()
-        return found
-
-    def _start(self, memory: list[dict[str, Tensor]]) -> None:
-        """An optimizer and prices for the tensors as they are now."""
-        trained = [t for name, t in self.free.items() if not name.rpartition(".")[2].startswith("running_")]
-        spreads = list(self.log_spread.values()) if self.steps else []
-        groups = [(trained, 1.0), (spreads, SPREAD_RATE)]
-        self.optimizer = torch.optim.Adam(
-            [{"params": [t.requires_grad_() for t in part], "rate": rate} for part, rate in groups],
-            self.how.lr,
-            fused=True,
-        )
-        for tensors, moments in ((self.free, memory[:2]), (self.log_spread, memory[2:])):
-            for name in moments[0] if moments else ():
-                first, second = (part[name].clone() for part in moments)
-                self.optimizer.state[tensors[name]] = {
-                    "step": self.count.clone(), "exp_avg": first, "exp_avg_sq": second,
-                }  # fmt: skip
-        found = layouts(self.graph, self.shapes)
-        self.rates = {name: Rate(found[name], self.places.get(name)) for name in self.steps if name in found}
-
-    # --- precision
-
-    @torch.no_grad()
-    def choose_steps(self) -> None:
-        """Steps from powers of 2^(-1/4): of weights by their size in the layer, of biases by the recipe."""
-        for node in self.graph.nodes:
-            if node.op in WEIGHTED:
-                weight = self.free[node.parameters["weight"]]
-                size = float(weight.square().mean().sqrt()) if len(weight) else 1.0
-                self.steps[node.parameters["weight"]] = snapped(self.how.step * size)
-                if "bias" in node.parameters:
-                    self.steps[node.parameters["bias"]] = snapped(self.how.bias_step)
-        self.bound_spreads()
-        self._start([])
-
-    @torch.no_grad()
-    def kept(self) -> int:
-        """Non-zero values."""
-        return sum(int((tensor != 0).sum()) for tensor in self.rounded().values())
-
-    @torch.no_grad()
-    def packed(self) -> dict[str, Quantized | np.ndarray]:
-        """The tensors as the file holds them."""
-        found: dict[str, Quantized | np.ndarray] = {}
-        for name, tensor in self.full(self.free).items():
-            if name in self.steps:
-                codes = torch.round(tensor / self.steps[name]).to(torch.int32).numpy()
-                found[name] = Quantized(codes, self.steps[name])
-            else:
-                found[name] = tensor.detach().numpy()
-        return found
-
-
-def _cut(tensor: Tensor, small: Shrunk, name: str) -> Tensor:
-    part = tensor[small.rows[name]]
-    return part[:, small.columns[name]] if name in small.columns else part
-
-
-def distilled(loss: Tensor, logits: Tensor, teacher: Tensor, weight: float, temperature: float) -> Tensor:
-    """Mix a loss with the divergence from a teacher at a temperature (Hinton et al. 2015, section 2)."""
-    ours, theirs = F.log_softmax(logits / temperature, 1), F.log_softmax(teacher / temperature, 1)
-    divergence = F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
-    return (1 - weight) * loss + weight * temperature**2 * divergence

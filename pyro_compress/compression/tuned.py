@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_compress.compression.finetune import FineTune, Teach, finetune
+from pyro_compress.compression.finetune import Teach, finetune
+from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.search import origin_of, prune, to_module
 from pyro_compress.compression.target import Goal, Target, Trial, Watch, target_of
 from pyro_compress.metrics import evaluate, logits_of

@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pyro_compress.compression.finetune import FineTune
 from pyro_compress.compression.pipeline import save
+from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.target import Goal
