@@ -292,23 +292,26 @@ def test_processes_share_a_study(study: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "out" / "rows").glob("*.failed"))) == 2
 
 
-def test_stopped_while_pruning(study: Path, tmp_path: Path) -> None:
-    """One signal ends the study within a step, in a fit that prunes while it trains; the same command goes on."""
-    study.write_text(STUDY.replace('pruning = "gradual"', 'pruning = "gradual"\nepochs = 300'))
+@pytest.mark.parametrize(("jobs", "number"), [("1", signal.SIGTERM), ("2", signal.SIGKILL)])
+def test_stopped_while_pruning(jobs: str, number: signal.Signals, study: Path, tmp_path: Path) -> None:
+    """One signal ends the study and its workers, in a fit that prunes while it trains; the same command goes on."""
+    study.write_text(STUDY.replace('pruning = "gradual"', 'pruning = "gradual"\nepochs = 100'))
     out, straight = tmp_path / "out", tmp_path / "straight"
-    arguments = ["compare", str(study), "--seeds", "0", "--device", "cpu", "--threads", "1", "--out"]
+    arguments = ["compare", str(study), "--seeds", "0", "--device", "cpu", "--threads", "1", "--jobs", jobs, "--out"]
     command = [sys.executable, "-m", "pyro_compress", *arguments]
     process = subprocess.Popen([*command, str(out)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    gradual = plan(replace(read_study(study), seeds=(0,)), device="cpu", threads=1)[1]
-    folder, deadline = unfinished(out / "runs" / gradual.hash), time.monotonic() + 120
+    gradual = plan(replace(read_study(study), seeds=(0,)), device="cpu", threads=1)[1].hash
+    folder, deadline = unfinished(out / "runs" / gradual), time.monotonic() + 120
     while not list(folder.glob("checkpoint-*")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    error = process.communicate()[1].decode()
-    assert process.returncode == 130
-    assert f"stopped, what is done is kept; the same command goes on, in {out}" in error
+    process.send_signal(number)
+    error = process.communicate()[1].decode()  # closed once the last worker has gone
+    assert process.returncode == (130 if jobs == "1" else -number)
+    assert jobs == "2" or f"stopped, what is done is kept; the same command goes on, in {out}" in error
     assert list(folder.glob("checkpoint-*"))
-    assert len(list((out / "rows").glob("*.json"))) == 1  # the fit before it
+    assert not (out / "rows" / f"{gradual}.json").exists()
+    if jobs == "2":
+        return  # how a study goes on does not depend on it
     for place in (out, straight):
         subprocess.run([*command, str(place)], check=True, capture_output=True)
     tables = [read_csv((place / "study.csv").read_text()) for place in (out, straight)]

@@ -26,13 +26,15 @@ import io
 import json
 import os
 import platform
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,8 @@ from pyro_compress.types import Posterior, Splits
 STUDY_COPY = "study.toml"
 POLL_SECONDS = 1.0
 """Between two looks at fits that other processes work on."""
+STOP_SECONDS = 10.0
+"""For a fit to write its checkpoint, once the process that began it is gone."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,24 @@ def compare(
     return [found[i] for i in sorted(found)]
 
 
+def _end_with_parent() -> None:
+    """Let this process stop when the one that began it has ended, however that did: a running fit is kept first."""
+
+    def watch() -> None:
+        parent = parent_process()
+        assert parent
+        parent.join()
+        while True:  # the first one stops a fit after its checkpoint, the next one whatever there is besides
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(STOP_SECONDS)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _outcomes(planned: list[Planned], out: Path, jobs: int, began: float) -> Iterator[tuple[int, Outcome]]:
     """Every outcome once it is there, this process's or another's."""
     waiting = dict(enumerate(planned))
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else None
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _end_with_parent) if jobs > 1 else None
     with pool or nullcontext():
         try:
             while waiting:
