@@ -23,11 +23,19 @@ FIT = [sys.executable, "-m", "pyro_compress", "fit"]
 FRESH = ["--hidden", "8", "--epochs", str(EPOCHS), "--threads", "1", "--device", "cpu", "--checkpoint-epochs", "1"]
 
 
+def changed(path: Path) -> int:
+    """When a file was last written, in nanoseconds; 0 where there is none, or none any more."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def killed(command: list[str], started: Path, delay: float) -> bool:
     """Run a command, kill it `delay` seconds after the file `started` changed; False if it was through before."""
-    before = started.stat().st_mtime_ns if started.exists() else 0
+    before = changed(started)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (started.exists() and started.stat().st_mtime_ns != before):
+    while process.poll() is None and changed(started) in (0, before):
         time.sleep(0.005)
     try:
         process.wait(delay)
