@@ -176,9 +176,10 @@ def settled(planned: Planned, out: Path, began: float) -> Outcome | None:
     if (rows := cached_rows(planned, out)) is not None:
         return Outcome(planned, rows)
     failed = _failed_path(planned, out)
-    if failed.exists() and failed.stat().st_mtime >= began:
-        return Outcome(planned, (), failed.read_text())
-    return None
+    try:
+        return Outcome(planned, (), failed.read_text()) if failed.stat().st_mtime >= began else None
+    except FileNotFoundError:  # none, or none any more
+        return None
 
 
 def run_one(planned: Planned, out: Path) -> Outcome:
