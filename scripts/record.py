@@ -129,6 +129,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--finetune-lr", type=float, default=RECIPE.lr, help="Adam's rate in fine-tuning")
     parser.add_argument("--step", type=float, default=RECIPE.step, help="of the weights, in units of their size")
     parser.add_argument("--noise", type=float, default=RECIPE.noise, help="on the weights in fine-tuning, in steps")
+    parser.add_argument("--sam-rho", type=float, default=RECIPE.sam_rho, help="radius of sharpness-aware fine-tuning")
     parser.add_argument("--augment", default="none", help="how images are changed in fine-tuning")
     parser.add_argument("--finetune-svi", action="store_true", help="go on with SVI in fine-tuning")
     parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="run folders of networks to distil from")
@@ -158,6 +159,7 @@ def main() -> None:
     recipe = replace(
         RECIPE, epochs=options.finetune, lr=options.finetune_lr, augment=options.augment,
         teacher_weight=options.teacher_weight, svi=options.finetune_svi, step=options.step, noise=options.noise,
+        sam_rho=options.sam_rho,
     )  # fmt: skip
     if options.smoke:
         options.data, options.net, options.seeds, options.rates, options.epochs = "digits", "mlp", [0], [2.0], 4

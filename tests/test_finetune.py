@@ -125,6 +125,73 @@ def test_a_run_gives_the_same_file_in_every_process(run: Run, tmp_path: Path) ->
     assert found[0] == found[1] == found[2]
 
 
+def survivors(run: Run, **how: float) -> Survivors:
+    tensors = {name: layer.mean * masks(run.posterior)[name] for name, layer in run.posterior.layers.items()}
+    work = Survivors(run.posterior.graph, tensors | run.posterior.dense, FineTune(**how), {})  # type: ignore[arg-type]
+    work.choose_steps()
+    return work
+
+
+def test_the_worst_weights_nearby_are_where_they_should_be(run: Run, digits: Splits) -> None:
+    """At the radius, on the survivors alone, and worse than any of a hundred other places that far away."""
+    work, x, y = survivors(run, sam_rho=0.1), digits.train.x[:256], digits.train.y[:256]
+    values = {name: value.detach() for name, value in work.rounded().items()}
+    worst = work.worst_nearby(values, x, y, None)
+    moved = {name: worst[name] - values[name] for name in worst}
+    assert {name for name, by in moved.items() if by.any()} == set(work.places)
+    length = torch.stack([moved[name].square().sum() for name in work.places]).sum().sqrt()
+    torch.testing.assert_close(float(length), 0.1, rtol=1e-4, atol=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        highest = work.lost(worst, x, y, None)
+        for _ in range(100):
+            there = {name: torch.randn(values[name].shape, generator=generator) for name in work.places}
+            scale = 0.1 / torch.stack([by.square().sum() for by in there.values()]).sum().sqrt()
+            assert work.lost(values | {n: values[n] + scale * by for n, by in there.items()}, x, y, None) < highest
+
+
+def test_a_sharpness_aware_step_descends_from_the_worst_weights(run: Run, digits: Splits) -> None:
+    """As Foret et al.'s algorithm 1, spelled out beside it: two gradients, the second one is the step's."""
+    work, x, y = survivors(run, sam_rho=0.2, rate=0.0), digits.train.x[:64], digits.train.y[:64]
+    names = [name for name in work.free if name in work.steps]
+    begin = {name: value.detach().clone().requires_grad_() for name, value in work.rounded().items()}
+
+    def gradients(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        logits = run_graph(work.graph, work.full(values), x)
+        loss = torch.nn.functional.cross_entropy(logits, y)
+        return dict(zip(names, torch.autograd.grad(loss, [values[name] for name in names]), strict=True))
+
+    first = gradients(begin)
+    length = math.sqrt(sum(float(first[name].square().sum()) for name in work.places))
+    second = gradients(
+        {
+            n: (v + (0.2 * first[n] / length if n in work.places else 0)).detach().requires_grad_()
+            for n, v in begin.items()
+        }
+    )
+    work.train(x, y, None, 0.0, len(digits.train))
+    for name in names:
+        taken = work.free[name].grad
+        assert taken is not None
+        torch.testing.assert_close(taken, second[name], rtol=1e-4, atol=1e-6)
+        assert not torch.allclose(taken, first[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("svi", [False, True])
+def test_sharpness_aware_fine_tuning_ends_in_flatter_places(run: Run, digits: Splits, svi: bool) -> None:
+    """What it minimises is smaller than without: the loss at the worst weights nearby, a minibatch at a time."""
+
+    def worst_loss(sam_rho: float) -> float:
+        found = tuned(run, digits, epochs=30, rate=0.0, step=0.2, svi=svi, sam_rho=sam_rho)
+        tensors = {name: torch.from_numpy(file.dense(tensor)) for name, tensor in found.tensors.items()}
+        work, losses = Survivors(found.graph, tensors, FineTune(sam_rho=0.3), {}), []
+        for x, y in zip(digits.train.x.split(64), digits.train.y.split(64), strict=True):
+            losses.append(work.lost(work.worst_nearby(work.free, x, y, None), x, y, None).item())
+        return sum(losses) / len(losses)
+
+    assert worst_loss(0.3) < 0.9 * worst_loss(0.0)
+
+
 def test_svi_under_the_mask(run: Run, digits: Splits) -> None:
     """Spreads start at the posterior's, a step bounds them, and their entropy is paid for at the price of a bit."""
     posterior, chosen = run.posterior, masks(run.posterior)

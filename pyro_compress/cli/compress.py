@@ -171,6 +171,10 @@ HEADINGS = {
     help="Noise on the weights in fine-tuning, in steps.",
 )
 @click.option(
+    "--sam-rho", type=click.FloatRange(0), default=None, metavar="RHO",
+    help="Sharpness-aware fine-tuning: descend from the worst weights within this distance. Takes twice the time.",
+)  # fmt: skip
+@click.option(
     "--finetune-svi", is_flag=True, default=None,
     help="Go on with SVI in fine-tuning: weights learn spreads, the coder is the prior, --noise is for the others.",
 )  # fmt: skip

@@ -20,6 +20,9 @@ class FineTune:
         bias_step: step of the biases, as a power of two.
         noise: standard deviation of Gaussian noise on the surviving weights while training, in units of the step: they
             are to be as insensitive as their precision says (Hinton & van Camp 1993).
+        sam_rho: radius of sharpness-aware minimisation (Foret et al. 2021, eq. 2 and algorithm 1), in the L2 norm of
+            all surviving weights: a step climbs that far up the loss and descends with the gradient found there; it
+            takes twice the time. 0 does without.
         svi: learn a spread for every weight, from the posterior's, never more than a step; `noise` is for weights
             without a posterior then.
         batch_size: examples per step.
@@ -37,6 +40,7 @@ class FineTune:
     step: float = 1.0
     bias_step: float = 0.125
     noise: float = 0.0
+    sam_rho: float = 0.0
     svi: bool = False
     batch_size: int = 256
     lr: float = 3e-3

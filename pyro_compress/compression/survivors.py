@@ -76,10 +76,7 @@ class Survivors:
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)  # pools several times as fast on a CPU
         drawn = self.noisy()
-        logits = run_graph(self.graph, self.full(drawn), x)
-        loss = self.loss(logits, y)
-        if teacher is not None:
-            loss = distilled(loss, logits, teacher, self.how.teacher_weight, self.how.temperature)
+        loss = self.lost(self.worst_nearby(drawn, x, y, teacher) if self.how.sam_rho else drawn, x, y, teacher)
         if self.steps and self.how.rate:
             price = self.how.rate * min(1.0, progress / max(self.how.ramp, 1e-9))
             loss = loss + price / examples * (math.log(2) * self.bits(drawn) - self.log_spreads())
@@ -87,6 +84,28 @@ class Survivors:
         loss.backward()
         self.optimizer.step()
         self.bound_spreads()
+
+    def lost(self, values: dict[str, Tensor], x: Tensor, y: Tensor, teacher: Tensor | None) -> Tensor:
+        """Loss of the network with these values, the price of its bits apart."""
+        logits = run_graph(self.graph, self.full(values), x)
+        loss = self.loss(logits, y)
+        if teacher is None:
+            return loss
+        return distilled(loss, logits, teacher, self.how.teacher_weight, self.how.temperature)
+
+    def worst_nearby(
+        self, values: dict[str, Tensor], x: Tensor, y: Tensor, teacher: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The values, with the surviving weights moved by `sam_rho` up the gradient of the loss.
+
+        Foret et al. 2021, eq. 2: `rho g / |g|`; what it was computed from gets no gradient.
+        """
+        leaves = {name: value.detach().requires_grad_(name in self.places) for name, value in values.items()}
+        weights = list(self.places)
+        gradients = torch.autograd.grad(self.lost(leaves, x, y, teacher), [leaves[name] for name in weights])
+        length = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt().clamp_min(1e-12)
+        moved = {name: values[name] + self.how.sam_rho / length * g for name, g in zip(weights, gradients, strict=True)}
+        return values | moved
 
     def rounded(self) -> dict[str, Tensor]:
         """Multiples of the steps, with a gradient that passes straight through."""
