@@ -7,8 +7,8 @@ from typing import Any
 
 FINETUNING = {
     "masked_epochs": "masked_epochs", "step": "step", "noise": "noise", "sam_rho": "sam_rho",
-    "finetune_svi": "svi", "finetune_lr": "lr", "finetune_augment": "augment", "teacher_weight": "teacher_weight",
-    "temperature": "temperature",
+    "finetune_svi": "svi", "finetune_lr": "lr", "finetune_batch_size": "batch_size", "finetune_augment": "augment",
+    "teacher_weight": "teacher_weight", "temperature": "temperature",
 }  # fmt: skip
 """Option of `compress` -> field of `pyro_compress.compression.finetune.FineTune`; what is not given is its default."""
 

@@ -127,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--fit-augment", default="none", help="how images are changed in the fit")
     parser.add_argument("--finetune", type=int, default=RECIPE.epochs, help="epochs of fine-tuning as integers")
     parser.add_argument("--finetune-lr", type=float, default=RECIPE.lr, help="Adam's rate in fine-tuning")
+    parser.add_argument("--finetune-batch-size", type=int, default=RECIPE.batch_size, help="examples per step")
     parser.add_argument("--step", type=float, default=RECIPE.step, help="of the weights, in units of their size")
     parser.add_argument("--noise", type=float, default=RECIPE.noise, help="on the weights in fine-tuning, in steps")
     parser.add_argument("--sam-rho", type=float, default=RECIPE.sam_rho, help="radius of sharpness-aware fine-tuning")
@@ -159,7 +160,7 @@ def main() -> None:
     recipe = replace(
         RECIPE, epochs=options.finetune, lr=options.finetune_lr, augment=options.augment,
         teacher_weight=options.teacher_weight, svi=options.finetune_svi, step=options.step, noise=options.noise,
-        sam_rho=options.sam_rho,
+        sam_rho=options.sam_rho, batch_size=options.finetune_batch_size,
     )  # fmt: skip
     if options.smoke:
         options.data, options.net, options.seeds, options.rates, options.epochs = "digits", "mlp", [0], [2.0], 4

@@ -182,6 +182,10 @@ HEADINGS = {
     "--finetune-lr", type=click.FloatRange(0, min_open=True), default=None, help="Adam's rate in fine-tuning."
 )
 @click.option(
+    "--finetune-batch-size", type=click.IntRange(1), default=None, metavar="EXAMPLES",
+    help="Examples per step of fine-tuning; fewer take longer, and may generalise better.",
+)  # fmt: skip
+@click.option(
     "--reorder", type=click.IntRange(0), default=None, metavar="PASSES",
     help="Passes of the coder spent on the order of hidden units that takes the fewest bytes; default: some seconds.",
 )  # fmt: skip

@@ -4,8 +4,8 @@ A parameter before the waist is an option of `fit`, or `prior-options.NAME`. Aft
 
     kept            share of the weights that stay (`sparsity` = 1 - kept); layer-wise one per layer
     coarseness      step of the weights, without fine-tuning
-    rate, step, noise, sam-rho, finetune-lr, finetune-svi, finetune-augment, masked-epochs, finetune
-                    of the fine-tuning
+    rate, step, noise, sam-rho, finetune-lr, finetune-batch-size, finetune-svi, finetune-augment, masked-epochs,
+    finetune        of the fine-tuning
     criterion       pruning score
 
 Where a study names no space, `BEFORE` has one for its prior and `after_the_waist` one for its network.
