@@ -391,6 +391,12 @@ def test_goals_without_fine_tuning(run: Run, tmp_path: Path) -> None:
         (["--target-error", "0"], "allow more"),
         (["--finetune", "1", "--max-bytes", "20"], "no rate from"),
         (["--finetune-svi"], "go with --finetune"),
+        (["--sam-rho", "0.1"], "go with --finetune"),
+        (["--finetune", "1", "--sam-rho", "nan"], "sam_rho nan of fine-tuning"),
+        (["--finetune", "1", "--step", "inf"], "step inf of fine-tuning"),
+        (["--finetune", "1", "--rate", "nan"], "rate nan of fine-tuning"),
+        (["--finetune", "1", "--rate", "1", "--finetune-lr", "1e30"], "choose a smaller learning rate"),
+        (["--bit-price", "nan"], "price nan of a bit"),
     ],
 )
 def test_errors_are_one_line(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -49,7 +49,7 @@ def finetune(
         The smaller network and its tensors; weights and biases quantised, everything else float32.
 
     Raises:
-        ValueError: the images cannot be changed as asked, or there is no posterior to go on with.
+        ValueError: the images cannot be changed as asked, there is no posterior to go on with, or the weights diverge.
     """
     tensors = {name: torch.where(masks[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
     tensors |= posterior.dense
@@ -74,6 +74,7 @@ def finetune(
         for index, rows in enumerate(batches):
             progress = (done + index / len(batches)) / stage
             work.train(*read(rows), progress, len(train))
+        work.check()
         work.drop_dead_units()
         on_epoch(epoch + 1, total, work.kept())
     if not work.steps:

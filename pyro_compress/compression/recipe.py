@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pyro_compress.data.augment import AUGMENTATIONS
+
+NUMBERS = {
+    "rate": False, "ramp": False, "step": True, "bias_step": True, "noise": False, "sam_rho": False, "lr": False,
+    "teacher_weight": False, "temperature": True,
+}  # fmt: skip
+"""Real numbers of a recipe -> whether 0 is refused as well."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,9 @@ class FineTune:
         temperature: of the softmax under which teacher and network are compared.
         augment: name in `AUGMENTATIONS`, or `none`: how training images are changed every time they are seen.
         seed: shuffles.
+
+    Raises:
+        ValueError: a number that is negative or not finite, an augmentation that does not exist.
     """
 
     epochs: int = 30
@@ -50,5 +60,11 @@ class FineTune:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, positive in NUMBERS.items():
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0 or (positive and value == 0):
+                raise ValueError(
+                    f"{name} {value} of fine-tuning: it must be finite and {'above' if positive else 'at least'} 0"
+                )
         if self.augment not in ("none", *AUGMENTATIONS):
             raise ValueError(f"no augmentation {self.augment!r}; allowed: none, {', '.join(AUGMENTATIONS)}")

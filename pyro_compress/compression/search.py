@@ -9,6 +9,7 @@ the candidate with the lowest validation NLL.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -216,6 +217,9 @@ def grids_of(rounding: Rounding, posterior: Posterior, at_sparsity: bool) -> lis
     coarseness, bits = rounding.coarseness, rounding.bits
     if coarseness is not None and (not at_sparsity or bits or not coarseness > 0):
         raise ValueError(f"coarseness {coarseness}: it must be positive, and goes with a sparsity, without bits")
+    for price in rounding.prices:
+        if not 0 <= price < math.inf:
+            raise ValueError(f"price {price} of a bit: it must be finite and at least 0")
     check_bits(bits, posterior)
     if bits:
         return [Grid(0.0, bits, price) for price in rounding.prices]

@@ -107,6 +107,20 @@ class Survivors:
         moved = {name: values[name] + self.how.sam_rho / length * g for name, g in zip(weights, gradients, strict=True)}
         return values | moved
 
+    @torch.no_grad()
+    def check(self) -> None:
+        """Refuse to go on with what is no network any more.
+
+        Raises:
+            ValueError: values that are not finite.
+        """
+        lost = [name for name, value in self.free.items() if not bool(value.isfinite().all())]
+        if lost:
+            raise ValueError(
+                f"fine-tuning diverged: values of {', '.join(lost)} are not finite; choose a smaller learning "
+                f"rate than {self.how.lr:g}, less noise than {self.how.noise:g} or a radius under {self.how.sam_rho:g}"
+            )
+
     def rounded(self) -> dict[str, Tensor]:
         """Multiples of the steps, with a gradient that passes straight through."""
         found = dict(self.free)
