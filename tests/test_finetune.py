@@ -52,6 +52,15 @@ def tuned(run: Run, splits: Splits, **how: float) -> Compressed:
     return Compressed(*finetune(run.posterior, masks(run.posterior), splits.train, recipe), {})
 
 
+def survivors(run: Run, **how: float) -> Survivors:
+    posterior, recipe = run.posterior, FineTune(**how)  # type: ignore[arg-type]
+    tensors = {name: layer.mean * masks(posterior)[name] for name, layer in posterior.layers.items()}
+    spreads = {name: layer.std for name, layer in posterior.layers.items()} if recipe.svi else {}
+    work = Survivors(posterior.graph, tensors | posterior.dense, recipe, spreads)
+    work.choose_steps()
+    return work
+
+
 def test_a_higher_price_gives_a_smaller_file(run: Run, digits: Splits) -> None:
     free, cheap, dear = (tuned(run, digits, rate=rate) for rate in (0.0, 1.0, 8.0))
     sizes = [len(file.dumps(network)[0]) for network in (free, cheap, dear)]
@@ -75,11 +84,7 @@ def test_the_same_seed_gives_the_same_file(run: Run, digits: Splits) -> None:
 @pytest.mark.parametrize("svi", [False, True])
 def test_dropping_units_changes_nothing_but_the_units(run: Run, digits: Splits, svi: bool) -> None:
     """Function, latent values, spreads and Adam's memory of the survivors are those from before."""
-    posterior = run.posterior
-    tensors = {name: layer.mean * masks(posterior)[name] for name, layer in posterior.layers.items()}
-    spreads = {name: layer.std for name, layer in posterior.layers.items()} if svi else {}
-    work = Survivors(posterior.graph, tensors | posterior.dense, FineTune(svi=svi), spreads)
-    work.choose_steps()
+    work = survivors(run, svi=svi)
     x, y = digits.train.x[:64], digits.train.y[:64]
     for _ in range(3):
         work.train(x, y, None, 0.5, len(digits.train))
@@ -123,13 +128,6 @@ def test_a_run_gives_the_same_file_in_every_process(run: Run, tmp_path: Path) ->
         )  # fmt: skip
         found.append(out.read_bytes())
     assert found[0] == found[1] == found[2]
-
-
-def survivors(run: Run, **how: float) -> Survivors:
-    tensors = {name: layer.mean * masks(run.posterior)[name] for name, layer in run.posterior.layers.items()}
-    work = Survivors(run.posterior.graph, tensors | run.posterior.dense, FineTune(**how), {})  # type: ignore[arg-type]
-    work.choose_steps()
-    return work
 
 
 def test_the_worst_weights_nearby_are_where_they_should_be(run: Run, digits: Splits) -> None:
@@ -395,7 +393,8 @@ def test_goals_without_fine_tuning(run: Run, tmp_path: Path) -> None:
         (["--finetune", "1", "--sam-rho", "nan"], "sam_rho nan of fine-tuning"),
         (["--finetune", "1", "--step", "inf"], "step inf of fine-tuning"),
         (["--finetune", "1", "--rate", "nan"], "rate nan of fine-tuning"),
-        (["--finetune", "1", "--rate", "1", "--finetune-lr", "1e30"], "choose a smaller learning rate"),
+        (["--finetune", "1", "--rate", "1", "--finetune-lr", "1e30"], "choose a smaller lr than 1e+30"),
+        (["--finetune", "1", "--masked-epochs", "0", "--rate", "1", "--sam-rho", "1e30"], "or sam_rho than 1e+30"),
         (["--bit-price", "nan"], "price nan of a bit"),
     ],
 )

@@ -74,7 +74,6 @@ def finetune(
         for index, rows in enumerate(batches):
             progress = (done + index / len(batches)) / stage
             work.train(*read(rows), progress, len(train))
-        work.check()
         work.drop_dead_units()
         on_epoch(epoch + 1, total, work.kept())
     if not work.steps:

@@ -69,7 +69,11 @@ class Survivors:
     # --- training
 
     def train(self, x: Tensor, y: Tensor, teacher: Tensor | None, progress: float, examples: int) -> None:
-        """One step of Adam."""
+        """One step of Adam.
+
+        Raises:
+            ValueError: the loss is no finite number any more.
+        """
         assert self.optimizer
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * self.how.lr * (1 - progress)
@@ -77,6 +81,10 @@ class Survivors:
             x = x.contiguous(memory_format=torch.channels_last)  # pools several times as fast on a CPU
         drawn = self.noisy()
         loss = self.lost(self.worst_nearby(drawn, x, y, teacher) if self.how.sam_rho else drawn, x, y, teacher)
+        if not math.isfinite(loss.item()):
+            given = {name: getattr(self.how, name) for name in ("lr", "noise", "sam_rho")}
+            smaller = " or ".join(f"{name} than {value:g}" for name, value in given.items() if value)
+            raise ValueError(f"fine-tuning diverged: its loss is {loss.item():g}; choose a smaller {smaller}")
         if self.steps and self.how.rate:
             price = self.how.rate * min(1.0, progress / max(self.how.ramp, 1e-9))
             loss = loss + price / examples * (math.log(2) * self.bits(drawn) - self.log_spreads())
@@ -106,20 +114,6 @@ class Survivors:
         length = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt().clamp_min(1e-12)
         moved = {name: values[name] + self.how.sam_rho / length * g for name, g in zip(weights, gradients, strict=True)}
         return values | moved
-
-    @torch.no_grad()
-    def check(self) -> None:
-        """Refuse to go on with what is no network any more.
-
-        Raises:
-            ValueError: values that are not finite.
-        """
-        lost = [name for name, value in self.free.items() if not bool(value.isfinite().all())]
-        if lost:
-            raise ValueError(
-                f"fine-tuning diverged: values of {', '.join(lost)} are not finite; choose a smaller learning "
-                f"rate than {self.how.lr:g}, less noise than {self.how.noise:g} or a radius under {self.how.sam_rho:g}"
-            )
 
     def rounded(self) -> dict[str, Tensor]:
         """Multiples of the steps, with a gradient that passes straight through."""
