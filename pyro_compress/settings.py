@@ -93,7 +93,8 @@ class FitConfig(Reading):
         pruning: name in `pyro_compress.training.sparse.PRUNING`, or `none`: pruning while training (baselines).
         prune_to: sparsity that such pruning ends at.
         init_range: weights and biases start uniform in ±`init_range`; 0 leaves torch's default start.
-        patience: stop after this many epochs without a better validation NLL; 0 never stops early.
+        patience: after this many epochs without a better validation NLL the learning rates fall to 0 over as many
+            epochs more, and training ends (with `lr_schedule` constant at once); 0 never ends early.
         nan_policy: what follows a loss that is not finite: `stop`, or `rewind` to the last checkpoint with half the
             learning rates, at most three times.
         deterministic: torch refuses operations that are not (only CUDA has some).

@@ -172,6 +172,10 @@ def test_uniform_start(digits: Splits) -> None:
     [
         ({"prior": "none", "pruning": "gradual"}, "needs both a rule"),
         ({"prior": "none", "prune_to": 0.5}, "needs both a rule"),
+        (
+            {"prior": "none", "pruning": "gradual", "prune_to": 0.5, "patience": 3},
+            "patience 3 could end pruning .gradual. early",
+        ),
         ({"prior": "none", "pruning": "often", "prune_to": 0.5}, "unknown pruning 'often'; allowed: none, iterative"),
         ({"prior": "none", "optimizer": "sgd", "momentum": 1.0}, "momentum 1.0: allowed are values from 0"),
         ({"prior": "none", "dropout_input": 1.0}, "dropout_input 1.0: allowed"),

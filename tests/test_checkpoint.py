@@ -70,9 +70,27 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_anywhere_it_ends_the_same(case: str, splits: Splits, tmp_path: Path) -> None:
     """Stopped in the first phase, in the middle of an epoch, at the end of one; five steps make an epoch."""
-    config = CASES[case]
-    wanted = fitted(config, splits, None)
-    stops = [3, 5, 7]
+    check_stopped(CASES[case], splits, tmp_path, [3, 5, 7])
+
+
+FALLING = {
+    "point": FitConfig(prior="none", hidden=(12,), epochs=40, lr=0.1, patience=2),
+    "posterior": FitConfig(
+        prior="log-uniform", hidden=(12,), epochs=40, pretrain_epochs=0, kl_warmup=0.0, lr=0.3, patience=2
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FALLING)
+def test_stopped_while_the_rates_fall_it_ends_the_same(case: str, splits: Splits, tmp_path: Path) -> None:
+    """Both run out of patience after eight epochs, 40 steps, and end after ten."""
+    epochs = check_stopped(FALLING[case], splits, tmp_path, [38, 5, 2])
+    assert epochs == 10
+
+
+def check_stopped(config: FitConfig, splits: Splits, tmp_path: Path, stops: list[int]) -> int:
+    """Stopped three times, it ends in the same bytes; gives the epochs that it took."""
+    wanted, steps = fitted(config, splits, None), sum(stops)
     for life in range(4):
         keeper = Stopping(tmp_path, stops[life : life + 1])
         try:
@@ -82,6 +100,7 @@ def test_stopped_anywhere_it_ends_the_same(case: str, splits: Splits, tmp_path: 
             assert len(list(tmp_path.glob("checkpoint-*"))) <= 2
     assert life == 3
     assert found == wanted
+    return (steps + keeper.steps) // 5
 
 
 def test_damaged_checkpoints_are_passed_over(splits: Splits, tmp_path: Path) -> None:

@@ -22,6 +22,10 @@ from pyro_compress.metrics import logits_of
 from pyro_compress.networks.graph import Network
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
+from pyro_compress.training.baselines import point_plan
+from pyro_compress.training.checkpoint import Keeper
+from pyro_compress.training.point import AfterStep
+from pyro_compress.training.progress import Progress
 from pyro_compress.types import Data, Splits
 
 
@@ -74,7 +78,7 @@ def test_negative_elbo_is_nll_plus_kl(prior: str) -> None:
 
 def test_minibatches_partition_without_bias() -> None:
     """At fixed weights (tiny posterior scales) the mean over a partition equals the full batch."""
-    fit, data = fitted(epochs=2, init_scale=1.3e-4, lr_scale=1e-9), toy().train
+    fit, data = fitted(epochs=2, init_scale=1.3e-4, lr_scale=1e-30), toy().train
     full, full_likelihood = loss_and_likelihood(fit, data.x, data.y, 1.0)
     parts = [loss_and_likelihood(fit, x, y, 1.0) for x, y in zip(data.x.split(60), data.y.split(60), strict=True)]
     assert sum(loss for loss, _ in parts) / 4 == pytest.approx(full, rel=1e-4)
@@ -86,7 +90,7 @@ def test_minibatches_partition_without_bias() -> None:
 def test_kl_shares_sum_to_one_epoch(schedule: str, batches: int) -> None:
     """The mean weight over an epoch is 1; the study's 2^(M-i) / 2^(M-1) would give about 2 for a sum of 1."""
     weights = [minibatch_weight(schedule, index, batches) for index in range(batches)]
-    assert sum(weights) / batches == pytest.approx(1, rel=1e-9)
+    assert sum(weights) / batches == pytest.approx(1, rel=1e-30)
     assert all(math.isfinite(weight) for weight in weights)
 
 
@@ -217,8 +221,28 @@ def test_model_is_a_pyro_program() -> None:
     assert trace.nodes["y"]["value"].shape == (240,)
 
 
-def test_patience_stops() -> None:
-    assert len(fitted(epochs=60, lr=1e-9, lr_scale=1e-9, kl_warmup=0.0, patience=3).history) < 60
+STILL = {"epochs": 60, "lr": 1e-30, "lr_scale": 1e-30, "kl_warmup": 0.0}
+
+
+def test_patience_ends_a_constant_rate_at_once_and_lets_another_fall() -> None:
+    at_once = len(fitted(**STILL, patience=3, lr_schedule="constant").history)
+    assert 4 <= at_once <= 20
+    assert len(fitted(**STILL, patience=3).history) == at_once + 3
+
+
+def test_rates_fall_to_nothing_once_patience_has_run_out() -> None:
+    """Linearly over the last two epochs, four steps each; until then they are what they were."""
+    config = resolve(FitConfig(prior="none", epochs=60, batch_size=60, lr=1e-30, patience=2, device="cpu"), 240)
+    progress, rates = Progress(toy(), config, lambda epoch: None, Keeper()), list[float]()
+
+    def remembered(done: int) -> AfterStep:
+        return lambda step, optimizer: rates.append(optimizer.param_groups[0]["lr"] / 1e-30)
+
+    progress.train_point(net(), point_plan(config), remembered)
+    turned = 4 * (len(progress.history) - 2)
+    assert turned >= 12
+    assert rates[:turned] == pytest.approx([1.0] * turned)
+    assert rates[turned:] == pytest.approx([1 - step / 8 for step in range(8)])
 
 
 def test_divergence_is_named() -> None:

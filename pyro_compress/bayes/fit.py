@@ -124,7 +124,7 @@ class _Inference:
             self.epoch(step)
             smaller = self.smaller()
             self.note(smaller)
-            if progress.out_of_patience(config.kl_weight):
+            if progress.over(config.kl_weight):
                 break
             if smaller:
                 self.stage = smaller
@@ -138,7 +138,7 @@ class _Inference:
         self.train_mode()
         for index, x, y in self.progress.feed.epoch():
             weight = self.kl_weight(state.count) * minibatch_weight(config.kl_schedule, index, self.batches)
-            factor = SCHEDULES[config.lr_schedule](state.count / self.total)
+            factor = SCHEDULES[config.lr_schedule](state.count / self.total) * self.progress.cooldown()
             log_likelihood = step(x, y, weight, factor, index % NOTE_EVERY == 0)
             if log_likelihood is not None:
                 self.progress.feed.combine([log_likelihood])

@@ -234,7 +234,7 @@ HEADINGS = {
     "--patience",
     type=click.IntRange(0),
     default=0,
-    help="Stop after so many epochs without a better validation NLL; 0: never.",
+    help="After so many epochs without a better validation NLL, let the rates fall over as many and end; 0: never.",
 )
 @click.option(
     "--estimator",

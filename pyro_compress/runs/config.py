@@ -56,6 +56,8 @@ def _resolve_baseline(config: FitConfig) -> FitConfig:
         )
     if config.shrink_every:
         raise ValueError(f"shrink_every {config.shrink_every} goes with a prior, whose posterior says which units go")
+    if config.pruning != "none" and config.patience:
+        raise ValueError(f"patience {config.patience} could end pruning {config.pruning!r} early; leave it out")
     if config.pruning == "rewind" and config.lr_schedule != "constant":
         raise ValueError("pruning 'rewind' trains every round alike; use lr_schedule 'constant'")
     for name in ("grouping", "estimator", "keep", "batch_norm"):

@@ -75,6 +75,7 @@ class PointPlan:
         momentum: of `sgd`.
         schedule: name in `SCHEDULES`.
         loss: (outputs, y) -> what is minimised.
+        cooldown: gives a further factor on the learning rate of the step to come.
     """
 
     epochs: int
@@ -83,6 +84,7 @@ class PointPlan:
     momentum: float = 0.9
     schedule: str = "late-decay"
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    cooldown: Callable[[], float] = lambda: 1.0
 
 
 def _adam(parameters: Iterable[nn.Parameter], plan: PointPlan) -> torch.optim.Optimizer:
@@ -171,7 +173,7 @@ def train_point(
         net.train()
         loss = torch.zeros(())
         for _, x, y in feed.epoch():
-            set_rates(optimizer, schedule(step / total))
+            set_rates(optimizer, schedule(step / total) * plan.cooldown())
             optimizer.zero_grad()
             loss = plan.loss(net(x), y)
             loss.backward()

@@ -37,6 +37,7 @@ class Progress:
         weights: of the classes, `(classes,)`; None: all count alike.
         history: one entry per epoch.
         snapshot: where the fit goes on; None: it begins.
+        turned: epochs after which patience had run out; None: it has not.
     """
 
     def __init__(self, splits: Splits, config: FitConfig, on_epoch: OnEpoch, keeper: Keeper):
@@ -48,10 +49,12 @@ class Progress:
         balanced = config.class_weights == "balanced"
         self.weights = class_weights(splits.train.y, splits.outputs).to(config.device) if balanced else None
         self.started, self.history = time.perf_counter(), list[Epoch]()
+        self.turned: int | None = None
         self.snapshot = keeper.latest()
         if self.snapshot:
             self.history = [Epoch(**epoch) for epoch in self.snapshot.numbers["history"]]
             self.started -= self.snapshot.numbers["seconds"]
+            self.turned = self.snapshot.numbers.get("turned")
 
     def example(self, size: int) -> tuple[Tensor, Tensor]:
         """The first examples, on the device: what a minibatch looks like."""
@@ -86,6 +89,7 @@ class Progress:
             "step": step,
             "position": self.feed.position,
             "history": [epoch.as_dict() for epoch in self.history],
+            "turned": self.turned,
             "seconds": time.perf_counter() - self.started,
         }
         return Snapshot(phase, tensors | feed | random_states(), numbers)
@@ -133,20 +137,35 @@ class Progress:
         def after_epoch(epoch: int, step: int) -> bool:
             self.world.average_statistics_(net)
             self.note(net, Epoch(phase="point", step=step))
-            return self.config.prior != "none" or not self.out_of_patience(None)  # pretraining runs to its end
+            return self.config.prior != "none" or not self.over(None)  # pretraining runs to its end
 
         def then_keep(step: int, optimizer: torch.optim.Optimizer) -> None:
             after_step(step, optimizer)
             self.keep("point", lambda: self._point_tensors(net, optimizer), step)
 
-        plan = replace(plan, loss=self.point_loss)
+        plan = replace(plan, loss=self.point_loss, cooldown=self.cooldown)
 
         def failed(loss: Tensor, step: int) -> Diverged:
             return diverged(f"loss is {float(loss.detach()):g}", step, net.named_parameters(), self.config)
 
         train_point(net, self.feed, plan, after_epoch, then_keep, start, failed)
 
-    def out_of_patience(self, kl_weight: float | None) -> bool:
+    def cooldown(self) -> float:
+        """Factor on the learning rates of the running step: from 1 linearly to 0 once patience has run out."""
+        if self.turned is None:
+            return 1.0
+        since = len(self.history) - self.turned + (self.feed.position - 1) / self.feed.batches
+        return 1 - since / self.config.patience
+
+    def over(self, kl_weight: float | None) -> bool:
+        """Whether training ends after this epoch: patience has run out, and the rates, if they fall, have fallen."""
+        if self.turned is None and self._out_of_patience(kl_weight):
+            self.turned = len(self.history)
+        if self.turned is None:
+            return False
+        return self.config.lr_schedule == "constant" or len(self.history) >= self.turned + self.config.patience
+
+    def _out_of_patience(self, kl_weight: float | None) -> bool:
         """Whether the last `patience` epochs at this KL weight brought no better validation NLL."""
         patience = self.config.patience
         losses = [e.validation_nll_nats for e in self.history if e.kl_weight == kl_weight]
