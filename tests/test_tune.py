@@ -98,6 +98,9 @@ def test_one_share_per_layer() -> None:
         ("", FIT + "[space.fit]\nepochs = {low = 1, high = 2}\n", "no option to search"),
         ("", FIT + "[space.fit]\nlr = 3\n", "give {low"),
         ("", FIT + "[space.fit]\nlr = {low = 0.0, high = 1.0, log = true}\n", "no range"),
+        ("", FIT + "[space.fit]\nbatch-size = {low = 64.0, high = 128}\n", "from 64.0 to 128: give whole numbers"),
+        ("", FIT + "[space.fit]\nlr = {low = 'a', high = 1.0}\n", "from 'a' to 1.0: give numbers"),
+        ("", FIT + "[space.fit]\naugment = {low = 1, high = 2}\n", "augment: is no number; give a list"),
         ("", FIT + "[space.compress]\nrate = {low = 1, high = 2}\n", "without finetune"),
         ("", FIT + "[space.compress]\nkept = {low = 0.5, high = 1.5}\n", "up to 1"),
         ("", FIT + "[space.compress]\ncoarseness = {low = 0.5, high = 1.5}\n", "stands nowhere"),
@@ -107,6 +110,15 @@ def test_one_share_per_layer() -> None:
 def test_refused_studies(head: str, tail: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=told):
         read_plan(written(tmp_path, head, tail))
+
+
+def test_the_option_says_whether_a_range_holds_whole_numbers_alone(tmp_path: Path) -> None:
+    """However its bounds are written: 1 to 8 as a rate of bits is not one of eight rates."""
+    compress = "rate = {low = 1, high = 8}\nfinetune-batch-size = {low = 32, high = 64}\nnoise = {low = 0, high = 1}\n"
+    tail = FIT + "[compress]\nfinetune = 1\nsparsity = 0.9\n[space.fit]\nsamples = {low = 1, high = 3}\n[space.compress]\n" + compress
+    plan, _ = read_plan(written(tmp_path, "", tail))
+    whole = {parameter.option: parameter.integer for parameter in plan.space}
+    assert whole == {"samples": True, "rate": False, "finetune_batch_size": True, "noise": False}
 
 
 def test_points(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatch
 from typing import Any
 
+from pyro_compress.compression.recipe import FineTune
 from pyro_compress.networks.graph import WEIGHTED, capture
 from pyro_compress.runs.run import initial_net
 from pyro_compress.settings import FINETUNING, FitConfig
@@ -31,6 +32,12 @@ FINETUNED = (KEPT, "criterion", "finetune", "rate", *(name for name in FINETUNIN
 """And with it; the names of the options of `compress`."""
 FIXED = ("data", "data_dir", "net", "hidden", "keep", "validation", "epochs", "device", "threads", "compile")
 """Options of `fit` that a study cannot vary: trials would not be comparable, or `fidelities` has it."""
+
+_FINETUNE = {field.name: str(field.type) for field in fields(FineTune)}
+_COMPRESS = {name: _FINETUNE[field] for name, field in FINETUNING.items()} | {"finetune": "int", "criterion": "str"}
+_TYPES = {f"fit.{field.name}": str(field.type) for field in fields(FitConfig)}
+_TYPES |= {f"compress.{name}": told for name, told in _COMPRESS.items()}
+"""Parameter -> annotation of its option; those that are missing are real numbers."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +181,14 @@ def _parameter(name: str, value: Any) -> Parameter:
             f"space {shown}: {value!r}: give {{low = 0.1, high = 1.0, log = true}} or a list of values to choose from"
         )
     low, high, log = value["low"], value["high"], bool(value.get("log", False))
+    kind = _TYPES.get(name, "float").removesuffix(" | None")
+    if kind not in ("int", "float"):
+        raise ValueError(f"space {shown}: is no number; give a list of values to choose from")
+    if any(type(bound) not in ((int,) if kind == "int" else (int, float)) for bound in (low, high)):
+        allowed = "whole numbers" if kind == "int" else "numbers"
+        raise ValueError(f"space {shown}: from {low!r} to {high!r}: give {allowed}")
     if not low <= high or (log and low <= 0):
         raise ValueError(f"space {shown}: from {low} to {high}{' on a log scale' if log else ''} is no range")
     if name.startswith(f"compress.{KEPT}") and not 0 < low <= high <= 1:
         raise ValueError(f"space {shown}: from {low} to {high}: shares lie above 0 and up to 1")
-    return Parameter(name, low, high, log, isinstance(low, int) and isinstance(high, int))
+    return Parameter(name, low, high, log, kind == "int")
