@@ -4,9 +4,9 @@
 
 `--add` takes a study and its results folder, as far as it has come, and merges them into docs/results/study.csv (rows)
 and docs/results/study.json (resolved configurations, versions, machine, uncertainty); rows that are there already under
-the same configuration are replaced. Without it only the document is refreshed: what stands between
-`<!-- table KIND DATA NETWORK [STUDY ...] -->` and `<!-- end -->`, of the methods of those files of scripts/studies, or
-of all. `--smoke` runs a small study in a temporary folder and prints its table.
+the same configuration, or of the same method and seed, are replaced. Without it only the document is refreshed: what
+stands between `<!-- table KIND DATA NETWORK [STUDY ...] -->` and `<!-- end -->`, of the methods of those files of
+scripts/studies, or of all. `--smoke` runs a small study in a temporary folder and prints its table.
 """
 
 import argparse
@@ -33,9 +33,9 @@ def add(study: Path, folder: Path, results: Path, data_dir: str) -> None:
     planned = plan(read_study(study), data_dir, "cpu", 1)
     compare([one for one in planned if cached_rows(one, folder)], folder)
     rows = read_results(folder)
-    hashes = {row.config_hash for row in rows}
-    path = results / "study.csv"
-    kept = [row for row in read_csv(path.read_text()) if row.config_hash not in hashes] if path.exists() else []
+    path, anew = results / "study.csv", {one for row in rows for one in (row.config_hash, _cell(row))}
+    before = read_csv(path.read_text()) if path.exists() else []
+    kept = [row for row in before if not anew & {row.config_hash, _cell(row)}]
     both = (*kept, *rows)
     labels, sets = list(dict.fromkeys(r.label for r in both)), list(dict.fromkeys((r.dataset, r.network) for r in both))
     place = {label: index for index, label in enumerate(labels)} | {pair: index for index, pair in enumerate(sets)}
@@ -50,8 +50,14 @@ def add(study: Path, folder: Path, results: Path, data_dir: str) -> None:
             if row["brier"] is not None
         ]
         runs[told[0]["config_hash"]] = run | {"uncertainty": extra}
+    runs = {key: run for key, run in runs.items() if key in {row.config_hash for row in merged}}
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(run)}" for key, run in sorted(runs.items()))
     write_atomically(results / "study.json", f"{{\n{lines}\n}}\n".encode())
+
+
+def _cell(row: Row) -> tuple[str, str, str, int]:
+    """What two fits of one method have in common where validation chose another configuration the second time."""
+    return row.dataset, row.network, row.label, row.seed
 
 
 def beside_published(rows: list[Row], claims: dict[str, dict[str, float]]) -> str:
