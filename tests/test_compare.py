@@ -127,7 +127,8 @@ def test_whole_study_then_resumed(study: Path, tmp_path: Path, monkeypatch: pyte
     assert tuple(lines[0]) == COLUMNS
     assert [float(line["accuracy"]) for line in lines] == [row["accuracy"] for row in rows]
     document = json.loads((out / "study.json").read_text())
-    assert set(document["runs"]) == {row["config_hash"] for row in rows}
+    told = {row["config_hash"]: name for name, run in document["runs"].items() for row in run["rows"]}
+    assert told.keys() == {row["config_hash"] for row in rows}
     assert all(run["config"]["seed"] == 0 and run["versions"]["torch"] for run in document["runs"].values())
 
     fitted = []
@@ -135,7 +136,7 @@ def test_whole_study_then_resumed(study: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(
         compare, "fit_run", lambda config, *rest, **more: (fitted.append(config.seed), real(config, *rest, **more))
     )
-    victim = rows[0]["config_hash"]
+    victim = told[rows[0]["config_hash"]]
     (out / "rows" / f"{victim}.json").unlink()  # as after an interruption between fit and evaluation
     again = invoke(study, "--out", out, "--seeds", "0", "--json")
     assert json.loads(again.stdout) == rows
@@ -165,11 +166,44 @@ def test_validation_chooses(study: Path, tmp_path: Path) -> None:
     assert compare.run_one(planned[0], tmp_path / "out") == outcome
 
 
+def test_what_validation_chooses_by(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that is surer of its mistakes may be right more often; of equal ones the better NLL counts."""
+    candidates = STUDY.replace('variant = "Adam"\n', "choose = {lr = [1e-3, 1e-2, 3e-2]}\n").partition(
+        '[[methods]]\nname = "gr'
+    )[0]
+    ends = {1e-3: (0.90, 0.3), 1e-2: (0.95, 0.5), 3e-2: (0.95, 0.4)}
+    fitted = {config_hash(c): c.lr for c in plan(read_study(study), device="cpu", threads=1)[0].configs}
+    monkeypatch.setattr(compare, "fit_run", lambda config, folder, keeping: fitted.update({folder.name: config.lr}))
+    monkeypatch.setattr(
+        compare,
+        "last_epoch",
+        lambda folder: dict(
+            zip(("validation_accuracy", "validation_nll_nats"), ends[fitted[folder.name]], strict=True)
+        ),
+    )
+    for by, wanted in (("nll", 1e-3), ("accuracy", 3e-2)):
+        study.write_text(f'choose-by = "{by}"\n{candidates}')
+        planned = plan(read_study(study), device="cpu", threads=1)[0]
+        assert compare.chosen(planned, tmp_path)[0].lr == wanted
+
+
+def test_rows_are_of_their_own_criterion(study: Path, tmp_path: Path) -> None:
+    """Two methods may share a fit, and are evaluated each by its own score."""
+    bayes = STUDY[STUDY.index('[[methods]]\nname = "Bayes') :]
+    study.write_text(STUDY + bayes + 'variant = "by magnitude"\ncriterion = "magnitude"\n')
+    planned = plan(read_study(study), device="cpu", threads=1)[3:5]
+    assert planned[0].configs == planned[1].configs
+    by_noise, by_magnitude = compare.compare(planned, tmp_path / "out")
+    same = [one.nll_nats == other.nll_nats for one, other in zip(by_noise.rows, by_magnitude.rows, strict=True)]
+    assert [row.sparsity for row in by_noise.rows] == [0.0, 0.0, 0.5, 0.5]
+    assert same == [True, True, False, False]
+
+
 def test_rows_are_what_evaluate_says(study: Path, tmp_path: Path) -> None:
     planned = plan(read_study(study), device="cpu", threads=1)
     sgd, bayes = planned[0], planned[3]
     (outcome, other) = compare.compare([sgd, bayes], tmp_path / "out")
-    folder = tmp_path / "out/runs" / sgd.hash
+    folder = tmp_path / "out/runs" / config_hash(sgd.config)
     assert evaluate_target(folder, None, "test")[0].accuracy == outcome.rows[0].accuracy
     run = load_run(folder)
     weights = {name: layer.mean.clone() for name, layer in run.posterior.layers.items()}
@@ -196,7 +230,7 @@ def test_a_fit_that_fails_does_not_stop_the_others(study: Path, tmp_path: Path) 
 def test_ensemble_of_a_posterior_without_noise_is_its_mean(study: Path, tmp_path: Path) -> None:
     planned = plan(read_study(study), device="cpu", threads=1)[3]
     compare.compare([planned], tmp_path / "out")
-    run = load_run(tmp_path / "out/runs" / planned.hash)
+    run = load_run(tmp_path / "out/runs" / config_hash(planned.config))
     assert has_spread(run.posterior)
     pruned = masked(run.posterior, masks_at(scores(run.posterior, "snr"), 0.7))
     zeros = sum(int((layer.mean == 0).sum()) for layer in pruned.layers.values())
@@ -225,6 +259,7 @@ def test_ensemble_of_a_posterior_without_noise_is_its_mean(study: Path, tmp_path
         ('pruning = "gradual"', 'pruning = "rewind"', "use lr_schedule 'constant'"),
         ('prior = "spike-and-slab"', 'prior = "spike-and-slab"\npruning = "gradual"', "go with --prior none"),
         ('variant = "Adam"', "choose = {lr = 1}", "choose lr: give a list of values"),
+        ("[fit]", 'choose-by = "size"\n[fit]', "unknown choose-by 'size'; allowed: nll, accuracy"),
         ('name = "gradual"', 'name = "SGD"\nvariant = "Adam"', "'SGD Adam' stands there twice"),
         ('["digits"]', '["nowhere"]', "unknown data set 'nowhere'"),
         ("[fit]", "[fit", "no valid TOML"),
@@ -300,8 +335,8 @@ def test_stopped_while_pruning(jobs: str, number: signal.Signals, study: Path, t
     arguments = ["compare", str(study), "--seeds", "0", "--device", "cpu", "--threads", "1", "--jobs", jobs, "--out"]
     command = [sys.executable, "-m", "pyro_compress", *arguments]
     process = subprocess.Popen([*command, str(out)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    gradual = plan(replace(read_study(study), seeds=(0,)), device="cpu", threads=1)[1].hash
-    folder, deadline = unfinished(out / "runs" / gradual), time.monotonic() + 120
+    gradual = plan(replace(read_study(study), seeds=(0,)), device="cpu", threads=1)[1]
+    folder, deadline = unfinished(out / "runs" / config_hash(gradual.config)), time.monotonic() + 120
     while not list(folder.glob("checkpoint-*")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(number)
@@ -309,7 +344,7 @@ def test_stopped_while_pruning(jobs: str, number: signal.Signals, study: Path, t
     assert process.returncode == (130 if jobs == "1" else -number)
     assert jobs == "2" or f"stopped, what is done is kept; the same command goes on, in {out}" in error
     assert list(folder.glob("checkpoint-*"))
-    assert not (out / "rows" / f"{gradual}.json").exists()
+    assert not (out / "rows" / f"{gradual.hash}.json").exists()
     if jobs == "2":
         return  # how a study goes on does not depend on it
     for place in (out, straight):

@@ -115,7 +115,11 @@ def test_refused_studies(head: str, tail: str, told: str, tmp_path: Path) -> Non
 def test_the_option_says_whether_a_range_holds_whole_numbers_alone(tmp_path: Path) -> None:
     """However its bounds are written: 1 to 8 as a rate of bits is not one of eight rates."""
     compress = "rate = {low = 1, high = 8}\nfinetune-batch-size = {low = 32, high = 64}\nnoise = {low = 0, high = 1}\n"
-    tail = FIT + "[compress]\nfinetune = 1\nsparsity = 0.9\n[space.fit]\nsamples = {low = 1, high = 3}\n[space.compress]\n" + compress
+    tail = (
+        FIT
+        + "[compress]\nfinetune = 1\nsparsity = 0.9\n[space.fit]\nsamples = {low = 1, high = 3}\n[space.compress]\n"
+        + compress
+    )
     plan, _ = read_plan(written(tmp_path, "", tail))
     whole = {parameter.option: parameter.integer for parameter in plan.space}
     assert whole == {"samples": True, "rate": False, "finetune_batch_size": True, "noise": False}

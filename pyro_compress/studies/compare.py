@@ -50,7 +50,7 @@ from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.scores import Scores
 from pyro_compress.settings import FitConfig
-from pyro_compress.studies.plan import DRAWS, Planned, config_hash, plan, read_study
+from pyro_compress.studies.plan import CHOOSE_BY, DRAWS, Planned, config_hash, plan, read_study
 from pyro_compress.studies.tables import COLUMNS, Row, markdown
 from pyro_compress.types import Posterior, Splits
 
@@ -201,8 +201,8 @@ def run_one(planned: Planned, out: Path) -> Outcome:
 
 
 def chosen(planned: Planned, out: Path) -> tuple[FitConfig, Path]:
-    """Fit what is missing; the configuration with the lowest final validation NLL, and its run folder."""
-    found = []
+    """Fit what is missing; the configuration that is best on validation at its end, and its run folder."""
+    rank, found = CHOOSE_BY[planned.choose_by], []
     for config in planned.configs:
         folder = out / "runs" / config_hash(config)
         if not folder.is_dir():
@@ -210,7 +210,7 @@ def chosen(planned: Planned, out: Path) -> tuple[FitConfig, Path]:
             with locked(folder.with_suffix(".lock")):  # methods may share a fit
                 if not folder.is_dir():
                     fit_run(config, folder, keeping=Keeping(resume=True))
-        found.append((float(last_epoch(folder)["validation_nll_nats"]), config, folder))
+        found.append((rank(last_epoch(folder)), config, folder))
     _, config, folder = min(found, key=lambda candidate: candidate[0])
     return config, folder
 

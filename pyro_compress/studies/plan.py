@@ -6,6 +6,7 @@
     sparsities = [0, 0.5, 0.9]
     seeds = [0, 1, 2]
     out-of-domain = {mnist = "fashion-mnist"}   # optional: where predictive entropy is compared
+    choose-by = "accuracy"                      # optional: what `choose` goes by on validation; "nll" is the default
 
     [fit]                                       # options of `pyro-compress fit` that all methods share
     epochs = 50
@@ -28,7 +29,7 @@ import hashlib
 import itertools
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,11 @@ DRAWS = 10
 WHERE_AND_HOW_FAST = ("data_dir", "threads", "device", "compile", "in_memory_mib", "workers")
 """Options that are no part of a run's identity."""
 LISTS = ("datasets", "networks", "sparsities", "seeds")
+CHOOSE_BY: dict[str, Callable[[dict[str, Any]], tuple[float, ...]]] = {
+    "nll": lambda epoch: (epoch["validation_nll_nats"],),
+    "accuracy": lambda epoch: (-epoch["validation_accuracy"], epoch["validation_nll_nats"]),
+}
+"""Name -> last epoch of a fit's history -> what is to be small; equal accuracies are told apart by their NLL."""
 OWN = ("name", "variant", "sparsities", "criterion", "choose")
 FILES = ("net", "init", "data", "test_data")
 """Options that may name a file, which counts by its content."""
@@ -84,6 +90,7 @@ class Study:
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
     out_of_domain: dict[str, str] = field(default_factory=dict)
+    choose_by: str = "nll"
 
 
 @dataclass(frozen=True)
@@ -92,15 +99,17 @@ class Planned:
 
     Attributes:
         method: the method.
-        configs: resolved; all but the one with the lowest validation NLL are dropped unseen by the test split.
+        configs: resolved; all but the one that is best on validation are dropped unseen by the test split.
         sparsities: shares of the weights to remove.
         other: data set for the out-of-domain comparison, or empty.
+        choose_by: name in `CHOOSE_BY`: what the best one is.
     """
 
     method: Method
     configs: tuple[FitConfig, ...]
     sparsities: tuple[float, ...]
     other: str = ""
+    choose_by: str = "nll"
 
     @property
     def config(self) -> FitConfig:
@@ -114,8 +123,15 @@ class Planned:
 
     @property
     def hash(self) -> str:
-        """Name of the configuration, or of all candidates together."""
-        return config_hash(self.config) if len(self.configs) == 1 else digest([*map(fingerprint, self.configs)])
+        """Name of its rows: of the configurations, and of what else they depend on."""
+        fits = [fingerprint(config) for config in self.configs]
+        by = self.choose_by if len(fits) > 1 else ""
+        how = {
+            key: value
+            for key, value in (("criterion", self.method.criterion), ("other", self.other), ("by", by))
+            if value
+        }
+        return digest([*fits, how]) if how else config_hash(self.config)
 
 
 def identity(config: FitConfig) -> dict[str, Any]:
@@ -170,12 +186,15 @@ def read_study(path: Path) -> Study:
         document = {key.replace("-", "_"): value for key, value in tomllib.loads(path.read_text()).items()}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no valid TOML: {error}") from error
-    allowed = ("name", *LISTS, "methods", "fit", "out_of_domain")
+    allowed = ("name", *LISTS, "methods", "fit", "out_of_domain", "choose_by")
     if unknown := sorted(set(document) - set(allowed)):
         raise ValueError(f"{path}: unknown key {', '.join(unknown)}; allowed: {', '.join(allowed)}")
     for key in (*LISTS, "methods"):
         if not isinstance(document.get(key), list) or not document[key]:
             raise ValueError(f"{path}: {key} must be a list with something in it")
+    choose_by = str(document.get("choose_by", "nll"))
+    if choose_by not in CHOOSE_BY:
+        raise ValueError(f"{path}: unknown choose-by {choose_by!r}; allowed: {', '.join(CHOOSE_BY)}")
     sparsities = _sparsities(document["sparsities"], path)
     shared = _options(document.get("fit", {}), path)
     methods = tuple(_method(dict(table), shared, sparsities, path) for table in document["methods"])
@@ -191,6 +210,7 @@ def read_study(path: Path) -> Study:
         methods=methods,
         seeds=tuple(int(seed) for seed in document["seeds"]),
         out_of_domain=dict(document.get("out_of_domain", {})),
+        choose_by=choose_by,
     )
 
 
@@ -262,7 +282,7 @@ def _fits(method: Method, config: FitConfig, examples: int, study: Study) -> lis
     targets = [(0.0, method.sparsities)]
     if config.pruning != "none":
         targets = [(sparsity, (sparsity,)) for sparsity in method.sparsities if sparsity]
-    return [
-        Planned(method, tuple(resolve(replace(config, prune_to=to, **c), examples) for c in choices), at, other)
-        for to, at in targets
+    candidates = [
+        (tuple(resolve(replace(config, prune_to=to, **c), examples) for c in choices), at) for to, at in targets
     ]
+    return [Planned(method, configs, at, other, study.choose_by) for configs, at in candidates]
