@@ -33,9 +33,10 @@ def add(study: Path, folder: Path, results: Path, data_dir: str) -> None:
     planned = plan(read_study(study), data_dir, "cpu", 1)
     compare([one for one in planned if cached_rows(one, folder)], folder)
     rows = read_results(folder)
-    path, anew = results / "study.csv", {one for row in rows for one in (row.config_hash, _cell(row))}
+    hashes, cells = {row.config_hash for row in rows}, {_cell(row) for row in rows}
+    path = results / "study.csv"
     before = read_csv(path.read_text()) if path.exists() else []
-    kept = [row for row in before if not anew & {row.config_hash, _cell(row)}]
+    kept = [row for row in before if row.config_hash not in hashes and _cell(row) not in cells]
     both = (*kept, *rows)
     labels, sets = list(dict.fromkeys(r.label for r in both)), list(dict.fromkeys((r.dataset, r.network) for r in both))
     place = {label: index for index, label in enumerate(labels)} | {pair: index for index, pair in enumerate(sets)}

@@ -78,7 +78,7 @@ def test_negative_elbo_is_nll_plus_kl(prior: str) -> None:
 
 def test_minibatches_partition_without_bias() -> None:
     """At fixed weights (tiny posterior scales) the mean over a partition equals the full batch."""
-    fit, data = fitted(epochs=2, init_scale=1.3e-4, lr_scale=1e-30), toy().train
+    fit, data = fitted(epochs=2, init_scale=1.3e-4, lr_scale=1e-9), toy().train
     full, full_likelihood = loss_and_likelihood(fit, data.x, data.y, 1.0)
     parts = [loss_and_likelihood(fit, x, y, 1.0) for x, y in zip(data.x.split(60), data.y.split(60), strict=True)]
     assert sum(loss for loss, _ in parts) / 4 == pytest.approx(full, rel=1e-4)
@@ -90,7 +90,7 @@ def test_minibatches_partition_without_bias() -> None:
 def test_kl_shares_sum_to_one_epoch(schedule: str, batches: int) -> None:
     """The mean weight over an epoch is 1; the study's 2^(M-i) / 2^(M-1) would give about 2 for a sum of 1."""
     weights = [minibatch_weight(schedule, index, batches) for index in range(batches)]
-    assert sum(weights) / batches == pytest.approx(1, rel=1e-30)
+    assert sum(weights) / batches == pytest.approx(1, rel=1e-9)
     assert all(math.isfinite(weight) for weight in weights)
 
 
