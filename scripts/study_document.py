@@ -3,8 +3,8 @@
     python scripts/study_document.py --add scripts/studies/tables.toml studies/tables
 
 `--add` takes a study and its results folder, as far as it has come, and merges them into docs/results/study.csv (rows)
-and docs/results/study.json (resolved configurations, versions, machine, uncertainty); rows that are there already under
-the same configuration, or of the same method and seed, are replaced. Without it only the document is refreshed: what
+and docs/results/study.json (resolved configurations, versions, machine, uncertainty); rows that are there already of
+the same method and seed are replaced. Without it only the document is refreshed: what
 stands between `<!-- table KIND DATA NETWORK [STUDY ...] -->` and `<!-- end -->`, of the methods of those files of
 scripts/studies, or of all. `--smoke` runs a small study in a temporary folder and prints its table.
 """
@@ -25,6 +25,7 @@ from pyro_compress.studies.tables import Row, exceeds_noise, grid, markdown_tabl
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "scripts/studies"
 MARKED = re.compile(r"(<!-- table (\S+) (\S+) (\S+)((?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+EXTRA = ("method", "variant", "sparsity", "brier", "ood_auroc")
 COMPARED = ("Bayes by Backprop (faithful)", "SGD (Adam)")
 
 
@@ -33,11 +34,10 @@ def add(study: Path, folder: Path, results: Path, data_dir: str) -> None:
     planned = plan(read_study(study), data_dir, "cpu", 1)
     compare([one for one in planned if cached_rows(one, folder)], folder)
     rows = read_results(folder)
-    hashes, cells = {row.config_hash for row in rows}, {_cell(row) for row in rows}
+    cells = {_cell(row) for row in rows}
     path = results / "study.csv"
     before = read_csv(path.read_text()) if path.exists() else []
-    kept = [row for row in before if row.config_hash not in hashes and _cell(row) not in cells]
-    both = (*kept, *rows)
+    both = (*(row for row in before if _cell(row) not in cells), *rows)
     labels, sets = list(dict.fromkeys(r.label for r in both)), list(dict.fromkeys((r.dataset, r.network) for r in both))
     place = {label: index for index, label in enumerate(labels)} | {pair: index for index, pair in enumerate(sets)}
     merged = sorted(both, key=lambda r: (place[r.dataset, r.network], place[r.label], r.seed, r.sparsity))
@@ -45,12 +45,11 @@ def add(study: Path, folder: Path, results: Path, data_dir: str) -> None:
     runs = json.loads((results / "study.json").read_text()) if (results / "study.json").exists() else {}
     for run in json.loads((folder / "study.json").read_text())["runs"].values():
         told = run.pop("rows")
-        extra = [
-            {key: row[key] for key in ("variant", "sparsity", "brier", "ood_auroc")}
-            for row in told
-            if row["brier"] is not None
-        ]
-        runs[told[0]["config_hash"]] = run | {"uncertainty": extra}
+        extra = [{key: row[key] for key in EXTRA} for row in told if row["brier"] is not None]
+        known = runs.get(told[0]["config_hash"], {"uncertainty": []})["uncertainty"]
+        own = {(row["method"], row["variant"]) for row in told}
+        others = [row for row in known if (row["method"], row["variant"]) not in own]
+        runs[told[0]["config_hash"]] = run | {"uncertainty": others + extra}
     runs = {key: run for key, run in runs.items() if key in {row.config_hash for row in merged}}
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(run)}" for key, run in sorted(runs.items()))
     write_atomically(results / "study.json", f"{{\n{lines}\n}}\n".encode())
@@ -77,12 +76,17 @@ def beside_published(rows: list[Row], claims: dict[str, dict[str, float]]) -> st
 
 def uncertainty(rows: list[Row], runs: dict[str, dict]) -> str:
     """NLL, calibration error, Brier score and out-of-domain AUROC, unpruned and at 90 %."""
-    extra = {(key, told["variant"], told["sparsity"]): told for key, run in runs.items() for told in run["uncertainty"]}
+    extra = {
+        (key, told["method"], told["variant"], told["sparsity"]): told
+        for key, run in runs.items()
+        for told in run["uncertainty"]
+    }
     lines = [["method", "removed", "NLL (nats)", "ECE", "Brier", "out-of-domain AUROC"]]
     for label in dict.fromkeys(row.label for row in rows):
         for sparsity in (0.0, 0.9):
             own = [row for row in rows if row.label == label and row.sparsity == sparsity]
-            told = [found for row in own if (found := extra.get((row.config_hash, row.variant, sparsity)))]
+            keys = [(row.config_hash, row.method, row.variant, sparsity) for row in own]
+            told = [extra[key] for key in keys if key in extra]
             if not own:
                 continue
             cells = [spread([row.nll_nats for row in own], 3), spread([row.ece for row in own], 3)]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pyro_compress.studies.compare import compare_file
+
 SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
 
 
@@ -118,6 +120,31 @@ def test_study_document(tmp_path: Path) -> None:
     again = text
     run(script("study_document"), "--document", str(document), cwd=tmp_path)
     assert document.read_text() == again
+
+
+def test_study_document_keeps_methods_that_share_a_fit(tmp_path: Path) -> None:
+    """Added one after the other, each with its own rows and uncertainty; added again, nothing doubles."""
+    results, document = tmp_path / "results", tmp_path / "study.md"
+    results.mkdir()
+    (results / "published.json").write_text("{}")
+    document.write_text("<!-- table uncertainty digits mlp-5 -->\n<!-- end -->\n")
+    cells = {}
+    for criterion in ("snr", "magnitude", "magnitude"):
+        study, folder = tmp_path / f"{criterion}.toml", tmp_path / criterion
+        study.write_text(
+            f'name = "{criterion}"\ndatasets = ["digits"]\nnetworks = ["mlp"]\nsparsities = [0.9]\nseeds = [0]\n'
+            "[fit]\nhidden = [5]\nepochs = 3\n"
+            f'[[methods]]\nname = "{criterion}"\nprior = "spike-and-slab"\ncriterion = "{criterion}"\n'
+        )
+        (row, *_) = compare_file(study, folder)
+        cells[criterion] = f"| {criterion} | 90 % | {row.nll_nats:.3f} | {row.ece:.3f} | {row.brier:.3f} |"
+        added = ("--add", str(study), str(folder), "--results", str(results), "--document", str(document))
+        run(script("study_document"), *added, cwd=tmp_path)
+    (stored,) = json.loads((results / "study.json").read_text()).values()
+    assert len(stored["uncertainty"]) == len((results / "study.csv").read_text().splitlines()) - 1 == 4
+    assert cells["snr"] != cells["magnitude"].replace("magnitude", "snr")
+    for line in cells.values():
+        assert line in document.read_text()
 
 
 def test_networks_end_to_end(tmp_path: Path) -> None:
