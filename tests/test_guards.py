@@ -19,9 +19,9 @@ from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper, Snapshot, read, write
-from pyro_compress.training.guards import exploded, slower
+from pyro_compress.training.guards import exploded, over_pruned, slower
 from pyro_compress.training.history import Diverged, Epoch
-from pyro_compress.types import Data, Splits
+from pyro_compress.types import Data, Quantity, Splits
 
 
 def arrays(path: Path, poison: float = 0.0) -> str:
@@ -141,3 +141,42 @@ def test_deterministic_is_asked_of_torch() -> None:
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def told(*nats: float) -> list[dict[str, float]]:
+    return [{"epoch": 1 + index, "validation_nll_nats": value} for index, value in enumerate(nats)]
+
+
+def test_over_pruned_counts_from_the_best_epoch_towards_a_constant_answer() -> None:
+    """Classes of 3:1, whose frequencies alone cost 0.562 nats."""
+    labels = Data(torch.zeros(8, 2), torch.tensor([0, 0, 0, 1] * 2))
+    splits = Splits(train=labels, validation=labels, test=labels, classes=("a", "b"))
+    assert over_pruned(told(0.5, 0.1, 0.32), splits) == ""
+    assert over_pruned(told(0.5, 0.1, 0.6, 0.1), splits) == ""
+    assert over_pruned(told(0.9, 0.6, 0.7), splits) == ""  # never learned anything
+    message = over_pruned(told(0.5, 0.1, 0.2, 0.34), splits)
+    assert "is 0.3400 nats, was 0.1000 after epoch 2, and ignoring the input costs 0.5623" in message
+    assert "try smaller layers, fewer --epochs, or --kl-weight 0.1" in message
+
+
+def test_over_pruned_regression_is_in_the_targets_units() -> None:
+    """Targets of standard deviation 20: ignoring the input costs log(20) nats more than it does standardised."""
+    y = torch.tensor([[-1.0], [1.0]] * 4)
+    rows = Data(torch.zeros(8, 2), y)
+    splits = Splits(train=rows, validation=rows, test=rows, classes=(), targets=(Quantity("price", 0.0, 20.0),))
+    constant = 0.5 * math.log(2 * math.pi * math.e) + math.log(20)
+    assert f"ignoring the input costs {constant:.4f}" in over_pruned(told(3.0, 4.0), splits)
+    assert over_pruned(told(3.0, 3.6), splits) == ""
+
+
+def test_a_posterior_that_gave_up_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A KL that counts a thousandfold leaves nothing of what the pretrained weights knew."""
+    data = arrays(tmp_path / "a.npz")
+    config = replace(CONFIG, data=data, prior="log-uniform", epochs=60, pretrain_epochs=20, lr_scale=0.1, kl_weight=1e3)
+    fit_run(config, tmp_path / "collapsed")
+    (warning,) = [record.getMessage() for record in caplog.records if "gave up" in record.getMessage()]
+    assert "try smaller layers" in warning
+    caplog.clear()
+    fit_run(replace(config, kl_weight=1e-3), tmp_path / "kept")
+    fit_run(replace(CONFIG, data=data, prior="none"), tmp_path / "point")
+    assert not [record for record in caplog.records if "gave up" in record.getMessage()]

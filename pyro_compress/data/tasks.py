@@ -31,6 +31,8 @@ class Task:
         sample: (outputs, noise) -> drawn labels or targets.
         mixture: outputs of several networks -> outputs of their mixture.
         uniform_nats: outputs -> nats per example that knowing nothing costs.
+        constant: labels or targets -> outputs `(n, classes)` or `(n, targets)` of the network that fits them best
+            without looking at its input.
     """
 
     loss: Callable[[Tensor, Tensor, float], Tensor]
@@ -39,6 +41,7 @@ class Task:
     sample: Callable[[Tensor, float | None], Tensor]
     mixture: Callable[[Sequence[Tensor]], Tensor]
     uniform_nats: Callable[[int], float]
+    constant: Callable[[Tensor], Tensor]
 
 
 def _cross_entropy(logits: Tensor, y: Tensor, noise: float) -> Tensor:
@@ -99,6 +102,7 @@ TASKS: dict[str, Task] = {
         sample=_draw_classes,
         mixture=mean_probability,
         uniform_nats=math.log,
+        constant=lambda y: y.bincount().double().log().expand(len(y), -1),
     ),
     "regression": Task(
         loss=squared_error,
@@ -107,6 +111,7 @@ TASKS: dict[str, Task] = {
         sample=_draw_targets,
         mixture=lambda outputs: torch.stack(list(outputs), 1),
         uniform_nats=lambda targets: 0.5 * targets * math.log(2 * math.pi * math.e),
+        constant=lambda y: y.mean(0).expand_as(y),
     ),
 }
 

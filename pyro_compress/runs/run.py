@@ -26,7 +26,7 @@ from pyro_compress.runs.folder import Run, load_run, new_folder
 from pyro_compress.runs.waist import posterior_bytes
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper, stops_on_signals
-from pyro_compress.training.guards import REWINDS, slower
+from pyro_compress.training.guards import REWINDS, over_pruned, slower
 from pyro_compress.training.history import Diverged, Epoch, OnEpoch, OnLayers
 from pyro_compress.training.live import watched
 from pyro_compress.training.snapshots import Frames
@@ -151,24 +151,28 @@ def _fit_noted(
     keeper, folder = kept.keeper, kept.keeper.folder
     assert folder is not None
     before = keeper.latest()
-    earlier = before.numbers["history"] if before else []
+    told: list[dict[str, Any]] = list(before.numbers["history"]) if before else []
     with (
         (folder / "history.jsonl").open("w") as history,
-        watched(kept.log, folder, len(earlier)) as log,
+        watched(kept.log, folder, len(told)) as live,
         stops_on_signals(keeper),
     ):
-        for epoch in earlier:
+        for epoch in told:
             history.write(json.dumps(epoch) + "\n")
 
         def note(epoch: Epoch) -> None:
-            history.write(json.dumps(epoch.as_dict()) + "\n")
+            told.append(epoch.as_dict())
+            history.write(json.dumps(told[-1]) + "\n")
             history.flush()
-            if log:
-                log.epoch(epoch)
+            if live:
+                live.epoch(epoch)
             on_epoch(epoch)
 
-        viewers: list[OnLayers] = [view for view in (kept.frames, log.layers if log else None) if view]
-        return _fit(net, splits, config, note, (keeper, viewers))
+        viewers: list[OnLayers] = [view for view in (kept.frames, live.layers if live else None) if view]
+        fitted = _fit(net, splits, config, note, (keeper, viewers))
+    if config.prior != "none" and keeper.world.first and (lost := over_pruned(told, splits)):
+        log.warning("%s", lost)
+    return fitted
 
 
 def _rewound(config: FitConfig, keeper: Keeper, rewinds: list[dict[str, Any]], error: Diverged) -> FitConfig:

@@ -6,7 +6,8 @@ looked at before it is written, so that a fit never goes on from numbers that ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,8 @@ SLOWER = 0.5
 """Factor on every learning rate when it is."""
 EXPLODED = 100.0
 """Growth of the KL from one epoch to the next, or factor on the NLL of knowing nothing, that no healthy fit shows."""
+FORGOTTEN = 0.5
+"""Share of what validation gained over a constant answer that no healthy fit loses again."""
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
@@ -75,6 +78,33 @@ def exploded(kl_nats: float, log_likelihood_nats: float, before: Epoch | None, s
     if log_likelihood_nats < -EXPLODED * uniform:
         return f"expected log-likelihood fell to {log_likelihood_nats:,.0f} nats, guessing has {-uniform:,.0f}"
     return ""
+
+
+def over_pruned(history: Sequence[Mapping[str, Any]], splits: Splits) -> str:
+    """Whether the KL took away what the likelihood had learned, in words; empty if it did not.
+
+    A mean-field posterior over many more weights than the data can pay for gives up units that the network needs,
+    in the end all of them: over-pruning (Trippe & Turner 2018, "Overpruning in variational Bayesian neural networks").
+    Validation NLL then goes back towards that of an answer that ignores the input. More than `FORGOTTEN` of the way,
+    counted from the best epoch, is said.
+
+    Args:
+        history: every epoch, as in `history.jsonl`.
+        splits: validation labels or targets, and their units.
+    """
+    task, y = TASKS[splits.task], splits.validation.y
+    constant = float(-task.log_likelihood(task.constant(y), y, None).mean())
+    constant += sum(math.log(target.std) for target in splits.targets)
+    last = history[-1]
+    best = min(history, key=lambda epoch: epoch["validation_nll_nats"])
+    learned, lost = (constant - best["validation_nll_nats"], last["validation_nll_nats"] - best["validation_nll_nats"])
+    if not 0 < FORGOTTEN * learned < lost:
+        return ""
+    return (
+        f"the posterior gave up what it had learned: validation NLL is {last['validation_nll_nats']:.4f} nats, was "
+        f"{best['validation_nll_nats']:.4f} after epoch {best['epoch']}, and ignoring the input costs {constant:.4f}; "
+        "the KL outweighs what so few examples say: try smaller layers, fewer --epochs, or --kl-weight 0.1"
+    )
 
 
 def slower(config: FitConfig) -> FitConfig:
