@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pyro_compress.cli.options import run_script
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
@@ -112,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

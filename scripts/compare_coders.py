@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
+from pyro_compress.cli.options import run_script
 from pyro_compress.pcn import codec, file
 from pyro_compress.types import Quantized
 
@@ -56,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

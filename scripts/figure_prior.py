@@ -9,6 +9,7 @@ import argparse
 import math
 from pathlib import Path
 
+from pyro_compress.cli.options import run_script
 from pyro_compress.studies.figures import new_figure, save, scale_mixture_prior
 
 
@@ -27,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -14,6 +14,7 @@ import time
 import zlib
 from pathlib import Path
 
+from pyro_compress.cli.options import run_script
 from pyro_compress.pcn import file
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
@@ -92,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

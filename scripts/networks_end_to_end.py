@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from pyro_compress.cli.options import run_script
+
 LEVELS = np.linspace(-1, 1, 32)
 
 
@@ -232,4 +234,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from pyro_compress.cli.options import run_script
+
 STUDY = """
 name = "two-workers"
 objective = "pareto"
@@ -174,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -32,6 +32,22 @@ def test_help(script: Path, tmp_path: Path) -> None:
     assert "--smoke" in run(script, "--help", cwd=tmp_path)
 
 
+def test_bad_input_is_one_line(tmp_path: Path) -> None:
+    for stem, arguments, told in (
+        ("figure_sparsity", ("--csv", "absent.csv"), "absent.csv"),
+        ("figure_weights", ("--results", "absent"), "absent"),
+        ("record", ("--data", "mnist", "--data-dir", "absent"), "MNIST not found"),
+        ("study_document", ("--add", "absent.toml", "absent"), "absent.toml"),
+    ):
+        result = subprocess.run(
+            [sys.executable, str(script(stem)), *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert result.returncode == 1, result
+        assert result.stderr.startswith("Error: "), result.stderr
+        assert told in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
 def test_results_priors(tmp_path: Path) -> None:
     script = next(path for path in SCRIPTS if path.stem == "results_priors")
     run(script, "--smoke", "--out", "rows.json", cwd=tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,16 @@ def one_line_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
         raise click.ClickException(message or type(error).__name__) from None
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main` as a command runs: what a user did wrong is one line and exit code 1."""
+    try:
+        with one_line_errors():
+            main()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
