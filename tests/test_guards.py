@@ -143,8 +143,8 @@ def test_deterministic_is_asked_of_torch() -> None:
         torch.use_deterministic_algorithms(False)
 
 
-def told(*nats: float) -> list[dict[str, float]]:
-    return [{"epoch": 1 + index, "validation_nll_nats": value} for index, value in enumerate(nats)]
+def told(*nats: float) -> list[Epoch]:
+    return [Epoch(epoch=1 + index, validation_nll_nats=value) for index, value in enumerate(nats)]
 
 
 def test_over_pruned_counts_from_the_best_epoch_towards_a_constant_answer() -> None:

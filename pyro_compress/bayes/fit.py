@@ -21,7 +21,7 @@ from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.graph import batch_statistics, capture
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper
-from pyro_compress.training.guards import diverged, exploded
+from pyro_compress.training.guards import diverged, exploded, over_pruned
 from pyro_compress.training.history import Diverged, Epoch, OnEpoch, OnLayers
 from pyro_compress.training.point import LOOK_EVERY, SCHEDULES, PointPlan
 from pyro_compress.training.progress import Progress
@@ -76,6 +76,8 @@ def fit_posterior(
         likelihood = Likelihood(splits.task, len(splits.train), noise, progress.weights)
         stage = first_stage(start, graph, likelihood, progress.example(2), config)
         stage = _Inference(progress, stage, on_layers).run()
+    if progress.world.first and (lost := over_pruned(progress.history, splits)):
+        log.warning("%s", lost)
     model, guide = stage.objective.elbo.model, stage.objective.elbo.guide
     return Fit(model, guide, net, stage.graph, config, tuple(progress.history), stage.removals)
 

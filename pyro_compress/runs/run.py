@@ -26,7 +26,7 @@ from pyro_compress.runs.folder import Run, load_run, new_folder
 from pyro_compress.runs.waist import posterior_bytes
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper, stops_on_signals
-from pyro_compress.training.guards import REWINDS, over_pruned, slower
+from pyro_compress.training.guards import REWINDS, slower
 from pyro_compress.training.history import Diverged, Epoch, OnEpoch, OnLayers
 from pyro_compress.training.live import watched
 from pyro_compress.training.snapshots import Frames
@@ -151,28 +151,24 @@ def _fit_noted(
     keeper, folder = kept.keeper, kept.keeper.folder
     assert folder is not None
     before = keeper.latest()
-    told: list[dict[str, Any]] = list(before.numbers["history"]) if before else []
+    earlier = before.numbers["history"] if before else []
     with (
         (folder / "history.jsonl").open("w") as history,
-        watched(kept.log, folder, len(told)) as live,
+        watched(kept.log, folder, len(earlier)) as log,
         stops_on_signals(keeper),
     ):
-        for epoch in told:
+        for epoch in earlier:
             history.write(json.dumps(epoch) + "\n")
 
         def note(epoch: Epoch) -> None:
-            told.append(epoch.as_dict())
-            history.write(json.dumps(told[-1]) + "\n")
+            history.write(json.dumps(epoch.as_dict()) + "\n")
             history.flush()
-            if live:
-                live.epoch(epoch)
+            if log:
+                log.epoch(epoch)
             on_epoch(epoch)
 
-        viewers: list[OnLayers] = [view for view in (kept.frames, live.layers if live else None) if view]
-        fitted = _fit(net, splits, config, note, (keeper, viewers))
-    if config.prior != "none" and keeper.world.first and (lost := over_pruned(told, splits)):
-        log.warning("%s", lost)
-    return fitted
+        viewers: list[OnLayers] = [view for view in (kept.frames, log.layers if log else None) if view]
+        return _fit(net, splits, config, note, (keeper, viewers))
 
 
 def _rewound(config: FitConfig, keeper: Keeper, rewinds: list[dict[str, Any]], error: Diverged) -> FitConfig:

@@ -7,7 +7,7 @@ looked at before it is written, so that a fit never goes on from numbers that ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,7 +80,7 @@ def exploded(kl_nats: float, log_likelihood_nats: float, before: Epoch | None, s
     return ""
 
 
-def over_pruned(history: Sequence[Mapping[str, Any]], splits: Splits) -> str:
+def over_pruned(history: Sequence[Epoch], splits: Splits) -> str:
     """Whether the KL took away what the likelihood had learned, in words; empty if it did not.
 
     A mean-field posterior over many more weights than the data can pay for gives up units that the network needs,
@@ -89,20 +89,19 @@ def over_pruned(history: Sequence[Mapping[str, Any]], splits: Splits) -> str:
     counted from the best epoch, is said.
 
     Args:
-        history: every epoch, as in `history.jsonl`.
+        history: one entry per epoch.
         splits: validation labels or targets, and their units.
     """
     task, y = TASKS[splits.task], splits.validation.y
     constant = float(-task.log_likelihood(task.constant(y), y, None).mean())
     constant += sum(math.log(target.std) for target in splits.targets)
-    last = history[-1]
-    best = min(history, key=lambda epoch: epoch["validation_nll_nats"])
-    learned, lost = (constant - best["validation_nll_nats"], last["validation_nll_nats"] - best["validation_nll_nats"])
-    if not 0 < FORGOTTEN * learned < lost:
+    best = min(history, key=lambda epoch: epoch.validation_nll_nats)
+    lowest, last = best.validation_nll_nats, history[-1].validation_nll_nats
+    if not 0 < FORGOTTEN * (constant - lowest) < last - lowest:
         return ""
     return (
-        f"the posterior gave up what it had learned: validation NLL is {last['validation_nll_nats']:.4f} nats, was "
-        f"{best['validation_nll_nats']:.4f} after epoch {best['epoch']}, and ignoring the input costs {constant:.4f}; "
+        f"the posterior gave up what it had learned: validation NLL is {last:.4f} nats, was "
+        f"{lowest:.4f} after epoch {best.epoch}, and ignoring the input costs {constant:.4f}; "
         "the KL outweighs what so few examples say: try smaller layers, fewer --epochs, or --kl-weight 0.1"
     )
 
