@@ -101,6 +101,9 @@ class Masked(nn.Module):
     [
         (lambda: build_net("math:pi", (3,), 2), "network 'math:pi' is 3.14.*, not a function"),
         (lambda: build_net("os:getcwd", (3,), 2), "os:getcwd returned .*; it must return a torch.nn.Module"),
+        (lambda: build_net("math:sqrt", (3,), 2), "network 'math:sqrt' needs 'x'; a function of yours gets"),
+        (lambda: build_net("builtins:dict", (3,), 2), "network 'builtins:dict' cannot be used: no signature"),
+        (lambda: build_net("torch.nn:Linear", (3,), 2), "needs 'in_features'; .* of input_shape, classes, hidden"),
         (lambda: build_net("torchvision:resnet19", (3, 32, 32), 10), "no classifier 'resnet19'; did you mean resnet18"),
         (lambda: build_net("resnet18", (3, 32, 32), 10), "unknown network 'resnet18'; allowed: .*torchvision:NAME"),
         (lambda: build_net("vgg-16", (1, 28, 28), 10), "takes images .* of 32×32 pixels or more"),

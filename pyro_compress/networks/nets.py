@@ -78,6 +78,8 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "fcn-1d": fcn_1d,
 }
 OTHERS = "torchvision:NAME, package.module:function or FILE.pcn"
+OFFERED = ("input_shape", "classes", "hidden")
+"""What a function that builds a network may have parameters for."""
 
 
 def build_net(name: str, input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...] = ()) -> nn.Module:
@@ -89,8 +91,8 @@ def build_net(name: str, input_shape: tuple[int, ...], classes: int, hidden: tup
     they came with.
 
     Raises:
-        ValueError: unknown name, a function that cannot be imported, or one that returns no module; a file that is
-            damaged, or for other data.
+        ValueError: unknown name, a function that cannot be imported, wants other arguments, or returns no module; a
+            file that is damaged, or for other data.
 
     Example:
         >>> import pyro_compress as pc
@@ -103,9 +105,8 @@ def build_net(name: str, input_shape: tuple[int, ...], classes: int, hidden: tup
     if name.endswith(SUFFIX):
         return decoded_net(Path(name), input_shape, classes)
     make = NETS[name] if name in NETS else _import(name)
-    offered = {"input_shape": input_shape, "classes": classes, "hidden": hidden}
-    wanted = inspect.signature(make).parameters
-    net = make(**{key: value for key, value in offered.items() if key in wanted})
+    offered = dict(zip(OFFERED, (input_shape, classes, hidden), strict=True))
+    net = make(**{key: offered[key] for key in _wanted(name, make) if key in offered})
     if not isinstance(net, nn.Module):
         raise ValueError(f"{name} returned {net!r:.40}; it must return a torch.nn.Module")
     return split_attention(net)
@@ -122,6 +123,23 @@ def _torchvision(name: str, classes: int) -> nn.Module:
         raise ValueError(f"torchvision has no classifier {name!r}; {hint}")
     net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
     return net
+
+
+def _wanted(name: str, make: Callable[..., nn.Module]) -> list[str]:
+    """The parameters of a function, where those without a default are all among `OFFERED`."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except ValueError as error:  # of a built-in
+        raise ValueError(f"network {name!r} cannot be used: {error}") from error
+    fillers = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    for one in parameters:
+        unknown = one.name not in OFFERED or one.kind is inspect.Parameter.POSITIONAL_ONLY
+        if unknown and one.default is inspect.Parameter.empty and one.kind not in fillers:
+            raise ValueError(
+                f"network {name!r} needs {one.name!r}; a function of yours gets what it names of "
+                f"{', '.join(OFFERED)}, by keyword: rename it, or give it a default"
+            )
+    return [one.name for one in parameters]
 
 
 def _import(name: str) -> Callable[..., nn.Module]:
