@@ -106,7 +106,7 @@ def test_blocks_of_another_size(name: str, lanes: int, tmp_path: Path) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["residual", "fcn-1d", "conv1d", "lenet-300-100"])
+@pytest.mark.parametrize("name", ["residual", "fcn-1d", "depthwise", "conv1d", "lenet-300-100"])
 @pytest.mark.parametrize("batch", [1, 3, 16, 21])
 def test_it_stays_within_what_it_is_given(name: str, batch: int, tmp_path: Path) -> None:
     """Marks behind workspace and outputs survive, and the workspace may hold anything before."""

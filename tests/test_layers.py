@@ -74,12 +74,17 @@ TIED[1].weight = TIED[0].weight
         (nn.Sequential(SHARED, SHARED), {}, "0 and 1 share their weight"),
         (TIED, {}, "0 and 1 share their weight"),
         (nn.Linear(3, 2), {"grouping": "column"}, "allowed: input, output, weight"),
-        (nn.Conv2d(4, 4, 3, groups=2), {"grouping": "input"}, "not defined for a grouped convolution"),
     ],
 )
 def test_refusals(net: nn.Module, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bayesianize(net, HORSESHOE, **options)
+
+
+def test_a_grouped_convolution_takes_groups_of_outputs() -> None:
+    """Entry (o, j) of its weight reads channel j of o's own group: the second axis is no input channel."""
+    net = bayesianize(nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8)), HORSESHOE, "input")
+    assert [layer.shape.gate for layer in bayes_layers(net)] == [(1, 4, 1, 1), (8, 1, 1, 1)]
 
 
 def test_state_round_trips() -> None:
@@ -94,15 +99,17 @@ def test_state_round_trips() -> None:
     )
 
 
+@pytest.mark.parametrize("net", ["residual", "depthwise"])
 @pytest.mark.parametrize("prior", ["horseshoe", "log-uniform", "spike-and-slab"])
 @pytest.mark.parametrize("estimator", ["weight", "local", "flipout"])
-def test_a_convolutional_residual_network_fits(prior: str, estimator: str) -> None:
+def test_a_convolutional_network_fits(prior: str, estimator: str, net: str) -> None:
     y = torch.arange(240) % 3
     x = torch.randn(240, 2, 6, 6) * 0.5 + torch.stack([y == 1, y == 2], 1)[:, :, None, None]
     data = Data(x, y)
     splits = Splits(data, data, data, ("a", "b", "c"))
     config = FitConfig(prior=prior, estimator=estimator, epochs=8, batch_size=60, lr=1e-2, device="cpu", samples=2)
-    fit = fit_posterior(ConvBlock(), splits, resolve(config, 240))
+    module = ConvBlock() if net == "residual" else depthwise()
+    fit = fit_posterior(module, splits, resolve(config, 240))
     assert fit.history[-1].validation_accuracy > 0.7  # a third is chance
 
 
@@ -122,6 +129,14 @@ def test_batch_norm_has_the_statistics_of_the_posterior_mean(batch_norm: str) ->
         assert torch.equal(posterior.dense[name], fit.model.net.state_dict()[name])
     scored = evaluate(Network(fit.graph, posterior.tensors).eval(), splits, "validation")
     assert scored.nll_nats == pytest.approx(fit.history[-1].validation_nll_nats, rel=1e-5)
+
+
+def depthwise() -> nn.Module:
+    """Two outputs per channel, then groups of four."""
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1, groups=8), nn.ReLU(),
+        nn.Conv2d(16, 8, 1, groups=4), nn.Flatten(), nn.Linear(288, 3),
+    )  # fmt: skip
 
 
 class ConvBlock(nn.Module):

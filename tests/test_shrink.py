@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.mobilenetv2 import MobileNetV2
 
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.networks import vision
@@ -118,6 +119,24 @@ PROBLEMS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         ),
         (4, 8, 8),
     ),
+    "depthwise": (
+        nn.Sequential(
+            nn.Conv2d(2, 8, 1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU6(),
+            nn.Conv2d(8, 8, 3, stride=2, groups=8, bias=False),
+            nn.BatchNorm2d(8),
+            nn.Hardswish(),
+            nn.Conv2d(8, 24, 3, padding=1, groups=8),
+            nn.Sigmoid(),
+            nn.Conv2d(24, 24, 1, groups=24),
+            Residual(24),
+            nn.Flatten(),
+            nn.Linear(216, 3),
+        ),
+        (2, 8, 8),
+    ),
+    "inverted": (MobileNetV2(3, 0.25, [[1, 8, 1, 1], [3, 8, 2, 1], [2, 16, 1, 2]], round_nearest=4), (3, 16, 16)),
     "conv1d": (
         nn.Sequential(
             nn.Conv1d(4, 6, 3, dilation=2, padding_mode="circular", padding=2),
@@ -221,6 +240,23 @@ def test_widths_and_constants() -> None:
     assert small["2.weight"].tolist() == [[1.0], [1.0]]
     assert small["0.weight"].tolist() == [[1.0, 0.0, 0.0]]
     assert widths(small_graph, small) == [1, 1, 2]
+
+
+def test_depthwise_channels_go_with_their_neighbours() -> None:
+    """Channel 0 is made by nobody, 1 lost its kernel, 2 is read by nobody, 3 stays; two outputs per channel."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.Conv2d(8, 2, 1))
+    graph = capture(net, (1, 6, 6))
+    tensors = {key: value.detach().clone() for key, value in net.state_dict().items()}
+    tensors["0.weight"][0], tensors["0.bias"][0] = 0, -1
+    tensors["2.weight"][2:4] = 0
+    tensors["3.weight"][:, 4:6] = 0
+    small_graph, small = shrink(graph, tensors)
+    assert [tuple(small[name].shape) for name in ("0.weight", "2.weight", "3.weight")] == [
+        (1, 1, 1, 1), (2, 1, 3, 3), (2, 2, 1, 1)
+    ]  # fmt: skip
+    assert [node.attributes.get("groups") for node in small_graph.nodes if node.op == "conv2d"] == [None, 1, None]
+    x = torch.randn(3, 1, 6, 6)
+    assert torch.allclose(Network(small_graph, small)(x), Network(graph, tensors)(x), atol=1e-6)
 
 
 def test_a_constant_entering_a_padded_convolution_stays() -> None:

@@ -134,12 +134,14 @@ def bayesianize(
     Args:
         net: any module tree; everything that is not a supported layer stays deterministic.
         prior: a row of `PRIORS`.
-        grouping: `weight`, `input` or `output`; the prior's own default if None.
+        grouping: `weight`, `input` or `output`; the prior's own default if None. A grouped convolution takes `output`
+            for `input`: its second axis holds no channel of the input, but one of every group; of a depthwise
+            convolution the two are the same.
         bias_prior: prior of the biases, per bias; None leaves them point estimates.
         keep: layers whose dotted path matches one of these patterns stay deterministic.
 
     Raises:
-        ValueError: no supported layer, a grouping that the prior or a layer does not allow, a module used twice.
+        ValueError: no supported layer, a grouping that the prior does not allow, a module used twice.
 
     Example:
         >>> import pyro_compress as pc
@@ -161,16 +163,20 @@ def bayesianize(
     _refuse_shared(net, paths)
     for path in chosen:
         module = net.get_submodule(path)
-        if grouping == "input" and getattr(module, "groups", 1) != 1:
-            raise ValueError(f"{path}: input groups are not defined for a grouped convolution; use grouping 'output'")
         name = f"{path}.weight" if path else "weight"
         weight = module.get_parameter("weight")
-        layer = BayesLayer(module, LayerShape(name, tuple(weight.shape), grouping), prior, bias_prior)
+        shape = LayerShape(name, tuple(weight.shape), _grouping_of(module, grouping))
+        layer = BayesLayer(module, shape, prior, bias_prior)
         if not path:
             return layer
         parent, _, leaf = path.rpartition(".")
         setattr(net.get_submodule(parent), leaf, layer)
     return net
+
+
+def _grouping_of(module: nn.Module, grouping: str) -> str:
+    """The grouping of one layer."""
+    return "output" if grouping == "input" and getattr(module, "groups", 1) != 1 else grouping
 
 
 def _refuse_shared(net: nn.Module, paths: list[str]) -> None:

@@ -5,7 +5,8 @@ activations and are folded into the biases of the layers that read them. Backwar
 dead, and so is the row that makes it. Channels that must agree (both sides of an addition) form one *space* and go
 together. Where folding would not be exact (a non-zero constant entering a zero-padded convolution) the channel stays.
 So do all channels that meet an operation outside `SAME_CHANNELS`, which mixes them or moves them (layer norm,
-attention, a transposition): there the dead weights just stay zeros.
+attention, a transposition), and those around a grouped convolution whose groups are wider than one channel: there the
+dead weights just stay zeros. A depthwise convolution keeps channels apart like batch norm does.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def shrink(graph: Graph, tensors: dict[str, Tensor]) -> tuple[Graph, dict[str, T
         tensors: its tensors, pruned weights zero; not changed.
 
     Returns:
-        The smaller network. The number of inputs and outputs stays; so do channels around grouped convolutions.
+        The smaller network. The number of inputs and outputs stays; so do channels around grouped convolutions, except
+        depthwise ones.
     """
     small = trace_shrink(graph, tensors)
     return small.graph, small.tensors
@@ -194,6 +196,8 @@ class _Work:
         weight[~reads.isnan()] = 0
         bias = self.bias(index, offset)
         constant = torch.where(weight.flatten(1).any(1), torch.nan, bias)
+        if groups != 1 and into == 1:  # depthwise: channel i makes the outputs i·m, ..., i·m + m - 1
+            return _Value(shape, constant, source.space, source.factor * (out // groups))
         if groups != 1:
             self.fixed.add(self.find(source.space))
         axis = len(shape) if node.op == "linear" else 1
@@ -296,6 +300,11 @@ class _Work:
                 tensors[name] = tensor.to(dtypes.get(name, torch.float32)).contiguous()
             if node.op == "reshape":
                 node = replace(node, attributes={"shape": [len(keep), *value.shape[1:]]})
+            elif node.attributes.get("groups", 1) != 1:
+                source = self.read[index]
+                channels = len(_entries(orders[self.find(source.space)], source.factor))
+                each = len(source.constant) // node.attributes["groups"]
+                node = replace(node, attributes=node.attributes | {"groups": channels // each})
             nodes.append(node)
         return Shrunk(Graph(tuple(nodes), self.input_shape), tensors, rows, columns)
 
@@ -317,7 +326,8 @@ class _Work:
         made = {self.find(space): torch.zeros(len(alive)) for space, alive in self.alive.items()}
         for node, value in zip(self.nodes, self.values, strict=True):
             if node.op in WEIGHTED:
-                made[self.find(value.space)] += (self.tensors[node.parameters["weight"]] != 0).flatten(1).sum(1)
+                rows = (self.tensors[node.parameters["weight"]] != 0).flatten(1).sum(1)
+                made[self.find(value.space)] += rows.view(-1, value.factor).sum(1)
         found = {}
         for space, counts in made.items():
             live = self.alive[space].nonzero().flatten()
