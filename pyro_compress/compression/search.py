@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_compress.compression.precision import bias_step, quantize
+from pyro_compress.compression.packing import packed
 from pyro_compress.compression.prune import Sparsity, masks_at, removed_share, scores
 from pyro_compress.compression.rounding import Grid, Rounding, check_bits, rounded_weights
 from pyro_compress.compression.shrink import shrink
@@ -31,7 +31,7 @@ from pyro_compress.compression.target import (
 )
 from pyro_compress.data.splits import told
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.graph import WEIGHTED, Network, batch_statistics
+from pyro_compress.networks.graph import Network, batch_statistics
 from pyro_compress.pcn import file
 from pyro_compress.scores import Quality
 from pyro_compress.types import Compressed, Masks, Posterior, Quantized, Splits
@@ -73,16 +73,10 @@ class _Search:
             weights, steps = rounded_weights(self.posterior, masks, grid)
         tensors = self.posterior.dense | weights
         graph, small = shrink(self.posterior.graph, tensors | self.statistics(tensors))
-        biases = {n.parameters["bias"] for n in graph.nodes if n.op in WEIGHTED and "bias" in n.parameters}
-        packed: dict[str, Quantized | np.ndarray] = {}
-        for name, tensor in small.items():
-            if name in steps:
-                packed[name] = quantize(tensor, steps[name])
-            elif grid is not None and name in biases:
-                packed[name] = quantize(tensor, bias_step(tensor, levels))
-            else:
-                packed[name] = tensor.numpy()
-        return Compressed(graph, packed, origin_of(self.posterior, self.splits, self.criterion))
+        held: dict[str, Quantized | np.ndarray] = {name: tensor.numpy() for name, tensor in small.items()}
+        if grid is not None:
+            held = packed(graph, small, steps, levels)
+        return Compressed(graph, held, origin_of(self.posterior, self.splits, self.criterion))
 
     def statistics(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """What batch norm sees now that weights are gone and rounded, from training examples."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_compress.compression.packing import packed
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.recipe import FineTune
@@ -231,14 +232,7 @@ class Survivors:
     @torch.no_grad()
     def packed(self) -> dict[str, Quantized | np.ndarray]:
         """The tensors as the file holds them."""
-        found: dict[str, Quantized | np.ndarray] = {}
-        for name, tensor in self.full(self.free).items():
-            if name in self.steps:
-                codes = torch.round(tensor / self.steps[name]).to(torch.int32).numpy()
-                found[name] = Quantized(codes, self.steps[name])
-            else:
-                found[name] = tensor.detach().numpy()
-        return found
+        return packed(self.graph, self.full({name: t.detach() for name, t in self.rounded().items()}), self.steps)
 
 
 def _cut(tensor: Tensor, small: Shrunk, name: str) -> Tensor:

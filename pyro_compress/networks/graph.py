@@ -290,6 +290,35 @@ def batch_statistics(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> 
         tensors: its tensors, as they are now.
         x: examples of the training set, `(n, *input_shape)`; of many, `STATISTICS` are taken at random.
     """
+    return _seen(graph, tensors, x, anew=True)
+
+
+@torch.no_grad()
+def renewed_statistics(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    """Batch norm's tensors with the statistics of `x`, and weights and biases under which its outputs stay.
+
+    A file holds scale and shift, and no statistics (`compression.packing`). Training that goes on from it normalises by
+    the minibatch, and needs the weights and biases that belong to that.
+
+    Args:
+        graph: the network.
+        tensors: its tensors.
+        x: as for `batch_statistics`.
+    """
+    seen, found = _seen(graph, tensors, x, anew=False), dict[str, Tensor]()
+    for node in graph.nodes:
+        if node.op == "batch_norm" and {"weight", "bias"} <= node.parameters.keys():
+            names = [node.parameters[role] for role in ("weight", "bias", "running_mean", "running_var")]
+            weight, bias, mean, variance = (tensors[name] for name in names)
+            new_mean, new_variance, eps = seen[names[2]], seen[names[3]], node.attributes["eps"]
+            scale = weight / (variance + eps).sqrt()
+            new = scale * (new_variance + eps).sqrt(), bias + scale * (new_mean - mean), new_mean, new_variance
+            found |= dict(zip(names, new, strict=True))
+    return found
+
+
+def _seen(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor, anew: bool) -> dict[str, Tensor]:
+    """Statistics of what every batch norm is given; anew: behind others that go by theirs already."""
     if all(node.op != "batch_norm" for node in graph.nodes):
         return {}
     enough = min(STATISTICS, max(64, STATISTICS_VALUES // max(x[:1].numel(), 1)))
@@ -306,7 +335,8 @@ def batch_statistics(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> 
         axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
         variance, mean = torch.var_mean(inputs[0], axes, correction=0)
         found.update({node.parameters["running_mean"]: mean, node.parameters["running_var"]: variance})
-        current.update(found)
+        if anew:
+            current.update(found)
 
     run_graph(graph, current, x, look)
     return found

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.decoded import SUFFIX, compressed_bytes, parameters_before
+from pyro_compress.networks.graph import capture, renewed_statistics
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.runs.budget import check_memory
@@ -271,4 +273,7 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
         folder = Path(config.init)
         given = load_run(folder).posterior.tensors if folder.is_dir() else read_weights(config.init)
         put_weights(net, given, config.init, config.net)
+        if folder.suffix == SUFFIX and any(isinstance(module, _BatchNorm) for module in net.modules()):
+            graph = capture(net, splits.input_shape)
+            net.load_state_dict(renewed_statistics(graph, net.state_dict(), splits.train.x), strict=False)
     return net

@@ -1,0 +1,104 @@
+"""A network's tensors -> integers and steps, as its file holds them.
+
+Weights have the steps of their grid. What else a network has is a few values per channel (biases, batch norm, layer
+norm) or per position, and is rounded finely: in a network that lost most of its units it would be most of the file as
+float32.
+
+In evaluation batch norm is `scale · x + shift`: two of its four vectors say everything. Its variances become 1 and its
+means 0, which takes a byte or two, and its weight and bias scale and shift. Training that goes on from a file takes the
+statistics anew (`networks.graph.renewed_statistics`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_compress.compression.precision import MAX_CODE, bias_step, quantize, snapped
+from pyro_compress.networks.graph import WEIGHTED
+from pyro_compress.types import Graph, Node, Quantized
+
+LEVELS = 127
+"""Code of the largest bias, where nothing coarser is known to do."""
+SCALE_LEVELS = 4
+"""Scales of channels are rounded so many times as finely: what they multiply is large where they are small."""
+
+
+def packed(
+    graph: Graph, tensors: Mapping[str, Tensor], steps: Mapping[str, float], levels: int = LEVELS
+) -> dict[str, Quantized | np.ndarray]:
+    """Every tensor as integers; float32 where values are too far apart for one step.
+
+    Args:
+        graph: the network.
+        tensors: its tensors; those with a step are multiples of it already, or are rounded to one.
+        steps: of the weights, and of biases that were trained on a grid.
+        levels: code of the largest bias, and of the typical value of every other vector.
+    """
+    biases = {node.parameters["bias"] for node in graph.nodes if node.op in WEIGHTED and "bias" in node.parameters}
+    scales = {node.parameters["weight"] for node in _norms(graph)}
+    known = {node.parameters[role]: 1.0 for node in _norms(graph) for role in ("running_mean", "running_var")}
+    known |= steps
+    found: dict[str, Quantized | np.ndarray] = {}
+    for name, tensor in folded(graph, tensors).items():
+        step: float | None
+        if name in known:
+            step = known[name]
+        elif name in biases:
+            step = bias_step(tensor, levels)
+        else:
+            step = vector_step(tensor, levels * SCALE_LEVELS if name in scales else levels)
+        found[name] = tensor.numpy() if step is None else quantize(tensor, step)
+    return found
+
+
+def folded(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with batch norm's means 0 and variances 1; in evaluation the network computes the same.
+
+    A bias that is read by batch norm alone goes into its shift. Channels that varied in none of the examples that the
+    statistics were taken from are constant. Batch norm without scale and shift of its own stays as it is.
+    """
+    found = dict(tensors)
+    for node in _norms(graph):
+        p, eps = node.parameters, node.attributes["eps"]
+        weight, bias, mean, variance = (
+            tensors[p[role]].double() for role in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = torch.where(variance == 0, 0.0, weight / (variance + eps).sqrt())
+        shift = bias - mean * scale
+        if before := _bias_for_it_alone(graph, node):
+            shift = shift + scale * tensors[before].double()
+            found[before] = torch.zeros_like(tensors[before])
+        found[p["weight"]], found[p["bias"]] = (scale * math.sqrt(1 + eps)).float(), shift.float()
+        found[p["running_mean"]], found[p["running_var"]] = torch.zeros(len(mean)), torch.ones(len(mean))
+    return found
+
+
+def vector_step(values: Tensor, levels: int) -> float | None:
+    """Step that puts the typical value (the median of those that are not 0) at code `levels`.
+
+    Returns:
+        None where the largest value would be too many steps away.
+    """
+    sizes = values[values != 0].abs()
+    if not len(sizes):
+        return 1.0
+    step = snapped(float(sizes.median()) / levels)
+    return step if float(sizes.max()) / step < MAX_CODE - 1 else None
+
+
+def _norms(graph: Graph) -> list[Node]:
+    roles = {"weight", "bias", "running_mean", "running_var"}
+    return [node for node in graph.nodes if node.op == "batch_norm" and roles <= node.parameters.keys()]
+
+
+def _bias_for_it_alone(graph: Graph, norm: Node) -> str | None:
+    """Name of the bias of the layer before batch norm, if nobody else reads that layer."""
+    (source,) = norm.inputs
+    layer = graph.nodes[source]
+    readers = sum(node.inputs.count(source) for node in graph.nodes)
+    return layer.parameters.get("bias") if layer.op in WEIGHTED and readers == 1 else None

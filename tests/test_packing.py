@@ -1,0 +1,106 @@
+"""What is not a weight becomes integers too; batch norm as scale and shift, and back."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_shrink import PROBLEMS, prepared
+from torch import nn
+
+import pyro_compress as pc
+from pyro_compress.compression.packing import folded, packed, vector_step
+from pyro_compress.networks.graph import WEIGHTED, Network, batch_statistics, capture, renewed_statistics
+from pyro_compress.pcn import file
+from pyro_compress.runs.config import resolve
+from pyro_compress.runs.run import initial_net
+from pyro_compress.settings import FitConfig
+from pyro_compress.training.baselines import fit_baseline
+from pyro_compress.types import Compressed, Quantized
+
+NORMED = [
+    name
+    for name in PROBLEMS
+    if any(isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d) for m in PROBLEMS[name][0].modules())
+]
+
+
+def test_there_are_networks_with_batch_norm() -> None:
+    assert {"residual", "depthwise", "inverted", "vgg-16", "resnet-18", "fcn-1d"} <= set(NORMED)
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_folded_batch_norm_computes_the_same_and_finds_its_statistics_again(name: str) -> None:
+    _, x, graph, tensors = prepared(name, 0.0, 0.0)
+    tensors |= batch_statistics(graph, tensors, x)
+    wanted = Network(graph, tensors)(x).detach()
+    scale = max(float(wanted.abs().max()), 1.0)
+    few = folded(graph, tensors)
+    assert torch.allclose(Network(graph, few)(x), wanted, atol=1e-4 * scale)
+    assert all((t == float(key.endswith("var"))).all() for key, t in few.items() if "running_" in key)
+    renewed = renewed_statistics(graph, few, x)
+    assert torch.allclose(Network(graph, few | renewed)(x), wanted, atol=1e-4 * scale)
+    own = batch_statistics(graph, few | renewed, x)
+    for key, value in own.items():
+        assert torch.allclose(renewed[key], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()))
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_everything_but_the_weights_is_rounded_finely(name: str) -> None:
+    _, x, graph, tensors = prepared(name, 0.0, 0.0)
+    tensors |= batch_statistics(graph, tensors, x)
+    weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
+    steps = {key: float(tensors[key].abs().max() or 1) / 8000 for key in weights}
+    found = packed(graph, tensors, steps)
+    assert all(isinstance(tensor, Quantized) for tensor in found.values())
+    rounded = {key: torch.from_numpy(file.dense(tensor)) for key, tensor in found.items()}
+    wanted, got = Network(graph, tensors)(x), Network(graph, rounded)(x)
+    assert (got - wanted).norm() <= 0.1 * wanted.norm()
+    data, _ = file.dumps(Compressed(graph, found, {}))
+    values = sum(t.numel() for t in tensors.values()) - sum(tensors[key].numel() for key in weights)
+    dense = {key: t if key in weights else tensors[key].numpy() for key, t in found.items()}
+    assert len(data) < len(file.dumps(Compressed(graph, dense, {}))[0]) or values < 40
+
+
+def test_values_too_far_apart_for_one_step_stay_as_they_are() -> None:
+    assert vector_step(torch.tensor([0.0, 1e-6, 1.0, 2.0]), 127) == pytest.approx(1 / 127, rel=0.1)
+    assert vector_step(torch.zeros(3), 127) == 1.0
+    assert vector_step(torch.tensor([1.0, 1.0, 1e4]), 127) is None
+    net = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    net[1].bias.data[:] = torch.tensor([1.0, 1.0, 1e4])
+    tensors = {key: value.detach() for key, value in net.state_dict().items()}
+    found = packed(capture(net, (3,)), tensors, {"0.weight": 0.01, "2.weight": 0.01})
+    assert [key for key, value in found.items() if not isinstance(value, Quantized)] == ["1.bias"]
+
+
+def test_a_channel_that_never_varies_is_constant() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
+    tensors = {key: value.detach().clone() for key, value in net.state_dict().items()}
+    tensors["0.weight"][0] = 0
+    tensors["1.bias"][0] = 3
+    graph, x = capture(net, (2,)), torch.randn(50, 2)
+    tensors |= batch_statistics(graph, tensors, x)
+    few = folded(graph, tensors)
+    assert few["1.weight"][0] == 0
+    assert few["1.bias"][0] == pytest.approx(3)
+    assert few["0.bias"].tolist() == [0, 0]
+    assert torch.allclose(Network(graph, few)(x), Network(graph, tensors)(x), atol=1e-5)
+
+
+def test_a_fit_that_starts_at_a_file_trains_with_real_statistics(tmp_path: Path) -> None:
+    """Batch norm's training mode must not change what the network computes by more than a minibatch's noise."""
+    splits = pc.load_splits("digits")
+    net = nn.Sequential(
+        nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Flatten(), nn.Linear(192, 10),
+    )  # fmt: skip
+    config = FitConfig(prior="none", epochs=4, device="cpu")
+    fitted, _ = fit_baseline(net, splits, resolve(config, len(splits.train)))
+    network, _ = pc.compress(fitted, splits)
+    pc.save(tmp_path / "n.pcn", network, splits)
+    start = initial_net(FitConfig(net=str(tmp_path / "n.pcn"), init=str(tmp_path / "n.pcn")), splits)
+    x = splits.train.x[:512]
+    loaded = pc.load(tmp_path / "n.pcn")
+    with torch.no_grad():
+        wanted, eval_mode, train_mode = loaded(x), start.eval()(x), start.train()(x)
+    assert torch.allclose(eval_mode, wanted, atol=1e-3)
+    assert (train_mode - wanted).norm() < 0.15 * wanted.norm()
