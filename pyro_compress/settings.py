@@ -12,6 +12,9 @@ FINETUNING = {
 }  # fmt: skip
 """Option of `compress` -> field of `pyro_compress.compression.finetune.FineTune`; what is not given is its default."""
 
+TOLD = ("task", "target", "test_data", "image_size", "series", "limit")
+"""Fields of `Reading` that a compressed file repeats where they are no defaults."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -22,6 +25,7 @@ class Reading:
         target: columns of a table that are to be predicted.
         test_data: table with the test rows; empty: a fifth of the rows is held out.
         image_size: images of a folder are brought to this height and width; 0: they are all of one size.
+        series: arrays `(n, channels, length)` and `(n, length)` are series, not grey images and rows of a table.
         limit: training examples to keep, stratified; 0: all.
         in_memory_mib: data of which more would have to be held in memory are read while training.
         workers: processes that read them.
@@ -31,16 +35,20 @@ class Reading:
     target: tuple[str, ...] = ()
     test_data: str = ""
     image_size: int = 0
+    series: bool = False
     limit: int = 0
     in_memory_mib: float = 4096.0
     workers: int = 2
+
+    def example_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of one example of an array, with the dimension of channels that it may leave out."""
+        return (1, *shape) if len(shape) == (1 if self.series else 2) else shape
 
     @property
     def told(self) -> dict[str, Any]:
         """What a compressed file must say of it, so that the same rows are found again: whatever is no default."""
         plain = Reading()
-        names = ("task", "target", "test_data", "image_size", "limit")
-        found = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
+        found = {name: getattr(self, name) for name in TOLD if getattr(self, name) != getattr(plain, name)}
         return found | ({"target": list(self.target)} if self.target else {})
 
 

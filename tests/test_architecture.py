@@ -30,6 +30,7 @@ FLOORS = [
     {"networks/decoded", "metrics", "training/guards"},
     {"networks/nets", "networks/weights", "training/progress"},
     {"compression/prune", "compression/precision", "compression/shrink", "compression/rate", "compression/recipe"},
+    {"compression/packing"},
     {
         "compression/order",
         "compression/target",

@@ -229,6 +229,26 @@ def test_targets_of_a_npz_keep_their_units(tmp_path: Path) -> None:
         load_splits(str(tmp_path / "a.npz"))
 
 
+@pytest.mark.parametrize("shape", [(3, 20), (20,)])
+def test_series_have_channels_and_are_no_images(shape: tuple[int, ...], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {f"x_{part}": rng.normal(size=(n, *shape)).astype(np.float32) for part, n in (("train", 40), ("test", 9))}
+    arrays |= {"y_train": np.arange(40) % 2, "y_test": np.arange(9) % 2}
+    np.savez(tmp_path / "a.npz", **arrays)
+    for name, values in arrays.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    wanted = shape if len(shape) == 2 else (1, *shape)
+    for source in (tmp_path / "a.npz", tmp_path):
+        for memory in (4096.0, 0.0):
+            splits = load_splits(str(source), reading=Reading(series=True, in_memory_mib=memory, workers=0))
+            assert splits.input_shape == wanted
+            assert np.allclose(splits.test.x[:].numpy(), arrays["x_test"].reshape(9, *wanted))
+    plain = load_splits(str(tmp_path / "a.npz"))
+    assert plain.input_shape == ((1, *shape) if len(shape) == 2 else shape)
+    with pytest.raises(ValueError, match="holds images; series are arrays"):
+        load_splits(str(pictures(tmp_path / "images")), reading=Reading(series=True))
+
+
 # --- limit, weights, augmentation
 
 

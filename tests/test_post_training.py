@@ -144,6 +144,31 @@ def test_nothing_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     assert "unpickled" not in capsys.readouterr().out
 
 
+def test_how_data_are_read_goes_with_a_network_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Series for a network of one's own, columns of a table for an mlp: fitted elsewhere, compressed, read again."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 2
+    x = (rng.normal(size=(400, 2, 16)) + y[:, None, None]).astype(np.float32)
+    np.savez("s.npz", x_train=x[:300], y_train=y[:300], x_test=x[300:], y_test=y[300:])
+    torch.save(build_net("fcn-1d", (2, 16), 2).state_dict(), "fcn.pt")
+    command = ["compress", "--json", "--sparsity", "0.5", "--threads", "1"]
+    series = ["--net", "fcn-1d", "--init", "fcn.pt", "--data", "s.npz"]
+    assert run(*command, *series, "--series", "--out", "s.pcn")[0] == 0
+    code, report = run("evaluate", "s.pcn", "--data", "s.npz", "--json")
+    assert (code, json.loads(report)["examples"]) == (0, 100)
+    code, error = run(*command, *series, "--out", "t.pcn")
+    assert (code, "got (1, 2, 16); for series in arrays give --series" in error) == (1, True)
+    rows = rng.normal(size=(200, 3))
+    lines = [",".join(f"{value:.4f}" for value in (*row, row @ [1, 2, 3])) for row in rows]
+    Path("t.csv").write_text("\n".join(["a,b,c,d", *lines]))
+    torch.save(build_net("mlp", (3,), 1, (6,)).state_dict(), "mlp.pt")
+    table = ["--net", "mlp", "--hidden", "6", "--init", "mlp.pt", "--data", "t.csv"]
+    target = ["--task", "regression", "--target", "d"]
+    code, report = run(*command, *table, *target, "--out", "t.pcn")
+    assert (code, json.loads(report)["units_before"]) == (0, [3, 6, 1])
+
+
 def test_counters_of_batch_norm_may_be_missing() -> None:
     net = nn.BatchNorm1d(2)
     state = {name: tensor + 3 for name, tensor in net.state_dict().items() if name != "num_batches_tracked"}
@@ -158,6 +183,7 @@ def test_counters_of_batch_norm_may_be_missing() -> None:
         (("compress",), "give a RUN folder, or --net, --init and --data; missing: --net, --init, --data"),
         (("compress", *NET), "missing: --init"),
         (("compress", "FOLDER", *NET), "net goes with --net, without the run folder"),
+        (("compress", "FOLDER", "--image-size", "32"), "--image-size goes with --net, without the run folder"),
         (("compress", *NET, "--init", "no.safetensors"), "no.safetensors: no such file or run folder"),
         (
             ("compress", *NET, "--init", "bad.safetensors"),

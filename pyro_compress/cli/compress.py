@@ -7,7 +7,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +23,7 @@ from pyro_compress.cli.options import (
     network_options,
     one_line_errors,
 )
-from pyro_compress.settings import FINETUNING
+from pyro_compress.settings import FINETUNING, Reading
 
 if TYPE_CHECKING:
     from pyro_compress.compression.rounding import Rounding
@@ -251,8 +251,11 @@ def default_name(net: str) -> Path:
     return Path(Path(net).name if net.endswith(".pcn") else f"{net.replace(':', '.')}.pcn")
 
 
-NETWORK = ("net", "init", "data", "validation", "how", "epochs", "lr", "seed", "folder")
-"""Parameters of `network_options`."""
+NETWORK = {
+    "net": None, "hidden": (500, 500), "init": None, "data": None, "validation": None, "how": "laplace", "epochs": None,
+    "lr": None, "seed": 0, "folder": None,
+} | asdict(Reading())  # fmt: skip
+"""Parameters of `network_options`, and what they are where nobody says."""
 
 
 class Source(NamedTuple):
@@ -267,9 +270,9 @@ class Source(NamedTuple):
 def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
     from pyro_compress.runs.folder import load_run
 
-    given = [name for name in NETWORK if named[name] not in (None, "laplace", 0)]
-    if given:
-        raise ValueError(f"{given[0].replace('how', 'posterior')} goes with --net, without the run folder {run}")
+    if given := [name for name, default in NETWORK.items() if named[name] != default]:
+        option = {"how": "posterior", "folder": "run"}.get(given[0], given[0].replace("_", "-"))
+        raise ValueError(f"--{option} goes with --net, without the run folder {run}")
     loaded = load_run(run)
     return Source(loaded.posterior, loaded.splits(data_dir))
 

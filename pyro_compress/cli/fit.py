@@ -9,14 +9,21 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import epoch_printer
-from pyro_compress.cli.options import Command, Widths, data_options, device_options, names_in, one_line_errors
+from pyro_compress.cli.options import (
+    Command,
+    Widths,
+    data_options,
+    device_options,
+    names_in,
+    one_line_errors,
+    reading_options,
+)
 
 PRIORS = names_in("bayes/priors.py", "PRIORS")
 ESTIMATORS = names_in("bayes/estimators.py", "ESTIMATORS")
 GUIDES = names_in("bayes/guides.py", "GUIDES")
 DATASETS = names_in("data/datasets.py", "DATASETS")
 AUGMENTATIONS = names_in("data/augment.py", "AUGMENTATIONS")
-TASKS = names_in("data/tasks.py", "TASKS")
 NETS = names_in("networks/nets.py", "NETS")
 OPTIMIZERS = names_in("training/point.py", "OPTIMIZERS")
 SCHEDULES = names_in("training/point.py", "SCHEDULES")
@@ -125,30 +132,7 @@ HEADINGS = {
 )  # fmt: skip
 @data_options
 @click.option("--download", is_flag=True, help="Fetch a missing data set into --data-dir.")
-@click.option(
-    "--task", type=click.Choice(TASKS), default="classification", help="What is predicted: classes or numbers."
-)
-@click.option("--target", multiple=True, metavar="COLUMN", help="Column of a table to predict. Repeatable.")
-@click.option(
-    "--test-data",
-    default="",
-    show_default=False,
-    metavar="FILE",
-    help="Table of test rows; default: a fifth of --data.",
-)
-@click.option(
-    "--image-size",
-    type=click.IntRange(0),
-    default=0,
-    metavar="PIXELS",
-    help="Height and width that a folder's images are brought to; 0: they are all of one size.",
-)
-@click.option("--limit", type=click.IntRange(0), default=0, metavar="N", help="Training examples to keep; 0: all.")
-@click.option(
-    "--in-memory-mib", type=click.FloatRange(0), default=4096.0, metavar="MIB",
-    help="Folders of more than this are read while training, not before.",
-)  # fmt: skip
-@click.option("--workers", type=click.IntRange(0), default=2, help="Processes that read them while training.")
+@reading_options
 @click.option(
     "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
     help="Share of the training set held out; default a tenth, or more where that is under 240 rows.",

@@ -84,6 +84,39 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return folder(command)
 
 
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say how the data are read: the fields of `pyro_compress.settings.Reading`."""
+    for option in reversed((
+        click.option(
+            "--task", type=click.Choice(names_in("data/tasks.py", "TASKS")), default="classification",
+            help="What is predicted: classes or numbers.",
+        ),
+        click.option("--target", multiple=True, metavar="COLUMN", help="Column of a table to predict. Repeatable."),
+        click.option(
+            "--test-data", default="", show_default=False, metavar="FILE",
+            help="Table of test rows; default: a fifth of --data.",
+        ),
+        click.option(
+            "--image-size", type=click.IntRange(0), default=0, metavar="PIXELS",
+            help="Height and width that a folder's images are brought to; 0: they are all of one size.",
+        ),
+        click.option(
+            "--series", is_flag=True,
+            help="Arrays (n, channels, length) are series, not grey images; (n, length): of one channel.",
+        ),
+        click.option(
+            "--limit", type=click.IntRange(0), default=0, metavar="N", help="Training examples to keep; 0: all."
+        ),
+        click.option(
+            "--in-memory-mib", type=click.FloatRange(0), default=4096.0, metavar="MIB",
+            help="Folders of more than this are read while training, not before.",
+        ),
+        click.option("--workers", type=click.IntRange(0), default=2, help="Processes that read them while training."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say where to compute."""
     device = click.option(
@@ -116,8 +149,10 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
             help="With --net: share of the training set held out, as for fit.",
         ),
+        reading_options,
         click.option("--data", default=None, metavar="NAME", help="With --net: its data, as for fit."),
         click.option("--init", default=None, metavar="WEIGHTS", help="With --net: its trained weights, as for fit."),
+        click.option("--hidden", type=Widths(), default="500,500", help="With --net mlp: widths of its hidden layers."),
         click.option("--net", default=None, metavar="NAME", help="A trained network, as for fit (or a .pcn file)."),
     ):  # fmt: skip
         command = option(command)

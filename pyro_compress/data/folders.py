@@ -71,7 +71,8 @@ def load_folder(folder: Path, reading: Reading) -> Arrays:
     """Data of a folder; examples that do not fit into `reading.in_memory_mib` are left where they are.
 
     Raises:
-        ValueError: neither kind of folder, no images, images of several sizes, damaged files.
+        ValueError: neither kind of folder, no images, or images where none are wanted, images of several sizes, damaged
+            files.
     """
     if (folder / "x_train.npy").is_file():
         return _arrays(folder, reading)
@@ -81,6 +82,8 @@ def load_folder(folder: Path, reading: Reading) -> Arrays:
         raise ValueError(f"{folder} has neither a folder train (images by class) nor a file x_train.npy{hint}")
     if reading.task != "classification":
         raise ValueError(f"{folder}: images by class are for --task classification; regression takes arrays")
+    if reading.series:
+        raise ValueError(f"{folder} holds images; series are arrays (n, channels, length)")
     return _images(folder, reading)
 
 
@@ -88,7 +91,7 @@ def _arrays(folder: Path, reading: Reading) -> Arrays:
     names = ("x_train", "y_train", "x_test", "y_test")
     if missing := [name for name in names if not (folder / f"{name}.npy").is_file()]:
         raise ValueError(f"{folder} has no file {missing[0]}.npy")
-    x_train, y_train, x_test, y_test = (ArrayFile(folder / f"{name}.npy") for name in names)
+    x_train, y_train, x_test, y_test = (ArrayFile(folder / f"{name}.npy", reading) for name in names)
     if len(x_train) != len(y_train) or len(x_test) != len(y_test):
         raise ValueError(
             f"{folder}: {len(x_train)} and {len(x_test)} examples but {len(y_train)} and {len(y_test)} labels"

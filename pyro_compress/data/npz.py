@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_compress.data.datasets import Arrays
 from pyro_compress.data.streaming import Streamed
+from pyro_compress.settings import Reading
 from pyro_compress.types import Data
 
 
@@ -38,21 +39,22 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is no readable .npz file: {error}") from error
 
 
-def convert(x: Any, y: np.ndarray, what: str, scale: float | None = None, task: str = "classification") -> Data:
-    """Check one pair of arrays and turn it into tensors; a missing channel dimension of images is added.
+def convert(x: Any, y: np.ndarray, what: str, scale: float | None = None, reading: Reading | None = None) -> Data:
+    """Check one pair of arrays and turn it into tensors; a missing dimension of channels is added.
 
     Integers are divided by `scale`, bytes by 255 where it is None. What stays on disk is taken as it is.
     """
+    reading = reading or Reading()
     if len(x) != len(y):
         raise ValueError(f"{what}: {len(x)} examples but {len(y)} labels")
     if not len(x):
         raise ValueError(f"{what}: no examples")
     if isinstance(x, Streamed):
         streamed: Any = x  # stands in for a tensor wherever rows are taken
-        return Data(streamed, LABELS[task](y, what))
+        return Data(streamed, LABELS[reading.task](y, what))
     if x.ndim < 2 or not np.issubdtype(x.dtype, np.number) or np.issubdtype(x.dtype, np.complexfloating):
         raise ValueError(f"{what}: examples must be real numbers of shape (n, ...), got {x.dtype} of shape {x.shape}")
-    labels = LABELS[task](y, what)
+    labels = LABELS[reading.task](y, what)
     values = x.astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError(f"{what}: {int((~np.isfinite(values)).sum())} values are NaN or infinite")
@@ -65,8 +67,7 @@ def convert(x: Any, y: np.ndarray, what: str, scale: float | None = None, task: 
             f"{what}: values from {x.min():g} to {x.max():g}, but this network takes integers from 0 to {scale:g}, "
             "or floats already divided by that"
         )
-    if values.ndim == 3:
-        values = values[:, None]
+    values = values.reshape(len(values), *reading.example_shape(values.shape[1:]))
     return Data(torch.from_numpy(values), labels)
 
 

@@ -1,6 +1,7 @@
 """A name, a file or a folder -> `Splits`: what is held out, how raw values become inputs and targets.
 
-Images are float32 in [0, 1] with shape `(n, channels, height, width)`; tables become `(n, inputs)`.
+Images are float32 in [0, 1] with shape `(n, channels, height, width)`; tables become `(n, inputs)`, series
+`(n, channels, length)`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pyro_compress.data.datasets import SPLIT_SEED, Arrays
 from pyro_compress.data.folders import load_folder
 from pyro_compress.data.npz import convert, load_npz, read_npz
 from pyro_compress.data.streaming import Streamed
-from pyro_compress.settings import Reading
+from pyro_compress.settings import TOLD, Reading
 from pyro_compress.types import Column, Data, Preprocessing, Quantity, Splits
 
 TEST_SHARE = 0.2
@@ -79,8 +80,8 @@ def preprocessing(splits: Splits) -> Preprocessing:
 
 def reading_of(meta: dict[str, Any]) -> Reading:
     """How the data of a compressed file with this metadata are read."""
-    found = {name: meta[name] for name in ("task", "test_data", "image_size", "limit") if name in meta}
-    return Reading(**found, target=tuple(meta.get("target", ())))
+    found = {name: meta[name] for name in TOLD if name in meta}
+    return Reading(**found | {"target": tuple(meta.get("target", ()))})
 
 
 def load_splits(
@@ -103,6 +104,8 @@ def load_splits(
         ValueError: unknown name, missing files, arrays that do not fit each other.
     """
     reading, path = reading or Reading(), Path(data)
+    if reading.series and path.suffix in tabular.SUFFIXES:
+        raise ValueError(f"{data!r}: series are arrays (n, channels, length), in a .npz file or a folder of .npy files")
     if path.suffix in tabular.SUFFIXES:
         return table_splits(path, validation, reading)
     if reading.target or reading.test_data:
@@ -123,8 +126,8 @@ def load_splits(
 def split(arrays: Arrays, validation: float | None, name: str = "data", reading: Reading | None = None) -> Splits:
     """Check and convert raw arrays, and hold out the validation split (seed `SPLIT_SEED`)."""
     reading = reading or Reading()
-    train = convert(arrays.x_train, arrays.y_train, f"{name}: x_train, y_train", task=reading.task)
-    test = convert(arrays.x_test, arrays.y_test, f"{name}: x_test, y_test", task=reading.task)
+    train = convert(arrays.x_train, arrays.y_train, f"{name}: x_train, y_train", reading=reading)
+    test = convert(arrays.x_test, arrays.y_test, f"{name}: x_test, y_test", reading=reading)
     if train.x.shape[1:] != test.x.shape[1:]:
         raise ValueError(
             f"{name}: one example of x_train has shape {tuple(train.x.shape[1:])}, "
@@ -286,6 +289,6 @@ def load_examples(path: Path, known: Preprocessing | None = None, reading: Readi
     for suffix in ("", "_test"):
         if f"x{suffix}" in arrays and f"y{suffix}" in arrays:
             what, scale = f"{path}: x{suffix}, y{suffix}", known.scale if known else None
-            found = convert(arrays[f"x{suffix}"], arrays[f"y{suffix}"], what, scale, reading.task)
+            found = convert(arrays[f"x{suffix}"], arrays[f"y{suffix}"], what, scale, reading)
             return standardized(found, known.targets if known else ())
     raise ValueError(f"{path} needs arrays x and y, or x_test and y_test; it holds {', '.join(arrays)}")

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pyro_compress.settings import Reading
+
 MIB = 1 << 20
 
 
@@ -35,13 +37,12 @@ class Source(Protocol):
 
 
 class ArrayFile:
-    """Examples of a `.npy` file `(n, ...)`, mapped into memory; a missing channel dimension of images is added."""
+    """Examples of a `.npy` file `(n, ...)`, mapped into memory; a missing dimension of channels is added."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, reading: Reading | None = None):
         self.path = path
         self._mapped: np.ndarray | None = None
-        full = self.mapped.shape
-        self.shape = (1, *full[1:]) if len(full) == 3 else tuple(full[1:])
+        self.shape = (reading or Reading()).example_shape(tuple(self.mapped.shape[1:]))
 
     @property
     def mapped(self) -> np.ndarray:

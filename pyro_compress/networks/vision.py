@@ -99,7 +99,9 @@ def vit_tiny(input_shape: tuple[int, ...], classes: int, width: int = 192) -> nn
 def fcn_1d(input_shape: tuple[int, ...], classes: int, width: int = 128) -> nn.Module:
     """Fully convolutional network for time series (Wang et al. 2017): three 1-D convolutions, averaged over time."""
     if len(input_shape) != 2:
-        raise ValueError(f"fcn-1d takes series (channels, length), got {input_shape}")
+        raise ValueError(
+            f"fcn-1d takes series (channels, length), got {input_shape}; for series in arrays give --series"
+        )
     layers: list[nn.Module] = []
     channels = input_shape[0]
     for out, kernel in ((width, 7), (2 * width, 5), (width, 3)):
