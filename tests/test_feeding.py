@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.model import Likelihood, Model
+from pyro_compress.data import tabular
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.data.datasets import CIFAR10, CIFAR100, PIXELS
 from pyro_compress.data.splits import load_examples, load_splits, preprocessing, preprocessing_of, told
@@ -216,6 +217,14 @@ def test_bad_tables(text: str, target: tuple[str, ...], task: str, message: str,
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_splits(str(tmp_path / "t.csv"), reading=Reading(task=task, target=target))
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1.7e9, 0.5), (-3e-7, 2e-9), (4.0, 6e20), (5.0, 0.0)])
+def test_moments_have_the_digits_that_matter(mean: float, std: float) -> None:
+    values = mean + std * np.random.default_rng(0).normal(size=1000)
+    found = tabular.moments(values)
+    assert found == pytest.approx((values.mean(), values.std()), abs=2e-7 * std, rel=1e-12)
+    assert std == 0 or len(f"{found[1]!r}") <= 14
 
 
 def test_targets_of_a_npz_keep_their_units(tmp_path: Path) -> None:

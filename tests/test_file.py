@@ -1,7 +1,9 @@
 """The compressed file: literal bytes, round trips, hostile input."""
 
+import json
 import struct
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from test_shrink import PROBLEMS, prepared
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.shrink import shrink
-from pyro_compress.networks.graph import Network, capture
+from pyro_compress.networks.graph import Network, capture, graph_of
 from pyro_compress.networks.nets import build_net
 from pyro_compress.pcn import codec, file, header
 from pyro_compress.types import Compressed, Graph, Node, Quantized
@@ -39,9 +42,9 @@ def sealed(data: bytes) -> bytes:
 
 
 def test_literal_bytes() -> None:
-    """A file written by version 3, byte by byte; if this changes, the version must."""
+    """A file written by version 4, byte by byte; if this changes, the version must."""
     data, parts = file.dumps(tiny(), in_context=False)
-    assert data[:5].hex() == "9350434e03"
+    assert data[:5].hex() == "9350434e04"
     assert data[5] == 0  # no template: the graph is spelled out
     length = data[6]
     assert parts["header"] == 2 + length
@@ -59,11 +62,22 @@ WEIGHT_BLOCK = "02ab01016451a5a9"
 
 def test_header_is_deflated_json() -> None:
     data, _ = file.dumps(tiny())
-    text = zlib.decompressobj(-15, header.DICTIONARY_3).decompress(data[7 : 7 + data[6]])
+    text = zlib.decompressobj(-15, header.DICTIONARY_4).decompress(data[7 : 7 + data[6]])
     assert text == (
-        b'{"graph":{"input":[3],"nodes":[["linear",[0],{"weight":"w","bias":"b"},{}]]},'
-        b'"tensors":[["w",[2,3],1],["b",[2],0]],"meta":{"prior":"none","parameters_total":8}}'
+        b'{"graph":{"input":[3],"nodes":[["linear",0,{"weight":"w","bias":"b"}]]},'
+        b'"tensors":[[2,3],[2]],"meta":{"prior":"none","parameters_total":8}}'
     )
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_graphs_are_spelled_out_in_few_words_and_read_in_full(name: str) -> None:
+    _, _, graph, tensors = prepared(name, 0, 0)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    for stated_shapes in (shapes, dict(reversed(shapes.items())), shapes | {"nobody.names": (2,)}):
+        told = json.dumps(header.shortened(graph, stated_shapes) | {"meta": {}})
+        read, declared, _ = header.parse(told.encode(), 4)
+        assert read == graph_of(json.loads(json.dumps(asdict(graph))))
+        assert [(key, shape) for key, shape, _ in declared] == list(stated_shapes.items())
 
 
 def golden() -> Compressed:
@@ -90,7 +104,7 @@ def golden() -> Compressed:
     return Compressed(Graph(nodes, (1, 8, 8)), tensors, {"data": "digits", "parameters_total": 1130})
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_golden_files(version: int) -> None:
     """Files written when a version was new decode to the same integers for ever."""
     path = GOLDEN / f"version-{version}.pcn"
@@ -164,8 +178,9 @@ def test_forged_files_decode_or_are_refused(draw: st.DataObject) -> None:
 
 
 def forged(text: bytes, body: bytes = b"", version: int = 3) -> bytes:
-    packed = header._deflate(text, header.DICTIONARY_3 if version == 3 else header.DICTIONARY)
-    length = b"\0" + codec.varint(len(packed)) if version == 3 else struct.pack("<I", len(packed))
+    dictionary = header.DICTIONARY if version == 1 else header.DICTIONARIES[version][0]
+    packed = header._deflate(text, dictionary)
+    length = struct.pack("<I", len(packed)) if version == 1 else b"\0" + codec.varint(len(packed))
     return sealed(file.MAGIC + bytes([version]) + length + packed + body)
 
 
@@ -176,6 +191,11 @@ def stated(number: int, *sizes: int, body: bytes = b"") -> bytes:
     return sealed(file.MAGIC + b"\3" + head + packed + body)
 
 
+def spelled(nodes: bytes, tensors: bytes = b"[[1]]") -> bytes:
+    """A file of version 4 with these nodes and tensors."""
+    return forged(b'{"graph":{"input":[3],"nodes":' + nodes + b'},"tensors":' + tensors + b',"meta":{}}', version=4)
+
+
 ONE = b'{"graph":{"input":[3],"nodes":[]},"tensors":[["w",[1],1]],"meta":{}}'
 
 
@@ -184,9 +204,16 @@ ONE = b'{"graph":{"input":[3],"nodes":[]},"tensors":[["w",[1],1]],"meta":{}}'
     [
         (b"PK\x03\x04" + bytes(50), "not a .pcn file"),
         (b"", "not a .pcn file"),
-        (sealed(file.MAGIC + b"\x04" + bytes(20)), "format version 4"),
+        (sealed(file.MAGIC + b"\x05" + bytes(20)), "format version 5"),
         (sealed(file.MAGIC + b"\x01" + struct.pack("<I", 1 << 30) + bytes(9)), "a header of 1073741824 bytes"),
         (sealed(file.MAGIC + b"\x03\x00" + codec.varint(1 << 30) + bytes(9)), "a header of 1073741824 bytes"),
+        (spelled(b'[["linear",0,["0","weight"]]]', b"[[1],[2]]"), "the header is not understood"),
+        (spelled(b'[["linear",0,[]]]'), "the header is not understood"),
+        (spelled(b"[[]]"), "the header is not understood"),
+        (spelled(b'[["linear",0,["0",["weight"]]]]'), "the header is not understood"),
+        (spelled(b'[["relu",[1]],["linear",0,["0","weight"]]]'), "a node reads one that comes later"),
+        (spelled(b'[["relu",0,{},{},{}]]', b"[]"), "the header is not understood"),
+        (spelled(b'[["linear",0,["0","weight"]]]', b"[[-1]]"), "impossible shape"),
         (stated(9, 1, 3, 1, 2), "unknown template"),
         (stated(1, 99), "99 sizes"),
         (stated(1, 1, 1 << 33, 1, 2), "impossible shape"),

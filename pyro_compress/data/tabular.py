@@ -6,6 +6,7 @@ Numbers are standardised by the training rows, names become one input per catego
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,16 @@ def columns_of(table: Table, target: Sequence[str], rows: np.ndarray, path: Path
                 raise ValueError(f"{path}: column {name!r} has {len(names)} different names; leave identifiers out")
             found.append(Column(name, categories=names))
         else:
-            found.append(Column(name, float(part.mean()), float(part.std()) or 1.0))
+            mean, std = moments(part)
+            found.append(Column(name, mean, std or 1.0))
     return tuple(found)
+
+
+def moments(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation in as many digits as matter, a few bytes of a file: to 10⁻⁷ of the latter."""
+    mean, std = float(values.mean()), float(values.std())
+    digits = 7 - math.floor(math.log10(std)) if 0 < std < math.inf else 15
+    return round(mean, digits), round(std, digits)
 
 
 def inputs_of(table: Table, columns: Sequence[Column], path: Path) -> np.ndarray:
@@ -156,7 +165,7 @@ def quantities(y: np.ndarray, names: Sequence[str]) -> tuple[Quantity, ...]:
     Raises:
         ValueError: a target that never changes.
     """
-    found = tuple(Quantity(n, float(c.mean()), float(c.std())) for n, c in zip(names, y.T, strict=True))
+    found = tuple(Quantity(n, *moments(column)) for n, column in zip(names, y.T, strict=True))
     if flat := [one.name for one in found if not one.std > 0]:
         raise ValueError(f"target {flat[0]} is the same in all training rows; there is nothing to predict")
     return found

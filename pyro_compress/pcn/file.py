@@ -42,11 +42,10 @@ def dumps(network: Compressed, in_context: bool = True) -> tuple[bytes, dict[str
         ValueError: the header is longer than the format allows, or codes span too many values.
     """
     tensors = network.tensors
-    quantized = {name for name, tensor in tensors.items() if isinstance(tensor, Quantized)}
     shapes = {name: (t.codes if isinstance(t, Quantized) else t).shape for name, t in tensors.items()}
-    head = header.write(network.graph, shapes, quantized, network.meta)
+    version, head = header.write(network.graph, shapes, network.meta)
     body, parts = sections.write(tensors, layouts(network.graph, shapes), in_context)
-    data = MAGIC + bytes([VERSION]) + head + body
+    data = MAGIC + bytes([version]) + head + body
     return data + struct.pack("<I", zlib.crc32(data)), {"frame": len(MAGIC) + 1 + 4, "header": len(head)} | parts
 
 
@@ -96,7 +95,7 @@ def _loads_first(reader: codec.Reader, max_elements: int) -> Compressed:
     (length,) = struct.unpack("<I", reader.take(4))
     if length > header.MAX_HEADER:
         raise ValueError(f"a header of {length} bytes, more than the {header.MAX_HEADER} allowed")
-    graph, declared, meta = header.parse(header.inflate(reader.take(length)))
+    graph, declared, meta = header.parse(header.inflate(reader.take(length)), 1)
     _check_total({name: shape for name, shape, _ in declared}, max_elements)
     tensors: dict[str, Quantized | np.ndarray] = {}
     for name, shape, quantized in declared:

@@ -1,7 +1,8 @@
 """What a file says of its network beside the tensors: the graph, names and shapes, where it comes from.
 
-Since version 2 it names a template and its widths where the network matches one, and spells the graph out as version 1
-does where not. JSON is packed with raw deflate and a preset dictionary; version 3 has another one.
+Since version 2 it names a template and its widths where the network matches one, and spells the graph out where not.
+JSON is packed with raw deflate and a preset dictionary; version 3 has another one. Version 4 spells graphs out in fewer
+words (`shortened`); what names a template is still written as version 3.
 """
 
 from __future__ import annotations
@@ -57,26 +58,89 @@ DICTIONARY_3 = DICTIONARY + (
 )
 """Preset deflate dictionary of both, part of format version 3."""
 
-DICTIONARIES = {2: (DICTIONARY, META_DICTIONARY), 3: (DICTIONARY_3, DICTIONARY_3)}
+DICTIONARY_4 = DICTIONARY_3 + (
+    b'"seed":1,"validation":0.1,"prior":"horseshoe","data":"digits","criterion":"group-snr","task":"regression",'
+    b'"series":true,["attention",[0,1,2]],["layer_norm",0,["norm","weight","bias"],{"eps":1e-06}],["gelu"],["silu"],'
+    b'["hardswish"],["sigmoid"],["multiply",[0,1]],["mean",0,{},{"axes":[2,3]}],["avg_pool",0,{},{"kernel":[2,2],'
+    b'"stride":[2,2],"padding":[0,0]}],["conv1d",0,["0","weight","bias"],{"stride":[1],"padding":[[1,1]],"dilation":[1]}],'
+    b'["max_pool",0,{},{"kernel":[3,3],"stride":[2,2],"padding":[1,1]}],["linear",0,["0","weight","bias"]],["relu"],'
+    b'["linear",0,["2","weight","bias"]],["add",[0,1]],["clip",0,{},{"low":0.0,"high":6.0}],["conv2d",0,['
+    b'"features.0.conv.1.0","weight"],{"stride":[2,2],"padding":[[1,1],[1,1]],"dilation":[1,1],"groups":32}],'
+    b'["batch_norm",0,["layer1.0.bn1","weight","bias","running_mean","running_var"],{"eps":1e-05}],["conv2d",0,['
+    b'"layer1.0.conv1","weight"],{"stride":[1,1],"padding":[[0,0],[0,0]],"dilation":[1,1]}],["reshape",0,{},{"shape":['
+    b'64]}],["linear",0,["fc","weight","bias"]]]},"tensors":[[64,3,3,3],[64],[64],[64],[64],[32,64,1,1],[10,64],[10]],'
+    b'"meta":{"prior":"log-uniform","data":"","seed":0,"criterion":"snr","parameters_total":{"graph":{"input":[3,32,32],'
+    b'"nodes":[["conv2d",0,['
+)
+"""Preset deflate dictionary of a graph that is spelled out, part of format version 4."""
+
+DICTIONARIES = {2: (DICTIONARY, META_DICTIONARY), 3: (DICTIONARY_3, DICTIONARY_3), 4: (DICTIONARY_4, DICTIONARY_3)}
 """Version -> dictionaries of a header that spells the network out, and of the metadata beside a template."""
 NEWEST = max(DICTIONARIES)
+OF_TEMPLATES = 3
+"""Version that a file has whose header names a template."""
 
 
-def write(graph: Graph, shapes: Shapes, quantized: set[str], meta: dict[str, Any]) -> bytes:
-    """The header of the newest version.
+def write(graph: Graph, shapes: Shapes, meta: dict[str, Any]) -> tuple[int, bytes]:
+    """The oldest version that can hold the header, and the header.
 
     Raises:
         ValueError: it is longer than the format allows, or the metadata is not JSON.
     """
-    spelled_out, beside_template = DICTIONARIES[NEWEST]
     if match := matching(graph, shapes):
         number, widths = match
         sizes = [len(graph.input_shape), *graph.input_shape, len(widths), *widths]
-        return b"".join(varint(n) for n in (number, *sizes)) + _sized(_deflate(_json(meta), beside_template))
-    nodes = [[n.op, list(n.inputs), n.parameters, n.attributes] for n in graph.nodes[1:]]
-    tensors = [[name, list(shape), int(name in quantized)] for name, shape in shapes.items()]
-    told = {"graph": {"input": list(graph.input_shape), "nodes": nodes}, "tensors": tensors, "meta": meta}
-    return varint(0) + _sized(_deflate(_json(told), spelled_out))
+        packed = _deflate(_json(meta), DICTIONARIES[OF_TEMPLATES][1])
+        return OF_TEMPLATES, b"".join(varint(n) for n in (number, *sizes)) + _sized(packed)
+    told = shortened(graph, shapes) | {"meta": meta}
+    return NEWEST, varint(0) + _sized(_deflate(_json(told), DICTIONARIES[NEWEST][0]))
+
+
+def shortened(graph: Graph, shapes: Shapes) -> dict[str, Any]:
+    """Graph and tensors as version 4 spells them out.
+
+    A node leaves out what is empty at its end, says 0 for the node before it as its only input, and names tensors that
+    are called prefix.role by prefix and roles. Tensors in the order in which nodes name them are shapes alone.
+    """
+    nodes = []
+    for index, node in enumerate(graph.nodes[1:]):
+        inputs = 0 if node.inputs == (index,) else list(node.inputs)
+        told = [node.op, inputs, _by_prefix(node.parameters), node.attributes]
+        while told[-1] in ({}, 0):
+            told.pop()
+        nodes.append(told)
+    named = dict.fromkeys(name for node in graph.nodes for name in node.parameters.values())
+    bare = list(named) == list(shapes)
+    tensors = [list(shape) if bare else [name, list(shape), 1] for name, shape in shapes.items()]
+    return {"graph": {"input": list(graph.input_shape), "nodes": nodes}, "tensors": tensors}
+
+
+def _by_prefix(parameters: dict[str, str]) -> dict[str, str] | list[str]:
+    prefixes = {name.rpartition(".")[0] for name in parameters.values()}
+    if len(prefixes) != 1 or any(name.rpartition(".")[2] != role for role, name in parameters.items()):
+        return parameters
+    return [*prefixes, *parameters]
+
+
+def lengthened(document: Any) -> dict[str, Any]:
+    """What `shortened` made, as versions before spell it out.
+
+    Raises:
+        ValueError, KeyError, TypeError: not what `shortened` makes.
+    """
+    nodes = []
+    for index, told in enumerate(document["graph"]["nodes"]):
+        op, inputs, parameters, attributes = [*told, *(0, {}, {})[len(told) - 1 :]]
+        if isinstance(parameters, list):
+            prefix, *roles = parameters
+            parameters = {role: f"{prefix}.{role}" if prefix else role for role in roles}
+        nodes.append([op, [index] if inputs == 0 else inputs, parameters, attributes])
+    tensors = document["tensors"]
+    if not any(isinstance(part, str) for tensor in tensors for part in tensor):
+        named = dict.fromkeys(str(name) for _, _, parameters, _ in nodes for name in parameters.values())
+        tensors = [[name, shape, 1] for name, shape in zip(named, tensors, strict=True)]
+    graph = {"input": document["graph"]["input"], "nodes": nodes}
+    return {"graph": graph, "tensors": tensors, "meta": document["meta"]}
 
 
 def read(reader: Reader, version: int) -> tuple[Graph, Shapes, dict[str, Any]]:
@@ -88,7 +152,7 @@ def read(reader: Reader, version: int) -> tuple[Graph, Shapes, dict[str, Any]]:
     spelled_out, beside_template = DICTIONARIES[version]
     number = reader.varint()
     if number == 0:
-        graph, declared, meta = parse(inflate(_take_sized(reader), spelled_out))
+        graph, declared, meta = parse(inflate(_take_sized(reader), spelled_out), version)
         return graph, {name: shape for name, shape, _ in declared}, meta
     if number not in TEMPLATES:
         raise ValueError(f"unknown template {number}")
@@ -113,10 +177,12 @@ def inflate(data: bytes, dictionary: bytes = DICTIONARY) -> bytes:
     return text
 
 
-def parse(text: bytes) -> tuple[Graph, Declared, dict[str, Any]]:
+def parse(text: bytes, version: int) -> tuple[Graph, Declared, dict[str, Any]]:
     """A graph that is spelled out, with declared tensors and metadata, from JSON."""
     try:
         header = json.loads(text)
+        if version >= 4:
+            header = lengthened(header)
         nodes = [Node("input")]
         for op, inputs, parameters, attributes in header["graph"]["nodes"]:
             if not all(0 <= int(i) < len(nodes) for i in inputs):
