@@ -24,8 +24,11 @@ from pyro_compress.types import Graph, Node, Quantized
 
 LEVELS = 127
 """Code of the largest bias, where nothing coarser is known to do."""
+STATISTICS = ("running_mean", "running_var")
 SCALE_LEVELS = 4
 """Scales of channels are rounded so many times as finely: what they multiply is large where they are small."""
+CONSTANT = 1e-6
+"""A channel of less variance than this share of batch norm's eps comes out with a spread of 0.001 at most."""
 
 
 def packed(
@@ -41,11 +44,13 @@ def packed(
     """
     biases = {node.parameters["bias"] for node in graph.nodes if node.op in WEIGHTED and "bias" in node.parameters}
     scales = {node.parameters["weight"] for node in _norms(graph)}
-    known = {node.parameters[role]: 1.0 for node in _norms(graph) for role in ("running_mean", "running_var")}
-    known |= steps
+    statistics = (node.parameters[role] for node in _norms(graph) for role in STATISTICS)
+    known: dict[str, float | None] = {
+        node.parameters[role]: None for node in graph.nodes if node.op == "batch_norm" for role in STATISTICS
+    }
+    known |= {name: 1.0 for name in statistics} | dict(steps)
     found: dict[str, Quantized | np.ndarray] = {}
     for name, tensor in folded(graph, tensors).items():
-        step: float | None
         if name in known:
             step = known[name]
         elif name in biases:
@@ -59,8 +64,8 @@ def packed(
 def folded(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with batch norm's means 0 and variances 1; in evaluation the network computes the same.
 
-    A bias that is read by batch norm alone goes into its shift. Channels that varied in none of the examples that the
-    statistics were taken from are constant. Batch norm without scale and shift of its own stays as it is.
+    The bias of a layer that batch norm alone reads goes into its shift. Channels that hardly varied over the examples
+    that the statistics were taken from are constant. Batch norm without scale and shift of its own stays as it is.
     """
     found = dict(tensors)
     for node in _norms(graph):
@@ -68,7 +73,7 @@ def folded(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weight, bias, mean, variance = (
             tensors[p[role]].double() for role in ("weight", "bias", "running_mean", "running_var")
         )
-        scale = torch.where(variance == 0, 0.0, weight / (variance + eps).sqrt())
+        scale = torch.where(variance < CONSTANT * eps, 0.0, weight / (variance + eps).sqrt())
         shift = bias - mean * scale
         if before := _bias_for_it_alone(graph, node):
             shift = shift + scale * tensors[before].double()
@@ -92,13 +97,15 @@ def vector_step(values: Tensor, levels: int) -> float | None:
 
 
 def _norms(graph: Graph) -> list[Node]:
-    roles = {"weight", "bias", "running_mean", "running_var"}
+    """Those that can be folded."""
+    roles = {"weight", "bias", *STATISTICS}
     return [node for node in graph.nodes if node.op == "batch_norm" and roles <= node.parameters.keys()]
 
 
 def _bias_for_it_alone(graph: Graph, norm: Node) -> str | None:
-    """Name of the bias of the layer before batch norm, if nobody else reads that layer."""
+    """Name of the bias of the layer before batch norm, if these two meet nobody else."""
     (source,) = norm.inputs
     layer = graph.nodes[source]
     readers = sum(node.inputs.count(source) for node in graph.nodes)
-    return layer.parameters.get("bias") if layer.op in WEIGHTED and readers == 1 else None
+    uses = sum(node.parameters == norm.parameters for node in graph.nodes)
+    return layer.parameters.get("bias") if layer.op in WEIGHTED and readers == uses == 1 else None

@@ -128,9 +128,10 @@ def lengthened(document: Any) -> dict[str, Any]:
     Raises:
         ValueError, KeyError, TypeError: not what `shortened` makes.
     """
-    nodes = []
+    nodes = list[list[Any]]()
+    empty: tuple[Any, ...] = (0, {}, {})
     for index, told in enumerate(document["graph"]["nodes"]):
-        op, inputs, parameters, attributes = [*told, *(0, {}, {})[len(told) - 1 :]]
+        op, inputs, parameters, attributes = tuple(told) + empty[len(told) - 1 :]
         if isinstance(parameters, list):
             prefix, *roles = parameters
             parameters = {role: f"{prefix}.{role}" if prefix else role for role in roles}
