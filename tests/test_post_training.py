@@ -170,8 +170,10 @@ def test_how_data_are_read_goes_with_a_network_too(tmp_path: Path, monkeypatch: 
 
 
 def test_counters_of_batch_norm_may_be_missing() -> None:
+    """And auxiliary heads may be there."""
     net = nn.BatchNorm1d(2)
     state = {name: tensor + 3 for name, tensor in net.state_dict().items() if name != "num_batches_tracked"}
+    state["AuxLogits.fc.weight"] = torch.zeros(3, 3)
     put_weights(net, state, "w", "norm")
     assert net.running_mean.tolist() == [3, 3]
     assert int(net.num_batches_tracked) == 0

@@ -16,14 +16,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_compress.networks.graph import WEIGHTED, run_node
+from pyro_compress.networks.graph import POINTWISE, WEIGHTED, run_node
 from pyro_compress.types import Graph, Node
 
-POINTWISE = ("relu", "tanh", "sigmoid", "silu", "hardswish", "hardsigmoid", "gelu", "scale", "clip")
-ANYWHERE = (*POINTWISE, "add", "multiply")
+ANYWHERE = (*POINTWISE, "add", "subtract", "multiply", "divide")
 """Operations that keep channels apart wherever they lie."""
-SAME_CHANNELS = (*ANYWHERE, "max_pool", "avg_pool", "mean", "batch_norm", "pad")
+SAME_CHANNELS = (*ANYWHERE, "max_pool", "avg_pool", "mean", "sum", "amax", "slice", "batch_norm", "prelu", "pad")
 """Those, and the ones that keep channels apart that lie behind the batch dimension."""
+BY_CHANNEL = (*WEIGHTED, "batch_norm", "prelu")
+"""Operations whose tensors have a first entry per output channel; `prelu` may also have one for all."""
 
 
 @dataclass
@@ -150,20 +151,17 @@ class _Work:
             return self.reshaped(sources[0], shape)
         apart = node.op in ANYWHERE or (node.op in SAME_CHANNELS and sources[0].axis == 1)
         sizes = {(value.axis, value.shape[value.axis - 1]) for value in sources}
-        apart = apart and 1 not in node.attributes.get("axes", ())  # a mean over the channels
+        axes = (*node.attributes.get("axes", ()), node.attributes.get("axis"))
+        apart = apart and 1 not in axes  # a mean over the channels, or some of them
         if not apart or sizes != {(sources[0].axis, shape[sources[0].axis - 1])}:
             return self.mixed(sources, shape)
         value = replace(sources[0], shape=shape)
-        if node.op == "add":
+        if len(sources) == 2:
             self.join(sources[0], sources[1])
-            value.constant = sources[0].constant + sources[1].constant
-        elif node.op == "multiply":
-            self.join(sources[0], sources[1])
-            a, b = sources[0].constant, sources[1].constant
-            value.constant = torch.where((a == 0) | (b == 0), 0.0, a * b)
-        elif node.op == "pad":
+            value.constant = _of_two(node.op, sources[0].constant, sources[1].constant)
+        elif node.op in ("pad", "sum") or (node.op == "avg_pool" and "padding" in node.attributes):
             value.constant = torch.where(value.constant == 0, 0.0, torch.nan)
-        elif node.op in (*POINTWISE, "batch_norm"):
+        elif node.op in (*POINTWISE, "batch_norm", "prelu"):
             parameters = {role: self.tensors[name] for role, name in node.parameters.items()}
             value.constant = run_node(node, [value.constant[None]], parameters)[0]
         return value
@@ -290,8 +288,9 @@ class _Work:
         for index, (node, value) in enumerate(zip(self.nodes, self.values, strict=True)):
             keep = _entries(orders[self.find(value.space)], value.factor)
             for role, name in node.parameters.items():
-                by_channel = node.op in (*WEIGHTED, "batch_norm")
-                rows[name] = keep if by_channel else torch.arange(len(self.tensors[name]))
+                size = len(self.tensors[name])
+                by_channel = node.op in BY_CHANNEL and size == len(value.constant)
+                rows[name] = keep if by_channel else torch.arange(size)
                 tensor = self.tensors[name][rows[name]]
                 if node.op in WEIGHTED and role == "weight" and node.attributes.get("groups", 1) == 1:
                     source = self.read[index]
@@ -300,7 +299,7 @@ class _Work:
                 tensors[name] = tensor.to(dtypes.get(name, torch.float32)).contiguous()
             if node.op == "reshape":
                 node = replace(node, attributes={"shape": [len(keep), *value.shape[1:]]})
-            elif node.attributes.get("groups", 1) != 1:
+            elif node.op in WEIGHTED and node.attributes.get("groups", 1) != 1:
                 source = self.read[index]
                 channels = len(_entries(orders[self.find(source.space)], source.factor))
                 each = len(source.constant) // node.attributes["groups"]
@@ -312,9 +311,10 @@ class _Work:
         """The spaces that are not fixed, with their tensors."""
         axes: dict[int, list[tuple[str, int, int]]] = {}
         for index, (node, value) in enumerate(zip(self.nodes, self.values, strict=True)):
-            if node.op in (*WEIGHTED, "batch_norm"):
+            if node.op in BY_CHANNEL:
                 made = axes.setdefault(self.find(value.space), [])
-                made += [(name, 0, value.factor) for name in node.parameters.values()]
+                names = (n for n in node.parameters.values() if len(self.tensors[n]) == len(value.constant))
+                made += [(name, 0, value.factor) for name in names]
             if node.op in WEIGHTED and node.attributes.get("groups", 1) == 1:
                 source = self.read[index]
                 axes.setdefault(self.find(source.space), []).append((node.parameters["weight"], 1, source.factor))
@@ -334,6 +334,15 @@ class _Work:
             order = torch.argsort(counts[live], descending=True, stable=True)
             found[space] = live if space in self.fixed else live[order]
         return found
+
+
+def _of_two(op: str, a: Tensor, b: Tensor) -> Tensor:
+    """What is known of two values' channels once they meet."""
+    if op == "multiply":
+        return torch.where((a == 0) | (b == 0), 0.0, a * b)
+    if op == "divide":
+        return torch.where(b == 0, torch.nan, a / b)
+    return a + b if op == "add" else a - b
 
 
 def _entries(channels: Tensor, factor: int) -> Tensor:

@@ -115,11 +115,12 @@ def _conv(builder: Builder, step: Step) -> None:
     )  # fmt: skip
 
 
-def _pool(op: str) -> Place:
+def _pool(op: str, **more: int) -> Place:
     def place(builder: Builder, step: Step) -> None:
         kernel, strides = step.attributes["kernel"], step.attributes["stride"]
-        pads = 2 * list(step.attributes.get("padding", [0] * len(kernel)))
-        builder.node(op, step.inputs, step.output, kernel_shape=kernel, strides=strides, pads=pads)
+        before = step.attributes.get("padding", [0] * len(kernel))
+        pads = [*before, *step.attributes.get("after", before)]
+        builder.node(op, step.inputs, step.output, kernel_shape=kernel, strides=strides, pads=pads, **more)
 
     return place
 
@@ -152,6 +153,24 @@ def _silu(builder: Builder, step: Step) -> None:
 def _gelu(builder: Builder, step: Step) -> None:
     approximate = "tanh" if step.attributes["tanh"] else "none"
     builder.node("Gelu", step.inputs, step.output, approximate=approximate)
+
+
+def _leaky_relu(builder: Builder, step: Step) -> None:
+    builder.node("LeakyRelu", step.inputs, step.output, alpha=step.attributes["slope"])
+
+
+def _elu(builder: Builder, step: Step) -> None:
+    builder.node("Selu", step.inputs, step.output, alpha=step.attributes["alpha"], gamma=step.attributes["scale"])
+
+
+def _prelu(builder: Builder, step: Step) -> None:
+    builder.node("PRelu", [*step.inputs, _by_channel(builder, step, "weight")], step.output)
+
+
+def _by_channel(builder: Builder, step: Step, role: str) -> str:
+    """One of the network's vectors, in the shape in which it meets a value."""
+    values = dense(builder.network.tensors[step.parameters[role]]).reshape(-1, *[1] * (len(step.shapes[0]) - 1))
+    return builder.constant(values, f"{step.output}.{role}")
 
 
 def _pad(builder: Builder, step: Step) -> None:
@@ -190,9 +209,30 @@ def _layer_norm(builder: Builder, step: Step) -> None:
     builder.node("LayerNormalization", [*step.inputs, scale, *bias], step.output, epsilon=step.attributes["eps"])
 
 
+def _group_norm(builder: Builder, step: Step) -> None:
+    """Instance norm of groups; ONNX's own group norm has changed what its scale means from opset to opset."""
+    out, groups, shape = step.output, step.attributes["groups"], step.shapes[0]
+    rows = builder.constant(np.array([0, groups, -1], np.int64), f"{out}.rows")
+    back = builder.constant(np.array([0, *shape], np.int64), f"{out}.shape")
+    ones = builder.constant(np.ones(groups, np.float32), f"{out}.ones")
+    zeros = builder.constant(np.zeros(groups, np.float32), f"{out}.zeros")
+    found = builder.node("Reshape", [*step.inputs, rows], f"{out}.grouped")
+    found = builder.node(
+        "InstanceNormalization", [found, ones, zeros], f"{out}.normalized", epsilon=step.attributes["eps"]
+    )
+    left = [(role, op) for role, op in (("weight", "Mul"), ("bias", "Add")) if role in step.parameters]
+    found = builder.node("Reshape", [found, back], f"{out}.whole" if left else out)
+    for place, (role, op) in enumerate(left, 1):
+        values = _by_channel(builder, step, role)
+        found = builder.node(op, [found, values], out if place == len(left) else f"{out}.{op}")
+
+
 def _scale(builder: Builder, step: Step) -> None:
-    factor = builder.constant(np.array(step.attributes["factor"], np.float32), f"{step.output}.factor")
-    builder.node("Mul", [*step.inputs, factor], step.output)
+    numbers = [(name, op) for name, op in (("factor", "Mul"), ("offset", "Add")) if name in step.attributes]
+    found = step.inputs[0]
+    for place, (name, op) in enumerate(numbers, 1):
+        number = builder.constant(np.array(step.attributes[name], np.float32), f"{step.output}.{name}")
+        found = builder.node(op, [found, number], step.output if place == len(numbers) else f"{step.output}.{op}")
 
 
 def _clip(builder: Builder, step: Step) -> None:
@@ -203,9 +243,12 @@ def _clip(builder: Builder, step: Step) -> None:
     builder.node("Clip", [*step.inputs, *ends], step.output)
 
 
-def _mean(builder: Builder, step: Step) -> None:
-    axes = builder.constant(np.array(step.attributes["axes"], np.int64), f"{step.output}.axes")
-    builder.node("ReduceMean", [*step.inputs, axes], step.output, keepdims=0)
+def _reduced(op: str) -> Place:
+    def place(builder: Builder, step: Step) -> None:
+        axes = builder.constant(np.array(step.attributes["axes"], np.int64), f"{step.output}.axes")
+        builder.node(op, [*step.inputs, axes], step.output, keepdims=int(step.attributes.get("keepdim", False)))
+
+    return place
 
 
 def _permute(builder: Builder, step: Step) -> None:
@@ -215,6 +258,13 @@ def _permute(builder: Builder, step: Step) -> None:
 def _select(builder: Builder, step: Step) -> None:
     index = builder.constant(np.array(step.attributes["index"], np.int64), f"{step.output}.index")
     builder.node("Gather", [*step.inputs, index], step.output, axis=step.attributes["axis"])
+
+
+def _slice(builder: Builder, step: Step) -> None:
+    a = step.attributes
+    numbers = {"starts": a["start"], "ends": a["stop"], "axes": a["axis"], "steps": a.get("step", 1)}
+    names = [builder.constant(np.array([n], np.int64), f"{step.output}.{name}") for name, n in numbers.items()]
+    builder.node("Slice", [*step.inputs, *names], step.output)
 
 
 def _concat(builder: Builder, step: Step) -> None:
@@ -231,8 +281,8 @@ def _constant(builder: Builder, step: Step) -> None:
     builder.node("Expand", [builder.constant(value, f"{step.output}.value"), whole], step.output)
 
 
-def _softmax(builder: Builder, step: Step) -> None:
-    builder.node("Softmax", step.inputs, step.output, axis=step.attributes["axis"])
+def _over_axis(op: str) -> Place:
+    return lambda builder, step: builder.node(op, step.inputs, step.output, axis=step.attributes["axis"])
 
 
 def _attention(builder: Builder, step: Step) -> None:
@@ -271,23 +321,36 @@ OPERATIONS: dict[str, Place] = {
     "hardswish": _plain("HardSwish"),
     "hardsigmoid": lambda builder, step: builder.node("HardSigmoid", step.inputs, step.output, alpha=1 / 6, beta=0.5),
     "gelu": _gelu,
+    "leaky_relu": _leaky_relu,
+    "elu": _elu,
+    "softplus": _plain("Softplus"),
+    "mish": _plain("Mish"),
+    "sin": _plain("Sin"),
+    "prelu": _prelu,
     "reshape": _reshape,
     "max_pool": _pool("MaxPool"),
-    "avg_pool": _pool("AveragePool"),
+    "avg_pool": _pool("AveragePool", count_include_pad=1),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
     "add": _plain("Add"),
+    "subtract": _plain("Sub"),
+    "divide": _plain("Div"),
     "mixture": _mixture,
     "multiply": _plain("Mul"),
     "scale": _scale,
     "clip": _clip,
     "pad": _pad,
-    "mean": _mean,
+    "mean": _reduced("ReduceMean"),
+    "sum": _reduced("ReduceSum"),
+    "amax": _reduced("ReduceMax"),
     "permute": _permute,
     "select": _select,
+    "slice": _slice,
     "concat": _concat,
     "constant": _constant,
-    "softmax": _softmax,
+    "softmax": _over_axis("Softmax"),
+    "log_softmax": _over_axis("LogSoftmax"),
     "matmul": _plain("MatMul"),
     "attention": _attention,
     "crop": _crop,

@@ -2,7 +2,8 @@
 
 A reader takes a node of an exported graph and tells the operation, the nodes it reads, its tensors by role, and its
 attributes; the batch dimension is in none of them. `identity` stands for what does nothing in evaluation mode. An
-operation in place is read as the one of the same name without an underscore.
+operation in place is read as the one of the same name without an underscore. An operation that gives several values is
+read once for each that is used: `PARTS` has those.
 """
 
 from __future__ import annotations
@@ -50,6 +51,30 @@ def _elementwise(op: str) -> Callable[[torch.fx.Node], Reading]:
     return lambda node: (op, [node.args[0]], {}, {})  # type: ignore[list-item]
 
 
+def _leaky_relu(node: torch.fx.Node) -> Reading:
+    return "leaky_relu", [_first(node)], {}, {"slope": float(_argument(node, 1, "negative_slope", 0.01))}
+
+
+def _elu(node: torch.fx.Node) -> Reading:
+    if _argument(node, 3, "input_scale", 1) != 1:
+        raise ValueError("supported without input_scale only")
+    return _scaled_elu(node, _argument(node, 1, "alpha", 1), _argument(node, 2, "scale", 1))
+
+
+def _scaled_elu(node: torch.fx.Node, alpha: float, scale: float) -> Reading:
+    return "elu", [_first(node)], {}, {"alpha": float(alpha), "scale": float(scale)}
+
+
+def _softplus(node: torch.fx.Node) -> Reading:
+    if _argument(node, 1, "beta", 1) != 1:
+        raise ValueError("softplus is supported with beta 1 only")
+    return "softplus", [_first(node)], {}, {}
+
+
+def _prelu(node: torch.fx.Node) -> Reading:
+    return "prelu", [_first(node)], {"weight": node.args[1]}, {}  # type: ignore[dict-item]
+
+
 def _gelu(node: torch.fx.Node) -> Reading:
     return "gelu", [node.args[0]], {}, {"tanh": node.kwargs.get("approximate", "none") == "tanh"}  # type: ignore[list-item]
 
@@ -64,29 +89,48 @@ def _reshape(node: torch.fx.Node) -> Reading:
 def _max_pool(node: torch.fx.Node) -> Reading:
     rank = node.meta["val"].dim() - 2
     kernel = _each(node.args[1], rank)  # type: ignore[arg-type]
-    if any(d != 1 for d in _each(_argument(node, 4, "dilation", 1), rank)) or _argument(node, 5, "ceil_mode", False):
-        raise ValueError("max pooling with dilation or ceil_mode is not supported")
-    stride, padding = _argument(node, 2, "stride") or kernel, _argument(node, 3, "padding", 0)
-    attributes = {"kernel": kernel, "stride": _each(stride, rank), "padding": _each(padding, rank)}
-    return "max_pool", [node.args[0]], {}, attributes  # type: ignore[list-item]
+    if any(d != 1 for d in _each(_argument(node, 4, "dilation", 1), rank)):
+        raise ValueError("max pooling with dilation is not supported")
+    stride = _each(_argument(node, 2, "stride") or kernel, rank)
+    padding = _each(_argument(node, 3, "padding", 0), rank)
+    attributes = {"kernel": kernel, "stride": stride, "padding": padding}
+    if _argument(node, 5, "ceil_mode", False):
+        before, after = _first(node).meta["val"].shape[2:], node.meta["val"].shape[2:]
+        wanted = [(a - 1) * s + k - b - p for a, s, k, b, p in zip(after, stride, kernel, before, padding, strict=True)]
+        attributes["after"] = [max(p, w) for p, w in zip(padding, wanted, strict=True)]  # what rounding up takes more
+    return "max_pool", [_first(node)], {}, attributes
 
 
 def _avg_pool(node: torch.fx.Node) -> Reading:
     rank = node.meta["val"].dim() - 2
     kernel = _each(node.args[1], rank)  # type: ignore[arg-type]
-    if any(_each(_argument(node, 3, "padding", 0), rank)) or _argument(node, 4, "ceil_mode", False):
-        raise ValueError("average pooling with padding or ceil_mode is not supported")
+    padding = _each(_argument(node, 3, "padding", 0), rank)
+    if _argument(node, 4, "ceil_mode", False) or _argument(node, 6, "divisor_override") is not None:
+        raise ValueError("average pooling with ceil_mode or divisor_override is not supported")
+    if any(padding) and not _argument(node, 5, "count_include_pad", True):
+        raise ValueError("average pooling with padding is supported where it counts in the mean (count_include_pad)")
     stride = _argument(node, 2, "stride") or kernel
-    return "avg_pool", [node.args[0]], {}, {"kernel": kernel, "stride": _each(stride, rank)}  # type: ignore[list-item]
+    attributes = {"kernel": kernel, "stride": _each(stride, rank)} | ({"padding": padding} if any(padding) else {})
+    return "avg_pool", [_first(node)], {}, attributes
 
 
 def _adaptive_avg_pool(node: torch.fx.Node) -> Reading:
-    before = list(node.args[0].meta["val"].shape[2:])  # type: ignore[union-attr]
-    after = list(node.meta["val"].shape[2:])
+    return "avg_pool", [_first(node)], {}, _whole_ratio(node, node.meta["val"])
+
+
+def _adaptive_max_pool(node: torch.fx.Node, part: int) -> Reading:
+    if part:
+        raise ValueError("the places of the largest values are not supported")
+    attributes = _whole_ratio(node, node.meta["val"][0])
+    return "max_pool", [_first(node)], {}, attributes | {"padding": [0] * len(attributes["kernel"])}
+
+
+def _whole_ratio(node: torch.fx.Node, output: torch.Tensor) -> dict[str, list[int]]:
+    before, after = list(_first(node).meta["val"].shape[2:]), list(output.shape[2:])
     if any(b % a for b, a in zip(before, after, strict=True)):
-        raise ValueError(f"adaptive average pooling from {before} to {after}: only whole ratios are supported")
+        raise ValueError(f"adaptive pooling from {before} to {after}: only whole ratios are supported")
     kernel = [b // a for b, a in zip(before, after, strict=True)]
-    return "avg_pool", [node.args[0]], {}, {"kernel": kernel, "stride": kernel}  # type: ignore[list-item]
+    return {"kernel": kernel, "stride": kernel}
 
 
 def _batch_norm(node: torch.fx.Node) -> Reading:
@@ -109,16 +153,41 @@ def _two(op: str) -> Callable[[torch.fx.Node], Reading]:
     return read
 
 
+def _scaled(node: torch.fx.Node, factor: float = 1.0, offset: float = 0.0) -> Reading:
+    """A value times a number, plus a number."""
+    attributes = {"factor": float(factor)} | ({"offset": float(offset)} if offset else {})
+    return "scale", [_first(node)], {}, attributes
+
+
+def _add(node: torch.fx.Node) -> Reading:
+    number: Any = node.args[1]
+    return _scaled(node, 1, number) if _is_number(node, number) else _two("add")(node)
+
+
+def _sub(node: torch.fx.Node) -> Reading:
+    number: Any = node.args[1]
+    return _scaled(node, 1, -number) if _is_number(node, number) else _two("subtract")(node)
+
+
+def _rsub(node: torch.fx.Node) -> Reading:
+    number: Any = node.args[1]
+    if not _is_number(node, number):
+        raise ValueError("supported for a number minus a value only")
+    return _scaled(node, -1, number)
+
+
 def _mul(node: torch.fx.Node) -> Reading:
-    if isinstance(node.args[1], int | float):
-        return "scale", [node.args[0]], {}, {"factor": float(node.args[1])}  # type: ignore[list-item]
-    return _two("multiply")(node)
+    number: Any = node.args[1]
+    return _scaled(node, number) if _is_number(node, number) else _two("multiply")(node)
 
 
 def _div(node: torch.fx.Node) -> Reading:
-    if not isinstance(node.args[1], int | float) or node.kwargs:
-        raise ValueError("supported for division by a number only")
-    return "scale", [node.args[0]], {}, {"factor": 1 / node.args[1]}  # type: ignore[list-item]
+    number: Any = node.args[1]
+    return _scaled(node, 1 / number) if _is_number(node, number) and number else _two("divide")(node)
+
+
+def _is_number(node: torch.fx.Node, value: Any) -> bool:
+    return isinstance(value, int | float) and len(node.args) == 2 and not node.kwargs
 
 
 def _matmul(node: torch.fx.Node) -> Reading:
@@ -140,6 +209,20 @@ def _layer_norm(node: torch.fx.Node) -> Reading:
         raise ValueError("layer norm is supported over the last dimension only")
     roles = {"weight": _argument(node, 2, "weight"), "bias": _argument(node, 3, "bias")}
     return "layer_norm", [node.args[0]], roles, {"eps": _argument(node, 4, "eps", 1e-5)}  # type: ignore[list-item]
+
+
+def _group_norm(node: torch.fx.Node) -> Reading:
+    roles = {"weight": _argument(node, 2, "weight"), "bias": _argument(node, 3, "bias")}
+    return "group_norm", [_first(node)], roles, {"groups": node.args[1], "eps": _argument(node, 4, "eps", 1e-5)}
+
+
+def _instance_norm(node: torch.fx.Node) -> Reading:
+    """Group norm with a group per channel."""
+    if not node.args[5]:
+        raise ValueError("instance norm is supported without running statistics only")
+    channels = _first(node).meta["val"].shape[1]
+    roles = {"weight": node.args[1], "bias": node.args[2]}
+    return "group_norm", [_first(node)], roles, {"groups": channels, "eps": node.args[7]}  # type: ignore[return-value]
 
 
 def _axis(node: torch.fx.Node, axis: Any) -> int:
@@ -183,25 +266,53 @@ def _select(node: torch.fx.Node) -> Reading:
 
 
 def _slice(node: torch.fx.Node) -> Reading:
-    if _first(node).meta["val"].shape != node.meta["val"].shape:
-        raise ValueError("supported where it takes everything only")
-    return "identity", [_first(node)], {}, {}
+    if _first(node).meta["val"].shape == node.meta["val"].shape:
+        return "identity", [_first(node)], {}, {}
+    axis = _axis(node, _argument(node, 1, "dim", 0))
+    ends = [_argument(node, place, name) for place, name in ((2, "start"), (3, "end"), (4, "step"))]
+    start, stop, step = slice(*ends).indices(_first(node).meta["val"].shape[axis])
+    return _sliced(node, axis, start, stop, step)
 
 
-def _mean(node: torch.fx.Node) -> Reading:
-    wanted = node.args[1]
-    axes = [_axis(node, axis) for axis in (wanted if isinstance(wanted, list | tuple) else [wanted])]
-    if _argument(node, 2, "keepdim", False):
-        raise ValueError("the mean is supported without keepdim only")
-    return "mean", [_first(node)], {}, {"axes": sorted(axes)}
+def _sliced(node: torch.fx.Node, axis: int, start: int, stop: int, step: int = 1) -> Reading:
+    attributes = {"axis": axis, "start": start, "stop": stop} | ({"step": step} if step != 1 else {})
+    return "slice", [_first(node)], {}, attributes
+
+
+def _split(node: torch.fx.Node, part: int) -> Reading:
+    axis = _axis(node, _argument(node, 2, "dim", 0))
+    sizes = [value.shape[axis] for value in node.meta["val"]]
+    return _sliced(node, axis, sum(sizes[:part]), sum(sizes[: part + 1]))
+
+
+def _unbind(node: torch.fx.Node, part: int) -> Reading:
+    return "select", [_first(node)], {}, {"axis": _axis(node, _argument(node, 1, "dim", 0)), "index": part}
+
+
+def _reduced(op: str) -> Callable[[torch.fx.Node], Reading]:
+    """An operation that takes several axes to one value each."""
+
+    def read(node: torch.fx.Node) -> Reading:
+        wanted = node.args[1]
+        axes = [_axis(node, axis) for axis in (wanted if isinstance(wanted, list | tuple) else [wanted])]
+        keepdim = {"keepdim": True} if _argument(node, 2, "keepdim", False) else {}
+        return op, [_first(node)], {}, {"axes": sorted(axes)} | keepdim
+
+    return read
+
+
+def _largest(node: torch.fx.Node, part: int) -> Reading:
+    if part:
+        raise ValueError("the places of the largest values are not supported")
+    return _reduced("amax")(node)
 
 
 def _concat(node: torch.fx.Node) -> Reading:
     return "concat", list(node.args[0]), {}, {"axis": _axis(node, _argument(node, 1, "dim", 0))}  # type: ignore[arg-type]
 
 
-def _softmax(node: torch.fx.Node) -> Reading:
-    return "softmax", [_first(node)], {}, {"axis": _axis(node, node.args[1])}
+def _over_axis(op: str) -> Callable[[torch.fx.Node], Reading]:
+    return lambda node: (op, [_first(node)], {}, {"axis": _axis(node, node.args[1])})
 
 
 def _clip(node: torch.fx.Node) -> Reading:
@@ -236,7 +347,16 @@ READERS: dict[str, Callable[[torch.fx.Node], Reading]] = {
     "hardswish": _elementwise("hardswish"),
     "hardsigmoid": _elementwise("hardsigmoid"),
     "gelu": _gelu,
+    "leaky_relu": _leaky_relu,
+    "elu": _elu,
+    "selu": lambda node: _scaled_elu(node, 1.6732632423543772, 1.0507009873554805),
+    "softplus": _softplus,
+    "mish": _elementwise("mish"),
+    "prelu": _prelu,
+    "sin": _elementwise("sin"),
     "dropout": _elementwise("identity"),
+    "feature_dropout": _elementwise("identity"),
+    "alpha_dropout": _elementwise("identity"),
     "alias": _elementwise("identity"),
     "contiguous": _elementwise("identity"),
     "flatten": _reshape,
@@ -255,20 +375,38 @@ READERS: dict[str, Callable[[torch.fx.Node], Reading]] = {
     "adaptive_avg_pool2d": _adaptive_avg_pool,
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
-    "add": _two("add"),
+    "group_norm": _group_norm,
+    "instance_norm": _instance_norm,
+    "add": _add,
+    "sub": _sub,
+    "rsub": _rsub,
+    "neg": lambda node: _scaled(node, -1),
     "mul": _mul,
     "div": _div,
     "matmul": _matmul,
     "scaled_dot_product_attention": _attention,
-    "softmax": _softmax,
+    "softmax": _over_axis("softmax"),
+    "log_softmax": _over_axis("log_softmax"),
     "hardtanh": _clip,
     "relu6": _clip,
     "pad": _pad,
-    "mean": _mean,
+    "mean": _reduced("mean"),
+    "sum": _reduced("sum"),
+    "amax": _reduced("amax"),
     "permute": _permute,
     "transpose": _transpose,
     "select": _select,
     "slice": _slice,
     "cat": _concat,
     "expand": _expand,
+}
+
+PARTS: dict[str, Callable[[torch.fx.Node, int], Reading]] = {
+    "chunk": _split,
+    "split": _split,
+    "split_with_sizes": _split,
+    "unbind": _unbind,
+    "max": _largest,
+    "adaptive_max_pool1d": _adaptive_max_pool,
+    "adaptive_max_pool2d": _adaptive_max_pool,
 }

@@ -12,6 +12,8 @@ from pyro_compress.pcn import file
 from pyro_compress.types import Compressed
 
 SUFFIX = ".pcn"
+START = {"layer_norm": 1.0, "group_norm": 1.0, "prelu": 0.25}
+"""Operations without a layer of their own -> what their weight starts at."""
 
 
 def decoded_weights(path: Path) -> dict[str, Tensor]:
@@ -26,7 +28,7 @@ def decoded_weights(path: Path) -> dict[str, Tensor]:
 def decoded_net(path: Path, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     """A file's network with new random weights, in torch's own layers and under the file's names.
 
-    Every layer starts as torch starts it, layer norms at the identity. What belongs to no layer (a class token,
+    Every layer starts as torch starts it, norms at the identity. What belongs to no layer (a class token,
     positions) keeps the file's values.
 
     Args:
@@ -72,9 +74,9 @@ def _restart(net: Layered) -> None:
     for node, path in zip(net.graph.nodes, net.paths, strict=True):
         if path:
             net.get_submodule(path).reset_parameters()  # type: ignore[operator]
-        elif node.op == "layer_norm":
+        elif node.op in START:
             for role, name in node.parameters.items():
-                nn.init.constant_(net.get_parameter(name), float(role == "weight"))
+                nn.init.constant_(net.get_parameter(name), START[node.op] if role == "weight" else 0.0)
 
 
 def _read(path: Path) -> Compressed:

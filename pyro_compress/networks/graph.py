@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,11 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_compress.networks.aten import READERS
+from pyro_compress.networks.aten import PARTS, READERS, Reading
 from pyro_compress.types import Graph, Node
 
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
 """Operations whose weight has shape `(out, in / groups, *kernel)`."""
+POINTWISE = (
+    "relu", "tanh", "sigmoid", "silu", "hardswish", "hardsigmoid", "gelu", "leaky_relu", "elu", "softplus", "mish",
+    "sin", "scale", "clip",
+)  # fmt: skip
+"""Functions of single values."""
 
 
 def capture(net: nn.Module, input_shape: tuple[int, ...]) -> Graph:
@@ -90,7 +96,7 @@ class _Reading:
         for node in self.traced.nodes:
             if node.op == "placeholder" and node.name in self.signature.user_inputs:
                 self.place[node.name] = 0
-            elif node.op == "call_function" and str(node.target).startswith("aten."):
+            elif node.op == "call_function":
                 self.read(node)
             elif node.op == "output":
                 outputs = node.args[0]
@@ -100,20 +106,25 @@ class _Reading:
 
     def read(self, fx_node: torch.fx.Node) -> None:
         """Append what an operation of the program does."""
-        called = str(fx_node.target).removeprefix("aten.").partition(".")[0]
+        source, *part = list[Any](fx_node.args) if fx_node.target is operator.getitem else [fx_node]
+        aten, _, called = str(source.target).partition(".")
+        called = called.partition(".")[0]
         name = called.removesuffix("_")
-        if name == "sym_size":
+        if aten != "aten" or name == "sym_size":
             return
-        if name not in READERS:
-            raise ValueError(f"unsupported operation {_told(fx_node)}; supported: {', '.join(sorted(READERS))}")
+        if (name in PARTS and not part) or (part and not fx_node.users):  # a part is read where somebody wants it
+            return
+        readers: Mapping[str, Callable[..., Reading]] = PARTS if part else READERS
+        if name not in readers:
+            raise ValueError(f"unsupported operation {_told(source)}; supported: {', '.join(sorted(READERS | PARTS))}")
         try:
-            op, inputs, parameters, attributes = READERS[name](fx_node)
+            op, inputs, parameters, attributes = readers[name](source, *part)
             rank = max(source.meta["val"].dim() for source in inputs)
             sources = tuple(self.located(source, rank) for source in inputs)
             tensors = {role: self.names[source.name] for role, source in parameters.items() if source is not None}
         except (ValueError, KeyError, AttributeError) as error:
             reason = error if isinstance(error, ValueError) else "its arguments are not those of a layer"
-            raise ValueError(f"{_told(fx_node)}: {reason}") from error
+            raise ValueError(f"{_told(source)}: {reason}") from error
         if op == "identity":
             self.place[fx_node.name] = sources[0]
             return
@@ -154,8 +165,12 @@ def padded(x: Tensor, attributes: dict[str, Any]) -> tuple[Tensor, list[int]]:
     before, after = attributes["padding"]
     if before == after:
         return x, before
-    sizes = [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
-    return F.pad(x, sizes), [0] * len(before)
+    return F.pad(x, _around(before, after)), [0] * len(before)
+
+
+def _around(before: list[int], after: list[int]) -> list[int]:
+    """Padding as torch takes it, the last dimension first."""
+    return [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
 
 
 def _run_conv(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
@@ -166,10 +181,11 @@ def _run_conv(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
 
 def _run_pool(kind: str) -> Callable[..., Tensor]:
     def run(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
-        if kind == "max" and _only_values(x) and not any(a.get("padding", ())):
+        padding, rounds_up = a.get("padding", 0), {"ceil_mode": True} if "after" in a else {}
+        if kind == "max" and _only_values(x) and not any(padding or ()) and not rounds_up:
             return _max_of_slices(x, a["kernel"], a["stride"])
         pool = getattr(F, f"{kind}_pool{len(a['kernel'])}d")
-        return pool(x, a["kernel"], a["stride"], a.get("padding", 0))
+        return pool(x, a["kernel"], a["stride"], padding, **rounds_up)
 
     return run
 
@@ -209,6 +225,12 @@ _RUN: dict[str, Callable[..., Tensor]] = {
     "hardswish": lambda x, p, a: F.hardswish(x),
     "hardsigmoid": lambda x, p, a: F.hardsigmoid(x),
     "gelu": lambda x, p, a: F.gelu(x, approximate="tanh" if a["tanh"] else "none"),
+    "leaky_relu": lambda x, p, a: F.leaky_relu(x, a["slope"]),
+    "elu": lambda x, p, a: torch.ops.aten.elu(x, a["alpha"], a["scale"]),
+    "softplus": lambda x, p, a: F.softplus(x),
+    "mish": lambda x, p, a: F.mish(x),
+    "sin": lambda x, p, a: x.sin(),
+    "prelu": lambda x, p, a: F.prelu(x, p["weight"]),
     "reshape": lambda x, p, a: x.reshape(x.shape[0], *a["shape"]),  # len(x) would fix the batch in torch.export
     "max_pool": _run_pool("max"),
     "avg_pool": _run_pool("avg"),
@@ -216,18 +238,25 @@ _RUN: dict[str, Callable[..., Tensor]] = {
         x, p["running_mean"], p["running_var"], p.get("weight"), p.get("bias"), eps=a["eps"]
     ),
     "layer_norm": lambda x, p, a: F.layer_norm(x, x.shape[-1:], p.get("weight"), p.get("bias"), a["eps"]),
+    "group_norm": lambda x, p, a: F.group_norm(x, a["groups"], p.get("weight"), p.get("bias"), a["eps"]),
     "add": lambda x, y, p, a: x + y,
+    "subtract": lambda x, y, p, a: x - y,
+    "divide": lambda x, y, p, a: x / y,
     "mixture": lambda *given: _mixture(given[:-2]),
     "multiply": lambda x, y, p, a: x * y,
-    "scale": lambda x, p, a: x * a["factor"],
+    "scale": lambda x, p, a: x * a["factor"] + a.get("offset", 0),
     "clip": lambda x, p, a: F.hardtanh(x, a["low"], a["high"]),
     "pad": lambda x, p, a: F.pad(x, a["sizes"], a["mode"]),
-    "mean": lambda x, p, a: x.mean(a["axes"]),
+    "mean": lambda x, p, a: x.mean(a["axes"], a.get("keepdim", False)),
+    "sum": lambda x, p, a: x.sum(a["axes"], a.get("keepdim", False)),
+    "amax": lambda x, p, a: x.amax(a["axes"], a.get("keepdim", False)),
     "permute": lambda x, p, a: x.permute(0, *a["axes"]),
     "select": lambda x, p, a: x.select(a["axis"], a["index"]),
+    "slice": lambda x, p, a: x[(slice(None),) * a["axis"] + (slice(a["start"], a["stop"], a.get("step", 1)),)],
     "concat": _run_concat,
     "constant": lambda x, p, a: _constant(p["value"], (1, *a["shape"])).expand(x.shape[0], *a["shape"]),
     "softmax": lambda x, p, a: x.softmax(a["axis"]),
+    "log_softmax": lambda x, p, a: x.log_softmax(a["axis"]),
     "matmul": lambda x, y, p, a: x @ y,
     "attention": lambda q, k, v, p, a: F.scaled_dot_product_attention(q, k, v, is_causal=a["causal"], scale=a["scale"]),
 }

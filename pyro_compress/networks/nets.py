@@ -78,6 +78,8 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "fcn-1d": fcn_1d,
 }
 OTHERS = "torchvision:NAME, package.module:function or FILE.pcn"
+AUXILIARY = ("googlenet", "inception_v3")
+"""Of torchvision's, those that have more heads while they are trained; they are built without."""
 OFFERED = ("input_shape", "classes", "hidden")
 """What a function that builds a network may have parameters for."""
 
@@ -121,7 +123,8 @@ def _torchvision(name: str, classes: int) -> nn.Module:
         near = difflib.get_close_matches(name, known, 3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known[:8])}, ..."
         raise ValueError(f"torchvision has no classifier {name!r}; {hint}")
-    net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    more = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
+    net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **more)
     return net
 
 

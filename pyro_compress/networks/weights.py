@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from pyro_compress.networks.decoded import SUFFIX, decoded_weights
 
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+"""Heads that torchvision's networks have while they are trained."""
 NAMED = 4
 """Tensors that a message names before it only counts."""
 
@@ -75,13 +77,16 @@ def _torchvision(name: str) -> dict[str, Tensor]:
 
 
 def put_weights(net: nn.Module, given: Mapping[str, Tensor], source: str, name: str) -> None:
-    """Load weights into a network, in place; only batch norm's counters of minibatches may be missing.
+    """Load weights into a network, in place.
+
+    Only batch norm's counters of minibatches may be missing; auxiliary heads are left out.
 
     Raises:
         ValueError: tensors that are missing, unknown, or of another shape; the first few are named.
     """
+    given = {key: tensor for key, tensor in given.items() if not key.startswith(AUXILIARY)}
     try:
-        missing, unknown = net.load_state_dict(dict(given), strict=False)
+        missing, unknown = net.load_state_dict(given, strict=False)
     except RuntimeError:  # sizes; torch tells of them in many lines
         own = net.state_dict()
         wrong = [

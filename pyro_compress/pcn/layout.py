@@ -14,7 +14,10 @@ Layout = tuple[int, int, int, int]
 """(rows, planes, height, width)."""
 
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
-KEEPS_CHANNELS = ("relu", "tanh", "sigmoid", "silu", "gelu", "max_pool", "avg_pool", "batch_norm", "pad", "add")
+KEEPS_CHANNELS = (
+    "relu", "tanh", "sigmoid", "silu", "gelu", "leaky_relu", "elu", "softplus", "mish", "sin", "prelu", "max_pool",
+    "avg_pool", "batch_norm", "pad", "add",
+)  # fmt: skip
 
 
 def layouts(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> dict[str, Layout]:

@@ -42,8 +42,9 @@ def _conv(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
 def _pool(reduce: Callable[..., np.ndarray], fill: float) -> Callable[..., np.ndarray]:
     def pool(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
         rank = len(a["kernel"])
-        padding = a.get("padding", [0] * rank)
-        x = np.pad(x, [(0, 0), (0, 0), *((size, size) for size in padding)], constant_values=fill)
+        before = a.get("padding", [0] * rank)
+        after = a["after"] if "after" in a else before
+        x = np.pad(x, [(0, 0), (0, 0), *zip(before, after, strict=True)], constant_values=fill)
         windows = sliding_window_view(x, a["kernel"], tuple(range(2, 2 + rank)))
         windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in a["stride"]))]
         return reduce(windows, axis=tuple(range(-rank, 0)))
@@ -65,6 +66,14 @@ def _gelu(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
     return 0.5 * x * (1 + np.vectorize(math.erf, otypes=[np.float32])(x / math.sqrt(2)))
 
 
+def _prelu(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    return np.where(x > 0, x, x * p["weight"].reshape(-1, *[1] * (x.ndim - 2)))
+
+
+def _softplus(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
 def _pad(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
     sizes = a["sizes"]
     pairs = [(sizes[i], sizes[i + 1]) for i in range(0, len(sizes), 2)][::-1]
@@ -79,6 +88,15 @@ def _layer_norm(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
     return y + p["bias"] if "bias" in p else y
 
 
+def _group_norm(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    groups = x.reshape(len(x), a["groups"], -1)
+    mean = groups.mean(-1, keepdims=True)
+    y = (groups - mean) / np.sqrt(np.square(groups - mean).mean(-1, keepdims=True) + np.float32(a["eps"]))
+    y, shape = y.reshape(x.shape), (-1, *[1] * (x.ndim - 2))
+    y = y * p["weight"].reshape(shape) if "weight" in p else y
+    return y + p["bias"].reshape(shape) if "bias" in p else y
+
+
 def _softmax(x: np.ndarray, axis: int) -> np.ndarray:
     raised = np.exp(x - x.max(axis, keepdims=True))
     return raised / raised.sum(axis, keepdims=True)
@@ -90,6 +108,14 @@ def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, p: Parameters, a: At
     if a["causal"]:
         scores = np.where(np.tri(*scores.shape[-2:]) > 0, scores, np.float32(-np.inf))
     return _softmax(scores, -1) @ v
+
+
+def _reduced(reduce: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    return lambda x, p, a: reduce(x, axis=tuple(a["axes"]), keepdims=a.get("keepdim", False))
+
+
+def _slice(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    return x[(slice(None),) * a["axis"] + (slice(a["start"], a["stop"], a.get("step", 1)),)]
 
 
 def _concat(*arguments: Any) -> np.ndarray:
@@ -131,23 +157,38 @@ RUN: dict[str, Callable[..., np.ndarray]] = {
     "hardswish": lambda x, p, a: x * _hardsigmoid(x),
     "hardsigmoid": lambda x, p, a: _hardsigmoid(x),
     "gelu": _gelu,
+    "leaky_relu": lambda x, p, a: np.where(x > 0, x, x * np.float32(a["slope"])),
+    "elu": lambda x, p, a: (
+        np.where(x > 0, x, np.float32(a["alpha"]) * np.expm1(np.minimum(x, 0))) * np.float32(a["scale"])
+    ),
+    "softplus": lambda x, p, a: _softplus(x),
+    "mish": lambda x, p, a: x * np.tanh(_softplus(x)),
+    "sin": lambda x, p, a: np.sin(x),
+    "prelu": _prelu,
     "reshape": lambda x, p, a: x.reshape(len(x), *a["shape"]),
     "max_pool": _pool(np.max, -np.inf),
     "avg_pool": _pool(np.mean, 0),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
     "add": lambda x, y, p, a: x + y,
+    "subtract": lambda x, y, p, a: x - y,
+    "divide": lambda x, y, p, a: x / y,
     "mixture": lambda *given: _mixture(given[:-2]),
     "multiply": lambda x, y, p, a: x * y,
-    "scale": lambda x, p, a: x * np.float32(a["factor"]),
+    "scale": lambda x, p, a: x * np.float32(a["factor"]) + np.float32(a.get("offset", 0)),
     "clip": lambda x, p, a: np.clip(x, np.float32(a["low"]), np.float32(a["high"])),
     "pad": _pad,
-    "mean": lambda x, p, a: x.mean(tuple(a["axes"])),
+    "mean": _reduced(np.mean),
+    "sum": _reduced(np.sum),
+    "amax": _reduced(np.max),
     "permute": lambda x, p, a: x.transpose(0, *a["axes"]),
     "select": lambda x, p, a: x.take(a["index"], a["axis"]),
+    "slice": _slice,
     "concat": _concat,
     "constant": _constant,
     "softmax": lambda x, p, a: _softmax(x, a["axis"]),
+    "log_softmax": lambda x, p, a: x - _log_sum_exp(x, a["axis"]),
     "matmul": lambda x, y, p, a: x @ y,
     "attention": _attention,
 }

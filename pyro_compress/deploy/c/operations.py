@@ -14,6 +14,7 @@ from pyro_compress.deploy.c.text import floats, integers, number
 from pyro_compress.types import Node, count
 
 HARD = "(v <= -3 ? 0 : v >= 3 ? 1 : (v + 3) / 6)"
+SOFTPLUS = "((v > 0 ? v : 0) + log1pf(expf(-fabsf(v))))"
 SINGLE: dict[str, Callable[[dict[str, Any]], str]] = {
     "relu": lambda a: "v < 0 ? 0 : v",
     "tanh": lambda a: "tanhf(v)",
@@ -26,7 +27,12 @@ SINGLE: dict[str, Callable[[dict[str, Any]], str]] = {
         if a["tanh"]
         else "0.5f * v * (1 + erff(v * 0.70710678f))"
     ),
-    "scale": lambda a: f"v * {number(a['factor'])}",
+    "leaky_relu": lambda a: f"v < 0 ? v * {number(a['slope'])} : v",
+    "elu": lambda a: f"v > 0 ? v * {number(a['scale'])} : {number(a['alpha'] * a['scale'])} * expm1f(v)",
+    "softplus": lambda a: SOFTPLUS,
+    "mish": lambda a: f"v * tanhf({SOFTPLUS})",
+    "sin": lambda a: "sinf(v)",
+    "scale": lambda a: f"v * {number(a['factor'])}" + (f" + {number(a['offset'])}" if "offset" in a else ""),
     "clip": lambda a: "v < {0} ? {0} : v > {1} ? {1} : v".format(number(a["low"]), number(a["high"])),
 }
 """Functions of single values `v`, by the name of the operation."""
@@ -46,7 +52,10 @@ def constants(tag: str, step: Step) -> str:
     """The arrays of a step."""
     if step.op in LAYERS:
         return tables(tag, step)
-    if step.op == "affine":
+    if step.op == "constant":
+        assert step.weights is not None
+        return floats(f"{tag}_values", step.weights.codes.reshape(-1))
+    if step.op in ("affine", "prelu", "group_norm"):
         assert step.weights is not None
         return floats(f"{tag}_scale", np.atleast_1d(step.weights.scale)) + floats(f"{tag}_bias", step.weights.bias)
     if step.op == "pad" and not _is_border(step):
@@ -94,6 +103,44 @@ def _affine(tag: str, step: Step, per: str) -> str:
         for (size_t o = 0; o < {channels}; o++)
         for (size_t i = 0; i < {pixels}{per}; i++)
         y[o * {pixels}{per} + i] = x[o * {pixels}{per} + i] * {tag}_scale[o] + {tag}_bias[o];"""
+
+
+def _prelu(tag: str, step: Step, per: str) -> str:
+    channels, pixels = step.shape[0], count(step.shape[1:])
+    return f"""
+        for (size_t o = 0; o < {channels}; o++)
+        for (size_t i = 0; i < {pixels}{per}; i++) {{
+        const float v = x[o * {pixels}{per} + i];
+        y[o * {pixels}{per} + i] = v < 0 ? v * {tag}_scale[o] + {tag}_bias[o] : v;
+        }}"""
+
+
+def _group_norm(tag: str, step: Step, per: str) -> str:
+    groups, pixels = step.attributes["groups"], count(step.shape[1:])
+    size = count(step.shape) // groups
+    return f"""
+        for (size_t g = 0; g < {groups}; g++)
+        {_each(per)} {{
+        float mean = 0, spread = 0;
+        for (size_t i = 0; i < {size}; i++)
+        mean += x[(g * {size} + i){per} + l];
+        mean /= {size};
+        for (size_t i = 0; i < {size}; i++) {{
+        const float v = x[(g * {size} + i){per} + l] - mean;
+        spread += v * v;
+        }}
+        spread = 1 / sqrtf(spread / {size} + {number(step.attributes["eps"])});
+        for (size_t i = g * {size}; i < (g + 1) * {size}; i++)
+        y[i{per} + l] = (x[i{per} + l] - mean) * spread * {tag}_scale[i / {pixels}] + {tag}_bias[i / {pixels}];
+        }}"""
+
+
+def _constant(tag: str, step: Step, per: str) -> str:
+    return f"""
+        (void)x;
+        for (size_t i = 0; i < {count(step.shape)}; i++)
+        {_each(per)}
+        y[i{per} + l] = {tag}_values[i];"""
 
 
 def _is_border(step: Step) -> bool:
@@ -149,16 +196,22 @@ def _pool(start: str, more: str, end: str) -> Callable[[str, Step, str], str]:
     return pool
 
 
-def _mean(tag: str, step: Step, per: str) -> str:
-    pixels = count(step.shapes[0][1:])
-    return f"""
-        for (size_t c = 0; c < {step.shape[0]}; c++)
-        {_each(per)} {{
-        float sum = 0;
-        for (size_t i = 0; i < {pixels}; i++)
-        sum += x[(c * {pixels} + i){per} + l];
-        y[c{per} + l] = sum / {pixels};
-        }}"""
+def _reduced(start: str, more: str, end: str) -> Callable[[str, Step, str], str]:
+    def reduced(tag: str, step: Step, per: str) -> str:
+        pixels = count(step.shapes[0][1:])
+        return f"""
+            for (size_t c = 0; c < {step.shape[0]}; c++)
+            {_each(per)} {{
+            const float *p = x + c * {pixels}{per} + l;
+            float found = {start};
+            for (size_t i = 0; i < {pixels}; i++) {{
+            const float v = p[i{per}];
+            found = {more};
+            }}
+            y[c{per} + l] = {end.format(pixels)};
+            }}"""
+
+    return reduced
 
 
 def _two(sign: str) -> Callable[[str, Step, str], str]:
@@ -189,6 +242,39 @@ def _concat(tag: str, step: Step, per: str) -> str:
         lines.append(f"for (size_t i = 0; i < {count(shape)}{per}; i++)\ny[{start}{per} + i] = {name}[i];")
         start += count(shape)
     return "\n".join(lines)
+
+
+def _slice(tag: str, step: Step, per: str) -> str:
+    """Part of an axis, in steps."""
+    a, (_, rows, columns) = step.attributes, step.shapes[0]
+    c, r, q = (
+        f"({name} * {a.get('step', 1)} + {a['start']})" if place == a["place"] else name
+        for place, name in enumerate("crq")
+    )
+    channels, height, width = step.shape
+    return f"""
+        for (size_t c = 0; c < {channels}; c++)
+        for (size_t r = 0; r < {height}; r++)
+        for (size_t q = 0; q < {width}; q++)
+        {_each(per)}
+        y[((c * {height} + r) * {width} + q){per} + l] = x[(({c} * {rows} + {r}) * {columns} + {q}){per} + l];"""
+
+
+def _softmax(log: bool) -> Callable[[str, Step, str], str]:
+    def softmax(tag: str, step: Step, per: str) -> str:
+        last = "x[i{0} + l] - most - logf(sum)" if log else "expf(x[i{0} + l] - most) / sum"
+        return f"""
+            {_each(per)} {{
+            float most = x[l], sum = 0;
+            for (size_t i = 0; i < {step.shape[0]}; i++)
+            most = most > x[i{per} + l] ? most : x[i{per} + l];
+            for (size_t i = 0; i < {step.shape[0]}; i++)
+            sum += expf(x[i{per} + l] - most);
+            for (size_t i = 0; i < {step.shape[0]}; i++)
+            y[i{per} + l] = {last.format(per)};
+            }}"""
+
+    return softmax
 
 
 def _mixture(tag: str, step: Step, per: str) -> str:
@@ -224,10 +310,20 @@ BODIES: dict[str, Callable[[str, Step, str], str]] = {
     "pad": _pad,
     "max_pool": _pool("p[0]", "found > v ? found : v", "found"),
     "avg_pool": _pool("0", "found + v", "found / {}"),
-    "mean": _mean,
+    "mean": _reduced("0", "found + v", "found / {}"),
+    "sum": _reduced("0", "found + v", "found"),
+    "amax": _reduced("p[0]", "found > v ? found : v", "found"),
     "add": _two("+"),
+    "subtract": _two("-"),
     "multiply": _two("*"),
+    "divide": _two("/"),
+    "prelu": _prelu,
+    "group_norm": _group_norm,
+    "constant": _constant,
+    "slice": _slice,
     "concat": _concat,
+    "softmax": _softmax(log=False),
+    "log_softmax": _softmax(log=True),
     "mixture": _mixture,
 }
 """What the function of a step does, for every step without weights."""

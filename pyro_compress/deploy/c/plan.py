@@ -13,14 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_compress.networks.graph import run_graph
+from pyro_compress.networks.graph import POINTWISE, run_graph
 from pyro_compress.pcn.file import dense
 from pyro_compress.types import Compressed, Node, Quantized
 
-POINTWISE = ("relu", "tanh", "sigmoid", "silu", "hardswish", "hardsigmoid", "gelu", "scale", "clip")
 LAYERS = ("linear", "conv1d", "conv2d")
-OTHERS = ("max_pool", "avg_pool", "mean", "add", "multiply", "concat", "mixture")
-SUPPORTED = (*LAYERS, "batch_norm", *POINTWISE, *OTHERS, "pad", "reshape")
+REDUCED = ("mean", "sum", "amax")
+OTHERS = (
+    "max_pool", "avg_pool", *REDUCED, "add", "subtract", "multiply", "divide", "slice", "concat", "softmax",
+    "log_softmax", "mixture",
+)  # fmt: skip
+BY_CHANNEL = ("batch_norm", "prelu", "group_norm")
+SUPPORTED = (*LAYERS, *BY_CHANNEL, *POINTWISE, *OTHERS, "constant", "pad", "reshape")
 LOWEST = -3.402823466e38
 """The smallest float32: what max pooling sees outside of its input."""
 
@@ -53,11 +57,11 @@ class Step:
     """One loop nest.
 
     Attributes:
-        op: one of `LAYERS`, `OTHERS`, or `pad`, `affine`, `copy`.
+        op: one of `LAYERS`, `OTHERS`, or `pad`, `affine`, `prelu`, `group_norm`, `constant`, `copy`.
         inputs: values it reads: -1 is the network's input, others are indices of steps.
         shapes: theirs.
         shape: of its output.
-        weights: of a layer; of `affine`, scale and bias alone.
+        weights: of a layer; of `affine`, `prelu` and `group_norm`, scale and bias; of `constant`, the codes.
         attributes: as in the graph; of `pad` a list `sources` of rows and columns, and `fill`.
         after: functions of single values that run over the output.
     """
@@ -117,6 +121,12 @@ class _Planning:
             return
         if node.op == "batch_norm":
             self.normalised(node, index)
+        elif node.op in ("prelu", "group_norm"):
+            self.by_channel(node, index)
+        elif node.op == "constant":
+            shape = spatial(self.shapes[index])
+            weights = Weights(dense(self.network.tensors[node.parameters["value"]]), np.ones(1), np.zeros(1))
+            self.value[index] = self.add(Step("constant", [self.value[first]], [shape], shape, weights))
         elif node.op in POINTWISE:
             if not self.alone[first]:
                 self.copy(first, index)
@@ -162,6 +172,15 @@ class _Planning:
         weights = Weights(np.zeros(0), scale, bias)
         self.value[index] = self.add(Step("affine", [self.value[first]], [shape], shape, weights))
 
+    def by_channel(self, node: Node, index: int) -> None:
+        """What has a number per channel and is no batch norm."""
+        p = {role: dense(self.network.tensors[name]) for role, name in node.parameters.items()}
+        shape = spatial(self.shapes[index])
+        scale = np.broadcast_to(p.get("weight", np.ones(1)), shape[:1])
+        weights = Weights(np.zeros(0), scale, p.get("bias", np.zeros(shape[0])))
+        step = Step(node.op, [self.value[node.inputs[0]]], [shape], shape, weights, dict(node.attributes))
+        self.value[index] = self.add(step)
+
     def layer(self, node: Node, index: int) -> None:
         """A layer with weights, behind a border where it has one."""
         first, a = node.inputs[0], node.attributes
@@ -183,14 +202,20 @@ class _Planning:
         shapes, a = [self.shapes[i] for i in node.inputs], dict(node.attributes)
         values = [self.value[i] for i in node.inputs]
         planes = [spatial(shape) for shape in shapes]
-        if node.op == "mean" and a["axes"] != list(range(2, 1 + len(shapes[0]))):
-            raise ValueError("a mean over other axes than all of an image's (or a series') is not supported in C")
+        if node.op in REDUCED and a["axes"] != list(range(2, 1 + len(shapes[0]))):
+            raise ValueError(f"a {node.op} over other axes than all of an image's (or a series') is not supported in C")
+        if node.op == "slice":
+            a["place"] = 0 if a["axis"] == 1 else a["axis"] - 1 + 3 - len(shapes[0])
+        if node.op in ("softmax", "log_softmax") and len(shapes[0]) != 1:
+            raise ValueError(f"a {node.op} of anything but a vector is not supported in C")
         if node.op == "concat" and a["axis"] != 1:
             raise ValueError("joining values along other axes than the channels is not supported in C")
-        if node.op == "max_pool":
-            border = [0] * (2 - len(a["padding"])) + list(a["padding"])
-            sources = [_zero_border(size, side, side) for size, side in zip(planes[0][1:], border, strict=True)]
-            values = [self.padded(node.inputs[0], sources, LOWEST)]
+        if node.op in ("max_pool", "avg_pool"):
+            before = [0] * (2 - len(a["kernel"])) + a.get("padding", [0] * len(a["kernel"]))
+            after = [0] * (2 - len(a["kernel"])) + a["after"] if "after" in a else before
+            around = zip(planes[0][1:], before, after, strict=True)
+            sources = [_zero_border(*one) for one in around]
+            values = [self.padded(node.inputs[0], sources, LOWEST if node.op == "max_pool" else 0.0)]
             planes = [(planes[0][0], len(sources[0]), len(sources[1]))]
         self.value[index] = self.add(Step(node.op, values, planes, spatial(self.shapes[index]), attributes=a))
 
