@@ -68,6 +68,10 @@ class FitConfig(Reading):
         keep: layers whose path matches one of these patterns (fnmatch) stay deterministic.
         init: trained weights to start from: a `.safetensors`, `.pt`, `.pth` or `.pcn` file, `torchvision:WEIGHTS` or a
             run folder; empty for a random start.
+        new_head: the last layer with weights keeps its random start where others start at `init`: for other classes.
+        input_mean: what the network subtracts from its inputs first, one number or one per channel; empty: nothing, or
+            what the weights of `init` were trained with, where that is known (torchvision's, a run's).
+        input_std: what it divides them by then, likewise.
         data: name in `DATASETS`, a `.npz`, `.csv` or `.parquet` file, or a folder of images or of `.npy` arrays.
         data_dir: folder of the downloaded data sets.
         validation: share of the training set held out; None takes a tenth, or more where that is under 240 rows.
@@ -120,6 +124,9 @@ class FitConfig(Reading):
     hidden: tuple[int, ...] = (500, 500)
     keep: tuple[str, ...] = ()
     init: str = ""
+    new_head: bool = False
+    input_mean: tuple[float, ...] = ()
+    input_std: tuple[float, ...] = ()
     data: str = "digits"
     data_dir: str = ""
     validation: float | None = None

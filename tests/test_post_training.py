@@ -1,6 +1,8 @@
 """Compression of weights that were trained elsewhere: where they come from, the curvature around them, the file."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,15 @@ from pyro_compress.cli.main import main
 from pyro_compress.compression.search import compress
 from pyro_compress.compression.target import Goal
 from pyro_compress.data.splits import load_splits
-from pyro_compress.networks.graph import capture, renewed_statistics
+from pyro_compress.networks.graph import Network, capture, renewed_statistics
 from pyro_compress.networks.nets import build_net
+from pyro_compress.networks.normalized import normalized
 from pyro_compress.networks.weights import put_weights, read_weights
-from pyro_compress.pcn import file
+from pyro_compress.pcn import file, runner
+from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import load_run
+from pyro_compress.runs.run import fit_run, initial_net
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.laplace import laplace
 from pyro_compress.types import Data, Splits
@@ -169,6 +175,51 @@ def test_how_data_are_read_goes_with_a_network_too(tmp_path: Path, monkeypatch: 
     assert (code, json.loads(report)["units_before"]) == (0, [3, 6, 1])
 
 
+def test_inputs_are_normalised_inside_of_the_network(weights: Path, tmp_path: Path, digits: Splits) -> None:
+    """Weights that were trained on (x - mean) / std, given with both; a fit that starts at such a run takes them on."""
+    told = {"net": "lenet-300-100", "init": str(weights / "w.pt"), "epochs": 1, "prior": "none", "threads": 1}
+    config = FitConfig(**told, input_mean=(0.25,), input_std=(0.5,), lr=1e-6)
+    net, plain = initial_net(config, digits), initial_net(replace(config, input_mean=(), input_std=()), digits)
+    with torch.no_grad():
+        assert torch.equal(net(digits.test.x), plain((digits.test.x - 0.25) / 0.5))
+    assert net.state_dict().keys() == plain.state_dict().keys()
+    fit_run(config, tmp_path / "run")
+    again = resolve(FitConfig(net="lenet-300-100", init=str(tmp_path / "run")), 100)
+    assert (again.input_mean, again.input_std) == ((0.25,), (0.5,))
+    small, _ = compress(load_run(tmp_path / "run").posterior, digits, Goal(sparsity=0.5))
+    wanted = runner.run(small, digits.test.x.numpy())
+    assert (wanted.argmax(1) == digits.test.y.numpy()).mean() > 0.7
+    assert [node.op for node in small.graph.nodes[:3]] == ["input", "scale", "scale"]
+
+
+def test_inputs_have_a_mean_per_channel() -> None:
+    x, mean, std = torch.rand(5, 3, 8, 8), [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    wanted = plain((x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])
+    net = normalized(copy.deepcopy(plain), mean, std, (3, 8, 8))
+    assert torch.allclose(net(x), wanted, atol=1e-6)
+    assert torch.allclose(Network(capture(net, (3, 8, 8)), net.state_dict())(x), wanted, atol=1e-6)
+    assert torch.allclose(copy.deepcopy(net)(x), wanted, atol=1e-6)
+
+
+def test_weights_of_torchvision_say_what_inputs_they_want() -> None:
+    config = resolve(FitConfig(net="torchvision:resnet18", init="torchvision:ResNet18_Weights.IMAGENET1K_V1"), 100)
+    assert config.input_mean == (0.485, 0.456, 0.406)
+    assert config.input_std == (0.229, 0.224, 0.225)
+    assert resolve(replace(config, input_std=(1.0,)), 100).input_std == (1.0,)
+
+
+def test_a_new_head(weights: Path, digits: Splits, tmp_path: Path) -> None:
+    """Weights for seven classes start a network for ten."""
+    state = read_weights(str(weights / "w.pt"))
+    torch.save(state | {"5.weight": torch.zeros(7, 100), "5.bias": torch.zeros(7)}, tmp_path / "head.pt")
+    config = FitConfig(net="lenet-300-100", init=str(tmp_path / "head.pt"), new_head=True)
+    found = initial_net(config, digits).state_dict()
+    random = initial_net(replace(config, init="", new_head=False), digits).state_dict()
+    for name in found:
+        assert torch.equal(found[name], (random if name.startswith("5.") else state)[name])
+
+
 def test_counters_of_batch_norm_may_be_missing() -> None:
     """And auxiliary heads may be there."""
     net = nn.BatchNorm1d(2)
@@ -199,7 +250,11 @@ def test_counters_of_batch_norm_may_be_missing() -> None:
             ("compress", "--net", "mlp", "--data", "digits", "--init", "w.pt"),
             r"does not fit network mlp: 1.weight has shape .300, 64., the network's .500, 64.; .* and 1 more",
         ),
-        (("compress", *NET, "--init", "head.pt"), "does not fit .*another number of classes"),
+        (("compress", *NET, "--init", "head.pt"), "does not fit .*for other classes, start a fit .* with --new-head"),
+        (("fit", *NET, "--new-head"), "new_head goes with init"),
+        (("fit", *NET, "--input-mean", "1,2,3"), r"input_mean has 3 values, .* \(1, 8, 8\): give one number, or 1$"),
+        (("fit", *NET, "--input-std", "0"), "input_std 0.0: it must be positive"),
+        (("fit", *NET, "--input-std", "a"), "'a': give numbers separated by commas"),
         (("compress", *NET, "--init", "part.pt"), "missing 5.bias; unknown own"),
     ],
 )
@@ -214,6 +269,6 @@ def test_refusals_take_one_line(
     torch.save(state | {"5.weight": torch.zeros(7, 100), "5.bias": torch.zeros(7)}, "head.pt")
     torch.save({"own" if name == "5.bias" else name: tensor for name, tensor in state.items()}, "part.pt")
     code, told = run(*[tmp_path if argument == "FOLDER" else argument for argument in arguments])
-    assert code == 1
+    assert code in (1, 2)
     with pytest.raises(ValueError, match=message):
         raise ValueError(told)

@@ -253,7 +253,7 @@ def default_name(net: str) -> Path:
 
 NETWORK = {
     "net": None, "hidden": (500, 500), "init": None, "data": None, "validation": None, "how": "laplace", "epochs": None,
-    "lr": None, "seed": 0, "folder": None,
+    "input_mean": (), "input_std": (), "lr": None, "seed": 0, "folder": None,
 } | asdict(Reading())  # fmt: skip
 """Parameters of `network_options`, and what they are where nobody says."""
 

@@ -14,6 +14,7 @@ from pyro_compress.cli.options import (
     Widths,
     data_options,
     device_options,
+    input_options,
     names_in,
     one_line_errors,
     reading_options,
@@ -119,6 +120,8 @@ HEADINGS = {
     metavar="WEIGHTS",
     help="Trained weights to start from: .safetensors, .pt, .pth or .pcn file, torchvision:WEIGHTS, or run folder.",
 )
+@click.option("--new-head", is_flag=True, help="With --init: the last layer starts anew, for other classes than its.")
+@input_options
 @click.option(
     "--init-range",
     type=float,

@@ -151,12 +151,39 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         reading_options,
         click.option("--data", default=None, metavar="NAME", help="With --net: its data, as for fit."),
+        input_options,
         click.option("--init", default=None, metavar="WEIGHTS", help="With --net: its trained weights, as for fit."),
         click.option("--hidden", type=Widths(), default="500,500", help="With --net mlp: widths of its hidden layers."),
         click.option("--net", default=None, metavar="NAME", help="A trained network, as for fit (or a .pcn file)."),
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+class Numbers(click.ParamType):
+    """Comma-separated numbers, or a TOML array of them."""
+
+    name = "x,x,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """`"0.5,0.25"` or `[0.5, 0.25]` -> `(0.5, 0.25)`."""
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            return tuple(float(part) for part in parts)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r}: give numbers separated by commas, like 0.485,0.456,0.406", param, ctx)
+
+
+def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say what a network does to its inputs first."""
+    std = click.option(
+        "--input-std", type=Numbers(), default=(), show_default=False, help="What they are divided by then, likewise."
+    )
+    mean = click.option(
+        "--input-mean", type=Numbers(), default=(), show_default=False,
+        help="The network subtracts it from its inputs: one number, or one per channel; default: what --init wants.",
+    )  # fmt: skip
+    return mean(std(command))
 
 
 class Widths(click.ParamType):

@@ -60,6 +60,11 @@ def capture(net: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     return graph
 
 
+def head_of(graph: Graph) -> list[str]:
+    """Names of the tensors of the last layer with weights."""
+    return list([node for node in graph.nodes if node.op in WEIGHTED][-1].parameters.values())
+
+
 @contextmanager
 def _quiet_torch() -> Iterator[None]:
     """Without what torch logs of an error before it raises it: the message says it."""

@@ -5,7 +5,7 @@ Nothing is unpickled: `torch.load` reads tensors and containers only (`weights_o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +76,35 @@ def _torchvision(name: str) -> dict[str, Tensor]:
         raise ValueError(f"torchvision cannot fetch {name} from {weights.url}: {error}") from error
 
 
-def put_weights(net: nn.Module, given: Mapping[str, Tensor], source: str, name: str) -> None:
+def torchvision_inputs(source: str) -> dict[str, tuple[float, ...]]:
+    """`input_mean` and `input_std` that weights `torchvision:WEIGHTS` were trained with."""
+    import torchvision
+
+    try:
+        preset = torchvision.models.get_weight(source.removeprefix("torchvision:")).transforms()
+    except (ValueError, AttributeError, KeyError):  # `read_weights` says so
+        return {}
+    return {"input_mean": tuple(preset.mean), "input_std": tuple(preset.std)}
+
+
+def put_weights(
+    net: nn.Module, given: Mapping[str, Tensor], source: str, name: str, keeping: Collection[str] = ()
+) -> None:
     """Load weights into a network, in place.
 
     Only batch norm's counters of minibatches may be missing; auxiliary heads are left out.
 
+    Args:
+        net: the network.
+        given: tensors by name.
+        source: where they come from, for messages; `name` is the network's.
+        name: of the network.
+        keeping: tensors of the network that stay as they are.
+
     Raises:
         ValueError: tensors that are missing, unknown, or of another shape; the first few are named.
     """
-    given = {key: tensor for key, tensor in given.items() if not key.startswith(AUXILIARY)}
+    given = {key: t for key, t in given.items() if not key.startswith(AUXILIARY) and key not in keeping}
     try:
         missing, unknown = net.load_state_dict(given, strict=False)
     except RuntimeError:  # sizes; torch tells of them in many lines
@@ -94,11 +114,11 @@ def put_weights(net: nn.Module, given: Mapping[str, Tensor], source: str, name: 
             for key, tensor in given.items()
             if key in own and own[key].shape != tensor.shape
         ]
-        hint = "; is it for another number of classes?" if len(wrong) <= 2 else ""
+        hint = "; for other classes, start a fit from it with --new-head" if len(wrong) <= 2 else ""
         if source.endswith(SUFFIX):
             hint = "; units of this file are gone: give it as --net too"
         raise ValueError(f"{source} does not fit network {name}: {_few(wrong, '; ')}{hint}") from None
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    missing = [key for key in missing if not key.endswith("num_batches_tracked") and key not in keeping]
     parts = [f"{what} {_few(keys, ', ')}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]
     if parts:
         raise ValueError(f"{source} does not fit network {name}: {'; '.join(parts)}")

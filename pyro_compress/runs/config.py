@@ -15,6 +15,7 @@ import torch
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.machine import prepare
+from pyro_compress.networks.weights import torchvision_inputs
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.guards import NAN_POLICIES
 from pyro_compress.training.point import OPTIMIZERS, SCHEDULES
@@ -42,8 +43,19 @@ def resolve(config: FitConfig, examples: int) -> FitConfig:
     device = prepare(config.device, config.threads, config.deterministic)
     batch_size = config.batch_size or (64 if examples < 10_000 else 128)
     epochs = config.epochs or min(max(DEFAULT_STEPS * batch_size // examples, DEFAULT_EPOCHS[0]), DEFAULT_EPOCHS[1])
-    common = replace(config, device=device, batch_size=batch_size, epochs=epochs)
+    common = replace(config, device=device, batch_size=batch_size, epochs=epochs, **_inputs_of_start(config))
     return _resolve_baseline(common) if config.prior == "none" else _resolve_prior(common, epochs)
+
+
+def _inputs_of_start(config: FitConfig) -> dict[str, Any]:
+    """How the weights that a fit starts from want their inputs, where nobody says how."""
+    if config.input_mean or config.input_std or not config.init:
+        return {}
+    if config.init.startswith("torchvision:"):
+        return torchvision_inputs(config.init)
+    path = Path(config.init) / "config.toml"
+    start = read_config(path) if path.is_file() else {}
+    return {name: tuple(start[name]) for name in ("input_mean", "input_std") if name in start}
 
 
 def _resolve_baseline(config: FitConfig) -> FitConfig:
@@ -146,6 +158,8 @@ def _check_ranges(config: FitConfig) -> None:
             raise ValueError(f"{name} {value}: allowed are values from 0 up to, but not including, 1")
     if not config.hidden or min(config.hidden) < 1:
         raise ValueError(f"hidden {config.hidden}: widths must be positive")
+    if config.new_head and not config.init:
+        raise ValueError("new_head goes with init, the weights that the other layers start from")
     _one_of("bias_prior", config.bias_prior, ("none", "same"))
     _one_of("compile", config.compile, ("auto", "on", "off"))
     _one_of("precision", config.precision, ("float32", "bfloat16"))

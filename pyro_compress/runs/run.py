@@ -19,8 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pyro_compress.atomic import write_atomically
 from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.decoded import SUFFIX, compressed_bytes, parameters_before
-from pyro_compress.networks.graph import capture, renewed_statistics
+from pyro_compress.networks.graph import capture, head_of, renewed_statistics
 from pyro_compress.networks.nets import build_net
+from pyro_compress.networks.normalized import INPUTS, normalized
 from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.runs.budget import check_memory
 from pyro_compress.runs.config import config_toml, resolve
@@ -272,8 +273,15 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
     if config.init:
         folder = Path(config.init)
         given = load_run(folder).posterior.tensors if folder.is_dir() else read_weights(config.init)
-        put_weights(net, given, config.init, config.net)
+        own = net.state_dict()
+        given = {name: tensor for name, tensor in given.items() if name in own or name not in INPUTS}
+        head = head_of(capture(net, splits.input_shape)) if config.new_head else ()
+        put_weights(net, given, config.init, config.net, head)
         if folder.suffix == SUFFIX and any(isinstance(module, _BatchNorm) for module in net.modules()):
             graph = capture(net, splits.input_shape)
             net.load_state_dict(renewed_statistics(graph, net.state_dict(), splits.train.x), strict=False)
-    return net
+    if not (config.input_mean or config.input_std):
+        return net
+    if config.net.endswith(SUFFIX):
+        raise ValueError(f"{config.net} says itself what it does to its inputs; leave out input_mean and input_std")
+    return normalized(net, config.input_mean, config.input_std, splits.input_shape)
