@@ -248,8 +248,7 @@ def _slice(tag: str, step: Step, per: str) -> str:
     """Part of an axis, in steps."""
     a, (_, rows, columns) = step.attributes, step.shapes[0]
     c, r, q = (
-        f"({name} * {a.get('step', 1)} + {a['start']})" if place == a["place"] else name
-        for place, name in enumerate("crq")
+        f"({name} * {a['step']} + {a['start']})" if place == a["place"] else name for place, name in enumerate("crq")
     )
     channels, height, width = step.shape
     return f"""

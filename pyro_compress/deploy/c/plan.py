@@ -19,12 +19,11 @@ from pyro_compress.types import Compressed, Node, Quantized
 
 LAYERS = ("linear", "conv1d", "conv2d")
 REDUCED = ("mean", "sum", "amax")
-OTHERS = (
-    "max_pool", "avg_pool", *REDUCED, "add", "subtract", "multiply", "divide", "slice", "concat", "softmax",
-    "log_softmax", "mixture",
-)  # fmt: skip
+POOLS = ("max_pool", "avg_pool")
+PARTS = ("slice", "select")
+OTHERS = (*REDUCED, "add", "subtract", "multiply", "divide", "concat", "softmax", "log_softmax", "mixture")
 BY_CHANNEL = ("batch_norm", "prelu", "group_norm")
-SUPPORTED = (*LAYERS, *BY_CHANNEL, *POINTWISE, *OTHERS, "constant", "pad", "reshape")
+SUPPORTED = (*LAYERS, *BY_CHANNEL, *POINTWISE, *POOLS, *PARTS, *OTHERS, "constant", "pad", "reshape")
 LOWEST = -3.402823466e38
 """The smallest float32: what max pooling sees outside of its input."""
 
@@ -57,7 +56,7 @@ class Step:
     """One loop nest.
 
     Attributes:
-        op: one of `LAYERS`, `OTHERS`, or `pad`, `affine`, `prelu`, `group_norm`, `constant`, `copy`.
+        op: one of `LAYERS`, `POOLS`, `OTHERS`, or `slice`, `pad`, `affine`, `prelu`, `group_norm`, `constant`, `copy`.
         inputs: values it reads: -1 is the network's input, others are indices of steps.
         shapes: theirs.
         shape: of its output.
@@ -135,6 +134,10 @@ class _Planning:
             self.value[index] = self.padded(first, _pad_sources(node, self.shapes[first]), 0.0)
         elif node.op in LAYERS:
             self.layer(node, index)
+        elif node.op in POOLS:
+            self.pooled(node, index)
+        elif node.op in PARTS:
+            self.part(node, index)
         else:
             self.other(node, index)
 
@@ -197,26 +200,39 @@ class _Planning:
         step = Step(node.op, [value], [shape], spatial(self.shapes[index]), _weights(self.network, node))
         self.value[index] = self.add(step)
 
+    def pooled(self, node: Node, index: int) -> None:
+        """Pooling, behind a border where it has one."""
+        first, a = node.inputs[0], node.attributes
+        channels, height, width = spatial(self.shapes[first])
+        before = a.get("padding", [0] * len(a["kernel"]))
+        sides = ([0] * (2 - len(side)) + list(side) for side in (before, a.get("after", before)))
+        sources = [_zero_border(*around) for around in zip((height, width), *sides, strict=True)]
+        value = self.padded(first, sources, LOWEST if node.op == "max_pool" else 0.0)
+        shape = (channels, len(sources[0]), len(sources[1]))
+        self.value[index] = self.add(Step(node.op, [value], [shape], spatial(self.shapes[index]), attributes=dict(a)))
+
+    def part(self, node: Node, index: int) -> None:
+        """Part of an axis; a single entry is one in a shape without that axis."""
+        first, a = node.inputs[0], node.attributes
+        before = spatial(self.shapes[first])
+        place = 0 if a["axis"] == 1 else a["axis"] + 2 - len(self.shapes[first])
+        one = {"start": a["index"], "stop": a["index"] + 1} if node.op == "select" else a
+        taken = range(one["start"], one["stop"], one.get("step", 1))
+        channels, height, width = (len(taken) if i == place else size for i, size in enumerate(before))
+        told = {"place": place, "start": taken.start, "step": taken.step}
+        shape = (channels, height, width)
+        self.value[index] = self.add(Step("slice", [self.value[first]], [before], shape, attributes=told))
+
     def other(self, node: Node, index: int) -> None:
-        """Pooling, and what reads several values."""
+        """What reads several values, or takes many to one."""
         shapes, a = [self.shapes[i] for i in node.inputs], dict(node.attributes)
-        values = [self.value[i] for i in node.inputs]
-        planes = [spatial(shape) for shape in shapes]
         if node.op in REDUCED and a["axes"] != list(range(2, 1 + len(shapes[0]))):
             raise ValueError(f"a {node.op} over other axes than all of an image's (or a series') is not supported in C")
-        if node.op == "slice":
-            a["place"] = 0 if a["axis"] == 1 else a["axis"] - 1 + 3 - len(shapes[0])
         if node.op in ("softmax", "log_softmax") and len(shapes[0]) != 1:
             raise ValueError(f"a {node.op} of anything but a vector is not supported in C")
         if node.op == "concat" and a["axis"] != 1:
             raise ValueError("joining values along other axes than the channels is not supported in C")
-        if node.op in ("max_pool", "avg_pool"):
-            before = [0] * (2 - len(a["kernel"])) + a.get("padding", [0] * len(a["kernel"]))
-            after = [0] * (2 - len(a["kernel"])) + a["after"] if "after" in a else before
-            around = zip(planes[0][1:], before, after, strict=True)
-            sources = [_zero_border(*one) for one in around]
-            values = [self.padded(node.inputs[0], sources, LOWEST if node.op == "max_pool" else 0.0)]
-            planes = [(planes[0][0], len(sources[0]), len(sources[1]))]
+        values, planes = [self.value[i] for i in node.inputs], [spatial(shape) for shape in shapes]
         self.value[index] = self.add(Step(node.op, values, planes, spatial(self.shapes[index]), attributes=a))
 
 
