@@ -62,7 +62,8 @@ def capture(net: nn.Module, input_shape: tuple[int, ...]) -> Graph:
 
 def head_of(graph: Graph) -> list[str]:
     """Names of the tensors of the last layer with weights."""
-    return list([node for node in graph.nodes if node.op in WEIGHTED][-1].parameters.values())
+    last = [node for node in graph.nodes if node.op in WEIGHTED][-1:]
+    return [name for node in last for name in node.parameters.values()]
 
 
 @contextmanager
