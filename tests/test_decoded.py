@@ -63,6 +63,7 @@ def test_every_network_goes_on(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(net.eval()(x), wanted, rtol=1e-5, atol=1e-5)
     again = capture(net, graph.input_shape)
     torch.testing.assert_close(Network(again, net.state_dict()).eval()(x), wanted, rtol=1e-5, atol=1e-5)
+    assert sorted(node.op for node in again.nodes) == sorted(node.op for node in small.nodes)
 
 
 def test_new_weights_are_seeded(small: Path) -> None:

@@ -219,6 +219,15 @@ def _run_concat(*arguments: Any) -> Tensor:
     return torch.cat(inputs, attributes["axis"])
 
 
+def _run_scale(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
+    """In as few operations as it was read from."""
+    factor, offset = a["factor"], a.get("offset", 0)
+    if offset and factor == -1:
+        return offset - x
+    x = x if factor == 1 else x * factor
+    return x + offset if offset else x
+
+
 _RUN: dict[str, Callable[..., Tensor]] = {
     "linear": lambda x, p, a: F.linear(x, p["weight"], p.get("bias")),
     "conv1d": _run_conv,
@@ -250,7 +259,7 @@ _RUN: dict[str, Callable[..., Tensor]] = {
     "divide": lambda x, y, p, a: x / y,
     "mixture": lambda *given: _mixture(given[:-2]),
     "multiply": lambda x, y, p, a: x * y,
-    "scale": lambda x, p, a: x * a["factor"] + a.get("offset", 0),
+    "scale": _run_scale,
     "clip": lambda x, p, a: F.hardtanh(x, a["low"], a["high"]),
     "pad": lambda x, p, a: F.pad(x, a["sizes"], a["mode"]),
     "mean": lambda x, p, a: x.mean(a["axes"], a.get("keepdim", False)),

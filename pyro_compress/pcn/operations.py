@@ -88,6 +88,11 @@ def _layer_norm(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
     return y + p["bias"] if "bias" in p else y
 
 
+def _scale(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    scaled = x * np.float32(a["factor"])
+    return scaled + np.float32(a["offset"]) if "offset" in a else scaled
+
+
 def _group_norm(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
     groups = x.reshape(len(x), a["groups"], -1)
     mean = groups.mean(-1, keepdims=True)
@@ -176,7 +181,7 @@ RUN: dict[str, Callable[..., np.ndarray]] = {
     "divide": lambda x, y, p, a: x / y,
     "mixture": lambda *given: _mixture(given[:-2]),
     "multiply": lambda x, y, p, a: x * y,
-    "scale": lambda x, p, a: x * np.float32(a["factor"]) + np.float32(a.get("offset", 0)),
+    "scale": _scale,
     "clip": lambda x, p, a: np.clip(x, np.float32(a["low"]), np.float32(a["high"])),
     "pad": _pad,
     "mean": _reduced(np.mean),
