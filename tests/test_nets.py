@@ -1,5 +1,7 @@
 """Built-in networks, torchvision's, attention with a layer per projection: held against torch's own."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torchvision
@@ -96,6 +98,15 @@ class Masked(nn.Module):
         return self.inner["mix"](x, x, x, attn_mask=torch.zeros(3, 3))[0].mean(1)
 
 
+class Twice(nn.Module):
+    def __init__(self, join: Callable) -> None:
+        super().__init__()
+        self.join = join
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.join(x, -x)
+
+
 class Largest(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.max(2)[1]
@@ -128,6 +139,11 @@ class Largest(nn.Module):
         (lambda: capture(nn.AvgPool2d(2, ceil_mode=True), (1, 7, 7)), "average pooling with ceil_mode or divisor_over"),
         (lambda: capture(nn.AvgPool2d(3, 1, 1, count_include_pad=False), (1, 7, 7)), "where it counts in the mean"),
         (lambda: capture(nn.InstanceNorm2d(2, track_running_stats=True), (2, 7, 7)), "without running statistics only"),
+        (lambda: capture(Twice(torch.max), (7,)), "unsupported operation aten.max.other; supported"),
+        (
+            lambda: capture(Twice(lambda x, y: x * y.sum()), (7,)),
+            "aten.sum.default: its arguments are not those of a l",
+        ),
         (lambda: capture(Largest(), (2, 7)), "aten.max.dim: the places of the largest values are not supported"),
     ],
 )

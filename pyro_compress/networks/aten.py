@@ -97,7 +97,8 @@ def _max_pool(node: torch.fx.Node) -> Reading:
     if _argument(node, 5, "ceil_mode", False):
         before, after = _first(node).meta["val"].shape[2:], node.meta["val"].shape[2:]
         wanted = [(a - 1) * s + k - b - p for a, s, k, b, p in zip(after, stride, kernel, before, padding, strict=True)]
-        attributes["after"] = [max(p, w) for p, w in zip(padding, wanted, strict=True)]  # what rounding up takes more
+        if any(w > p for w, p in zip(wanted, padding, strict=True)):  # rounding up takes more
+            attributes["after"] = [max(p, w) for p, w in zip(padding, wanted, strict=True)]
     return "max_pool", [_first(node)], {}, attributes
 
 

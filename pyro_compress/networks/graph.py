@@ -118,7 +118,8 @@ class _Reading:
         name = called.removesuffix("_")
         if aten != "aten" or name == "sym_size":
             return
-        if (name in PARTS and not part) or (part and not fx_node.users):  # a part is read where somebody wants it
+        several = isinstance(fx_node.meta["val"], tuple | list)
+        if several or (part and not fx_node.users):  # a part is read where somebody wants it
             return
         readers: Mapping[str, Callable[..., Reading]] = PARTS if part else READERS
         if name not in readers:
@@ -128,7 +129,7 @@ class _Reading:
             rank = max(source.meta["val"].dim() for source in inputs)
             sources = tuple(self.located(source, rank) for source in inputs)
             tensors = {role: self.names[source.name] for role, source in parameters.items() if source is not None}
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
             reason = error if isinstance(error, ValueError) else "its arguments are not those of a layer"
             raise ValueError(f"{_told(source)}: {reason}") from error
         if op == "identity":

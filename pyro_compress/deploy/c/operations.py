@@ -55,7 +55,10 @@ def constants(tag: str, step: Step) -> str:
     if step.op == "constant":
         assert step.weights is not None
         return floats(f"{tag}_values", step.weights.codes.reshape(-1))
-    if step.op in ("affine", "prelu", "group_norm"):
+    if step.op == "prelu":
+        assert step.weights is not None
+        return floats(f"{tag}_scale", step.weights.scale)
+    if step.op in ("affine", "group_norm"):
         assert step.weights is not None
         return floats(f"{tag}_scale", np.atleast_1d(step.weights.scale)) + floats(f"{tag}_bias", step.weights.bias)
     if step.op == "pad" and not _is_border(step):
@@ -111,7 +114,7 @@ def _prelu(tag: str, step: Step, per: str) -> str:
         for (size_t o = 0; o < {channels}; o++)
         for (size_t i = 0; i < {pixels}{per}; i++) {{
         const float v = x[o * {pixels}{per} + i];
-        y[o * {pixels}{per} + i] = v < 0 ? v * {tag}_scale[o] + {tag}_bias[o] : v;
+        y[o * {pixels}{per} + i] = v < 0 ? v * {tag}_scale[o] : v;
         }}"""
 
 
