@@ -180,3 +180,12 @@ class FitConfig(Reading):
     def reading(self) -> Reading:
         """How its data are read, and nothing else of it."""
         return Reading(**{one.name: getattr(self, one.name) for one in fields(Reading)})
+
+
+TUPLES = tuple(one.name for one in fields(FitConfig) if isinstance(one.default, tuple))
+"""Fields that a TOML file gives as arrays."""
+
+
+def tupled(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a TOML file with tuples where `FitConfig` has them."""
+    return options | {name: tuple(options[name]) for name in TUPLES if name in options}

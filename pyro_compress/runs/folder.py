@@ -26,7 +26,7 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.locks import claimed
 from pyro_compress.runs.config import options_in
 from pyro_compress.runs.waist import read_posterior
-from pyro_compress.settings import FitConfig
+from pyro_compress.settings import FitConfig, tupled
 from pyro_compress.types import Posterior, Splits
 from pyro_compress.world import ALONE, World
 
@@ -134,10 +134,7 @@ def stored_config(path: Path) -> FitConfig:
 
 
 def _config_in(text: str, path: Path) -> FitConfig:
-    options = options_in(text, str(path))
-    for name in ("hidden", "keep", "target"):
-        options[name] = tuple(options.get(name, ()))
-    return FitConfig(**options)
+    return FitConfig(**tupled(options_in(text, str(path))))
 
 
 def load_run(path: Path) -> Run:

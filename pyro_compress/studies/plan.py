@@ -37,7 +37,7 @@ from typing import Any
 from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.data.splits import load_splits
 from pyro_compress.runs.config import resolve
-from pyro_compress.settings import FitConfig
+from pyro_compress.settings import FitConfig, tupled
 from pyro_compress.studies.tables import Row
 
 DRAWS = 10
@@ -215,14 +215,18 @@ def read_study(path: Path) -> Study:
 
 
 def of_studies(rows: Iterable[Row], paths: Iterable[Path]) -> list[Row]:
-    """Rows that bear the name of a method of these study files; all rows where no file is given.
+    """Rows that bear the name of a method of these study files, in the files' order; all rows where no file is given.
 
     Raises:
         ValueError, OSError: as `read_study`.
     """
     methods = [method for path in paths for method in read_study(path).methods]
-    named = {(method.name, method.row_variant(ensemble)) for method in methods for ensemble in (False, True)}
-    return [row for row in rows if not methods or (row.method, row.variant) in named]
+    named = [(method.name, method.row_variant(ensemble)) for method in methods for ensemble in (False, True)]
+    if not methods:
+        return list(rows)
+    return sorted(
+        (row for row in rows if (row.method, row.variant) in named), key=lambda r: named.index((r.method, r.variant))
+    )
 
 
 def _sparsities(values: Any, path: Path) -> tuple[float, ...]:
@@ -238,7 +242,7 @@ def _options(table: dict[str, Any], path: Path) -> dict[str, Any]:
     allowed = [f.name for f in fields(FitConfig) if f.name not in reserved]
     if unknown := sorted(set(options) - set(allowed)):
         raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
-    return options | {key: tuple(options[key]) for key in ("hidden", "keep", "target") if key in options}
+    return tupled(options)
 
 
 def _method(table: dict[str, Any], shared: dict[str, Any], sparsities: tuple[float, ...], path: Path) -> Method:

@@ -37,7 +37,7 @@ from typing import Any
 
 from pyro_compress.data.splits import load_splits
 from pyro_compress.runs.config import resolve
-from pyro_compress.settings import FitConfig
+from pyro_compress.settings import FitConfig, tupled
 from pyro_compress.studies.plan import WHERE_AND_HOW_FAST, config_hash, digest, fingerprint
 from pyro_compress.tuning.published import Reference
 from pyro_compress.tuning.space import (
@@ -212,7 +212,7 @@ def _fit(table: dict[str, Any], path: Path) -> FitConfig:
     allowed = [f.name for f in fields(FitConfig) if f.name not in WHERE_AND_HOW_FAST]
     if unknown := sorted(set(options) - set(allowed)):
         raise ValueError(f"{path}: fit: unknown option {', '.join(unknown)}; allowed: {', '.join(allowed)}")
-    return FitConfig(**(options | {key: tuple(options[key]) for key in ("hidden", "keep") if key in options}))
+    return FitConfig(**tupled(options))
 
 
 def _compress(table: dict[str, Any], space: dict[str, Any], path: Path) -> dict[str, Any]:
