@@ -81,13 +81,16 @@ def test_plan(study: Path) -> None:
 
 
 def test_rows_of_a_study_among_those_of_several(study: Path, tmp_path: Path) -> None:
+    """In the order of the studies' methods, whatever order they were run in."""
     other = tmp_path / "other.toml"
     other.write_text(STUDY.replace('variant = "Adam"', 'variant = "momentum"').replace('"gradual"', '"iterative"', 1))
     names = [("SGD", "Adam"), ("SGD", "momentum"), ("Bayes by Backprop", ""), ("Bayes by Backprop", "ensemble of 10")]
     rows = [Row("digits", "mlp-12", *name, 0.5, 0, 0.9, 0.3, 0.01, 1.0, "hash") for name in names]
     assert of_studies(rows, [study]) == [rows[0], *rows[2:]]
     assert of_studies(rows, [other]) == rows[1:]
-    assert of_studies(rows, [study, other]) == of_studies(rows, []) == rows
+    assert of_studies(rows, [study, other]) == [rows[0], *rows[2:], rows[1]]
+    assert of_studies(reversed(rows), [study]) == [rows[0], *rows[2:]]
+    assert of_studies(rows, []) == rows
     with pytest.raises(FileNotFoundError):
         of_studies(rows, [tmp_path / "absent.toml"])
 
