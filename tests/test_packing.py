@@ -40,7 +40,11 @@ def test_folded_batch_norm_computes_the_same_and_finds_its_statistics_again(name
     renewed = renewed_statistics(graph, few, x)
     assert torch.allclose(Network(graph, few | renewed)(x), wanted, atol=1e-4 * scale)
     own = batch_statistics(graph, few | renewed, x)
+    read = [key for node in graph.nodes for key in node.parameters.values()]
+    assert name == "twice" or all(read.count(key) == 1 for key in own)
     for key, value in own.items():
+        if read.count(key) > 1:  # one pair of statistics for two values: there are none that fit both
+            continue
         assert torch.allclose(renewed[key], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()))
 
 

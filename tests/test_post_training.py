@@ -187,6 +187,7 @@ def test_inputs_are_normalised_inside_of_the_network(weights: Path, tmp_path: Pa
     again = resolve(FitConfig(net="lenet-300-100", init=str(tmp_path / "run")), 100)
     assert (again.input_mean, again.input_std) == ((0.25,), (0.5,))
     assert load_run(tmp_path / "run").config == resolve(config, len(digits.train))
+    assert resolve(FitConfig(net="small.pcn", init=str(tmp_path / "run")), 100).input_mean == ()  # its graph has it
     small, _ = compress(load_run(tmp_path / "run").posterior, digits, Goal(sparsity=0.5))
     wanted = runner.run(small, digits.test.x.numpy())
     assert (wanted.argmax(1) == digits.test.y.numpy()).mean() > 0.7

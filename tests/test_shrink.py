@@ -106,6 +106,19 @@ class Pooled(nn.Module):
         return self.head(pooled.flatten(1) + x.amax((2, 3)) - x.mean((2, 3)))
 
 
+class Twice(nn.Module):
+    """Batch norm and slopes that two layers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 3)
+        self.norm, self.act = nn.BatchNorm2d(8), nn.PReLU(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.a(x)))
+        return self.head(self.act(self.norm(self.b(x))).mean((2, 3)))
+
+
 class Normalized(nn.Module):
     """Inputs that are normalised inside, group and instance norm, weighted sums over pixels; log-probabilities."""
 
@@ -246,6 +259,7 @@ PROBLEMS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     ),
     "shuffled": (Shuffled(), (2, 5, 5)),
     "pooled": (Pooled(), (2, 10, 10)),
+    "twice": (Twice(), (1, 8, 8)),
     "normalized": (Normalized(), (3, 8, 8)),
     "points": (Points(), (3, 20)),
     "tokens": (Tokens(), (1, 8, 8)),

@@ -120,6 +120,7 @@ class _Work:
         self.nodes, self.input_shape, self.tensors = list(graph.nodes), graph.input_shape, tensors
         self.values: list[_Value] = []
         self.read: dict[int, _Value] = {}  # layer with weights -> its input, as it reads it
+        self.first: dict[str, _Value] = {}  # tensor by channel -> the first output that it is read for
         self.parent: list[int] = []  # union-find over spaces
         self.fixed: set[int] = set()  # spaces whose channels all stay
         self.alive: dict[int, Tensor] = {}
@@ -138,9 +139,17 @@ class _Work:
                 parameters = {role: self.tensors[name].to("meta").float() for role, name in node.parameters.items()}
                 example = run_node(node, [examples[i] for i in node.inputs], parameters)
                 value = self.flow(index, node, tuple(example.shape[1:]))
+            if node.op in BY_CHANNEL:
+                self.share(node, value)
             examples.append(example)
             self.values.append(value)
         self.fixed.add(self.find(self.values[-1].space))
+
+    def share(self, node: Node, value: _Value) -> None:
+        """A tensor by channel that several operations read is cut once: their channels go together."""
+        for name in node.parameters.values():
+            if len(self.tensors[name]) == len(value.constant):
+                self.join(self.first.setdefault(name, value), value)
 
     def flow(self, index: int, node: Node, shape: tuple[int, ...]) -> _Value:
         sources = [self.values[i] for i in node.inputs]
@@ -318,7 +327,7 @@ class _Work:
             if node.op in WEIGHTED and node.attributes.get("groups", 1) == 1:
                 source = self.read[index]
                 axes.setdefault(self.find(source.space), []).append((node.parameters["weight"], 1, source.factor))
-        free = {space: found for space, found in axes.items() if space not in self.fixed}
+        free = {space: dict.fromkeys(found) for space, found in axes.items() if space not in self.fixed}  # each once
         return [Units(len(self.alive[space]), tuple(found)) for space, found in free.items()]
 
     def orders(self) -> dict[int, Tensor]:

@@ -97,8 +97,8 @@ def put_weights(
     Args:
         net: the network.
         given: tensors by name.
-        source: where they come from, for messages; `name` is the network's.
-        name: of the network.
+        source: where they come from, for messages.
+        name: of the network, likewise.
         keeping: tensors of the network that stay as they are.
 
     Raises:

@@ -15,6 +15,8 @@ import torch
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.machine import prepare
+from pyro_compress.networks.decoded import SUFFIX
+from pyro_compress.networks.normalized import INPUTS
 from pyro_compress.networks.weights import torchvision_inputs
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.guards import NAN_POLICIES
@@ -49,13 +51,13 @@ def resolve(config: FitConfig, examples: int) -> FitConfig:
 
 def _inputs_of_start(config: FitConfig) -> dict[str, Any]:
     """How the weights that a fit starts from want their inputs, where nobody says how."""
-    if config.input_mean or config.input_std or not config.init:
+    if config.input_mean or config.input_std or not config.init or config.net.endswith(SUFFIX):
         return {}
     if config.init.startswith("torchvision:"):
         return torchvision_inputs(config.init)
     path = Path(config.init) / "config.toml"
     start = read_config(path) if path.is_file() else {}
-    return {name: tuple(start[name]) for name in ("input_mean", "input_std") if name in start}
+    return {name: tuple(start[name]) for name in INPUTS if name in start}
 
 
 def _resolve_baseline(config: FitConfig) -> FitConfig:

@@ -22,8 +22,8 @@ REDUCED = ("mean", "sum", "amax")
 POOLS = ("max_pool", "avg_pool")
 PARTS = ("slice", "select")
 OTHERS = (*REDUCED, "add", "subtract", "multiply", "divide", "concat", "softmax", "log_softmax", "mixture")
-BY_CHANNEL = ("batch_norm", "prelu", "group_norm")
-SUPPORTED = (*LAYERS, *BY_CHANNEL, *POINTWISE, *POOLS, *PARTS, *OTHERS, "constant", "pad", "reshape")
+BY_CHANNEL = ("prelu", "group_norm")
+SUPPORTED = (*LAYERS, "batch_norm", *BY_CHANNEL, *POINTWISE, *POOLS, *PARTS, *OTHERS, "constant", "pad", "reshape")
 LOWEST = -3.402823466e38
 """The smallest float32: what max pooling sees outside of its input."""
 
@@ -120,7 +120,7 @@ class _Planning:
             return
         if node.op == "batch_norm":
             self.normalised(node, index)
-        elif node.op in ("prelu", "group_norm"):
+        elif node.op in BY_CHANNEL:
             self.by_channel(node, index)
         elif node.op == "constant":
             shape = spatial(self.shapes[index])
