@@ -101,6 +101,7 @@ class FitConfig(Reading):
         dropout_input: rate at the network's input, where it differs from `dropout`; None: the same.
         optimizer: `adam`, or `sgd` (baselines).
         momentum: of `sgd`.
+        weight_decay: of the baselines' optimizers; with `adam` decoupled from its steps.
         lr_schedule: name in `pyro_compress.training.point.SCHEDULES`: what the learning rates do over training.
         pruning: name in `pyro_compress.training.sparse.PRUNING`, or `none`: pruning while training (baselines).
         prune_to: sparsity that such pruning ends at.
@@ -155,6 +156,7 @@ class FitConfig(Reading):
     dropout_input: float | None = None
     optimizer: str = "adam"
     momentum: float = 0.9
+    weight_decay: float = 0.0
     lr_schedule: str = "late-decay"
     pruning: str = "none"
     prune_to: float = 0.0

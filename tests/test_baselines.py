@@ -15,7 +15,7 @@ from pyro_compress.runs.run import initial_net
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import fit_baseline
 from pyro_compress.training.feed import Feed
-from pyro_compress.training.point import PointPlan, dropped_inputs, train_point
+from pyro_compress.training.point import OPTIMIZERS, SCHEDULES, PointPlan, dropped_inputs, train_point
 from pyro_compress.training.sparse import PRUNING, RENEW_STEPS, gradual, iterative, pruned_while_training, rewind
 from pyro_compress.types import Data, Splits
 
@@ -180,6 +180,8 @@ def test_uniform_start(digits: Splits) -> None:
         ({"prior": "none", "optimizer": "sgd", "momentum": 1.0}, "momentum 1.0: allowed are values from 0"),
         ({"prior": "none", "dropout_input": 1.0}, "dropout_input 1.0: allowed"),
         ({"prior": "none", "lr_schedule": "cosine"}, "unknown lr_schedule 'cosine'; allowed: late-decay, constant"),
+        ({"prior": "none", "weight_decay": -1.0}, "weight_decay -1.0: it must not be negative"),
+        ({"prior": "gaussian", "weight_decay": 1e-4}, "the prior takes the place of weight decay"),
         ({"prior": "horseshoe", "optimizer": "sgd"}, "go with --prior none"),
         ({"prior": "horseshoe", "dropout_input": 0.5}, "a prior brings its own noise"),
         ({"prior": "none", "init_range": -1.0}, "init_range -1.0: it must not be negative"),
@@ -188,3 +190,25 @@ def test_uniform_start(digits: Splits) -> None:
 def test_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve(FitConfig(**options), 1000)
+
+
+def test_one_cycle_is_torchs() -> None:
+    """Smith & Topin 2018; torch counts steps where we count shares of training, hence the tolerance."""
+    optimizer, total = torch.optim.SGD([nn.Parameter(torch.zeros(()))], 1.0), 2000
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=total, final_div_factor=1e9)
+    for step in range(total - 1):
+        assert SCHEDULES["one-cycle"](step / total) == pytest.approx(theirs.get_last_lr()[0], abs=2e-3)
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_weight_decay(optimizer: str) -> None:
+    """One step by hand: SGD adds decay × w to the gradient, Adam shrinks w beside a step of the rate's length."""
+    weight = nn.Parameter(torch.tensor([2.0, -1.0]))
+    plan = PointPlan(1, 0.1, optimizer, 0.0, weight_decay=0.5)
+    weight.grad = torch.tensor([0.3, 0.4])
+    OPTIMIZERS[optimizer]([weight], plan).step()
+    start, gradient = torch.tensor([2.0, -1.0]), torch.tensor([0.3, 0.4])
+    step = gradient + 0.5 * start if optimizer == "sgd" else 0.5 * start + gradient.sign()
+    torch.testing.assert_close(weight.detach(), start - 0.1 * step)

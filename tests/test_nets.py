@@ -25,6 +25,7 @@ def test_residual_networks_are_torchvisions(name: str, theirs: str) -> None:
     ("name", "shape", "parameters", "layers"),
     [
         ("vgg-16", (3, 32, 32), 14_987_210, 15),
+        ("resnet-20", (3, 32, 32), 272_474, 22),
         ("resnet-18", (3, 32, 32), 11_173_962, 21),
         ("vit-tiny", (3, 32, 32), 2_693_578, 1 + 6 * 6 + 1),
         ("fcn-1d", (3, 60), 267_146, 4),

@@ -257,6 +257,7 @@ HEADINGS = {
     "--optimizer", type=click.Choice(OPTIMIZERS), default="adam", help="Default rates: 1e-3 for adam, 0.1 for sgd."
 )
 @click.option("--momentum", type=float, default=0.9, help="Momentum of sgd.")
+@click.option("--weight-decay", type=float, default=0.0, help="Weight decay; with adam decoupled from its steps.")
 @click.option(
     "--pruning", type=click.Choice(["none", *PRUNING]), default="none",
     help="Prune while training: Han et al. 2015, Zhu & Gupta 2017, Frankle & Carbin 2019.",

@@ -20,7 +20,7 @@ from torch import nn
 
 from pyro_compress.networks.attention import split_attention
 from pyro_compress.networks.decoded import SUFFIX, decoded_net
-from pyro_compress.networks.vision import fcn_1d, resnet_18, resnet_50, vgg_16, vit_tiny
+from pyro_compress.networks.vision import fcn_1d, resnet_18, resnet_20, resnet_50, vgg_16, vit_tiny
 
 
 def mlp(input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...] = (500, 500)) -> nn.Module:
@@ -73,6 +73,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "lenet-5-relu": lenet_5_relu,
     "vgg-16": vgg_16,
     "resnet-18": resnet_18,
+    "resnet-20": resnet_20,
     "resnet-50": resnet_50,
     "vit-tiny": vit_tiny,
     "fcn-1d": fcn_1d,

@@ -46,6 +46,17 @@ def resnet_18(input_shape: tuple[int, ...], classes: int, width: int = 64) -> nn
     return _resnet(BasicBlock, (2, 2, 2, 2), input_shape, classes, width)
 
 
+def resnet_20(input_shape: tuple[int, ...], classes: int, width: int = 16) -> nn.Module:
+    """ResNet-20 for CIFAR (He et al. 2016, section 4.2): three stages of three blocks, 16, 32 and 64 channels.
+
+    272,474 parameters with ten classes: where a stage halves the image, the shortcut is a 1×1 convolution (their
+    option B; option A, which pads with zero channels, has 2,752 fewer).
+    """
+    from torchvision.models.resnet import BasicBlock
+
+    return _resnet(BasicBlock, (3, 3, 3), input_shape, classes, width)
+
+
 def resnet_50(input_shape: tuple[int, ...], classes: int, width: int = 64) -> nn.Module:
     """ResNet-50 (He et al. 2016), with the stem of `resnet_18`."""
     from torchvision.models.resnet import Bottleneck

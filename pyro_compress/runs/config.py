@@ -99,8 +99,11 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
     if config.dropout or config.dropout_input:
         rate = config.dropout or config.dropout_input
         raise ValueError(f"dropout {rate} goes with --prior none; a prior brings its own noise")
-    if config.optimizer != "adam" or config.pruning != "none" or config.prune_to:
-        raise ValueError("optimizer, pruning and prune_to go with --prior none; posteriors are fitted by Adam")
+    if config.optimizer != "adam" or config.pruning != "none" or config.prune_to or config.weight_decay:
+        raise ValueError(
+            "optimizer, weight_decay, pruning and prune_to go with --prior none; posteriors are fitted by Adam, and "
+            "the prior takes the place of weight decay"
+        )
     _one_of("guide", config.guide, GUIDES)
     auto = config.guide != "mean-field"
     estimator = config.estimator or ("weight" if auto else prior.estimator)
@@ -150,7 +153,7 @@ def _check_ranges(config: FitConfig) -> None:
             raise ValueError(f"{name} {value}: it must be positive")
     for name in (
         "pretrain_epochs", "kl_warmup", "patience", "threads", "max_scale", "clip_norm", "init_range", "shrink_every",
-        "limit", "image_size", "workers", "in_memory_mib",
+        "limit", "image_size", "workers", "in_memory_mib", "weight_decay",
     ):  # fmt: skip
         if (value := getattr(config, name)) is not None and value < 0:
             raise ValueError(f"{name} {value}: it must not be negative")

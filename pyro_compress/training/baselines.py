@@ -62,7 +62,9 @@ def point_plan(config: FitConfig) -> PointPlan:
     """What a resolved configuration says about training point weights."""
     assert config.epochs
     assert config.lr
-    return PointPlan(config.epochs, config.lr, config.optimizer, config.momentum, config.lr_schedule)
+    return PointPlan(
+        config.epochs, config.lr, config.optimizer, config.momentum, config.lr_schedule, config.weight_decay
+    )
 
 
 def point_posterior(graph: Graph, tensors: dict[str, Tensor], provenance: dict[str, Any]) -> Posterior:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +29,21 @@ def constant(progress: float) -> float:
     return 1.0
 
 
+RISE = 0.3
+"""Share of training over which `one_cycle` rises, as its authors do."""
+
+
+def one_cycle(progress: float) -> float:
+    """Learning-rate factor of Smith & Topin 2018: up from 1/25 to 1, then down to 0, both along half a cosine."""
+    if progress < RISE:
+        return 0.04 + 0.48 * (1 - math.cos(math.pi * progress / RISE))
+    return 0.5 * (1 + math.cos(math.pi * (progress - RISE) / (1 - RISE)))
+
+
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "late-decay": decay,
     "constant": constant,
+    "one-cycle": one_cycle,
 }
 """Share of training that is done -> factor on every learning rate."""
 
@@ -74,6 +87,7 @@ class PointPlan:
         optimizer: name in `OPTIMIZERS`.
         momentum: of `sgd`.
         schedule: name in `SCHEDULES`.
+        weight_decay: with `sgd` the weight of ½‖w‖² in the loss; with `adam` decoupled (Loshchilov & Hutter 2019).
         loss: (outputs, y) -> what is minimised.
         cooldown: gives a further factor on the learning rate of the step to come.
     """
@@ -83,16 +97,19 @@ class PointPlan:
     optimizer: str = "adam"
     momentum: float = 0.9
     schedule: str = "late-decay"
+    weight_decay: float = 0.0
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     cooldown: Callable[[], float] = lambda: 1.0
 
 
 def _adam(parameters: Iterable[nn.Parameter], plan: PointPlan) -> torch.optim.Optimizer:
+    if plan.weight_decay:
+        return torch.optim.AdamW(parameters, plan.lr, weight_decay=plan.weight_decay, fused=True)
     return torch.optim.Adam(parameters, plan.lr, fused=True)
 
 
 def _sgd(parameters: Iterable[nn.Parameter], plan: PointPlan) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, plan.lr, plan.momentum, fused=True)
+    return torch.optim.SGD(parameters, plan.lr, plan.momentum, weight_decay=plan.weight_decay, fused=True)
 
 
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], PointPlan], torch.optim.Optimizer]] = {
