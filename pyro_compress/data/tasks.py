@@ -18,6 +18,8 @@ from torch import Tensor
 
 SMALLEST_NOISE = 1e-3
 """Noise below this, in standard deviations of the targets, is not believed: data that exact are not measured."""
+EXACT_TARGETS = 16
+"""A regression's Fisher information is exact up to so many targets; of more, as many random directions stand for it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Task:
         uniform_nats: outputs -> nats per example that knowing nothing costs.
         constant: labels or targets -> outputs `(n, classes)` or `(n, targets)` of the network that fits them best
             without looking at its input.
+        fisher: (outputs `(n, ...)`, noise, generator) -> directions v in the space of the outputs, `(n, rows, ...)`,
+            whose outer products, summed over rows, are in expectation the Fisher information of the outputs, the
+            expected `∇ log p(y | f) ∇ log p(y | f)ᵀ` over labels drawn from the network's own prediction.
     """
 
     loss: Callable[[Tensor, Tensor, float], Tensor]
@@ -42,6 +47,7 @@ class Task:
     mixture: Callable[[Sequence[Tensor]], Tensor]
     uniform_nats: Callable[[int], float]
     constant: Callable[[Tensor], Tensor]
+    fisher: Callable[[Tensor, float | None, torch.Generator], Tensor]
 
 
 def _cross_entropy(logits: Tensor, y: Tensor, noise: float) -> Tensor:
@@ -64,6 +70,31 @@ def mean_probability(logits: Sequence[Tensor]) -> Tensor:
     """Log of the mean class probability over networks, `(n, classes)`."""
     log_probs = torch.stack([one.log_softmax(1) for one in logits])
     return log_probs.logsumexp(0) - torch.log(torch.tensor(float(len(logits))))
+
+
+def _drawn_scores(logits: Tensor, noise: float | None, generator: torch.Generator) -> Tensor:
+    """One row, the score of drawn labels: `e_y - p`, whose outer product has the mean `diag(p) - p pᵀ`.
+
+    Classes stand on axis 1. Further axes are positions, each with a label of its own; their scores are independent, so
+    one row holds for all of them.
+    """
+    chances = logits.softmax(1).movedim(1, -1)
+    y = torch.multinomial(chances.flatten(0, -2), 1, generator=generator).view(chances.shape[:-1])
+    return (F.one_hot(y, chances.shape[-1]) - chances).movedim(-1, 1)[:, None]
+
+
+def _scaled_axes(outputs: Tensor, noise: float | None, generator: torch.Generator) -> Tensor:
+    """`e_k / noise` for every target k: a Gaussian's Fisher information in its mean is `I / noise²`.
+
+    Of more than `EXACT_TARGETS`, so many rows of random signs, which have the same in expectation.
+    """
+    targets = outputs[0].numel()
+    if targets <= EXACT_TARGETS:
+        rows = torch.eye(targets).expand(len(outputs), -1, -1)
+    else:
+        signs = torch.randint(0, 2, (len(outputs), EXACT_TARGETS, targets), generator=generator) * 2 - 1
+        rows = signs / math.sqrt(EXACT_TARGETS)
+    return (rows / (noise or 1.0)).view(len(outputs), -1, *outputs.shape[1:]).to(outputs.dtype)
 
 
 def squared_error(outputs: Tensor, y: Tensor, noise: float) -> Tensor:
@@ -103,6 +134,7 @@ TASKS: dict[str, Task] = {
         mixture=mean_probability,
         uniform_nats=math.log,
         constant=lambda y: y.bincount().double().log().expand(len(y), -1),
+        fisher=_drawn_scores,
     ),
     "regression": Task(
         loss=squared_error,
@@ -112,6 +144,7 @@ TASKS: dict[str, Task] = {
         mixture=lambda outputs: torch.stack(list(outputs), 1),
         uniform_nats=lambda targets: 0.5 * targets * math.log(2 * math.pi * math.e),
         constant=lambda y: y.mean(0).expand_as(y),
+        fisher=_scaled_axes,
     ),
 }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pyro_compress.compression.target import default_nll_tolerance
 from pyro_compress.data.splits import load_splits
-from pyro_compress.metrics import evaluate
+from pyro_compress.metrics import evaluate, residual_noise
 from pyro_compress.networks.graph import Network, capture
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import fit_run, initial_net, made_from
@@ -127,7 +127,10 @@ def load_trained(config: FitConfig, folder: Path | None = None) -> Trained:
     config = resolve(config, examples)
     net = initial_net(config, splits).eval()
     tensors = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    given = point_posterior(capture(net, splits.input_shape), tensors, config.provenance)
+    graph = capture(net, splits.input_shape)
+    noise = residual_noise(net.to(config.device), splits, config.device)
+    told = config.provenance | ({} if noise is None else {"noise": noise})
+    given = point_posterior(graph, tensors, told)
     network = made_from(Path(config.net), given)
     return Trained(network, splits, config, folder)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
+from pyro_compress.data.tasks import TASKS
 from pyro_compress.networks.graph import run_graph
 from pyro_compress.types import Data, Graph, LayerPosterior, Posterior
 
@@ -21,17 +21,20 @@ CHUNK_VALUES = 1 << 27
 def laplace(trained: Posterior, train: Data, device: str = "cpu", seed: int = 0) -> Posterior:
     """A Gaussian around trained weights: `mean = w`, `std = 1 / sqrt(N F + δ)` (MacKay 1992; Ritter et al. 2018).
 
-    N is the size of the training set and F the diagonal of the Fisher information of one example: the mean of squared
-    gradients of log p(y | x, w), with y drawn from the network's own prediction, which for a categorical likelihood is
-    the diagonal of the generalised Gauss-Newton matrix in expectation (Martens 2020, section 9). δ is the precision of
-    a zero-mean Gaussian prior as wide as the layer's weights are, `1 / mean(w²)`. `|mean| / std` then orders weights
-    by their saliency in the sense of LeCun et al. 1990, `w² N F / 2`, with the prior where the data say nothing.
+    N is the size of the training set and F the diagonal of the Fisher information of one example under the task's own
+    likelihood (`Task.fisher`): with the outputs' Jacobian J and their Fisher information `B = E[v vᵀ]`, the diagonal of
+    `E_x[Jᵀ B J]`, which is `E_x E_v[(vᵀ J)²]` (Martens 2020, sections 8 and 9: for likelihoods in their natural
+    parameters also the generalised Gauss-Newton matrix). That is `Σ_k (∂f_k/∂w)² / noise²` for regression and
+    `Σ_c p_c (∂ log p_c/∂w)²` for classification. δ is the precision of a zero-mean Gaussian prior as wide as the
+    layer's weights are, `1 / mean(w²)`. `|mean| / std` then orders weights by their saliency in the sense of LeCun et
+    al. 1990, `w² N F / 2`, with the prior where the data say nothing.
 
     Args:
-        trained: the network as a posterior without spread; batch norm has its running statistics.
+        trained: the network as a posterior without spread; it knows its task and, for regression, its noise; batch norm
+            has its running statistics.
         train: the training set; `EXAMPLES` of it are looked at.
         device: where gradients are computed.
-        seed: draws the examples and their labels.
+        seed: draws the examples, and what `Task.fisher` draws for them.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(train), generator=generator)[:EXAMPLES]
@@ -41,7 +44,10 @@ def laplace(trained: Posterior, train: Data, device: str = "cpu", seed: int = 0)
     squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for part in rows.split(max(1, min(64, CHUNK_VALUES // size))):
         x = train.x[part].to(device)
-        for name, total in squared_gradients(trained.graph, weights, fixed, x, generator).items():
+        with torch.no_grad():
+            outputs = run_graph(trained.graph, weights | fixed, x).cpu()
+        directions = TASKS[trained.task].fisher(outputs, trained.noise, generator).to(device)
+        for name, total in squared_gradients(trained.graph, weights, fixed, x, directions).items():
             squares[name] += total
     layers = {}
     for name, weight in weights.items():
@@ -53,15 +59,15 @@ def laplace(trained: Posterior, train: Data, device: str = "cpu", seed: int = 0)
 
 
 def squared_gradients(
-    graph: Graph, weights: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, generator: torch.Generator
+    graph: Graph, weights: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, directions: Tensor
 ) -> dict[str, Tensor]:
-    """Squared gradients of the log-likelihood, summed over examples whose labels the network itself draws."""
+    """Squared gradients of the outputs along directions `(n, rows, *outputs)`, summed over examples and rows."""
 
-    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(run_graph(graph, weights | fixed, x[None]), y[None])
+    def along(weights: dict[str, Tensor], x: Tensor, direction: Tensor) -> Tensor:
+        return (run_graph(graph, weights | fixed, x[None])[0] * direction).sum()
 
-    with torch.no_grad():
-        chances = run_graph(graph, weights | fixed, x).softmax(1).cpu()
-        y = torch.multinomial(chances, 1, generator=generator)[:, 0].to(x.device)
-    gradients = vmap(grad(loss), (None, 0, 0))(weights, x, y)
-    return {name: gradient.square().sum(0) for name, gradient in gradients.items()}
+    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for direction in directions.unbind(1):
+        for name, gradient in vmap(grad(along), (None, 0, 0))(weights, x, direction).items():
+            total[name] += gradient.square().sum(0)
+    return total
