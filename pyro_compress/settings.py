@@ -66,8 +66,8 @@ class FitConfig(Reading):
         net: name in `NETS`, `torchvision:NAME`, `package.module:function`, or a `.pcn` file whose architecture it is.
         hidden: widths of the hidden layers of `mlp`.
         keep: layers whose path matches one of these patterns (fnmatch) stay deterministic.
-        init: trained weights to start from: a `.safetensors`, `.pt`, `.pth` or `.pcn` file, `torchvision:WEIGHTS` or a
-            run folder; empty for a random start.
+        init: trained weights to start from: a checkpoint (safetensors, or what torch saved), a `.pcn` file,
+            `torchvision:WEIGHTS` or a run folder; empty for a random start.
         new_head: the last layer with weights keeps its random start where others start at `init`: for other classes.
         input_mean: what the network subtracts from its inputs first, one number or one per channel; empty: nothing, or
             what the weights of `init` were trained with, where that is known (torchvision's, a run's).

@@ -57,7 +57,8 @@ def run(*arguments: object) -> tuple[int, str]:
 
 
 def test_every_kind_of_file_holds_the_same(weights: Path) -> None:
-    first, *others = (read_weights(str(weights / f"w.{kind}")) for kind in ("safetensors", "pt", "pth"))
+    own = build_net("lenet-300-100", (1, 8, 8), 10).state_dict()
+    first, *others = (read_weights(str(weights / f"w.{kind}"), own) for kind in ("safetensors", "pt", "pth"))
     for other in others:
         assert all(torch.equal(tensor, other[name]) for name, tensor in first.items())
 
@@ -219,7 +220,7 @@ class Evil:
 
 def test_nothing_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     torch.save({"w": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="holds no plain state dict"):
+    with pytest.raises(ValueError, match=r"holds more than tensors .print., and nothing is unpickled here"):
         read_weights(str(tmp_path / "evil.pt"))
     assert "unpickled" not in capsys.readouterr().out
 
@@ -314,24 +315,25 @@ def test_counters_of_batch_norm_may_be_missing() -> None:
         (("compress", "FOLDER", *NET), "net goes with --net, without the run folder"),
         (("compress", "FOLDER", "--image-size", "32"), "--image-size goes with --net, without the run folder"),
         (("compress", *NET, "--init", "no.safetensors"), "no.safetensors: no such file or run folder"),
+        (("compress", *NET, "--init", "bad.safetensors"), "is no safetensors file, and nothing that torch saved"),
+        (("compress", *NET, "--init", "w.bad.pt"), "is no safetensors file, and nothing that torch saved"),
         (
-            ("compress", *NET, "--init", "bad.safetensors"),
-            "is no safetensors file .weights also come as .pt",
+            ("compress", *NET, "--init", "cut.pt"),
+            "holds no state dict that can be read .damaged, or no file of torch's",
         ),
-        (("compress", *NET, "--init", "w.bad.pt"), "holds no plain state dict"),
         (("compress", *NET, "--init", "torchvision:ResNet19_Weights.V1"), "torchvision has no weights"),
         (("compress", *NET, "--init", "w.pt", "--posterior", "laplace", "--run", "kept"), "--posterior svi"),
         (("compress", *NET, "--init", "w.pt", "--epochs", "3"), "--epochs goes with --posterior svi"),
         (
             ("compress", "--net", "mlp", "--data", "digits", "--init", "w.pt"),
-            r"does not fit network mlp: 1.weight has shape .300, 64., the network's .500, 64.; .* and 1 more",
+            r"does not fit network mlp: 1.weight has shape .300, 64., the network's .500, 64.; .* and 2 more",
         ),
         (("compress", *NET, "--init", "head.pt"), "does not fit .*for other classes, start a fit .* with --new-head"),
         (("fit", *NET, "--new-head"), "new_head goes with init"),
         (("fit", *NET, "--input-mean", "1,2,3"), r"input_mean has 3 values, .* \(1, 8, 8\): give one number, or 1$"),
         (("fit", *NET, "--input-std", "0"), "input_std 0.0: it must be positive"),
         (("fit", *NET, "--input-std", "a"), "'a': give numbers separated by commas"),
-        (("compress", *NET, "--init", "part.pt"), "missing 5.bias; unknown own"),
+        (("compress", *NET, "--init", "part.pt"), "missing 5.bias; unknown own; missing is what the network wants"),
     ],
 )
 def test_refusals_take_one_line(
@@ -341,6 +343,7 @@ def test_refusals_take_one_line(
     state = read_weights(str(weights / "w.pt"))
     torch.save(state, "w.pt")
     Path("bad.safetensors").write_bytes(b"junk")
+    Path("cut.pt").write_bytes(Path("w.pt").read_bytes()[:2000])
     Path("w.bad.pt").write_bytes(np.random.default_rng(0).bytes(200))
     torch.save(state | {"5.weight": torch.zeros(7, 100), "5.bias": torch.zeros(7)}, "head.pt")
     torch.save({"own" if name == "5.bias" else name: tensor for name, tensor in state.items()}, "part.pt")

@@ -118,7 +118,7 @@ HEADINGS = {
     default="",
     show_default=False,
     metavar="WEIGHTS",
-    help="Trained weights to start from: .safetensors, .pt, .pth or .pcn file, torchvision:WEIGHTS, or run folder.",
+    help="Trained weights to start from: a checkpoint, a .pcn file, torchvision:WEIGHTS, or a run folder.",
 )
 @click.option("--new-head", is_flag=True, help="With --init: the last layer starts anew, for other classes than its.")
 @input_options

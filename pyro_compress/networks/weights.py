@@ -1,4 +1,4 @@
-"""Trained weights: safetensors, a state dict that torch saved, torchvision's, a compressed file; and whether they fit.
+"""Trained weights: checkpoints of every kind, torchvision's, a compressed file; and whether they fit.
 
 Nothing is unpickled: `torch.load` reads tensors and containers only (`weights_only`).
 """
@@ -7,21 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.networks.checkpoints import entries_of
 from pyro_compress.networks.decoded import SUFFIX, decoded_weights
+from pyro_compress.networks.naming import ignored, named_for
 
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Heads that torchvision's networks have while they are trained."""
-NAMED = 4
+NAMED = 3
 """Tensors that a message names before it only counts."""
 
 
-def read_weights(source: str) -> dict[str, Tensor]:
-    """Tensors by name from a `.safetensors`, `.pt`, `.pth` or `.pcn` file, or `torchvision:WEIGHTS`.
+def read_weights(source: str, own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Tensors by name from a file (safetensors, or what torch saved), a `.pcn` file, or `torchvision:WEIGHTS`.
+
+    Args:
+        source: the file, or torchvision's name.
+        own: tensors of the network that they are for: where a file wraps its names, holds several state dicts, or
+            tensors in parts, this says which are meant (`naming.py`). None: all, under the names they have.
 
     Raises:
         ValueError: an unknown kind of file, a damaged one, or weights that torchvision does not have or cannot fetch.
@@ -33,34 +39,13 @@ def read_weights(source: str) -> dict[str, Tensor]:
         raise ValueError(f"{source}: no such file or run folder (weights also come as torchvision:WEIGHTS)")
     if path.suffix == SUFFIX:
         return decoded_weights(path)
-    return _torch_file(path) if path.suffix in (".pt", ".pth") else _safetensors(path)
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    entries = entries_of(path)
+    if own is None:
+        return {entry.name: entry.tensor for entry in entries}
     try:
-        found: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is no safetensors file (weights also come as .pt, .pth or .pcn file, or run folder): {error}"
-        ) from error
-    return found
-
-
-def _torch_file(path: Path) -> dict[str, Tensor]:
-    """A state dict, bare or under `state_dict` or `model`; the prefix `module.` of DataParallel is dropped."""
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or a foreign file fails in many ways
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path} holds no plain state dict (nothing else is read from it): {reason}") from error
-    for key in ("state_dict", "model"):
-        found = found.get(key, found) if isinstance(found, Mapping) else found
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{path} holds no state dict: tensors by name")
-    return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+        return named_for(entries, own)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _torchvision(name: str) -> dict[str, Tensor]:
@@ -92,7 +77,8 @@ def put_weights(
 ) -> None:
     """Load weights into a network, in place.
 
-    Only batch norm's counters of minibatches may be missing; auxiliary heads are left out.
+    Only counters (of minibatches, say) may be missing; auxiliary heads and counters that it lacks are left out. Half,
+    double and sparse tensors become float32 ones.
 
     Args:
         net: the network.
@@ -102,26 +88,46 @@ def put_weights(
         keeping: tensors of the network that stay as they are.
 
     Raises:
-        ValueError: tensors that are missing, unknown, or of another shape; the first few are named.
+        ValueError: tensors that are missing, unknown, of another shape, no real numbers or not finite; the first few
+            are named.
     """
+    own = net.state_dict()
     given = {key: t for key, t in given.items() if not key.startswith(AUXILIARY) and key not in keeping}
-    try:
-        missing, unknown = net.load_state_dict(given, strict=False)
-    except RuntimeError:  # sizes; torch tells of them in many lines
-        own = net.state_dict()
-        wrong = [
-            f"{key} has shape {tuple(tensor.shape)}, the network's {tuple(own[key].shape)}"
-            for key, tensor in given.items()
-            if key in own and own[key].shape != tensor.shape
+    given = {key: t for key, t in given.items() if key in own or not ignored(key)}
+    missing = [key for key in own if key not in given and not ignored(key) and key not in keeping]
+    unknown = [key for key in given if key not in own]
+    shapes = [
+        f"{key} has shape {tuple(tensor.shape)}, the network's {tuple(own[key].shape)}"
+        for key, tensor in given.items()
+        if key in own and own[key].shape != tensor.shape
+    ]
+    if missing or unknown or shapes:
+        parts = [
+            f"{what} {_few(names, comma)}"
+            for what, names, comma in (("missing", missing, ", "), ("unknown", unknown, ", "), ("", shapes, "; "))
+            if names
         ]
-        hint = "; for other classes, start a fit from it with --new-head" if len(wrong) <= 2 else ""
-        if source.endswith(SUFFIX):
+        hint = "; for other classes, start a fit from it with --new-head" if 0 < len(shapes) <= 2 else ""
+        if shapes and source.endswith(SUFFIX):
             hint = "; units of this file are gone: give it as --net too"
-        raise ValueError(f"{source} does not fit network {name}: {_few(wrong, '; ')}{hint}") from None
-    missing = [key for key in missing if not key.endswith("num_batches_tracked") and key not in keeping]
-    parts = [f"{what} {_few(keys, ', ')}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]
-    if parts:
-        raise ValueError(f"{source} does not fit network {name}: {'; '.join(parts)}")
+        if missing and unknown:
+            hint = "; missing is what the network wants, unknown what the file holds instead"
+        raise ValueError(f"{source} does not fit network {name}: {'; '.join(part.strip() for part in parts)}{hint}")
+    net.load_state_dict({key: _value(t, own[key], f"{source}: {key}") for key, t in given.items()}, strict=False)
+
+
+def _value(tensor: Tensor, own: Tensor, what: str) -> Tensor:
+    """A tensor as the network holds it: dense, in its precision, finite."""
+    if own.is_floating_point() and not tensor.is_floating_point():
+        raise ValueError(f"{what} holds {tensor.dtype}, no real numbers; save the weights as float32")
+    found = (tensor if tensor.layout is torch.strided else tensor.to_dense()).to(own.dtype)
+    if found.is_floating_point() and (broken := int((~torch.isfinite(found)).sum())):
+        first = (~torch.isfinite(found)).nonzero()[0].tolist()
+        raise ValueError(
+            f"{what} holds {broken:,} of {found.numel():,} values that are not finite, the first at {first}: "
+            "the training that made it broke, or its numbers do not fit into float32"
+        )
+    return found
 
 
 def _few(items: list[str], comma: str) -> str:

@@ -272,8 +272,8 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
                     parameter.uniform_(-config.init_range, config.init_range)
     if config.init:
         folder = Path(config.init)
-        given = load_run(folder).posterior.tensors if folder.is_dir() else read_weights(config.init)
         own = net.state_dict()
+        given = load_run(folder).posterior.tensors if folder.is_dir() else read_weights(config.init, own)
         given = {name: tensor for name, tensor in given.items() if name in own or name not in INPUTS}
         head = head_of(capture(net, splits.input_shape)) if config.new_head else ()
         put_weights(net, given, config.init, config.net, head)

@@ -1,0 +1,98 @@
+"""Checkpoints as people have them -> tensors by name. Nothing is unpickled: tensors and containers only.
+
+A file may hold a state dict, or one under other keys beside whatever else was saved with it (an epoch, an optimizer's
+state). Names come out with the keys in front of them: `state_dict.module.fc.weight`; `naming.py` knows which part of a
+name is the network's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+DEPTH = 6
+"""How deep state dicts lie in a file, at most."""
+ALONE = "torch.save(net.state_dict(), 'weights.pt')"
+
+
+class Entry(NamedTuple):
+    """One tensor of a file: where the state dict lies that holds it (keys, with a dot each), its name there, itself."""
+
+    place: str
+    name: str
+    tensor: Tensor
+
+    @property
+    def full(self) -> str:
+        """Keys and name."""
+        return self.place + self.name
+
+
+def entries_of(path: Path) -> list[Entry]:
+    """Every tensor of a safetensors file or of what torch saved, whatever the file is called.
+
+    Raises:
+        ValueError: another kind of file, a damaged one, one that holds no tensors, or more than may be read safely.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    if head[8:] == b"{":  # eight bytes of length, then a JSON object
+        found = [Entry("", name, tensor) for name, tensor in _safetensors(path).items()]
+    elif head[:2] == b"PK" or head[:1] == b"\x80":
+        found = list(_walk(_torch_file(path), ""))
+    else:
+        raise ValueError(
+            f"{path} is no safetensors file, and nothing that torch saved (weights also come as .pcn file, as "
+            "torchvision:WEIGHTS, or as a run folder)"
+        )
+    if not found:
+        raise ValueError(f"{path} holds no state dict: tensors by name; save one with {ALONE}")
+    return found
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is a damaged safetensors file: {error}") from error
+    return found
+
+
+def _torch_file(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or a foreign file fails in many ways
+        raise ValueError(f"{path} {_refused(str(error))}") from error
+
+
+def _refused(reason: str) -> str:
+    """Why torch reads no plain tensors from a file, and what to do."""
+    if "TorchScript" in reason or "torch.jit" in reason:
+        return (
+            "is a TorchScript program, no state dict: where you trust it, save its weights alone: "
+            "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')"
+        )
+    if more := re.search(r"(?:GLOBAL|global:?|class) +(?!GLOBAL)([\w.]+)", reason):
+        return (
+            f"holds more than tensors ({more.group(1)}), and nothing is unpickled here: where you trust it, load it in "
+            f"Python and save its state dict alone: {ALONE}"
+        )
+    return f"holds no state dict that can be read (damaged, or no file of torch's): {reason.strip().splitlines()[0]}"
+
+
+def _walk(value: Any, place: str, depth: int = 0) -> Iterator[Entry]:
+    if not isinstance(value, Mapping) or depth > DEPTH:
+        return
+    for key, inner in value.items():
+        if isinstance(inner, Tensor):
+            yield Entry(place, str(key), inner.detach())
+        else:
+            yield from _walk(inner, f"{place}{key}.", depth + 1)
