@@ -51,10 +51,9 @@ def pruned(net: Net) -> Net:
 
 
 def weight_normed(net: Net) -> Net:
-    with pytest.warns(FutureWarning, match="weight_norm"):
-        nn.utils.weight_norm(net.conv)
-        nn.utils.weight_norm(net.head[1], dim=None)
-        nn.utils.weight_norm(net.head[3], dim=1)
+    for layer, dim in ((net.conv, 0), (net.head[1], None), (net.head[3], 1)):
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            nn.utils.weight_norm(layer, dim=dim)
     return net
 
 
