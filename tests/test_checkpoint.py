@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -175,15 +177,15 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 ) -> None:
     import pyro_compress.training.checkpoint
 
-    write_atomically, written = pyro_compress.training.checkpoint.write_atomically, []
+    write_tensors, files = pyro_compress.training.checkpoint.write_tensors, []
 
-    def full(path: Path, data: bytes) -> None:
-        if len(written) == 2:
+    def full(file: IO[bytes], tensors: Mapping[str, torch.Tensor], metadata: str) -> None:
+        if len(files) == 2:
             raise OSError(28, "No space left on device")
-        written.append(path)
-        write_atomically(path, data)
+        files.append(file)
+        write_tensors(file, tensors, metadata)
 
-    monkeypatch.setattr(pyro_compress.training.checkpoint, "write_atomically", full)
+    monkeypatch.setattr(pyro_compress.training.checkpoint, "write_tensors", full)
     config = FitConfig(hidden=(8,), epochs=20, device="cpu")
     with pytest.raises(OSError, match="No space left"):
         fit_run(config, tmp_path / "run", keeping=Keeping(every_epochs=1))

@@ -94,7 +94,9 @@ class Auto(nn.Module):
     def __init__(self, kind: type[AutoGuide], model: nn.Module, starts: dict[str, Start], example: tuple[Tensor, ...]):
         super().__init__()
         self.families = {site: start.family for site, start in starts.items()}
-        medians = {site: start.loc.exp() if start.family is LogNormal else start.loc for site, start in starts.items()}
+        medians = {
+            site: start.loc.exp() if start.family is LogNormal else start.loc.clone() for site, start in starts.items()
+        }
         with torch.no_grad(), self._local():
             self.guide = kind(model, init_loc_fn=init_to_value(values=medians))
             self.guide(*example)  # builds its parameters

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyro
 import torch
@@ -25,6 +25,7 @@ from pyro_compress.bayes.layers import bayes_layers, multiplied
 from pyro_compress.bayes.priors import PRIORS, Prior
 from pyro_compress.networks.graph import Network
 from pyro_compress.settings import FitConfig
+from pyro_compress.tensorfile import Given, Later, tensor_bytes, write_tensors
 from pyro_compress.types import LayerShape, Posterior
 
 FAMILIES: dict[str, type[Distribution]] = {"Normal": Normal, "LogNormal": LogNormal}
@@ -76,27 +77,41 @@ class TensorDraw:
     log_posterior: float
 
 
-def marginals_bytes(net: nn.Module, guide: Guide) -> bytes:
+def write_marginals(file: IO[bytes], net: nn.Module, guide: Guide) -> None:
     """Marginals of a guide as safetensors: `loc/SITE`, `scale/SITE`, and what the sites stand for as metadata."""
-    from safetensors.torch import save
+    write_tensors(file, *_stored(net, guide))
 
-    tensors: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for site in guide.families:
-            q = guide.marginal(site)
-            tensors |= {f"loc/{site}": q.loc.cpu().contiguous(), f"scale/{site}": q.scale.cpu().contiguous()}
+
+def marginals_bytes(net: nn.Module, guide: Guide) -> bytes:
+    """What `write_marginals` would write."""
+    return tensor_bytes(*_stored(net, guide))
+
+
+def _stored(net: nn.Module, guide: Guide) -> tuple[dict[str, Given], str]:
+    """Tensors by name, scales worked out one by one, and what else there is to know."""
+    tensors: dict[str, Given] = {}
+    for site in guide.families:
+        loc = guide.marginal(site).loc.detach()
+        tensors |= {
+            f"loc/{site}": loc,
+            f"scale/{site}": Later(tuple(loc.shape), functools.partial(_scale, guide, site)),
+        }
     metadata = {
         "families": {site: family.__name__ for site, family in guide.families.items()},
         "shapes": {
             shape.name: [list(shape.weight), shape.grouping] for layer in bayes_layers(net) for shape, _ in layer.parts
         },
     }
-    data: bytes = save(tensors, {"pyro_compress": json.dumps(metadata)})
-    return data
+    return tensors, json.dumps(metadata)
+
+
+@torch.no_grad()
+def _scale(guide: Guide, site: str) -> Tensor:
+    return guide.marginal(site).scale
 
 
 def read_marginals(path: Path, config: FitConfig) -> Marginals:
-    """Read what `marginals_bytes` wrote.
+    """Read what `write_marginals` wrote.
 
     Args:
         path: a run's `guide.safetensors`.

@@ -75,4 +75,4 @@ def first_stage(
     assert config.lr_group
     objective = build_objective(model, guide, config.estimator, config.samples, config.precision)
     tuned = tuned_parameters(objective, config.lr, config.lr_scale, config.lr_group)
-    return Stage(graph, copy.deepcopy(net), objective, tuned, State.of(objective, tuned))
+    return Stage(graph, net, objective, tuned, State.of(objective, tuned))

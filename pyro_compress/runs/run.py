@@ -6,17 +6,17 @@ import json
 import logging
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyro_compress.atomic import write_atomically
+from pyro_compress.atomic import write_atomically, written
 from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.decoded import SUFFIX, compressed_bytes, parameters_before
 from pyro_compress.networks.graph import capture, head_of, renewed_statistics
@@ -26,7 +26,7 @@ from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.runs.budget import check_memory
 from pyro_compress.runs.config import config_toml, resolve
 from pyro_compress.runs.folder import Run, load_run, new_folder
-from pyro_compress.runs.waist import posterior_bytes
+from pyro_compress.runs.waist import write_posterior
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper, stops_on_signals
 from pyro_compress.training.guards import REWINDS, slower
@@ -38,6 +38,8 @@ from pyro_compress.world import ALONE, World
 
 log = logging.getLogger(__name__)
 
+WriteGuide = Callable[[IO[bytes]], None]
+"""Writes a posterior's own parameters to an open file."""
 START = "start.pcn"
 """A run's copy of the compressed file that it began with."""
 
@@ -105,7 +107,7 @@ def fit_run(
         while True:
             write_atomically(folder / "config.toml", config_toml(config, splits, rewinds, world.size).encode())
             try:
-                posterior, guide = _fit_noted(net, splits, config, on_epoch, _Kept(keeper, frames, keeping.log))
+                posterior, write_guide = _fit_noted(net, splits, config, on_epoch, _Kept(keeper, frames, keeping.log))
                 break
             except Diverged as error:
                 if config.nan_policy == "stop":
@@ -114,9 +116,12 @@ def fit_run(
         if frames:
             frames.collect(folder / "snapshots.safetensors")
         posterior = made_from(folder / START, posterior)
-        (folder / "posterior.safetensors").write_bytes(posterior_bytes(posterior))
-        if guide:
-            (folder / "guide.safetensors").write_bytes(guide)
+        with written(folder / "posterior.safetensors") as file:
+            write_posterior(file, posterior)
+        if write_guide:
+            with written(folder / "guide.safetensors") as file:
+                write_guide(file)
+            del write_guide
     return Run(out, config, posterior)
 
 
@@ -149,7 +154,7 @@ class _Kept(NamedTuple):
 
 def _fit_noted(
     net: nn.Module, splits: Splits, config: FitConfig, on_epoch: OnEpoch, kept: _Kept
-) -> tuple[Posterior, bytes]:
+) -> tuple[Posterior, WriteGuide | None]:
     """Fit from the keeper's latest checkpoint on, every epoch a line of `history.jsonl`."""
     keeper, folder = kept.keeper, kept.keeper.folder
     assert folder is not None
@@ -242,23 +247,23 @@ def _frames(folder: Path, config: FitConfig) -> Frames:
 
 def _fit(
     net: nn.Module, splits: Splits, config: FitConfig, note: OnEpoch, kept: tuple[Keeper, list[OnLayers]]
-) -> tuple[Posterior, bytes]:
-    """The waist, and the posterior's parameters as they are stored (empty for a deterministic network)."""
+) -> tuple[Posterior, WriteGuide | None]:
+    """The waist, and what stores the posterior's parameters (None for a deterministic network)."""
     keeper, viewers = kept
     if config.prior == "none":
         from pyro_compress.training.baselines import fit_baseline
 
-        return fit_baseline(net, splits, config, note, keeper)[0], b""
+        return fit_baseline(net, splits, config, note, keeper)[0], None
     from pyro_compress.bayes.extract import extract
     from pyro_compress.bayes.fit import fit_posterior
-    from pyro_compress.bayes.marginals import marginals_bytes
+    from pyro_compress.bayes.marginals import write_marginals
 
     def on_layers(epoch: int, layers: dict[str, LayerPosterior]) -> None:
         for view in viewers:
             view(epoch, layers)
 
     fit = fit_posterior(net, splits, config, note, keeper, on_layers if viewers else None)
-    return extract(fit), marginals_bytes(fit.model.net, fit.guide)
+    return extract(fit), lambda file: write_marginals(file, fit.model.net, fit.guide)
 
 
 def initial_net(config: FitConfig, splits: Splits) -> nn.Module:

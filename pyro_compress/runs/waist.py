@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
+
+from torch import Tensor
 
 from pyro_compress.networks.graph import graph_of
+from pyro_compress.tensorfile import tensor_bytes, write_tensors
 from pyro_compress.types import LayerPosterior, Posterior, Removal
 
 
-def posterior_bytes(posterior: Posterior) -> bytes:
+def write_posterior(file: IO[bytes], posterior: Posterior) -> None:
     """A posterior as safetensors: `mean/NAME`, `std/NAME`, `unit_mean/NAME`, `unit_std/NAME`, `dense/NAME`."""
-    from safetensors.torch import save
+    write_tensors(file, *_stored(posterior))
 
+
+def posterior_bytes(posterior: Posterior) -> bytes:
+    """What `write_posterior` would write."""
+    return tensor_bytes(*_stored(posterior))
+
+
+def _stored(posterior: Posterior) -> tuple[dict[str, Tensor], str]:
+    """Tensors by name, and what else there is to know."""
     tensors = {f"dense/{name}": tensor for name, tensor in posterior.dense.items()}
     for name, layer in posterior.layers.items():
         moments = {
@@ -30,15 +42,11 @@ def posterior_bytes(posterior: Posterior) -> bytes:
         "provenance": posterior.provenance,
         "removals": [asdict(removal) for removal in posterior.removals],
     }
-    data: bytes = save(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        {"pyro_compress": json.dumps(metadata)},  # one key: safetensors writes several in random order
-    )
-    return data
+    return tensors, json.dumps(metadata)
 
 
 def read_posterior(path: Path) -> Posterior:
-    """Read what `posterior_bytes` wrote.
+    """Read what `write_posterior` wrote.
 
     Raises:
         ValueError: a damaged or foreign file.

@@ -2,7 +2,8 @@
 
 A checkpoint is taken between two steps. It holds parameters, optimiser moments, buffers, the order of the examples of
 this epoch and the place in it, and the state of every random number generator, as one safetensors file, written under
-a temporary name and renamed; the last two are kept, so that a damaged one costs a few steps and not the run.
+a temporary name and renamed; the last two are kept, so that a damaged one costs a few steps and not the run. It is
+written and read tensor by tensor: no second copy of anything stands in memory.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_compress.atomic import write_atomically
+from pyro_compress.atomic import written
+from pyro_compress.tensorfile import TensorFile, write_tensors
 from pyro_compress.world import ALONE, World
 
 KEPT = 2
@@ -35,17 +37,33 @@ class Snapshot:
 
     Attributes:
         phase: `point` or `svi`.
-        tensors: by name.
+        tensors: by name; of a checkpoint on disk, each is read when it is asked for.
         numbers: whatever is no tensor, as JSON takes it.
     """
 
     phase: str
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     numbers: dict[str, Any]
 
-    def part(self, prefix: str) -> dict[str, Tensor]:
+    def part(self, prefix: str) -> Mapping[str, Tensor]:
         """Tensors whose name starts with `prefix/`, without it."""
-        return {n.removeprefix(f"{prefix}/"): t for n, t in self.tensors.items() if n.startswith(f"{prefix}/")}
+        return _Part(self.tensors, f"{prefix}/")
+
+
+class _Part(Mapping[str, Tensor]):
+    """Those of a mapping's tensors whose names start alike, looked up there when they are asked for."""
+
+    def __init__(self, whole: Mapping[str, Tensor], start: str):
+        self.whole, self.start = whole, start
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.whole[self.start + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self.start) for name in self.whole if name.startswith(self.start))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -112,29 +130,29 @@ class Keeper:
 
     def latest(self) -> Snapshot | None:
         """The newest checkpoint that can be read; of several processes the first one reads it to the others."""
-        data = self.world.bytes_of_first(self._newest() if self.folder and self.world.first else b"")
+        found = self._newest() if self.folder and self.world.first else None
+        if self.world.size == 1:
+            return found[1] if found else None
+        data = self.world.bytes_of_first(found[0].read_bytes() if found else b"")
         return decoded(data) if data else None
 
-    def _newest(self) -> bytes:
+    def _newest(self) -> tuple[Path, Snapshot] | None:
         assert self.folder
         for path in sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True):
             try:
-                read(path)
-                return path.read_bytes()
+                return path, read(path)
             except ValueError:
                 continue
-        return b""
+        return None
 
 
 def write(snapshot: Snapshot, folder: Path) -> None:
     """Write a checkpoint and drop all but the last `KEPT`."""
-    from safetensors.torch import save
-
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in snapshot.tensors.items()}
     document = json.dumps({"phase": snapshot.phase, "numbers": snapshot.numbers})
     before = sorted(folder.glob("checkpoint-*.safetensors"))
     number = int(before[-1].stem.split("-")[1]) + 1 if before else 1
-    write_atomically(folder / f"checkpoint-{number:06d}.safetensors", save(tensors, {"pyro_compress": document}))
+    with written(folder / f"checkpoint-{number:06d}.safetensors") as file:
+        write_tensors(file, snapshot.tensors, document)
     for path in before[: len(before) + 1 - KEPT]:
         path.unlink()
 
@@ -146,26 +164,23 @@ def read(path: Path) -> Snapshot:
         ValueError: it is damaged or foreign.
     """
     try:
-        return decoded(path.read_bytes())
+        return decoded(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no checkpoint of this program: {error}") from error
 
 
-def decoded(data: bytes) -> Snapshot:
-    """The checkpoint that a file's bytes hold.
+def decoded(source: Path | bytes) -> Snapshot:
+    """The checkpoint that a file, or its bytes, holds.
 
     Raises:
         ValueError: none.
+        OSError: it cannot be read.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     try:
-        tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        document = json.loads(header["__metadata__"]["pyro_compress"])
+        tensors = TensorFile(source)
+        document = json.loads(tensors.metadata)
         return Snapshot(document["phase"], tensors, document["numbers"])
-    except (SafetensorError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
