@@ -5,7 +5,6 @@ A fit has one stage, unless dead units leave it (`pyro_compress.bayes.dead_units
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 from torch import Tensor, nn
