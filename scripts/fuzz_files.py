@@ -16,9 +16,10 @@ from pathlib import Path
 
 from pyro_compress.cli.options import run_script
 from pyro_compress.pcn import file
+from pyro_compress.pcn.gate import Limits
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
-MAX_ELEMENTS = 1 << 16
+LIMITS = Limits(1 << 16, 1 << 24)
 SECONDS = 5.0
 """More than this for one small input counts as a failure."""
 
@@ -55,7 +56,7 @@ def attempt(data: bytes) -> str:
     """What became of an input: `decoded`, `refused`, or what was wrong."""
     started = time.perf_counter()
     try:
-        file.loads(data, MAX_ELEMENTS)
+        file.loads(data, LIMITS)
         outcome = "decoded"
     except ValueError as error:
         outcome = "refused" if str(error) else "an error without a message"

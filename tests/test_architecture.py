@@ -91,11 +91,16 @@ FLOORS = [
     {"__main__"},
 ]
 SIDEWAYS = {
+    ("pcn/schema", "pcn/names"),
+    ("pcn/schema", "pcn/shapes"),
+    *[("pcn/meta", f"pcn/{room}") for room in ("names", "schema")],
+    *[("pcn/gate", f"pcn/{room}") for room in ("names", "schema")],
     ("pcn/header", "pcn/codec"),
+    ("pcn/header", "pcn/gate"),
     ("pcn/header", "pcn/templates"),
     *[("pcn/sections", f"pcn/{room}") for room in ("codec", "context", "layout")],
-    *[("pcn/file", f"pcn/{room}") for room in ("codec", "header", "layout", "sections")],
-    *[("pcn/runner", f"pcn/{room}") for room in ("file", "operations")],
+    *[("pcn/file", f"pcn/{room}") for room in ("codec", "gate", "header", "layout", "meta", "sections")],
+    *[("pcn/runner", f"pcn/{room}") for room in ("file", "gate", "operations")],
     ("networks/graph", "networks/aten"),
     ("bayes/kl", "bayes/distributions"),
     ("bayes/priors", "bayes/distributions"),

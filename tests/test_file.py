@@ -18,7 +18,7 @@ from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.networks.graph import Network, capture, graph_of
 from pyro_compress.networks.nets import build_net
-from pyro_compress.pcn import codec, file, header
+from pyro_compress.pcn import codec, file, gate, header
 from pyro_compress.types import Compressed, Graph, Node, Quantized
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -171,7 +171,7 @@ def test_forged_files_decode_or_are_refused(draw: st.DataObject) -> None:
     for _ in range(draw.draw(st.integers(1, 4))):
         data[draw.draw(st.integers(5, len(data) - 1))] = draw.draw(st.integers(0, 255))
     try:
-        network = file.loads(sealed(bytes(data)), max_elements=1000)
+        network = file.loads(sealed(bytes(data)), gate.Limits(1000, 100_000))
     except ValueError:
         return
     assert isinstance(network, Compressed)
@@ -196,7 +196,7 @@ def spelled(nodes: bytes, tensors: bytes = b"[[1]]") -> bytes:
     return forged(b'{"graph":{"input":[3],"nodes":' + nodes + b'},"tensors":' + tensors + b',"meta":{}}', version=4)
 
 
-ONE = b'{"graph":{"input":[3],"nodes":[]},"tensors":[["w",[1],1]],"meta":{}}'
+ONE = b'{"graph":{"input":[1],"nodes":[["linear",[0],{"weight":"w"},{}]]},"tensors":[["w",[1,1],1]],"meta":{}}'
 
 
 @pytest.mark.parametrize(
@@ -226,17 +226,17 @@ ONE = b'{"graph":{"input":[3],"nodes":[]},"tensors":[["w",[1],1]],"meta":{}}'
         (forged(b"[]"), "not understood"),
         (forged(b"{" * 100_000), "not understood"),
         (forged(b" " * (9 << 20)), "more than 8388608"),
-        (forged(b'{"graph":{"input":[3],"nodes":[]},"tensors":[["w",[99999,99999],1]],"meta":{}}'), "values declared"),
-        (forged(b'{"graph":{"input":[3],"nodes":[]},"tensors":[["w",[-1],1]],"meta":{}}'), "impossible shape"),
+        (forged(ONE.replace(b"[1,1],1", b"[99999,99999],1")), "values declared"),
+        (forged(ONE.replace(b"[1,1],1", b"[-1],1")), "impossible shape"),
         (forged(b'{"graph":{"input":[3],"nodes":[["relu",[7],{},{}]]},"tensors":[],"meta":{}}'), "comes later"),
         (forged(b'{"graph":{"input":[3],"nodes":[["linear",[0],{"weight":"w"},{}]]},"tensors":[],"meta":{}}'), "uses"),
-        (forged(b'{"graph":{"input":[3],"nodes":[]},"tensors":[],"meta":{}}', b"x"), "left over"),
+        (forged(ONE, b"\xff\x04" + bytes(4) + b"x"), "left over"),
         (forged(ONE, b"\xff\x04\x00\x00\xc0\x7f"), "finite"),
         (forged(ONE, b"\xf0\x00\x00\xc0\x7f\x00"), "step"),
         (forged(ONE, b"\xf1\x00\x00\x00\x80"), "step"),
         (forged(ONE, b"\xc8\x50\x00"), "truncated"),
         (forged(ONE, b"\x05\x00\x00\xc0\x7f\x00", 1), "step"),
-        (forged(ONE.replace(b"],1]", b"],0]"), b"\x04\x00\x00\xc0\x7f", 1), "finite"),
+        (forged(ONE.replace(b"1],1]", b"1],0]"), b"\x04\x00\x00\xc0\x7f", 1), "finite"),
         (forged(ONE, b"\x50\x00", 1), "truncated"),
     ],
 )
@@ -258,4 +258,4 @@ def test_written_atomically(tmp_path: Path) -> None:
 def test_too_many_values_need_leave() -> None:
     data, _ = file.dumps(tiny())
     with pytest.raises(ValueError, match="8 values declared, more than the 7 allowed"):
-        file.loads(data, max_elements=7)
+        file.loads(data, gate.Limits(7, 1000))

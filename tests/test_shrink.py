@@ -13,9 +13,9 @@ from pyro_compress.compression.shrink import shrink
 from pyro_compress.deploy.onnx_operations import OPERATIONS
 from pyro_compress.networks import vision
 from pyro_compress.networks.attention import split_attention
-from pyro_compress.networks.graph import _RUN, WEIGHTED, Network, capture, run_node, widths
+from pyro_compress.networks.graph import _RUN, WEIGHTED, Network, capture, run_graph, run_node, widths
 from pyro_compress.networks.nets import NETS, build_net
-from pyro_compress.pcn import file, runner
+from pyro_compress.pcn import file, gate, runner
 from pyro_compress.types import Compressed, Node
 
 
@@ -304,6 +304,16 @@ def test_every_operation_is_everywhere() -> None:
 def test_capture_computes_the_same(name: str) -> None:
     net, x, graph, _ = prepared(name, 0, 0)
     assert torch.allclose(Network(graph, net.state_dict())(x), net.eval()(x), atol=1e-6)
+    made = {0: tuple(x.shape[1:])}
+
+    def look(node: Node, inputs: list[Tensor]) -> None:
+        made.update(zip(node.inputs, (tuple(one.shape[1:]) for one in inputs), strict=True))
+
+    run_graph(graph, net.state_dict(), x, look)
+    plan = gate.check(graph, {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()})
+    assert {index: plan.shapes[index] for index in made} == made
+    assert plan.output == (3,)
+    assert plan.peak >= max(math.prod(shape) for shape in made.values())
 
 
 @pytest.mark.parametrize(

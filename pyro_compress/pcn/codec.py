@@ -160,13 +160,13 @@ def _read_geometric(reader: Reader) -> tuple[int, np.ndarray]:
 
 def _geometric(zero: int, ratio: int, bound: int) -> np.ndarray:
     """Counts of -bound..bound, by integer arithmetic; every count is at least 1."""
-    side, weight = [], _SCALE
-    for _ in range(bound):
-        side.append(max(weight, 1))
-        weight = weight * ratio >> 8
-    total = 2 * sum(side)
-    middle = max(total * zero // (256 - zero), 1)
-    return np.array([*reversed(side), middle, *side], np.int64)
+    side, weight = np.ones(bound, np.int64), _SCALE
+    for place in range(bound):
+        side[place], weight = weight, weight * ratio >> 8
+        if not weight:  # all others are 1
+            break
+    middle = max(2 * int(side.sum()) * zero // (256 - zero), 1)
+    return np.concatenate([side[::-1], [middle], side])
 
 
 def _fit_geometric(low: int, histogram: np.ndarray) -> tuple[int, int, int]:

@@ -3,32 +3,34 @@
 Layout (little-endian; `docs/format.md` has the details):
 
     4 bytes   magic 93 50 43 4E
-    1 byte    version, 3
+    1 byte    version, 4; 3 where the header names a template
     ...       header: the network by a template's number and widths, or spelled out, and the metadata
     ...       one descriptor per tensor, the sections of those that stand alone, the stream of those coded in context
     4 bytes   CRC-32 of everything before
 
 Version 2, whose header is packed with other dictionaries, and version 1, which had a longer header and one section per
 tensor, are still read.
+
+What a header says passes the gate (`gate.check`, `meta.check_meta`) before a tensor is decoded.
 """
 
 from __future__ import annotations
 
-import math
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pyro_compress.pcn import codec, header, sections
+from pyro_compress.pcn.gate import DEFAULT, Limits, check
 from pyro_compress.pcn.layout import layouts
-from pyro_compress.types import Compressed, Quantized
+from pyro_compress.pcn.meta import check_meta
+from pyro_compress.types import Compressed, Graph, Quantized
 
 MAGIC = b"\x93PCN"
 VERSION = header.NEWEST
-MAX_ELEMENTS = 1 << 28
-"""Values that a file may hold unless the reader allows more: a gibibyte of float32."""
 
 
 def dumps(network: Compressed, in_context: bool = True) -> tuple[bytes, dict[str, int]]:
@@ -44,17 +46,17 @@ def dumps(network: Compressed, in_context: bool = True) -> tuple[bytes, dict[str
     tensors = network.tensors
     shapes = {name: (t.codes if isinstance(t, Quantized) else t).shape for name, t in tensors.items()}
     version, head = header.write(network.graph, shapes, network.meta)
-    body, parts = sections.write(tensors, layouts(network.graph, shapes), in_context)
+    body, parts = sections.write(tensors, layouts(network.graph, shapes, version), in_context)
     data = MAGIC + bytes([version]) + head + body
     return data + struct.pack("<I", zlib.crc32(data)), {"frame": len(MAGIC) + 1 + 4, "header": len(head)} | parts
 
 
-def read(path: Path, max_elements: int = MAX_ELEMENTS) -> Compressed:
+def read(path: Path, limits: Limits = DEFAULT) -> Compressed:
     """Read a file, checking everything before it is used.
 
     Args:
         path: the file.
-        max_elements: refuse files that declare more values than this.
+        limits: what it may ask for (`gate.limited`).
 
     Raises:
         ValueError: not such a file, a damaged one, or one that is too large.
@@ -62,12 +64,12 @@ def read(path: Path, max_elements: int = MAX_ELEMENTS) -> Compressed:
     """
     data = path.read_bytes()
     try:
-        return loads(data, max_elements)
+        return loads(data, limits)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def loads(data: bytes, max_elements: int = MAX_ELEMENTS) -> Compressed:
+def loads(data: bytes, limits: Limits = DEFAULT) -> Compressed:
     """Decode the bytes of a file; see `read`."""
     if data[:4] != MAGIC:
         raise ValueError("not a .pcn file (its first four bytes are others)")
@@ -78,25 +80,21 @@ def loads(data: bytes, max_elements: int = MAX_ELEMENTS) -> Compressed:
     if zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
         raise ValueError("damaged: the checksum does not fit")
     reader = codec.Reader(data[5:-4])
-    network = _loads_first(reader, max_elements) if data[4] == 1 else _loads(reader, data[4], max_elements)
-    used = {name for node in network.graph.nodes for name in node.parameters.values()}
-    if missing := used - set(network.tensors):
-        raise ValueError(f"the graph uses tensors that the file does not hold: {', '.join(sorted(missing))}")
-    return network
+    return _loads_first(reader, limits) if data[4] == 1 else _loads(reader, data[4], limits)
 
 
-def _loads(reader: codec.Reader, version: int, max_elements: int) -> Compressed:
+def _loads(reader: codec.Reader, version: int, limits: Limits) -> Compressed:
     graph, shapes, meta = header.read(reader, version)
-    _check_total(shapes, max_elements)
-    return Compressed(graph, sections.read(reader, shapes, layouts(graph, shapes)), meta)
+    meta = _checked(graph, shapes, meta, limits)
+    return Compressed(graph, sections.read(reader, shapes, layouts(graph, shapes, version)), meta)
 
 
-def _loads_first(reader: codec.Reader, max_elements: int) -> Compressed:
+def _loads_first(reader: codec.Reader, limits: Limits) -> Compressed:
     (length,) = struct.unpack("<I", reader.take(4))
     if length > header.MAX_HEADER:
         raise ValueError(f"a header of {length} bytes, more than the {header.MAX_HEADER} allowed")
     graph, declared, meta = header.parse(header.inflate(reader.take(length)), 1)
-    _check_total({name: shape for name, shape, _ in declared}, max_elements)
+    meta = _checked(graph, {name: shape for name, shape, _ in declared}, meta, limits)
     tensors: dict[str, Quantized | np.ndarray] = {}
     for name, shape, quantized in declared:
         content = codec.Reader(reader.take(reader.varint()))
@@ -110,9 +108,10 @@ def _loads_first(reader: codec.Reader, max_elements: int) -> Compressed:
     return Compressed(graph, tensors, meta)
 
 
-def _check_total(shapes: dict[str, tuple[int, ...]], max_elements: int) -> None:
-    if (total := sum(math.prod(shape) for shape in shapes.values())) > max_elements:
-        raise ValueError(f"{total} values declared, more than the {max_elements} allowed")
+def _checked(graph: Graph, shapes: dict[str, tuple[int, ...]], meta: Any, limits: Limits) -> dict[str, Any]:
+    """The metadata, if they and the network pass the gate."""
+    plan = check(graph, shapes, limits)
+    return check_meta(meta, graph.input_shape, plan.output)
 
 
 def dense(tensor: Quantized | np.ndarray) -> np.ndarray:

@@ -12,12 +12,14 @@ import zlib
 from typing import Any
 
 from pyro_compress.pcn.codec import Reader, varint
+from pyro_compress.pcn.gate import built, shape_of
 from pyro_compress.pcn.templates import TEMPLATES, matching
-from pyro_compress.types import Graph, Node
+from pyro_compress.types import Graph
 
 MAX_HEADER = 1 << 20
 MAX_HEADER_JSON = 8 << 20
-MAX_SIZE = 1 << 31
+MAX_BRACKETS = 1 << 18
+"""Lists and objects of a header: each takes as long to read as many bytes of anything else."""
 
 Shapes = dict[str, tuple[int, ...]]
 Declared = list[tuple[str, tuple[int, ...], bool]]
@@ -159,11 +161,7 @@ def read(reader: Reader, version: int) -> tuple[Graph, Shapes, dict[str, Any]]:
         raise ValueError(f"unknown template {number}")
     input_shape, widths = _sizes(reader), _sizes(reader)
     graph, shapes = TEMPLATES[number](input_shape, widths)
-    try:
-        meta = dict(json.loads(inflate(_take_sized(reader), beside_template)))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"the header is not understood: {error}") from error
-    return graph, shapes, meta
+    return graph, shapes, _values(inflate(_take_sized(reader), beside_template))
 
 
 def inflate(data: bytes, dictionary: bytes = DICTIONARY) -> bytes:
@@ -180,24 +178,37 @@ def inflate(data: bytes, dictionary: bytes = DICTIONARY) -> bytes:
 
 def parse(text: bytes, version: int) -> tuple[Graph, Declared, dict[str, Any]]:
     """A graph that is spelled out, with declared tensors and metadata, from JSON."""
+    header = _values(text)
     try:
-        header = json.loads(text)
         if version >= 4:
             header = lengthened(header)
-        nodes = [Node("input")]
-        for op, inputs, parameters, attributes in header["graph"]["nodes"]:
-            if not all(0 <= int(i) < len(nodes) for i in inputs):
-                raise ValueError("a node reads one that comes later")
-            roles = {str(role): str(name) for role, name in parameters.items()}
-            nodes.append(Node(str(op), tuple(int(i) for i in inputs), roles, dict(attributes)))
-        graph = Graph(tuple(nodes), _shape(header["graph"]["input"]))
-        declared = [(str(name), _shape(shape), bool(quantized)) for name, shape, quantized in header["tensors"]]
-        meta = dict(header["meta"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"the header is not understood: {error}") from error
-    if len({name for name, _, _ in declared}) != len(declared):
+        graph = built(header["graph"]["nodes"], header["graph"]["input"])
+        declared = [(name, shape_of(shape), bool(quantized)) for name, shape, quantized in header["tensors"]]
+        names, meta = {name for name, _, _ in declared}, header["meta"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the header is not understood: {_told(error)}") from error
+    if len(names) != len(declared):
         raise ValueError("the header declares a tensor twice")
     return graph, declared, meta
+
+
+def _values(text: bytes) -> Any:
+    """JSON without numbers that are none."""
+    if text.count(b"[") + text.count(b"{") > MAX_BRACKETS:
+        raise ValueError(f"a header of more than {MAX_BRACKETS} lists and objects")
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the header is not understood: {_told(error)}") from error
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _told(error: Exception) -> str:
+    """What is wrong, without what others wrote: Python's own errors quote it."""
+    return str(error) if type(error) is ValueError else type(error).__name__
 
 
 def _json(value: Any) -> bytes:
@@ -227,11 +238,4 @@ def _sizes(reader: Reader) -> tuple[int, ...]:
     number = reader.varint()
     if number > 64:
         raise ValueError(f"{number} sizes, more than the 64 allowed")
-    return _shape([reader.varint() for _ in range(number)], 64)
-
-
-def _shape(values: Any, most: int = 8) -> tuple[int, ...]:
-    shape = tuple(values)
-    if not all(type(size) is int and 0 <= size < MAX_SIZE for size in shape) or len(shape) > most:
-        raise ValueError(f"impossible shape {shape}")
-    return shape
+    return shape_of([reader.varint() for _ in range(number)], 64)

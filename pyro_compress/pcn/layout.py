@@ -14,24 +14,35 @@ Layout = tuple[int, int, int, int]
 """(rows, planes, height, width)."""
 
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
-KEEPS_CHANNELS = (
-    "relu", "tanh", "sigmoid", "silu", "gelu", "leaky_relu", "elu", "softplus", "mish", "sin", "prelu", "max_pool",
-    "avg_pool", "batch_norm", "pad", "add",
+KEEPS_CHANNELS: dict[int, tuple[str, ...]] = dict.fromkeys(
+    (2, 3, 4),
+    (
+        "relu", "tanh", "sigmoid", "silu", "gelu", "leaky_relu", "elu", "softplus", "mish", "sin", "prelu", "max_pool",
+        "avg_pool", "batch_norm", "pad", "add",
+    ),
 )  # fmt: skip
+"""Version of the format -> operations that a look back passes by, to their first input.
+
+Part of the format: with another list a file decodes into other weights. An operation that is new is looked past by a
+new version only.
+"""
+NEWEST = max(KEEPS_CHANNELS)
 
 
-def layouts(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> dict[str, Layout]:
+def layouts(graph: Graph, shapes: dict[str, tuple[int, ...]], version: int = NEWEST) -> dict[str, Layout]:
     """Layout of every tensor that has values, by name; a vector is a column of rows with one value each.
 
     Args:
         graph: the network.
         shapes: shape of every tensor.
+        version: of the format.
     """
     found = {name: plain(shape) for name, shape in shapes.items()}
+    origins = _origins(graph, KEEPS_CHANNELS[version])
     for node in graph.nodes:
         name = node.parameters.get("weight", "")
         if node.op == "linear" and node.inputs and len(shapes.get(name, ())) == 2:
-            found[name] = _linear(graph, shapes, name, node.inputs[0])
+            found[name] = _linear(graph, shapes, name, origins, node.inputs[0])
     return {name: layout for name, layout in found.items() if math.prod(layout)}
 
 
@@ -42,13 +53,13 @@ def plain(shape: tuple[int, ...]) -> Layout:
     return rows, math.prod((columns, *kernel)) // max(height * width, 1), height, width
 
 
-def _linear(graph: Graph, shapes: dict[str, tuple[int, ...]], name: str, source: int) -> Layout:
+def _linear(graph: Graph, shapes: dict[str, tuple[int, ...]], name: str, origins: list[int], source: int) -> Layout:
     """Follow the input back to where it was flattened, and from there to what made its channels."""
     rows, columns = shapes[name]
-    source = _back(graph, source)
+    source = origins[source]
     if graph.nodes[source].op != "reshape" or not graph.nodes[source].inputs:
         return rows, columns, 1, 1
-    origin = _back(graph, graph.nodes[source].inputs[0])
+    origin = origins[graph.nodes[source].inputs[0]]
     node = graph.nodes[origin]
     if origin == 0 and len(graph.input_shape) == 3 and math.prod(graph.input_shape) == columns:
         return (rows, *graph.input_shape)
@@ -60,7 +71,9 @@ def _linear(graph: Graph, shapes: dict[str, tuple[int, ...]], name: str, source:
     return (rows, channels, side, side) if side * side == area else (rows, channels, 1, area)
 
 
-def _back(graph: Graph, index: int) -> int:
-    while graph.nodes[index].op in KEEPS_CHANNELS and graph.nodes[index].inputs:
-        index = graph.nodes[index].inputs[0]
-    return index
+def _origins(graph: Graph, passed: tuple[str, ...]) -> list[int]:
+    """Per node, where its channels come from: itself, or behind a chain of operations that are passed by."""
+    found = list[int]()
+    for index, node in enumerate(graph.nodes):
+        found.append(found[node.inputs[0]] if node.op in passed and node.inputs else index)
+    return found

@@ -55,9 +55,8 @@ def _pool(reduce: Callable[..., np.ndarray], fill: float) -> Callable[..., np.nd
 def _batch_norm(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
     shape = (-1, *[1] * (x.ndim - 2))
     y = (x - p["running_mean"].reshape(shape)) / np.sqrt(p["running_var"].reshape(shape) + a["eps"])
-    if "weight" in p:
-        y = y * p["weight"].reshape(shape) + p["bias"].reshape(shape)
-    return y
+    y = y * p["weight"].reshape(shape) if "weight" in p else y
+    return y + p["bias"].reshape(shape) if "bias" in p else y
 
 
 def _gelu(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:

@@ -1,0 +1,172 @@
+"""The one gate for networks that come from outside: names, then a schema, then shapes, before anything is allocated.
+
+`check` judges a graph by the shapes of its tensors alone. It takes time in proportion to the graph, allocates nothing,
+and whatever it refuses is one `ValueError` of one line. Behind it torch, numpy and every export find what they expect.
+The reader of `.pcn` files calls it; whoever reads a network from elsewhere (a run folder, a safetensors export) does:
+
+    graph = gate.built(nodes, input_shape)       # [[operation, inputs, {role: tensor}, {attribute: value}], ...]
+    plan = gate.check(graph, {name: shape}, limits=gate.limited(mib))
+
+`plan.output` is the shape of one output, `plan.peak` what running one example holds. `pcn.meta.check_meta` does the
+same for metadata; `names.check_names` judges names alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyro_compress.pcn.names import check_names, shortened
+from pyro_compress.pcn.schema import MAX_RANK, MAX_SIZE, OPERATIONS, check_node
+from pyro_compress.types import Graph, Node
+
+MAX_NODES = 1 << 13
+"""Operations of a network."""
+MAX_MEMORY_MIB = 4096
+"""Memory that a file may ask for unless the caller allows more: what `--max-memory` is by default."""
+BYTES_PER_VALUE = 16
+"""A value is held as the file has it, as float32, and as torch's copy of that, some of them twice for a moment."""
+WORK_PER_BYTE = 1 << 4
+"""Multiply-adds per example that go with a byte of allowed memory: 7 · 10^10 by default, a fourfold VGG-16."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a network may ask for.
+
+    Attributes:
+        values: of its tensors, and of what one example needs while it runs, together.
+        work: multiply-adds per example.
+    """
+
+    values: int
+    work: int
+
+
+def limited(mib: float = MAX_MEMORY_MIB) -> Limits:
+    """Limits that keep reading and running a network within so much memory."""
+    size = int(mib * (1 << 20))
+    return Limits(size // BYTES_PER_VALUE, size * WORK_PER_BYTE)
+
+
+DEFAULT = limited()
+UNLIMITED = Limits(1 << 62, 1 << 62)
+"""For networks that this program has made itself."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a network before it runs.
+
+    Attributes:
+        shapes: of one example's value behind every node.
+        peak: values that running one example holds at a time.
+        work: multiply-adds per example.
+        values: of all tensors.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    peak: int
+    work: int
+    values: int
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """Shape of one example's output."""
+        return self.shapes[-1]
+
+
+def built(nodes: Iterable[Any], input_shape: Any) -> Graph:
+    """A graph from JSON values, `[operation, inputs, {role: tensor}, {attribute: value}]` per node behind the input.
+
+    Raises:
+        ValueError: a value of another type, or a node that reads a later one.
+    """
+    found = [Node("input")]
+    for told in nodes:
+        op, inputs, parameters, attributes = told
+        if not isinstance(op, str) or not isinstance(attributes, dict) or not isinstance(parameters, dict):
+            raise ValueError(f"node {len(found)} is not an operation, its inputs, tensors and attributes")
+        if not isinstance(inputs, list) or not all(type(i) is int and 0 <= i < len(found) for i in inputs):
+            raise ValueError(f"a node reads one that comes later, or none: node {len(found)} ({shortened(op)})")
+        if not all(isinstance(name, str) for name in parameters.values()):
+            raise ValueError(f"a tensor of node {len(found)} ({shortened(op)}) has a name that is no text")
+        if len(found) > MAX_NODES:
+            raise ValueError(f"more than the {MAX_NODES} operations that a network may have")
+        found.append(Node(op, tuple(inputs), parameters, attributes))
+    return Graph(tuple(found), shape_of(input_shape))
+
+
+def shape_of(values: Any, most: int = MAX_RANK + 1) -> tuple[int, ...]:
+    """A shape from a list of JSON values.
+
+    Raises:
+        ValueError: something else.
+    """
+    whole = isinstance(values, list | tuple) and len(values) <= most
+    if not whole or not all(type(size) is int and 0 <= size < MAX_SIZE for size in values):
+        raise ValueError(f"impossible shape {str(values)[:60] if whole else shortened(values)}")
+    return tuple(values)
+
+
+def check(graph: Graph, tensors: Mapping[str, tuple[int, ...]], limits: Limits = DEFAULT) -> Plan:
+    """Judge a network by its graph and the shapes of its tensors.
+
+    Args:
+        graph: the operations; node 0 is the input.
+        tensors: shape of every tensor, also of those that no node names.
+        limits: what it may ask for.
+
+    Returns:
+        What is known of it before it runs.
+
+    Raises:
+        ValueError: a name that is none, an operation that is unknown or not as its row in `schema.OPERATIONS` says,
+            shapes that do not fit, or more than the limits.
+    """
+    check_names(tensors)
+    values = sum(map(math.prod, tensors.values()))
+    _within(values, limits.values, "values declared")
+    if all(node.op not in WEIGHTED for node in graph.nodes):
+        raise ValueError(f"the network has no layer with weights ({', '.join(WEIGHTED)})")
+    _positive("the input", graph.input_shape)
+    shapes, work, peak = [graph.input_shape], 0, math.prod(graph.input_shape)
+    held, finished = peak, graph.finished
+    for index, node in enumerate(graph.nodes[1:], 1):
+        try:
+            shape, cost, scratch = _made(node, [shapes[i] for i in node.inputs], tensors)
+            _positive("its output", shape)
+            work, held = work + cost, held + math.prod(shape)
+            _within(values + held + scratch, limits.values, "values held at a time")
+            _within(work, limits.work, "multiply-adds per example")
+        except ValueError as error:
+            raise ValueError(f"node {index} ({node.op if node.op in OPERATIONS else 'unknown'}): {error}") from None
+        peak = max(peak, held + scratch)
+        held -= sum(math.prod(shapes[i]) for i in finished[index])
+        shapes.append(shape)
+    return Plan(tuple(shapes), peak, work, values)
+
+
+WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
+
+
+def _made(node: Node, inputs: list[tuple[int, ...]], tensors: Mapping[str, tuple[int, ...]]) -> Any:
+    row = check_node(node)
+    if missing := [name for name in node.parameters.values() if name not in tensors]:
+        raise ValueError(f"the graph uses tensors that the file does not hold: {shortened(missing[0])}")
+    parameters = {role: tensors[name] for role, name in node.parameters.items()}
+    for role, shape in parameters.items():
+        _positive(f"its {role}", shape)
+    return row.shape(inputs, parameters, node.attributes)
+
+
+def _positive(what: str, shape: tuple[int, ...]) -> None:
+    if len(shape) > MAX_RANK + 1 or 0 in shape:
+        raise ValueError(f"{what} has the impossible shape {shape}")
+
+
+def _within(found: int, most: int, what: str) -> None:
+    if found > most:
+        raise ValueError(f"{found} {what}, more than the {most} allowed; allow more with --max-memory (max_memory=)")

@@ -1,0 +1,104 @@
+"""The gate for networks from outside: what passes runs, what does not is refused in one line before it takes room."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pyro_compress.networks.graph import _RUN, run_node
+from pyro_compress.pcn import names, schema
+from pyro_compress.pcn.operations import RUN
+from pyro_compress.types import Node
+
+
+def test_every_operation_has_a_row() -> None:
+    assert set(schema.OPERATIONS) == set(RUN) == set(_RUN)
+
+
+def test_names_of_torch_are_those_of_torch() -> None:
+    assert {name for name in dir(nn.Module()) if not name.startswith("__")} <= names.OF_MODULES
+
+
+class Chance(random.Random):
+    """Random nodes: rows of the schema, filled with what may fit and may not."""
+
+    def shape(self, rank: int | None = None) -> tuple[int, ...]:
+        return tuple(self.randint(1, 5) for _ in range(self.randint(0, 4) if rank is None else rank))
+
+    def sizes(self, rank: int, least: int = 1, most: int = 3) -> list[int]:
+        return [self.randint(least, most) for _ in range(rank)]
+
+    def value(self, kind: schema.Kind, rank: int) -> Any:
+        some = max(rank + self.choice((-1, -1, -1, 0)), 1)
+        return {
+            schema.NUMBER: lambda: self.choice((-1.5, 0, 0.5, 2)),
+            schema.EPSILON: lambda: self.choice((1e-5, 0.1)),
+            schema.NUMBER_OR_NONE: lambda: self.choice((None, 0.5)),
+            schema.BOOL: lambda: self.random() < 0.5,
+            schema.INDEX: lambda: self.randint(0, 3),
+            schema.COUNT: lambda: self.randint(1, 4),
+            schema.AXES: lambda: self.sample(range(1, rank + 2), self.randint(1, rank + 1)),
+            schema.SIZES: lambda: self.sizes(some),
+            schema.SHAPE: lambda: self.sizes(self.randint(0, 3)),
+            schema.BORDERS: lambda: self.sizes(some, 0, 2),
+            schema.BORDER: lambda: self.sizes(2 * self.randint(1, rank + 1), 0, 2),
+            schema.PADDING: lambda: [self.sizes(some, 0, 2), self.sizes(some, 0, 2)],
+            schema.MODE: lambda: self.choice(("constant", "reflect", "replicate", "circular")),
+        }[kind]()
+
+    def tensor(self, op: str, x: tuple[int, ...], a: dict[str, Any]) -> tuple[int, ...]:
+        if op.startswith("conv"):
+            rank = int(op[4])
+            groups = a.get("groups", 1)
+            return (groups * self.randint(1, 2), max((*x, 1)[0] // groups, 1), *self.sizes(rank))
+        if op == "linear":
+            return (self.randint(1, 4), (*x, 1)[-1] if len(x) else 1)
+        if op == "constant":
+            return self.choice((tuple(a["shape"]), (1, *a["shape"]), (4,)))
+        return ((*x, 1)[0 if len(x) < 2 else self.choice((0, 0, -2))],)
+
+    def node(self, op: str) -> tuple[Node, list[tuple[int, ...]], dict[str, tuple[int, ...]]]:
+        row = schema.OPERATIONS[op]
+        rank = int(op[4]) + 1 if op.startswith("conv") and self.random() < 0.9 else None
+        first = self.shape(rank)
+        number = self.randint(row.inputs[0], min(row.inputs[1], 3))
+        inputs = [first, *(self.choice((first, first, self.shape(len(first)))) for _ in range(number - 1))]
+        if op == "matmul" and len(first) > 1 and self.random() < 0.8:
+            inputs[1] = (*inputs[1][:-2], first[-1], self.randint(1, 3))
+        kinds = dict(row.attributes) | {k: v for k, v in row.options.items() if self.random() < 0.5}
+        attributes = {name: self.value(kind, len(first)) for name, kind in kinds.items()}
+        if op == "reshape" and self.random() < 0.7:
+            attributes["shape"] = self.choice(([int(np.prod(first))], list(reversed(first))))
+        if op == "permute" and self.random() < 0.8:
+            attributes["axes"] = self.sample(range(1, len(first) + 1), len(first)) or [1]
+        roles = [*row.roles, *(role for role in row.may if self.random() < 0.5)]
+        tensors = {role: self.tensor(op, first, attributes) for role in roles}
+        if op.startswith(("conv", "linear")):
+            tensors |= {"bias": tensors["weight"][:1]} if "bias" in tensors else {}
+        node = Node(op, tuple(range(number)), {role: role for role in roles}, attributes)
+        return node, inputs, tensors
+
+
+@pytest.mark.parametrize("op", schema.OPERATIONS)
+def test_what_passes_runs_in_torch_and_numpy(op: str) -> None:
+    """300 random nodes of every operation: where the rule of shapes agrees, both run and give that shape."""
+    chance, passed = Chance(op), 0
+    for _ in range(300):
+        node, inputs, tensors = chance.node(op)
+        try:
+            row = schema.check_node(node)
+            made = row.shape(inputs, tensors, node.attributes)
+        except ValueError:
+            continue
+        passed += 1
+        x = [torch.rand(2, *shape) for shape in inputs]
+        p = {role: torch.rand(shape) for role, shape in tensors.items()}
+        with torch.no_grad():
+            wanted = run_node(node, x, p)
+        got = RUN[op](*(one.numpy() for one in x), {k: v.numpy() for k, v in p.items()}, node.attributes)
+        assert tuple(wanted.shape[1:]) == got.shape[1:] == made.shape, node
+        assert np.allclose(got, wanted.numpy(), 1e-4, 1e-4, equal_nan=True), node
+    assert passed >= 20
