@@ -15,6 +15,9 @@ MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in R
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
     {"types", "settings", "scores", "machine", "inspection/page", "world", "locks", "atomic", "tensorfile"},
+    {"placing"},
+    {"kinds"},
+    {"places"},
     {
         "inspection/arviz_compat",
         "data/augment",

@@ -11,12 +11,14 @@ from typing import IO
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.data.splits import load_splits
+from pyro_compress.placing import LOCK, unfinished
 from pyro_compress.runs.config import resolve
-from pyro_compress.runs.folder import LOCK, new_folder, unfinished, unfinished_config
+from pyro_compress.runs.folder import new_folder, unfinished_config
 from pyro_compress.runs.run import Keeping, fit_run, initial_net
 from pyro_compress.runs.waist import posterior_bytes
 from pyro_compress.settings import FitConfig
@@ -195,17 +197,24 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert Keeper(unfinished(tmp_path / "run")).latest() is None
 
 
+def as_run(folder: Path) -> None:
+    """The least that a folder is a run by."""
+    (folder / "config.toml").write_text('[fit]\nprior = "none"\n')
+    (folder / "posterior.safetensors").write_bytes(save({"a": torch.zeros(1)}))
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_two_fits_do_not_write_one_folder(force: bool, tmp_path: Path) -> None:
     """The second is refused and leaves the first one's folder as it is; once that is complete the way is free."""
     out = tmp_path / "run"
     with new_folder(out, force=False) as folder:
         (folder / "history.jsonl").write_text("one")
-        (folder / "checkpoint-1").write_text("")
+        (folder / "checkpoint-000001.safetensors").write_text("")
         with pytest.raises(ValueError, match="another fit is writing"), new_folder(out, force):
             raise AssertionError
         assert (folder / "history.jsonl").read_text() == "one"
     assert sorted(path.name for path in out.iterdir()) == ["history.jsonl"]
+    as_run(out)
     with new_folder(out, force=True) as folder:
         assert [path.name for path in folder.iterdir()] == [LOCK]
         (folder / "history.jsonl").write_text("two")

@@ -256,7 +256,7 @@ def test_sparse_layers_only_where_they_pay(tmp_path: Path) -> None:
         (["-o", "nowhere/m.onnx"], "nowhere is no folder"),
         (["-o", "m.onnx", "--data", "none.npz"], "no such file"),
         (["-o", "there"], "there exists"),
-        (["-o", "there", "--force"], "there is a folder that is no export"),
+        (["-o", "there", "--force"], "there is a folder that is no export of this program"),
         ([], "Missing option"),
     ],
 )

@@ -48,12 +48,15 @@ def compare(
     with one_line_errors():
         from dataclasses import asdict, replace
 
+        from pyro_compress.kinds import is_study
+        from pyro_compress.places import check_results
         from pyro_compress.studies import compare as comparison
         from pyro_compress.studies import plan as studies
         from pyro_compress.studies import tables
 
         read = studies.read_study(study)
         out = out or Path("studies") / read.name
+        check_results(out, is_study, study, "compare")
         read = replace(read, seeds=seeds or read.seeds)
         planned = studies.plan(read, data_dir, device, threads)
         wanted = [one for one in planned if not table or comparison.cached_rows(one, out)]

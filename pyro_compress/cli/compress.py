@@ -16,6 +16,7 @@ import click
 from pyro_compress.cli.console import epoch_printer, report_text, trial_printer, tune_printer
 from pyro_compress.cli.options import (
     Command,
+    RunPath,
     Widths,
     data_options,
     device_options,
@@ -78,7 +79,7 @@ HEADINGS = {
 
 
 @click.command(cls=Command, headings=HEADINGS, short_help="Prune, round and shrink into a .pcn file.")
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
+@click.argument("run", type=RunPath(file_okay=False), required=False)
 @network_options
 @click.option(
     "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), callback=load_config, is_eager=True,
@@ -137,7 +138,7 @@ HEADINGS = {
     help="Price of a bit in fine-tuning; 1 is the description length. Default: searched for on validation.",
 )  # fmt: skip
 @click.option(
-    "--teacher", type=click.Path(path_type=Path, exists=True, file_okay=False), multiple=True, metavar="RUN",
+    "--teacher", type=RunPath(file_okay=False), multiple=True, metavar="RUN",
     help="Run whose network is distilled into this one while fine-tuning. Repeatable: their mean probabilities are.",
 )  # fmt: skip
 @click.option(
@@ -216,15 +217,18 @@ def compress(
     posterior is fitted around its weights first, and its own accuracy is what the report counts against.
     """
     with one_line_errors():
-        from pyro_compress.compression.curve import write_curve
+        from pyro_compress.compression.curve import check_curve, write_curve
         from pyro_compress.compression.pipeline import compress_run
         from pyro_compress.compression.target import Trial
         from pyro_compress.machine import prepare
+        from pyro_compress.places import check_file
 
         named = {name: options.pop(name) for name in NETWORK}
         out = out or (run / "network.pcn" if run else default_name(named["net"] or ""))
-        if out.exists() and not force:
-            raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
+        if run or named["net"]:
+            check_file(out, "pcn", force)
+        if curve:
+            check_curve(curve, out, force)
         trials, started = list[Trial](), time.perf_counter()
         source = _of_run(run, data_dir, named) if run else _of_weights(data_dir, named, options, as_json)
         device = prepare(options.pop("device"), options.pop("threads"))
@@ -233,7 +237,6 @@ def compress(
                 source.posterior, source.splits, out, replace(goal, reference=source.reference), how, device,
                 replace(watch, candidate=trials.append), reorder,
             )  # fmt: skip
-        drawn = write_curve(curve, trials) if curve else []
         seconds = {"posterior_seconds": source.seconds, "seconds": time.perf_counter() - started}
     told = report.as_dict() | {"file": str(out)} | ({} if run else seconds)
     click.echo(json.dumps(told) if as_json else report_text(report, out))
@@ -242,8 +245,14 @@ def compress(
         click.echo(
             f"before: the weights of {named['init']}; {minutes[0]:.1f} of {minutes[1]:.1f} minutes their posterior"
         )
-    if drawn and not as_json:
-        click.echo(f"{len(trials)} candidates: {', '.join(map(str, drawn))}")
+    if curve:
+        try:
+            drawn = write_curve(curve, trials)
+        except OSError as error:
+            click.echo(f"warning: {out} is written, but not its curve: {error}", err=True)
+            return
+        if not as_json:
+            click.echo(f"{len(trials)} candidates: {', '.join(map(str, drawn))}")
 
 
 def default_name(net: str) -> Path:

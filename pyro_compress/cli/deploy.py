@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import bench_text, export_text
-from pyro_compress.cli.options import Command, data_options, device_options, one_line_errors
+from pyro_compress.cli.options import Command, RunPath, data_options, device_options, one_line_errors
 
 
 @click.command(cls=Command, short_help="Write a .pcn file as ONNX, torch or numpy, verified.")
-@click.argument("source", metavar="FILE.pcn|RUN", type=click.Path(path_type=Path, exists=True))
+@click.argument("source", metavar="FILE.pcn|RUN", type=RunPath())
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True,
     help="model.onnx, model.pt2, model.safetensors, model.c, or a name without suffix: a folder of numpy arrays.",
@@ -58,7 +58,7 @@ def export(
     "pcn", metavar="FILE.pcn...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
 )
 @click.option(
-    "--dense", type=click.Path(path_type=Path, exists=True, file_okay=False), default=None,
+    "--dense", type=RunPath(file_okay=False), default=None,
     help="Run folder of the original network; default: the folder that FILE.pcn lies in, if it is one.",
 )  # fmt: skip
 @click.option("--batches", default="1,16,256", metavar="N,N,...", help="Batch sizes.")

@@ -308,7 +308,7 @@ def fit(
     """Train a network and write its posterior to a run folder."""
     with one_line_errors():
         from pyro_compress.runs.folder import unfinished_config
-        from pyro_compress.runs.run import Keeping, fit_run
+        from pyro_compress.runs.run import Keeping, ended_run, fit_run
         from pyro_compress.settings import FitConfig
         from pyro_compress.training.checkpoint import Interrupted
         from pyro_compress.world import joined
@@ -316,14 +316,16 @@ def fit(
         options["prior_options"] = dict(options["prior_options"])
         keeping = Keeping(checkpoint_epochs, checkpoint_minutes, resume is not None, snapshots, log or "")
         with joined(options["device"]) as world:
-            config = unfinished_config(resume, world) if resume else FitConfig(**options)
+            run = ended_run(resume, force, world) if resume else None
+            config = run.config if run else unfinished_config(resume, world) if resume else FitConfig(**options)
             where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
             try:
                 with epoch_printer() if world.first else nullcontext(lambda epoch: None) as on_epoch:
-                    run = fit_run(config, where, force, download, on_epoch, keeping, world)
+                    run = run or fit_run(config, where, force, download, on_epoch, keeping, world)
             except Interrupted:
                 if world.first:
-                    click.echo(f"stopped, state kept; go on with: pyro-compress fit --resume {where}", err=True)
+                    again = f"{where} --force" if force else f"{where}"
+                    click.echo(f"stopped, state kept; go on with: pyro-compress fit --resume {again}", err=True)
                 raise click.exceptions.Exit(130) from None
     if world.first:
         click.echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")

@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import inspection_text, restarts_text
-from pyro_compress.cli.options import Command, data_options, one_line_errors
+from pyro_compress.cli.options import Command, RunPath, data_options, one_line_errors
 
 
 @click.command("inspect", cls=Command, short_help="What a run's posterior learned, and how far to trust it.")
-@click.argument("runs", type=click.Path(path_type=Path, exists=True, file_okay=False), nargs=-1, required=True)
+@click.argument("runs", type=RunPath(file_okay=False), nargs=-1, required=True)
 @click.option("--restarts", is_flag=True, help="Compare two or more runs that differ in their seed only.")
 @click.option("--draws", type=click.IntRange(50), default=200, help="Networks drawn from the posterior, at least 50.")
 @click.option("--rows", type=click.IntRange(1), default=500, help="Training rows of the leave-one-out estimate.")
@@ -49,9 +49,10 @@ def _restarts(runs: tuple[Path, ...], as_json: bool, data_dir: str, draws: int, 
 def _inspect(run: Path, as_json: bool, netcdf: Path | None, force: bool, draws: int, rows: int, **options: Any) -> str:
     from pyro_compress.bayes.diagnostics import Size
     from pyro_compress.inspection.summary import inspect_run, save_netcdf
+    from pyro_compress.places import check_file
 
-    if netcdf is not None and netcdf.exists() and not force:
-        raise ValueError(f"{netcdf} exists; choose another name, or replace it with --force")
+    if netcdf is not None:
+        check_file(netcdf, "netcdf", force, "--netcdf")
     inspection, diagnosis = inspect_run(run, size=Size(draws=draws, rows=rows), **options)
     if netcdf is not None:
         save_netcdf(diagnosis, netcdf)
@@ -59,7 +60,7 @@ def _inspect(run: Path, as_json: bool, netcdf: Path | None, force: bool, draws: 
 
 
 @click.command(cls=Command, short_help="Write one HTML page on a run or on compare's results.")
-@click.argument("folder", metavar="RUN|RESULTS", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", metavar="RUN|RESULTS", type=RunPath(file_okay=False))
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=None, help="The page; default report.html in the folder."
 )
@@ -78,9 +79,10 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: of a run (result, bytes, pictures, diagnostics) or of compare's results."""
     with one_line_errors():
+        from pyro_compress.places import check_file
+
         out = out or folder / "report.html"
-        if out.exists() and not force:
-            raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
+        check_file(out, "page", force)
         if (folder / "study.json").is_file():
             if network is not None:
                 raise ValueError(f"--network goes with a run; {folder} holds the results of compare")

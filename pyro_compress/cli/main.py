@@ -18,7 +18,7 @@ from pyro_compress.cli.console import scores_text
 from pyro_compress.cli.deploy import bench, export
 from pyro_compress.cli.fit import fit
 from pyro_compress.cli.inspect import inspect_command, report
-from pyro_compress.cli.options import Command, data_options, device_options, one_line_errors
+from pyro_compress.cli.options import Command, RunPath, data_options, device_options, one_line_errors
 from pyro_compress.cli.tune import tune
 
 
@@ -34,7 +34,7 @@ def main(ctx: click.Context) -> None:
 
 
 @main.command(cls=Command)
-@click.argument("target", type=click.Path(path_type=Path, exists=True))
+@click.argument("target", type=RunPath())
 @click.option(
     "--data",
     default=None,

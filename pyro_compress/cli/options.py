@@ -51,6 +51,21 @@ class Command(click.Command):
                     formatter.write_dl(records)
 
 
+class RunPath(click.Path):
+    """A path that may be a run folder; what a killed process left half done about it is finished before it is used."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, exists=True, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        from pyro_compress.kinds import is_run
+        from pyro_compress.placing import recover
+
+        recover(Path(value), is_run)
+        return super().convert(value, param, ctx)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """What a user did wrong becomes one line on standard error and exit code 1."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,6 +54,9 @@ def tune(
 ) -> None:  # fmt: skip
     """Search the settings that a study file names; ends in the Pareto set of files and the best configuration."""
     with one_line_errors():
+        from pyro_compress.atomic import write_atomically
+        from pyro_compress.kinds import is_search
+        from pyro_compress.places import check_results
         from pyro_compress.tuning.plan import read_plan
         from pyro_compress.tuning.storage import SAMPLERS as known
         from pyro_compress.tuning.workers import Work, begin, run_worker
@@ -66,10 +68,11 @@ def tune(
         if plan.sampler not in known:
             raise ValueError(f"unknown sampler {plan.sampler!r}; allowed: {', '.join(known)}")
         out = out or Path("tuning") / plan.name
+        check_results(out, is_search, study, "tune")
         work = Work(plan, splits, out, storage, grace, searched_line)
         if not (resume or worker):
             begin(work)
-            shutil.copyfile(study, out / "study.toml")
+            write_atomically(out / "study.toml", study.read_bytes())
         again = [str(study), "--out", str(out), "--trials", str(plan.trials), "--sampler", plan.sampler, "--worker"]
         again += ["--data-dir", data_dir, "--device", device, "--threads", str(threads), "--grace", str(grace)]
         again += ["--minutes", str(plan.minutes)] if plan.minutes else []

@@ -19,6 +19,7 @@ from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.networks.graph import Network, widths
 from pyro_compress.pcn import file, runner
+from pyro_compress.places import check_file
 from pyro_compress.scores import Quality
 from pyro_compress.types import Compressed, Posterior, Splits
 
@@ -125,8 +126,7 @@ def compress_run(
         ValueError: as `compress`; nothing is written.
         OSError: the file cannot be written.
     """
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is no folder; make it first, or choose another --out")
+    check_file(path, "pcn", force=True)
     goal = goal or Goal()
     if isinstance(how, Tuning):
         network, removed = compress_finetuned(posterior, splits, how, goal, device, watch)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_compress.atomic import write_atomically, written
 from pyro_compress.deploy import standalone
 from pyro_compress.pcn import operations
 from pyro_compress.pcn.file import dense
@@ -47,15 +48,20 @@ def write_folder(
         if name in linear and values.size >= smallest and np.count_nonzero(values) < sparse_below * values.size:
             sparse.append(name)
             for part, array in _csr(values).items():
-                np.save(folder / f"{name}.{part}.npy", array)
+                _save(folder / f"{name}.{part}.npy", array)
         else:
-            np.save(folder / f"{name}.npy", values)
+            _save(folder / f"{name}.npy", values)
     nodes = [asdict(node) for node in network.graph.nodes[1:]]
     shapes = {name: list(dense(tensor).shape) for name, tensor in network.tensors.items()}
     document = {**card, "nodes": nodes, "tensors": shapes, "sparse": sparse}
-    (folder / "network.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    (folder / "run.py").write_text(runner_source(), encoding="utf-8")
+    write_atomically(folder / "run.py", runner_source().encode())
+    write_atomically(folder / "network.json", (json.dumps(document, indent=1) + "\n").encode())
     return sparse
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    with written(path) as file:
+        np.save(file, values)
 
 
 def _csr(values: np.ndarray) -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_compress.atomic import sync_folder, sync_tree
 from pyro_compress.compression.search import to_module
 from pyro_compress.data.splits import load_splits, reading_of
 from pyro_compress.data.tasks import TASKS
@@ -27,8 +27,11 @@ from pyro_compress.deploy.c import library as c_library
 from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.ensemble import ensemble
+from pyro_compress.kinds import foreign_to_export, is_export
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
+from pyro_compress.places import check_file, check_folder
+from pyro_compress.placing import LOCK, emptied, located, making, put_in_place, recover
 from pyro_compress.runs.folder import load_run
 from pyro_compress.scores import Quality
 from pyro_compress.types import Compressed, Splits
@@ -125,7 +128,6 @@ def _onnx(network: Compressed, card: Mapping[str, Any], path: Path, request: Req
 
 
 def _folder(network: Compressed, card: Mapping[str, Any], path: Path, request: Request, splits: Splits) -> list[str]:
-    path.mkdir()
     sparse = arrays.write_folder(network, card, path, arrays.CSR_PAYS if request.sparse else 0.0)
     if not request.sparse:
         return []
@@ -191,10 +193,11 @@ def export(
         OSError: the file cannot be read or written.
     """
     exporter = _exporter(out, request)
-    if out.exists() and not force:
-        raise ValueError(f"{out} exists; choose another --out, or replace it with --force")
-    if out.is_dir() and not (out / "network.json").is_file():
-        raise ValueError(f"{out} is a folder that is no export; it is not replaced")
+    if out.suffix:
+        check_file(out, out.suffix, force)
+    else:
+        recover(out, is_export)
+        check_folder(out, lambda folder: foreign_to_export(folder) if is_export(folder) else None, force, "export")
     network, splits = _source(path, data, data_dir, members)
     name = data or str(network.meta.get("data", ""))
     if splits.input_shape != network.graph.input_shape:
@@ -206,7 +209,8 @@ def export(
         about = card(network, scores, splits.sizes["test"], request.raw)
         notes = exporter.write(network, about, temporary, request, splits)
         measured = _compare(network, exporter.load(temporary), splits, request)
-        size = sum(part.stat().st_size for part in [temporary, *temporary.rglob("*")] if part.is_file())
+        parts = [part for part in (temporary, *temporary.rglob("*")) if part.is_file() and part.name != LOCK]
+        size = sum(part.stat().st_size for part in parts)
     return Exported(path=out, bytes=size, examples=splits.sizes["test"], notes=tuple(notes), **measured)
 
 
@@ -281,18 +285,23 @@ def _check_int8(reference: Callable[[Tensor], Tensor], predict: Predict, splits:
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """A temporary name beside `out`, to be written as file or folder; it becomes `out` on success, vanishes on failure.
+    """Where a file or folder is written before it is checked; it becomes `out` on success, vanishes on failure.
 
     Raises:
-        ValueError: the folder around `out` is not there.
+        ValueError: another process is writing it.
     """
-    if not out.parent.is_dir():
-        raise ValueError(f"{out.parent} is no folder; make it first, or choose another --out")
-    around = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
-        yield around / out.name
-        if out.is_dir():
-            os.replace(out, around / "old")
-        os.replace(around / out.name, out)
-    finally:
-        shutil.rmtree(around, ignore_errors=True)
+    with making(out := located(out)) as folder:
+        if folder is None:
+            raise ValueError(f"another export is writing {out}; wait for its end, or choose another --out")
+        emptied(folder)
+        try:
+            if out.suffix:
+                yield folder / out.name
+                sync_tree(folder)
+                os.replace(folder / out.name, out)
+                sync_folder(out.parent)
+            else:
+                yield folder
+                put_in_place(folder, out)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

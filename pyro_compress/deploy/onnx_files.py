@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_compress.atomic import write_atomically
 from pyro_compress.deploy.engines import session
 from pyro_compress.deploy.onnx_model import build, describe
 from pyro_compress.types import Compressed
@@ -34,7 +35,7 @@ def write_onnx(
     network: Compressed, card: Mapping[str, Any], path: Path, integers: bool = True, crop: bool = True
 ) -> None:
     """Write a model that computes in float32; arguments as for `build`."""
-    path.write_bytes(build(network, card, integers, crop).SerializeToString(deterministic=True))
+    write_atomically(path, build(network, card, integers, crop).SerializeToString(deterministic=True))
 
 
 def write_int8(
@@ -66,7 +67,7 @@ def write_int8(
         model = onnx.load_model(outside)
     describe(model, card)
     onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    write_atomically(path, model.SerializeToString(deterministic=True))
 
 
 def _reader(name: str, examples: np.ndarray) -> Any:

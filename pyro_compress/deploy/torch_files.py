@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.search import to_module
 from pyro_compress.networks.graph import Network
 from pyro_compress.pcn.file import dense
@@ -24,7 +26,9 @@ def write_program(network: Compressed, card: Mapping[str, Any], path: Path) -> N
     """Write a `.pt2` program with a free batch dimension."""
     example = torch.zeros(2, *network.graph.input_shape)
     program = torch.export.export(to_module(network), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    torch.export.save(program, path, extra_files={f"{KEY}.json": json.dumps(card)})
+    content = io.BytesIO()  # torch's own writer ends in a C++ stack where the disk is full
+    torch.export.save(program, content, extra_files={f"{KEY}.json": json.dumps(card)})
+    write_atomically(path, content.getvalue())
 
 
 def load_program(path: Path) -> nn.Module:
@@ -38,7 +42,7 @@ def write_safetensors(network: Compressed, card: Mapping[str, Any], path: Path) 
 
     tensors = {name: torch.from_numpy(dense(tensor)) for name, tensor in network.tensors.items()}
     about = {**card, "graph": asdict(network.graph)}
-    path.write_bytes(save(tensors, {KEY: json.dumps(about)}))
+    write_atomically(path, save(tensors, {KEY: json.dumps(about)}))
 
 
 def load_safetensors(path: str | Path) -> Network:

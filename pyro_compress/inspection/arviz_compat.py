@@ -9,8 +9,6 @@ its sign. Arrays have the dimensions
 from __future__ import annotations
 
 import functools
-import os
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_compress.atomic import written
 from pyro_compress.types import Groups
 
 INSTALL = "this needs ArviZ, h5netcdf and matplotlib: pip install 'pyro-compress[inspect]'"
@@ -75,20 +74,13 @@ def inference_data(groups: Groups) -> Any:
 
 
 def write_netcdf(data: Any, path: Path) -> None:
-    """Write to a temporary name in the same folder, then rename.
+    """Write a file that is whole or not there.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: it cannot be written.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
-    try:
-        data.to_netcdf(temporary, engine="h5netcdf")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with written(path) as file:
+        data.to_netcdf(file.name, engine="h5netcdf")
 
 
 def read_netcdf(path: Path) -> Any:

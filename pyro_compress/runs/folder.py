@@ -9,29 +9,29 @@
     tensorboard/            if asked for: the same as history.jsonl, and histograms, as TensorBoard's events
 
 A folder appears under its name only when it is complete; until then it is `.NAME.unfinished` beside it, with the last
-two checkpoints (`pyro_compress.training.checkpoint`), and one process holds its lock.
+two checkpoints (`pyro_compress.training.checkpoint`), and one process holds its lock. The posterior is written last but
+for them, so that a run is complete with it; checkpoints go when the folder has its name (`pyro_compress.placing`).
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyro_compress.atomic import drop_left
 from pyro_compress.data.splits import load_splits
-from pyro_compress.locks import claimed
+from pyro_compress.kinds import foreign_to_run, is_run
+from pyro_compress.places import check_folder
+from pyro_compress.placing import CHECKPOINTS, emptied, located, making, put_in_place, recover, unfinished
 from pyro_compress.runs.config import options_in
 from pyro_compress.runs.waist import read_posterior
 from pyro_compress.settings import FitConfig, tupled
+from pyro_compress.training.history import Diverged
 from pyro_compress.types import Posterior, Splits
 from pyro_compress.world import ALONE, World
-
-LOCK = ".lock"
-"""Held in an unfinished folder by the process that writes it."""
 
 
 @dataclass(frozen=True)
@@ -48,64 +48,66 @@ class Run:
         return load_splits(config.data, data_dir or config.data_dir, config.validation, reading=config.reading)
 
 
-def unfinished(out: Path) -> Path:
-    """Where a run lies until it is complete."""
-    return out.parent / f".{out.name}.unfinished"
+def found_complete(out: Path, force: bool = False) -> bool:
+    """Whether a fit that is to be resumed had ended already, unseen; it has its name then.
+
+    Raises:
+        ValueError: another folder has it, and may not be replaced.
+    """
+    if recover(out, is_run):
+        return is_run(out)
+    if not unfinished(out := located(out)).is_dir():
+        return False
+    with making(out) as folder:
+        if folder is None or not is_run(folder):
+            return False
+        check_run_folder(out, force)
+        put_in_place(folder, out)
+        return True
 
 
 @contextmanager
 def new_folder(out: Path, force: bool, resume: bool = False) -> Iterator[Path]:
-    """A folder beside `out` that takes its name on success; on failure it stays only if it holds a checkpoint.
+    """A folder beside `out` that takes its name on success; on failure it stays if it holds a checkpoint or all.
 
-    A user's error (`ValueError`) would come again: nothing stays of it.
+    Where the fit diverged it would again: nothing stays of it.
 
     Raises:
-        ValueError: it is there already, or another process is writing it.
+        ValueError: it is there already, cannot be written, or another process is writing it.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} exists and is not a folder")
-    if out.exists() and any(out.iterdir()) and not force:
-        raise ValueError(f"{out} exists and is not empty; choose another --out, or replace it with --force")
-    folder = unfinished(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    with claimed(folder / LOCK) as free:
-        if not free:
+    found_complete(out, force)
+    check_run_folder(out, force)
+    with making(out := located(out)) as folder:
+        if folder is None:
             raise ValueError(f"another fit is writing {out}; wait for its end, or choose another --out")
-        if any(folder.glob("checkpoint-*")) and not resume and not force:
+        if any(folder.glob(CHECKPOINTS)) and not resume and not force:
             raise ValueError(
                 f"an unfinished fit lies in {folder}; go on with: fit --resume {out}, or start anew with --force"
             )
         if not resume:
-            _empty(folder)
+            emptied(folder)
+        drop_left(folder)
         try:
             yield folder
-            for path in (*folder.glob("checkpoint-*"), folder / LOCK):
-                path.unlink()
-            _put_in_place(folder, out)
+            put_in_place(folder, out)
         except BaseException as error:
-            if isinstance(error, ValueError) or not any(folder.glob("checkpoint-*")):
+            lost = not (any(folder.glob(CHECKPOINTS)) or is_run(folder))
+            if lost or isinstance(error, Diverged):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
-def _empty(folder: Path) -> None:
-    """Drop what an earlier fit left, but for the lock."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
+def check_run_folder(out: Path, force: bool = False) -> None:
+    """Refuse a place where no run can be written, or that holds something else.
+
+    Raises:
+        ValueError: says why, and what to do.
+    """
+    check_folder(out, _foreign, force, "run")
 
 
-def _put_in_place(folder: Path, out: Path) -> None:
-    """Give a complete folder its name; an older one under it goes."""
-    if out.exists():
-        old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-old-"))
-        os.replace(out, old)
-        os.replace(folder, out)
-        shutil.rmtree(old)
-    else:
-        os.replace(folder, out)
+def _foreign(folder: Path) -> list[str] | None:
+    return foreign_to_run(folder) if is_run(folder) else None
 
 
 def unfinished_config(out: Path, world: World = ALONE) -> FitConfig:
@@ -120,7 +122,7 @@ def unfinished_config(out: Path, world: World = ALONE) -> FitConfig:
 
 
 def _unfinished_text(out: Path, path: Path) -> bytes:
-    if not path.is_file() or not any(path.parent.glob("checkpoint-*")):
+    if not path.is_file() or not any(path.parent.glob(CHECKPOINTS)):
         state = (
             "is complete" if (out / "posterior.safetensors").is_file() else "has no unfinished fit with a checkpoint"
         )
@@ -143,6 +145,7 @@ def load_run(path: Path) -> Run:
     Raises:
         ValueError: not a run folder, or a damaged one.
     """
+    recover(path, is_run)
     if not (path / "config.toml").is_file() or not (path / "posterior.safetensors").is_file():
         raise ValueError(
             f"{path} is no run folder (it needs config.toml and posterior.safetensors, as fit writes them)"

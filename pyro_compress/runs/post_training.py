@@ -16,6 +16,7 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.metrics import evaluate, residual_noise
 from pyro_compress.networks.graph import Network, capture
 from pyro_compress.runs.config import resolve
+from pyro_compress.runs.folder import check_run_folder
 from pyro_compress.runs.run import fit_run, initial_net, made_from
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import point_posterior
@@ -115,6 +116,8 @@ def load_trained(config: FitConfig, folder: Path | None = None) -> Trained:
     """
     if not config.init:
         raise ValueError("a network without trained weights: name them with --init, or train with `pyro-compress fit`")
+    if folder is not None:
+        check_run_folder(folder)
     splits = load_splits(config.data, config.data_dir, config.validation, reading=config.reading)
     examples = len(splits.train)
     batch_size = config.batch_size or (64 if examples < 10_000 else 128)

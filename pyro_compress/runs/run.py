@@ -16,16 +16,17 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyro_compress.atomic import write_atomically, written
+from pyro_compress.atomic import appended, write_atomically, written
 from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.decoded import SUFFIX, compressed_bytes, parameters_before
 from pyro_compress.networks.graph import capture, head_of, renewed_statistics
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.normalized import INPUTS, normalized
 from pyro_compress.networks.weights import put_weights, read_weights
+from pyro_compress.placing import FRAMES
 from pyro_compress.runs.budget import check_memory
 from pyro_compress.runs.config import config_toml, resolve
-from pyro_compress.runs.folder import Run, load_run, new_folder
+from pyro_compress.runs.folder import Run, found_complete, load_run, new_folder
 from pyro_compress.runs.waist import write_posterior
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper, stops_on_signals
@@ -91,6 +92,8 @@ def fit_run(
         Lost: another process ended.
     """
     keeping = keeping or Keeping()
+    if keeping.resume and (run := ended_run(out, force, world)):
+        return run
     place: AbstractContextManager[Path] = new_folder(out, force, keeping.resume)
     if not world.first:
         place, keeping, on_epoch = _scratch(), replace(keeping, snapshots=False, log=""), lambda epoch: None
@@ -116,13 +119,22 @@ def fit_run(
         if frames:
             frames.collect(folder / "snapshots.safetensors")
         posterior = made_from(folder / START, posterior)
-        with written(folder / "posterior.safetensors") as file:
-            write_posterior(file, posterior)
         if write_guide:
             with written(folder / "guide.safetensors") as file:
                 write_guide(file)
             del write_guide
+        with written(folder / "posterior.safetensors") as file:  # with it the run is complete
+            write_posterior(file, posterior)
     return Run(out, config, posterior)
+
+
+def ended_run(out: Path, force: bool = False, world: World = ALONE) -> Run | None:
+    """The run of a fit whose process ended after everything was written, but before the folder had its name.
+
+    Raises:
+        ValueError: the name is taken, and `force` is not given.
+    """
+    return load_run(out) if world.any(world.first and found_complete(out, force))[0] else None
 
 
 def _with_start(config: FitConfig, folder: Path, resume: bool, world: World) -> FitConfig:
@@ -161,16 +173,15 @@ def _fit_noted(
     before = keeper.latest()
     earlier = before.numbers["history"] if before else []
     with (
-        (folder / "history.jsonl").open("w") as history,
+        appended(folder / "history.jsonl") as add,
         watched(kept.log, folder, len(earlier)) as log,
         stops_on_signals(keeper),
     ):
         for epoch in earlier:
-            history.write(json.dumps(epoch) + "\n")
+            add(json.dumps(epoch))
 
         def note(epoch: Epoch) -> None:
-            history.write(json.dumps(epoch.as_dict()) + "\n")
-            history.flush()
+            add(json.dumps(epoch.as_dict()))
             if log:
                 log.epoch(epoch)
             on_epoch(epoch)
@@ -242,7 +253,7 @@ def _frames(folder: Path, config: FitConfig) -> Frames:
         raise ValueError("snapshots show the whole network, which --shrink-every makes smaller: leave one of them out")
     from pyro_compress.bayes.priors import PRIORS
 
-    return Frames(folder / "frames", PRIORS[config.prior].criterion, config.epochs or 1)
+    return Frames(folder / FRAMES, PRIORS[config.prior].criterion, config.epochs or 1)
 
 
 def _fit(

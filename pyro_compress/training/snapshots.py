@@ -6,14 +6,14 @@ of some epochs, zero where the weight scores below its criterion's threshold; an
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.prune import kept
 from pyro_compress.types import LayerPosterior
 
@@ -40,15 +40,15 @@ class Frames:
             return
         masks = kept(layers, self.criterion)
         frame = {name: torch.where(masks[name], layer.mean, 0.0).half() for name, layer in layers.items()}
-        save_file(frame, self.folder / f"{epoch:06d}.safetensors")
+        write_atomically(self.folder / f"{epoch:06d}.safetensors", save(frame))
 
     def collect(self, path: Path) -> None:
-        """Put all frames into one file, and remove them."""
+        """Put all frames into one file; they go with the checkpoints, which they must not outlive."""
         files = sorted(self.folder.glob("*.safetensors"))
         frames = [load_file(file) for file in files]
         stacked = {name: torch.stack([frame[name] for frame in frames]) for name in (frames[0] if frames else ())}
-        save_file(stacked | {"epochs": torch.tensor([int(file.stem) for file in files])}, path)
-        shutil.rmtree(self.folder)
+        stacked["epochs"] = torch.tensor([int(file.stem) for file in files])
+        write_atomically(path, save(stacked))
 
 
 def read_snapshots(path: Path) -> tuple[list[int], dict[str, Tensor]]:

@@ -17,7 +17,7 @@ import hashlib
 import importlib.util
 import io
 import json
-import shutil
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ from pyro_compress.types import Splits
 
 TOLERANCE = 0.005
 """Of a whole front, the best is the smallest file within half a point of its lowest validation error."""
+OF_A_TRIAL = re.compile(r"\d+\.(pcn|toml)")
+"""Files of `pareto/`; whatever else lies there stays."""
 ENOUGH = 4
 """Completed trials from which on importances mean something."""
 
@@ -203,11 +205,11 @@ def _write(work: Work, outcome: Outcome, points: list[tuple[float, float]]) -> N
     out, folder = work.out, work.out / "pareto"
     folder.mkdir(exist_ok=True)
     for old in folder.iterdir():
-        if old.stem not in {str(member.trial) for member in outcome.front}:
+        if OF_A_TRIAL.fullmatch(old.name) and old.stem not in {str(member.trial) for member in outcome.front}:
             old.unlink()
     for member in outcome.front:
         path = next(p for p in (out / "files").glob("*.pcn") if _is(p, member.sha256))
-        shutil.copyfile(path, folder / f"{member.trial}.pcn")
+        write_atomically(folder / f"{member.trial}.pcn", path.read_bytes())
         write_atomically(folder / f"{member.trial}.toml", configuration(member).encode())
     write_atomically(out / "pareto.json", (json.dumps([asdict(m) for m in outcome.front], indent=1) + "\n").encode())
     write_atomically(out / "pareto.md", (markdown(outcome) + "\n").encode())

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_compress.atomic import write_atomically
 from pyro_compress.deploy.c import templates
 from pyro_compress.deploy.c.layers import read
 from pyro_compress.deploy.c.layout import Layout, laid_out
@@ -75,7 +76,7 @@ def source(network: Compressed, card: Mapping[str, Any], stem: str) -> str:
 
 def write_c(network: Compressed, card: Mapping[str, Any], path: Path) -> None:
     """Write the file; arguments as for `source`."""
-    path.write_text(source(network, card, path.stem), encoding="ascii")
+    write_atomically(path, source(network, card, path.stem).encode("ascii"))
 
 
 def _named(text: str, name: str) -> str:
