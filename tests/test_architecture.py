@@ -67,6 +67,7 @@ FLOORS = [
         "training/live",
         "compression/tuned",
         "compression/curve",
+        "compression/verdict",
     },
     {"compression/pipeline"},
     {"runs/config", "runs/budget"},

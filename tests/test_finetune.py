@@ -22,6 +22,7 @@ from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.recipe import FineTune
+from pyro_compress.compression.rounding import Grid
 from pyro_compress.compression.search import to_module
 from pyro_compress.compression.survivors import Survivors, distilled
 from pyro_compress.compression.target import Watch
@@ -361,13 +362,18 @@ def test_rates_are_searched_for(run: Run, digits: Splits, tmp_path: Path) -> Non
 def test_the_smallest_file_is_the_one_as_it_is_written(
     run: Run, digits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Candidates are found by static tables; among the best few the size in context decides."""
-    coded: list[int] = []
-    bytes_of = search._Search.bytes_of
-    monkeypatch.setattr(search._Search, "bytes_of", lambda *given: (coded.append(bytes_of(*given)), coded[-1])[1])
+    """Candidates are found by static tables; the best few are finished, and then their bytes are compared."""
+    sizes, dumps = list[int](), file.dumps
+
+    def noted(network: Compressed, in_context: bool = True) -> tuple:
+        found = dumps(network, in_context)
+        sizes.extend([len(found[0])] if in_context else [])
+        return found
+
+    monkeypatch.setattr(file, "dumps", noted)
     network, _ = search.compress(run.posterior, digits)
-    assert 1 < len(coded) <= search.FINALISTS
-    assert len(file.dumps(network)[0]) <= min(coded)  # coarser biases come after the choice
+    assert len(sizes) > 1
+    assert len(dumps(network)[0]) == min(sizes)
 
 
 def test_goals_without_fine_tuning(run: Run, tmp_path: Path) -> None:
@@ -375,9 +381,53 @@ def test_goals_without_fine_tuning(run: Run, tmp_path: Path) -> None:
     loose = compress(run, tmp_path / "loose.pcn", "--target-error", "0.1", "--curve", str(curve))
     assert loose["validation_accuracy_after"] >= 0.9
     assert len(curve.read_text().splitlines()) > 20
-    for most in (900, 1500):
-        bounded = compress(run, tmp_path / f"{most}.pcn", "--max-bytes", str(most))
-        assert bounded["file_bytes"] <= most
+
+
+@pytest.mark.parametrize("most", [500, 900])
+def test_no_file_that_fits_is_better(run: Run, digits: Splits, most: int) -> None:
+    """Against a walk over sparsities and steps, each as it is written."""
+    network, _ = search.compress(run.posterior, digits, pc.Goal(max_bytes=most))
+    assert len(file.dumps(network)[0]) <= most
+    every = search._Search(run.posterior, digits, "snr", "cpu")
+    walked = [
+        every.candidate(every.masks(1 - kept), Grid(coarseness), 127)
+        for kept in search.KEPT[::8] for coarseness in search.COARSENESS[::2]
+    ]  # fmt: skip
+    fitting = [every.scores_of(one).nll_nats for one in walked if len(file.dumps(one)[0]) <= most]
+    assert every.scores_of(network).nll_nats <= min(fitting) + 0.002
+
+
+# --- what the last lines say
+
+
+OUTSIDE = [
+    (["--sparsity", "0.99"], "a smaller --sparsity"),
+    (["--max-bytes", "200", "--reorder", "0"], "more --max-bytes"),
+    (["--sparsity", "0.9", "--bits", "2"], "more --bits"),
+    (["--finetune", "1", "--rate", "2000"], "a lower --rate"),
+]
+
+
+@pytest.mark.parametrize("arguments", [case[0] for case in OUTSIDE], ids=lambda given: " ".join(given))
+def test_a_file_outside_the_tolerance_is_said_with_what_to_try(run: Run, tmp_path: Path, arguments: list[str]) -> None:
+    hint = dict((" ".join(given), hint) for given, hint in OUTSIDE)[" ".join(arguments)]
+    out = tmp_path / "out.pcn"
+    found = compress(run, out, *arguments)
+    lost = found["validation_accuracy_before"] - found["validation_accuracy_after"]
+    assert lost > 0.005 or found["validation_nll_nats_after"] > found["validation_nll_nats_before"]
+    assert found["within_tolerance"] is False
+    (warning,) = found["warnings"]
+    assert warning.startswith("outside the tolerance: validation accuracy")
+    assert hint in warning
+    if "--bits" in arguments:  # and for people
+        shown = CliRunner().invoke(main, ["compress", str(run.path), "--out", str(out), "--force", *arguments])
+        assert " ".join(shown.stdout.partition("warning: ")[2].split()) == warning
+
+
+def test_a_file_within_the_tolerance_has_nothing_to_say(run: Run, tmp_path: Path) -> None:
+    found = compress(run, tmp_path / "out.pcn", "--tolerance", "0.02", "--nll-tolerance", "0.1")
+    assert found["within_tolerance"] is True
+    assert found["warnings"] == []
 
 
 @pytest.mark.parametrize(
@@ -388,6 +438,7 @@ def test_goals_without_fine_tuning(run: Run, tmp_path: Path) -> None:
         (["--max-bytes", "20"], "fits into 20 bytes"),
         (["--target-error", "0"], "allow more"),
         (["--finetune", "1", "--max-bytes", "20"], "no rate from"),
+        (["--finetune", "1", "--rate", "1", "--max-bytes", "20"], "rate 1 makes .* bytes, more than 20; leave --rate"),
         (["--finetune-svi"], "go with --finetune"),
         (["--sam-rho", "0.1"], "go with --finetune"),
         (["--finetune", "1", "--sam-rho", "nan"], "sam_rho nan of fine-tuning"),

@@ -86,6 +86,7 @@ def report_text(report: Report, path: Path) -> str:
             rows.append((f"{split} {when}", *list(scores.cells.values())[:3]))
     lines = ["".join(f"{cell:>20}" if i else f"{cell:<20}" for i, cell in enumerate(row)) for row in rows]
     kept, total = report.parameters_kept, report.parameters_total
+    smaller = "" if any("at chance level" in text for text in report.warnings) else f"; {report.ratio:.1f}× smaller"
     lines += [
         "",
         f"criterion           {report.criterion}, {100 * report.sparsity:.1f} % of the weights removed by it",
@@ -97,9 +98,15 @@ def report_text(report: Report, path: Path) -> str:
         "",
         *(f"  {name:<18}{size:>10,} B" for name, size in report.sections_bytes.items()),
         "",
-        f"{path}: {report.file_bytes:,} bytes; dense float32 {report.dense_bytes:,} bytes; {report.ratio:.1f}× smaller",
+        f"{path}: {report.file_bytes:,} bytes; dense float32 {report.dense_bytes:,} bytes{smaller}",
+        *warned(report.warnings),
     ]
     return "\n".join(lines)
+
+
+def warned(warnings: Sequence[str]) -> list[str]:
+    """What is doubtful of a result, as its last lines."""
+    return [wrapped(f"warning: {text}") for text in warnings]
 
 
 def fixed_point_text(report: Report) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.fixed_point import fixed_point_of
-from pyro_compress.compression.order import reordered
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress, to_module
-from pyro_compress.compression.target import Goal, Watch
+from pyro_compress.compression.target import Goal, Target, Watch, target_of
 from pyro_compress.compression.tuned import Tuning, compress_finetuned
+from pyro_compress.compression.verdict import at_chance, hints_of, outside
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.networks.graph import Network, widths
 from pyro_compress.pcn import file, runner
@@ -53,6 +53,9 @@ class Report:
         teacher: network that was distilled into this one; empty for none.
         finetune_augment: how training images were changed in fine-tuning; empty for not at all.
         finetune_svi: whether it went on with SVI under the mask.
+        within_tolerance: whether the file reaches on validation what was asked for (whatever else was: a sparsity, a
+            rate, a bound on its bytes); None where nobody asked.
+        warnings: what must be said of it in the last lines, and what to try; empty if all is well.
     """
 
     criterion: str
@@ -76,6 +79,8 @@ class Report:
     teacher: str = ""
     finetune_augment: str = ""
     finetune_svi: bool = False
+    within_tolerance: bool | None = None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:
@@ -128,12 +133,34 @@ def compress_run(
     """
     check_file(path, "pcn", force=True)
     goal = goal or Goal()
+    target = target_of(posterior, splits, goal, device)
     if isinstance(how, Tuning):
-        network, removed = compress_finetuned(posterior, splits, how, goal, device, watch)
+        network, removed = compress_finetuned(posterior, splits, how, goal, device, watch, passes)
     else:
-        network, removed = compress(posterior, splits, goal, how, device, watch)
-    sections = save(path, reordered(network, passes), splits)
-    return report(goal.reference or posterior, path, splits, removed, sections)
+        network, removed = compress(posterior, splits, goal, how, device, watch, passes)
+    sections = save(path, network, splits)
+    found = report(goal.reference or posterior, path, splits, removed, sections)
+    return judged(found, splits, target, _hints(goal, how))
+
+
+def _hints(goal: Goal, how: Rounding | Tuning | None) -> list[str]:
+    finetuned = isinstance(how, Tuning)
+    rate, bits = getattr(how, "rate", None), bool(getattr(how, "bits", ()))
+    return hints_of(goal, finetuned, rate, bits)
+
+
+def judged(found: Report, splits: Splits, target: Target, hints: list[str]) -> Report:
+    """A report that says whether its file reaches a target, and what else its reader must know.
+
+    Args:
+        found: the report.
+        splits: the data.
+        target: what the file has to reach on validation.
+        hints: what to try where it does not.
+    """
+    told = [at_chance(found.validation_before, splits), outside(target, found.validation_after, hints)]
+    reached = target.reached(found.validation_after)
+    return replace(found, within_tolerance=reached, warnings=[text for text in told if text])
 
 
 def save(path: Path, network: Compressed, splits: Splits) -> dict[str, int]:

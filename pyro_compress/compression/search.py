@@ -1,21 +1,23 @@
 """Posterior -> Compressed: criterion, threshold, precision, shrink, chosen on the validation split.
 
 With a tolerance, the search looks for the smallest file: for every coarseness of the grid it bisects for the highest
-sparsity whose validation scores still reach the target, then compares the coded bytes; at the end it coarsens the
-biases as far as the target allows. With a bound on the validation error the target is that
-bound; with a bound on the bytes the search bisects for the lowest sparsity that fits, for every coarseness, and takes
-the candidate with the lowest validation NLL.
+sparsity whose validation scores still reach the target. The smallest few are finished: biases coarsened as far as the
+target allows, coded as the file is, hidden units put in order; then bytes are compared. With a bound on the validation
+error the target is that bound. With a bound on the bytes the search bisects, for every coarseness, for the lowest
+sparsity whose file fits; the best few by validation NLL are finished and filled up, and the best of these is taken.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_compress.compression.order import COMPILED, reordered
 from pyro_compress.compression.packing import packed
 from pyro_compress.compression.prune import Sparsity, masks_at, removed_share, scores
 from pyro_compress.compression.rounding import Grid, Rounding, check_bits, rounded_weights
@@ -47,6 +49,10 @@ BIAS_LEVELS = (127, 63, 31, 15, 7, 3)
 FINALISTS, CLOSE = 4, 1.2
 """How many candidates are coded in context before one is chosen, and up to which multiple of the smallest one's static
 size: the context coder takes more off some files than off others, by about that much."""
+NEARLY = 1.02
+"""Up to which multiple of the smallest finalist's size its hidden units are put in order as well: that takes seconds."""
+FILLED = 5
+"""Halvings of the step between two kept shares of the grid, one of which fits into a bound on the bytes."""
 PRECISION_TOLERANCE = 0.001
 """Accuracy that rounding may cost where the sparsity is given."""
 Chosen = tuple[Sparsity, Grid]
@@ -88,9 +94,10 @@ class _Search:
         module = to_module(network).to(self.device)
         return evaluate(module, self.splits, "validation", self.device, network.noise)
 
-    def bytes_of(self, chosen: Chosen) -> int:
-        """Size of a candidate's file."""
-        return len(file.dumps(self.candidate(self.masks(chosen[0]), chosen[1], BIAS_LEVELS[0]))[0])
+    def bytes_of(self, chosen: Chosen, levels: int = BIAS_LEVELS[0]) -> int:
+        """Size of a candidate's file before its units are put in order; without a compiled coder an upper bound."""
+        network = self.candidate(self.masks(chosen[0]), chosen[1], levels)
+        return len(file.dumps(network, in_context=COMPILED)[0])
 
     def trial(self, sparsity: Sparsity, grid: Grid) -> tuple[Trial, Quality]:
         """Size and scores of one candidate, told to whoever draws the curve."""
@@ -115,7 +122,7 @@ def to_module(network: Compressed) -> Network:
 
 def compress(
     posterior: Posterior, splits: Splits, goal: Goal | None = None, rounding: Rounding | None = None,
-    device: str = "cpu", watch: Watch | None = None,
+    device: str = "cpu", watch: Watch | None = None, passes: int | None = 0,
 ) -> tuple[Compressed, float]:  # fmt: skip
     """Prune, round and shrink a posterior's mean network.
 
@@ -126,6 +133,7 @@ def compress(
         rounding: how the weights become integers; by default steps are searched for.
         device: where candidates are evaluated.
         watch: told of progress and candidates.
+        passes: spent on the order of hidden units, as in `reordered`.
 
     Returns:
         The network as it goes into the file, and the share of weights that the criterion removed.
@@ -147,22 +155,39 @@ def compress(
     goal, rounding, watch = goal or Goal(), rounding or Rounding(), watch or Watch()
     search = _Search(posterior, splits, goal.criterion or posterior.criterion, device, watch)
     grids = grids_of(rounding, posterior, goal.sparsity is not None)
-    chosen: Chosen
+    if goal.max_bytes is not None:
+        return _within(search, grids, goal.max_bytes, passes)
     if goal.sparsity is not None:
         chosen, target = _at(search, grids, goal.sparsity)
-    elif goal.max_bytes is not None:
-        chosen, target = _within(search, grids, goal.max_bytes)
+        finalists = [chosen]
     else:
         target = target_of(posterior, splits, goal, device)
-        chosen = _smallest(search, grids, target)
-    masks = search.masks(chosen[0])
-    best = search.candidate(masks, chosen[1], BIAS_LEVELS[0])
+        finalists = _smallest(search, grids, target)
+    found = [(_made(search, one, _levels(search, one, target)), one) for one in finalists]
+    if len(found) > 1:
+        sizes = [_size(network) for network, _ in found]
+        found = [pair for pair, size in zip(found, sizes, strict=True) if size <= NEARLY * min(sizes)]
+    found = [(reordered(network, passes), one) for network, one in found]
+    best, chosen = min(found, key=lambda pair: _size(pair[0])) if len(found) > 1 else found[0]
+    return best, removed_share(search.masks(chosen[0]))
+
+
+def _made(search: _Search, chosen: Chosen, levels: int) -> Compressed:
+    return search.candidate(search.masks(chosen[0]), chosen[1], levels)
+
+
+def _size(network: Compressed) -> int:
+    return len(file.dumps(network)[0])
+
+
+def _levels(search: _Search, chosen: Chosen, target: Target) -> int:
+    """The coarsest biases with which a candidate still reaches a target; the finest, if none do."""
+    best = BIAS_LEVELS[0]
     for levels in BIAS_LEVELS[1:]:
-        coarser = search.candidate(masks, chosen[1], levels)
-        if not target.reached(search.scores_of(coarser)):
+        if not target.reached(search.scores_of(_made(search, chosen, levels))):
             break
-        best = coarser
-    return best, removed_share(masks)
+        best = levels
+    return best
 
 
 def prune(posterior: Posterior, splits: Splits, goal: Goal, target: Target, device: str = "cpu") -> tuple[Masks, float]:
@@ -231,8 +256,8 @@ def _at(search: _Search, grids: list[Grid], sparsity: Sparsity) -> tuple[Chosen,
     return next((t for t in trials if target.reached(search.trial(*t)[1])), trials[-1]), target
 
 
-def _smallest(search: _Search, grids: list[Grid], target: Target) -> Chosen:
-    """The fewest bytes among those that reach the target: found by static tables, the best few coded as the file is."""
+def _smallest(search: _Search, grids: list[Grid], target: Target) -> list[Chosen]:
+    """The few that reach the target with the fewest bytes, as far as static tables know."""
     reached = list[tuple[int, Chosen]]()
     cheapest = min(grid.price for grid in grids)
     finer = [] if grids[0].bits else [Grid(coarseness, (), cheapest) for coarseness in FINER]
@@ -254,22 +279,58 @@ def _smallest(search: _Search, grids: list[Grid], target: Target) -> Chosen:
             f"no candidate reaches {target}; allow more with --tolerance or --target-error, or use --sparsity"
         )
     reached.sort(key=lambda one: one[0])
-    finalists = [chosen for size, chosen in reached[:FINALISTS] if size <= CLOSE * reached[0][0]]
-    return min(finalists, key=search.bytes_of) if len(finalists) > 1 else finalists[0]
+    return [chosen for size, chosen in reached[:FINALISTS] if size <= CLOSE * reached[0][0]]
 
 
-def _within(search: _Search, grids: list[Grid], max_bytes: int) -> tuple[Chosen, Target]:
-    """The lowest validation NLL among those that fit, and a target that keeps it from getting worse."""
-    best: tuple[float, Chosen, Quality] | None = None
+def _within(search: _Search, grids: list[Grid], max_bytes: int, passes: int | None) -> tuple[Compressed, float]:
+    """The lowest validation NLL among the files that fit, each as large as it may be."""
+    fitting = list[tuple[float, int, Grid]]()
     for index, grid in enumerate(grids):
         low, high = -1, len(KEPT) - 1  # KEPT[high] may fit, KEPT[low] does not
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if search.trial(1 - KEPT[middle], grid)[0].bytes <= max_bytes else (middle, high)
-        trial, scored = search.trial(1 - KEPT[high], grid)
-        if trial.bytes <= max_bytes and (best is None or trial.validation_nll_nats < best[0]):
-            best = (trial.validation_nll_nats, (1 - KEPT[high], grid), scored)
+            low, high = (low, middle) if search.bytes_of((1 - KEPT[middle], grid)) <= max_bytes else (middle, high)
+        if search.bytes_of((1 - KEPT[high], grid)) <= max_bytes:
+            fitting.append((search.trial(1 - KEPT[high], grid)[0].validation_nll_nats, high, grid))
         search.watch.trial(index + 1, len(grids))
-    if best is None:
+    fitting.sort(key=lambda one: one[0])
+    few = FINALISTS if passes == 0 else FINALISTS // 2  # an order takes seconds
+    finished = [_filled(search, high, grid, max_bytes, passes) for _, high, grid in fitting[:few]]
+    if not finished:
         raise ValueError(f"no candidate fits into {max_bytes} bytes; allow more with --max-bytes")
-    return best[1], Target(best[2], PRECISION_TOLERANCE, NLL_PER_ACCURACY * PRECISION_TOLERANCE)
+    return min(finished, key=lambda one: search.scores_of(one[0]).nll_nats)
+
+
+def _filled(search: _Search, high: int, grid: Grid, max_bytes: int, passes: int | None) -> tuple[Compressed, float]:
+    """A file that fits, and what it removes: coarser biases and an order of units make room for more."""
+    start = fuller(high, grid, 0.0)
+    scored = search.scores_of(_made(search, start, BIAS_LEVELS[0]))
+    target = Target(scored, PRECISION_TOLERANCE, NLL_PER_ACCURACY * PRECISION_TOLERANCE)
+    levels = _levels(search, start, target)
+    best = reordered(_made(search, start, levels), passes)
+    order = _size(best) / search.bytes_of(start, levels)
+    low, above = 0.0, 1.0
+    for _ in range(FILLED):
+        middle = (low + above) / 2
+        fits = order * search.bytes_of(fuller(high, grid, middle), levels) <= max_bytes
+        low, above = (middle, above) if fits else (low, middle)
+    for share in (low, low - 0.05, low - 0.1):  # an order gains a little more on some files than on others
+        if share > 0:
+            chosen = fuller(high, grid, share)
+            network = reordered(_made(search, chosen, levels), passes)
+            if _size(network) <= max_bytes:
+                return network, removed_share(search.masks(chosen[0]))
+    return best, removed_share(search.masks(start[0]))
+
+
+def fuller(index: int, grid: Grid, share: float) -> Chosen:
+    """A candidate at a place of the grid of kept shares, or with more in it.
+
+    Args:
+        index: the place in `KEPT`.
+        grid: how it is rounded.
+        share: how much more, from 0 to 1: up to two places of the grid; where all weights are there, finer steps.
+    """
+    if index == 0:
+        return 1 - KEPT[0], replace(grid, coarseness=grid.coarseness * 2.0**-share)
+    return 1 - KEPT[index] * (KEPT[max(index - 2, 0)] / KEPT[index]) ** share, grid

@@ -2,7 +2,8 @@
 
 The masks are those of the sparsity that is given, or the fewest weights with which the unrounded posterior mean is
 still within the tolerance. A given rate is used as it is. Without one a grid of rates is bisected: for the highest rate
-whose scores reach the target, or, with a bound on the bytes, for the lowest whose file fits.
+whose scores reach the target, or, with a bound on the bytes, for the lowest whose file fits, and between that and its
+neighbour for what fills the bound.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_compress.compression.finetune import Teach, finetune
+from pyro_compress.compression.order import reordered
 from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.search import origin_of, prune, to_module
 from pyro_compress.compression.target import Goal, Target, Trial, Watch, target_of
@@ -25,6 +27,8 @@ from pyro_compress.types import Compressed, Posterior, Splits
 
 RATES = tuple(2.0 ** (k / 2) for k in range(-4, 9))
 """Grid of rates, in nats per nat of the description length."""
+FILLED = 2
+"""Halvings of the step between two rates of the grid, one of which fits into a bound on the bytes."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Tuning:
 
 def compress_finetuned(
     posterior: Posterior, splits: Splits, tuning: Tuning, goal: Goal | None = None, device: str = "cpu",
-    watch: Watch | None = None,
+    watch: Watch | None = None, passes: int | None = 0,
 ) -> tuple[Compressed, float]:  # fmt: skip
     """Prune, fine-tune and shrink a posterior's mean network.
 
@@ -75,6 +79,7 @@ def compress_finetuned(
         goal: how much to prune, or what to reach.
         device: where pruned candidates are evaluated; fine-tuning runs on the CPU.
         watch: told of every epoch and of every fine-tuned network.
+        passes: spent on the order of hidden units, as in `reordered`; with a bound on the bytes of every candidate.
 
     Returns:
         The network as it goes into the file, and the share of weights that the criterion removed.
@@ -97,12 +102,23 @@ def compress_finetuned(
         recipe = replace(how, rate=rate)
         graph, tensors = finetune(posterior, masks, splits.train, recipe, teach, watch.epoch)
         network = Compressed(graph, tensors, told | {"rate": rate})
+        network = network if goal.max_bytes is None else reordered(network, passes)
         trial, reached = measured(network, splits, target, removed, rate)
         watch.candidate(trial)
         return network, trial, reached if goal.max_bytes is None else trial.bytes <= goal.max_bytes
 
-    network = _search(tune, goal.max_bytes is not None) if tuning.rate is None else tune(tuning.rate)[0]
-    return network, removed
+    if tuning.rate is not None:
+        network, trial, fits = tune(tuning.rate)
+        if goal.max_bytes is not None and not fits:
+            raise ValueError(
+                f"rate {tuning.rate:g} makes {trial.bytes:,} bytes, more than {goal.max_bytes:,}; leave --rate out to "
+                "search for one, or allow more with --max-bytes"
+            )
+    elif goal.max_bytes is not None:
+        network = _fullest(tune)
+    else:
+        network = _highest(tune)
+    return (network if goal.max_bytes is not None else reordered(network, passes)), removed
 
 
 def measured(network: Compressed, splits: Splits, target: Target, removed: float, rate: float) -> tuple[Trial, bool]:
@@ -134,16 +150,46 @@ def logits_by(teacher: Teacher, splits: Splits) -> Teach:
     return logits
 
 
-def _search(tune: Callable[[float], tuple[Compressed, Trial, bool]], by_size: bool) -> Compressed:
-    """Bisect the rates: files shrink and errors grow along them."""
+Tune = Callable[[float], tuple[Compressed, Trial, bool]]
+"""Rate -> a fine-tuned network, what it measures, whether it is good enough (or small enough)."""
+
+
+def _highest(tune: Tune) -> Compressed:
+    """The highest rate of the grid whose scores reach the target; errors grow along the rates."""
     best: Compressed | None = None
     low, high = -1, len(RATES)
     while high - low > 1:
         middle = (low + high) // 2
         network, _, good = tune(RATES[middle])
         best = network if good else best
-        low, high = (middle, high) if good != by_size else (low, middle)
+        low, high = (middle, high) if good else (low, middle)
     if best is None:
-        wanted = "fits" if by_size else "reaches the target"
-        raise ValueError(f"no rate from {RATES[0]:g} to {RATES[-1]:g} {wanted}; give --rate, or allow more")
+        raise ValueError(f"no rate from {RATES[0]:g} to {RATES[-1]:g} reaches the target; give --rate, or allow more")
     return best
+
+
+def _fullest(tune: Tune) -> Compressed:
+    """The lowest validation NLL among the files that fit; files shrink along the rates.
+
+    Two rates of the grid are about a fifth of the bytes apart; between the last that does not fit and the first that
+    does, `FILLED` more are tried.
+    """
+    found = list[tuple[float, Compressed]]()
+
+    def fits(rate: float) -> bool:
+        network, trial, small = tune(rate)
+        found.extend([(trial.validation_nll_nats, network)] if small else [])
+        return small
+
+    low, high = -1, len(RATES)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(RATES[middle]) else (middle, high)
+    if not found:
+        raise ValueError(f"no rate from {RATES[0]:g} to {RATES[-1]:g} fits; give --rate, or allow more")
+    if low >= 0:
+        loose, tight = RATES[low], RATES[high]
+        for _ in range(FILLED):
+            rate = (loose * tight) ** 0.5
+            loose, tight = (loose, rate) if fits(rate) else (rate, tight)
+    return min(found, key=lambda one: one[0])[1]

@@ -1,0 +1,70 @@
+"""What must be said of a compressed file in the last lines of its report: where it is no success, and what to try."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pyro_compress.compression.target import Goal, Target
+from pyro_compress.data.tasks import TASKS
+from pyro_compress.scores import Quality
+from pyro_compress.types import Splits
+
+SURE = 2.0
+"""Standard errors by which a network must beat a constant answer, so as not to be at chance level."""
+
+
+def outside(target: Target, after: Quality, hints: Sequence[str]) -> str:
+    """That a file is outside of what was asked for, in words; empty if it is not.
+
+    Args:
+        target: what had to be reached on validation.
+        after: validation scores of the file.
+        hints: what to try.
+    """
+    if target.reached(after):
+        return ""
+    measure, cell = next(iter(after.cells.items()))
+    return (
+        f"outside the tolerance: validation {measure} {cell} and {after.nll_nats:.4f} nats, where {target} were asked "
+        f"for; try {', '.join([*hints[:-1], f'or {hints[-1]}' if len(hints) > 1 else hints[-1]])}"
+    )
+
+
+def hints_of(goal: Goal, finetuned: bool, rate: float | None, bits: bool) -> list[str]:
+    """What brings a file back into the tolerance, by the options that took it out."""
+    found = []
+    if goal.sparsity is not None:
+        found.append("a smaller --sparsity (or none: it is searched for)")
+    if goal.max_bytes is not None:
+        found.append("more --max-bytes")
+    if bits:
+        found.append("more --bits (or none)")
+    if rate is not None:
+        found.append("a lower --rate (or none: it is searched for)")
+    found.append("more epochs of --finetune" if finetuned else "--finetune EPOCHS")
+    return [*found, "more --tolerance"]
+
+
+def at_chance(before: Quality, splits: Splits) -> str:
+    """That a network does no better on validation than a constant answer, in words; empty if it does.
+
+    Args:
+        before: validation scores of the uncompressed network.
+        splits: validation labels, or targets in standard deviations.
+    """
+    y = splits.validation.y
+    constant = TASKS[splits.task].constant(y)
+    if splits.targets:
+        wrong = float((constant - y).square().mean().sqrt())
+        error = wrong / math.sqrt(2 * y.numel())
+    else:
+        wrong = float((constant.argmax(1) != y).double().mean())
+        error = math.sqrt(wrong * (1 - wrong) / len(y))
+    if before.error < wrong - SURE * error:
+        return ""
+    measure, cell = next(iter(before.cells.items()))
+    return (
+        f"at chance level before compression: validation {measure} {cell}, no better than one answer for everything; "
+        "weights from elsewhere may want --input-mean and --input-std, or number the classes in another way"
+    )
