@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 FINETUNING = {
@@ -177,6 +177,15 @@ class FitConfig(Reading):
             told["validation"] = self.validation
         told |= self.told | ({"dropout": self.dropout} if self.dropout else {})
         return told | ({"augment": self.augment} if self.augment != "none" else {})
+
+    def on(self, origin: dict[str, Any], task: str) -> FitConfig:
+        """The same with data as they are, whatever this said of them.
+
+        Args:
+            origin: where they come from (`Splits.origin`); empty: they have no name under which they are found again.
+            task: what they are for.
+        """
+        return replace(self, **({"data": "", "validation": None, "task": task} | origin))
 
     @property
     def reading(self) -> Reading:

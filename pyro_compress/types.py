@@ -163,6 +163,8 @@ class Splits:
     scale: float = 1.0
     columns: tuple[Column, ...] = ()
     targets: tuple[Quantity, ...] = ()
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Where they come from, as fields of `FitConfig` (`data`, `validation`, how they are read); empty: made by hand."""
 
     @property
     def task(self) -> str:

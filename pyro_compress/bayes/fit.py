@@ -60,6 +60,7 @@ def fit_posterior(
         >>> fit.history[-1].phase, fit.history[-1].epoch
         ('svi', 4)
     """
+    config = config.on(splits.origin, splits.task)
     bayesian(net, config)  # refuses before any time is spent
     graph = capture(net, splits.input_shape)
     if config.shrink_every:

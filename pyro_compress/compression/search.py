@@ -50,7 +50,7 @@ FINALISTS, CLOSE = 4, 1.2
 """How many candidates are coded in context before one is chosen, and up to which multiple of the smallest one's static
 size: the context coder takes more off some files than off others, by about that much."""
 NEARLY = 1.02
-"""Up to which multiple of the smallest finalist's size its hidden units are put in order as well: that takes seconds."""
+"""Finalists of up to so many times the smallest one's size have their hidden units put in order: that takes seconds."""
 FILLED = 5
 """Halvings of the step between two kept shares of the grid, one of which fits into a bound on the bytes."""
 PRECISION_TOLERANCE = 0.001

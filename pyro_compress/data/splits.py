@@ -7,7 +7,7 @@ Images are float32 in [0, 1] with shape `(n, channels, height, width)`; tables b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,16 @@ def load_splits(
     Raises:
         ValueError: unknown name, missing files, arrays that do not fit each other.
     """
-    reading, path = reading or Reading(), Path(data)
+    if not data:
+        raise ValueError("no data are named, and the network does not say what it was fitted on; name them with --data")
+    reading = reading or Reading()
+    found = _loaded(data, data_dir, validation, download, reading)
+    how = {one.name: getattr(reading, one.name) for one in fields(Reading)}
+    return replace(found, origin={"data": data, "validation": validation} | how)
+
+
+def _loaded(data: str, data_dir: str, validation: float | None, download: bool, reading: Reading) -> Splits:
+    path = Path(data)
     if reading.series and path.suffix in tabular.SUFFIXES:
         raise ValueError(f"{data!r}: series are arrays (n, channels, length), in a .npz file or a folder of .npy files")
     if path.suffix in tabular.SUFFIXES:

@@ -40,6 +40,7 @@ def fit_baseline(
         Diverged: the loss is not finite.
         Interrupted: a signal came, and a checkpoint was written.
     """
+    config = config.on(splits.origin, splits.task)
     graph = capture(net, splits.input_shape)
     weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
     if not weights:
