@@ -27,6 +27,7 @@ def check_file(path: Path, kind: str, force: bool, option: str = "--out") -> Non
         ValueError: says why, and what to do.
     """
     another = f"choose another {option}"
+    check_name(path, another)
     path = located(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a file; {another}")
@@ -56,6 +57,7 @@ def check_folder(out: Path, known: Callable[[Path], list[str] | None], force: bo
         ValueError: says why, and what to do.
     """
     another = "choose another --out"
+    check_name(out, another)
     here, place = Path.cwd(), out.resolve()
     if place == here or place in here.parents:
         raise ValueError(f"{out} is the working directory, or holds it, and is not replaced; {another}")
@@ -86,6 +88,7 @@ def check_results(out: Path, known: Callable[[Path], bool], study: Path, what: s
         ValueError: says why, and what to do.
     """
     another = "choose another --out"
+    check_name(out, another)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} exists and is not a folder; {another}")
     if out.is_dir() and not known(out):
@@ -93,6 +96,20 @@ def check_results(out: Path, known: Callable[[Path], bool], study: Path, what: s
             told = ", ".join(others[:3]) + (" and more" if len(others) > 3 else "")
             raise ValueError(f"{out} holds {told} and no results of {what}; {another}")
     _try_to_write(out / study.name, another)
+
+
+def check_name(path: Path, another: str = "choose another --out") -> None:
+    """Refuse a name that the system cannot even look for.
+
+    Raises:
+        ValueError: says why.
+    """
+    try:
+        path.exists()
+        (path.parent / f".{path.name}.unfinished").exists()
+    except (OSError, ValueError) as error:
+        reason = os.strerror(error.errno or 0).lower() if isinstance(error, OSError) else "it is no name"
+        raise ValueError(f"{path} cannot be written: {reason}; {another}") from error
 
 
 def _copy(path: Path, of: Path) -> bool:

@@ -103,8 +103,8 @@ def recover(out: Path, complete: Complete) -> bool:
         out: the folder.
         complete: tells whether one of its kind is.
     """
-    out = located(out)
     try:
+        out = located(out)
         return _tidied(out, complete) if out.exists() else _found(out, complete)
     except OSError:
         return False

@@ -279,10 +279,11 @@ class Source(NamedTuple):
 def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
     from pyro_compress.runs.folder import load_run
 
-    if given := [name for name, default in NETWORK.items() if named[name] != default]:
+    data = named["data"] or ""
+    if given := [name for name, default in NETWORK.items() if named[name] != default and name != "data"]:
         option = {"how": "posterior", "folder": "run"}.get(given[0], given[0].replace("_", "-"))
         raise ValueError(f"--{option} goes with --net, without the run folder {run}")
-    loaded = load_run(run)
+    loaded = load_run(run, data)
     return Source(loaded.posterior, loaded.splits(data_dir))
 
 

@@ -246,7 +246,7 @@ def inspection_text(inspection: Inspection) -> str:
 
     config, (criterion, threshold) = inspection.run.config, inspection.criterion
     lines = [
-        f"{inspection.run.path}: {config.prior} posterior of {config.net} on {config.data}, "
+        f"{inspection.run.path}: {config.prior} posterior of {config.net} on {inspection.run.called}, "
         f"{inspection.training_rows:,} training rows",
         "",
         *table(layer_rows(inspection.layers)),

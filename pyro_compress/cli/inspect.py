@@ -11,6 +11,10 @@ import click
 from pyro_compress.cli.console import inspection_text, restarts_text
 from pyro_compress.cli.options import Command, RunPath, data_options, one_line_errors
 
+MOVED = click.option(
+    "--data", default="", show_default=False, metavar="NAME", help="Where the run's data are now, if they were moved."
+)
+
 
 @click.command("inspect", cls=Command, short_help="What a run's posterior learned, and how far to trust it.")
 @click.argument("runs", type=RunPath(file_okay=False), nargs=-1, required=True)
@@ -25,6 +29,7 @@ from pyro_compress.cli.options import Command, RunPath, data_options, one_line_e
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 @click.option("--seed", type=int, default=0, help="Seeds the draws.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default.")
+@MOVED
 @data_options
 def inspect_command(runs: tuple[Path, ...], restarts: bool, as_json: bool, **options: Any) -> None:
     """Look at what a run's posterior learned, and how far to trust it."""
@@ -39,10 +44,12 @@ def inspect_command(runs: tuple[Path, ...], restarts: bool, as_json: bool, **opt
     click.echo(text)
 
 
-def _restarts(runs: tuple[Path, ...], as_json: bool, data_dir: str, draws: int, threads: int, **_: Any) -> str:
+def _restarts(
+    runs: tuple[Path, ...], as_json: bool, data_dir: str, draws: int, threads: int, data: str, **_: Any
+) -> str:
     from pyro_compress.inspection.summary import compare_restarts
 
-    found = compare_restarts(runs, data_dir, draws, threads)
+    found = compare_restarts(runs, data_dir, draws, threads, data)
     return json.dumps([vars(agreement) for agreement in found]) if as_json else restarts_text(found)
 
 
@@ -73,10 +80,12 @@ def _inspect(run: Path, as_json: bool, netcdf: Path | None, force: bool, draws: 
 @click.option("--draws", type=click.IntRange(50), default=200, help="Networks drawn from the posterior of a run.")
 @click.option("--force", is_flag=True, help="Replace an existing page.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default.")
+@MOVED
 @data_options
 def report(
-    folder: Path, out: Path | None, network: Path | None, draws: int, force: bool, threads: int, data_dir: str
-) -> None:
+    folder: Path, out: Path | None, network: Path | None, draws: int, force: bool, threads: int, data: str,
+    data_dir: str,
+) -> None:  # fmt: skip
     """Write one self-contained HTML page: of a run (result, bytes, pictures, diagnostics) or of compare's results."""
     with one_line_errors():
         from pyro_compress.places import check_file
@@ -84,6 +93,8 @@ def report(
         out = out or folder / "report.html"
         check_file(out, "page", force)
         if (folder / "study.json").is_file():
+            if data:
+                raise ValueError(f"--data goes with a run; {folder} holds the results of compare")
             if network is not None:
                 raise ValueError(f"--network goes with a run; {folder} holds the results of compare")
             from pyro_compress.studies.page import write_comparison
@@ -93,5 +104,5 @@ def report(
             from pyro_compress.bayes.diagnostics import Size
             from pyro_compress.inspection.report import write_report
 
-            write_report(folder, out, network, data_dir, Size(draws=draws), threads)
+            write_report(folder, out, network, data_dir, Size(draws=draws), threads, data)
     click.echo(f"{out}: {out.stat().st_size:,} bytes; open it in any browser, it loads nothing")

@@ -165,7 +165,10 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="With --net: share of the training set held out, as for fit.",
         ),
         reading_options,
-        click.option("--data", default=None, metavar="NAME", help="With --net: its data, as for fit."),
+        click.option(
+            "--data", default=None, metavar="NAME",
+            help="With --net: its data, as for fit; with RUN: where the same data are now.",
+        ),
         input_options,
         click.option("--init", default=None, metavar="WEIGHTS", help="With --net: its trained weights, as for fit."),
         click.option("--hidden", type=Widths(), default="500,500", help="With --net mlp: widths of its hidden layers."),

@@ -50,7 +50,7 @@ def ensemble(folder: Path, members: int, splits: Splits, sparsity: float | None 
     for member in networks(posterior, read_marginals(folder / "guide.safetensors", run.config), members, seed):
         tensors = {name: tensor.detach() for name, tensor in member.state_dict().items()}
         parts.append(shrink(posterior.graph, tensors | {name: tensors[name] * mask for name, mask in masks.items()}))
-    meta = posterior.provenance | told(run.config.data, splits) | {"members": members, "draw_seed": seed}
+    meta = posterior.provenance | told(run.called, splits) | {"members": members, "draw_seed": seed}
     return joined(parts, meta)
 
 

@@ -23,8 +23,9 @@ from pyro_compress.types import Splits
 
 
 def write_report(
-    run: Path, out: Path, network: Path | None = None, data_dir: str = "", size: Size | None = None, threads: int = 0
-) -> None:
+    run: Path, out: Path, network: Path | None = None, data_dir: str = "", size: Size | None = None, threads: int = 0,
+    data: str = "",
+) -> None:  # fmt: skip
     """Look at a run and write its page.
 
     Args:
@@ -34,6 +35,7 @@ def write_report(
         data_dir: folder of the torchvision data sets.
         size: how much is drawn for the diagnostics.
         threads: CPU threads; 0 leaves torch's default.
+        data: where the run's data lie now; empty: where they lay.
 
     Raises:
         ValueError: as `inspect_run`; no such folder for the page; ArviZ or matplotlib not installed.
@@ -43,7 +45,7 @@ def write_report(
         raise ValueError(f"{out.parent} is no folder; make it first, or choose another --out")
     if network is None and (run / "network.pcn").is_file():
         network = run / "network.pcn"
-    inspection, diagnosis = inspect_run(run, data_dir, size, threads=threads)
+    inspection, diagnosis = inspect_run(run, data_dir, size, threads=threads, data=data)
     splits = inspection.run.splits(data_dir)
     text = html(inspection, pictures(inspection, diagnosis, splits), splits, network)
     write_atomically(out, text.encode())
@@ -52,7 +54,7 @@ def write_report(
 def html(inspection: Inspection, shown: Sequence[Picture], splits: Splits, network: Path | None) -> str:
     """The page."""
     config = inspection.run.config
-    title = f"{config.net} on {config.data}, prior {config.prior}"
+    title = f"{config.net} on {inspection.run.called}, prior {config.prior}"
     compressed = _test_scores(network, splits) if network else None
     sections = [
         _facts(inspection, compressed, network),
@@ -159,5 +161,10 @@ def _configuration(run: Path) -> str:
 
     document = tomllib.loads((run / "config.toml").read_text())
     document.pop("machine", None)
-    document.get("fit", {}).pop("data_dir", None)
+    document.pop("called", None)
+    fit = document.get("fit", {})
+    fit.pop("data_dir", None)
+    for name in ("data", "test_data", "init", "net"):
+        if Path(str(fit.get(name, ""))).is_absolute():
+            fit[name] = Path(fit[name]).name
     return tomli_w.dumps(document)

@@ -135,8 +135,9 @@ class Inspection:
 
 
 def inspect_run(
-    path: Path, data_dir: str = "", size: Size | None = None, seed: int = 0, all_rows: bool = False, threads: int = 0
-) -> tuple[Inspection, Diagnosis | None]:
+    path: Path, data_dir: str = "", size: Size | None = None, seed: int = 0, all_rows: bool = False, threads: int = 0,
+    data: str = "",
+) -> tuple[Inspection, Diagnosis | None]:  # fmt: skip
     """Look at a run folder.
 
     Args:
@@ -146,6 +147,7 @@ def inspect_run(
         seed: seeds the draws.
         all_rows: compute k-hat from every training row instead of the stored subset.
         threads: CPU threads; 0 leaves torch's default.
+        data: where the run's data lie now; empty: where they lay.
 
     Returns:
         The numbers, and the draws behind them (None for a deterministic network).
@@ -154,7 +156,7 @@ def inspect_run(
         ValueError: no run folder, one without `guide.safetensors`, missing data, ArviZ not installed.
     """
     prepare("cpu", threads)
-    run = load_run(path)
+    run = load_run(path, data)
     splits = run.splits(data_dir)
     diagnosis, sampled, kl = None, None, dict[str, float]()
     if run.config.prior != "none":
@@ -270,7 +272,9 @@ class Agreement:
     draws: int
 
 
-def compare_restarts(paths: Sequence[Path], data_dir: str = "", draws: int = 100, threads: int = 0) -> list[Agreement]:
+def compare_restarts(
+    paths: Sequence[Path], data_dir: str = "", draws: int = 100, threads: int = 0, data: str = ""
+) -> list[Agreement]:
     """Compare independent fits of the same data: quantities that mean the same thing in each of them.
 
     Weights and hidden units are not among them: another start numbers the units in another order.
@@ -280,12 +284,13 @@ def compare_restarts(paths: Sequence[Path], data_dir: str = "", draws: int = 100
         data_dir: folder of the torchvision data sets.
         draws: draws per fit.
         threads: CPU threads; 0 leaves torch's default.
+        data: where their data lie now; empty: where they lay.
 
     Raises:
         ValueError: fewer than two runs, or runs that differ in more than seed, start and machine.
     """
     prepare("cpu", threads)
-    runs = [load_run(path) for path in paths]
+    runs = [load_run(path, data) for path in paths]
     _check_same(runs)
     splits, found = runs[0].splits(data_dir), []
     for index, run in enumerate(runs):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pyro_compress.data.augment import AUGMENTATIONS
+from pyro_compress.data.datasets import DATASETS
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.machine import prepare
 from pyro_compress.networks.decoded import SUFFIX
@@ -186,11 +187,21 @@ def _one_of(what: str, value: str, allowed: Any) -> None:
         raise ValueError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}")
 
 
+def absolute(config: FitConfig) -> dict[str, str]:
+    """Those options that name a file or folder, as they are found from every working directory."""
+    paths = {name: str(getattr(config, name)) for name in ("data", "data_dir", "test_data", "init", "net")}
+    if config.data in DATASETS:
+        del paths["data"]
+    if not config.net.endswith(SUFFIX):
+        del paths["net"]
+    return {name: str(Path(path).absolute()) for name, path in paths.items() if path and Path(path).exists()}
+
+
 def config_toml(config: FitConfig, splits: Splits, rewinds: Sequence[dict[str, Any]] = (), processes: int = 1) -> str:
     """The resolved configuration with what else is needed to repeat the run.
 
     Args:
-        config: resolved; after a rewind, with the rates that count from then on.
+        config: resolved, its paths absolute; after a rewind, with the rates that count from then on.
         splits: the data.
         rewinds: when and why the fit was put back, and the rates that it had had.
         processes: how many fit together.

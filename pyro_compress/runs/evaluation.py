@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ def evaluate_target(
         ValueError: a damaged file, missing data, inputs of another shape.
     """
     device = prepare(device, threads)
-    loaded = _load(target, data_dir)
+    loaded = _load(target, data_dir, data)
     network, input_shape, origin = loaded.network.to(device), loaded.input_shape, loaded.data
     if data is not None and data.endswith((".npz", *SUFFIXES)):
         examples = load_examples(Path(data), loaded.known, loaded.reading)
@@ -73,9 +74,11 @@ class _Loaded(NamedTuple):
     noise: float | None
 
 
-def _load(target: Path, data_dir: str) -> _Loaded:
+def _load(target: Path, data_dir: str, data: str | None) -> _Loaded:
     if target.is_dir():
         posterior, config = (run := load_run(target)).posterior, run.config
+        if data and Path(config.data).is_absolute() and not Path(config.data).exists():
+            run = replace(run, data=data)  # moved
         network = Network(posterior.graph, posterior.tensors).eval()
         if run.config.task == "regression" or Path(config.data).suffix in SUFFIXES:
             known: Preprocessing | None = preprocessing(run.splits(data_dir))

@@ -16,15 +16,17 @@ for them, so that a run is complete with it; checkpoints go when the folder has 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pyro_compress.atomic import drop_left
 from pyro_compress.data.splits import load_splits
 from pyro_compress.kinds import foreign_to_run, is_run
-from pyro_compress.places import check_folder
+from pyro_compress.networks.graph import widths
+from pyro_compress.places import check_folder, check_name
 from pyro_compress.placing import CHECKPOINTS, emptied, located, making, put_in_place, recover, unfinished
 from pyro_compress.runs.config import options_in
 from pyro_compress.runs.waist import read_posterior
@@ -36,16 +38,55 @@ from pyro_compress.world import ALONE, World
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read."""
+    """A run folder, read.
+
+    Attributes:
+        path: of the folder.
+        config: resolved; its paths are absolute.
+        posterior: the waist.
+        sizes: rows of every split that it was fitted with; empty where the folder does not say.
+        data: where the same data lie now, if elsewhere than `config` says.
+    """
 
     path: Path
     config: FitConfig
     posterior: Posterior
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    data: str = ""
+
+    @property
+    def called(self) -> str:
+        """What its data were called when it was fitted."""
+        return str(self.posterior.provenance.get("data", self.config.data))
 
     def splits(self, data_dir: str = "") -> Splits:
-        """The data it was fitted on."""
-        config = self.config
-        return load_splits(config.data, data_dir or config.data_dir, config.validation, reading=config.reading)
+        """The data it was fitted on.
+
+        Raises:
+            ValueError: they are not there; or what is said to be the same data is not.
+        """
+        config, data = self.config, self.data or self.config.data
+        if Path(data).is_absolute() and not Path(data).exists():
+            raise ValueError(f"{data} is not there any more; say with --data where the run's data are now")
+        beside = Path(data).parent / Path(config.test_data).name
+        moved = config.reading
+        if self.data and config.test_data and beside.is_file():
+            moved = replace(moved, test_data=str(beside))
+        splits = load_splits(data, data_dir or config.data_dir, config.validation, reading=moved)
+        if self.data:
+            self._check_same(splits)
+        return splits
+
+    def _check_same(self, splits: Splits) -> None:
+        shape = self.posterior.graph.input_shape
+        if splits.input_shape != shape:
+            raise ValueError(f"{self.data}: one example has shape {splits.input_shape}; this network takes {shape}")
+        outputs = widths(self.posterior.graph, self.posterior.tensors)[-1]
+        if splits.outputs != outputs:
+            raise ValueError(f"{self.data}: {splits.outputs} classes or targets; this network has {outputs} outputs")
+        if self.sizes and dict(self.sizes) != splits.sizes:
+            told = [", ".join(f"{name} {rows}" for name, rows in sizes.items()) for sizes in (splits.sizes, self.sizes)]
+            raise ValueError(f"{self.data} holds {told[0]} rows, the run was fitted with {told[1]}: not the same data")
 
 
 def found_complete(out: Path, force: bool = False) -> bool:
@@ -54,6 +95,7 @@ def found_complete(out: Path, force: bool = False) -> bool:
     Raises:
         ValueError: another folder has it, and may not be replaced.
     """
+    check_name(out)
     if recover(out, is_run):
         return is_run(out)
     if not unfinished(out := located(out)).is_dir():
@@ -139,8 +181,12 @@ def _config_in(text: str, path: Path) -> FitConfig:
     return FitConfig(**tupled(options_in(text, str(path))))
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: Path, data: str = "") -> Run:
     """Read a run folder.
+
+    Args:
+        path: the folder.
+        data: where its data lie now; empty: where they lay.
 
     Raises:
         ValueError: not a run folder, or a damaged one.
@@ -150,4 +196,6 @@ def load_run(path: Path) -> Run:
         raise ValueError(
             f"{path} is no run folder (it needs config.toml and posterior.safetensors, as fit writes them)"
         )
-    return Run(path, stored_config(path / "config.toml"), read_posterior(path / "posterior.safetensors"))
+    text = (path / "config.toml").read_text()
+    config, sizes = _config_in(text, path / "config.toml"), tomllib.loads(text).get("splits", {})
+    return Run(path, config, read_posterior(path / "posterior.safetensors"), sizes, data)

@@ -25,7 +25,7 @@ from pyro_compress.networks.normalized import INPUTS, normalized
 from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.placing import FRAMES
 from pyro_compress.runs.budget import check_memory
-from pyro_compress.runs.config import config_toml, resolve
+from pyro_compress.runs.config import absolute, config_toml, resolve
 from pyro_compress.runs.folder import Run, found_complete, load_run, new_folder
 from pyro_compress.runs.waist import write_posterior
 from pyro_compress.settings import FitConfig
@@ -99,6 +99,8 @@ def fit_run(
         place, keeping, on_epoch = _scratch(), replace(keeping, snapshots=False, log=""), lambda epoch: None
     with place as folder:
         splits = _loaded(config, download, world)
+        paths, notes = absolute(config), stored_notes(folder, world) if keeping.resume else {}
+        config = replace(config, data=notes.get("called", {}).get("data", config.data))
         config = resolve(config, len(splits.train))
         net = initial_net(_with_start(config, folder, keeping.resume, world), splits)
         check_memory(net, splits, config)
@@ -106,9 +108,10 @@ def fit_run(
             world.check_same(_starts(config, splits, net))
         keeper = Keeper(folder, keeping.every_epochs, keeping.every_minutes, world=world)
         frames = _frames(folder, config) if keeping.snapshots else None
-        rewinds = stored_rewinds(folder, world) if keeping.resume else []
+        rewinds = list(notes.get("rewinds", []))
         while True:
-            write_atomically(folder / "config.toml", config_toml(config, splits, rewinds, world.size).encode())
+            text = config_toml(replace(config, **paths), splits, rewinds, world.size)  # type: ignore[arg-type]
+            write_atomically(folder / "config.toml", f"{text}\n[called]\ndata = {json.dumps(config.data)}\n".encode())
             try:
                 posterior, write_guide = _fit_noted(net, splits, config, on_epoch, _Kept(keeper, frames, keeping.log))
                 break
@@ -125,7 +128,7 @@ def fit_run(
             del write_guide
         with written(folder / "posterior.safetensors") as file:  # with it the run is complete
             write_posterior(file, posterior)
-    return Run(out, config, posterior)
+    return Run(out, replace(config, **paths), posterior, splits.sizes)  # type: ignore[arg-type]
 
 
 def ended_run(out: Path, force: bool = False, world: World = ALONE) -> Run | None:
@@ -209,11 +212,14 @@ def _rewound(config: FitConfig, keeper: Keeper, rewinds: list[dict[str, Any]], e
     return slower(config)
 
 
-def stored_rewinds(folder: Path, world: World = ALONE) -> list[dict[str, Any]]:
-    """How often an unfinished fit was put back already, as the first process's folder says."""
+def stored_notes(folder: Path, world: World = ALONE) -> dict[str, Any]:
+    """What the config.toml of an unfinished fit says, in the first process's folder.
+
+    That is among others how often it was put back already, and what its data were called when it began.
+    """
     path = folder / "config.toml"
     text = world.bytes_of_first(path.read_bytes() if path.is_file() else b"").decode()
-    return list(tomllib.loads(text).get("rewinds", []))
+    return tomllib.loads(text)
 
 
 def _loaded(config: FitConfig, download: bool, world: World) -> Splits:
