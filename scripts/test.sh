@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
-# Every check: ruff, mypy, pytest. Arguments are passed on to pytest.
+# Every check: ruff, mypy, pytest. `--all` runs the slow tests too (kills, servers, browsers, several processes), as
+# continuous integration does. Other arguments are passed on to pytest.
 # ArviZ 0.23 (Python 3.11) and 1.x (3.12 and newer) differ: where .venv has the one and an interpreter for the other is
 # installed (or named by PYTHON_ARVIZ), a small environment without torch checks what is written to disk against it too.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 set_up "[dev]"
+if [ "${1:-}" = --all ]; then
+  shift
+  set -- -m "slow or not slow" "$@"
+fi
 
 if [ -z "${PYRO_COMPRESS_DATA:-}" ] && [ -d ../shared/data ]; then
   PYRO_COMPRESS_DATA="$(cd ../shared/data && pwd)"
@@ -13,7 +18,7 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/pytest -n auto "$@"
+.venv/bin/pytest -n auto --dist loadfile "$@"
 
 other_python() {
   local candidate

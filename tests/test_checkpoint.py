@@ -148,6 +148,7 @@ def test_a_signal_after_the_last_step_counts(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_signals(number: signal.Signals, tmp_path: Path) -> None:
     """Whatever ends the process, resuming ends in the bytes of an uninterrupted fit."""

@@ -330,6 +330,7 @@ def test_processes_share_a_study(study: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "out" / "rows").glob("*.failed"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("jobs", "number"), [("1", signal.SIGTERM), ("2", signal.SIGKILL)])
 def test_stopped_while_pruning(jobs: str, number: signal.Signals, study: Path, tmp_path: Path) -> None:
     """One signal ends the study and its workers, in a fit that prunes while it trains; the same command goes on."""

@@ -73,6 +73,7 @@ class Quiet(SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.mark.slow
 def test_the_page_reads_drawn_digits(page: tuple[Path, str]) -> None:
     folder, url = page
     done = subprocess.run(

@@ -117,6 +117,7 @@ def test_dropping_units_changes_nothing_but_the_units(run: Run, digits: Splits, 
     assert work.optimizer.state[work.free["5.weight"]]["step"] == 3  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_run_gives_the_same_file_in_every_process(run: Run, tmp_path: Path) -> None:
     """Draws do not depend on the order of a set, which Python shuffles from process to process."""
     found = []

@@ -248,6 +248,7 @@ def seen_in_a_browser(page: Path, width: int, folder: Path) -> Seen:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1200])
 @pytest.mark.parametrize(("name", "images"), [("page.html", 8), ("comparison.html", 3)])
 def test_in_a_browser(name: str, images: int, width: int, folder: Path, tmp_path: Path) -> None:
@@ -259,6 +260,7 @@ def test_in_a_browser(name: str, images: int, width: int, folder: Path, tmp_path
     assert seen.layout["scroll"] <= seen.layout["client"] <= width
 
 
+@pytest.mark.slow
 def test_the_browser_would_have_told(tmp_path: Path) -> None:
     """The other way round: a page with all three faults."""
     (tmp_path / "bad.html").write_text(

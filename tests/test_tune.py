@@ -333,6 +333,7 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow
 def test_a_killed_workers_trial_is_made_again(tmp_path: Path) -> None:
     space = FIT.replace("epochs = 3", "epochs = 16") + "[space.fit]\nseed = {low = 0, high = 1000}\n"
     study = written(tmp_path, HEAD.replace("6", "3") + "compressions-per-fit = 1\n", space)

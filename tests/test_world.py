@@ -186,7 +186,7 @@ def epochs_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_all_processes_hold_the_same_network(size: int, tmp_path: Path) -> None:
     for name in CASES:
         (tmp_path / name).mkdir()
@@ -203,7 +203,7 @@ def test_all_processes_hold_the_same_network(size: int, tmp_path: Path) -> None:
 POINT = replace(TINY, prior="none", epochs=3, pretrain_epochs=None)
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_without_noise_it_is_the_fit_of_one_process(size: int, tmp_path: Path) -> None:
     """Twelve Adam steps, unequal and empty shares among them: up to rounding, which Adam magnifies."""
     shared = together(size, fitted, POINT, tmp_path / "together")
@@ -212,6 +212,7 @@ def test_without_noise_it_is_the_fit_of_one_process(size: int, tmp_path: Path) -
         assert torch.allclose(torch.tensor(found), torch.tensor(wanted), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_with_noise_it_ends_where_one_process_does(tmp_path: Path) -> None:
     """-ELBO after twelve SVI steps of two processes against four fits of one: within 5 standard deviations of these."""
     together(2, fitted, TINY, tmp_path / "together")
@@ -267,6 +268,7 @@ def wait_for(path: Path, group: Any) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_and_another_number_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     group = Group(2, fitted, LONG, out)
@@ -282,6 +284,7 @@ def test_a_signal_to_one_process_stops_all_and_another_number_goes_on(tmp_path: 
     assert epochs == list(range(1, config.epochs + 1))
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
     out = tmp_path / "run"
     group = Group(2, fitted, LONG, out)
@@ -305,6 +308,7 @@ def test_processes_that_start_differently_refuse(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
     """The command itself, ended by a signal to torchrun, resumed without it."""
     out = tmp_path / "run"
