@@ -31,15 +31,13 @@ SILENT_SECONDS = 60.0
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file; wait for it where another process does, and say so where that one is silent."""
-    lock, silence, told = FileLock(path, is_singleton=False), Silence(), False
+    lock, silence = FileLock(path, is_singleton=False), Silence()
     while True:
         try:
             lock.acquire(timeout=SILENT_SECONDS / 2)
             break
         except Timeout:
-            if silence.seconds(path) >= SILENT_SECONDS and not told:
-                log.warning("waiting for %s: %s", path, stopped(path))
-                told = True
+            silence.tell(path)
     try:
         with _beating(path):
             yield
@@ -89,6 +87,7 @@ class Silence:
 
     def __init__(self) -> None:
         self.seen: dict[Path, tuple[float, float]] = {}
+        self.told: set[Path] = set()
 
     def seconds(self, path: Path) -> float:
         """Seconds in which nothing touched a lock file that was asked for before; 0 at the first time."""
@@ -100,14 +99,30 @@ class Silence:
             self.seen[path] = (touched, time.monotonic())
         return time.monotonic() - self.seen[path][1]
 
+    def tell(self, path: Path) -> None:
+        """Say once that somebody waits for a lock whose holder has been silent for long."""
+        if path not in self.told and self.seconds(path) >= SILENT_SECONDS:
+            self.told.add(path)
+            log.warning("waiting for %s: %s", path, stopped(path))
+
+
+def holder(path: Path) -> int:
+    """The process that signed a lock file last; 0 where none did."""
+    told = _signature(path).split()
+    return int(told[1]) if len(told) > 1 and told[0] == "process" and told[1].isdecimal() else 0
+
 
 def stopped(path: Path) -> str:
     """What to tell a user of a lock whose holder is silent."""
-    holder = ""
-    with suppress(OSError):
-        holder = path.read_text(errors="replace").strip()
-    number = holder.split()[1] if holder.startswith("process ") else "PROCESS"
+    number = holder(path) or "PROCESS"
     return (
-        f"{holder or 'another process'} holds it and gives no sign any more; if it is stopped, let it go on "
+        f"{_signature(path) or 'another process'} holds it and gives no sign any more; if it is stopped, let it go on "
         f"(kill -CONT {number}) or end it (kill -KILL {number})"
     )
+
+
+def _signature(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""

@@ -17,6 +17,7 @@ import optuna
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from filelock import FileLock
 from optuna._hypervolume import compute_hypervolume
 
 from pyro_compress.cli.main import main
@@ -28,7 +29,7 @@ from pyro_compress.studies.plan import config_hash
 from pyro_compress.tuning.front import hypervolume, on_front
 from pyro_compress.tuning.plan import point_of, read_plan
 from pyro_compress.tuning.storage import SAMPLERS, open_storage, quietly
-from pyro_compress.tuning.workers import Work, begin, run_worker
+from pyro_compress.tuning.workers import Work, begin, revive, run_worker
 from pyro_compress.types import Splits
 
 HEAD = """
@@ -359,3 +360,21 @@ def test_a_killed_workers_trial_is_made_again(tmp_path: Path) -> None:
     assert all(math.isfinite(value) for trial in completed(out) for value in trial.values)
     hashes = {config_hash(point_of(work.plan, t.params, 16, len(work.splits.train)).config) for t in completed(out)}
     assert {path.name for path in (out / "runs").iterdir() if path.is_dir()} == hashes
+
+
+def test_a_stopped_worker_is_left_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its lock is held and gives no sign: the others end, say so, and a resumed search tries its trial again."""
+    study = written(tmp_path, HEAD.replace("6", "1"))
+    work = Work(*read_plan(study, device="cpu", threads=1), tmp_path / "out", grace=0.3)
+    begin(work)
+    with quietly():
+        running = optuna.load_study(study_name="small", storage=open_storage(work.out)).ask()
+        running.set_user_attr("worker", "1")
+    with FileLock(work.out / "workers" / "1.lock"):
+        run_worker(work)
+        assert trials_of(work.out)[0].state == optuna.trial.TrialState.RUNNING
+    assert "trial 0 is left out: " in caplog.text
+    assert "go on with --resume" in caplog.text
+    with quietly():
+        revive(work, optuna.load_study(study_name="small", storage=open_storage(work.out)), "0")
+    assert [trial.state.name for trial in trials_of(work.out)] == ["FAIL", "WAITING"]

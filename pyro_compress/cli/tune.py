@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -19,6 +20,9 @@ from pyro_compress.cli.options import Command, data_options, device_options, nam
 
 SAMPLERS = names_in("tuning/storage.py", "SAMPLERS")
 STORAGE = "PYRO_COMPRESS_STORAGE"
+STOP_SECONDS = 30.0
+"""For a worker to write its checkpoint and end."""
+LOOK_SECONDS = 0.5
 
 
 @click.command(cls=Command, short_help="Search the settings of fit and compress together.")
@@ -43,7 +47,7 @@ STORAGE = "PYRO_COMPRESS_STORAGE"
     type=click.FloatRange(2),
     default=60.0,
     metavar="SECONDS",
-    help="With --storage: silence after which a worker is taken for dead.",
+    help="Silence after which a worker is taken for dead, or for stopped.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one JSON object and nothing else.")
 @data_options
@@ -77,8 +81,9 @@ def tune(
         again += ["--data-dir", data_dir, "--device", device, "--threads", str(threads), "--grace", str(grace)]
         again += ["--minutes", str(plan.minutes)] if plan.minutes else []
         try:
-            with further_workers(workers - 1, again, storage):
+            with further_workers(workers - 1, again, storage) as others:
                 run_worker(work)
+                wait_for(others, out / "workers", grace)
         except KeyboardInterrupt:
             click.echo(f"stopped, state kept; go on with: pyro-compress tune {study} --out {out} --resume", err=True)
             raise click.exceptions.Exit(130) from None
@@ -91,15 +96,31 @@ def tune(
 
 
 @contextmanager
-def further_workers(count: int, arguments: list[str], storage: str) -> Iterator[None]:
+def further_workers(count: int, arguments: list[str], storage: str) -> Iterator[list[subprocess.Popen[bytes]]]:
     """More processes of this command, ended with this one."""
     command = [sys.executable, "-m", "pyro_compress", "tune", *arguments]
     started = [subprocess.Popen(command, env=os.environ | {STORAGE: storage}) for _ in range(count)]
     try:
-        yield
-        for process in started:
-            process.wait()
+        yield started
     finally:
         for process in started:
             process.terminate()
-            process.wait()
+        for process in started:
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:  # a stopped process hears nothing else
+                process.kill()
+                process.wait()
+
+
+def wait_for(processes: list[subprocess.Popen[bytes]], locks: Path, grace: float) -> None:
+    """Wait for workers to end; leave those behind that give no sign for so many seconds."""
+    from pyro_compress.locks import Silence, holder
+
+    silence, running = Silence(), list(processes)
+    while running := [process for process in running if process.poll() is None]:
+        signed = {holder(path): path for path in locks.glob("*.lock")}
+        quiet = [p.pid in signed and silence.seconds(signed[p.pid]) >= grace for p in running]
+        if all(quiet):
+            return
+        time.sleep(LOOK_SECONDS)

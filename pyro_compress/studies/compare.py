@@ -30,7 +30,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -41,7 +41,7 @@ from typing import Any
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.data.splits import load_splits
-from pyro_compress.locks import claimed, locked
+from pyro_compress.locks import Silence, claimed, locked
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
 from pyro_compress.networks.draws import Ensemble, has_spread, masked
@@ -57,6 +57,8 @@ from pyro_compress.types import Posterior, Splits
 STUDY_COPY = "study.toml"
 POLL_SECONDS = 1.0
 """Between two looks at fits that other processes work on."""
+LOOK_SECONDS = 10.0
+"""Between two looks at whether a process that works on a fit still gives signs."""
 STOP_SECONDS = 10.0
 """For a fit to write its checkpoint, once the process that began it is gone."""
 
@@ -117,16 +119,17 @@ def _end_with_parent() -> None:
 
 def _outcomes(planned: list[Planned], out: Path, jobs: int, began: float) -> Iterator[tuple[int, Outcome]]:
     """Every outcome once it is there, this process's or another's."""
-    waiting = dict(enumerate(planned))
+    waiting, silence = dict(enumerate(planned)), Silence()
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), _end_with_parent) if jobs > 1 else None
     with pool or nullcontext():
         try:
             while waiting:
-                for index, outcome in _tried(waiting, out, began, pool):
+                for index, outcome in _tried(waiting, out, began, pool, silence):
                     if outcome:
                         del waiting[index]
                         yield index, outcome
                 if waiting:
+                    _say_who_is_silent(waiting, out, silence)
                     time.sleep(POLL_SECONDS)
         except BaseException:
             if pool:
@@ -135,7 +138,7 @@ def _outcomes(planned: list[Planned], out: Path, jobs: int, began: float) -> Ite
 
 
 def _tried(
-    waiting: dict[int, Planned], out: Path, began: float, pool: ProcessPoolExecutor | None
+    waiting: dict[int, Planned], out: Path, began: float, pool: ProcessPoolExecutor | None, silence: Silence
 ) -> Iterator[tuple[int, Outcome | None]]:
     if pool is None:
         for index, one in list(waiting.items()):
@@ -144,8 +147,18 @@ def _tried(
     futures: dict[Future[Outcome | None], int] = {
         pool.submit(attempt, one, out, began): index for index, one in waiting.items()
     }
-    for future in as_completed(futures):
-        yield futures[future], future.result()
+    running = set(futures)
+    while running:
+        done, running = wait(running, LOOK_SECONDS, FIRST_COMPLETED)
+        for future in done:
+            yield futures[future], future.result()
+        if not done:
+            _say_who_is_silent(waiting, out, silence)
+
+
+def _say_who_is_silent(waiting: dict[int, Planned], out: Path, silence: Silence) -> None:
+    for one in waiting.values():
+        silence.tell(_lock_path(one, out))
 
 
 def attempt(planned: Planned, out: Path, began: float) -> Outcome | None:
@@ -158,7 +171,7 @@ def attempt(planned: Planned, out: Path, began: float) -> Outcome | None:
     """
     if outcome := settled(planned, out, began):
         return outcome
-    with claimed(out / "rows" / f"{planned.hash}.lock") as free:
+    with claimed(_lock_path(planned, out)) as free:
         if not free:
             return None
         if outcome := settled(planned, out, began):  # by whoever held it just now
@@ -223,6 +236,10 @@ def last_epoch(folder: Path) -> dict[str, Any]:
 
 def _rows_path(planned: Planned, out: Path) -> Path:
     return out / "rows" / f"{planned.hash}.json"
+
+
+def _lock_path(planned: Planned, out: Path) -> Path:
+    return out / "rows" / f"{planned.hash}.lock"
 
 
 def _failed_path(planned: Planned, out: Path) -> Path:

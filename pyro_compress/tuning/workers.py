@@ -11,6 +11,7 @@ alone and takes what the fit adds for noise); else it chooses all of them togeth
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 import time
@@ -27,7 +28,7 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from pyro_compress.locks import claimed
+from pyro_compress.locks import Silence, claimed, stopped
 from pyro_compress.tuning.front import on_front
 from pyro_compress.tuning.plan import Plan, point_of
 from pyro_compress.tuning.storage import (
@@ -41,6 +42,8 @@ from pyro_compress.tuning.storage import (
 )
 from pyro_compress.tuning.trial import Measured, measure
 from pyro_compress.types import Splits
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 """Between two looks at trials of others that are still running."""
@@ -138,6 +141,24 @@ def _dead(work: Work, own: str, trial: FrozenTrial) -> bool:
     return _free(work, number)
 
 
+def _left_by_the_silent(work: Work, own: str, trials: list[FrozenTrial], silence: Silence) -> bool:
+    """Whether all trials that still run are those of workers of this folder that give no sign; says so if they are.
+
+    Such a worker is stopped, or hangs. It keeps its locks, so that nobody else can take its trial.
+    """
+    running, here = [t for t in trials if t.state == TrialState.RUNNING], own.rpartition("/")[0]
+    names = [str(trial.user_attrs.get("worker", "")) for trial in running]
+    paths = [work.out / "workers" / f"{name.rpartition('/')[2]}.lock" for name in names]
+    quiet = [silence.seconds(path) >= work.grace for path in paths]  # asks all: the clock of each begins at once
+    if not running or not all(quiet) or any(name.rpartition("/")[0] != here for name in names):
+        return False
+    for trial, path in zip(running, paths, strict=True):
+        log.warning(
+            "trial %d is left out: %s. Then go on with --resume, which tries it again", trial.number, stopped(path)
+        )
+    return True
+
+
 def _free(work: Work, number: str) -> bool:
     with claimed(work.out / "workers" / f"{number}.lock") as free:
         return free
@@ -181,7 +202,7 @@ def _search(work: Work, study: Study, name: str, index: int) -> None:
     full = index == len(plan.fidelities) - 1
     wanted = (plan.trials if full else plan.cheap_trials) or math.inf
     minutes = plan.minutes / len(plan.fidelities) if plan.minutes else math.inf
-    known = study.get_trials(deepcopy=False)
+    known, silence = study.get_trials(deepcopy=False), Silence()
     base = samplers(plan.sampler, zlib.crc32(f"{plan.seed} {name.rpartition('/')[2]} {len(known)}".encode()))
     while True:
         revive(work, study, name)
@@ -193,6 +214,8 @@ def _search(work: Work, study: Study, name: str, index: int) -> None:
             raise ValueError(f"each of {len(done)} trials failed; the last: {done[-1].user_attrs['failure']}")
         waiting = any(t.state == TrialState.WAITING for t in trials)
         if len(_alive(trials)) >= wanted and not waiting:
+            if _left_by_the_silent(work, name, trials, silence):
+                return
             time.sleep(POLL_SECONDS)
             continue
         study.sampler = base.given(open_fit(plan, trials, work.out / "runs"))
