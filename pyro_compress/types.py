@@ -287,11 +287,20 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Compressed:
-    """What a `.pcn` file holds: the (smaller) network and its tensors, quantised or dense float32."""
+    """What a `.pcn` file holds: the (smaller) network and its tensors, quantised or dense float32.
+
+    Attributes:
+        graph: its operations.
+        tensors: its tensors.
+        meta: where it comes from.
+        unfolded: operations and float32 tensors before batch norm became scale and shift, which goes into no file:
+            what a file is held against before it is written; None: nothing was folded.
+    """
 
     graph: Graph
     tensors: dict[str, Quantized | np.ndarray]
     meta: dict[str, Any]
+    unfolded: tuple[Graph, dict[str, Tensor]] | None = field(default=None, compare=False, repr=False)
 
     @property
     def parameters(self) -> int:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from pyro_compress.compression.prune import masks_at, scores
+from pyro_compress.networks.graph import capture
 from pyro_compress.networks.nets import mlp
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import initial_net
@@ -149,7 +150,7 @@ def test_dropout_at_the_input_and_inside(rate: float, input_rate: float | None, 
     seen: list[torch.Tensor] = []
     with torch.no_grad():
         net[0].weight.copy_(torch.eye(4000))
-    with dropped_inputs(net, rate, input_rate), torch.no_grad():
+    with dropped_inputs(net, capture(net, (4000,)), rate, input_rate), torch.no_grad():
         hooks = [layer.register_forward_pre_hook(lambda m, args: seen.append(args[0])) for layer in net]
         net.train()(torch.ones(1, 4000))
     for hook in hooks:

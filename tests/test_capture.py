@@ -51,7 +51,7 @@ def objective(
     weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     bayes = bayesianize(net, PRIORS[prior])
     model = classifier(bayes, 300)
-    built = build_guide(guide, model, starts_of(bayes, weights, None), 0.2, (X, Y))
+    built = build_guide(guide, model, starts_of(bayes, weights, None), {"0.weight": 0.2}, (X, Y))
     found = build_objective(model, built, estimator, samples)
     return found, tuned_parameters(found, 1e-3, 1e-2, 1e-2)
 

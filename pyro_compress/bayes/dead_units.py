@@ -58,7 +58,7 @@ def without_dead_units(stage: Stage, example: tuple[Tensor, Tensor], config: Fit
     if before - after < LEAST_SHARE * before:
         return None
     net = Layered(small.graph, small.tensors, momenta(stage.mean_net)).to(config.device)
-    new = first_stage(net, small.graph, _likelihood(stage), example, config)
+    new = first_stage(net, small.graph, _likelihood(stage), example, config, _with_prior(stage))
     carry(stage, new, small, masked)
     removal = Removal(epoch, widths_of(stage), widths_of(new), before, after)
     return replace(new, removals=(*stage.removals, removal))
@@ -66,6 +66,11 @@ def without_dead_units(stage: Stage, example: tuple[Tensor, Tensor], config: Fit
 
 def _likelihood(stage: Stage) -> Likelihood:
     return copy.deepcopy(stage.objective.elbo.model.likelihood)
+
+
+def _with_prior(stage: Stage) -> list[str]:
+    """Names of the weights that have a prior: those of the smaller network that are among them keep it."""
+    return [layer.shape.name for layer in stage.objective.layers]
 
 
 def masked_tensors(stage: Stage, config: FitConfig) -> dict[str, Tensor]:
@@ -159,6 +164,7 @@ def retold(numbers: dict[str, Any], stage: Stage, example: tuple[Tensor, Tensor]
         return stage
     network = numbers["network"]
     zeros = {name: torch.zeros(shape) for name, shape in network["shapes"].items()}
-    net = Layered(graph_of(network["graph"]), zeros, momenta(stage.mean_net)).to(config.device)
+    graph = graph_of(network["graph"])
+    net = Layered(graph, zeros, momenta(stage.mean_net)).to(config.device)
     removals = tuple(Removal(**removal) for removal in network["removals"])
-    return replace(first_stage(net, net.graph, _likelihood(stage), example, config), removals=removals)
+    return replace(first_stage(net, graph, _likelihood(stage), example, config, _with_prior(stage)), removals=removals)

@@ -42,7 +42,7 @@ def extract(fit: Fit) -> Posterior:
     return Posterior(
         graph=fit.graph,
         layers=layers,
-        dense={name: tensor for name, tensor in tensors.items() if name in used and name not in layers},
+        dense={name: tensor.float() for name, tensor in tensors.items() if name in used and name not in layers},
         criterion=PRIORS[fit.config.prior].criterion,
         provenance=fit.config.provenance | ({} if noise is None else {"noise": noise}),
         removals=fit.removals,

@@ -13,12 +13,13 @@ from pyro_compress.bayes.capture import captured
 from pyro_compress.bayes.dead_units import refuse_dropout, retold, told, without_dead_units
 from pyro_compress.bayes.elbo import kl_nats
 from pyro_compress.bayes.extract import mean_tensors, moments
-from pyro_compress.bayes.layers import bayes_layers
+from pyro_compress.bayes.layers import bayes_layers, left_out, plain_weights
 from pyro_compress.bayes.model import Fit, Likelihood
 from pyro_compress.bayes.stage import Stage, bayesian, first_stage
 from pyro_compress.bayes.step import Rule, Step, eager
 from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.graph import batch_statistics, capture
+from pyro_compress.networks.outputs import doubtful_end, with_columns
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper
 from pyro_compress.training.guards import diverged, exploded, over_pruned
@@ -61,13 +62,18 @@ def fit_posterior(
         ('svi', 4)
     """
     config = config.on(splits.origin, splits.task)
-    bayesian(net, config)  # refuses before any time is spent
-    graph = capture(net, splits.input_shape)
+    net = with_columns(net, splits.input_shape, splits.outputs)
+    graph = capture(net, splits.input_shape, splits.outputs)
+    plain = plain_weights(net, graph)
+    bayesian(net, config, plain)  # refuses before any time is spent
     if config.shrink_every:
         refuse_dropout(net)
     with torch.random.fork_rng(), pyro.validation_enabled(False):
         torch.manual_seed(config.seed)
         progress = Progress(splits, config, on_epoch, keeper or Keeper())
+        if progress.world.first:
+            for doubt in (doubtful_end(graph, splits.task), left_out(net, graph, plain, config.keep)):
+                log.warning("%s", doubt) if doubt else None
         start = copy.deepcopy(net).to(config.device)
         if progress.snapshot is None or progress.snapshot.phase == "point":
             assert config.lr
@@ -75,7 +81,7 @@ def fit_posterior(
             progress.train_point(start, plan)
         noise = residual_noise(start.eval(), splits, config.device) or 1.0
         likelihood = Likelihood(splits.task, len(splits.train), noise, progress.weights)
-        stage = first_stage(start, graph, likelihood, progress.example(2), config)
+        stage = first_stage(start, graph, likelihood, progress.example(2), config, plain)
         stage = _Inference(progress, stage, on_layers).run()
     if progress.world.first and (lost := over_pruned(progress.history, splits)):
         log.warning("%s", lost)

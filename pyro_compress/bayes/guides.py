@@ -8,7 +8,7 @@ sample an auxiliary site and always fall back to Monte Carlo.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -181,7 +181,11 @@ def starts_of(net: nn.Module, weights: dict[str, Tensor], init_scale: float | No
 
 
 def build_guide(
-    name: str, model: nn.Module, starts: dict[str, Start], max_scale: float | None, example: tuple[Tensor, ...]
+    name: str,
+    model: nn.Module,
+    starts: dict[str, Start],
+    max_scales: Mapping[str, float] | None,
+    example: tuple[Tensor, ...],
 ) -> Guide:
     """Build a guide for a model.
 
@@ -189,13 +193,13 @@ def build_guide(
         name: name in `GUIDES`.
         model: the Pyro model, which contains the `BayesLayer`s.
         starts: site -> where its posterior starts.
-        max_scale: upper bound on the standard deviation of the first layer's raw weights; 0 for none.
+        max_scales: weight tensor name -> upper bound on the standard deviations of its raw weights; None: no bounds.
         example: arguments of the model.
     """
     kind = GUIDES[name]
     if kind is not None:
         return Auto(kind, model, starts, example)
     guide = MeanField(starts)
-    if max_scale:
-        guide.max_log_scale[bayes_layers(model)[0].shape.site] = math.log(max_scale)
+    sites = {layer.shape.name: layer.shape.site for layer in bayes_layers(model)}
+    guide.max_log_scale |= {sites[name]: math.log(bound) for name, bound in (max_scales or {}).items() if name in sites}
     return guide

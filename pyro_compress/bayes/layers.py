@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import torch
 import torch.nn.functional as F
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
 from pyro_compress.bayes.priors import Prior
-from pyro_compress.types import LayerShape, WeightDraw
+from pyro_compress.networks.checked import examples, outputs_of, trial
+from pyro_compress.networks.graph import WEIGHTED
+from pyro_compress.types import Graph, LayerShape, WeightDraw
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ OPS: dict[type[nn.Module], Callable[[nn.Module], Operation]] = {
     nn.Conv2d: _conv,
     nn.Conv3d: _conv,
 }
+
+
+def operation_of(module: nn.Module) -> Operation | None:
+    """The linear map that a module is by its class, or a class that its own comes from."""
+    return next((make(module) for kind, make in OPS.items() if isinstance(module, kind)), None)
 
 
 Bias = WeightDraw | Tensor | None
@@ -94,7 +102,9 @@ class BayesLayer(nn.Module):
     def __init__(self, module: nn.Module, shape: LayerShape, prior: Prior, bias_prior: Prior | None = None):
         super().__init__()
         self.shape, self.prior, self.bias_prior = shape, prior, bias_prior
-        self.op = OPS[type(module)](module)
+        op = operation_of(module)
+        assert op
+        self.op = op
         bias = module._parameters["bias"]
         self.bias_shape: LayerShape | None = None
         if bias is not None and bias_prior is not None:
@@ -128,6 +138,7 @@ def bayesianize(
     grouping: str | None = None,
     bias_prior: Prior | None = None,
     keep: tuple[str, ...] = (),
+    among: Collection[str] | None = None,
 ) -> nn.Module:
     """Copy a network and give its supported layers (`OPS`) a prior; the given network stays as it is.
 
@@ -139,6 +150,8 @@ def bayesianize(
             convolution the two are the same.
         bias_prior: prior of the biases, per bias; None leaves them point estimates.
         keep: layers whose dotted path matches one of these patterns stay deterministic.
+        among: names of the weights that may get a prior, of subclasses of the supported layers too (`plain_weights`);
+            None: those of all layers that are exactly of a supported class.
 
     Raises:
         ValueError: no supported layer, a grouping that the prior does not allow, a module used twice.
@@ -155,7 +168,11 @@ def bayesianize(
     if grouping not in prior.groupings:
         raise ValueError(f"grouping {grouping!r} is not defined for this prior; allowed: {', '.join(prior.groupings)}")
     net = copy.deepcopy(net)
-    paths = [path for path, module in net.named_modules(remove_duplicate=False) if type(module) in OPS]
+    modules = dict(net.named_modules(remove_duplicate=False))
+    if among is None:
+        paths = [path for path, module in modules.items() if type(module) in OPS]
+    else:
+        paths = [path for path, module in modules.items() if _weight_of(path) in among and operation_of(module)]
     chosen = [path for path in paths if not any(fnmatchcase(path, pattern) for pattern in keep)]
     if not chosen:
         kinds = ", ".join(sorted(kind.__name__ for kind in OPS))
@@ -163,7 +180,7 @@ def bayesianize(
     _refuse_shared(net, paths)
     for path in chosen:
         module = net.get_submodule(path)
-        name = f"{path}.weight" if path else "weight"
+        name = _weight_of(path)
         weight = module.get_parameter("weight")
         shape = LayerShape(name, tuple(weight.shape), _grouping_of(module, grouping))
         layer = BayesLayer(module, shape, prior, bias_prior)
@@ -172,6 +189,75 @@ def bayesianize(
         parent, _, leaf = path.rpartition(".")
         setattr(net.get_submodule(parent), leaf, layer)
     return net
+
+
+def _weight_of(path: str) -> str:
+    """Name of the weight of the module at a path."""
+    return f"{path}.weight" if path else "weight"
+
+
+def plain_weights(net: nn.Module, graph: Graph) -> list[str]:
+    """Names of the weights whose modules a layer with a prior can stand in for.
+
+    The graph uses such a weight as that of a layer; its module is of a supported class or a subclass, is called once
+    with its input and nothing else, and returns what the class's own operation gives, in evaluation and in training
+    mode, hooks included.
+
+    Args:
+        net: the network.
+        graph: what was captured of it.
+
+    Example:
+        >>> from pyro_compress.networks.graph import capture
+        >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
+        >>> plain_weights(net, capture(net, (3,)))
+        ['0.weight', '2.weight']
+    """
+    used = {node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED}
+    tried = trial(net)
+    paths = [path for path, _ in tried.named_modules(remove_duplicate=False) if _weight_of(path) in used]
+    calls: dict[str, list[bool]] = {path: [] for path in paths if operation_of(tried.get_submodule(path))}
+    for path, found in calls.items():
+        _watch(tried.get_submodule(path), found)
+    for training in (False, True):
+        outputs_of(tried.train(training), examples(net, graph.input_shape, 3), "with its layers watched")
+    return [_weight_of(path) for path, found in calls.items() if found == [True, True]]
+
+
+def left_out(net: nn.Module, graph: Graph, plain: Collection[str], keep: tuple[str, ...] = ()) -> str:
+    """Which weights of a network that the graph uses get no prior, though nobody asked for that; empty if none.
+
+    Args:
+        net: the network.
+        graph: what was captured of it.
+        plain: names of the weights that can have a prior.
+        keep: layers that the user keeps as they are.
+    """
+    layers = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
+    values = [node.parameters["value"] for node in graph.nodes if node.op == "constant"]
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    wide = [name for name in values if name in parameters and sum(size > 1 for size in parameters[name].shape) > 1]
+    kept = [name for name in layers if any(fnmatchcase(name.rpartition(".")[0], pattern) for pattern in keep)]
+    names = sorted({*layers, *wide} - {*plain, *kept})
+    return f"no prior on {', '.join(names)}: not the weight of a layer that computes nothing else" if names else ""
+
+
+def _watch(module: nn.Module, found: list[bool]) -> None:
+    """Let a module note of each of its calls whether its output is that of its class's operation on its input."""
+    given: list[tuple[object, ...]] = []
+
+    def before(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        given.append((*args, *kwargs))
+
+    def after(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+        wanted = None
+        if len(given) and len(x := given.pop()) == 1 and isinstance(x[0], Tensor) and (op := operation_of(module)):
+            wanted = op.function(x[0], module.get_parameter("weight"), module._parameters["bias"])
+        same = wanted is not None and isinstance(output, Tensor) and output.shape == wanted.shape
+        found.append(bool(same and wanted is not None and torch.allclose(output, wanted, 1e-4, 1e-6, equal_nan=True)))
+
+    module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
+    module.register_forward_hook(after)
 
 
 def _grouping_of(module: nn.Module, grouping: str) -> str:

@@ -5,16 +5,18 @@ A fit has one stage, unless dead units leave it (`pyro_compress.bayes.dead_units
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from pyro_compress.bayes.elbo import Objective, build_objective
 from pyro_compress.bayes.guides import build_guide, starts_of
-from pyro_compress.bayes.layers import bayesianize
+from pyro_compress.bayes.layers import bayesianize, plain_weights
 from pyro_compress.bayes.model import Likelihood, Model
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import State, Tuned, tuned_parameters
+from pyro_compress.networks.graph import first_weights
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Graph, Removal
 
@@ -40,20 +42,21 @@ class Stage:
     removals: tuple[Removal, ...] = ()
 
 
-def bayesian(net: nn.Module, config: FitConfig) -> nn.Module:
-    """A network with the priors of a resolved configuration.
+def bayesian(net: nn.Module, config: FitConfig, among: Collection[str]) -> nn.Module:
+    """A network with the priors of a resolved configuration, on those of some weights that it does not keep.
 
     Raises:
         ValueError: what `bayesianize` refuses.
     """
     prior = PRIORS[config.prior].with_options(config.prior_options)
     bias_prior = None if config.bias_prior == "none" else prior
-    return bayesianize(net, prior, config.grouping, bias_prior, config.keep)
+    return bayesianize(net, prior, config.grouping, bias_prior, config.keep, among)
 
 
 def first_stage(
-    net: nn.Module, graph: Graph, likelihood: Likelihood, example: tuple[Tensor, Tensor], config: FitConfig
-) -> Stage:
+    net: nn.Module, graph: Graph, likelihood: Likelihood, example: tuple[Tensor, Tensor], config: FitConfig,
+    among: Collection[str] | None = None,
+) -> Stage:  # fmt: skip
     """The program of a plain network, its posterior around the network's weights.
 
     Args:
@@ -62,12 +65,15 @@ def first_stage(
         likelihood: the observed end of the program; the stage takes it over.
         example: a small minibatch, on the device.
         config: resolved.
+        among: names of the weights that may get a prior; None: all that can (`plain_weights`).
     """
-    bayes_net = bayesian(net, config)
+    among = plain_weights(net, graph) if among is None else among
+    bayes_net = bayesian(net, config, among)
     model = Model(bayes_net, likelihood).to(config.device)
     weights: dict[str, Tensor] = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     starts = starts_of(bayes_net, weights, config.init_scale)
-    guide = build_guide(config.guide, model, starts, config.max_scale, example)
+    bounds = dict.fromkeys(first_weights(graph), config.max_scale) if config.max_scale else {}
+    guide = build_guide(config.guide, model, starts, bounds, example)
     assert config.estimator
     assert config.lr
     assert config.lr_scale

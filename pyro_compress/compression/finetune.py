@@ -37,6 +37,19 @@ def finetune(
 ) -> tuple[Graph, dict[str, Quantized | np.ndarray]]:  # fmt: skip
     """Fine-tune what the masks keep of the posterior mean, as integers.
 
+    Returns:
+        The smaller network and its tensors as a file holds them; arguments and refusals are those of `finetuned`.
+    """
+    work = finetuned(posterior, masks, train, how, teacher, on_epoch)
+    return work.graph, work.packed()
+
+
+def finetuned(
+    posterior: Posterior, masks: Masks, train: Data, how: FineTune,
+    teacher: Teach | None = None, on_epoch: OnEpoch = lambda epoch, epochs, kept: None,
+) -> Survivors:  # fmt: skip
+    """Fine-tune what the masks keep of the posterior mean.
+
     Args:
         posterior: the waist.
         masks: weights to keep.
@@ -44,9 +57,6 @@ def finetune(
         how: the recipe.
         teacher: whose logits are matched; None trains on the labels alone.
         on_epoch: called after every epoch.
-
-    Returns:
-        The smaller network and its tensors; weights and biases quantised, everything else float32.
 
     Raises:
         ValueError: the images cannot be changed as asked, there is no posterior to go on with, or the weights diverge.
@@ -79,7 +89,7 @@ def finetune(
     if not work.steps:
         work.choose_steps()
         work.drop_dead_units()
-    return work.graph, work.packed()
+    return work
 
 
 def _reader(

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from pyro_compress.compression.precision import MAX_CODE, bias_step, quantize, snapped
-from pyro_compress.networks.graph import WEIGHTED
+from pyro_compress.networks.graph import STATISTICS_ROLES, WEIGHTED, foldable_norms, run_node
 from pyro_compress.types import Graph, Node, Quantized
 
 LEVELS = 127
 """Code of the largest bias, where nothing coarser is known to do."""
-STATISTICS = ("running_mean", "running_var")
 SCALE_LEVELS = 4
 """Scales of channels are rounded so many times as finely: what they multiply is large where they are small."""
 CONSTANT = 1e-6
@@ -43,10 +42,10 @@ def packed(
         levels: code of the largest bias, and of the typical value of every other vector.
     """
     biases = {node.parameters["bias"] for node in graph.nodes if node.op in WEIGHTED and "bias" in node.parameters}
-    scales = {node.parameters["weight"] for node in _norms(graph)}
-    statistics = (node.parameters[role] for node in _norms(graph) for role in STATISTICS)
+    scales = {node.parameters["weight"] for node in foldable_norms(graph)}
+    statistics = (node.parameters[role] for node in foldable_norms(graph) for role in STATISTICS_ROLES)
     known: dict[str, float | None] = {
-        node.parameters[role]: None for node in graph.nodes if node.op == "batch_norm" for role in STATISTICS
+        node.parameters[role]: None for node in graph.nodes if node.op == "batch_norm" for role in STATISTICS_ROLES
     }
     known |= {name: 1.0 for name in statistics} | dict(steps)
     found: dict[str, Quantized | np.ndarray] = {}
@@ -64,18 +63,19 @@ def packed(
 def folded(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with batch norm's means 0 and variances 1; in evaluation the network computes the same.
 
-    The bias of a layer that batch norm alone reads goes into its shift. Channels that hardly varied over the examples
-    that the statistics were taken from are constant. Batch norm without scale and shift of its own stays as it is.
+    The bias of a layer that batch norm alone reads goes into its shift, where both have the same channels. Channels
+    that hardly varied over the examples that the statistics were taken from are constant. Batch norm without scale and
+    shift of its own stays as it is.
     """
-    found = dict(tensors)
-    for node in _norms(graph):
+    found, ranks = dict(tensors), _ranks(graph, tensors)
+    for node in foldable_norms(graph):
         p, eps = node.parameters, node.attributes["eps"]
         weight, bias, mean, variance = (
             tensors[p[role]].double() for role in ("weight", "bias", "running_mean", "running_var")
         )
         scale = torch.where(variance < CONSTANT * eps, 0.0, weight / (variance + eps).sqrt())
         shift = bias - mean * scale
-        if before := _bias_for_it_alone(graph, node):
+        if before := _bias_for_it_alone(graph, node, ranks):
             shift = shift + scale * tensors[before].double()
             found[before] = torch.zeros_like(tensors[before])
         found[p["weight"]], found[p["bias"]] = (scale * math.sqrt(1 + eps)).float(), shift.float()
@@ -96,16 +96,25 @@ def vector_step(values: Tensor, levels: int) -> float | None:
     return step if float(sizes.max()) / step < MAX_CODE - 1 else None
 
 
-def _norms(graph: Graph) -> list[Node]:
-    """Those that can be folded."""
-    roles = {"weight", "bias", *STATISTICS}
-    return [node for node in graph.nodes if node.op == "batch_norm" and roles <= node.parameters.keys()]
-
-
-def _bias_for_it_alone(graph: Graph, norm: Node) -> str | None:
-    """Name of the bias of the layer before batch norm, if these two meet nobody else."""
+def _bias_for_it_alone(graph: Graph, norm: Node, ranks: list[int]) -> str | None:
+    """Name of the bias of the layer before batch norm, if these two meet nobody else and lie on the same axis."""
     (source,) = norm.inputs
     layer = graph.nodes[source]
+    name = layer.parameters.get("bias") if layer.op in WEIGHTED else None
+    if name is None or (layer.op == "linear" and ranks[source] != 2):  # on sequences a linear layer's axis is the last
+        return None
     readers = sum(node.inputs.count(source) for node in graph.nodes)
     uses = sum(node.parameters == norm.parameters for node in graph.nodes)
-    return layer.parameters.get("bias") if layer.op in WEIGHTED and readers == uses == 1 else None
+    biases = sum(name in node.parameters.values() for node in graph.nodes)
+    return name if readers == uses == biases == 1 else None
+
+
+def _ranks(graph: Graph, tensors: Mapping[str, Tensor]) -> list[int]:
+    """Number of dimensions of every node's value, the batch included; nothing is computed."""
+    if all(node.op != "batch_norm" for node in graph.nodes):
+        return []
+    values = [torch.zeros(1, *graph.input_shape, device="meta")]
+    for node in graph.nodes[1:]:
+        parameters = {role: tensors[name].to("meta").float() for role, name in node.parameters.items()}
+        values.append(run_node(node, [values[i] for i in node.inputs], parameters))
+    return [value.dim() for value in values]

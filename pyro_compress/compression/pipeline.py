@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.fixed_point import fixed_point_of
+from pyro_compress.compression.packing import folded
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.target import Goal, Target, Watch, target_of
@@ -21,10 +23,13 @@ from pyro_compress.networks.graph import Network, widths
 from pyro_compress.pcn import file, runner
 from pyro_compress.places import check_file
 from pyro_compress.scores import Quality
-from pyro_compress.types import Compressed, Posterior, Splits
+from pyro_compress.types import Compressed, Graph, Posterior, Splits
 
 CHECKED = 2000
 """Validation examples on which every file is run by numpy before it is written."""
+
+FOLDED = 1e-3
+"""Largest difference, relative to the largest output, that the rounding of scales and shifts to float32 explains."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,8 @@ def judged(found: Report, splits: Splits, target: Target, hints: list[str]) -> R
 def save(path: Path, network: Compressed, splits: Splits) -> dict[str, int]:
     """Write the file, but only after its bytes, decoded and run by numpy alone, gave torch's predictions.
 
+    Where batch norm became scale and shift, these are first held against the network before.
+
     Returns:
         Bytes of each part.
 
@@ -176,6 +183,8 @@ def save(path: Path, network: Compressed, splits: Splits) -> dict[str, int]:
     data, parts = file.dumps(network)
     decoded = file.loads(data)
     x = splits.validation.x[:CHECKED]
+    if network.unfolded is not None:
+        _check_folded(*network.unfolded, x)
     wanted = logits_of(to_module(network), x).numpy()
     got = runner.run(decoded, x.numpy())
     scale = max(float(np.abs(wanted).max()), 1.0)
@@ -183,6 +192,15 @@ def save(path: Path, network: Compressed, splits: Splits) -> dict[str, int]:
         raise RuntimeError(f"the decoded network is off by {np.abs(got - wanted).max():.2g}; nothing was written")
     write_atomically(path, data)
     return parts
+
+
+def _check_folded(graph: Graph, tensors: dict[str, Tensor], x: Tensor) -> None:
+    if all(node.op != "batch_norm" for node in graph.nodes):
+        return
+    wanted, got = (logits_of(Network(graph, given).eval(), x) for given in (tensors, folded(graph, tensors)))
+    gap, scale = float((got - wanted).abs().max()), max(float(wanted.abs().max()), 1e-6)
+    if not gap <= FOLDED * scale:
+        raise RuntimeError(f"with batch norm as scale and shift the network is off by {gap:.2g}; nothing was written")
 
 
 def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, sections: dict[str, int]) -> Report:

@@ -82,7 +82,8 @@ class _Search:
         held: dict[str, Quantized | np.ndarray] = {name: tensor.numpy() for name, tensor in small.items()}
         if grid is not None:
             held = packed(graph, small, steps, levels)
-        return Compressed(graph, held, origin_of(self.posterior, self.splits, self.criterion))
+        told = origin_of(self.posterior, self.splits, self.criterion)
+        return Compressed(graph, held, told, None if grid is None else (graph, small))
 
     def statistics(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """What batch norm sees now that weights are gone and rounded, from training examples."""

@@ -11,6 +11,7 @@ dead weights just stay zeros. A depthwise convolution keeps channels apart like 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
@@ -118,6 +119,7 @@ def trace_shrink(graph: Graph, tensors: dict[str, Tensor]) -> Shrunk:
 class _Work:
     def __init__(self, graph: Graph, tensors: dict[str, Tensor]):
         self.nodes, self.input_shape, self.tensors = list(graph.nodes), graph.input_shape, tensors
+        self.uses = Counter(name for node in graph.nodes for name in node.parameters.values())
         self.values: list[_Value] = []
         self.read: dict[int, _Value] = {}  # layer with weights -> its input, as it reads it
         self.first: dict[str, _Value] = {}  # tensor by channel -> the first output that it is read for
@@ -169,7 +171,7 @@ class _Work:
             self.join(sources[0], sources[1])
             value.constant = _of_two(node.op, sources[0].constant, sources[1].constant)
         elif node.op in ("pad", "sum") or (node.op == "avg_pool" and "padding" in node.attributes):
-            value.constant = torch.where(value.constant == 0, 0.0, torch.nan)
+            value.constant = torch.where(value.constant == 0, value.constant, torch.nan)
         elif node.op in (*POINTWISE, "batch_norm", "prelu"):
             parameters = {role: self.tensors[name] for role, name in node.parameters.items()}
             value.constant = run_node(node, [value.constant[None]], parameters)[0]
@@ -211,15 +213,19 @@ class _Work:
         return _Value(shape, constant, self.new_space(out, fixed=groups != 1), 1, axis)
 
     def bias(self, index: int, offset: Tensor) -> Tensor:
-        """The layer's bias after adding an offset; a layer without one gets one where it is needed."""
+        """The layer's bias after adding an offset; a layer without one of its own gets one where it is needed."""
         node = self.nodes[index]
-        if "bias" in node.parameters:
-            self.tensors[node.parameters["bias"]] += offset
-            return self.tensors[node.parameters["bias"]]
+        given = node.parameters.get("bias")
+        if given is not None and (self.uses[given] == 1 or not offset.any()):
+            self.tensors[given] += offset
+            return self.tensors[given]
         if offset.any():
             name = node.parameters["weight"].removesuffix("weight") + "bias"
+            while name in self.tensors:
+                name += "_"
             self.nodes[index] = replace(node, parameters={**node.parameters, "bias": name})
-            self.tensors[name] = offset
+            self.tensors[name] = offset if given is None else self.tensors[given] + offset
+            return self.tensors[name]
         return offset
 
     def reshaped(self, source: _Value, shape: tuple[int, ...]) -> _Value:
@@ -297,6 +303,9 @@ class _Work:
         for index, (node, value) in enumerate(zip(self.nodes, self.values, strict=True)):
             keep = _entries(orders[self.find(value.space)], value.factor)
             for role, name in node.parameters.items():
+                if self.tensors[name].dim() == 0:  # a number has no rows
+                    tensors[name] = self.tensors[name].to(dtypes[name])
+                    continue
                 size = len(self.tensors[name])
                 by_channel = node.op in BY_CHANNEL and size == len(value.constant)
                 rows[name] = keep if by_channel else torch.arange(size)
@@ -305,7 +314,8 @@ class _Work:
                     source = self.read[index]
                     columns[name] = _entries(orders[self.find(source.space)], source.factor)
                     tensor = tensor[:, columns[name]]
-                tensors[name] = tensor.to(dtypes.get(name, torch.float32)).contiguous()
+                kind = dtypes[name if name in dtypes else node.parameters["weight"]]  # a bias that folding made
+                tensors[name] = tensor.to(kind).contiguous()
             if node.op == "reshape":
                 node = replace(node, attributes={"shape": [len(keep), *value.shape[1:]]})
             elif node.op in WEIGHTED and node.attributes.get("groups", 1) != 1:

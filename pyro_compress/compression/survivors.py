@@ -15,7 +15,7 @@ from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
-from pyro_compress.networks.graph import WEIGHTED, run_graph
+from pyro_compress.networks.graph import WEIGHTED, run_graph, statistics_of
 from pyro_compress.pcn.layout import layouts
 from pyro_compress.types import Graph, Quantized
 
@@ -192,7 +192,8 @@ class Survivors:
 
     def _start(self, memory: list[dict[str, Tensor]]) -> None:
         """An optimizer and prices for the tensors as they are now."""
-        trained = [t for name, t in self.free.items() if not name.rpartition(".")[2].startswith("running_")]
+        statistics = statistics_of(self.graph)
+        trained = [t for name, t in self.free.items() if name not in statistics]
         spreads = list(self.log_spread.values()) if self.steps else []
         groups = [(trained, 1.0), (spreads, SPREAD_RATE)]
         self.optimizer = torch.optim.Adam(
@@ -230,13 +231,17 @@ class Survivors:
         return sum(int((tensor != 0).sum()) for tensor in self.rounded().values())
 
     @torch.no_grad()
+    def unfolded(self) -> dict[str, Tensor]:
+        """The tensors, those with a step rounded."""
+        return self.full({name: t.detach() for name, t in self.rounded().items()})
+
     def packed(self) -> dict[str, Quantized | np.ndarray]:
         """The tensors as the file holds them."""
-        return packed(self.graph, self.full({name: t.detach() for name, t in self.rounded().items()}), self.steps)
+        return packed(self.graph, self.unfolded(), self.steps)
 
 
 def _cut(tensor: Tensor, small: Shrunk, name: str) -> Tensor:
-    part = tensor[small.rows[name]]
+    part = tensor[small.rows[name]] if name in small.rows else tensor
     return part[:, small.columns[name]] if name in small.columns else part
 
 

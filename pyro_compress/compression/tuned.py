@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_compress.compression.finetune import Teach, finetune
+from pyro_compress.compression.finetune import Teach, finetuned
 from pyro_compress.compression.order import reordered
 from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.search import origin_of, prune, to_module
@@ -100,8 +100,8 @@ def compress_finetuned(
 
     def tune(rate: float) -> tuple[Compressed, Trial, bool]:
         recipe = replace(how, rate=rate)
-        graph, tensors = finetune(posterior, masks, splits.train, recipe, teach, watch.epoch)
-        network = Compressed(graph, tensors, told | {"rate": rate})
+        work = finetuned(posterior, masks, splits.train, recipe, teach, watch.epoch)
+        network = Compressed(work.graph, work.packed(), told | {"rate": rate}, (work.graph, work.unfolded()))
         network = network if goal.max_bytes is None else reordered(network, passes)
         trial, reached = measured(network, splits, target, removed, rate)
         watch.candidate(trial)

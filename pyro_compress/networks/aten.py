@@ -1,9 +1,10 @@
 """What torch calls an operation -> what we call it: `READERS` has one function per ATen operation.
 
-A reader takes a node of an exported graph and tells the operation, the nodes it reads, its tensors by role, and its
+A reader takes a call of an exported graph and tells the operation, the nodes it reads, its tensors by role, and its
 attributes; the batch dimension is in none of them. `identity` stands for what does nothing in evaluation mode. An
 operation in place is read as the one of the same name without an underscore. An operation that gives several values is
-read once for each that is used: `PARTS` has those.
+read once for each that is used: `PARTS` has those. Whatever argument a reader does not look at must be its default
+(`calls.Call`).
 """
 
 from __future__ import annotations
@@ -13,33 +14,29 @@ from typing import Any
 
 import torch
 
-Reading = tuple[str, list[torch.fx.Node], dict[str, torch.fx.Node | None], dict[str, Any]]
+from pyro_compress.networks.calls import Call, Reading
+
+Reader = Callable[[Call], Reading]
 
 
-def _argument(node: torch.fx.Node, index: int, name: str, default: Any = None) -> Any:
-    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+def _linear(call: Call) -> Reading:
+    return "linear", [call["input"]], {"weight": call["weight"], "bias": call["bias"]}, {}
 
 
-def _linear(node: torch.fx.Node) -> Reading:
-    return "linear", [node.args[0]], {"weight": node.args[1], "bias": _argument(node, 2, "bias")}, {}  # type: ignore[list-item, dict-item]
-
-
-def _conv(node: torch.fx.Node) -> Reading:
-    x, weight = node.args[0], node.args[1]
-    kernel = weight.meta["val"].shape[2:]  # type: ignore[union-attr]
+def _conv(call: Call) -> Reading:
+    kernel = call["weight"].meta["val"].shape[2:]
     rank = len(kernel)
-    stride = _each(_argument(node, 3, "stride", 1), rank)
-    padding = _argument(node, 4, "padding", 0)
-    dilation = _each(_argument(node, 5, "dilation", 1), rank)
+    _check_rank(call, rank)
+    stride, dilation, padding = _each(call["stride"], rank), _each(call["dilation"], rank), call["padding"]
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         before, after = [t // 2 for t in total], [t - t // 2 for t in total]
     else:
         before = after = _each(0 if padding == "valid" else padding, rank)
     attributes = {"stride": stride, "padding": [before, after], "dilation": dilation}
-    if (groups := _argument(node, 6, "groups", 1)) != 1:
+    if (groups := call["groups"]) != 1:
         attributes["groups"] = groups
-    return f"conv{rank}d", [x], {"weight": weight, "bias": _argument(node, 2, "bias")}, attributes  # type: ignore[list-item, dict-item]
+    return f"conv{rank}d", [call["input"]], {"weight": call["weight"], "bias": call["bias"]}, attributes
 
 
 def _each(value: int | list[int], rank: int) -> list[int]:
@@ -47,296 +44,341 @@ def _each(value: int | list[int], rank: int) -> list[int]:
     return values * rank if len(values) == 1 else values
 
 
-def _elementwise(op: str) -> Callable[[torch.fx.Node], Reading]:
-    return lambda node: (op, [node.args[0]], {}, {})  # type: ignore[list-item]
+def _check_rank(call: Call, rank: int) -> None:
+    if len(call.before) != rank + 2:
+        raise ValueError(
+            f"supported for values (batch, channels, ...) of {rank + 2} dimensions, got {len(call.before)}"
+        )
 
 
-def _leaky_relu(node: torch.fx.Node) -> Reading:
-    return "leaky_relu", [_first(node)], {}, {"slope": float(_argument(node, 1, "negative_slope", 0.01))}
+def _elementwise(op: str) -> Reader:
+    return lambda call: (op, [call["self"]], {}, {})
 
 
-def _elu(node: torch.fx.Node) -> Reading:
-    if _argument(node, 3, "input_scale", 1) != 1:
-        raise ValueError("supported without input_scale only")
-    return _scaled_elu(node, _argument(node, 1, "alpha", 1), _argument(node, 2, "scale", 1))
+def _same(*without_effect: str) -> Reader:
+    """What changes no value; a change of type shows in the type of its output."""
+
+    def read(call: Call) -> Reading:
+        call.without_effect(*without_effect)
+        return "identity", [call.first], {}, {}
+
+    return read
 
 
-def _scaled_elu(node: torch.fx.Node, alpha: float, scale: float) -> Reading:
-    return "elu", [_first(node)], {}, {"alpha": float(alpha), "scale": float(scale)}
+def _dropout(call: Call) -> Reading:
+    rate, train = call["p"], call["train"]
+    if rate and train:
+        raise ValueError("it drops values in evaluation mode too; give it training=self.training")
+    return "identity", [call.first], {}, {}
 
 
-def _softplus(node: torch.fx.Node) -> Reading:
-    if _argument(node, 1, "beta", 1) != 1:
+def _leaky_relu(call: Call) -> Reading:
+    return "leaky_relu", [call["self"]], {}, {"slope": float(call["negative_slope"])}
+
+
+def _elu(call: Call) -> Reading:
+    return _scaled_elu(call, call["alpha"], call["scale"])
+
+
+def _scaled_elu(call: Call, alpha: float, scale: float) -> Reading:
+    return "elu", [call["self"]], {}, {"alpha": float(alpha), "scale": float(scale)}
+
+
+FLAT_SOFTPLUS = 15
+"""From here on softplus is its argument, to float32's rounding."""
+
+
+def _softplus(call: Call) -> Reading:
+    if call["beta"] != 1:
         raise ValueError("softplus is supported with beta 1 only")
-    return "softplus", [_first(node)], {}, {}
+    if call["threshold"] < FLAT_SOFTPLUS:
+        raise ValueError(f"softplus is supported with a threshold of {FLAT_SOFTPLUS} or more, got {call['threshold']}")
+    return "softplus", [call["self"]], {}, {}
 
 
-def _prelu(node: torch.fx.Node) -> Reading:
-    return "prelu", [_first(node)], {"weight": node.args[1]}, {}  # type: ignore[dict-item]
+def _prelu(call: Call) -> Reading:
+    return "prelu", [call["self"]], {"weight": call["weight"]}, {}
 
 
-def _gelu(node: torch.fx.Node) -> Reading:
-    return "gelu", [node.args[0]], {}, {"tanh": node.kwargs.get("approximate", "none") == "tanh"}  # type: ignore[list-item]
+def _gelu(call: Call) -> Reading:
+    return "gelu", [call["self"]], {}, {"tanh": call["approximate"] == "tanh"}
 
 
-def _reshape(node: torch.fx.Node) -> Reading:
-    shape, before = node.meta["val"].shape, node.args[0].meta["val"].shape  # type: ignore[union-attr]
+def _reshape(call: Call) -> Reading:
+    call.told_by_shape("size", "shape", "dim", "sizes", "start_dim", "end_dim")
+    shape, before = call.shape, call.before
     if any(not isinstance(size, int) for size in shape[1:]) or str(shape[:1]) != str(before[:1]):
         raise ValueError("it moves the batch dimension, which is not supported")
-    return "reshape", [node.args[0]], {}, {"shape": list(shape[1:])}  # type: ignore[list-item]
+    return "reshape", [call.first], {}, {"shape": list(shape[1:])}
 
 
-def _max_pool(node: torch.fx.Node) -> Reading:
-    rank = node.meta["val"].dim() - 2
-    kernel = _each(node.args[1], rank)  # type: ignore[arg-type]
-    if any(d != 1 for d in _each(_argument(node, 4, "dilation", 1), rank)):
-        raise ValueError("max pooling with dilation is not supported")
-    stride = _each(_argument(node, 2, "stride") or kernel, rank)
-    padding = _each(_argument(node, 3, "padding", 0), rank)
-    attributes = {"kernel": kernel, "stride": stride, "padding": padding}
-    if _argument(node, 5, "ceil_mode", False):
-        before, after = _first(node).meta["val"].shape[2:], node.meta["val"].shape[2:]
-        wanted = [(a - 1) * s + k - b - p for a, s, k, b, p in zip(after, stride, kernel, before, padding, strict=True)]
-        if any(w > p for w, p in zip(wanted, padding, strict=True)):  # rounding up takes more
-            attributes["after"] = [max(p, w) for p, w in zip(padding, wanted, strict=True)]
-    return "max_pool", [_first(node)], {}, attributes
+def _max_pool(rank: int) -> Reader:
+    def read(call: Call) -> Reading:
+        _check_rank(call, rank)
+        kernel = _each(call["kernel_size"], rank)
+        if any(d != 1 for d in _each(call["dilation"], rank)):
+            raise ValueError("max pooling with dilation is not supported")
+        stride, padding = _each(call["stride"] or kernel, rank), _each(call["padding"], rank)
+        attributes = {"kernel": kernel, "stride": stride, "padding": padding}
+        if call["ceil_mode"]:
+            sizes = zip(call.shape[2:], stride, kernel, call.before[2:], padding, strict=True)
+            wanted = [(a - 1) * s + k - b - p for a, s, k, b, p in sizes]
+            if any(w > p for w, p in zip(wanted, padding, strict=True)):  # rounding up takes more
+                attributes["after"] = [max(p, w) for p, w in zip(padding, wanted, strict=True)]
+        return "max_pool", [call.first], {}, attributes
+
+    return read
 
 
-def _avg_pool(node: torch.fx.Node) -> Reading:
-    rank = node.meta["val"].dim() - 2
-    kernel = _each(node.args[1], rank)  # type: ignore[arg-type]
-    padding = _each(_argument(node, 3, "padding", 0), rank)
-    if _argument(node, 4, "ceil_mode", False) or _argument(node, 6, "divisor_override") is not None:
-        raise ValueError("average pooling with ceil_mode or divisor_override is not supported")
-    if any(padding) and not _argument(node, 5, "count_include_pad", True):
-        raise ValueError("average pooling with padding is supported where it counts in the mean (count_include_pad)")
-    stride = _argument(node, 2, "stride") or kernel
-    attributes = {"kernel": kernel, "stride": _each(stride, rank)} | ({"padding": padding} if any(padding) else {})
-    return "avg_pool", [_first(node)], {}, attributes
+def _avg_pool(rank: int) -> Reader:
+    def read(call: Call) -> Reading:
+        _check_rank(call, rank)
+        kernel, padding = _each(call["kernel_size"], rank), _each(call["padding"], rank)
+        if call["ceil_mode"] or (rank > 1 and call["divisor_override"] is not None):
+            raise ValueError("average pooling with ceil_mode or divisor_override is not supported")
+        if not call["count_include_pad"] and any(padding):
+            raise ValueError(
+                "average pooling with padding is supported where it counts in the mean (count_include_pad)"
+            )
+        attributes = {"kernel": kernel, "stride": _each(call["stride"] or kernel, rank)}
+        return "avg_pool", [call.first], {}, attributes | ({"padding": padding} if any(padding) else {})
+
+    return read
 
 
-def _adaptive_avg_pool(node: torch.fx.Node) -> Reading:
-    return "avg_pool", [_first(node)], {}, _whole_ratio(node, node.meta["val"])
+def _adaptive_avg_pool(call: Call) -> Reading:
+    return "avg_pool", [call.first], {}, _whole_ratio(call)
 
 
-def _adaptive_max_pool(node: torch.fx.Node, part: int) -> Reading:
-    if part:
-        raise ValueError("the places of the largest values are not supported")
-    attributes = _whole_ratio(node, node.meta["val"][0])
-    return "max_pool", [_first(node)], {}, attributes | {"padding": [0] * len(attributes["kernel"])}
+def _adaptive_max_pool(call: Call, part: int) -> Reading:
+    attributes = _whole_ratio(call)
+    _refuse_places(part)
+    return "max_pool", [call.first], {}, attributes | {"padding": [0] * len(attributes["kernel"])}
 
 
-def _whole_ratio(node: torch.fx.Node, output: torch.Tensor) -> dict[str, list[int]]:
-    before, after = list(_first(node).meta["val"].shape[2:]), list(output.shape[2:])
+def _whole_ratio(call: Call) -> dict[str, list[int]]:
+    _check_rank(call, len(call["output_size"]))
+    before, after = list(call.before[2:]), list(call.shape[2:])
     if any(b % a for b, a in zip(before, after, strict=True)):
         raise ValueError(f"adaptive pooling from {before} to {after}: only whole ratios are supported")
     kernel = [b // a for b, a in zip(before, after, strict=True)]
     return {"kernel": kernel, "stride": kernel}
 
 
-def _batch_norm(node: torch.fx.Node) -> Reading:
-    roles = dict(zip(("weight", "bias", "running_mean", "running_var"), node.args[1:5], strict=True))
-    return "batch_norm", [node.args[0]], roles, {"eps": node.args[7]}  # type: ignore[list-item, return-value]
+def _batch_norm(call: Call) -> Reading:
+    call.without_effect("momentum", "cudnn_enabled")
+    if call["training"]:
+        raise ValueError(
+            "batch norm without running statistics makes of one example something else in every batch; keep them "
+            "(track_running_stats=True)"
+        )
+    return _batch_normed(call)
 
 
-def _two(op: str) -> Callable[[torch.fx.Node], Reading]:
+def _batch_normed(call: Call) -> Reading:
+    call.without_effect("momentum")
+    roles = {role: call[role] for role in ("weight", "bias", "running_mean", "running_var")}
+    if (roles["weight"] is None) != (roles["bias"] is None):
+        raise ValueError("batch norm is supported with weight and bias, or with neither")
+    return "batch_norm", [call["input"]], roles, {"eps": call["eps"]}
+
+
+def _batch_norm_part(call: Call, part: int) -> Reading:
+    if part:
+        raise ValueError("the statistics of batch norm are not supported as values")
+    return _batch_normed(call)
+
+
+def _two(op: str) -> Reader:
     """An operation on two values, of which one may be repeated along dimensions other than the batch."""
 
-    def read(node: torch.fx.Node) -> Reading:
-        a, b = node.args[0], node.args[1]
-        if not isinstance(a, torch.fx.Node) or not isinstance(b, torch.fx.Node) or node.kwargs:
+    def read(call: Call) -> Reading:
+        a, b = call["self"], call["other"]
+        if not isinstance(a, torch.fx.Node) or not isinstance(b, torch.fx.Node):
             raise ValueError("supported for two tensors only")
         for value in (a, b):
-            if value.op != "placeholder" and value.meta["val"].dim() != node.meta["val"].dim():
+            if value.name not in call.tensors and value.meta["val"].dim() != len(call.shape):
                 raise ValueError("supported for two tensors with as many dimensions only")
         return op, [a, b], {}, {}
 
     return read
 
 
-def _scaled(node: torch.fx.Node, factor: float = 1.0, offset: float = 0.0) -> Reading:
+def _scaled(call: Call, factor: float = 1.0, offset: float = 0.0) -> Reading:
     """A value times a number, plus a number."""
     attributes = {"factor": float(factor)} | ({"offset": float(offset)} if offset else {})
-    return "scale", [_first(node)], {}, attributes
+    return "scale", [call["self"]], {}, attributes
 
 
-def _add(node: torch.fx.Node) -> Reading:
-    number: Any = node.args[1]
-    return _scaled(node, 1, number) if _is_number(node, number) else _two("add")(node)
+def _add(call: Call) -> Reading:
+    return _scaled(call, 1, call["other"]) if _is_number(call["other"]) else _two("add")(call)
 
 
-def _sub(node: torch.fx.Node) -> Reading:
-    number: Any = node.args[1]
-    return _scaled(node, 1, -number) if _is_number(node, number) else _two("subtract")(node)
+def _sub(call: Call) -> Reading:
+    return _scaled(call, 1, -call["other"]) if _is_number(call["other"]) else _two("subtract")(call)
 
 
-def _rsub(node: torch.fx.Node) -> Reading:
-    number: Any = node.args[1]
-    if not _is_number(node, number):
+def _rsub(call: Call) -> Reading:
+    if not _is_number(call["other"]):
         raise ValueError("supported for a number minus a value only")
-    return _scaled(node, -1, number)
+    return _scaled(call, -1, call["other"])
 
 
-def _mul(node: torch.fx.Node) -> Reading:
-    number: Any = node.args[1]
-    return _scaled(node, number) if _is_number(node, number) else _two("multiply")(node)
+def _mul(call: Call) -> Reading:
+    return _scaled(call, call["other"]) if _is_number(call["other"]) else _two("multiply")(call)
 
 
-def _div(node: torch.fx.Node) -> Reading:
-    number: Any = node.args[1]
-    return _scaled(node, 1 / number) if _is_number(node, number) and number else _two("divide")(node)
+def _div(call: Call) -> Reading:
+    number = call["other"]
+    return _scaled(call, 1 / number) if _is_number(number) and number else _two("divide")(call)
 
 
-def _is_number(node: torch.fx.Node, value: Any) -> bool:
-    return isinstance(value, int | float) and len(node.args) == 2 and not node.kwargs
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
-def _matmul(node: torch.fx.Node) -> Reading:
-    one, two = (value.meta["val"].dim() for value in node.args)  # type: ignore[union-attr]
-    if one != two or one < 3:
+def _matmul(call: Call) -> Reading:
+    one, two = call["self"], call["other"]
+    if one.meta["val"].dim() != two.meta["val"].dim() or one.meta["val"].dim() < 3:
         raise ValueError("supported for two values with a batch dimension and as many dimensions only")
-    return "matmul", [node.args[0], node.args[1]], {}, {}  # type: ignore[list-item]
+    return "matmul", [one, two], {}, {}
 
 
-def _attention(node: torch.fx.Node) -> Reading:
-    if _argument(node, 3, "attn_mask") is not None or node.kwargs.get("enable_gqa"):
+def _attention(call: Call) -> Reading:
+    if call["attn_mask"] is not None or call["enable_gqa"]:
         raise ValueError("attention is supported without a mask and with as many keys' heads as queries' only")
-    attributes = {"causal": bool(_argument(node, 5, "is_causal", False)), "scale": node.kwargs.get("scale")}
-    return "attention", list(node.args[:3]), {}, attributes  # type: ignore[arg-type]
+    values = [call[name] for name in ("query", "key", "value")]
+    return "attention", values, {}, {"causal": bool(call["is_causal"]), "scale": call["scale"]}
 
 
-def _layer_norm(node: torch.fx.Node) -> Reading:
-    if len(node.args[1]) != 1:  # type: ignore[arg-type]
+def _layer_norm(call: Call) -> Reading:
+    call.without_effect("cudnn_enable")
+    if len(call["normalized_shape"]) != 1:
         raise ValueError("layer norm is supported over the last dimension only")
-    roles = {"weight": _argument(node, 2, "weight"), "bias": _argument(node, 3, "bias")}
-    return "layer_norm", [node.args[0]], roles, {"eps": _argument(node, 4, "eps", 1e-5)}  # type: ignore[list-item]
+    return "layer_norm", [call["input"]], {"weight": call["weight"], "bias": call["bias"]}, {"eps": call["eps"]}
 
 
-def _group_norm(node: torch.fx.Node) -> Reading:
-    roles = {"weight": _argument(node, 2, "weight"), "bias": _argument(node, 3, "bias")}
-    return "group_norm", [_first(node)], roles, {"groups": node.args[1], "eps": _argument(node, 4, "eps", 1e-5)}
+def _group_norm(call: Call) -> Reading:
+    call.without_effect("cudnn_enabled")
+    roles = {"weight": call["weight"], "bias": call["bias"]}
+    return "group_norm", [call["input"]], roles, {"groups": call["num_groups"], "eps": call["eps"]}
 
 
-def _instance_norm(node: torch.fx.Node) -> Reading:
+def _instance_norm(call: Call) -> Reading:
     """Group norm with a group per channel."""
-    if not node.args[5]:
+    call.without_effect("running_mean", "running_var", "momentum", "cudnn_enabled")
+    if not call["use_input_stats"]:
         raise ValueError("instance norm is supported without running statistics only")
-    channels = _first(node).meta["val"].shape[1]
-    roles = {"weight": node.args[1], "bias": node.args[2]}
-    return "group_norm", [_first(node)], roles, {"groups": channels, "eps": node.args[7]}  # type: ignore[return-value]
+    roles = {"weight": call["weight"], "bias": call["bias"]}
+    return "group_norm", [call["input"]], roles, {"groups": call.before[1], "eps": call["eps"]}
 
 
-def _axis(node: torch.fx.Node, axis: Any) -> int:
-    """An axis of a node's first input, counted from the front, the batch being 0."""
-    rank = _first(node).meta["val"].dim()
-    found = int(axis) % rank
-    if found == 0:
-        raise ValueError("it works across the batch dimension, which is not supported")
-    return found
+def _permute(call: Call) -> Reading:
+    return _permuted(call, [axis % len(call.before) for axis in call["dims"]])
 
 
-def _first(node: torch.fx.Node) -> torch.fx.Node:
-    first = node.args[0][0] if isinstance(node.args[0], list | tuple) else node.args[0]
-    assert isinstance(first, torch.fx.Node)
-    return first
-
-
-def _permute(node: torch.fx.Node) -> Reading:
-    rank = _first(node).meta["val"].dim()
-    axes = [axis % rank for axis in node.args[1]]  # type: ignore[union-attr]
-    return _permuted(node, axes)
-
-
-def _transpose(node: torch.fx.Node) -> Reading:
-    axes = list(range(_first(node).meta["val"].dim()))
-    one, two = (int(axis) % len(axes) for axis in node.args[1:3])  # type: ignore[arg-type]
+def _transpose(call: Call) -> Reading:
+    axes = list(range(len(call.before)))
+    one, two = (int(call[name]) % len(axes) for name in ("dim0", "dim1"))
     axes[one], axes[two] = axes[two], axes[one]
-    return _permuted(node, axes)
+    return _permuted(call, axes)
 
 
-def _permuted(node: torch.fx.Node, axes: list[int]) -> Reading:
+def _permuted(call: Call, axes: list[int]) -> Reading:
     if axes[0] != 0:
         raise ValueError("it moves the batch dimension, which is not supported")
-    return "permute", [_first(node)], {}, {"axes": axes[1:]}
+    return "permute", [call.first], {}, {"axes": axes[1:]}
 
 
-def _select(node: torch.fx.Node) -> Reading:
-    axis = _axis(node, node.args[1])
-    size = _first(node).meta["val"].shape[axis]
-    return "select", [_first(node)], {}, {"axis": axis, "index": int(node.args[2]) % size}  # type: ignore[arg-type]
+def _select(call: Call) -> Reading:
+    axis = call.axis(call["dim"])
+    return "select", [call.first], {}, {"axis": axis, "index": int(call["index"]) % call.before[axis]}
 
 
-def _slice(node: torch.fx.Node) -> Reading:
-    if _first(node).meta["val"].shape == node.meta["val"].shape:
-        return "identity", [_first(node)], {}, {}
-    axis = _axis(node, _argument(node, 1, "dim", 0))
-    ends = [_argument(node, place, name) for place, name in ((2, "start"), (3, "end"), (4, "step"))]
-    start, stop, step = slice(*ends).indices(_first(node).meta["val"].shape[axis])
-    return _sliced(node, axis, start, stop, step)
+def _slice(call: Call) -> Reading:
+    ends = [call[name] for name in ("start", "end", "step")]
+    if call.before == call.shape:
+        call.told_by_shape("dim")
+        return "identity", [call.first], {}, {}
+    axis = call.axis(call["dim"])
+    return _sliced(call, axis, *slice(*ends).indices(call.before[axis]))
 
 
-def _sliced(node: torch.fx.Node, axis: int, start: int, stop: int, step: int = 1) -> Reading:
+def _sliced(call: Call, axis: int, start: int, stop: int, step: int = 1) -> Reading:
     attributes = {"axis": axis, "start": start, "stop": stop} | ({"step": step} if step != 1 else {})
-    return "slice", [_first(node)], {}, attributes
+    return "slice", [call.first], {}, attributes
 
 
-def _split(node: torch.fx.Node, part: int) -> Reading:
-    axis = _axis(node, _argument(node, 2, "dim", 0))
-    sizes = [value.shape[axis] for value in node.meta["val"]]
-    return _sliced(node, axis, sum(sizes[:part]), sum(sizes[: part + 1]))
+def _split(call: Call, part: int) -> Reading:
+    call.told_by_shape("chunks", "split_size", "split_sizes")
+    axis = call.axis(call["dim"])
+    sizes = [value.shape[axis] for value in call.node.meta["val"]]
+    return _sliced(call, axis, sum(sizes[:part]), sum(sizes[: part + 1]))
 
 
-def _unbind(node: torch.fx.Node, part: int) -> Reading:
-    return "select", [_first(node)], {}, {"axis": _axis(node, _argument(node, 1, "dim", 0)), "index": part}
+def _unbind(call: Call, part: int) -> Reading:
+    return "select", [call.first], {}, {"axis": call.axis(call["dim"]), "index": part}
 
 
-def _reduced(op: str) -> Callable[[torch.fx.Node], Reading]:
+def _reduced(op: str) -> Reader:
     """An operation that takes several axes to one value each."""
 
-    def read(node: torch.fx.Node) -> Reading:
-        wanted = node.args[1]
-        axes = [_axis(node, axis) for axis in (wanted if isinstance(wanted, list | tuple) else [wanted])]
-        keepdim = {"keepdim": True} if _argument(node, 2, "keepdim", False) else {}
-        return op, [_first(node)], {}, {"axes": sorted(axes)} | keepdim
+    def read(call: Call) -> Reading:
+        wanted = call["dim"]
+        axes = [call.axis(axis) for axis in (wanted if isinstance(wanted, list | tuple) else [wanted])]
+        if not axes:
+            raise ValueError("it works across the batch dimension, which is not supported")
+        keepdim = {"keepdim": True} if call["keepdim"] else {}
+        return op, [call["self"]], {}, {"axes": sorted(axes)} | keepdim
 
     return read
 
 
-def _largest(node: torch.fx.Node, part: int) -> Reading:
+def _largest(call: Call, part: int) -> Reading:
+    _refuse_places(part)
+    return _reduced("amax")(call)
+
+
+def _refuse_places(part: int) -> None:
     if part:
         raise ValueError("the places of the largest values are not supported")
-    return _reduced("amax")(node)
 
 
-def _concat(node: torch.fx.Node) -> Reading:
-    return "concat", list(node.args[0]), {}, {"axis": _axis(node, _argument(node, 1, "dim", 0))}  # type: ignore[arg-type]
+def _concat(call: Call) -> Reading:
+    return "concat", list(call["tensors"]), {}, {"axis": call.axis(call["dim"])}
 
 
-def _over_axis(op: str) -> Callable[[torch.fx.Node], Reading]:
-    return lambda node: (op, [_first(node)], {}, {"axis": _axis(node, node.args[1])})
+def _over_axis(op: str) -> Reader:
+    return lambda call: (op, [call["self"]], {}, {"axis": call.axis(call["dim"])})
 
 
-def _clip(node: torch.fx.Node) -> Reading:
-    relu6 = "relu6" in str(node.target)
-    low, high = (0, 6) if relu6 else (_argument(node, 1, "min_val", -1), _argument(node, 2, "max_val", 1))
-    return "clip", [_first(node)], {}, {"low": float(low), "high": float(high)}
+def _clip(call: Call) -> Reading:
+    return "clip", [call["self"]], {}, {"low": float(call["min_val"]), "high": float(call["max_val"])}
 
 
-def _expand(node: torch.fx.Node) -> Reading:
+def _relu6(call: Call) -> Reading:
+    return "clip", [call["self"]], {}, {"low": 0.0, "high": 6.0}
+
+
+def _expand(call: Call) -> Reading:
     """A parameter that is repeated for every example; its node repeats it anyway."""
-    if _first(node).op != "placeholder" or _first(node).meta["val"].shape[1:] != node.meta["val"].shape[1:]:
+    call.told_by_shape("size")
+    if call.first.name not in call.tensors or call.before[1:] != call.shape[1:]:
         raise ValueError("supported for parameters that are repeated along the batch only")
-    return "identity", [_first(node)], {}, {}
+    return "identity", [call.first], {}, {}
 
 
-def _pad(node: torch.fx.Node) -> Reading:
-    mode = _argument(node, 2, "mode", "constant")
-    if mode == "constant" and (_argument(node, 3, "value") or 0) != 0:
+def _pad(call: Call) -> Reading:
+    mode, sizes = call["mode"], list(call["pad"])
+    if mode == "constant" and (call["value"] or 0) != 0:
         raise ValueError("padding with a constant other than 0 is not supported")
-    return "pad", [node.args[0]], {}, {"sizes": list(node.args[1]), "mode": mode}  # type: ignore[list-item, arg-type]
+    call.without_effect("value")
+    if min(sizes, default=0) < 0:
+        raise ValueError(f"padding by {sizes}: less than nothing is not supported; take a part of the value")
+    return "pad", [call["self"]], {}, {"sizes": sizes, "mode": mode}
 
 
-READERS: dict[str, Callable[[torch.fx.Node], Reading]] = {
+READERS: dict[str, Reader] = {
     "linear": _linear,
     "conv1d": _conv,
     "conv2d": _conv,
@@ -350,28 +392,33 @@ READERS: dict[str, Callable[[torch.fx.Node], Reading]] = {
     "gelu": _gelu,
     "leaky_relu": _leaky_relu,
     "elu": _elu,
-    "selu": lambda node: _scaled_elu(node, 1.6732632423543772, 1.0507009873554805),
+    "selu": lambda call: _scaled_elu(call, 1.6732632423543772, 1.0507009873554805),
     "softplus": _softplus,
     "mish": _elementwise("mish"),
     "prelu": _prelu,
     "sin": _elementwise("sin"),
-    "dropout": _elementwise("identity"),
-    "feature_dropout": _elementwise("identity"),
-    "alpha_dropout": _elementwise("identity"),
-    "alias": _elementwise("identity"),
-    "contiguous": _elementwise("identity"),
+    "dropout": _dropout,
+    "feature_dropout": _dropout,
+    "alpha_dropout": _dropout,
+    "alias": _same(),
+    "detach": _same(),
+    "contiguous": _same("memory_format"),
+    "clone": _same("memory_format"),
+    "to": _same("dtype", "device", "other", "non_blocking", "copy", "memory_format"),
+    "_to_copy": _same("dtype", "layout", "device", "pin_memory", "non_blocking", "memory_format"),
+    "type_as": _same("other"),
     "flatten": _reshape,
     "view": _reshape,
     "reshape": _reshape,
     "unflatten": _reshape,
     "unsqueeze": _reshape,
     "squeeze": _reshape,
-    "max_pool1d": _max_pool,
-    "max_pool2d": _max_pool,
-    "max_pool3d": _max_pool,
-    "avg_pool1d": _avg_pool,
-    "avg_pool2d": _avg_pool,
-    "avg_pool3d": _avg_pool,
+    "max_pool1d": _max_pool(1),
+    "max_pool2d": _max_pool(2),
+    "max_pool3d": _max_pool(3),
+    "avg_pool1d": _avg_pool(1),
+    "avg_pool2d": _avg_pool(2),
+    "avg_pool3d": _avg_pool(3),
     "adaptive_avg_pool1d": _adaptive_avg_pool,
     "adaptive_avg_pool2d": _adaptive_avg_pool,
     "batch_norm": _batch_norm,
@@ -381,7 +428,7 @@ READERS: dict[str, Callable[[torch.fx.Node], Reading]] = {
     "add": _add,
     "sub": _sub,
     "rsub": _rsub,
-    "neg": lambda node: _scaled(node, -1),
+    "neg": lambda call: _scaled(call, -1),
     "mul": _mul,
     "div": _div,
     "matmul": _matmul,
@@ -389,7 +436,7 @@ READERS: dict[str, Callable[[torch.fx.Node], Reading]] = {
     "softmax": _over_axis("softmax"),
     "log_softmax": _over_axis("log_softmax"),
     "hardtanh": _clip,
-    "relu6": _clip,
+    "relu6": _relu6,
     "pad": _pad,
     "mean": _reduced("mean"),
     "sum": _reduced("sum"),
@@ -402,7 +449,7 @@ READERS: dict[str, Callable[[torch.fx.Node], Reading]] = {
     "expand": _expand,
 }
 
-PARTS: dict[str, Callable[[torch.fx.Node, int], Reading]] = {
+PARTS: dict[str, Callable[[Call, int], Reading]] = {
     "chunk": _split,
     "split": _split,
     "split_with_sizes": _split,
@@ -410,4 +457,5 @@ PARTS: dict[str, Callable[[torch.fx.Node, int], Reading]] = {
     "max": _largest,
     "adaptive_max_pool1d": _adaptive_max_pool,
     "adaptive_max_pool2d": _adaptive_max_pool,
+    "_native_batch_norm_legit_no_training": _batch_norm_part,
 }

@@ -71,7 +71,7 @@ def parameters_before(path: Path) -> int | None:
 
 
 def _restart(net: Layered) -> None:
-    for node, path in zip(net.graph.nodes, net.paths, strict=True):
+    for node, path in zip(net._captured_graph.nodes, net._captured_paths, strict=True):
         if path:
             net.get_submodule(path).reset_parameters()  # type: ignore[operator]
         elif node.op in START:

@@ -8,18 +8,16 @@ row to `aten.READERS` (ATen -> operation), one to `_RUN` here and one to `pcn.op
 from __future__ import annotations
 
 import functools
-import logging
 import math
-import operator
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_compress.networks.aten import PARTS, READERS, Reading
+from pyro_compress.networks.checked import compare, compare_training, exported, refuse_unsupported
+from pyro_compress.networks.reading import read
 from pyro_compress.types import Graph, Node
 
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
@@ -31,33 +29,29 @@ POINTWISE = (
 """Functions of single values."""
 
 
-def capture(net: nn.Module, input_shape: tuple[int, ...]) -> Graph:
-    """Read a network's operations, in evaluation mode, with a free batch dimension.
+def capture(net: nn.Module, input_shape: tuple[int, ...], outputs: int | None = None, trained: bool = True) -> Graph:
+    """Read a network's operations, in evaluation mode, with a free batch dimension, and compare the two.
+
+    Args:
+        net: the network; it stays as it is.
+        input_shape: shape of one example.
+        outputs: how many the data ask for; None: any.
+        trained: whether the network itself is to be trained, and must return the same shape in training mode.
 
     Raises:
-        ValueError: the network cannot be exported, or uses an operation that is not supported; both are named.
+        ValueError: the network cannot be exported, uses an operation that is not supported, or computes something
+            else than what was read; operation and module path are named.
     """
-    for path, module in net.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            raise ValueError(
-                f"{path or 'the network'}: torch.nn.MultiheadAttention keeps its projections in one bare parameter; "
-                "replace it first with pyro_compress.split_attention(net), which computes the same"
-            )
-    training = net.training
-    example = torch.zeros(2, *input_shape, device=next(iter(net.parameters()), torch.zeros(())).device)
-    try:
-        with _quiet_torch():
-            program = torch.export.export(net.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"the network cannot be captured by torch.export on {input_shape} inputs: {reason}") from error
-    finally:
-        net.train(training)
-    graph = _Reading(program).graph(input_shape)
-    weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
-    if twice := sorted({name for name in weights if weights.count(name) > 1}):
+    refuse_unsupported(net)
+    found = read(exported(net, input_shape), input_shape)
+    used = [(node.op, role, name) for node in found.graph.nodes for role, name in node.parameters.items()]
+    weights = [name for op, role, name in used if op in WEIGHTED and role == "weight"]
+    if twice := sorted({name for name in weights if [name for *_, name in used].count(name) > 1}):
         raise ValueError(f"{twice[0]} is used by several layers; networks that share weights are not supported")
-    return graph
+    compare(net, found, run_node, outputs)
+    if trained:
+        compare_training(net, input_shape)
+    return found.graph
 
 
 def head_of(graph: Graph) -> list[str]:
@@ -66,105 +60,10 @@ def head_of(graph: Graph) -> list[str]:
     return [name for node in last for name in node.parameters.values()]
 
 
-@contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """Without what torch logs of an error before it raises it: the message says it."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
 def graph_of(document: dict[str, Any]) -> Graph:
     """A graph from what `dataclasses.asdict` made of one, after a detour through JSON."""
     nodes = tuple(Node(**(node | {"inputs": tuple(node["inputs"])})) for node in document["nodes"])
     return Graph(nodes, tuple(document["input_shape"]))
-
-
-class _Reading:
-    """One pass over an exported program.
-
-    Attributes:
-        nodes: what was read so far.
-        place: name of a value in the program -> index of the node that computes it.
-        names: name of an argument in the program -> name of the tensor in the network.
-    """
-
-    def __init__(self, program: torch.export.ExportedProgram):
-        self.signature, self.traced = program.graph_signature, program.graph
-        self.names = self.signature.inputs_to_parameters | self.signature.inputs_to_buffers
-        self.nodes, self.place = [Node("input")], dict[str, int]()
-
-    def graph(self, input_shape: tuple[int, ...]) -> Graph:
-        """The whole program as a graph."""
-        for node in self.traced.nodes:
-            if node.op == "placeholder" and node.name in self.signature.user_inputs:
-                self.place[node.name] = 0
-            elif node.op == "call_function":
-                self.read(node)
-            elif node.op == "output":
-                outputs = node.args[0]
-                if len(outputs) != 1 or self.place.get(outputs[0].name) != len(self.nodes) - 1:
-                    raise ValueError("the network must return one tensor, computed by its last operation")
-        return Graph(tuple(self.nodes), tuple(input_shape))
-
-    def read(self, fx_node: torch.fx.Node) -> None:
-        """Append what an operation of the program does."""
-        source, *part = list[Any](fx_node.args) if fx_node.target is operator.getitem else [fx_node]
-        aten, _, called = str(source.target).partition(".")
-        called = called.partition(".")[0]
-        name = called.removesuffix("_")
-        if aten != "aten" or name == "sym_size":
-            return
-        several = isinstance(fx_node.meta["val"], tuple | list)
-        if several or (part and not fx_node.users):  # a part is read where somebody wants it
-            return
-        readers: Mapping[str, Callable[..., Reading]] = PARTS if part else READERS
-        if name not in readers:
-            raise ValueError(f"unsupported operation {_told(source)}; supported: {', '.join(sorted(READERS | PARTS))}")
-        try:
-            op, inputs, parameters, attributes = readers[name](source, *part)
-            rank = max(source.meta["val"].dim() for source in inputs)
-            sources = tuple(self.located(source, rank) for source in inputs)
-            tensors = {role: self.names[source.name] for role, source in parameters.items() if source is not None}
-        except (ValueError, LookupError, AttributeError, TypeError) as error:
-            reason = error if isinstance(error, ValueError) else "its arguments are not those of a layer"
-            raise ValueError(f"{_told(source)}: {reason}") from error
-        if op == "identity":
-            self.place[fx_node.name] = sources[0]
-            return
-        self.place[fx_node.name] = len(self.nodes)
-        if called.endswith("_"):  # in place: who reads the argument later reads the result
-            self.place[inputs[0].name] = len(self.nodes)
-        self.nodes.append(Node(op, sources, tensors, attributes))
-
-    def located(self, source: torch.fx.Node, rank: int) -> int:
-        """Index of a value; a parameter that is read like one (a class token, say) becomes a node of its own.
-
-        Args:
-            source: what is read.
-            rank: dimensions of what it meets; torch puts dimensions of 1 in front of a parameter that has fewer.
-        """
-        if source.name not in self.place:
-            tensor = self.names[source.name]
-            if tensor in self.signature.non_persistent_buffers:
-                raise ValueError(f"buffer {tensor} is not in the network's state_dict; register it as persistent")
-            own = tuple(source.meta["val"].shape)
-            batch, *shape = (1,) * (rank - len(own)) + own
-            if batch != 1:
-                raise ValueError(f"{tensor} of shape {own} is read as a value; its first dimension must be 1")
-            self.place[source.name] = len(self.nodes)
-            self.nodes.append(Node("constant", (0,), {"value": tensor}, {"shape": shape}))
-        return self.place[source.name]
-
-
-def _told(node: torch.fx.Node) -> str:
-    """An operation and the path of the module that calls it, for messages."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    path = str(stack[-1][0]).removeprefix("L['self']").lstrip(".") if stack else ""
-    return f"{node.target} in {path}" if path else str(node.target)
 
 
 def padded(x: Tensor, attributes: dict[str, Any]) -> tuple[Tensor, list[int]]:
@@ -270,7 +169,7 @@ _RUN: dict[str, Callable[..., Tensor]] = {
     "select": lambda x, p, a: x.select(a["axis"], a["index"]),
     "slice": lambda x, p, a: x[(slice(None),) * a["axis"] + (slice(a["start"], a["stop"], a.get("step", 1)),)],
     "concat": _run_concat,
-    "constant": lambda x, p, a: _constant(p["value"], (1, *a["shape"])).expand(x.shape[0], *a["shape"]),
+    "constant": lambda x, p, a: _constant(p["value"], x, a).expand(x.shape[0], *a["shape"]),
     "softmax": lambda x, p, a: x.softmax(a["axis"]),
     "log_softmax": lambda x, p, a: x.log_softmax(a["axis"]),
     "matmul": lambda x, y, p, a: x @ y,
@@ -278,7 +177,8 @@ _RUN: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _constant(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _constant(value: Tensor, x: Tensor, a: dict[str, Any]) -> Tensor:
+    value, shape = value.to(x.dtype), (1, *a["shape"])
     return value if value.shape == shape else value.reshape(shape)  # `capture` reads no reshape of a parameter
 
 
@@ -319,6 +219,7 @@ def run_graph(
 
 STATISTICS = 1024
 """Examples that the statistics of batch norm are taken from, where they are taken anew."""
+STATISTICS_ROLES = ("running_mean", "running_var")
 STATISTICS_VALUES = 1 << 22
 """Fewer examples are taken where they hold more values than this together, but 64 in any case."""
 
@@ -351,15 +252,28 @@ def renewed_statistics(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -
         x: as for `batch_statistics`.
     """
     seen, found = _seen(graph, tensors, x, anew=False), dict[str, Tensor]()
-    for node in graph.nodes:
-        if node.op == "batch_norm" and {"weight", "bias"} <= node.parameters.keys():
-            names = [node.parameters[role] for role in ("weight", "bias", "running_mean", "running_var")]
-            weight, bias, mean, variance = (tensors[name] for name in names)
-            new_mean, new_variance, eps = seen[names[2]], seen[names[3]], node.attributes["eps"]
-            scale = weight / (variance + eps).sqrt()
-            new = scale * (new_variance + eps).sqrt(), bias + scale * (new_mean - mean), new_mean, new_variance
-            found |= dict(zip(names, new, strict=True))
+    for node in foldable_norms(graph):
+        names = [node.parameters[role] for role in ("weight", "bias", *STATISTICS_ROLES)]
+        weight, bias, mean, variance = (tensors[name] for name in names)
+        new_mean, new_variance, eps = seen[names[2]], seen[names[3]], node.attributes["eps"]
+        scale = weight / (variance + eps).sqrt()
+        new = scale * (new_variance + eps).sqrt(), bias + scale * (new_mean - mean), new_mean, new_variance
+        found |= dict(zip(names, new, strict=True))
     return found
+
+
+def foldable_norms(graph: Graph) -> list[Node]:
+    """Batch norms with statistics, scale and shift, of which nothing means anything else to another operation."""
+    roles = {"weight", "bias", *STATISTICS_ROLES}
+    norms = [node for node in graph.nodes if node.op == "batch_norm" and roles <= node.parameters.keys()]
+    return [norm for norm in norms if all(_alike(norm, node) for node in graph.nodes)]
+
+
+def _alike(norm: Node, node: Node) -> bool:
+    """Whether another operation reads none of batch norm's tensors, or all of them in the same way."""
+    apart = not set(norm.parameters.values()) & set(node.parameters.values())
+    same = (node.op, node.parameters, node.attributes) == (norm.op, norm.parameters, norm.attributes)
+    return apart or same
 
 
 def _seen(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor, anew: bool) -> dict[str, Tensor]:
@@ -388,11 +302,15 @@ def _seen(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor, anew: bool) ->
 
 
 class Network(nn.Module):
-    """Runs a `Graph` on given tensors. Its `state_dict` has the names of the captured network; batch norm is frozen."""
+    """Runs a `Graph` on given tensors. Its `state_dict` has the names of the captured network; batch norm is frozen.
+
+    What it has of its own bears a name that no network gives a part of itself.
+    """
 
     def __init__(self, graph: Graph, tensors: Mapping[str, Tensor]):
         super().__init__()
-        self.graph = graph
+        self._captured_graph = graph
+        statistics = statistics_of(graph)
         used = [name for node in graph.nodes for name in node.parameters.values()]
         for name in dict.fromkeys(used):
             *path, leaf = name.split(".")
@@ -401,14 +319,33 @@ class Network(nn.Module):
                 if part not in parent._modules:
                     parent.add_module(part, nn.Module())
                 parent = parent.get_submodule(part)
-            if leaf.startswith("running_"):
-                parent.register_buffer(leaf, tensors[name].clone())
+            value = tensors[name].clone() if tensors[name].is_floating_point() else tensors[name].float()
+            if name in statistics:
+                parent.register_buffer(leaf, value)
             else:
-                parent.register_parameter(leaf, nn.Parameter(tensors[name].clone()))
+                parent.register_parameter(leaf, nn.Parameter(value))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map inputs `(batch, *input_shape)` to the network's output."""
-        return run_graph(self.graph, dict(self.named_parameters()) | dict(self.named_buffers()), x)
+        return run_graph(self._captured_graph, dict(self.named_parameters()) | dict(self.named_buffers()), x)
+
+
+def statistics_of(graph: Graph) -> set[str]:
+    """Names of the running statistics of batch norm."""
+    return {node.parameters[role] for node in graph.nodes if node.op == "batch_norm" for role in STATISTICS_ROLES}
+
+
+def first_weights(graph: Graph) -> list[str]:
+    """Names of the weights that read the input and nothing that another weight made."""
+    reads = {0: (True, False)}  # node -> whether it comes from the input, whether a weight lies between
+    found = []
+    for index, node in enumerate(graph.nodes[1:], 1):
+        sources = [reads[i] for i in node.inputs] if node.op != "constant" else []
+        from_input, weighted = any(one for one, _ in sources), any(two for _, two in sources)
+        if node.op in WEIGHTED and from_input and not weighted:
+            found.append(node.parameters["weight"])
+        reads[index] = from_input, weighted or node.op in WEIGHTED
+    return found
 
 
 def widths(graph: Graph, tensors: Mapping[str, Any]) -> list[int]:

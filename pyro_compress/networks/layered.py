@@ -38,9 +38,9 @@ class Layered(Network):
 
     def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], momentum: Momenta | None = None):
         super().__init__(graph, tensors)
-        self.paths: list[str] = []
+        self._captured_paths: list[str] = []
         for node in graph.nodes:
-            path = _path(node)
+            path = self._path(node)
             if path:
                 bare = self.get_submodule(path)
                 parent, _, leaf = path.rpartition(".")
@@ -48,12 +48,26 @@ class Layered(Network):
                 for kind in ("_parameters", "_buffers"):
                     getattr(layer, kind).update(getattr(bare, kind))
                 setattr(self.get_submodule(parent), leaf, layer)
-            self.paths.append(path)
+            self._captured_paths.append(path)
+
+    def _path(self, node: Node) -> str:
+        """Path of the module that holds an operation's tensors, and no others; empty where there is none."""
+        if node.op not in (*WEIGHTED, "batch_norm"):
+            return ""
+        paths = {name.rpartition(".")[0] for name in node.parameters.values()}
+        named = all(name.rpartition(".")[2] == role for role, name in node.parameters.items())
+        path = paths.pop() if len(paths) == 1 and named else ""
+        if not path:
+            return ""
+        there = self.get_submodule(path)
+        own = {name for name, value in (there._parameters | there._buffers).items() if value is not None}
+        alone = own - {"num_batches_tracked"} == set(node.parameters) and not there._modules
+        return path if alone else ""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map inputs `(batch, *input_shape)` to the network's output."""
         values = [x]
-        for node, path in zip(self.graph.nodes[1:], self.paths[1:], strict=True):
+        for node, path in zip(self._captured_graph.nodes[1:], self._captured_paths[1:], strict=True):
             inputs = [values[i] for i in node.inputs]
             if path:
                 if node.op.startswith("conv"):
@@ -63,15 +77,6 @@ class Layered(Network):
                 parameters = {role: operator.attrgetter(name)(self) for role, name in node.parameters.items()}
                 values.append(run_node(node, inputs, parameters))
         return values[-1]
-
-
-def _path(node: Node) -> str:
-    """Path of the module that holds an operation's tensors; empty where they belong to no layer of torch's."""
-    if node.op not in (*WEIGHTED, "batch_norm"):
-        return ""
-    paths = {name.rpartition(".")[0] for name in node.parameters.values()}
-    named = all(name.rpartition(".")[2] == role for role, name in node.parameters.items())
-    return paths.pop() if len(paths) == 1 and named else ""
 
 
 def _layer(node: Node, bare: nn.Module) -> nn.Module:

@@ -16,9 +16,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from pyro_compress.networks.attention import split_attention
+from pyro_compress.networks.checked import evaluating
 from pyro_compress.networks.decoded import SUFFIX, decoded_net
 from pyro_compress.networks.vision import fcn_1d, resnet_18, resnet_20, resnet_50, vgg_16, vit_tiny
 
@@ -112,7 +115,19 @@ def build_net(name: str, input_shape: tuple[int, ...], classes: int, hidden: tup
     net = make(**{key: offered[key] for key in _wanted(name, make) if key in offered})
     if not isinstance(net, nn.Module):
         raise ValueError(f"{name} returned {net!r:.40}; it must return a torch.nn.Module")
-    return split_attention(net)
+    return split_attention(_with_shapes(net, input_shape))
+
+
+def _with_shapes(net: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+    """A network whose lazy modules have seen an example, and know their shapes by it."""
+    if not any(is_lazy(parameter) for parameter in net.parameters()):
+        return net
+    try:
+        with torch.no_grad(), evaluating(net):
+            net(torch.zeros(2, *input_shape))
+    except Exception as error:
+        raise ValueError(f"the network cannot read examples of shape {input_shape}: {error}") from error
+    return net
 
 
 def _torchvision(name: str, classes: int) -> nn.Module:

@@ -39,6 +39,9 @@ def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float], inpu
             )
     if any(not value > 0 for value in std):
         raise ValueError(f"input_std {', '.join(map(str, std))}: it must be positive")
+    for name in INPUTS:
+        if hasattr(net, name):
+            raise ValueError(f"the network has a {name} of its own: let it normalise its inputs itself, or rename that")
     shape = (-1, *[1] * (len(input_shape) - 1))
     plain: type[nn.Module] = type(net)
     for name, values in zip(INPUTS, (mean, std), strict=True):

@@ -5,6 +5,7 @@ To add a way, write a function `(Trained, on_epoch) -> Posterior` and add a row 
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pyro_compress.compression.target import default_nll_tolerance
 from pyro_compress.data.splits import load_splits
 from pyro_compress.metrics import evaluate, residual_noise
 from pyro_compress.networks.graph import Network, capture
+from pyro_compress.networks.outputs import doubtful_end
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import check_run_folder
 from pyro_compress.runs.run import fit_run, initial_net, made_from
@@ -24,6 +26,8 @@ from pyro_compress.training.feed import batch_count
 from pyro_compress.training.history import OnEpoch
 from pyro_compress.training.laplace import laplace
 from pyro_compress.types import Posterior, Splits
+
+log = logging.getLogger(__name__)
 
 STEPS = 2000
 """SVI steps that the default number of epochs aims at, within `EPOCHS`."""
@@ -130,7 +134,9 @@ def load_trained(config: FitConfig, folder: Path | None = None) -> Trained:
     config = resolve(config, examples)
     net = initial_net(config, splits).eval()
     tensors = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    graph = capture(net, splits.input_shape)
+    graph = capture(net, splits.input_shape, splits.outputs, trained=False)
+    if doubt := doubtful_end(graph, splits.task):
+        log.warning("%s", doubt)
     noise = residual_noise(net.to(config.device), splits, config.device)
     told = config.provenance | ({} if noise is None else {"noise": noise})
     given = point_posterior(graph, tensors, told)

@@ -22,6 +22,7 @@ from pyro_compress.networks.decoded import SUFFIX, compressed_bytes, parameters_
 from pyro_compress.networks.graph import capture, head_of, renewed_statistics
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.normalized import INPUTS, normalized
+from pyro_compress.networks.outputs import with_columns
 from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.placing import FRAMES
 from pyro_compress.runs.budget import check_memory
@@ -297,11 +298,12 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
         own = net.state_dict()
         given = load_run(folder).posterior.tensors if folder.is_dir() else read_weights(config.init, own)
         given = {name: tensor for name, tensor in given.items() if name in own or name not in INPUTS}
-        head = head_of(capture(net, splits.input_shape)) if config.new_head else ()
+        head = head_of(capture(net, splits.input_shape, trained=False)) if config.new_head else ()
         put_weights(net, given, config.init, config.net, head)
         if folder.suffix == SUFFIX and any(isinstance(module, _BatchNorm) for module in net.modules()):
-            graph = capture(net, splits.input_shape)
+            graph = capture(net, splits.input_shape, trained=False)
             net.load_state_dict(renewed_statistics(graph, net.state_dict(), splits.train.x), strict=False)
+    net = with_columns(net, splits.input_shape, splits.outputs)
     if not (config.input_mean or config.input_std):
         return net
     if config.net.endswith(SUFFIX):

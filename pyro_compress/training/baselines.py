@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.graph import WEIGHTED, capture
+from pyro_compress.networks.outputs import doubtful_end, with_columns
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper
 from pyro_compress.training.history import Epoch, OnEpoch
@@ -17,6 +19,8 @@ from pyro_compress.training.point import PointPlan, dropped_inputs
 from pyro_compress.training.progress import Progress
 from pyro_compress.training.sparse import pruned_while_training
 from pyro_compress.types import Graph, LayerPosterior, Posterior, Splits
+
+log = logging.getLogger(__name__)
 
 
 def fit_baseline(
@@ -41,17 +45,20 @@ def fit_baseline(
         Interrupted: a signal came, and a checkpoint was written.
     """
     config = config.on(splits.origin, splits.task)
-    graph = capture(net, splits.input_shape)
+    net = with_columns(net, splits.input_shape, splits.outputs)
+    graph = capture(net, splits.input_shape, splits.outputs)
     weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
     if not weights:
         raise ValueError(f"the network has no layer with weights to prune (supported: {', '.join(WEIGHTED)})")
     net, plan = copy.deepcopy(net).to(config.device), point_plan(config)
     progress = Progress(splits, config, on_epoch, keeper or Keeper())
+    if progress.world.first and (doubt := doubtful_end(graph, splits.task)):
+        log.warning("%s", doubt)
     total = plan.epochs * progress.feed.batches
     begin = pruned_while_training(net, weights, config.pruning, config.prune_to, total)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        with dropped_inputs(net, config.dropout, config.dropout_input):
+        with dropped_inputs(net, graph, config.dropout, config.dropout_input):
             progress.train_point(net, plan, begin)
     tensors = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
     noise = residual_noise(net.eval(), splits, config.device)
@@ -75,7 +82,7 @@ def point_posterior(graph: Graph, tensors: dict[str, Tensor], provenance: dict[s
     return Posterior(
         graph=graph,
         layers={name: LayerPosterior(tensors[name], torch.zeros_like(tensors[name])) for name in weights},
-        dense={name: tensor for name, tensor in tensors.items() if name in used and name not in weights},
+        dense={name: tensor.float() for name, tensor in tensors.items() if name in used and name not in weights},
         criterion="magnitude",
         provenance=provenance,
     )

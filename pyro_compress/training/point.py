@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from pyro_compress.networks.graph import WEIGHTED, first_weights
 from pyro_compress.training.feed import Feed
 from pyro_compress.training.history import Diverged
+from pyro_compress.types import Graph
 
 LOOK_EVERY = 200
 """Steps between two looks at the loss: reading it back makes a CUDA device wait."""
@@ -55,21 +57,23 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 @contextmanager
-def dropped_inputs(net: nn.Module, rate: float, input_rate: float | None = None) -> Iterator[None]:
+def dropped_inputs(net: nn.Module, graph: Graph, rate: float, input_rate: float | None = None) -> Iterator[None]:
     """Dropout before every layer with weights (Srivastava et al. 2014), while in training mode.
 
     Args:
         net: the network.
-        rate: before every layer but the first, and before that one too unless `input_rate` is given.
-        input_rate: before the first layer; None: `rate`.
+        graph: what was captured of it: tells which layers read the input.
+        rate: before every layer but these, and before them too unless `input_rate` is given.
+        input_rate: before the layers that read the input; None: `rate`.
     """
-    layers = [m for m in net.modules() if isinstance(m, nn.Linear | _ConvNd)]
-    rates = [rate if input_rate is None else input_rate, *[rate] * len(layers)]
-    hooks = [
-        layer.register_forward_pre_hook(lambda m, args, p=p: F.dropout(args[0], p, m.training))
-        for layer, p in zip(layers, rates, strict=False)
-        if p
-    ]
+    first = () if input_rate is None else first_weights(graph)
+    modules = dict(net.named_modules(remove_duplicate=False))
+    hooks = []
+    for name in [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]:
+        layer = modules.get(name.rpartition(".")[0])
+        p = input_rate if name in first else rate
+        if p and isinstance(layer, nn.Linear | _ConvNd):
+            hooks.append(layer.register_forward_pre_hook(lambda m, args, p=p: F.dropout(args[0], p, m.training)))
     try:
         yield
     finally:

@@ -116,7 +116,7 @@ def layer_sizes(config: FitConfig, splits: Splits) -> dict[str, int]:
         ValueError: the network is not supported.
     """
     net = initial_net(config, splits)
-    names = [n.parameters["weight"] for n in capture(net, splits.input_shape).nodes if n.op in WEIGHTED]
+    names = [n.parameters["weight"] for n in capture(net, splits.input_shape, trained=False).nodes if n.op in WEIGHTED]
     state = net.state_dict()
     kept = [name for name in names if not any(fnmatch(name.rpartition(".")[0], p) for p in config.keep)]
     return {name: state[name].numel() for name in kept}
