@@ -158,8 +158,8 @@ def conv(rng: random.Random, shape: Shape) -> nn.Module:
     groups = rng.choice([g for g in (1, 1, 1, 2, shape[0]) if shape[0] % g == 0])
     out = groups * rng.randint(1, 3)
     size, dilation = rng.randint(1, 3), rng.randint(1, 2)
-    padding, mode, stride = rng.choice([(0, "zeros"), (1, "zeros"), ("same", "zeros"), (1, "reflect"),
-                                        (1, "circular"), (1, "replicate")]) + (rng.randint(1, 2),)  # fmt: skip
+    borders = [(0, "zeros"), (1, "zeros"), ("same", "zeros"), (1, "reflect"), (1, "circular"), (1, "replicate")]
+    (padding, mode), stride = rng.choice(borders), rng.randint(1, 2)
     stride = 1 if padding == "same" else stride
     mode = "zeros" if rank == 3 and mode == "reflect" and min(shape[1:]) < 2 else mode
     return kind(shape[0], out, size, stride, padding, dilation, groups, rng.random() < 0.7, mode)
