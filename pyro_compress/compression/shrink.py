@@ -142,7 +142,7 @@ class _Work:
                 example = run_node(node, [examples[i] for i in node.inputs], parameters)
                 value = self.flow(index, node, tuple(example.shape[1:]))
             if node.op in BY_CHANNEL:
-                self.share(node, value)
+                self.share(self.nodes[index], value)
             examples.append(example)
             self.values.append(value)
         self.fixed.add(self.find(self.values[-1].space))

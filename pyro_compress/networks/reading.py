@@ -163,7 +163,7 @@ class _Reading:
             if op == "identity" and (tensor := self.tensor_as_it_is(fx_node, inputs[0])):
                 self.names[fx_node.name] = tensor
                 return
-            self.check(fx_node)
+            self.check(fx_node, inputs)
             rank = max(given.meta["val"].dim() for given in inputs)
             sources = tuple(self.located(given, rank) for given in inputs)
             tensors = {role: self.named(role, given) for role, given in parameters.items() if given is not None}
@@ -183,7 +183,8 @@ class _Reading:
         if known and name in MADE:
             raise ValueError(f"{told(source)}: forward makes a tensor; make it in __init__, with register_buffer")
         if not known or name not in readers:
-            raise ValueError(f"unsupported operation {told(source)}; supported: {', '.join(sorted(READERS | PARTS))}")
+            supported = sorted(name for name in READERS | PARTS if not name.startswith("_"))
+            raise ValueError(f"unsupported operation {told(source)}; supported: {', '.join(supported)}")
         call = Call(source, self.names)
         try:
             found: Reading = readers[name](call, *part)
@@ -201,8 +202,10 @@ class _Reading:
         same = fx_node.meta["val"].shape == source.meta["val"].shape
         return self.names.get(source.name) if same and source.name not in self.place else None
 
-    def check(self, fx_node: fx.Node) -> None:
+    def check(self, fx_node: fx.Node, inputs: list[fx.Node]) -> None:
         """Refuse values that are not float32 or lost the batch."""
+        if all(given.name in self.names for given in inputs) and fx_node.target is not torch.ops.aten.expand.default:
+            raise ValueError("it reads tensors of the network alone: store what it computes as a parameter or buffer")
         value, (batch,) = fx_node.meta["val"], self.batch
         if value.dtype != torch.float32:
             raise ValueError(f"it computes in {str(value.dtype).removeprefix('torch.')}; networks are float32")
