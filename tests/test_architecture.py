@@ -103,7 +103,7 @@ SIDEWAYS = {
     ("pcn/schema", "pcn/names"),
     ("pcn/schema", "pcn/shapes"),
     *[("pcn/meta", f"pcn/{room}") for room in ("names", "schema")],
-    *[("pcn/gate", f"pcn/{room}") for room in ("names", "schema")],
+    *[("pcn/gate", f"pcn/{room}") for room in ("names", "schema", "shapes")],
     ("pcn/header", "pcn/codec"),
     ("pcn/header", "pcn/gate"),
     ("pcn/header", "pcn/templates"),

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pyro_compress.data.splits import preprocessing_of
-from pyro_compress.networks.graph import widths
+from pyro_compress.pcn.file import plan_of
 from pyro_compress.scores import Quality
 from pyro_compress.types import Compressed, Preprocessing, count
 
@@ -42,7 +42,7 @@ def card(network: Compressed, scores: Quality, examples: int, raw: bool = False)
     }
     if known.columns:
         entry["columns"] = [asdict(column) for column in known.columns]
-    outputs = count(shape) if len(network.graph.nodes) == 1 else _outputs(network)
+    outputs = count(plan_of(network).output)
     scored = {"split": "test", "examples": examples, **asdict(scores)}
     if known.targets:
         told = {"output": "standardized", "targets": [asdict(target) for target in known.targets]}
@@ -66,9 +66,3 @@ def _meaning(known: Preprocessing, raw: bool) -> str:
     if scale != 1:
         return f"raw integers from 0 to {scale:g}, divided by {scale:g} beforehand"
     return "values as in the training data"
-
-
-def _outputs(network: Compressed) -> int:
-    from pyro_compress.pcn.file import dense
-
-    return widths(network.graph, {name: dense(tensor) for name, tensor in network.tensors.items()})[-1]

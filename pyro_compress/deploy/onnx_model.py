@@ -9,16 +9,15 @@ when it loads the model: a quarter of the bytes, the same float32 arithmetic. An
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from pyro_compress.deploy.crop import cropped
 from pyro_compress.deploy.onnx_operations import OPERATIONS, Builder, Step
-from pyro_compress.networks.graph import run_node
-from pyro_compress.pcn.file import dense
+from pyro_compress.pcn.file import shapes_of
+from pyro_compress.pcn.gate import made
 from pyro_compress.types import Compressed, Node
 
 if TYPE_CHECKING:
@@ -81,24 +80,28 @@ def describe(model: onnx.ModelProto, card: Mapping[str, Any]) -> None:
 
 def _place_all(builder: Builder, first: str, output: str) -> tuple[int, ...]:
     """Place every operation; returns the shape of one output."""
-    graph = builder.network.graph
-    names, examples = [first], [torch.zeros(1, *graph.input_shape)]
-    tensors = {name: torch.from_numpy(dense(tensor)) for name, tensor in builder.network.tensors.items()}
+    graph, tensors = builder.network.graph, shapes_of(builder.network)
+    names, shapes = [first], [graph.input_shape]
+    taken = {name.partition(".")[0] for name in tensors}
     for index, node in enumerate(graph.nodes[1:], 1):
         if node.op not in OPERATIONS:
             raise ValueError(f"operation {node.op!r} has no ONNX counterpart here; known: {', '.join(OPERATIONS)}")
-        name = output if index == len(graph.nodes) - 1 else f"{node.op}_{index}"
-        inputs = [examples[i] for i in node.inputs]
-        shapes = [tuple(example.shape[1:]) for example in inputs]
-        step = Step([names[i] for i in node.inputs], name, node.parameters, node.attributes, shapes)
+        name = output if index == len(graph.nodes) - 1 else _free(f"{node.op}_{index}", taken)
+        read = [shapes[i] for i in node.inputs]
+        step = Step([names[i] for i in node.inputs], name, node.parameters, node.attributes, read)
         OPERATIONS[node.op](builder, step)
         names.append(name)
-        examples.append(_shape_after(node, inputs, tensors))
-    return tuple(examples[-1].shape[1:])
+        shapes.append(_cropped(node) if node.op == "crop" else made(node, read, tensors).shape)
+    return shapes[-1]
 
 
-def _shape_after(node: Node, inputs: list[torch.Tensor], tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    if node.op == "crop":
-        corners = zip(node.attributes["starts"], node.attributes["ends"], strict=True)
-        return inputs[0][(slice(None), *(slice(start, end) for start, end in corners))]
-    return run_node(node, inputs, {role: tensors[name] for role, name in node.parameters.items()})
+def _free(name: str, taken: Set[str]) -> str:
+    """A name that no layer of the network has."""
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _cropped(node: Node) -> tuple[int, ...]:
+    corners = zip(node.attributes["starts"], node.attributes["ends"], strict=True)
+    return tuple(end - start for start, end in corners)

@@ -42,6 +42,10 @@ class Runner:
             )
             for node in self.card["nodes"]
         ]
+        last = {i: index for index, step in enumerate(self._steps, 1) for i in step[1]}
+        self._finished: list[list[int]] = [[] for _ in range(len(self._steps) + 1)]
+        for i, index in last.items():
+            self._finished[index].append(i)
 
     def _function(self, node: dict[str, Any]) -> Callable[..., np.ndarray]:
         return _sparse_linear if node["parameters"].get("weight") in self.card["sparse"] else RUN[node["op"]]
@@ -83,10 +87,12 @@ class Runner:
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """Outputs for prepared inputs."""
-        values = [x]
-        for function, inputs, parameters, attributes in self._steps:
-            values.append(function(*[values[i] for i in inputs], parameters, attributes))
-        return values[-1]
+        values = {0: x}
+        for index, (function, inputs, parameters, attributes) in enumerate(self._steps, 1):
+            values[index] = function(*[values[i] for i in inputs], parameters, attributes)
+            for i in self._finished[index]:
+                del values[i]
+        return values[len(self._steps)]
 
 
 def _tensor(folder: Path, card: dict[str, Any], name: str) -> Any:

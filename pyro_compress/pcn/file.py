@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from pyro_compress.pcn import codec, header, sections
-from pyro_compress.pcn.gate import DEFAULT, Limits, check
+from pyro_compress.pcn.gate import DEFAULT, UNLIMITED, Limits, Plan, check
 from pyro_compress.pcn.layout import layouts
 from pyro_compress.pcn.meta import check_meta
 from pyro_compress.types import Compressed, Graph, Quantized
@@ -43,8 +43,7 @@ def dumps(network: Compressed, in_context: bool = True) -> tuple[bytes, dict[str
     Raises:
         ValueError: the header is longer than the format allows, or codes span too many values.
     """
-    tensors = network.tensors
-    shapes = {name: (t.codes if isinstance(t, Quantized) else t).shape for name, t in tensors.items()}
+    tensors, shapes = network.tensors, shapes_of(network)
     version, head = header.write(network.graph, shapes, network.meta)
     body, parts = sections.write(tensors, layouts(network.graph, shapes, version), in_context)
     data = MAGIC + bytes([version]) + head + body
@@ -112,6 +111,16 @@ def _checked(graph: Graph, shapes: dict[str, tuple[int, ...]], meta: Any, limits
     """The metadata, if they and the network pass the gate."""
     plan = check(graph, shapes, limits)
     return check_meta(meta, graph.input_shape, plan.output)
+
+
+def shapes_of(network: Compressed) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor by name."""
+    return {name: (t.codes if isinstance(t, Quantized) else t).shape for name, t in network.tensors.items()}
+
+
+def plan_of(network: Compressed, limits: Limits = UNLIMITED) -> Plan:
+    """What the gate says of a network at hand: shapes behind every node, what running it holds."""
+    return check(network.graph, shapes_of(network), limits)
 
 
 def dense(tensor: Quantized | np.ndarray) -> np.ndarray:

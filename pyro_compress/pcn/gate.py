@@ -20,6 +20,7 @@ from typing import Any
 
 from pyro_compress.pcn.names import check_names, shortened
 from pyro_compress.pcn.schema import MAX_RANK, MAX_SIZE, OPERATIONS, check_node
+from pyro_compress.pcn.shapes import Made
 from pyro_compress.types import Graph, Node
 
 MAX_NODES = 1 << 13
@@ -136,7 +137,7 @@ def check(graph: Graph, tensors: Mapping[str, tuple[int, ...]], limits: Limits =
     held, finished = peak, graph.finished
     for index, node in enumerate(graph.nodes[1:], 1):
         try:
-            shape, cost, scratch = _made(node, [shapes[i] for i in node.inputs], tensors)
+            shape, cost, scratch = made(node, [shapes[i] for i in node.inputs], tensors)
             _positive("its output", shape)
             work, held = work + cost, held + math.prod(shape)
             _within(values + held + scratch, limits.values, "values held at a time")
@@ -152,7 +153,12 @@ def check(graph: Graph, tensors: Mapping[str, tuple[int, ...]], limits: Limits =
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
 
 
-def _made(node: Node, inputs: list[tuple[int, ...]], tensors: Mapping[str, tuple[int, ...]]) -> Any:
+def made(node: Node, inputs: list[tuple[int, ...]], tensors: Mapping[str, tuple[int, ...]]) -> Made:
+    """What one operation makes of inputs of these shapes.
+
+    Raises:
+        ValueError: not as its row says, or shapes that do not fit.
+    """
     row = check_node(node)
     if missing := [name for name in node.parameters.values() if name not in tensors]:
         raise ValueError(f"the graph uses tensors that the file does not hold: {shortened(missing[0])}")

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyro_compress.pcn.file import dense
+from pyro_compress.pcn.file import dense, plan_of
 from pyro_compress.pcn.operations import RUN, Parameters
 from pyro_compress.types import Compressed, count
 
 BATCH_VALUES = 1 << 18
 """Input values that are run at a time, at least one example: a convolution holds a hundred times as many."""
+HELD_VALUES = 1 << 26
+"""Values that a run holds at a time, unless a single example holds more."""
 
 
 def run(network: Compressed, x: np.ndarray, batch: int | None = None) -> np.ndarray:
     """Outputs of the network for inputs `(n, *input_shape)`, float32; `batch` of them at a time.
 
     Raises:
-        ValueError: inputs of another shape, an operation that is not known, or shapes that do not fit.
+        ValueError: inputs of another shape, an operation that is not known, shapes that do not fit, or outputs that
+            are no numbers.
     """
     if x.shape[1:] != network.graph.input_shape:
         raise ValueError(f"inputs of shape {x.shape[1:]}; this network takes {network.graph.input_shape}")
-    batch = batch or max(1, BATCH_VALUES // count(network.graph.input_shape))
+    plan = plan_of(network)
+    batch = batch or max(1, min(BATCH_VALUES // count(network.graph.input_shape), HELD_VALUES // plan.peak))
     tensors = {name: dense(tensor) for name, tensor in network.tensors.items()}
-    parts = [_run(network, tensors, x[i : i + batch].astype(np.float32)) for i in range(0, len(x), batch)]
-    return np.concatenate(parts)
+    with np.errstate(all="ignore"):  # what is no number at the end is said there
+        parts = [_run(network, tensors, x[i : i + batch].astype(np.float32)) for i in range(0, len(x), batch)]
+    outputs = np.concatenate(parts)
+    if not np.isfinite(outputs).all():
+        raise ValueError("the network's outputs are not finite: NaN or infinity")
+    return outputs
 
 
 def _run(network: Compressed, tensors: Parameters, x: np.ndarray) -> np.ndarray:

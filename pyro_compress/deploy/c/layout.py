@@ -49,7 +49,7 @@ def _border(steps: list[Step]) -> tuple[int, int]:
     wide = [i for i in layers if steps[i].shape[2] >= ROW]
     earliest = wide[-1] + 1 if wide else 0
     latest = next((i for i in layers if i >= earliest), len(steps))
-    cuts = [(cut, value) for cut in range(earliest, len(steps) + 1) if (value := _crossing(steps, cut)) is not None]
+    cuts = [(cut, value) for cut, value in _crossings(steps) if cut >= earliest]
     near = [(count(steps[value].shape) if value >= 0 else 0, cut, value) for cut, value in cuts if cut <= latest]
     if near:
         _, cut, value = min(near)
@@ -57,10 +57,15 @@ def _border(steps: list[Step]) -> tuple[int, int]:
     return cuts[0]
 
 
-def _crossing(steps: list[Step], cut: int) -> int | None:
-    """The one value that steps from `cut` on read of those before; None where there are several."""
-    values = {i for step in steps[cut:] for i in step.inputs if i < cut} or {len(steps) - 1}
-    return values.pop() if len(values) == 1 else None
+def _crossings(steps: list[Step]) -> list[tuple[int, int]]:
+    """The cuts, from the first on, behind which steps read a single value of those before; and that value."""
+    found, read = [(len(steps), len(steps) - 1)], set[int]()
+    for cut in reversed(range(len(steps))):
+        read.update(steps[cut].inputs)
+        read.discard(cut)
+        if len(read) == 1:
+            found.append((cut, next(iter(read))))
+    return found[::-1]
 
 
 def _places(steps: list[Step], first: int, last: int, kept: int) -> tuple[list[int], int]:
@@ -74,8 +79,9 @@ def _places(steps: list[Step], first: int, last: int, kept: int) -> tuple[list[i
     offsets = []
     for index in range(first, last):
         size, offset = count(steps[index].shape), 0
-        for start, end, until in sorted(placed):
-            if until >= index and start < offset + size and offset < end:
+        placed = [one for one in placed if one[2] >= index]
+        for start, end, _ in sorted(placed):
+            if start < offset + size and offset < end:
                 offset = end
         placed.append((offset, offset + size, ends[index]))
         offsets.append(offset)

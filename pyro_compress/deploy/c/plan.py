@@ -7,14 +7,14 @@ because values lie in memory as torch numbers them.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from pyro_compress.networks.graph import POINTWISE, run_graph
-from pyro_compress.pcn.file import dense
+from pyro_compress.networks.graph import POINTWISE
+from pyro_compress.pcn.file import dense, plan_of
 from pyro_compress.types import Compressed, Node, Quantized
 
 LAYERS = ("linear", "conv1d", "conv2d")
@@ -100,12 +100,12 @@ class _Planning:
 
     def __init__(self, network: Compressed):
         self.network, self.steps = network, list[Step]()
-        self.shapes = _shapes(network)
+        self.shapes = plan_of(network).shapes
         self.value, self.alone = {0: -1}, {0: False}
-        readers = [i for node in network.graph.nodes for i in node.inputs]
+        readers = Counter(i for node in network.graph.nodes for i in node.inputs)
         for index, node in enumerate(network.graph.nodes[1:], 1):
             self.place(node, index)
-            single = readers.count(index) == 1
+            single = readers[index] == 1
             passed_on = self.value[index] == self.value[node.inputs[0]]
             self.alone[index] = single and self.value[index] >= 0 and (not passed_on or self.alone[node.inputs[0]])
         last = len(network.graph.nodes) - 1
@@ -238,25 +238,11 @@ class _Planning:
 
 def spatial(shape: tuple[int, ...]) -> Shape:
     """A shape as channels, height, width."""
-    if len(shape) > 3:
+    if not 0 < len(shape) <= 3:
         raise ValueError(f"values of shape {shape} are not supported in C: vectors, series and images only")
     channels, *sizes = shape
     height, width = [1] * (2 - len(sizes)) + sizes
     return channels, height, width
-
-
-def _shapes(network: Compressed) -> list[tuple[int, ...]]:
-    """Shape of one example's value behind every node."""
-    seen: list[tuple[int, ...]] = [network.graph.input_shape]
-    tensors = {name: torch.from_numpy(dense(tensor)) for name, tensor in network.tensors.items()}
-    found: dict[int, tuple[int, ...]] = {}
-
-    def look(node: Node, inputs: list[torch.Tensor]) -> None:
-        found.update({i: tuple(x.shape[1:]) for i, x in zip(node.inputs, inputs, strict=True)})
-
-    output = run_graph(network.graph, tensors, torch.zeros(1, *network.graph.input_shape), look)
-    found[len(network.graph.nodes) - 1] = tuple(output.shape[1:])
-    return [found.get(index, seen[0]) for index in range(len(network.graph.nodes))]
 
 
 def _weights(network: Compressed, node: Node) -> Weights:
