@@ -51,7 +51,7 @@ FLOORS = [
         "networks/calls",
         "training/point",
     },
-    {"networks/layered", "runs/waist"},
+    {"networks/layered", "networks/bounded", "runs/waist"},
     {"networks/decoded", "metrics", "training/guards"},
     {"networks/nets", "networks/weights", "training/progress"},
     {"compression/prune", "compression/precision", "compression/shrink", "compression/rate", "compression/recipe"},

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import bench_text, export_text
-from pyro_compress.cli.options import Command, RunPath, data_options, device_options, one_line_errors
+from pyro_compress.cli.options import Command, RunPath, data_options, device_options, memory_option, one_line_errors
 
 
 @click.command(cls=Command, short_help="Write a .pcn file as ONNX, torch or numpy, verified.")
@@ -35,10 +35,11 @@ from pyro_compress.cli.options import Command, RunPath, data_options, device_opt
 @click.option("--data", default=None, metavar="NAME", help="Data to compare on; default: what it was fitted on.")
 @click.option("--force", is_flag=True, help="Replace an existing export.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object and nothing else.")
+@memory_option
 @data_options
 def export(
     source: Path, out: Path, int8: bool, int8_dynamic: bool, ensemble: int | None, sparsity: float | None, seed: int,
-    data: str | None, force: bool, as_json: bool, data_dir: str, **flags: bool,
+    data: str | None, force: bool, as_json: bool, data_dir: str, **flags: Any,
 ) -> None:  # fmt: skip
     """Write a .pcn file in another format, loaded again and compared on the test inputs."""
     with one_line_errors():
@@ -67,6 +68,7 @@ def export(
 )
 @click.option("--no-memory", is_flag=True, help="Leave out peak memory, which starts one process per row.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object and nothing else.")
+@memory_option
 @data_options
 @device_options
 def bench(pcn: tuple[Path, ...], as_json: bool, **options: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,7 +19,7 @@ from pyro_compress.cli.console import scores_text
 from pyro_compress.cli.deploy import bench, export
 from pyro_compress.cli.fit import fit
 from pyro_compress.cli.inspect import inspect_command, report
-from pyro_compress.cli.options import Command, RunPath, data_options, device_options, one_line_errors
+from pyro_compress.cli.options import Command, RunPath, data_options, device_options, memory_option, one_line_errors
 from pyro_compress.cli.tune import tune
 
 
@@ -43,16 +44,15 @@ def main(ctx: click.Context) -> None:
 )
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", help="Part of the data.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as one JSON object and nothing else.")
+@memory_option
 @data_options
 @device_options
-def evaluate(
-    target: Path, data: str | None, split: str, as_json: bool, data_dir: str, device: str, threads: int
-) -> None:
+def evaluate(target: Path, data: str | None, split: str, as_json: bool, **options: Any) -> None:
     """Score a run folder (its posterior mean) or a .pcn file."""
     with one_line_errors():
         from pyro_compress.runs.evaluation import evaluate_target
 
-        scores, size = evaluate_target(target, data, split, data_dir, device, threads)
+        scores, size = evaluate_target(target, data, split, **options)
     click.echo(json.dumps(vars(scores) | {"examples": size}) if as_json else scores_text(target, scores, size))
 
 

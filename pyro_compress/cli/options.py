@@ -143,6 +143,14 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return device(threads(command))
 
 
+def memory_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Option that says how much a file may ask for."""
+    return click.option(
+        "--max-memory", type=click.FloatRange(1), default=4096.0, metavar="MIB",
+        help="Memory that a .pcn file may ask for; more, and the work that goes with it, is refused beforehand.",
+    )(command)  # fmt: skip
+
+
 def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of a trained network that is no run: what it is, its weights, its data, the posterior around it."""
     for option in (

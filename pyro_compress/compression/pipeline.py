@@ -21,6 +21,7 @@ from pyro_compress.compression.verdict import at_chance, hints_of, outside
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.networks.graph import Network, widths
 from pyro_compress.pcn import file, runner
+from pyro_compress.pcn.gate import MAX_MEMORY_MIB, UNLIMITED, limited
 from pyro_compress.places import check_file
 from pyro_compress.scores import Quality
 from pyro_compress.types import Compressed, Graph, Posterior, Splits
@@ -101,8 +102,12 @@ class Report:
         return fields | {"ratio": self.ratio}
 
 
-def load(path: str | Path) -> Network:
+def load(path: str | Path, max_memory: float = MAX_MEMORY_MIB) -> Network:
     """Read a `.pcn` file as an ordinary `nn.Module`, in evaluation mode.
+
+    Args:
+        path: the file.
+        max_memory: MiB that it may ask for, to be read and run; more is refused before anything is allocated.
 
     Raises:
         ValueError: not such a file, or a damaged one.
@@ -113,7 +118,7 @@ def load(path: str | Path) -> Network:
         Traceback (most recent call last):
         FileNotFoundError: [Errno 2] No such file or directory: 'missing.pcn'
     """
-    return to_module(file.read(Path(path)))
+    return to_module(file.read(Path(path), limited(max_memory)))
 
 
 def compress_run(
@@ -181,7 +186,7 @@ def save(path: Path, network: Compressed, splits: Splits) -> dict[str, int]:
         RuntimeError: the decoded network disagrees: a defect of this program.
     """
     data, parts = file.dumps(network)
-    decoded = file.loads(data)
+    decoded = file.loads(data, UNLIMITED)
     x = splits.validation.x[:CHECKED]
     if network.unfolded is not None:
         _check_folded(*network.unfolded, x)
@@ -205,7 +210,7 @@ def _check_folded(graph: Graph, tensors: dict[str, Tensor], x: Tensor) -> None:
 
 def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, sections: dict[str, int]) -> Report:
     """Read the file back and measure it beside what it came from; reads the test split."""
-    network = file.read(path)
+    network = file.read(path, UNLIMITED)
     before, after = Network(posterior.graph, posterior.tensors).eval(), to_module(network)
     total = network.meta["parameters_total"]
     size = os.path.getsize(path)

@@ -21,6 +21,7 @@ from pyro_compress.atomic import write_atomically, written
 from pyro_compress.deploy import standalone
 from pyro_compress.pcn import operations
 from pyro_compress.pcn.file import dense
+from pyro_compress.pcn.names import check_names
 from pyro_compress.types import Compressed
 
 CSR_PAYS = 0.1
@@ -41,6 +42,7 @@ def write_folder(
         sparse_below: weights of linear layers with a smaller share of non-zeros are stored as CSR.
         smallest: matrices of fewer values stay dense.
     """
+    check_names(network.tensors)  # they become names of files
     linear = {node.parameters["weight"] for node in network.graph.nodes if node.op == "linear"}
     sparse = []
     for name, tensor in network.tensors.items():

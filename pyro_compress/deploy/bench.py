@@ -25,6 +25,7 @@ from pyro_compress.deploy.memory import peak_memory
 from pyro_compress.machine import prepare
 from pyro_compress.networks.graph import WEIGHTED, widths
 from pyro_compress.pcn import file
+from pyro_compress.pcn.gate import MAX_MEMORY_MIB, Limits, limited
 from pyro_compress.runs.folder import load_run
 from pyro_compress.scores import Scores
 from pyro_compress.types import Compressed, Posterior
@@ -59,6 +60,7 @@ def bench_files(
     data_dir: str = "",
     device: str = "auto",
     threads: int = 0,
+    max_memory: float = MAX_MEMORY_MIB,
 ) -> list[Bench]:
     """Measure every file beside its original network.
 
@@ -71,6 +73,7 @@ def bench_files(
         data_dir: not read; speed does not depend on the inputs' values.
         device: with CUDA there, torch is measured on it too.
         threads: CPU threads; 0 measures one thread and all of them.
+        max_memory: MiB that a file may ask for, at the largest batch.
 
     Raises:
         ValueError: bad batch sizes, a file or run folder that cannot be read.
@@ -83,13 +86,23 @@ def bench_files(
         folder = dense or (path.parent if (path.parent / "posterior.safetensors").is_file() else None)
         posterior = load_run(folder).posterior if folder else None
         with tempfile.TemporaryDirectory() as place:
-            variants = _variants(file.read(path), posterior)
+            network = _read(path, limited(max_memory), max(sizes))
+            variants = _variants(network, posterior)
             entries, missing = _entries(variants, Path(place), device)
             rows = [row for count in every for row in _measure(entries, variants["shrunken"], count, sizes, seconds)]
             if not no_memory:
                 rows = _with_memory(rows, entries, (max(sizes), *variants["shrunken"].graph.input_shape))
         results.append(_result(path, variants, rows, missing))
     return results
+
+
+def _read(path: Path, limits: Limits, batch: int) -> Compressed:
+    """A file, if batches of its network stay within the limits too."""
+    network = file.read(path, limits)
+    plan = file.plan_of(network)
+    if plan.values + batch * plan.held > limits.values:
+        raise ValueError(f"{path}: batches of {batch} hold {batch * plan.held} values; take smaller --batches")
+    return network
 
 
 def _sizes(batches: str) -> list[int]:

@@ -53,10 +53,11 @@ def _torch_on(device: str) -> Engine:
         import torch
 
         from pyro_compress.deploy.torch_files import load_safetensors
+        from pyro_compress.pcn.gate import UNLIMITED
 
         if threads:
             torch.set_num_threads(threads)
-        module = load_safetensors(path).to(device)
+        module = load_safetensors(path, UNLIMITED).to(device)
 
         def ready(x: np.ndarray) -> Call:
             inputs = torch.from_numpy(x).to(device)

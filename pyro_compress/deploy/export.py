@@ -29,7 +29,9 @@ from pyro_compress.deploy.card import card
 from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.kinds import foreign_to_export, is_export
 from pyro_compress.metrics import evaluate
+from pyro_compress.networks.bounded import bounded, check_outputs
 from pyro_compress.pcn import file
+from pyro_compress.pcn.gate import BYTES_PER_VALUE, MAX_MEMORY_MIB, UNLIMITED, Limits, Plan, limited
 from pyro_compress.places import check_file, check_folder
 from pyro_compress.placing import LOCK, emptied, located, making, put_in_place, recover
 from pyro_compress.runs.folder import load_run
@@ -51,12 +53,14 @@ class Request:
         sparse: CSR where it pays.
         raw: the model takes raw bytes and scales them itself.
         float32: weights as plain float32.
+        max_memory: MiB that a file may ask for.
     """
 
     int8: str = ""
     sparse: bool = False
     raw: bool = False
     float32: bool = False
+    max_memory: float = MAX_MEMORY_MIB
 
 
 @dataclass(frozen=True)
@@ -105,17 +109,27 @@ class Exported:
         return asdict(self) | {"path": str(self.path)}
 
 
+OPTIONS = ("int8", "sparse", "raw", "float32")
+"""Fields of a `Request` that go with some formats only."""
 Predict = Callable[[np.ndarray], np.ndarray]
 Write = Callable[[Compressed, Mapping[str, Any], Path, Request, Splits], list[str]]
 
 
 @dataclass(frozen=True)
 class Exporter:
-    """A format: how it is written (returns notes) and loaded, and which fields of a `Request` it understands."""
+    """A format.
+
+    Attributes:
+        write: writes it, returns notes.
+        load: what was written as a function of arrays.
+        takes: options of a `Request` that it understands.
+        bytes: memory that writing and checking it takes per value of the network, about.
+    """
 
     write: Write
     load: Callable[[Path], Predict]
     takes: tuple[str, ...] = ()
+    bytes: int = BYTES_PER_VALUE
 
 
 def _onnx(network: Compressed, card: Mapping[str, Any], path: Path, request: Request, splits: Splits) -> list[str]:
@@ -160,9 +174,9 @@ def _with_torch(load: Callable[[Path], Callable[[Tensor], Tensor]]) -> Callable[
 
 
 EXPORTERS: dict[str, Exporter] = {
-    ".onnx": Exporter(_onnx, onnx_files.load_onnx, ("int8", "raw", "float32")),
-    ".pt2": Exporter(_program, _with_torch(torch_files.load_program)),
-    ".safetensors": Exporter(_safetensors, _with_torch(torch_files.load_safetensors)),
+    ".onnx": Exporter(_onnx, onnx_files.load_onnx, ("int8", "raw", "float32"), bytes=32),
+    ".pt2": Exporter(_program, _with_torch(torch_files.load_program), bytes=32),
+    ".safetensors": Exporter(_safetensors, _with_torch(lambda path: torch_files.load_safetensors(path, UNLIMITED))),
     ".c": Exporter(_c, c_library.load_c, ("raw",)),
     "folder": Exporter(_folder, lambda path: arrays.load_runner(path).run, ("sparse",)),
 }
@@ -198,14 +212,17 @@ def export(
     else:
         recover(out, is_export)
         check_folder(out, lambda folder: foreign_to_export(folder) if is_export(folder) else None, force, "export")
-    network, splits = _source(path, data, data_dir, members)
+    network, splits = _source(path, data, data_dir, members, limited(request.max_memory))
     name = data or str(network.meta.get("data", ""))
     if splits.input_shape != network.graph.input_shape:
         raise ValueError(
             f"{name}: one example has shape {splits.input_shape}; this network takes {network.graph.input_shape}"
         )
+    plan = file.plan_of(network)
+    check_outputs(plan, splits.outputs, splits.task, name)
+    _check_room(plan, exporter, request)
     with replacing(out) as temporary:
-        scores = evaluate(to_module(network), splits, "test", noise=network.noise)
+        scores = evaluate(bounded(to_module(network), plan), splits, "test", noise=network.noise)
         about = card(network, scores, splits.sizes["test"], request.raw)
         notes = exporter.write(network, about, temporary, request, splits)
         measured = _compare(network, exporter.load(temporary), splits, request)
@@ -214,12 +231,21 @@ def export(
     return Exported(path=out, bytes=size, examples=splits.sizes["test"], notes=tuple(notes), **measured)
 
 
-def _source(path: Path, data: str | None, data_dir: str, members: Members | None) -> tuple[Compressed, Splits]:
+def _check_room(plan: Plan, exporter: Exporter, request: Request) -> None:
+    """Refuse a network that a format would take more memory for than allowed: small files hold large networks."""
+    mib = (plan.values + plan.peak) * exporter.bytes / (1 << 20)
+    if mib > request.max_memory:
+        raise ValueError(f"{plan.values} values take about {mib:.0f} MiB in this format; allow it with --max-memory")
+
+
+def _source(
+    path: Path, data: str | None, data_dir: str, members: Members | None, limits: Limits
+) -> tuple[Compressed, Splits]:
     """What is exported, and the data it is compared on."""
     if members is None:
         if path.is_dir():
             raise ValueError(f"{path} is a folder; export takes a .pcn file, or a run folder with --ensemble")
-        network = file.read(path)
+        network = file.read(path, limits)
         name, reading = data or str(network.meta.get("data", "")), reading_of(network.meta)
         return network, load_splits(name, data_dir, network.meta.get("validation"), reading=reading)
     if not path.is_dir():
@@ -234,8 +260,8 @@ def _exporter(out: Path, request: Request) -> Exporter:
     if kind not in EXPORTERS:
         raise ValueError(f"{out}: no export to {kind}; allowed: {', '.join(EXPORTERS)} (a name without suffix)")
     exporter = EXPORTERS[kind]
-    for option, value in vars(request).items():
-        if value and option not in exporter.takes:
+    for option in OPTIONS:
+        if getattr(request, option) and option not in exporter.takes:
             goes = [name for name, other in EXPORTERS.items() if option in other.takes]
             raise ValueError(f"--{option} goes with {', '.join(goes)} only, not with {kind}")
     if request.int8 and request.float32:
@@ -249,7 +275,8 @@ def _exporter(out: Path, request: Request) -> Exporter:
 
 def _compare(network: Compressed, predict: Predict, splits: Splits, request: Request) -> dict[str, Any]:
     """Outputs of the export beside those of the decoded network, on every test input."""
-    reference, predicted = to_module(network), TASKS[network.task].predicted
+    plan = file.plan_of(network)
+    reference, predicted = bounded(to_module(network), plan), TASKS[network.task].predicted
     seen = {"difference": 0.0, "probability_difference": 0.0, "largest_output": 0.0}
 
     def beside(x: Tensor) -> Tensor:
@@ -263,7 +290,7 @@ def _compare(network: Compressed, predict: Predict, splits: Splits, request: Req
             seen[name] = max(seen[name], float(gap.abs().max()))
         return got
 
-    after = evaluate(beside, splits, "test", noise=network.noise)
+    after = evaluate(bounded(beside, plan), splits, "test", noise=network.noise)
     if request.int8:
         _check_int8(reference, predict, splits)
     elif not seen["difference"] <= AGREEMENT * max(seen["largest_output"], 1.0):

@@ -16,14 +16,20 @@ from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.search import to_module
 from pyro_compress.networks.graph import Network
 from pyro_compress.pcn.file import dense
-from pyro_compress.types import Compressed, Graph, Node
+from pyro_compress.pcn.gate import DEFAULT, Limits, built, check
+from pyro_compress.pcn.names import check_names
+from pyro_compress.types import Compressed
 
 KEY = "pyro_compress"
 """Under this key both formats hold the card (and the graph) as JSON; several keys would come in random order."""
 
+PARTS = ("op", "inputs", "parameters", "attributes")
+"""Of a node, as it is written down."""
+
 
 def write_program(network: Compressed, card: Mapping[str, Any], path: Path) -> None:
     """Write a `.pt2` program with a free batch dimension."""
+    check_names(network.tensors)  # torch writes them into Python code
     example = torch.zeros(2, *network.graph.input_shape)
     program = torch.export.export(to_module(network), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     content = io.BytesIO()  # torch's own writer ends in a C++ stack where the disk is full
@@ -45,19 +51,26 @@ def write_safetensors(network: Compressed, card: Mapping[str, Any], path: Path) 
     write_atomically(path, save(tensors, {KEY: json.dumps(about)}))
 
 
-def load_safetensors(path: str | Path) -> Network:
+def load_safetensors(path: str | Path, limits: Limits = DEFAULT) -> Network:
     """Rebuild the network of a safetensors export, in evaluation mode.
 
+    Args:
+        path: the file.
+        limits: what it may ask for (`pcn.gate.limited`).
+
     Raises:
-        ValueError: not a file of this kind.
+        ValueError: not a file of this kind, or one that does not pass the gate.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            graph = json.loads(file.metadata()[KEY])["graph"]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        nodes = tuple(Node(**(node | {"inputs": tuple(node["inputs"])})) for node in graph["nodes"])
-        return Network(Graph(nodes, tuple(graph["input_shape"])), tensors).eval()
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no safetensors export of this program: {error}") from error
+            told = json.loads(file.metadata()[KEY])["graph"]
+            nodes = [[node[part] for part in PARTS] for node in told["nodes"][1:]]
+            graph, names = built(nodes, told["input_shape"]), list(file.keys())
+            check(graph, {name: tuple(file.get_slice(name).get_shape()) for name in names}, limits)
+            tensors = {name: file.get_tensor(name).float() for name in names}
+    except (SafetensorError, LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:
+        reason = error if type(error) is ValueError else type(error).__name__
+        raise ValueError(f"{path} is no safetensors export of this program: {reason}") from error
+    return Network(graph, tensors).eval()

@@ -64,12 +64,14 @@ class Plan:
     Attributes:
         shapes: of one example's value behind every node.
         peak: values that running one example holds at a time.
+        held: those of them that lie between two operations.
         work: multiply-adds per example.
         values: of all tensors.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     peak: int
+    held: int
     work: int
     values: int
 
@@ -133,8 +135,8 @@ def check(graph: Graph, tensors: Mapping[str, tuple[int, ...]], limits: Limits =
     if all(node.op not in WEIGHTED for node in graph.nodes):
         raise ValueError(f"the network has no layer with weights ({', '.join(WEIGHTED)})")
     _positive("the input", graph.input_shape)
-    shapes, work, peak = [graph.input_shape], 0, math.prod(graph.input_shape)
-    held, finished = peak, graph.finished
+    shapes, work, held, finished = [graph.input_shape], 0, math.prod(graph.input_shape), graph.finished
+    peak = most = held
     for index, node in enumerate(graph.nodes[1:], 1):
         try:
             shape, cost, scratch = made(node, [shapes[i] for i in node.inputs], tensors)
@@ -144,10 +146,10 @@ def check(graph: Graph, tensors: Mapping[str, tuple[int, ...]], limits: Limits =
             _within(work, limits.work, "multiply-adds per example")
         except ValueError as error:
             raise ValueError(f"node {index} ({node.op if node.op in OPERATIONS else 'unknown'}): {error}") from None
-        peak = max(peak, held + scratch)
+        peak, most = max(peak, held + scratch), max(most, held)
         held -= sum(math.prod(shapes[i]) for i in finished[index])
         shapes.append(shape)
-    return Plan(tuple(shapes), peak, work, values)
+    return Plan(tuple(shapes), peak, most, work, values)
 
 
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")

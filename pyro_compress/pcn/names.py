@@ -28,9 +28,10 @@ OF_MODULES = frozenset((
     "register_full_backward_hook", "register_full_backward_pre_hook", "register_load_state_dict_post_hook",
     "register_load_state_dict_pre_hook", "register_module", "register_parameter", "register_state_dict_post_hook",
     "register_state_dict_pre_hook", "requires_grad_", "set_extra_state", "set_submodule", "share_memory", "state_dict",
-    "to", "to_empty", "train", "training", "type", "xpu", "zero_grad",
+    "to", "to_empty", "train", "training", "type", "xpu", "zero_grad", "_captured_graph",
 ))  # fmt: skip
-"""Attributes that every torch module has: torch gives none of them to a tensor or a layer either."""
+"""Attributes that every torch module has, and the one of `networks.graph.Network`: torch gives none of them to a tensor
+or a layer either."""
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -29,8 +29,8 @@ def run(network: Compressed, x: np.ndarray, batch: int | None = None) -> np.ndar
     with np.errstate(all="ignore"):  # what is no number at the end is said there
         parts = [_run(network, tensors, x[i : i + batch].astype(np.float32)) for i in range(0, len(x), batch)]
     outputs = np.concatenate(parts)
-    if not np.isfinite(outputs).all():
-        raise ValueError("the network's outputs are not finite: NaN or infinity")
+    if broken := int((~np.isfinite(outputs.reshape(len(x), -1))).any(1).sum()):
+        raise ValueError(f"{broken} of {len(x)} examples have outputs that are not finite (NaN or infinity)")
     return outputs
 
 

@@ -23,12 +23,15 @@ from pyro_compress.deploy.c.layout import Layout, laid_out
 from pyro_compress.deploy.c.operations import constants, described, function
 from pyro_compress.deploy.c.plan import planned
 from pyro_compress.deploy.c.text import WIDTH, comment, identifier, indented, integers, number, string
+from pyro_compress.pcn.file import plan_of
 from pyro_compress.types import Compressed, count
 
 LANES = 16
 """Examples of a block, unless the compiler is told otherwise."""
 GATHER = 0.85
 """Of a value of which a larger share is read, a block takes all."""
+MOST_VALUES = 1 << 24
+"""Values of a network that are written down as text, and read by a compiler."""
 INCLUDES = "#include <math.h>\n#include <stddef.h>\n#include <stdint.h>\n"
 
 
@@ -61,8 +64,10 @@ def source(network: Compressed, card: Mapping[str, Any], stem: str) -> str:
         stem: name of the file without its suffix; from it come the names inside.
 
     Raises:
-        ValueError: an operation that is not supported in C.
+        ValueError: an operation that is not supported in C, or a network that is too large for it.
     """
+    if (values := plan_of(network).values) > MOST_VALUES:
+        raise ValueError(f"{values} values are too many for a C file (at most {MOST_VALUES}); export to model.onnx")
     layout = laid_out(planned(network))
     inputs, shapes = count(network.graph.input_shape), [step.shape for step in layout.steps]
     crossing = inputs if layout.crossing < 0 else count(shapes[layout.crossing])
