@@ -41,7 +41,11 @@ class LogUniform(TorchDistribution):
 class ScaleMixture(TorchDistribution):
     """Spike-and-slab scale mixture `pi N(0, sigma1²) + (1 - pi) N(0, sigma2²)` (Blundell et al. 2015, eq. 7).
 
-    One fused density: with `a` and `b` the log-densities of the two terms, `log p = b + softplus(a - b)`.
+    One fused density: with `a` and `b` the log-densities of the wider and the narrower term, each with its weight,
+    `log p = log(e^a + e^b) = a + softplus(b - a)`, with the derivative
+    `-w (1 / σa² + sigmoid(b - a) (1 / σb² - 1 / σa²))`: no two large numbers are ever subtracted. The other way round,
+    `b + softplus(a - b)`, the wider term is a difference of numbers as large as `w² / σb²`, of which float32 keeps
+    nothing where `σb = e^-8`.
 
     Args:
         pi: weight of the first term, in (0, 1).
@@ -74,11 +78,14 @@ class ScaleMixture(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, elementwise."""
-        square = value.square()
-        spike = math.log1p(-self.pi) - math.log(self.sigma2 * math.sqrt(2 * math.pi)) - square / (2 * self.sigma2**2)
-        offset = math.log(self.pi * self.sigma2 / ((1 - self.pi) * self.sigma1))
-        logit = offset + square * (0.5 / self.sigma2**2 - 0.5 / self.sigma1**2)
-        return spike + F.softplus(logit)
+        return self.log_sum(0.5 * value.square()) - 0.5 * math.log(2 * math.pi)
+
+    def log_sum(self, x: Tensor) -> Tensor:
+        """`log Σ_k pi_k exp(-x / sigma_k²) / sigma_k` for x ≥ 0, elementwise, from the wider term up."""
+        terms = (self.sigma1, math.log(self.pi)), (self.sigma2, math.log1p(-self.pi))
+        (narrow, log_narrow), (wide, log_wide) = sorted(terms)
+        logit = log_narrow - log_wide + math.log(wide / narrow) - x * (1 / narrow**2 - 1 / wide**2)
+        return log_wide - math.log(wide) - x * (1 / wide**2) + F.softplus(logit)
 
 
 class ScaleMixtureBound(ScaleMixture):

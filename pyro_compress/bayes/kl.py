@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pyro.distributions import Gamma, InverseGamma, LogNormal, Normal
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -87,12 +86,8 @@ def _log_normal(q: LogNormal, a: Tensor, b: Tensor, sign: float) -> Tensor:
 
 @register_kl(Normal, ScaleMixtureBound)
 def normal_scale_mixture_bound(q: Normal, p: ScaleMixtureBound) -> Tensor:
-    """Upper bound on KL(N(mu, sigma²) ‖ scale mixture), see `ScaleMixtureBound`."""
-    second_moment = 0.5 * (q.loc.square() + q.scale.square())
-    shared = -q.scale.log() - 0.5
+    """Upper bound on KL(N(mu, sigma²) ‖ scale mixture), see `ScaleMixtureBound`.
 
-    def negative(weight: float, sigma: float) -> Tensor:
-        return math.log(weight) - (second_moment / sigma**2 + shared + math.log(sigma))
-
-    slab, spike = negative(p.pi, p.sigma1), negative(1 - p.pi, p.sigma2)
-    return -(spike + F.softplus(slab - spike))
+    `KL(q ‖ N(0, s²)) = ½ (mu² + sigma²) / s² + log(s / sigma) - ½`: what the terms share stands outside of the sum.
+    """
+    return -p.log_sum(0.5 * (q.loc.square() + q.scale.square())) - q.scale.log() - 0.5

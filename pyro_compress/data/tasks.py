@@ -94,7 +94,7 @@ def _scaled_axes(outputs: Tensor, noise: float | None, generator: torch.Generato
     else:
         signs = torch.randint(0, 2, (len(outputs), EXACT_TARGETS, targets), generator=generator) * 2 - 1
         rows = signs / math.sqrt(EXACT_TARGETS)
-    return (rows / (noise or 1.0)).view(len(outputs), -1, *outputs.shape[1:]).to(outputs.dtype)
+    return (rows.to(outputs.dtype) / (noise or 1.0)).view(len(outputs), -1, *outputs.shape[1:])
 
 
 def squared_error(outputs: Tensor, y: Tensor, noise: float) -> Tensor:
