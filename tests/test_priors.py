@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pyro
 import pytest
 import torch
-from pyro.distributions import Normal
+from pyro.distributions import LogNormal, Normal
 from scipy import integrate, stats
 from torch import nn
 from torch.distributions import kl_divergence
@@ -20,9 +21,11 @@ from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.guides import MeanField, starts_of
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize
 from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.compression.prune import CRITERIA, scores
+from pyro_compress.networks.graph import capture
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
-from pyro_compress.types import Data, LayerShape, Splits
+from pyro_compress.types import Data, LayerPosterior, LayerShape, Posterior, Splits
 
 CASES = [(name, grouping) for name, prior in PRIORS.items() for grouping in prior.groupings]
 SHAPES = [(4, 3), (4, 3, 2, 2), (1, 1, 3)]
@@ -117,6 +120,42 @@ def test_a_missing_closed_form_fails_loudly() -> None:
     guide = MeanField(starts_of(net, {"weight": torch.randn(2, 3)}, None))
     with ElboTerms(1.0, frozenset({"weight.raw"})), pytest.raises((AttributeError, TypeError)):
         TraceMeanField_ELBO().differentiable_loss(lambda: net.draw("cpu"), guide)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("name", PRIORS)
+def test_every_criterion_orders_a_posterior_or_is_refused(name: str, criterion: str) -> None:
+    """No score is negative or no number, the sign of a group's scale and of its weights says nothing."""
+    prior, gate = PRIORS[name], None
+    shape = LayerShape("1.weight", (4, 3), prior.groupings[0])
+    if prior.factors is not None:
+        kind = Normal if prior.criterion == "group-snr" else LogNormal
+        gate = kind(torch.tensor([[-2.0, 0.4, 1.0]]), torch.tensor([[0.3, 0.5, 0.2]]))
+    mean, std = torch.randn(4, 3), torch.rand(4, 3) + 0.1
+    unit = (None, None) if gate is None else (gate.mean, gate.stddev)
+    graph = capture(nn.Sequential(nn.Flatten(), nn.Linear(3, 4)), (3,))
+    layer = LayerPosterior(mean, std, *unit, shape.grouping)
+    posterior = Posterior(graph, {shape.name: layer}, {}, prior.criterion, {})
+    if (criterion.startswith("group-") and gate is None) or (criterion, name) == ("group-mode", "normal-jeffreys"):
+        with pytest.raises(ValueError, match=r"group scales|take group-snr"):
+            scores(posterior, criterion)
+        return
+    found = scores(posterior, criterion)[shape.name]
+    assert found.shape == mean.shape
+    assert (found >= 0).all()
+    flipped = replace(layer, mean=-mean, unit_mean=None if gate is None else gate.mean.abs())
+    again = replace(posterior, layers={shape.name: flipped})
+    assert torch.equal(scores(again, criterion)[shape.name], found)
+    if criterion == "group-mode":
+        assert isinstance(gate, LogNormal)
+        assert torch.allclose(found, torch.exp(gate.loc - gate.scale.square()).expand(4, 3), rtol=1e-4)
+
+
+def test_the_mode_of_a_negative_scale_and_of_one_that_underflowed() -> None:
+    units = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.1, 0.0]])
+    assert CRITERIA["group-mode"](LayerPosterior(torch.ones(1, 2), torch.ones(1, 2), *units))[0, 1] == 0
+    with pytest.raises(ValueError, match="negative"):
+        CRITERIA["group-mode"](LayerPosterior(torch.ones(1, 2), torch.ones(1, 2), -units[0], units[1]))
 
 
 @pytest.mark.parametrize(("pi", "sigma1", "sigma2"), [(0.25, 1.0, math.exp(-6)), (0.5, 1.0, 0.1), (0.9, 3.0, 2.0)])

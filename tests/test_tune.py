@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -136,6 +137,9 @@ def test_points(tmp_path: Path) -> None:
     params = {"fit.prior_options.scale": 0.25, "compress.step": 0.5} | {f"compress.kept.{n}": 0.125 for n in layers}
     assert names == [*list(params)[:1], *list(params)[2:], "compress.step"]
     point = point_of(plan, params, 3, len(splits.train))
+    wrong = replace(plan, compress={"criterion": "group-mode"})
+    with pytest.raises(ValueError, match="needs a prior with group scales"):
+        point_of(wrong, params, 3, len(splits.train))
     assert point.config.prior_options == {"scale": 0.25}
     assert point.settings == {"finetune": 1, "step": 0.5, "sparsity": dict.fromkeys(layers, 0.875)}
 

@@ -37,11 +37,16 @@ def group_signal_to_noise(layer: LayerPosterior) -> Tensor:
 def group_mode(layer: LayerPosterior) -> Tensor:
     """Mode of the group's log-normal scale, exp(m - s²) (Louizos et al. 2017, section 4.2).
 
-    Moments give the parameters back: s² = log(1 + std²/mean²), m = log mean - s²/2.
+    Moments give the parameters back: s² = log(1 + std²/mean²), m = log mean - s²/2. What underflowed is 0.
+
+    Raises:
+        ValueError: a negative mean, which no log-normal scale has.
     """
     if layer.unit_mean is None or layer.unit_std is None:
         return _keep_all(layer)
-    variance_of_log = torch.log1p((layer.unit_std / layer.unit_mean).square())
+    if (layer.unit_mean < 0).any():
+        raise ValueError("criterion 'group-mode' is for log-normal scales, and some of these are negative")
+    variance_of_log = torch.log1p((layer.unit_std / layer.unit_mean.clamp_min(1e-30)).square())
     return layer.unit_mean * torch.exp(-1.5 * variance_of_log)
 
 
@@ -62,16 +67,39 @@ CRITERIA: dict[str, Callable[[LayerPosterior], Tensor]] = {
 }
 
 
+def refuse_unfit(criterion: str, own: str, groups: bool) -> None:
+    """Refuse a criterion that says nothing about a posterior.
+
+    `group-snr` orders scales of either kind: of a log-normal one it is `1 / sqrt(exp(s²) - 1)`. `group-mode` orders
+    log-normal ones only; a Gaussian scale's mode is its mean, of either sign.
+
+    Args:
+        criterion: name in `CRITERIA`.
+        own: the criterion that fits the posterior's prior (`Posterior.criterion`).
+        groups: whether the posterior has group scales.
+
+    Raises:
+        ValueError: unknown criterion, a group criterion without groups, `group-mode` of Gaussian scales.
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"unknown criterion {criterion!r}; allowed: {', '.join(CRITERIA)}")
+    if criterion == "group-mode" and own == "group-snr":
+        raise ValueError(
+            "criterion 'group-mode' is for log-normal scales (horseshoe); these are Gaussian, where a negative one "
+            "counts as much as a positive one: take group-snr, snr or magnitude"
+        )
+    if criterion.startswith("group-") and not groups:
+        raise ValueError(f"criterion {criterion!r} needs a prior with group scales; this posterior has none")
+
+
 def scores(posterior: Posterior, criterion: str) -> dict[str, Tensor]:
     """Score of every weight, in weight shape, by weight tensor name.
 
     Raises:
-        ValueError: unknown criterion, or a group criterion without groups.
+        ValueError: a criterion that does not fit (`refuse_unfit`).
     """
-    if criterion not in CRITERIA:
-        raise ValueError(f"unknown criterion {criterion!r}; allowed: {', '.join(CRITERIA)}")
-    if criterion.startswith("group-") and all(layer.unit_mean is None for layer in posterior.layers.values()):
-        raise ValueError(f"criterion {criterion!r} needs a prior with group scales; this posterior has none")
+    groups = any(layer.unit_mean is not None for layer in posterior.layers.values())
+    refuse_unfit(criterion, posterior.criterion, groups)
     found = {name: CRITERIA[criterion](layer) for name, layer in posterior.layers.items()}
     return {name: score.expand_as(posterior.layers[name].mean) for name, score in found.items()}
 

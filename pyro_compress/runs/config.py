@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pyro_compress.compression.prune import refuse_unfit
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.data.datasets import DATASETS
 from pyro_compress.data.tasks import TASKS
@@ -30,6 +31,18 @@ DEFAULT_STEPS = 1200
 DEFAULT_EPOCHS = (30, 100)
 BASELINE_LR = {"adam": 1e-3, "sgd": 0.1}
 """Default learning rate without a prior, by optimizer."""
+
+
+def refuse_criterion(criterion: str, config: FitConfig) -> None:
+    """Refuse, before the fit, a pruning criterion that says nothing about what the fit will leave.
+
+    Raises:
+        ValueError: as `pyro_compress.compression.prune.refuse_unfit`.
+    """
+    from pyro_compress.bayes.priors import PRIORS
+
+    prior = PRIORS.get(config.prior)
+    refuse_unfit(criterion, prior.criterion if prior else "magnitude", prior is not None and prior.factors is not None)
 
 
 def resolve(config: FitConfig, examples: int) -> FitConfig:

@@ -36,7 +36,7 @@ from typing import Any
 
 from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.data.splits import load_splits
-from pyro_compress.runs.config import resolve
+from pyro_compress.runs.config import refuse_criterion, resolve
 from pyro_compress.settings import FitConfig, tupled
 from pyro_compress.studies.tables import Row
 
@@ -289,4 +289,6 @@ def _fits(method: Method, config: FitConfig, examples: int, study: Study) -> lis
     candidates = [
         (tuple(resolve(replace(config, prune_to=to, **c), examples) for c in choices), at) for to, at in targets
     ]
+    for tried in (each for configs, _ in candidates for each in configs if method.criterion):
+        refuse_criterion(method.criterion, tried)
     return [Planned(method, configs, at, other, study.choose_by) for configs, at in candidates]

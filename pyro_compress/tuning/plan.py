@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_compress.data.splits import load_splits
-from pyro_compress.runs.config import resolve
+from pyro_compress.runs.config import refuse_criterion, resolve
 from pyro_compress.settings import FitConfig, tupled
 from pyro_compress.studies.plan import WHERE_AND_HOW_FAST, config_hash, digest, fingerprint
 from pyro_compress.tuning.published import Reference
@@ -143,7 +143,7 @@ def point_of(plan: Plan, params: dict[str, Any], epochs: int, examples: int) -> 
         examples: size of the training split.
 
     Raises:
-        ValueError: the fit's configuration is refused.
+        ValueError: the fit's configuration is refused, or a criterion that does not go with its prior.
     """
     options, extra = dict[str, Any](), dict(plan.fit.prior_options)
     settings, kept = dict(plan.compress), dict[str, float]()
@@ -161,8 +161,10 @@ def point_of(plan: Plan, params: dict[str, Any], epochs: int, examples: int) -> 
     if kept:
         shares = {name: 1 - value for name, value in kept.items()}
         settings["sparsity"] = shares[""] if "" in shares else shares
-    config = replace(plan.fit, **options, prior_options=extra, epochs=epochs)
-    return Point(resolve(config, examples), settings)
+    config = resolve(replace(plan.fit, **options, prior_options=extra, epochs=epochs), examples)
+    if "criterion" in settings:
+        refuse_criterion(settings["criterion"], config)
+    return Point(config, settings)
 
 
 def read_plan(path: Path, data_dir: str = "", device: str = "auto", threads: int = 0) -> tuple[Plan, Splits]:
