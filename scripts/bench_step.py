@@ -86,7 +86,7 @@ def variational(
         step = captured(objective, tuned, Rule(), State.of(objective, tuned), (x, y))
     else:
         step = eager(objective, tuned, Rule(), State.of(objective, tuned))
-    return lambda: step(x, y, 1.0, 1.0, False)
+    return lambda: step(x, y, 1.0, 1.0)
 
 
 def naive(hidden: int, x: Tensor, y: Tensor) -> Run:

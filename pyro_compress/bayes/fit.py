@@ -95,10 +95,6 @@ COMPILE_STEPS = 5000
 """Fewer SVI steps than this do not pay back the compiler's half minute."""
 
 
-NOTE_EVERY = 20
-"""The log-likelihood of every so many-th minibatch of an epoch goes into the history."""
-
-
 class _Inference:
     """The SVI phase of a fit.
 
@@ -113,7 +109,7 @@ class _Inference:
         self.config, self.batches = progress.config, progress.feed.batches
         self.pretrained = self.config.pretrain_epochs or 0
         self.total = ((self.config.epochs or 0) - self.pretrained) * self.batches
-        self.noted: list[Tensor] = []
+        self.noted: list[Tensor] = []  # of every minibatch of the running epoch
 
     def run(self) -> Stage:
         """Maximise the ELBO, from the snapshot on where there is one."""
@@ -122,7 +118,7 @@ class _Inference:
         if snapshot:
             self.stage = retold(snapshot.numbers, self.stage, progress.example(2), config)
             self.stage.state.restore(snapshot.part("state"), snapshot.numbers["step"])
-            self.noted = list(snapshot.tensors["noted"].to(config.device))
+            self.noted = list(snapshot.tensors["noted"].to(config.device) * float(progress.world.first))
         step = self.stepper()
         if snapshot:
             progress.go_on(snapshot)
@@ -148,12 +144,9 @@ class _Inference:
         for index, x, y in self.progress.feed.epoch():
             weight = self.kl_weight(state.count) * minibatch_weight(config.kl_schedule, index, self.batches)
             factor = SCHEDULES[config.lr_schedule](state.count / self.total) * self.progress.cooldown()
-            log_likelihood = step(x, y, weight, factor, index % NOTE_EVERY == 0)
-            if log_likelihood is not None:
-                self.progress.feed.combine([log_likelihood])
-                self.noted.append(log_likelihood)
-                if index % LOOK_EVERY == 0:
-                    self.look(state.count)
+            self.noted.append(step(x, y, weight, factor) * self.progress.feed.share)
+            if index % LOOK_EVERY == 0:
+                self.look(state.count)
             self.progress.keep("svi", self.tensors, state.count, told(self.stage))
         model = self.stage.objective.elbo.model
         self.progress.world.average_statistics_(model)
@@ -170,7 +163,7 @@ class _Inference:
         """Evaluate the terms of the ELBO and the posterior mean."""
         model, guide, step = self.stage.objective.elbo.model, self.stage.objective.elbo.guide, self.stage.state.count
         kl = self.progress.world.mean(kl_nats(model.net, guide, self.config.samples))
-        log_likelihood = float(torch.stack(self.noted).mean())
+        log_likelihood = float(self.whole(self.noted).mean())
         self.noted.clear()
         done = self.pretrained * self.batches + step
         before = self.progress.history[-1] if self.progress.history else None
@@ -193,7 +186,7 @@ class _Inference:
 
     def look(self, step: int) -> None:
         """Stop where the last noted log-likelihood is not finite."""
-        number = float(self.noted[-1])
+        number = float(self.whole(self.noted[-1:]))
         if not abs(number) < float("inf"):
             raise self.failed(f"expected log-likelihood is {number:g}", self.pretrained * self.batches + step)
 
@@ -231,7 +224,13 @@ class _Inference:
         """What a checkpoint holds of this phase."""
         self.progress.world.average_statistics_(self.stage.objective.elbo)
         kept = {f"state/{name}": tensor for name, tensor in self.stage.state.tensors().items()}
-        return kept | {"noted": torch.stack(self.noted)}
+        return kept | {"noted": self.whole(self.noted)}
+
+    def whole(self, noted: list[Tensor]) -> Tensor:
+        """Log-likelihoods that whole minibatches have, of which every process noted the share of its own rows."""
+        summed = torch.stack(noted)
+        self.progress.world.add_([summed])
+        return summed
 
     def stepper(self) -> Step:
         """The eager step, or the captured one where compiling it pays."""

@@ -14,9 +14,9 @@ from pyro_compress.bayes.model import LOG_NOISE_BOUNDS
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
-Step = Callable[[Tensor, Tensor, float, float, bool], Tensor | None]
-"""(x, y, KL weight, factor on all rates, whether to note) -> the expected log-likelihood of the training set in nats,
-as this minibatch has it, if it is to be noted."""
+Step = Callable[[Tensor, Tensor, float, float], Tensor]
+"""(x, y, KL weight, factor on all rates) -> the expected log-likelihood of the training set in nats, as this minibatch
+has it; the next step may overwrite the tensor."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def eager(objective: Objective, tuned: list[Tuned], rule: Rule, state: State) ->
         done = torch.tensor(float(state.count), device=first.device)
         optimizer.state[t.parameter] = {"step": done, "exp_avg": first, "exp_avg_sq": second}
 
-    def step(x: Tensor, y: Tensor, kl_weight: float, factor: float, note: bool) -> Tensor:
+    def step(x: Tensor, y: Tensor, kl_weight: float, factor: float) -> Tensor:
         for group, t in zip(optimizer.param_groups, tuned, strict=True):
             group["lr"] = t.rate * factor
         optimizer.zero_grad()

@@ -19,7 +19,8 @@ class Epoch:
         phase: `point` (deterministic weights) or `svi`.
         step: optimiser steps so far.
         negative_elbo_nats: of the whole training set, at KL weight 1: KL minus expected log-likelihood.
-        expected_log_likelihood_nats: of the training set, averaged over the epoch's steps.
+        expected_log_likelihood_nats: of the training set, averaged over all minibatches of the epoch, each under a draw
+            of its own.
         kl_nats: at the end of the epoch.
         kl_weight: at the end of the epoch.
         validation_accuracy: of the posterior mean; None for regression.
