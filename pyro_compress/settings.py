@@ -61,7 +61,8 @@ class FitConfig(Reading):
     Attributes:
         prior: name in `PRIORS`, or `none` for a deterministic baseline.
         prior_options: keyword arguments of the prior, e.g. `{"tau0": 1e-5}`.
-        grouping: `weight`, `input` or `output`.
+        grouping: which weights share a scale: `weight` (none), `input`, `output`, or `filter` (output channels of
+            convolutions, inputs of linear layers, as in Louizos et al. 2017).
         bias_prior: `none` (biases are point estimates) or `same` (the weights' prior, per bias).
         net: name in `NETS`, `torchvision:NAME`, `package.module:function`, or a `.pcn` file whose architecture it is.
         hidden: widths of the hidden layers of `mlp`.

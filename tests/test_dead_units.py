@@ -99,6 +99,7 @@ CASES = [
     ("mlp", "horseshoe", "output"),
     ("conv", "log-uniform", None),
     ("conv", "horseshoe", "output"),
+    ("conv", "horseshoe", "filter"),
 ]
 
 

@@ -73,7 +73,7 @@ TIED[1].weight = TIED[0].weight
         (nn.Linear(3, 2), {"keep": ("*",)}, "no layer to put a prior on"),
         (nn.Sequential(SHARED, SHARED), {}, "0 and 1 share their weight"),
         (TIED, {}, "0 and 1 share their weight"),
-        (nn.Linear(3, 2), {"grouping": "column"}, "allowed: input, output, weight"),
+        (nn.Linear(3, 2), {"grouping": "column"}, "allowed: input, output, filter, weight"),
     ],
 )
 def test_refusals(net: nn.Module, options: dict, message: str) -> None:
@@ -85,6 +85,13 @@ def test_a_grouped_convolution_takes_groups_of_outputs() -> None:
     """Entry (o, j) of its weight reads channel j of o's own group: the second axis is no input channel."""
     net = bayesianize(nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8)), HORSESHOE, "input")
     assert [layer.shape.gate for layer in bayes_layers(net)] == [(1, 4, 1, 1), (8, 1, 1, 1)]
+
+
+def test_filters_are_outputs_of_convolutions_and_inputs_of_linear_layers() -> None:
+    net = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(5, 6))
+    found = bayes_layers(bayesianize(net, HORSESHOE, "filter"))
+    assert [layer.shape.gate for layer in found] == [(3, 1, 1), (8, 1, 1, 1), (8, 1, 1, 1), (1, 5)]
+    assert [layer.shape.grouping for layer in found] == ["output", "output", "output", "input"]
 
 
 def test_state_round_trips() -> None:

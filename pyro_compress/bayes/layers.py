@@ -145,9 +145,10 @@ def bayesianize(
     Args:
         net: any module tree; everything that is not a supported layer stays deterministic.
         prior: a row of `PRIORS`.
-        grouping: `weight`, `input` or `output`; the prior's own default if None. A grouped convolution takes `output`
-            for `input`: its second axis holds no channel of the input, but one of every group; of a depthwise
-            convolution the two are the same.
+        grouping: `weight`, `input`, `output` or `filter`; the prior's own default if None. `filter` is what Louizos et
+            al. 2017 (section 4) and their code do: the output channels of convolutions, the inputs of linear layers. A
+            grouped convolution takes `output` for `input`: its second axis holds no channel of the input, but one of
+            every group; of a depthwise convolution the two are the same.
         bias_prior: prior of the biases, per bias; None leaves them point estimates.
         keep: layers whose dotted path matches one of these patterns stay deterministic.
         among: names of the weights that may get a prior, of subclasses of the supported layers too (`plain_weights`);
@@ -262,6 +263,8 @@ def _watch(module: nn.Module, found: list[bool]) -> None:
 
 def _grouping_of(module: nn.Module, grouping: str) -> str:
     """The grouping of one layer."""
+    if grouping == "filter":
+        return "input" if isinstance(module, nn.Linear) else "output"
     return "output" if grouping == "input" and getattr(module, "groups", 1) != 1 else grouping
 
 

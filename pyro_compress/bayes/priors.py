@@ -243,7 +243,7 @@ PRIORS: dict[str, Prior] = {
     ),
     "normal-jeffreys": Prior(
         normal_jeffreys,
-        ("input", "output", "weight"),
+        ("input", "output", "filter", "weight"),
         True,
         normal_jeffreys_start,
         factors=_normal_jeffreys_factors,
@@ -257,7 +257,7 @@ PRIORS: dict[str, Prior] = {
     ),
     "horseshoe": Prior(
         horseshoe,
-        ("input", "output", "weight"),
+        ("input", "output", "filter", "weight"),
         True,
         horseshoe_start,
         factors=_horseshoe_factors,

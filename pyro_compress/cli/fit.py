@@ -91,8 +91,9 @@ HEADINGS = {
     help="Option of the prior, e.g. tau0=1e-5. Repeatable.",
 )
 @click.option(
-    "--grouping", type=click.Choice(["weight", "input", "output"]), default=None,
-    help="Weights that share a scale; default: input for horseshoe and normal-jeffreys, else weight (none do).",
+    "--grouping", type=click.Choice(["weight", "input", "output", "filter"]), default=None,
+    help="Weights that share a scale; default: input for horseshoe and normal-jeffreys, else weight (none do). filter: "
+    "output channels of convolutions and inputs of linear layers, as in the paper of these two priors.",
 )  # fmt: skip
 @click.option(
     "--bias-prior",

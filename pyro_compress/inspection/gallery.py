@@ -77,7 +77,8 @@ def _groups(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits)
         return
     figure, axes = plots.figure(size=(5.0, 4.2))
     plots.group_scales(axes[0, 0], scales)
-    kind = {"input": "input", "output": "output"}.get(inspection.run.config.grouping or "", "weight")
+    kinds = {layer.grouping: None for layer in inspection.run.posterior.layers.values() if layer.unit_mean is not None}
+    kind = " or ".join(kinds)
     yield Picture(
         "Group scales",
         f"One scale per {kind} of every layer, sorted: those far to the left multiply everything of their group by "

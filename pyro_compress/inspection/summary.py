@@ -302,7 +302,7 @@ def compare_restarts(
         "log-likelihood of training rows": [f["log_likelihood"]["y"] for f in found],
         "KL of each tensor": [f["sample_stats"]["kl"] for f in found],
     }
-    if runs[0].config.grouping == "input":
+    if runs[0].posterior.layers[first].grouping == "input":
         kinds["scale of each input"] = [f["posterior"][f"{first}.group_scale"] for f in found]
     return [_agreement(name, np.concatenate(arrays)) for name, arrays in kinds.items()]
 
