@@ -76,7 +76,7 @@ def _places(steps: list[Step], first: int, last: int, kept: int) -> tuple[list[i
     if first <= kept < last:
         ends[kept] = last
     placed: list[tuple[int, int, int]] = []  # offset, end of it, step that reads it last
-    offsets = []
+    offsets, extent = [], 0
     for index in range(first, last):
         size, offset = count(steps[index].shape), 0
         placed = [one for one in placed if one[2] >= index]
@@ -85,4 +85,5 @@ def _places(steps: list[Step], first: int, last: int, kept: int) -> tuple[list[i
                 offset = end
         placed.append((offset, offset + size, ends[index]))
         offsets.append(offset)
-    return offsets, max((end for _, end, _ in placed), default=0)
+        extent = max(extent, offset + size)
+    return offsets, extent
