@@ -135,7 +135,7 @@ def _header(file: IO[bytes]) -> tuple[str, dict[str, tuple[torch.dtype, tuple[in
         end = 0
         for name, told in places:
             dtype, shape, (start, stop) = KINDS[told["dtype"]], tuple(told["shape"]), told["data_offsets"]
-            whole = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
+            whole = all(type(number) is int and 0 <= number < 1 << 62 for number in (*shape, start, stop))
             if not whole or start != end or stop - start != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"the place of tensor {name} does not fit its shape")
             found[name], end = (dtype, shape, start), stop

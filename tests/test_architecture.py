@@ -15,7 +15,7 @@ MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in R
 
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
-    {"types", "settings", "scores", "machine", "inspection/page", "world", "locks", "atomic", "tensorfile"},
+    {"types", "settings", "scores", "machine", "inspection/page", "world", "locks", "atomic", "tensorfile", "foreign"},
     {"placing"},
     {"kinds"},
     {"places"},

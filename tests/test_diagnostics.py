@@ -30,7 +30,7 @@ from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.inspection import arviz_compat
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
-from pyro_compress.types import Data, Splits
+from pyro_compress.types import Data, Graph, Posterior, Splits
 
 SMALL = Size(draws=60, rows=40, weights=20, prior_draws=10)
 
@@ -48,7 +48,7 @@ def fitted(tmp_path: Path, net: nn.Module, **options) -> tuple[Fit, Marginals]:
     config = resolve(FitConfig(**({"epochs": 30, "batch_size": 30, "lr": 1e-2, "device": "cpu"} | options)), 60)
     fit = fit_posterior(net, toy(), config)
     (tmp_path / "guide.safetensors").write_bytes(marginals_bytes(fit.model.net, fit.guide))
-    return fit, read_marginals(tmp_path / "guide.safetensors", config)
+    return fit, read_marginals(tmp_path / "guide.safetensors", config, extract(fit))
 
 
 def layers() -> nn.Module:
@@ -230,7 +230,7 @@ def test_size_and_time_of_the_file(net: str, tmp_path: Path) -> None:
     config = resolve(FitConfig(prior="horseshoe", epochs=1, pretrain_epochs=0, batch_size=300, device="cpu"), 600)
     fit = fit_posterior(build_net(net, (1, 28, 28), 10, ()), splits, config)
     (tmp_path / "guide.safetensors").write_bytes(marginals_bytes(fit.model.net, fit.guide))
-    marginals = read_marginals(tmp_path / "guide.safetensors", config)
+    marginals = read_marginals(tmp_path / "guide.safetensors", config, extract(fit))
     size = Size(rows=100)  # the other 400 rows are 6 bytes per draw each
     data = arviz_compat.inference_data(diagnose(extract(fit), marginals, splits.train, size).groups)
     started = time.perf_counter()
@@ -241,9 +241,9 @@ def test_size_and_time_of_the_file(net: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x08\0\0\0\0\0\0\0{}      "])
 def test_damaged(content: bytes, tmp_path: Path) -> None:
-    config = FitConfig(prior="horseshoe")
+    config, posterior = FitConfig(prior="horseshoe"), Posterior(Graph((), ()), {}, {}, "snr", {})
     with pytest.raises(ValueError, match="is missing"):
-        read_marginals(tmp_path / "guide.safetensors", config)
+        read_marginals(tmp_path / "guide.safetensors", config, posterior)
     (tmp_path / "guide.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="holds no marginals"):
-        read_marginals(tmp_path / "guide.safetensors", config)
+        read_marginals(tmp_path / "guide.safetensors", config, posterior)

@@ -43,7 +43,9 @@ def test_it_is_the_mixture_of_its_draws(run: Run, digits: Splits) -> None:
     network = ensemble(run.path, 3, digits, seed=5)
     masks = kept(run.posterior.layers, run.posterior.criterion)
     members = []
-    for member in networks(run.posterior, read_marginals(run.path / "guide.safetensors", run.config), 3, 5):
+    for member in networks(
+        run.posterior, read_marginals(run.path / "guide.safetensors", run.config, run.posterior), 3, 5
+    ):
         tensors = member.state_dict()
         pruned = {name: tensors[name] * mask for name, mask in masks.items()}
         members.append(Network(run.posterior.graph, tensors | pruned).eval())

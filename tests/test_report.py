@@ -186,9 +186,9 @@ def test_data_that_are_no_images(tmp_path: Path) -> None:
 def test_snapshots_become_an_animation(tmp_path: Path) -> None:
     """One frame per epoch with a posterior, the last of which is what `inspect` counts."""
     ok("fit", *SMALL, "--prior", "log-uniform", "--snapshots", "--out", tmp_path / "run")
-    epochs, tensors = read_snapshots(tmp_path / "run/snapshots.safetensors")
-    assert epochs == [2, 3, 4, 5, 6]
     posterior = load_run(tmp_path / "run").posterior
+    epochs, tensors = read_snapshots(tmp_path / "run/snapshots.safetensors", posterior.layers)
+    assert epochs == [2, 3, 4, 5, 6]
     for name, mask in kept(posterior.layers, posterior.criterion).items():
         assert tensors[name].shape == (5, *mask.shape)
         assert ((tensors[name][-1] != 0) <= mask).all()
@@ -202,7 +202,7 @@ def test_snapshots_become_an_animation(tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert "there is none" in refused.stderr
     with pytest.raises(ValueError, match="no snapshots"):
-        read_snapshots(tmp_path / "run/posterior.safetensors")
+        read_snapshots(tmp_path / "run/posterior.safetensors", posterior.layers)
 
 
 @dataclass(frozen=True)

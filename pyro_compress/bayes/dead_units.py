@@ -9,6 +9,7 @@ in the fit. The KL of what left is out of the ELBO from then on; the history mar
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.stage import Stage, first_stage
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
+from pyro_compress.foreign import of_type, record
 from pyro_compress.networks.graph import graph_of, widths
 from pyro_compress.networks.layered import Layered, momenta
 from pyro_compress.settings import FitConfig
@@ -162,9 +164,11 @@ def retold(numbers: dict[str, Any], stage: Stage, example: tuple[Tensor, Tensor]
     """
     if "network" not in numbers:
         return stage
-    network = numbers["network"]
+    network, most = numbers["network"], sum(tensor.numel() for tensor in stage.mean_net.state_dict().values())
+    if sum(map(math.prod, of_type(network["shapes"], dict[str, list[int]], "shapes").values())) > most:
+        raise ValueError("its network is larger than the one that the fit began with")
     zeros = {name: torch.zeros(shape) for name, shape in network["shapes"].items()}
     graph = graph_of(network["graph"])
     net = Layered(graph, zeros, momenta(stage.mean_net)).to(config.device)
-    removals = tuple(Removal(**removal) for removal in network["removals"])
+    removals = tuple(record(Removal, removal, "removals") for removal in network["removals"])
     return replace(first_stage(net, graph, _likelihood(stage), example, config, _with_prior(stage)), removals=removals)

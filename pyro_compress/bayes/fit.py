@@ -21,7 +21,7 @@ from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.graph import batch_statistics, capture
 from pyro_compress.networks.outputs import doubtful_end, with_columns
 from pyro_compress.settings import FitConfig
-from pyro_compress.training.checkpoint import Keeper
+from pyro_compress.training.checkpoint import Keeper, restoring
 from pyro_compress.training.guards import diverged, exploded, over_pruned
 from pyro_compress.training.history import Diverged, Epoch, OnEpoch, OnLayers
 from pyro_compress.training.point import LOOK_EVERY, SCHEDULES, PointPlan
@@ -116,9 +116,10 @@ class _Inference:
         config, progress = self.config, self.progress
         snapshot = progress.snapshot if progress.snapshot and progress.snapshot.phase == "svi" else None
         if snapshot:
-            self.stage = retold(snapshot.numbers, self.stage, progress.example(2), config)
-            self.stage.state.restore(snapshot.part("state"), snapshot.numbers["step"])
-            self.noted = list(snapshot.tensors["noted"].to(config.device) * float(progress.world.first))
+            with restoring(progress.keeper):
+                self.stage = retold(snapshot.numbers, self.stage, progress.example(2), config)
+                self.stage.state.restore(snapshot.part("state"), snapshot.numbers["step"])
+                self.noted = list(snapshot.tensors["noted"].to(config.device) * float(progress.world.first))
         step = self.stepper()
         if snapshot:
             progress.go_on(snapshot)

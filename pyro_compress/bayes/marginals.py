@@ -17,13 +17,16 @@ from typing import IO, Any
 import pyro
 import torch
 from pyro.distributions import Distribution, LogNormal, Normal
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_compress.bayes.guides import Guide
 from pyro_compress.bayes.layers import bayes_layers, multiplied
 from pyro_compress.bayes.priors import PRIORS, Prior
+from pyro_compress.foreign import of_type, shown
 from pyro_compress.networks.graph import Network
+from pyro_compress.runs.waist import GROUPINGS, check_tensors, read_tensors
 from pyro_compress.settings import FitConfig
 from pyro_compress.tensorfile import Given, Later, tensor_bytes, write_tensors
 from pyro_compress.types import LayerShape, Posterior
@@ -110,37 +113,81 @@ def _scale(guide: Guide, site: str) -> Tensor:
     return guide.marginal(site).scale
 
 
-def read_marginals(path: Path, config: FitConfig) -> Marginals:
-    """Read what `write_marginals` wrote.
+def read_marginals(path: Path, config: FitConfig, posterior: Posterior) -> Marginals:
+    """Read what `write_marginals` wrote, checking everything before it is used.
 
     Args:
         path: a run's `guide.safetensors`.
         config: the run's configuration, which names the prior.
+        posterior: the run's moments: they are of the same tensors.
 
     Raises:
         ValueError: no such file, a damaged or foreign one.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise ValueError(
             f"{path} is missing: runs of prior 'none' and of early versions have no posterior to draw from"
         )
+    if config.prior not in PRIORS:
+        raise ValueError(f"{path.parent}: unknown prior {shown(config.prior)}; allowed: {', '.join(PRIORS)}")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads(file.metadata()["pyro_compress"])
-            sites = {
-                site: FAMILIES[family](
-                    file.get_tensor(f"loc/{site}").double(), file.get_tensor(f"scale/{site}").double()
-                )
-                for site, family in metadata["families"].items()
-            }
+        told, tensors = read_tensors(path)
+        check_tensors(tensors)
+        families = of_type(told.get("families"), dict[str, str], "families")
+        sites = {site: _marginal(site, family, tensors) for site, family in families.items()}
         shapes = {
-            name: LayerShape(name, tuple(size), grouping) for name, (size, grouping) in metadata["shapes"].items()
+            name: _shape(name, given, posterior)
+            for name, given in of_type(told.get("shapes"), dict[str, list[Any]], "shapes").items()
         }
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        found = Marginals(sites, shapes, PRIORS[config.prior].with_options(config.prior_options))
+        _check_sites(found)
+    except ValueError as error:
         raise ValueError(f"{path} holds no marginals of this program: {error}") from error
-    return Marginals(sites, shapes, PRIORS[config.prior].with_options(config.prior_options))
+    return found
+
+
+def _marginal(site: str, family: str, tensors: dict[str, Tensor]) -> Distribution:
+    if family not in FAMILIES:
+        raise ValueError(f"site {shown(site)} of family {shown(family)}; allowed: {', '.join(FAMILIES)}")
+    loc, scale = (tensors.get(f"{key}/{site}") for key in ("loc", "scale"))
+    if loc is None or scale is None or loc.shape != scale.shape:
+        raise ValueError(f"site {shown(site)} needs a loc and a scale of one shape")
+    if not bool((scale > 0).all()):
+        raise ValueError(f"a scale of site {shown(site)} is not positive")
+    return FAMILIES[family](loc.double(), scale.double())
+
+
+def _shape(name: str, given: list[Any], posterior: Posterior) -> LayerShape:
+    size, grouping = given if len(given) == 2 else (None, None)
+    if name not in posterior.tensors or size != list(posterior.tensors[name].shape):
+        raise ValueError(f"{shown(name)} of shape {shown(size)} is no tensor of the network")
+    if grouping not in GROUPINGS or (len(size) < 2 and grouping != "weight"):
+        raise ValueError(f"{shown(name)} with grouping {shown(grouping)}")
+    return LayerShape(name, tuple(size), grouping)
+
+
+class _SitesOf(Messenger):
+    """Notes shape by site while a prior runs, and gives it ones that take no memory in place of draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes = dict[str, tuple[int, ...]]()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        shape = self.shapes[msg["name"]] = tuple(msg["fn"].shape())
+        msg["value"], msg["done"] = torch.ones(()).expand(shape), True
+
+
+def _check_sites(marginals: Marginals) -> None:
+    """Hold every tensor's sites against those that its prior has."""
+    with pyro.validation_enabled(False), _SitesOf() as known:
+        for shape in marginals.shapes.values():
+            marginals.prior.draw(shape)
+    if wrong := sorted(known.shapes.keys() ^ marginals.sites.keys()):
+        raise ValueError(f"site {shown(wrong[0])} is missing, or none of the prior's")
+    for site, q in marginals.sites.items():
+        if tuple(q.loc.shape) != known.shapes[site]:
+            raise ValueError(f"site {site} has shape {tuple(q.loc.shape)}; it must be {known.shapes[site]}")
 
 
 @torch.no_grad()

@@ -47,7 +47,9 @@ def ensemble(folder: Path, members: int, splits: Splits, sparsity: float | None 
     else:
         masks = masks_at(scores(posterior, posterior.criterion), sparsity)
     parts = []
-    for member in networks(posterior, read_marginals(folder / "guide.safetensors", run.config), members, seed):
+    for member in networks(
+        posterior, read_marginals(folder / "guide.safetensors", run.config, posterior), members, seed
+    ):
         tensors = {name: tensor.detach() for name, tensor in member.state_dict().items()}
         parts.append(shrink(posterior.graph, tensors | {name: tensors[name] * mask for name, mask in masks.items()}))
     meta = posterior.provenance | told(run.called, splits) | {"members": members, "draw_seed": seed}

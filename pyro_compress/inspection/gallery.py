@@ -153,7 +153,7 @@ def _top(probabilities: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def _drawn(inspection: Inspection, x: Tensor) -> Tensor:
     """Class probabilities `(draws, n, classes)` of networks drawn from the posterior."""
     run = inspection.run
-    marginals = read_marginals(run.path / "guide.safetensors", run.config)
+    marginals = read_marginals(run.path / "guide.safetensors", run.config, run.posterior)
     found = networks(run.posterior, marginals, PREDICTIVE_DRAWS, 0)
     return torch.stack([logits_of(network, x).softmax(1) for network in found])
 
@@ -194,8 +194,10 @@ def _pruning(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits
     path = inspection.run.path / "snapshots.safetensors"
     if not path.is_file():
         return
-    epochs, tensors = read_snapshots(path)
+    epochs, tensors = read_snapshots(path, inspection.run.posterior.layers)
     name = inspection.layers[0].name
+    if name not in tensors:
+        return
     yield Picture(
         "Weights while they are pruned",
         f"{name}, one row per unit, over the epochs with a posterior: dark where a weight is large, red where it "

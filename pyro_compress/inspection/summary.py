@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from pyro_compress.networks.graph import Network
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.scores import Quality
 from pyro_compress.settings import FitConfig
+from pyro_compress.training.history import read_history
 from pyro_compress.types import Posterior, Splits
 
 PREDICTIVE_DRAWS = 20
@@ -161,7 +161,7 @@ def inspect_run(
     diagnosis, sampled, kl = None, None, dict[str, float]()
     if run.config.prior != "none":
         arviz_compat.arviz()  # refuses before any time is spent
-        marginals = read_marginals(path / "guide.safetensors", run.config)
+        marginals = read_marginals(path / "guide.safetensors", run.config, run.posterior)
         diagnosis = diagnose(run.posterior, marginals, splits.train, size or Size(), seed, all_rows)
         kl = diagnosis.kl_nats
         drawn = networks(run.posterior, marginals, PREDICTIVE_DRAWS, seed)
@@ -192,12 +192,6 @@ def save_netcdf(diagnosis: Diagnosis | None, path: Path) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is no folder; make it first, or choose another name")
     arviz_compat.write_netcdf(arviz_compat.inference_data(diagnosis.groups), path)
-
-
-def read_history(path: Path) -> tuple[dict[str, Any], ...]:
-    """Epochs of a run, empty if the folder has none."""
-    file = path / "history.jsonl"
-    return tuple(json.loads(line) for line in file.read_text().splitlines()) if file.is_file() else ()
 
 
 def summaries(posterior: Posterior, kl_nats: dict[str, float]) -> tuple[LayerSummary, ...]:
@@ -294,7 +288,7 @@ def compare_restarts(
     _check_same(runs)
     splits, found = runs[0].splits(data_dir), []
     for index, run in enumerate(runs):
-        marginals = read_marginals(run.path / "guide.safetensors", run.config)
+        marginals = read_marginals(run.path / "guide.safetensors", run.config, run.posterior)
         size = Size(draws=draws, weights=1000, prior_draws=0)
         found.append(diagnose(run.posterior, marginals, splits.train, size, seed=index).groups.values)
     first = next(iter(runs[0].posterior.layers))

@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_compress.foreign import of_type, record, shown, table
 from pyro_compress.networks.checked import compare, compare_training, exported, refuse_unsupported
 from pyro_compress.networks.reading import read
 from pyro_compress.types import Graph, Node
@@ -60,10 +62,21 @@ def head_of(graph: Graph) -> list[str]:
     return [name for node in last for name in node.parameters.values()]
 
 
-def graph_of(document: dict[str, Any]) -> Graph:
-    """A graph from what `dataclasses.asdict` made of one, after a detour through JSON."""
-    nodes = tuple(Node(**(node | {"inputs": tuple(node["inputs"])})) for node in document["nodes"])
-    return Graph(nodes, tuple(document["input_shape"]))
+def graph_of(document: Any) -> Graph:
+    """A graph from what `dataclasses.asdict` made of one, after a detour through JSON.
+
+    Raises:
+        ValueError: it is none: other fields or types, a node that reads one that comes later.
+    """
+    told = table(document, "graph")
+    nodes = [record(Node, node, "node") for node in of_type(told.get("nodes"), list[Any], "nodes")]
+    shape = of_type(told.get("input_shape"), list[int], "input_shape")
+    if not nodes or nodes[0] != Node("input", []):  # type: ignore[arg-type]
+        raise ValueError("the first node must be the input")
+    for index, node in enumerate(nodes[1:], 1):
+        if not node.inputs or not all(0 <= i < index for i in node.inputs):
+            raise ValueError(f"node {index} reads {shown(list(node.inputs))}; it may read nodes before it only")
+    return Graph(tuple(replace(node, inputs=tuple(node.inputs)) for node in nodes), tuple(shape))
 
 
 def padded(x: Tensor, attributes: dict[str, Any]) -> tuple[Tensor, list[int]]:

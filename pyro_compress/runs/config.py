@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from pyro_compress.compression.prune import refuse_unfit
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.data.datasets import DATASETS
 from pyro_compress.data.tasks import TASKS
+from pyro_compress.foreign import read_toml, table, typed
 from pyro_compress.machine import prepare
 from pyro_compress.networks.decoded import SUFFIX
 from pyro_compress.networks.normalized import INPUTS
@@ -29,6 +29,14 @@ from pyro_compress.types import Splits
 DEFAULT_STEPS = 1200
 """Optimiser steps that the default number of epochs aims at, within `DEFAULT_EPOCHS`."""
 DEFAULT_EPOCHS = (30, 100)
+MOST = {
+    "epochs": 1 << 24, "batch_size": 1 << 24, "pretrain_epochs": 1 << 24, "samples": 1 << 16, "accumulate": 1 << 24,
+    "kl_warmup": 1 << 24, "max_scale": 1e30, "clip_norm": 1e30, "init_range": 1e30, "image_size": 1 << 14,
+    "threads": 1 << 10, "workers": 1 << 10,
+}  # fmt: skip
+"""Options -> more than anybody means by them."""
+MAX_WIDTH = 1 << 24
+"""Units of a hidden layer."""
 BASELINE_LR = {"adam": 1e-3, "sgd": 0.1}
 """Default learning rate without a prior, by optimizer."""
 
@@ -55,7 +63,7 @@ def resolve(config: FitConfig, examples: int) -> FitConfig:
     Raises:
         ValueError: a value that is out of range or does not go with the prior, CUDA asked for and absent.
     """
-    _check_ranges(config)
+    check_ranges(config)
     device = prepare(config.device, config.threads, config.deterministic)
     batch_size = config.batch_size or (64 if examples < 10_000 else 128)
     epochs = config.epochs or min(max(DEFAULT_STEPS * batch_size // examples, DEFAULT_EPOCHS[0]), DEFAULT_EPOCHS[1])
@@ -149,7 +157,12 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
     )  # fmt: skip
 
 
-def _check_ranges(config: FitConfig) -> None:
+def check_ranges(config: FitConfig) -> None:
+    """Refuse values that no fit can have had.
+
+    Raises:
+        ValueError: a number out of range, an unknown name.
+    """
     positive = (
         "epochs",
         "batch_size",
@@ -169,14 +182,19 @@ def _check_ranges(config: FitConfig) -> None:
         "pretrain_epochs", "kl_warmup", "patience", "threads", "max_scale", "clip_norm", "init_range", "shrink_every",
         "limit", "image_size", "workers", "in_memory_mib", "weight_decay",
     ):  # fmt: skip
-        if (value := getattr(config, name)) is not None and value < 0:
+        if (value := getattr(config, name)) is not None and not value >= 0:
             raise ValueError(f"{name} {value}: it must not be negative")
+    for name, most in MOST.items():
+        if (value := getattr(config, name)) is not None and value > most:
+            raise ValueError(f"{name} {value}: at most {most}")
+    if config.validation is not None and not 0 < config.validation < 1:
+        raise ValueError(f"validation {config.validation}: allowed are shares between 0 and 1")
     for name in ("dropout", "dropout_input", "momentum", "prune_to"):
         if not 0 <= (getattr(config, name) or 0) < 1:
             value = getattr(config, name)
             raise ValueError(f"{name} {value}: allowed are values from 0 up to, but not including, 1")
-    if not config.hidden or min(config.hidden) < 1:
-        raise ValueError(f"hidden {config.hidden}: widths must be positive")
+    if not config.hidden or min(config.hidden) < 1 or max(config.hidden) > MAX_WIDTH:
+        raise ValueError(f"hidden {config.hidden}: widths must be positive, and at most {MAX_WIDTH}")
     if config.new_head and not config.init:
         raise ValueError("new_head goes with init, the weights that the other layers start from")
     _one_of("bias_prior", config.bias_prior, ("none", "same"))
@@ -235,28 +253,22 @@ def read_config(path: Path) -> dict[str, Any]:
     """Options of a TOML file: its `[fit]` table (as in a run's config.toml), or its top level.
 
     Raises:
-        ValueError: no TOML, or a key that is no option.
+        ValueError: no TOML, a key that is no option, a value of another type.
+        OSError: the file cannot be read.
     """
-    try:
-        text = path.read_text()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no valid TOML: {error}") from error
-    return options_in(text, str(path))
+    return options_of(read_toml(path), str(path))
 
 
-def options_in(text: str, path: str) -> dict[str, Any]:
-    """Options that the text of such a file holds; `path` is for messages.
+def options_of(document: dict[str, Any], path: str) -> dict[str, Any]:
+    """Options that such a document holds, every one of the type that its field has.
 
     Raises:
-        ValueError: no TOML, or a key that is no option.
+        ValueError: as `read_config`.
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is no valid TOML: {error}") from error
-    table = document.get("fit", document)
-    options = {str(key).replace("-", "_"): value for key, value in table.items()}
+    told = table(document.get("fit", document), f"{path}: fit")
+    options = {str(key).replace("-", "_"): value for key, value in told.items()}
     allowed = [field.name for field in fields(FitConfig)]
     if unknown := sorted(set(options) - set(allowed)):
         raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
+    typed(options, FitConfig, path)
     return options

@@ -16,19 +16,21 @@ for them, so that a run is complete with it; checkpoints go when the folder has 
 from __future__ import annotations
 
 import shutil
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pyro_compress.atomic import drop_left
+from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.data.splits import load_splits
+from pyro_compress.foreign import of_type, read_toml, shown, toml
 from pyro_compress.kinds import foreign_to_run, is_run
 from pyro_compress.networks.graph import widths
 from pyro_compress.places import check_folder, check_name
 from pyro_compress.placing import CHECKPOINTS, emptied, located, making, put_in_place, recover, unfinished
-from pyro_compress.runs.config import options_in
+from pyro_compress.runs.config import check_ranges, options_of, read_config
 from pyro_compress.runs.waist import read_posterior
 from pyro_compress.settings import FitConfig, tupled
 from pyro_compress.training.history import Diverged
@@ -159,8 +161,8 @@ def unfinished_config(out: Path, world: World = ALONE) -> FitConfig:
         ValueError: there is none.
     """
     path = unfinished(out) / "config.toml"
-    text = world.bytes_of_first(_unfinished_text(out, path) if world.first else b"").decode()
-    return _config_in(text, path)
+    data = world.bytes_of_first(_unfinished_text(out, path) if world.first else b"")
+    return _config_of(options_of(toml(data, str(path)), str(path)), path)
 
 
 def _unfinished_text(out: Path, path: Path) -> bytes:
@@ -173,12 +175,21 @@ def _unfinished_text(out: Path, path: Path) -> bytes:
 
 
 def stored_config(path: Path) -> FitConfig:
-    """The configuration that a run's config.toml holds."""
-    return _config_in(path.read_text(), path)
+    """The configuration that a run's config.toml holds.
+
+    Raises:
+        ValueError: it is damaged, or no fit can have had it.
+    """
+    return _config_of(read_config(path), path)
 
 
-def _config_in(text: str, path: Path) -> FitConfig:
-    return FitConfig(**tupled(options_in(text, str(path))))
+def _config_of(options: dict[str, Any], path: Path) -> FitConfig:
+    config = FitConfig(**tupled(options))
+    try:
+        check_ranges(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return config
 
 
 def load_run(path: Path, data: str = "") -> Run:
@@ -196,6 +207,13 @@ def load_run(path: Path, data: str = "") -> Run:
         raise ValueError(
             f"{path} is no run folder (it needs config.toml and posterior.safetensors, as fit writes them)"
         )
-    text = (path / "config.toml").read_text()
-    config, sizes = _config_in(text, path / "config.toml"), tomllib.loads(text).get("splits", {})
-    return Run(path, config, read_posterior(path / "posterior.safetensors"), sizes, data)
+    where = path / "config.toml"
+    document = read_toml(where)
+    config = _config_of(options_of(document, str(where)), where)
+    sizes: dict[str, int] = of_type(document.get("splits", {}), dict[str, int], f"{where}: splits")
+    posterior = read_posterior(path / "posterior.safetensors")
+    if posterior.criterion not in CRITERIA:
+        raise ValueError(f"{path}: criterion {shown(posterior.criterion)}; allowed: {', '.join(CRITERIA)}")
+    if posterior.task != config.task:
+        raise ValueError(f"{path}: config.toml says {config.task}, its posterior {posterior.task}")
+    return Run(path, config, posterior, sizes, data)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_compress.atomic import appended, write_atomically, written
 from pyro_compress.data.splits import load_splits
+from pyro_compress.foreign import of_type, toml
 from pyro_compress.networks.decoded import SUFFIX, compressed_bytes, parameters_before
 from pyro_compress.networks.graph import capture, head_of, renewed_statistics
 from pyro_compress.networks.nets import build_net
@@ -175,7 +175,7 @@ def _fit_noted(
     keeper, folder = kept.keeper, kept.keeper.folder
     assert folder is not None
     before = keeper.latest()
-    earlier = before.numbers["history"] if before else []
+    earlier = before.numbers.get("history", []) if before else []
     with (
         appended(folder / "history.jsonl") as add,
         watched(kept.log, folder, len(earlier)) as log,
@@ -207,7 +207,7 @@ def _rewound(config: FitConfig, keeper: Keeper, rewinds: list[dict[str, Any]], e
     keeper.rewind(finished)
     before = keeper.latest()
     rates = {name: getattr(config, name) for name in ("lr", "lr_scale", "lr_group")}
-    epoch = len(before.numbers["history"]) if before else 0
+    epoch = len(before.numbers.get("history", [])) if before else 0
     rewinds.append({"failed_in_epoch": finished + 1, "to_epoch": epoch, "reason": str(error)} | rates)
     log.warning("%s; back to epoch %d with half the learning rates", error, epoch)
     return slower(config)
@@ -219,8 +219,10 @@ def stored_notes(folder: Path, world: World = ALONE) -> dict[str, Any]:
     That is among others how often it was put back already, and what its data were called when it began.
     """
     path = folder / "config.toml"
-    text = world.bytes_of_first(path.read_bytes() if path.is_file() else b"").decode()
-    return tomllib.loads(text)
+    data = world.bytes_of_first(path.read_bytes() if path.is_file() else b"")
+    found = toml(data, str(path))
+    of_type(found.get("rewinds", []), list[dict[str, Any]], f"{path}: rewinds")
+    return found
 
 
 def _loaded(config: FitConfig, download: bool, world: World) -> Splits:

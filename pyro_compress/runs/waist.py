@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import torch
 from torch import Tensor
 
+from pyro_compress.data.tasks import TASKS
+from pyro_compress.foreign import json_of, of_type, record, shown, table
 from pyro_compress.networks.graph import graph_of
 from pyro_compress.tensorfile import tensor_bytes, write_tensors
-from pyro_compress.types import LayerPosterior, Posterior, Removal
+from pyro_compress.types import LayerPosterior, LayerShape, Posterior, Removal
+
+GROUPINGS = ("weight", "input", "output")
+MAX_DIMENSIONS = 8
+PROVENANCE: dict[str, Any] = {
+    "prior": str, "data": str, "seed": int, "validation": float, "task": str, "noise": float | None,
+    "parameters_total": int, "dropout": float, "augment": str, "target": list[str], "test_data": str,
+    "image_size": int, "series": bool, "limit": int,
+}  # fmt: skip
+"""What a posterior says of its origin -> type; what other versions say beside is taken along."""
 
 
 def write_posterior(file: IO[bytes], posterior: Posterior) -> None:
@@ -46,31 +60,101 @@ def _stored(posterior: Posterior) -> tuple[dict[str, Tensor], str]:
 
 
 def read_posterior(path: Path) -> Posterior:
-    """Read what `write_posterior` wrote.
+    """Read what `write_posterior` wrote, checking everything before it is used.
 
     Raises:
         ValueError: a damaged or foreign file.
+        OSError: it cannot be read.
+    """
+    try:
+        told, tensors = read_tensors(path)
+        check_tensors(tensors)
+        groupings = of_type(told.get("layers"), dict[str, str], "layers")
+        layers = {name: _layer(name, grouping, tensors) for name, grouping in groupings.items()}
+        dense = {name.removeprefix("dense/"): t for name, t in tensors.items() if name.startswith("dense/")}
+        graph = graph_of(told.get("graph"))
+        posterior = Posterior(
+            graph=graph,
+            layers=layers,
+            dense=dense,
+            criterion=of_type(told.get("criterion"), str, "criterion"),
+            provenance=_provenance(table(told.get("provenance"), "provenance")),
+            removals=tuple(record(Removal, one, "removals") for one in told.get("removals", [])),
+        )
+        _check(posterior)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no posterior of this program: {error}") from error
+    return posterior
+
+
+def _layer(name: str, grouping: str, tensors: dict[str, Tensor]) -> LayerPosterior:
+    """The moments of a layer, of shapes that belong together."""
+    if missing := [key for key in ("mean", "std") if f"{key}/{name}" not in tensors]:
+        raise ValueError(f"layer {name} has no {missing[0]}")
+    found = {key: tensors.get(f"{key}/{name}") for key in ("mean", "std", "unit_mean", "unit_std")}
+    mean = tensors[f"mean/{name}"]
+    if grouping not in GROUPINGS or mean.dim() < 2:
+        raise ValueError(f"layer {name} of shape {tuple(mean.shape)} with grouping {shown(grouping)}")
+    gate = LayerShape(name, tuple(mean.shape), grouping).gate
+    for key, tensor in found.items():
+        wanted = gate if key.startswith("unit") else tuple(mean.shape)
+        if tensor is not None and tuple(tensor.shape) != wanted:
+            raise ValueError(f"{key} of {name} has shape {tuple(tensor.shape)}; it must be {wanted}")
+    if (found["unit_mean"] is None) != (found["unit_std"] is None):
+        raise ValueError(f"layer {name} has one of unit_mean and unit_std without the other")
+    if any(bool((t < 0).any()) for key, t in found.items() if key.endswith("std") and t is not None):
+        raise ValueError(f"a standard deviation of {name} is negative")
+    return LayerPosterior(mean, tensors[f"std/{name}"], found["unit_mean"], found["unit_std"], grouping)
+
+
+def _provenance(told: dict[str, Any]) -> dict[str, Any]:
+    for name, value in told.items():
+        of_type(value, PROVENANCE.get(name, Any), f"provenance: {name}")
+    if told.get("task", "classification") not in TASKS:
+        raise ValueError(f"provenance: task {shown(told['task'])}; allowed: {', '.join(TASKS)}")
+    if not 0 < (told.get("noise") or 1.0) < math.inf:
+        raise ValueError(f"provenance: noise {told['noise']}; it must be positive")
+    if told.get("parameters_total", 1) < 1:
+        raise ValueError(f"provenance: parameters_total {told['parameters_total']}; it must be positive")
+    return told
+
+
+def _check(posterior: Posterior) -> None:
+    """What the parts of a posterior must have in common."""
+    names = [*posterior.layers, *posterior.dense]
+    if len(set(names)) < len(names):
+        raise ValueError("a tensor is there with a posterior and without")
+    used = {name for node in posterior.graph.nodes for name in node.parameters.values()}
+    if missing := sorted(used - set(names)):
+        raise ValueError(f"the graph uses tensors that are not there: {shown(', '.join(missing))}")
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file of ours, whose header bounds what is allocated by the file's size.
+
+    Raises:
+        ValueError: a damaged or foreign file.
+        OSError: it cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            metadata = json.loads(file.metadata()["pyro_compress"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        layers = {
-            name: LayerPosterior(
-                tensors[f"mean/{name}"], tensors[f"std/{name}"],
-                tensors.get(f"unit_mean/{name}"), tensors.get(f"unit_std/{name}"), grouping,
-            )
-            for name, grouping in metadata["layers"].items()
-        }  # fmt: skip
-        return Posterior(
-            graph=graph_of(metadata["graph"]),
-            layers=layers,
-            dense={name.removeprefix("dense/"): t for name, t in tensors.items() if name.startswith("dense/")},
-            criterion=metadata["criterion"],
-            provenance=metadata["provenance"],
-            removals=tuple(Removal(**removal) for removal in metadata.get("removals", ())),
-        )
-    except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no posterior of this program: {error}") from error
+            told = (file.metadata() or {}).get("pyro_compress", "")
+            found = table(json_of(told, "its metadata"), "its metadata")
+            return found, {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not finite float32 values.
+
+    Raises:
+        ValueError: such a tensor, by name.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or tensor.dim() > MAX_DIMENSIONS or not tensor.numel():
+            raise ValueError(f"{shown(name)} holds {tensor.dtype} of shape {tuple(tensor.shape)}; float32 is wanted")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{shown(name)} holds values that are not finite")

@@ -41,6 +41,7 @@ from typing import Any
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.data.splits import load_splits
+from pyro_compress.foreign import cell, json_of, of_type, printable, table
 from pyro_compress.locks import Silence, claimed, locked
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
@@ -51,7 +52,8 @@ from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.scores import Scores
 from pyro_compress.settings import FitConfig
 from pyro_compress.studies.plan import CHOOSE_BY, DRAWS, Planned, config_hash, plan, read_study
-from pyro_compress.studies.tables import COLUMNS, Row, markdown
+from pyro_compress.studies.tables import COLUMNS, Row, markdown, row_of
+from pyro_compress.training.history import read_history
 from pyro_compress.types import Posterior, Splits
 
 STUDY_COPY = "study.toml"
@@ -201,7 +203,7 @@ def run_one(planned: Planned, out: Path) -> Outcome:
         config, folder = chosen(planned, out)
         rows = evaluated(planned, config, folder)
     except ValueError as error:
-        return Outcome(planned, (), " ".join(str(error).split()))
+        return Outcome(planned, (), printable(" ".join(str(error).split())))
     document = {
         "config": asdict(replace(config, data_dir="")),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "pyro-ppl")},
@@ -229,9 +231,14 @@ def chosen(planned: Planned, out: Path) -> tuple[FitConfig, Path]:
 
 
 def last_epoch(folder: Path) -> dict[str, Any]:
-    """Last line of a run's history."""
-    epoch: dict[str, Any] = json.loads((folder / "history.jsonl").read_text().splitlines()[-1])
-    return epoch
+    """Last line of a run's history.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not (epochs := read_history(folder)):
+        raise ValueError(f"{folder} has no history")
+    return epochs[-1]
 
 
 def _rows_path(planned: Planned, out: Path) -> Path:
@@ -249,7 +256,8 @@ def _failed_path(planned: Planned, out: Path) -> Path:
 def cached_rows(planned: Planned, out: Path) -> tuple[Row, ...] | None:
     """Rows of an earlier evaluation, under the study's present labels; None where a sparsity is missing."""
     try:
-        rows = [Row(**row) for row in json.loads(_rows_path(planned, out).read_text())["rows"]]
+        path = _rows_path(planned, out)
+        rows = [row_of(row, str(path)) for row in table(json_of(path.read_bytes(), str(path)), str(path))["rows"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not set(planned.sparsities) <= {row.sparsity for row in rows}:
@@ -316,7 +324,7 @@ def write_results(outcomes: list[Outcome], out: Path) -> None:
     for outcome in outcomes:
         path = _rows_path(outcome.planned, out)
         if path.exists():
-            document: dict[str, Any] = json.loads(path.read_text())
+            document = table(json_of(path.read_bytes(), str(path)), str(path))
             document["rows"] = [asdict(row) for row in outcome.rows]
             runs[outcome.planned.hash] = document
     failures = {o.planned.hash: o.failure for o in outcomes if o.failure}
@@ -331,7 +339,7 @@ def csv_text(rows: list[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows({name: cell(value) for name, value in asdict(row).items()} for row in rows)
     return text.getvalue()
 
 
@@ -354,8 +362,25 @@ def read_results(out: Path) -> list[Row]:
     Raises:
         ValueError: no results folder.
     """
+    return [row for run in read_document(out)["runs"].values() for row in run["rows"]]
+
+
+def read_document(out: Path) -> dict[str, Any]:
+    """What `study.json` of a results folder says, its rows read.
+
+    Raises:
+        ValueError: no results folder.
+    """
+    path = out / "study.json"
     try:
-        runs = json.loads((out / "study.json").read_text())["runs"].values()
+        document = table(json_of(path.read_bytes(), str(path)), str(path))
+        runs = {name: table(run, f"{path}: {name}") for name, run in table(document["runs"], f"{path}: runs").items()}
+        told = {
+            name: run
+            | {"rows": [row_of(row, f"{path}: {name}") for row in of_type(run["rows"], list[Any], f"{path}: rows")]}
+            | {key: table(run[key], f"{path}: {key}") for key in ("versions", "machine")}
+            for name, run in runs.items()
+        }
+        return {"runs": told, "failures": of_type(document.get("failures", {}), dict[str, str], f"{path}: failures")}
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{out} is no results folder of compare (it needs study.json): {error}") from error
-    return [Row(**row) for run in runs for row in run["rows"]]

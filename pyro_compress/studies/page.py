@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
@@ -12,12 +12,14 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from pyro_compress.atomic import write_atomically
+from pyro_compress.foreign import printable
 from pyro_compress.inspection import page, plots
 from pyro_compress.inspection.page import Picture
 from pyro_compress.studies import figures as study_plots
 from pyro_compress.studies import ranking, tables
-from pyro_compress.studies.compare import STUDY_COPY, read_results
+from pyro_compress.studies.compare import STUDY_COPY, read_document, read_results
 from pyro_compress.studies.tables import Row
+from pyro_compress.training.history import read_history
 
 MEASURES = (
     ("NLL (nats)", "nll_nats", 3),
@@ -40,7 +42,7 @@ def write_comparison(results: Path, out: Path) -> None:
     rows = read_results(results)
     if not rows:
         raise ValueError(f"{results} holds no rows yet; run pyro-compress compare first")
-    document = json.loads((results / "study.json").read_text())
+    document = read_document(results)
     write_atomically(out, html(rows, document, results).encode())
 
 
@@ -135,10 +137,9 @@ def _curves(rows: Sequence[Row], results: Path) -> dict[str, list[float]]:
     """Label -> validation accuracy in percent by epoch, from the run folder of its first seed."""
     curves: dict[str, list[float]] = {}
     for row in rows:
-        path = results / "runs" / row.config_hash / "history.jsonl"
-        if row.label not in curves and path.is_file():
-            epochs = map(json.loads, path.read_text().splitlines())
-            curves[row.label] = [100 * epoch["validation_accuracy"] for epoch in epochs]
+        if row.label not in curves and (epochs := read_history(results / "runs" / row.config_hash)):
+            accuracies = [epoch["validation_accuracy"] for epoch in epochs]
+            curves[row.label] = [math.nan if accuracy is None else 100 * accuracy for accuracy in accuracies]
     return curves
 
 
@@ -146,7 +147,7 @@ def _repeat(results: Path, document: dict[str, Any]) -> str:
     study = results / STUDY_COPY
     told = [f"<pre>pyro-compress compare {STUDY_COPY} --out {escape(results.resolve().name)}</pre>"]
     if study.is_file():
-        told.append(f"<pre>{escape(study.read_text())}</pre>")
+        told.append(f"<pre>{escape(printable(study.read_text(errors='replace')))}</pre>")
     run = next(iter(document["runs"].values()))
     machine = ", ".join(f"{key} {value}" for key, value in (run["versions"] | run["machine"]).items())
     told.append(page.note(f"{machine}. Resolved configurations of every fit: study.json beside the results."))

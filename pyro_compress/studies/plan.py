@@ -28,7 +28,7 @@ import functools
 import hashlib
 import itertools
 import json
-import tomllib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from typing import Any
 
 from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.data.splits import load_splits
+from pyro_compress.foreign import file_name, of_type, read_toml, typed
 from pyro_compress.runs.config import refuse_criterion, resolve
 from pyro_compress.settings import FitConfig, tupled
 from pyro_compress.studies.tables import Row
@@ -50,7 +51,17 @@ CHOOSE_BY: dict[str, Callable[[dict[str, Any]], tuple[float, ...]]] = {
     "accuracy": lambda epoch: (-epoch["validation_accuracy"], epoch["validation_nll_nats"]),
 }
 """Name -> last epoch of a fit's history -> what is to be small; equal accuracies are told apart by their NLL."""
-OWN = ("name", "variant", "sparsities", "criterion", "choose")
+OWN: dict[str, Any] = {
+    "name": str, "variant": str, "sparsities": list[float], "criterion": str, "choose": dict[str, Any],
+}  # fmt: skip
+"""Key of a method that is no option of fit -> its type."""
+TYPES: dict[str, Any] = {
+    "name": str, "datasets": list[str], "networks": list[str], "sparsities": list[float], "seeds": list[int],
+    "methods": list[dict[str, Any]], "fit": dict[str, Any], "out_of_domain": dict[str, str], "choose_by": str,
+}  # fmt: skip
+"""Key of a study -> its type."""
+MAX_FITS = 1 << 16
+"""Fits of a study: data sets, networks, methods, seeds and what validation chooses among, multiplied."""
 FILES = ("net", "init", "data", "test_data")
 """Options that may name a file, which counts by its content."""
 
@@ -182,33 +193,39 @@ def read_study(path: Path) -> Study:
         ValueError: no TOML, a key that is unknown or missing, a value out of range.
         OSError: the file cannot be read.
     """
-    try:
-        document = {key.replace("-", "_"): value for key, value in tomllib.loads(path.read_text()).items()}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no valid TOML: {error}") from error
+    document = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
     allowed = ("name", *LISTS, "methods", "fit", "out_of_domain", "choose_by")
     if unknown := sorted(set(document) - set(allowed)):
         raise ValueError(f"{path}: unknown key {', '.join(unknown)}; allowed: {', '.join(allowed)}")
     for key in (*LISTS, "methods"):
         if not isinstance(document.get(key), list) or not document[key]:
             raise ValueError(f"{path}: {key} must be a list with something in it")
-    choose_by = str(document.get("choose_by", "nll"))
+    for key, kind in TYPES.items():
+        if key in document:
+            of_type(document[key], kind, f"{path}: {key.replace('_', '-')}")
+    choose_by = document.get("choose_by", "nll")
     if choose_by not in CHOOSE_BY:
         raise ValueError(f"{path}: unknown choose-by {choose_by!r}; allowed: {', '.join(CHOOSE_BY)}")
     sparsities = _sparsities(document["sparsities"], path)
     shared = _options(document.get("fit", {}), path)
+    typed(shared, FitConfig, f"{path}: fit")
+    shared = tupled(shared)
     methods = tuple(_method(dict(table), shared, sparsities, path) for table in document["methods"])
     labels = [(method.name, method.variant) for method in methods]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ValueError(
             f"{path}: method {' '.join(twice[0]).strip()!r} stands there twice; tell them apart by variant"
         )
+    counted = sum(math.prod(len(values) for values in method.choose.values()) for method in methods)
+    fits = counted * math.prod(len(document[key]) for key in LISTS)
+    if fits > MAX_FITS:
+        raise ValueError(f"{path}: {fits} fits, more than {MAX_FITS}; make several studies of it")
     return Study(
-        name=str(document.get("name", path.stem)),
+        name=file_name(document.get("name", path.stem), f"{path}: name"),
         datasets=tuple(document["datasets"]),
         networks=tuple(document["networks"]),
         methods=methods,
-        seeds=tuple(int(seed) for seed in document["seeds"]),
+        seeds=tuple(document["seeds"]),
         out_of_domain=dict(document.get("out_of_domain", {})),
         choose_by=choose_by,
     )
@@ -229,26 +246,28 @@ def of_studies(rows: Iterable[Row], paths: Iterable[Path]) -> list[Row]:
     )
 
 
-def _sparsities(values: Any, path: Path) -> tuple[float, ...]:
+def _sparsities(values: list[float], path: Path) -> tuple[float, ...]:
     found = tuple(float(value) for value in values)
     if bad := [value for value in found if not 0 <= value < 1]:
         raise ValueError(f"{path}: sparsity {bad[0]}: allowed are values from 0 up to, but not including, 1")
     return found
 
 
-def _options(table: dict[str, Any], path: Path) -> dict[str, Any]:
-    options = {key.replace("-", "_"): value for key, value in table.items()}
+def _options(given: dict[str, Any], path: Path) -> dict[str, Any]:
+    options = {key.replace("-", "_"): value for key, value in given.items()}
     reserved = ("data", "net", "seed", "prune_to", "task")  # a study's tables speak of accuracy
     allowed = [f.name for f in fields(FitConfig) if f.name not in reserved]
     if unknown := sorted(set(options) - set(allowed)):
         raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
-    return tupled(options)
+    return options
 
 
 def _method(table: dict[str, Any], shared: dict[str, Any], sparsities: tuple[float, ...], path: Path) -> Method:
     if "name" not in table:
         raise ValueError(f"{path}: a method has no name")
     own = {key: table.pop(key) for key in OWN if key in table}
+    for key, value in own.items():
+        of_type(value, OWN[key], f"{path}: methods: {key}")
     if (criterion := own.get("criterion", "")) and criterion not in CRITERIA:
         raise ValueError(f"{path}: unknown criterion {criterion!r}; allowed: {', '.join(CRITERIA)}")
     if "sparsities" in own:
@@ -256,7 +275,14 @@ def _method(table: dict[str, Any], shared: dict[str, Any], sparsities: tuple[flo
     choose = _options(own.get("choose", {}), path)
     if bad := [key for key, values in choose.items() if not isinstance(values, list) or not values]:
         raise ValueError(f"{path}: choose {bad[0]}: give a list of values")
-    return Method(own["name"], own.get("variant", ""), shared | _options(table, path), sparsities, criterion, choose)
+    for key, values in choose.items():
+        for value in values:
+            typed({key: value}, FitConfig, f"{path}: choose")
+    choose = {key: [tupled({key: value})[key] for value in values] for key, values in choose.items()}
+    options = _options(table, path)
+    typed(options, FitConfig, f"{path}: method {own['name']}")
+    options = shared | tupled(options)
+    return Method(own["name"], own.get("variant", ""), options, sparsities, criterion, choose)
 
 
 def plan(study: Study, data_dir: str = "", device: str = "auto", threads: int = 0) -> list[Planned]:

@@ -15,6 +15,7 @@ from typing import Any
 from pyro_compress.atomic import write_atomically
 from pyro_compress.bayes.diagnostics import Size, diagnose
 from pyro_compress.bayes.marginals import read_marginals
+from pyro_compress.foreign import json_of, of_type, record
 from pyro_compress.inspection import arviz_compat
 from pyro_compress.inspection.arviz_compat import HIGH
 from pyro_compress.runs.folder import load_run
@@ -80,7 +81,7 @@ def rank(rows: Sequence[Row], out: Path, data_dir: str = "", size: Size | None =
 
 def _drawn(folder: Path, data_dir: str, size: Size) -> Any:
     run = load_run(folder)
-    marginals = read_marginals(folder / "guide.safetensors", run.config)
+    marginals = read_marginals(folder / "guide.safetensors", run.config, run.posterior)
     diagnosis = diagnose(run.posterior, marginals, run.splits(data_dir).train, size)
     return arviz_compat.inference_data(diagnosis.groups)
 
@@ -119,4 +120,7 @@ def write_ranking(ranked: Sequence[Ranked], out: Path) -> None:
 def read_ranking(out: Path) -> list[Ranked]:
     """What `write_ranking` wrote; empty where there is none."""
     path = out / FILE
-    return [Ranked(**one) for one in json.loads(path.read_text())] if path.is_file() else []
+    if not path.is_file():
+        return []
+    told = of_type(json_of(path.read_bytes(), str(path)), list[Any], str(path))
+    return [record(Ranked, one, str(path)) for one in told]

@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
+
+from pyro_compress.foreign import from_cell, record
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,22 @@ class Row:
         return f"{self.method} ({self.variant})" if self.variant else self.method
 
 
+_HASH = re.compile(r"[0-9a-f]{1,64}")
+"""What a configuration's hash looks like: it names a folder."""
+
+
+def row_of(told: Any, where: str) -> Row:
+    """A row from JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
+    row = record(Row, told, where)
+    if not 0 <= row.sparsity < 1 or not _HASH.fullmatch(row.config_hash):
+        raise ValueError(f"{where}: sparsity {row.sparsity} with config_hash {row.config_hash!r}")
+    return row
+
+
 COLUMNS = tuple(field.name for field in fields(Row))[:11]
 """Columns of study.csv."""
 
@@ -80,7 +100,7 @@ def read_csv(text: str) -> list[Row]:
     numbers: dict[str, Callable[[str], float]] = {
         "seed": int, "sparsity": float, "accuracy": float, "nll_nats": float, "ece": float, "train_seconds": float,
     }  # fmt: skip
-    return [Row(**{key: numbers.get(key, str)(value) for key, value in line.items()}) for line in reader]  # type: ignore[arg-type]
+    return [Row(**{key: numbers.get(key, from_cell)(value) for key, value in line.items()}) for line in reader]  # type: ignore[arg-type]
 
 
 def spread(values: list[float], digits: int = 2) -> str:

@@ -22,11 +22,17 @@ import torch
 from torch import Tensor
 
 from pyro_compress.atomic import written
+from pyro_compress.foreign import json_of, of_type, shown, table
 from pyro_compress.tensorfile import TensorFile, write_tensors
 from pyro_compress.world import ALONE, World
 
 KEPT = 2
 """Checkpoints that are kept."""
+PHASES = ("point", "svi")
+NUMBERS: dict[str, Any] = {
+    "step": int, "position": int, "seconds": float, "turned": int | None, "history": list[dict[str, Any]],
+}  # fmt: skip
+"""What a checkpoint tells beside its tensors -> type; `restoring` says what is missing."""
 AGREE_EVERY = 10
 """Steps between two times that several processes ask each other whether to write or to stop: all must, or none."""
 
@@ -122,7 +128,7 @@ class Keeper:
         """Drop the checkpoints of an epoch that failed, after so many finished ones: they may be broken already."""
         for path in self.folder.glob("checkpoint-*.safetensors") if self.folder else ():
             try:
-                early = len(read(path).numbers["history"]) < epochs
+                early = len(read(path).numbers.get("history", ())) < epochs
             except ValueError:
                 early = False
             if not early:
@@ -178,10 +184,34 @@ def decoded(source: Path | bytes) -> Snapshot:
     """
     try:
         tensors = TensorFile(source)
-        document = json.loads(tensors.metadata)
-        return Snapshot(document["phase"], tensors, document["numbers"])
+        document = json_of(tensors.metadata, "its metadata")
+        phase, numbers = document["phase"], table(document["numbers"], "numbers")
     except (KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
+    if phase not in PHASES:
+        raise ValueError(f"phase {shown(phase)}; allowed: {', '.join(PHASES)}")
+    for name in NUMBERS.keys() & numbers.keys():
+        of_type(numbers[name], NUMBERS[name], name)
+    if (least := min(numbers.get(name, 0) for name in ("step", "position"))) < 0:
+        raise ValueError(f"step or position {least}: it must not be negative")
+    return Snapshot(phase, tensors, numbers)
+
+
+@contextmanager
+def restoring(keeper: Keeper) -> Iterator[None]:
+    """Whatever is wrong with a checkpoint that is put back is one line: its tensors are those of another fit.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the checkpoint in {keeper.folder} is not of this fit ({type(error).__name__}: {shown(reason)}); "
+            "start anew with --force"
+        ) from error
 
 
 def random_states() -> dict[str, Tensor]:

@@ -103,6 +103,15 @@ class Feed:
         return {"generator": self.generator.get_state(), "order": self.order}
 
     def restore(self, tensors: dict[str, Tensor], position: int) -> None:
-        """Go on where `tensors` and `position` were taken."""
+        """Go on where `tensors` and `position` were taken.
+
+        Raises:
+            ValueError: they are of other data.
+        """
+        order = tensors["order"]
+        if order.dtype != torch.int64 or not torch.equal(order.sort()[0], torch.arange(len(self.data))):
+            raise ValueError("the order of its examples is none of this many")
+        if position > self.batches:
+            raise ValueError(f"it stands at minibatch {position} of {self.batches}")
         self.generator.set_state(tensors["generator"])
         self.order, self.position = tensors["order"], position

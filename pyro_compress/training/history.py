@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
+from pyro_compress.foreign import json_of, record, table
 from pyro_compress.types import LayerPosterior
 
 
@@ -50,6 +52,28 @@ class Epoch:
     def as_dict(self) -> dict[str, Any]:
         """Field name -> value."""
         return asdict(self)
+
+
+def epoch_of(told: Any, where: str) -> Epoch:
+    """An epoch from JSON; what other versions note beside is left out.
+
+    Raises:
+        ValueError: it is none.
+    """
+    known = {field.name for field in fields(Epoch)}
+    return record(Epoch, {key: value for key, value in table(told, where).items() if key in known}, where)
+
+
+def read_history(folder: Path) -> tuple[dict[str, Any], ...]:
+    """Epochs of a run, empty if the folder has none.
+
+    Raises:
+        ValueError: a line that is no epoch.
+        OSError: the file cannot be read.
+    """
+    file = folder / "history.jsonl"
+    lines = file.read_bytes().splitlines() if file.is_file() else []
+    return tuple(epoch_of(json_of(line, w), w).as_dict() for n, line in enumerate(lines, 1) if (w := f"{file}:{n}"))
 
 
 OnEpoch = Callable[[Epoch], None]

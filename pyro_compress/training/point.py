@@ -151,12 +151,22 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
+MEMORIES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
+"""What Adam and SGD keep of a parameter."""
+
+
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    keys = dict[str, set[str]]()
     for name, tensor in tensors.items():
-        index, key = name.split("/")
-        parameter = parameters[int(index)]
+        index, _, key = name.partition("/")
+        keys.setdefault(index, set()).add(key)
+        parameter = parameters[int(index)] if index.isdecimal() and int(index) < len(parameters) else None
+        if parameter is None or tensor.shape != (() if key == "step" else parameter.shape):
+            raise ValueError(f"the checkpoint's {name} of shape {tuple(tensor.shape)} is none of this optimizer's")
         optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
+    if wrong := [found for found in keys.values() if found not in MEMORIES]:
+        raise ValueError(f"the checkpoint's optimizer remembers {', '.join(sorted(wrong[0]))}; start anew with --force")
 
 
 def _failed(loss: Tensor, step: int) -> Diverged:

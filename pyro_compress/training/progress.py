@@ -14,10 +14,10 @@ from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.data.tasks import TASKS, class_weights
 from pyro_compress.metrics import evaluate
 from pyro_compress.settings import FitConfig
-from pyro_compress.training.checkpoint import Keeper, Snapshot, random_states, set_random_states
+from pyro_compress.training.checkpoint import Keeper, Snapshot, random_states, restoring, set_random_states
 from pyro_compress.training.feed import Feed
 from pyro_compress.training.guards import diverged, not_finite
-from pyro_compress.training.history import Diverged, Epoch, OnEpoch
+from pyro_compress.training.history import Diverged, Epoch, OnEpoch, epoch_of
 from pyro_compress.training.point import AfterStep, PointPlan, PointState, no_change, optimizer_tensors, train_point
 from pyro_compress.types import Splits
 
@@ -52,7 +52,8 @@ class Progress:
         self.turned: int | None = None
         self.snapshot = keeper.latest()
         if self.snapshot:
-            self.history = [Epoch(**epoch) for epoch in self.snapshot.numbers["history"]]
+            with restoring(keeper):
+                self.history = [epoch_of(epoch, "history") for epoch in self.snapshot.numbers["history"]]
             self.started -= self.snapshot.numbers["seconds"]
             self.turned = self.snapshot.numbers.get("turned")
 
@@ -96,8 +97,9 @@ class Progress:
 
     def go_on(self, snapshot: Snapshot) -> None:
         """Put shuffling and noise where the snapshot was taken."""
-        self.feed.restore(snapshot.part("feed"), snapshot.numbers["position"])
-        set_random_states(snapshot)
+        with restoring(self.keeper):
+            self.feed.restore(snapshot.part("feed"), snapshot.numbers["position"])
+            set_random_states(snapshot)
         self._own_noise(snapshot.numbers["step"])
 
     def begin(self, tensors: Iterable[Tensor], step: int = 0) -> None:
@@ -127,7 +129,10 @@ class Progress:
         """
         start = None
         if self.snapshot:
-            net.load_state_dict(self.snapshot.part("net"))
+            with restoring(self.keeper):
+                if self.snapshot.phase != "point":
+                    raise ValueError(f"its phase is {self.snapshot.phase}")
+                net.load_state_dict(self.snapshot.part("net"))
             start = PointState(self.snapshot.numbers["step"], len(self.history), self.snapshot.part("optimizer"))
             self.go_on(self.snapshot)
         else:

@@ -6,6 +6,7 @@ of some epochs, zero where the weight scores below its criterion's threshold; an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -51,14 +52,25 @@ class Frames:
         write_atomically(path, save(stacked))
 
 
-def read_snapshots(path: Path) -> tuple[list[int], dict[str, Tensor]]:
+def read_snapshots(path: Path, layers: Mapping[str, LayerPosterior]) -> tuple[list[int], dict[str, Tensor]]:
     """Epochs and frames of every weight tensor.
+
+    Args:
+        path: a run's `snapshots.safetensors`.
+        layers: the run's weights, of which the frames are.
 
     Raises:
         ValueError: a damaged or foreign file.
+        OSError: it cannot be read.
     """
     try:
         tensors = load_file(path)
-        return tensors.pop("epochs").tolist(), tensors
-    except (SafetensorError, KeyError) as error:
+        epochs = tensors.pop("epochs")
+        if epochs.dtype != torch.int64 or epochs.dim() != 1 or not tensors.keys() <= layers.keys():
+            raise ValueError("it needs the numbers of its epochs, and tensors of the run's weights")
+        for name, frames in tensors.items():
+            if frames.dtype != torch.float16 or frames.shape != (len(epochs), *layers[name].mean.shape):
+                raise ValueError(f"{name} holds {frames.dtype} of shape {tuple(frames.shape)}")
+        return epochs.tolist(), tensors
+    except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} holds no snapshots of this program: {error}") from error

@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.search import to_module
+from pyro_compress.foreign import cell, json_of, of_type, record
 from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
@@ -139,7 +140,8 @@ def _csv(trials: dict[int, list[FrozenTrial]], plan: Plan) -> str:
     for epochs, own in trials.items():
         for trial in own:
             told = [trial.user_attrs.get(key, "") for key in numbers]
-            writer.writerow([epochs, trial.number, trial.state.name.lower(), *told, *map(trial.params.get, names)])
+            told = [trial.number, trial.state.name.lower(), *told, *map(trial.params.get, names)]
+            writer.writerow([epochs, *map(cell, told)])
     return text.getvalue()
 
 
@@ -162,7 +164,8 @@ def read_members(out: Path) -> list[Member]:
     path, names = out / "pareto.json", [field.name for field in fields(Member)]
     if not path.is_file():
         return []
-    return [Member(**{name: one[name] for name in names}) for one in json.loads(path.read_text())]
+    found = of_type(json_of(path.read_bytes(), str(path)), list[dict[str, Any]], str(path))
+    return [record(Member, {name: one[name] for name in names if name in one}, str(path)) for one in found]
 
 
 def scored(trial: int, path: Path, point: Point, splits: Splits) -> Member:

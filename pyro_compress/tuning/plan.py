@@ -30,13 +30,13 @@ error = 0.0204
 from __future__ import annotations
 
 import math
-import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pyro_compress.data.splits import load_splits
-from pyro_compress.runs.config import refuse_criterion, resolve
+from pyro_compress.foreign import MAX_WHOLE, file_name, of_type, read_toml, shown, typed
+from pyro_compress.runs.config import MOST, refuse_criterion, resolve
 from pyro_compress.settings import FitConfig, tupled
 from pyro_compress.studies.plan import WHERE_AND_HOW_FAST, config_hash, digest, fingerprint
 from pyro_compress.tuning.published import Reference
@@ -51,11 +51,20 @@ from pyro_compress.tuning.space import (
     read_after,
     read_before,
 )
+from pyro_compress.tuning.space import TYPES as SPACE_TYPES
 from pyro_compress.types import Splits
 
 OBJECTIVES = ("pareto", "bytes-at-error", "error-at-bytes")
 KEYS = ("name", "objective", "bound", "sampler", "trials", "minutes", "fidelities", "cheap_trials", "promote")
 MORE = ("compressions_per_fit", "layer_wise", "seed", "fit", "compress", "space", "reference")
+TYPES: dict[str, Any] = {
+    "name": str, "objective": str, "bound": float, "sampler": str, "minutes": float, "fidelities": list[Any],
+    "layer_wise": bool, "fit": dict[str, Any], "compress": dict[str, Any], "space": dict[str, dict[str, Any]],
+    "reference": list[dict[str, Any]],
+}  # fmt: skip
+"""Key -> its type; `_numbers` looks at the counts."""
+FIXED_TYPES: dict[str, Any] = {"sparsity": float | dict[str, float], "coarseness": float, "rate": float}
+"""Options of `compress` that a study may fix -> type, where the space does not say it."""
 
 
 @dataclass(frozen=True)
@@ -174,12 +183,12 @@ def read_plan(path: Path, data_dir: str = "", device: str = "auto", threads: int
         ValueError: no TOML, a key that is unknown, a value out of range, options that do not go together.
         OSError: the file cannot be read.
     """
-    try:
-        document = {key.replace("-", "_"): value for key, value in tomllib.loads(path.read_text()).items()}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no valid TOML: {error}") from error
+    document = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
     if unknown := sorted(set(document) - set(KEYS + MORE)):
         raise ValueError(f"{path}: unknown key {', '.join(unknown)}; allowed: {', '.join(KEYS + MORE)}")
+    for key, kind in TYPES.items():
+        if key in document:
+            of_type(document[key], kind, f"{path}: {key.replace('_', '-')}")
     fit = _fit(document.get("fit", {}), path)
     fit = replace(fit, data_dir=data_dir, device=device, threads=threads)
     splits = load_splits(fit.data, data_dir, fit.validation, reading=fit.reading)
@@ -191,7 +200,7 @@ def read_plan(path: Path, data_dir: str = "", device: str = "auto", threads: int
         document.get("space", {}),
         _compress(document.get("compress", {}), document.get("space", {}), path),
     )
-    layer_wise = bool(document.get("layer_wise", False))
+    layer_wise = document.get("layer_wise", False)
     finetuned = "finetune" in compress or "finetune" in space.get("compress", {})
     before = read_before(space["fit"]) if "fit" in space else BEFORE[fit.prior]
     layers = layer_sizes(fit, splits) if layer_wise or "compress" not in space else {}
@@ -204,9 +213,16 @@ def read_plan(path: Path, data_dir: str = "", device: str = "auto", threads: int
         raise ValueError(f"{path}: the space is empty; leave [space.compress] out for the built-in one")
     if not any(p.option.partition(".")[0] == KEPT for p in after) and "sparsity" not in compress:
         raise ValueError(f"{path}: how much is pruned stands nowhere; give space.compress.kept, or compress.sparsity")
-    references = tuple(Reference(r["name"], float(r["error"]), int(r["bytes"])) for r in document.get("reference", []))
-    name = str(document.get("name", path.stem))
+    references = tuple(_reference(one, path) for one in document.get("reference", []))
+    name = file_name(document.get("name", path.stem), f"{path}: name")
     return Plan(name, fit, compress, before, after, fidelities=fidelities, references=references, **numbers), splits
+
+
+def _reference(given: dict[str, Any], path: Path) -> Reference:
+    if set(given) != {"name", "error", "bytes"}:
+        raise ValueError(f"{path}: reference: give name, error and bytes, got {', '.join(given) or 'nothing'}")
+    typed(given, Reference, f"{path}: reference")
+    return Reference(given["name"], float(given["error"]), given["bytes"])
 
 
 def _fit(table: dict[str, Any], path: Path) -> FitConfig:
@@ -214,6 +230,7 @@ def _fit(table: dict[str, Any], path: Path) -> FitConfig:
     allowed = [f.name for f in fields(FitConfig) if f.name not in WHERE_AND_HOW_FAST]
     if unknown := sorted(set(options) - set(allowed)):
         raise ValueError(f"{path}: fit: unknown option {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    typed(options, FitConfig, f"{path}: fit")
     return FitConfig(**tupled(options))
 
 
@@ -226,6 +243,8 @@ def _compress(table: dict[str, Any], space: dict[str, Any], path: Path) -> dict[
             f"{path}: compress: {', '.join(unknown)} does not go with this study; allowed "
             f"{'with' if finetuned else 'without'} finetune: {', '.join(sorted(allowed))}"
         )
+    for name, value in options.items():
+        of_type(value, FIXED_TYPES.get(name) or SPACE_TYPES[f"compress.{name}"], f"{path}: compress: {name}")
     return options
 
 
@@ -242,7 +261,9 @@ def _numbers(document: dict[str, Any], path: Path) -> dict[str, Any]:
     minutes = float(document.get("minutes", 0.0))
     trials = document.get("trials", 0 if minutes else Plan.trials)
     fidelities = tuple(document.get("fidelities", ()))
-    if any(not isinstance(e, int) or e < 1 for e in fidelities) or list(fidelities) != sorted(set(fidelities)):
+    if any(type(e) is not int or not 1 <= e <= MOST["epochs"] for e in fidelities) or list(fidelities) != sorted(
+        set(fidelities)
+    ):
         raise ValueError(f"{path}: fidelities {list(fidelities)}: give epochs, fewest first, like [8, 50]")
     counts = {
         "trials": trials,
@@ -253,8 +274,8 @@ def _numbers(document: dict[str, Any], path: Path) -> dict[str, Any]:
     }
     for name, value in counts.items():
         least = 0 if name in ("seed", "trials") else 1
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{path}: {name.replace('_', '-')} {value!r}: give a whole number from {least} on")
+        if type(value) is not int or not least <= value < MAX_WHOLE:
+            raise ValueError(f"{path}: {name.replace('_', '-')} {shown(value)}: give a whole number from {least} on")
     if not (math.isfinite(minutes) and minutes >= 0 and (trials or minutes)):
         raise ValueError(f"{path}: trials {trials}, minutes {minutes:g}: give a budget, one of them above 0")
     sampler = str(document.get("sampler", Plan.sampler))

@@ -16,9 +16,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, get_type_hints
 
 from pyro_compress.compression.recipe import FineTune
+from pyro_compress.foreign import fits, of_type
 from pyro_compress.networks.graph import WEIGHTED, capture
 from pyro_compress.runs.run import initial_net
 from pyro_compress.settings import FINETUNING, FitConfig
@@ -33,11 +34,11 @@ FINETUNED = (KEPT, "criterion", "finetune", "rate", *(name for name in FINETUNIN
 FIXED = ("data", "data_dir", "net", "hidden", "keep", "validation", "epochs", "device", "threads", "compile")
 """Options of `fit` that a study cannot vary: trials would not be comparable, or `fidelities` has it."""
 
-_FINETUNE = {field.name: str(field.type) for field in fields(FineTune)}
-_COMPRESS = {name: _FINETUNE[field] for name, field in FINETUNING.items()} | {"finetune": "int", "criterion": "str"}
-_TYPES = {f"fit.{field.name}": str(field.type) for field in fields(FitConfig)}
-_TYPES |= {f"compress.{name}": told for name, told in _COMPRESS.items()}
-"""Parameter -> annotation of its option; those that are missing are real numbers."""
+_FINETUNE = get_type_hints(FineTune)
+_COMPRESS = {name: _FINETUNE[field] for name, field in FINETUNING.items()} | {"finetune": int, "criterion": str}
+TYPES: dict[str, Any] = {f"fit.{name}": hint for name, hint in get_type_hints(FitConfig).items()}
+TYPES |= {f"compress.{name}": hint for name, hint in _COMPRESS.items()}
+"""Parameter -> type of its option; those that are missing are real numbers."""
 
 
 @dataclass(frozen=True)
@@ -173,22 +174,26 @@ def _flat(table: dict[str, Any], nested: str) -> dict[str, Any]:
 
 
 def _parameter(name: str, value: Any) -> Parameter:
+    shown, hint = name.replace("_", "-"), TYPES.get(name, float)
     if isinstance(value, list) and value:
+        for one in value:
+            of_type(one, hint, f"space {shown}:")
+        if any(isinstance(one, dict | list) for one in value):
+            raise ValueError(f"space {shown}: give a list of numbers or names to choose from")
         return Parameter(name, choices=tuple(value))
-    shown = name.replace("_", "-")
     if not isinstance(value, dict) or not {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
         raise ValueError(
             f"space {shown}: {value!r}: give {{low = 0.1, high = 1.0, log = true}} or a list of values to choose from"
         )
-    low, high, log = value["low"], value["high"], bool(value.get("log", False))
-    kind = _TYPES.get(name, "float").removesuffix(" | None")
-    if kind not in ("int", "float"):
+    low, high, log = value["low"], value["high"], of_type(value.get("log", False), bool, f"space {shown}: log")
+    kind = next((one for one in (int, float) if hint in (one, one | None)), None)
+    if kind is None:
         raise ValueError(f"space {shown}: is no number; give a list of values to choose from")
-    if any(type(bound) not in ((int,) if kind == "int" else (int, float)) for bound in (low, high)):
-        allowed = "whole numbers" if kind == "int" else "numbers"
+    if not all(fits(bound, kind) and math.isfinite(bound) for bound in (low, high)):
+        allowed = "whole numbers" if kind is int else "numbers"
         raise ValueError(f"space {shown}: from {low!r} to {high!r}: give {allowed}")
     if not low <= high or (log and low <= 0):
         raise ValueError(f"space {shown}: from {low} to {high}{' on a log scale' if log else ''} is no range")
     if name.startswith(f"compress.{KEPT}") and not 0 < low <= high <= 1:
         raise ValueError(f"space {shown}: from {low} to {high}: shares lie above 0 and up to 1")
-    return Parameter(name, low, high, log, kind == "int")
+    return Parameter(name, low, high, log, kind is int)
