@@ -26,6 +26,9 @@ SHOWN = 60
 ACTS = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 """Characters that are not seen but act: controls, escape sequences, changes of direction, halves of pairs."""
 
+NO_CODE = "PYRO_COMPRESS_NO_CODE"
+"""Environment variable under which no code of the user's is imported."""
+
 _ACTING, _ACTING_IN_TEXT = re.compile(f"[{ACTS}]"), re.compile(f"(?![\n\t])[{ACTS}]")
 _PLAIN: dict[Any, str] = {int: "a whole number", float: "a number", str: "plain text", bool: "true or false"}
 
@@ -197,3 +200,19 @@ def file_name(name: Any, where: str) -> str:
     if not told or len(told.encode()) > 200 or told in (".", "..") or set(told) & set("/\\") or told.startswith("-"):
         raise ValueError(f"{where} {shown(told)}: give a name for a folder, without slashes")
     return told
+
+
+def own_code(net: str) -> bool:
+    """Whether a network's name is that of a function to be imported, `package.module:function`."""
+    return ":" in net and not net.startswith("torchvision:") and not net.endswith(".pcn")
+
+
+def code_named_in(document: Any, key: str = "") -> list[str]:
+    """Functions that a document names as networks (`net`, `networks`), in order, each once."""
+    if isinstance(document, dict):
+        found = [one for name, value in document.items() for one in code_named_in(value, str(name))]
+    elif isinstance(document, list | tuple):
+        found = [one for value in document for one in code_named_in(value, key)]
+    else:
+        found = [document] if isinstance(document, str) and key in ("net", "networks") and own_code(document) else []
+    return list(dict.fromkeys(found))

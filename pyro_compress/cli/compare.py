@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_compress.cli.console import outcome_line
-from pyro_compress.cli.options import Command, data_options, device_options, one_line_errors
+from pyro_compress.cli.options import (
+    Command,
+    announce_code,
+    code_options,
+    data_options,
+    device_options,
+    echo,
+    one_line_errors,
+)
 
 if TYPE_CHECKING:
     from pyro_compress.studies.ranking import Ranked
@@ -38,6 +46,7 @@ class Seeds(click.ParamType):
 @click.option("--elpd", is_flag=True, help="Rank the posteriors by ELPD too (ArviZ; also elpd.json in --out).")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON and nothing else.")
+@code_options
 @data_options
 @device_options
 def compare(
@@ -48,8 +57,12 @@ def compare(
     with one_line_errors():
         from dataclasses import asdict, replace
 
+        from pyro_compress.foreign import read_toml
         from pyro_compress.kinds import is_study
         from pyro_compress.places import check_results
+
+        if not table:
+            announce_code(read_toml(study), study)
         from pyro_compress.studies import compare as comparison
         from pyro_compress.studies import plan as studies
         from pyro_compress.studies import tables
@@ -66,19 +79,19 @@ def compare(
         try:
             outcomes = comparison.compare(wanted, out, jobs, outcome_line)
         except KeyboardInterrupt:
-            click.echo(f"stopped, what is done is kept; the same command goes on, in {out}", err=True)
+            echo(f"stopped, what is done is kept; the same command goes on, in {out}", err=True)
             raise click.exceptions.Exit(130) from None
         rows = [row for outcome in outcomes for row in outcome.rows]
         ranked = _ranked(rows, out, data_dir) if elpd else []
     if as_json:
         found = [vars(row) for row in rows]
-        click.echo(json.dumps({"rows": found, "elpd": [asdict(one) for one in ranked]} if elpd else found))
+        echo(json.dumps({"rows": found, "elpd": [asdict(one) for one in ranked]} if elpd else found))
     else:
-        click.echo((tables.markdown if markdown else tables.plain)(rows))
+        echo((tables.markdown if markdown else tables.plain)(rows))
         if elpd:
             from pyro_compress.studies.ranking import lines
 
-            click.echo("\n" + (tables.markdown_table if markdown else tables.aligned)(lines(ranked)))
+            echo("\n" + (tables.markdown_table if markdown else tables.aligned)(lines(ranked)))
     if failed := [outcome for outcome in outcomes if outcome.failure]:
         raise click.ClickException(f"{len(failed)} of {len(planned)} fits failed; the first: {failed[0].failure}")
 

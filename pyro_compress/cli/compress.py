@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -18,8 +17,12 @@ from pyro_compress.cli.options import (
     Command,
     RunPath,
     Widths,
+    announce_option,
+    code_options,
+    convert_defaults,
     data_options,
     device_options,
+    echo,
     names_in,
     network_options,
     one_line_errors,
@@ -56,17 +59,20 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     if path is None:
         return
     with one_line_errors():
-        try:
-            table = tomllib.loads(path.read_text()).get("compress")
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no valid TOML: {error}") from error
+        from pyro_compress.foreign import read_toml
+
+        table = read_toml(path).get("compress")
         if not isinstance(table, dict):
             raise ValueError(f"{path} has no [compress] table; tune writes one, or leave --config out")
         options = {key.replace("-", "_"): value for key, value in table.items()}
-        allowed = {str(p.name) for p in ctx.command.params} - {"run", "config", "out", "force", "as_json"}
+        allowed = {str(p.name) for p in ctx.command.params} - {"run", "config", *NOT_BY_FILE}
         if unknown := sorted(set(options) - allowed):
             raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
-    ctx.default_map = options
+        ctx.default_map = convert_defaults(ctx, options, path)
+
+
+NOT_BY_FILE = ("out", "force", "as_json", "curve", "folder", "no_code")
+"""Parameters that no file may give: what is written and where, and what is refused, says the command line."""
 
 
 HEADINGS = {
@@ -81,6 +87,7 @@ HEADINGS = {
 @click.command(cls=Command, headings=HEADINGS, short_help="Prune, round and shrink into a .pcn file.")
 @click.argument("run", type=RunPath(file_okay=False), required=False)
 @network_options
+@code_options
 @click.option(
     "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), callback=load_config, is_eager=True,
     expose_value=False, help="TOML file with these options in a [compress] table, as tune writes it.",
@@ -223,6 +230,7 @@ def compress(
         from pyro_compress.machine import prepare
         from pyro_compress.places import check_file
 
+        announce_option(click.get_current_context())
         named = {name: options.pop(name) for name in NETWORK}
         out = out or (run / "network.pcn" if run else default_name(named["net"] or ""))
         if run or named["net"]:
@@ -239,20 +247,18 @@ def compress(
             )  # fmt: skip
         seconds = {"posterior_seconds": source.seconds, "seconds": time.perf_counter() - started}
     told = report.as_dict() | {"file": str(out)} | ({} if run else seconds)
-    click.echo(json.dumps(told) if as_json else report_text(report, out))
+    echo(json.dumps(told) if as_json else report_text(report, out))
     if not run and not as_json:
         minutes = [seconds[name] / 60 for name in ("posterior_seconds", "seconds")]
-        click.echo(
-            f"before: the weights of {named['init']}; {minutes[0]:.1f} of {minutes[1]:.1f} minutes their posterior"
-        )
+        echo(f"before: the weights of {named['init']}; {minutes[0]:.1f} of {minutes[1]:.1f} minutes their posterior")
     if curve:
         try:
             drawn = write_curve(curve, trials)
         except OSError as error:
-            click.echo(f"warning: {out} is written, but not its curve: {error}", err=True)
+            echo(f"warning: {out} is written, but not its curve: {error}", err=True)
             return
         if not as_json:
-            click.echo(f"{len(trials)} candidates: {', '.join(map(str, drawn))}")
+            echo(f"{len(trials)} candidates: {', '.join(map(str, drawn))}")
 
 
 def default_name(net: str) -> Path:

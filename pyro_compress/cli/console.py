@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
+from pyro_compress.cli.options import echo
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -31,7 +31,7 @@ def epoch_printer() -> Iterator[Callable[[Epoch], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     if not sys.stderr.isatty():
-        yield lambda epoch: click.echo(epoch_line(epoch), err=True)
+        yield lambda epoch: echo(epoch_line(epoch), err=True)
         return
     columns = (BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -158,7 +158,7 @@ def outcome_line(outcome: Outcome, done: int, total: int) -> None:
     method, config = planned.method, planned.config
     head = f"[{done}/{total}] {config.data} {planned.network} {method.name} {method.variant} seed {config.seed}"
     cells = [f"{100 * r.sparsity:g} %: {100 * r.accuracy:.2f}" for r in outcome.rows if not r.ensemble]
-    click.echo(" ".join(head.split()) + ": " + (outcome.failure or ", ".join(cells)), err=True)
+    echo(" ".join(head.split()) + ": " + (outcome.failure or ", ".join(cells)), err=True)
 
 
 def searched_line(epochs: int, trial: FrozenTrial) -> None:
@@ -166,7 +166,7 @@ def searched_line(epochs: int, trial: FrozenTrial) -> None:
     told = trial.user_attrs
     found = told.get("failure") or f"validation error {100 * told['error']:.2f} %, {told['bytes']:,} bytes"
     seconds = trial.duration.total_seconds() if trial.duration else 0.0
-    click.echo(f"trial {trial.number} at {epochs} epochs: {found} ({seconds:.1f} s)", err=True)
+    echo(f"trial {trial.number} at {epochs} epochs: {found} ({seconds:.1f} s)", err=True)
 
 
 def searched_text(outcome: Searched, out: Path) -> str:

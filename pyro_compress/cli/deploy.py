@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import bench_text, export_text
-from pyro_compress.cli.options import Command, RunPath, data_options, device_options, memory_option, one_line_errors
+from pyro_compress.cli.options import (
+    Command,
+    RunPath,
+    data_options,
+    device_options,
+    echo,
+    memory_option,
+    one_line_errors,
+)
 
 
 @click.command(cls=Command, short_help="Write a .pcn file as ONNX, torch or numpy, verified.")
@@ -51,7 +59,7 @@ def export(
         request = Request(int8="dynamic" if int8_dynamic else "static" if int8 else "", **flags)
         members = None if ensemble is None else Members(ensemble, sparsity, seed)
         exported = write(source, out, request, data, data_dir, force, members)
-    click.echo(json.dumps(exported.as_dict()) if as_json else export_text(exported))
+    echo(json.dumps(exported.as_dict()) if as_json else export_text(exported))
 
 
 @click.command(cls=Command, short_help="Measure latency, throughput, size and memory.")
@@ -77,4 +85,4 @@ def bench(pcn: tuple[Path, ...], as_json: bool, **options: Any) -> None:
         from pyro_compress.deploy.bench import bench_files
 
         results = bench_files(pcn, **options)
-    click.echo(json.dumps([result.as_dict() for result in results]) if as_json else bench_text(results))
+    echo(json.dumps([result.as_dict() for result in results]) if as_json else bench_text(results))

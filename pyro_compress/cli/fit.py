@@ -12,13 +12,19 @@ from pyro_compress.cli.console import epoch_printer
 from pyro_compress.cli.options import (
     Command,
     Widths,
+    announce_code,
+    announce_option,
+    code_options,
+    convert_defaults,
     data_options,
     device_options,
+    echo,
     input_options,
     names_in,
     one_line_errors,
     reading_options,
 )
+from pyro_compress.foreign import file_name
 
 PRIORS = names_in("bayes/priors.py", "PRIORS")
 ESTIMATORS = names_in("bayes/estimators.py", "ESTIMATORS")
@@ -55,9 +61,9 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
             from pyro_compress.runs.config import read_config
 
             options = read_config(path)
-        if isinstance(extra := options.get("prior_options"), dict):
-            options["prior_options"] = [f"{name}={value}" for name, value in extra.items()]
-        ctx.default_map = options
+            if isinstance(extra := options.get("prior_options"), dict):
+                options["prior_options"] = list(extra.items())
+            ctx.default_map = convert_defaults(ctx, options, path)
 
 
 HEADINGS = {
@@ -77,6 +83,7 @@ HEADINGS = {
     "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), callback=load_config, is_eager=True,
     expose_value=False, help="TOML file with the same options (a run's config.toml, say); the command line wins.",
 )  # fmt: skip
+@code_options
 @click.option(
     "--prior",
     type=click.Choice([*PRIORS, "none"]),
@@ -314,11 +321,14 @@ def fit(
         from pyro_compress.training.checkpoint import Interrupted
         from pyro_compress.world import joined
 
+        announce_option(click.get_current_context())
         options["prior_options"] = dict(options["prior_options"])
         keeping = Keeping(checkpoint_epochs, checkpoint_minutes, resume is not None, snapshots, log or "")
         with joined(options["device"]) as world:
             run = ended_run(resume, force, world) if resume else None
             config = run.config if run else unfinished_config(resume, world) if resume else FitConfig(**options)
+            if resume and not run:
+                announce_code({"net": config.net}, f"{resume}, an unfinished fit,")
             where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
             try:
                 with epoch_printer() if world.first else nullcontext(lambda epoch: None) as on_epoch:
@@ -326,13 +336,13 @@ def fit(
             except Interrupted:
                 if world.first:
                     again = f"{where} --force" if force else f"{where}"
-                    click.echo(f"stopped, state kept; go on with: pyro-compress fit --resume {again}", err=True)
+                    echo(f"stopped, state kept; go on with: pyro-compress fit --resume {again}", err=True)
                 raise click.exceptions.Exit(130) from None
     if world.first:
-        click.echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
+        echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
 
 
 def default_name(data: str, net: str, prior: str, seed: int) -> str:
     """Name of a run folder; a compressed file counts by its own name."""
     network = Path(net).stem if net.endswith(".pcn") else net.replace(":", ".")
-    return f"{Path(data).stem}-{network}-{prior}-{seed}"
+    return file_name(f"{Path(data).stem}-{network}-{prior}-{seed}", "the run folder's default name")

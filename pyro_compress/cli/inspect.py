@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import inspection_text, restarts_text
-from pyro_compress.cli.options import Command, RunPath, data_options, one_line_errors
+from pyro_compress.cli.options import Command, RunPath, data_options, echo, one_line_errors
 
 MOVED = click.option(
     "--data", default="", show_default=False, metavar="NAME", help="Where the run's data are now, if they were moved."
@@ -41,7 +41,7 @@ def inspect_command(runs: tuple[Path, ...], restarts: bool, as_json: bool, **opt
     else:
         with one_line_errors():
             text = _inspect(runs[0], as_json, **options)
-    click.echo(text)
+    echo(text)
 
 
 def _restarts(
@@ -105,4 +105,4 @@ def report(
             from pyro_compress.inspection.report import write_report
 
             write_report(folder, out, network, data_dir, Size(draws=draws), threads, data)
-    click.echo(f"{out}: {out.stat().st_size:,} bytes; open it in any browser, it loads nothing")
+    echo(f"{out}: {out.stat().st_size:,} bytes; open it in any browser, it loads nothing")

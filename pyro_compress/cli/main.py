@@ -19,11 +19,20 @@ from pyro_compress.cli.console import scores_text
 from pyro_compress.cli.deploy import bench, export
 from pyro_compress.cli.fit import fit
 from pyro_compress.cli.inspect import inspect_command, report
-from pyro_compress.cli.options import Command, RunPath, data_options, device_options, memory_option, one_line_errors
+from pyro_compress.cli.options import (
+    Command,
+    Group,
+    RunPath,
+    data_options,
+    device_options,
+    echo,
+    memory_option,
+    one_line_errors,
+)
 from pyro_compress.cli.tune import tune
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="pyro-compress")
 @click.pass_context
 def main(ctx: click.Context) -> None:
@@ -53,7 +62,7 @@ def evaluate(target: Path, data: str | None, split: str, as_json: bool, **option
         from pyro_compress.runs.evaluation import evaluate_target
 
         scores, size = evaluate_target(target, data, split, **options)
-    click.echo(json.dumps(vars(scores) | {"examples": size}) if as_json else scores_text(target, scores, size))
+    echo(json.dumps(vars(scores) | {"examples": size}) if as_json else scores_text(target, scores, size))
 
 
 for command in (fit, compress, compare, tune, export, bench, inspect_command, report):

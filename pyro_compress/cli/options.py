@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,10 @@ from typing import Any
 
 import click
 
+from pyro_compress.foreign import NO_CODE, code_named_in, printable, shown
+
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")
+"""What torch says where nothing is left: of the machine's limits, not a fault of ours."""
 NUMBERS: dict[type[click.ParamType], str] = {
     click.types.IntParamType: "N",
     click.IntRange: "N",
@@ -66,14 +71,96 @@ class RunPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class Group(click.Group):
+    """Commands whose misuse is told in text that can be shown: a file's name may hold anything."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """As click makes one."""
+        with shown_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Parse and run the command."""
+        with shown_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def shown_errors() -> Iterator[None]:
+    """Messages of click's errors are made fit to be shown."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = printable(error.message)
+        raise
+
+
+def echo(text: str, err: bool = False) -> None:
+    """Print a text, without what acts on a terminal: it may repeat what stands in somebody's file."""
+    click.echo(printable(text), err=err)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """What a user did wrong becomes one line on standard error and exit code 1."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(told in str(error) for told in OUT_OF_MEMORY):
+            raise
+        message = printable(" ".join(str(error).split()))
         raise click.ClickException(message or type(error).__name__) from None
+
+
+def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option under which no code of the user's is imported, whoever names it."""
+
+    def refuse(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value and not os.environ.get(NO_CODE):
+            os.environ[NO_CODE] = "1"
+            ctx.call_on_close(lambda: os.environ.pop(NO_CODE, None))
+
+    return click.option(
+        "--no-code", is_flag=True, is_eager=True, expose_value=False, callback=refuse, envvar=NO_CODE,
+        show_envvar=False, help=f"Import no network from package.module:function (also {NO_CODE}=1).",
+    )(command)  # fmt: skip
+
+
+def announce_code(document: Any, said_by: str | Path) -> None:
+    """Say which functions are about to be imported because a file names them, before anything else is printed.
+
+    Raises:
+        ValueError: `--no-code` refuses them.
+    """
+    if not (names := ", ".join(code_named_in(document))):
+        return
+    if os.environ.get(NO_CODE):
+        raise ValueError(f"{said_by} names code to import: {names}; --no-code refuses it")
+    if os.environ.get("RANK", "0") == "0":
+        echo(f"{said_by} names code, which is now imported and run: {names} (--no-code refuses it)", err=True)
+
+
+def announce_option(ctx: click.Context, name: str = "net") -> None:
+    """The same for an option whose value came from a `--config` file."""
+    if ctx.get_parameter_source(name) == click.core.ParameterSource.DEFAULT_MAP:
+        announce_code({"net": ctx.params.get(name)}, "--config")
+
+
+def convert_defaults(ctx: click.Context, options: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Options of a TOML file as a command's defaults, every one of a value that its option takes.
+
+    Raises:
+        ValueError: a value that it does not take.
+    """
+    params = {str(param.name): param for param in ctx.command.params}
+    for name, value in options.items():
+        try:
+            if name in params:
+                params[name].type_cast_value(ctx, value)
+        except (click.ClickException, TypeError, ValueError, AttributeError, OverflowError) as error:
+            reason = error.message if isinstance(error, click.ClickException) else f"{shown(value)} is no value for it"
+            raise ValueError(f"{path}: {name}: {reason}") from error
+    return options
 
 
 def run_script(main: Callable[[], None]) -> None:

@@ -16,7 +16,16 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import searched_line, searched_text
-from pyro_compress.cli.options import Command, data_options, device_options, names_in, one_line_errors
+from pyro_compress.cli.options import (
+    Command,
+    announce_code,
+    code_options,
+    data_options,
+    device_options,
+    echo,
+    names_in,
+    one_line_errors,
+)
 
 SAMPLERS = names_in("tuning/storage.py", "SAMPLERS")
 STORAGE = "PYRO_COMPRESS_STORAGE"
@@ -50,6 +59,7 @@ LOOK_SECONDS = 0.5
     help="Silence after which a worker is taken for dead, or for stopped.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one JSON object and nothing else.")
+@code_options
 @data_options
 @device_options
 def tune(
@@ -59,8 +69,11 @@ def tune(
     """Search the settings that a study file names; ends in the Pareto set of files and the best configuration."""
     with one_line_errors():
         from pyro_compress.atomic import write_atomically
+        from pyro_compress.foreign import read_toml
         from pyro_compress.kinds import is_search
         from pyro_compress.places import check_results
+
+        announce_code(read_toml(study), study)
         from pyro_compress.tuning.plan import read_plan
         from pyro_compress.tuning.storage import SAMPLERS as known
         from pyro_compress.tuning.workers import Work, begin, run_worker
@@ -85,14 +98,14 @@ def tune(
                 run_worker(work)
                 wait_for(others, out / "workers", grace)
         except KeyboardInterrupt:
-            click.echo(f"stopped, state kept; go on with: pyro-compress tune {study} --out {out} --resume", err=True)
+            echo(f"stopped, state kept; go on with: pyro-compress tune {study} --out {out} --resume", err=True)
             raise click.exceptions.Exit(130) from None
         if worker:
             return
         from pyro_compress.tuning.outcome import conclude
 
         outcome = conclude(work)
-    click.echo(json.dumps(asdict(outcome) | {"out": str(out)}) if as_json else searched_text(outcome, out))
+    echo(json.dumps(asdict(outcome) | {"out": str(out)}) if as_json else searched_text(outcome, out))
 
 
 @contextmanager

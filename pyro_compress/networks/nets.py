@@ -12,6 +12,7 @@ import importlib
 import inspect
 import itertools
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from pyro_compress.foreign import NO_CODE
 from pyro_compress.networks.attention import split_attention
 from pyro_compress.networks.checked import evaluating
 from pyro_compress.networks.decoded import SUFFIX, decoded_net
@@ -162,10 +164,15 @@ def _wanted(name: str, make: Callable[..., nn.Module]) -> list[str]:
 
 
 def _import(name: str) -> Callable[..., nn.Module]:
-    """Import `package.module:function`; the working directory counts as a place to look."""
+    """Import `package.module:function`; the working directory counts as a place to look.
+
+    This is the one place where code of the user's gets in.
+    """
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
         raise ValueError(f"unknown network {name!r}; allowed: {', '.join(NETS)}, {OTHERS}")
+    if os.environ.get(NO_CODE):
+        raise ValueError(f"network {name!r} is code to import, which --no-code ({NO_CODE}) refuses")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:

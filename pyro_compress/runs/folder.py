@@ -27,7 +27,7 @@ from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.data.splits import load_splits
 from pyro_compress.foreign import of_type, read_toml, shown, toml
 from pyro_compress.kinds import foreign_to_run, is_run
-from pyro_compress.networks.graph import widths
+from pyro_compress.pcn import gate
 from pyro_compress.places import check_folder, check_name
 from pyro_compress.placing import CHECKPOINTS, emptied, located, making, put_in_place, recover, unfinished
 from pyro_compress.runs.config import check_ranges, options_of, read_config
@@ -75,18 +75,17 @@ class Run:
         if self.data and config.test_data and beside.is_file():
             moved = replace(moved, test_data=str(beside))
         splits = load_splits(data, data_dir or config.data_dir, config.validation, reading=moved)
-        if self.data:
-            self._check_same(splits)
+        self._check_same(splits, data)
         return splits
 
-    def _check_same(self, splits: Splits) -> None:
+    def _check_same(self, splits: Splits, data: str) -> None:
         shape = self.posterior.graph.input_shape
         if splits.input_shape != shape:
-            raise ValueError(f"{self.data}: one example has shape {splits.input_shape}; this network takes {shape}")
-        outputs = widths(self.posterior.graph, self.posterior.tensors)[-1]
-        if splits.outputs != outputs:
-            raise ValueError(f"{self.data}: {splits.outputs} classes or targets; this network has {outputs} outputs")
-        if self.sizes and dict(self.sizes) != splits.sizes:
+            raise ValueError(f"{data}: one example has shape {splits.input_shape}; this network takes {shape}")
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.posterior.tensors.items()}
+        if (outputs := gate.check(self.posterior.graph, shapes, gate.UNLIMITED).output[0]) != splits.outputs:
+            raise ValueError(f"{data}: {splits.outputs} classes or targets; this network has {outputs} outputs")
+        if self.data and self.sizes and dict(self.sizes) != splits.sizes:
             told = [", ".join(f"{name} {rows}" for name, rows in sizes.items()) for sizes in (splits.sizes, self.sizes)]
             raise ValueError(f"{self.data} holds {told[0]} rows, the run was fitted with {told[1]}: not the same data")
 

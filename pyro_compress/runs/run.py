@@ -222,6 +222,7 @@ def stored_notes(folder: Path, world: World = ALONE) -> dict[str, Any]:
     data = world.bytes_of_first(path.read_bytes() if path.is_file() else b"")
     found = toml(data, str(path))
     of_type(found.get("rewinds", []), list[dict[str, Any]], f"{path}: rewinds")
+    of_type(found.get("called", {}), dict[str, str], f"{path}: called")
     return found
 
 
