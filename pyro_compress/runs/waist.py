@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from pyro_compress.data.tasks import TASKS
 from pyro_compress.foreign import json_of, of_type, record, shown, table
 from pyro_compress.networks.graph import graph_of
+from pyro_compress.pcn import gate
+from pyro_compress.pcn.meta import check_meta
 from pyro_compress.tensorfile import tensor_bytes, write_tensors
 from pyro_compress.types import LayerPosterior, LayerShape, Posterior, Removal
 
 GROUPINGS = ("weight", "input", "output")
 MAX_DIMENSIONS = 8
-PROVENANCE: dict[str, Any] = {
-    "prior": str, "data": str, "seed": int, "validation": float, "task": str, "noise": float | None,
-    "parameters_total": int, "dropout": float, "augment": str, "target": list[str], "test_data": str,
-    "image_size": int, "series": bool, "limit": int,
-}  # fmt: skip
-"""What a posterior says of its origin -> type; what other versions say beside is taken along."""
 
 
 def write_posterior(file: IO[bytes], posterior: Posterior) -> None:
@@ -78,7 +72,7 @@ def read_posterior(path: Path) -> Posterior:
             layers=layers,
             dense=dense,
             criterion=of_type(told.get("criterion"), str, "criterion"),
-            provenance=_provenance(table(told.get("provenance"), "provenance")),
+            provenance=check_meta(told.get("provenance"), graph.input_shape, ()),
             removals=tuple(record(Removal, one, "removals") for one in told.get("removals", [])),
         )
         _check(posterior)
@@ -107,26 +101,20 @@ def _layer(name: str, grouping: str, tensors: dict[str, Tensor]) -> LayerPosteri
     return LayerPosterior(mean, tensors[f"std/{name}"], found["unit_mean"], found["unit_std"], grouping)
 
 
-def _provenance(told: dict[str, Any]) -> dict[str, Any]:
-    for name, value in told.items():
-        of_type(value, PROVENANCE.get(name, Any), f"provenance: {name}")
-    if told.get("task", "classification") not in TASKS:
-        raise ValueError(f"provenance: task {shown(told['task'])}; allowed: {', '.join(TASKS)}")
-    if not 0 < (told.get("noise") or 1.0) < math.inf:
-        raise ValueError(f"provenance: noise {told['noise']}; it must be positive")
-    if told.get("parameters_total", 1) < 1:
-        raise ValueError(f"provenance: parameters_total {told['parameters_total']}; it must be positive")
-    return told
-
-
 def _check(posterior: Posterior) -> None:
-    """What the parts of a posterior must have in common."""
+    """What the parts of a posterior must have in common; then the gate that files of networks pass."""
     names = [*posterior.layers, *posterior.dense]
     if len(set(names)) < len(names):
         raise ValueError("a tensor is there with a posterior and without")
-    used = {name for node in posterior.graph.nodes for name in node.parameters.values()}
-    if missing := sorted(used - set(names)):
-        raise ValueError(f"the graph uses tensors that are not there: {shown(', '.join(missing))}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in posterior.tensors.items()}
+    size = sum(tensor.numel() for tensor in posterior.tensors.values())
+    allowed = replace(gate.DEFAULT, values=gate.DEFAULT.values + 2 * size)  # the tensors are there already
+    plan = gate.check(posterior.graph, shapes, allowed)
+    if len(plan.output) != 1:
+        raise ValueError(f"the network gives outputs of shape {plan.output}")
+    weights = {node.parameters.get("weight", "") for node in posterior.graph.nodes}
+    if unread := sorted(set(posterior.layers) - weights):
+        raise ValueError(f"layer {unread[0]} is read by no operation")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
