@@ -4,8 +4,11 @@ import contextlib
 import importlib.util
 import io
 import json
+import re
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -228,8 +231,11 @@ def test_ablation(tmp_path: Path) -> None:
 
 
 def test_fuzz_files(tmp_path: Path) -> None:
-    script = next(path for path in SCRIPTS if path.stem == "fuzz_files")
-    assert run(script, "--smoke", "--keep", "hostile", cwd=tmp_path).startswith("300 inputs: ")
+    """In a process of its own, as it forks: torch's gradients do not survive that where they were taken before."""
+    command = [sys.executable, script("fuzz_files"), "--smoke", "--keep", "hostile"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+    assert re.search(r"^60 inputs in .* minutes, 0 neither a result nor one line$", told, re.MULTILINE), told
+    assert all(kind in told for kind in ("pcn", "folder", "toml", "weights", "checkpoint"))
 
 
 def test_record(tmp_path: Path) -> None:

@@ -84,7 +84,13 @@ def _without_docstring(source: str) -> str:
 
 
 def load_runner(folder: Path) -> standalone.Runner:
-    """The folder's network, run by the very `run.py` that lies in it."""
+    """The folder's network, run by the very `run.py` that lies in it.
+
+    Raises:
+        ValueError: it is not the one that this version writes: no other code is run.
+    """
+    if (folder / "run.py").read_text(encoding="utf-8") != runner_source():
+        raise ValueError(f"{folder / 'run.py'} is not the program that this version writes, and is not run")
     spec = importlib.util.spec_from_file_location("pyro_compress_exported_run", folder / "run.py")
     assert spec is not None
     assert spec.loader is not None
