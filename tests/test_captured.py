@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,16 @@ def test_what_is_captured_is_fitted_and_written(name: str, prior: str, tmp_path:
     network, _ = pc.compress(posterior, splits, pc.Goal(sparsity=0.3))
     pc.save(tmp_path / "n.pcn", network, splits)
     assert pc.load(tmp_path / "n.pcn")(splits.train.x).shape == (120, 3)
+
+
+def test_a_network_that_looks_into_its_layers_is_told_so() -> None:
+    net = Own(lambda n, x: n.b(n.a(x.to(n.b.weight.device))))
+    config = resolve(FitConfig(prior="gaussian", epochs=1, pretrain_epochs=0, device="cpu", compile="off"), 120)
+    with pytest.raises(ValueError, match=r"more than its output: .*attribute 'weight'.* with --keep"):
+        fit_posterior(net, splits_of(net), config)
+    posterior = extract(fit_posterior(net, splits_of(net), replace(config, keep=("b",))))
+    assert float(posterior.layers["a.weight"].std.min()) > 0
+    assert float(posterior.layers["b.weight"].std.max()) == 0
 
 
 @pytest.mark.parametrize("prior", ["none", "gaussian"])

@@ -82,11 +82,27 @@ def fit_posterior(
         noise = residual_noise(start.eval(), splits, config.device) or 1.0
         likelihood = Likelihood(splits.task, len(splits.train), noise, progress.weights)
         stage = first_stage(start, graph, likelihood, progress.example(2), config, plain)
+        _refuse_what_layers_lack(stage, progress.example(2))
         stage = _Inference(progress, stage, on_layers).run()
     if progress.world.first and (lost := over_pruned(progress.history, splits)):
         log.warning("%s", lost)
     model, guide = stage.objective.elbo.model, stage.objective.elbo.guide
     return Fit(model, guide, net, stage.graph, config, tuple(progress.history), stage.removals)
+
+
+def _refuse_what_layers_lack(stage: Stage, example: tuple[Tensor, Tensor]) -> None:
+    """Run the program once: a layer with a prior can be called, and has nothing else of what stood in its place.
+
+    Raises:
+        ValueError: the network asks it for more.
+    """
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            stage.objective(*example, 1.0)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"the network asks a layer with a prior for more than its output: {error}; leave it as it is with --keep"
+        ) from error
 
 
 log = logging.getLogger(__name__)

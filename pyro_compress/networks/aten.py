@@ -404,7 +404,7 @@ READERS: dict[str, Reader] = {
     "detach": _same(),
     "contiguous": _same("memory_format"),
     "clone": _same("memory_format"),
-    "to": _same("dtype", "device", "other", "non_blocking", "copy", "memory_format"),
+    "to": _same("dtype", "layout", "device", "other", "pin_memory", "non_blocking", "copy", "memory_format"),
     "_to_copy": _same("dtype", "layout", "device", "pin_memory", "non_blocking", "memory_format"),
     "type_as": _same("other"),
     "flatten": _reshape,
