@@ -177,4 +177,4 @@ def _check_keys(what: str, given: Mapping[str, Any], must: Any, may: Any) -> Non
     if missing := [name for name in must if name not in given]:
         raise ValueError(f"its {what} {missing[0]} is missing")
     if other := [name for name in given if name not in must and name not in may]:
-        raise ValueError(f"it has a {what} {shortened(other[0])} that no such operation has")
+        raise ValueError(f"no such operation has the {what} {shortened(other[0])}")
