@@ -36,6 +36,7 @@ FLOORS = [
         "training/feed",
         "training/history",
         "training/checkpoint",
+        "training/settled",
     },
     {
         "data/splits",

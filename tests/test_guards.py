@@ -21,6 +21,7 @@ from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper, Snapshot, read, write
 from pyro_compress.training.guards import exploded, over_pruned, slower
 from pyro_compress.training.history import Diverged, Epoch
+from pyro_compress.training.settled import unsettled
 from pyro_compress.types import Data, Quantity, Splits
 
 
@@ -180,3 +181,28 @@ def test_a_posterior_that_gave_up_is_told_of(tmp_path: Path, caplog: pytest.LogC
     fit_run(replace(config, kl_weight=1e-3), tmp_path / "kept")
     fit_run(replace(CONFIG, data=data, prior="none"), tmp_path / "point")
     assert not [record for record in caplog.records if "gave up" in record.getMessage()]
+
+
+# --- whether a fit had come to rest
+
+
+def history(*losses: float | None, kl_weight: float = 1.0) -> list[dict]:
+    return [{"negative_elbo_nats": loss, "kl_weight": None if loss is None else kl_weight} for loss in losses]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "told"),
+    [
+        (history(*[None] * 5), ""),  # no posterior
+        ([], ""),
+        (history(None, 100.0, 100.0, 100.0), "only 3 of 4 epochs ran at the full KL weight"),
+        (history(*range(200, 100, -5)), "over its last 5 epochs -ELBO still fell by 19.0 %"),
+        (history(*range(100, 200, 5)), "over its last 5 epochs -ELBO still rose by 10.3 %"),
+        (history(*range(200, 100, -5), *[100.0] * 10), ""),
+        (history(300.0, 200.0, kl_weight=0.5) + history(*[100.0] * 8), ""),
+    ],
+)
+def test_a_fit_that_has_not_settled_is_said(epochs: list[dict], told: str) -> None:
+    found = unsettled(epochs, 1.0)
+    assert (told in found) if told else found == ""
+    assert not told or found.endswith("more --epochs may make a smaller and a better file")

@@ -110,7 +110,7 @@ def test_the_page_says_what_the_commands_say(folder: Path) -> None:
         assert text in words
     counts = [int(count.replace(",", "")) for count in re.findall(r"([\d,]+) B ", words)]
     assert sum(counts) == size  # the byte map adds up
-    for title in ("Training", "Units that are left", "Group scales", "What the first layer reads", "Reliability"):
+    for title in ("Training", "Units above the threshold", "Group scales", "What the first layer reads", "Reliability"):
         assert title in words
     assert "platform" not in words
 

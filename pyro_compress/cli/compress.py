@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from pyro_compress.cli.console import epoch_printer, report_text, trial_printer, tune_printer
+from pyro_compress.cli.console import echo_warnings, epoch_printer, report_text, trial_printer, tune_printer
 from pyro_compress.cli.options import (
     Command,
     RunPath,
@@ -246,6 +246,7 @@ def compress(
                 replace(watch, candidate=trials.append), reorder,
             )  # fmt: skip
         seconds = {"posterior_seconds": source.seconds, "seconds": time.perf_counter() - started}
+        report = replace(report, warnings=[*report.warnings, *source.doubts])
     told = report.as_dict() | {"file": str(out)} | ({} if run else seconds)
     echo(json.dumps(told) if as_json else report_text(report, out))
     if not run and not as_json:
@@ -256,9 +257,11 @@ def compress(
             drawn = write_curve(curve, trials)
         except OSError as error:
             echo(f"warning: {out} is written, but not its curve: {error}", err=True)
-            return
-        if not as_json:
+            drawn = []
+        if drawn and not as_json:
             echo(f"{len(trials)} candidates: {', '.join(map(str, drawn))}")
+    if not as_json:
+        echo_warnings(report.warnings)
 
 
 def default_name(net: str) -> Path:
@@ -274,23 +277,27 @@ NETWORK = {
 
 
 class Source(NamedTuple):
-    """What is compressed: a posterior, its data, what counts as before (None: its mean), seconds it took."""
+    """What is compressed: a posterior, its data, what counts as before (None: its mean), seconds, what is doubtful."""
 
     posterior: Posterior
     splits: Splits
     reference: Posterior | None = None
     seconds: float = 0.0
+    doubts: tuple[str, ...] = ()
 
 
 def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
     from pyro_compress.runs.folder import load_run
+    from pyro_compress.training.history import read_history
+    from pyro_compress.training.settled import unsettled
 
     data = named["data"] or ""
     if given := [name for name, default in NETWORK.items() if named[name] != default and name != "data"]:
         option = {"how": "posterior", "folder": "run"}.get(given[0], given[0].replace("_", "-"))
         raise ValueError(f"--{option} goes with --net, without the run folder {run}")
     loaded = load_run(run, data)
-    return Source(loaded.posterior, loaded.splits(data_dir))
+    doubt = unsettled(read_history(run), loaded.config.kl_weight)
+    return Source(loaded.posterior, loaded.splits(data_dir), doubts=(doubt,) if doubt else ())
 
 
 def _of_weights(data_dir: str, named: dict[str, Any], options: dict[str, Any], quiet: bool) -> Source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,21 +92,21 @@ def report_text(report: Report, path: Path) -> str:
         f"criterion           {report.criterion}, {100 * report.sparsity:.1f} % of the weights removed by it",
         *([f"fine-tuning         {finetuning}"] if (finetuning := finetuning_text(report)) else []),
         f"parameters          {kept:,} of {total:,} kept ({100 * kept / total:.2f} %)",
-        f"units               {'-'.join(map(str, report.units_before))} -> {'-'.join(map(str, report.units_kept))}",
+        f"units in the file   {'-'.join(map(str, report.units_before))} -> {'-'.join(map(str, report.units_kept))}",
         f"bits per kept weight {report.bits_per_kept_weight:.2f}",
         *([f"as fixed point      {fixed}"] if (fixed := fixed_point_text(report)) else []),
         "",
         *(f"  {name:<18}{size:>10,} B" for name, size in report.sections_bytes.items()),
         "",
         f"{path}: {report.file_bytes:,} bytes; dense float32 {report.dense_bytes:,} bytes{smaller}",
-        *warned(report.warnings),
     ]
     return "\n".join(lines)
 
 
-def warned(warnings: Sequence[str]) -> list[str]:
-    """What is doubtful of a result, as its last lines."""
-    return [wrapped(f"warning: {text}") for text in warnings]
+def echo_warnings(warnings: Iterable[str]) -> None:
+    """Print what is doubtful of a result: its last lines."""
+    for text in warnings:
+        echo(wrapped(f"warning: {text}"))
 
 
 def fixed_point_text(report: Report) -> str:
@@ -250,7 +250,8 @@ def inspection_text(inspection: Inspection) -> str:
         f"{inspection.training_rows:,} training rows",
         "",
         *table(layer_rows(inspection.layers)),
-        f"kept: {criterion} above {threshold:.3g}; effective: units left then",
+        f"kept: {criterion} above {threshold:.3g}; units above: what is left then, a rule of thumb",
+        "units in file: what `compress` left by its search on validation",
         "",
     ]
     if losses := [e["negative_elbo_nats"] for e in inspection.history if e["negative_elbo_nats"] is not None]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pyro_compress.cli.console import epoch_printer
+from pyro_compress.cli.console import echo_warnings, epoch_printer
 from pyro_compress.cli.options import (
     Command,
     Widths,
@@ -319,6 +319,8 @@ def fit(
         from pyro_compress.runs.run import Keeping, ended_run, fit_run
         from pyro_compress.settings import FitConfig
         from pyro_compress.training.checkpoint import Interrupted
+        from pyro_compress.training.history import read_history
+        from pyro_compress.training.settled import unsettled
         from pyro_compress.world import joined
 
         announce_option(click.get_current_context())
@@ -340,6 +342,7 @@ def fit(
                 raise click.exceptions.Exit(130) from None
     if world.first:
         echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
+        echo_warnings([doubt] if (doubt := unsettled(read_history(run.path), config.kl_weight)) else [])
 
 
 def default_name(data: str, net: str, prior: str, seed: int) -> str:

@@ -95,8 +95,9 @@ def _units(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) 
     figure, axes = plots.figure(size=(5.0, 0.9 + 0.36 * len(rows)))
     plots.unit_activity(axes[0, 0], rows)
     yield Picture(
-        "Units that are left",
-        "After the weights below the threshold are gone: only units that go altogether make a network faster.",
+        "Units above the threshold",
+        "After the weights below the threshold are gone, a rule of thumb; the table says how many the file has. "
+        "Only units that go altogether make a network faster.",
         plots.svg(figure),
     )
 

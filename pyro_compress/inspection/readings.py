@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from pyro_compress.inspection.arviz_compat import HIGH
 from pyro_compress.inspection.summary import Agreement, Inspection, LayerSummary, Sampled
+from pyro_compress.training.settled import drift
 
 IMPROPER = ("log-uniform", "normal-jeffreys")
 """Priors without a finite mass: KL and target density are known up to a constant."""
@@ -32,16 +33,12 @@ def readings(inspection: Inspection) -> dict[str, str]:
 
 def convergence(inspection: Inspection) -> str:
     """Whether the ELBO still moved at the end, at full KL weight."""
-    full = inspection.run.config.kl_weight
-    losses = [e["negative_elbo_nats"] for e in inspection.history if e["kl_weight"] == full]
-    if len(losses) < 4:
+    found = drift(inspection.history, inspection.run.config.kl_weight)
+    if found.fell is None:
         return "Fewer than four epochs ran at full KL weight: too few to speak of convergence."
-    tail = losses[-max(2, len(losses) // 4) :]
-    change = (tail[0] - tail[-1]) / abs(tail[-1])
-    verdict = "has settled" if abs(change) < 0.01 else "was still falling" if change > 0 else "was rising"
     return (
-        f"Over the last {len(tail)} epochs -ELBO changed by {-100 * change:+.1f} %: it {verdict}. The learning rate "
-        "falls to zero by then: a flat end says that training stopped, not that nothing better exists."
+        f"Over the last {found.epochs} epochs -ELBO changed by {-100 * found.fell:+.1f} %: it {found.verdict}. The "
+        "learning rate falls to zero by then: a flat end says that training stopped, not that nothing better exists."
     )
 
 
@@ -105,7 +102,10 @@ def restarts(found: list[Agreement]) -> str:
 
 def layer_rows(layers: Iterable[LayerSummary]) -> list[tuple[str, ...]]:
     """Head and rows of the table of layers."""
-    rows: list[tuple[str, ...]] = [("layer", "weights", "kept", "mean SNR", "KL (nats)", "bits/weight", "effective")]
+    layers = tuple(layers)
+    head = ["layer", "weights", "kept", "mean SNR", "KL (nats)", "bits/weight", "units above"]
+    filed = [layer.in_file for layer in layers if layer.in_file]
+    rows: list[tuple[str, ...]] = [(*head, *(["units in file"] if filed else []))]
     for layer in layers:
         kl, bits = layer.kl_nats, layer.bits_per_weight
         rows.append(
@@ -117,6 +117,7 @@ def layer_rows(layers: Iterable[LayerSummary]) -> list[tuple[str, ...]]:
                 "-" if kl is None else f"{kl:,.0f}",
                 "-" if bits is None else f"{bits:.2f}",
                 f"{layer.inputs} -> {layer.outputs} of {layer.width}",
+                *(f"{one[0]} -> {one[1]}" for one in [layer.in_file] if one),
             )
         )
     return rows

@@ -15,7 +15,7 @@ from pyro_compress.inspection import page
 from pyro_compress.inspection.gallery import pictures
 from pyro_compress.inspection.page import Picture
 from pyro_compress.inspection.readings import layer_rows, readings
-from pyro_compress.inspection.summary import Inspection, inspect_run
+from pyro_compress.inspection.summary import Inspection, counted, inspect_run
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
 from pyro_compress.scores import Quality, Scores
@@ -46,6 +46,7 @@ def write_report(
     if network is None and (run / "network.pcn").is_file():
         network = run / "network.pcn"
     inspection, diagnosis = inspect_run(run, data_dir, size, threads=threads, data=data)
+    inspection = counted(inspection, network) if network else inspection
     splits = inspection.run.splits(data_dir)
     text = html(inspection, pictures(inspection, diagnosis, splits), splits, network)
     write_atomically(out, text.encode())
@@ -129,7 +130,8 @@ def _layers_note(inspection: Inspection) -> str:
     criterion, threshold = inspection.criterion
     return (
         f'<p class="note">Kept: weights whose {escape(criterion)} score is above {threshold:.3g}, a rule of thumb; '
-        "compress searches for its own threshold. Effective: inputs that are read and units that are left then. "
+        "compress searches for its own threshold. Units above: inputs that are read and units that are left by that "
+        "rule. Units in file: those that compress left. "
         "Bits per weight: KL divided by the number of weights.</p>"
     )
 

@@ -23,6 +23,7 @@ from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate
 from pyro_compress.networks.draws import mixture
 from pyro_compress.networks.graph import Network
+from pyro_compress.pcn import file
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.scores import Quality
 from pyro_compress.settings import FitConfig
@@ -44,8 +45,9 @@ class LayerSummary:
         mean_snr: mean of |mean| / std over the weights; infinite for a deterministic layer.
         kl_nats: KL(posterior ‖ prior); None without a prior. Up to a constant where the prior is improper.
         inputs: inputs that anything reads once the weights below the threshold are gone.
-        outputs: units that are left then.
+        outputs: units that are left then: a rule of thumb, no search.
         width: units of the uncompressed layer.
+        in_file: inputs that are read, and units that are there, in the run's compressed file; None without one.
     """
 
     name: str
@@ -56,6 +58,7 @@ class LayerSummary:
     inputs: int
     outputs: int
     width: int
+    in_file: tuple[int, int] | None = None
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -171,7 +174,7 @@ def inspect_run(
     mean = Network(run.posterior.graph, run.posterior.tensors).eval()
     return Inspection(
         run=run,
-        layers=summaries(run.posterior, kl),
+        layers=summaries(run.posterior, kl, compressed_tensors(path / "network.pcn")),
         criterion=(run.posterior.criterion, THRESHOLDS[run.posterior.criterion]),
         history=read_history(path),
         training_rows=len(splits.train),
@@ -194,12 +197,29 @@ def save_netcdf(diagnosis: Diagnosis | None, path: Path) -> None:
     arviz_compat.write_netcdf(arviz_compat.inference_data(diagnosis.groups), path)
 
 
-def summaries(posterior: Posterior, kl_nats: dict[str, float]) -> tuple[LayerSummary, ...]:
+def counted(inspection: Inspection, network: Path) -> Inspection:
+    """The same, with the units of this compressed file beside those above the threshold."""
+    found = compressed_tensors(network) or {}
+    layers = [replace(one, in_file=(_live(found, one.name, 0), _live(found, one.name, 1))) for one in inspection.layers]
+    return replace(inspection, layers=tuple(layers))
+
+
+def compressed_tensors(path: Path) -> dict[str, Tensor] | None:
+    """Tensors of a compressed file; None without one."""
+    if not path.is_file():
+        return None
+    return {name: torch.from_numpy(file.dense(tensor)) for name, tensor in file.read(path).tensors.items()}
+
+
+def summaries(
+    posterior: Posterior, kl_nats: dict[str, float], compressed: dict[str, Tensor] | None = None
+) -> tuple[LayerSummary, ...]:
     """One row per layer with weights.
 
     Args:
         posterior: the waist.
         kl_nats: KL by tensor; layers without an entry have no prior.
+        compressed: tensors of its file, if there is one.
     """
     keep = kept(posterior.layers, posterior.criterion)
     pruned = {name: torch.where(keep[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
@@ -214,6 +234,7 @@ def summaries(posterior: Posterior, kl_nats: dict[str, float]) -> tuple[LayerSum
             inputs=_live(small, name, 0),
             outputs=_live(small, name, 1),
             width=layer.mean.shape[0],
+            in_file=None if compressed is None else (_live(compressed, name, 0), _live(compressed, name, 1)),
         )
         for name, layer in posterior.layers.items()
     )

@@ -26,7 +26,7 @@ from pyro_compress.training.point import OPTIMIZERS, SCHEDULES
 from pyro_compress.training.sparse import PRUNING
 from pyro_compress.types import Splits
 
-DEFAULT_STEPS = 1200
+DEFAULT_STEPS = 2000
 """Optimiser steps that the default number of epochs aims at, within `DEFAULT_EPOCHS`."""
 DEFAULT_EPOCHS = (30, 100)
 MOST = {
