@@ -26,7 +26,7 @@ from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
-from pyro_compress.studies.plan import config_hash
+from pyro_compress.studies.identity import config_hash
 from pyro_compress.tuning.front import hypervolume
 from pyro_compress.tuning.plan import Plan
 from pyro_compress.tuning.space import after_the_waist

@@ -78,7 +78,7 @@ FLOORS = [
     {"compression/pipeline"},
     {"runs/config", "runs/budget"},
     {"runs/folder"},
-    {"runs/run", "studies/tables"},
+    {"runs/run", "studies/tables", "studies/identity"},
     {
         "runs/evaluation",
         "runs/post_training",

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +20,15 @@ from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import Ensemble, has_spread, masked
 from pyro_compress.networks.graph import Network
+from pyro_compress.runs.config import config_toml
 from pyro_compress.runs.evaluation import evaluate_target
 from pyro_compress.runs.folder import load_run, unfinished
 from pyro_compress.studies import compare
-from pyro_compress.studies.plan import config_hash, identity, of_studies, plan, read_study
+from pyro_compress.studies import identity as named
+from pyro_compress.studies.identity import config_hash, differing, earlier_hash, identity, run_folder
+from pyro_compress.studies.plan import of_studies, plan, read_study
 from pyro_compress.studies.tables import COLUMNS, Row, read_csv
+from pyro_compress.types import Splits
 
 STUDY = """
 name = "small"
@@ -358,3 +362,53 @@ def test_stopped_while_pruning(jobs: str, number: signal.Signals, study: Path, t
     tables = [read_csv((place / "study.csv").read_text()) for place in (out, straight)]
     stopped, uninterrupted = ([replace(row, train_seconds=0.0) for row in rows] for rows in tables)
     assert stopped == uninterrupted
+
+
+# --- what a changed default does
+
+
+def test_every_option_is_part_of_the_name(study: Path) -> None:
+    """Also one that stands at its default: where the default changes, so does the name."""
+    config = plan(read_study(study))[0].config
+    for change in ({"momentum": 0.8}, {"kl_weight": 2.0}, {"epochs": 99}, {"lr_scale": 0.5}, {"batch_size": 7}):
+        assert config_hash(replace(config, **change)) != config_hash(config)
+    told = named.fingerprint(config)
+    assert told["momentum"] == 0.9
+    assert told["schema"] == named.SCHEMA
+    assert not {"threads", "device", "data_dir"} & told.keys()
+
+
+def test_a_changed_schema_is_another_name(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = plan(read_study(study))[0].config
+    before = config_hash(config)
+    monkeypatch.setattr(named, "SCHEMA", named.SCHEMA + 1)
+    assert config_hash(config) != before
+
+
+def test_rows_of_an_earlier_version_count_where_they_are_the_same_fit(study: Path, tmp_path: Path) -> None:
+    planned = plan(read_study(study))[0]
+    row = Row("digits", "mlp-12", "SGD", "Adam", 0.0, 0, 0.9, 0.3, 0.01, 1.0, "hash")
+    rows = [vars(replace(row, sparsity=sparsity)) for sparsity in planned.sparsities]
+    path = tmp_path / "rows" / f"{planned.earlier_hash}.json"
+    path.parent.mkdir()
+    stored = {key: value for key, value in asdict(planned.config).items() if key != "accumulate"}  # added later
+    path.write_text(json.dumps({"config": stored, "rows": rows}))
+    found = compare.cached_rows(planned, tmp_path)
+    assert found is not None
+    assert [row.accuracy for row in found] == [0.9] * len(planned.sparsities)
+    path.write_text(json.dumps({"config": stored | {"momentum": 0.8}, "rows": rows}))  # a default of then
+    assert compare.cached_rows(planned, tmp_path) is None
+
+
+def test_runs_of_an_earlier_version_count_where_they_are_the_same_fit(
+    study: Path, tmp_path: Path, digits: Splits, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = plan(read_study(study))[0].config
+    earlier = tmp_path / earlier_hash(config)
+    earlier.mkdir()
+    (earlier / "config.toml").write_text(config_toml(config, digits))
+    assert run_folder(config, tmp_path) == earlier
+    (earlier / "config.toml").write_text(config_toml(replace(config, momentum=0.8), digits))
+    assert run_folder(config, tmp_path) == tmp_path / config_hash(config)
+    assert "was fitted with other defaults: momentum 0.8, now 0.9; it is fitted anew" in caplog.text
+    assert differing(asdict(config), config) == []

@@ -51,7 +51,8 @@ from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.scores import Scores
 from pyro_compress.settings import FitConfig
-from pyro_compress.studies.plan import CHOOSE_BY, DRAWS, Planned, config_hash, plan, read_study
+from pyro_compress.studies.identity import config_hash, differing, run_folder
+from pyro_compress.studies.plan import CHOOSE_BY, DRAWS, Planned, plan, read_study
 from pyro_compress.studies.tables import COLUMNS, Row, markdown, row_of
 from pyro_compress.training.history import read_history
 from pyro_compress.types import Posterior, Splits
@@ -219,7 +220,7 @@ def chosen(planned: Planned, out: Path) -> tuple[FitConfig, Path]:
     """Fit what is missing; the configuration that is best on validation at its end, and its run folder."""
     rank, found = CHOOSE_BY[planned.choose_by], []
     for config in planned.configs:
-        folder = out / "runs" / config_hash(config)
+        folder = run_folder(config, out / "runs")
         if not folder.is_dir():
             folder.parent.mkdir(exist_ok=True)
             with locked(folder.with_suffix(".lock")):  # methods may share a fit
@@ -242,7 +243,18 @@ def last_epoch(folder: Path) -> dict[str, Any]:
 
 
 def _rows_path(planned: Planned, out: Path) -> Path:
-    return out / "rows" / f"{planned.hash}.json"
+    """Where its rows lie, or will: under the name of an earlier version, where that made them as they are asked for."""
+    path, earlier = out / "rows" / f"{planned.hash}.json", out / "rows" / f"{planned.earlier_hash}.json"
+    return earlier if not path.is_file() and earlier.is_file() and _serves(earlier, planned) else path
+
+
+def _serves(path: Path, planned: Planned) -> bool:
+    """Whether what an earlier version stored was made by one of the configurations that are asked for."""
+    try:
+        stored = json.loads(path.read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return any(not differing(stored, config) for config in planned.configs)
 
 
 def _lock_path(planned: Planned, out: Path) -> Path:

@@ -24,13 +24,10 @@ A method that prunes while training (option `pruning`) is fitted once per sparsi
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +36,11 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.foreign import file_name, of_type, read_toml, typed
 from pyro_compress.runs.config import refuse_criterion, resolve
 from pyro_compress.settings import FitConfig, tupled
+from pyro_compress.studies.identity import config_hash, digest, earlier_fingerprint, earlier_hash, fingerprint
 from pyro_compress.studies.tables import Row
 
 DRAWS = 10
 """Networks in an ensemble."""
-WHERE_AND_HOW_FAST = ("data_dir", "threads", "device", "compile", "in_memory_mib", "workers")
-"""Options that are no part of a run's identity."""
 LISTS = ("datasets", "networks", "sparsities", "seeds")
 CHOOSE_BY: dict[str, Callable[[dict[str, Any]], tuple[float, ...]]] = {
     "nll": lambda epoch: (epoch["validation_nll_nats"],),
@@ -62,8 +58,6 @@ TYPES: dict[str, Any] = {
 """Key of a study -> its type."""
 MAX_FITS = 1 << 16
 """Fits of a study: data sets, networks, methods, seeds and what validation chooses among, multiplied."""
-FILES = ("net", "init", "data", "test_data")
-"""Options that may name a file, which counts by its content."""
 
 
 @dataclass(frozen=True)
@@ -135,55 +129,21 @@ class Planned:
     @property
     def hash(self) -> str:
         """Name of its rows: of the configurations, and of what else they depend on."""
-        fits = [fingerprint(config) for config in self.configs]
-        by = self.choose_by if len(fits) > 1 else ""
+        return self._named(config_hash, fingerprint)
+
+    @property
+    def earlier_hash(self) -> str:
+        """The name that earlier versions gave them."""
+        return self._named(earlier_hash, earlier_fingerprint)
+
+    def _named(self, one: Callable[[FitConfig], str], told: Callable[[FitConfig], dict[str, Any]]) -> str:
+        by = self.choose_by if len(self.configs) > 1 else ""
         how = {
             key: value
             for key, value in (("criterion", self.method.criterion), ("other", self.other), ("by", by))
             if value
         }
-        return digest([*fits, how]) if how else config_hash(self.config)
-
-
-def identity(config: FitConfig) -> dict[str, Any]:
-    """What sets a configuration apart from the defaults, as JSON values: an option added later changes no hash.
-
-    What only says where and how fast it runs is left out.
-    """
-    plain = asdict(FitConfig())
-    return {
-        key: value for key, value in asdict(config).items() if key not in WHERE_AND_HOW_FAST and value != plain[key]
-    }
-
-
-def fingerprint(config: FitConfig) -> dict[str, Any]:
-    """As `identity`, a file that is named (a run folder: its posterior) told by the SHA-256 of what it holds."""
-    told = identity(config)
-    for key in told.keys() & set(FILES):
-        named = Path(told[key])
-        if key == "init" and named.is_dir():
-            named = named / "posterior.safetensors"
-        if named.suffix and named.is_file():
-            found = named.stat()
-            told[key] = _content(named, found.st_mtime_ns, found.st_size)
-    return told
-
-
-@functools.cache
-def _content(path: Path, changed: int, size: int) -> str:
-    """SHA-256 of a file, taken once as long as time and size of its last change stay."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def config_hash(config: FitConfig) -> str:
-    """First twelve hexadecimal digits of the SHA-256 of the configuration, less what does not change the run."""
-    return digest(fingerprint(config))
-
-
-def digest(values: Any) -> str:
-    """First twelve hexadecimal digits of the SHA-256 of JSON values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+        return digest([*map(told, self.configs), how]) if how else one(self.config)
 
 
 def read_study(path: Path) -> Study:

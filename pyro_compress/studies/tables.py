@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 import re
@@ -75,9 +76,6 @@ def row_of(told: Any, where: str) -> Row:
 COLUMNS = tuple(field.name for field in fields(Row))[:11]
 """Columns of study.csv."""
 
-STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5 % quantiles of Student's t for 1 to 9 degrees of freedom."""
-
 READING = (
     "Mean ± sample standard deviation over the seeds; bold: beats every other row of the column in a paired t-test "
     "over the seeds at 5 %."
@@ -117,8 +115,15 @@ def exceeds_noise(best: Cell, other: Cell) -> bool:
     gaps = [best[seed] - other[seed] for seed in best if seed in other]
     if len(gaps) < 2:
         return False
-    quantile = STUDENT_T[len(gaps) - 2] if len(gaps) - 2 < len(STUDENT_T) else 1.96
-    return statistics.mean(gaps) > quantile * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    return statistics.mean(gaps) > t_quantile(len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+
+
+@functools.cache
+def t_quantile(freedom: int) -> float:
+    """97.5 % quantile of Student's t with this many degrees of freedom, at least one."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
 
 
 def winner(column: dict[str, Cell]) -> str | None:

@@ -38,7 +38,7 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.foreign import MAX_WHOLE, file_name, of_type, read_toml, shown, typed
 from pyro_compress.runs.config import MOST, refuse_criterion, resolve
 from pyro_compress.settings import FitConfig, tupled
-from pyro_compress.studies.plan import WHERE_AND_HOW_FAST, config_hash, digest, fingerprint
+from pyro_compress.studies.identity import WHERE_AND_HOW_FAST, config_hash, digest, fingerprint
 from pyro_compress.tuning.published import Reference
 from pyro_compress.tuning.space import (
     BEFORE,
@@ -88,6 +88,7 @@ class Plan:
         per_fit: trials that share a fit.
         seed: of the sampler.
         references: points of the picture beside the published ones.
+        recipe: `fit` with everything filled in that a study leaves open: another default makes another study.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Plan:
     per_fit: int = 6
     seed: int = 0
     references: tuple[Reference, ...] = field(default=())
+    recipe: FitConfig | None = None
 
     @property
     def space(self) -> tuple[Parameter, ...]:
@@ -115,7 +117,13 @@ class Plan:
     @property
     def digest(self) -> str:
         """Names what a trial's values depend on; budget, sampler and seed may change while a study goes on."""
-        told = [fingerprint(self.fit), self.compress, [asdict(p) for p in self.space], self.objective, self.bound]
+        told = [
+            fingerprint(self.recipe or self.fit),
+            self.compress,
+            [asdict(p) for p in self.space],
+            self.objective,
+            self.bound,
+        ]
         return digest([*told, self.fidelities])
 
 
@@ -195,7 +203,7 @@ def read_plan(path: Path, data_dir: str = "", device: str = "auto", threads: int
     numbers = _numbers(document, path)
     fidelities = numbers.pop("fidelities") or (resolve(fit, len(splits.train)).epochs or 1,)
     fit = replace(fit, epochs=fidelities[-1])
-    resolve(fit, len(splits.train))
+    recipe = resolve(fit, len(splits.train))
     space, compress = (
         document.get("space", {}),
         _compress(document.get("compress", {}), document.get("space", {}), path),
@@ -215,7 +223,8 @@ def read_plan(path: Path, data_dir: str = "", device: str = "auto", threads: int
         raise ValueError(f"{path}: how much is pruned stands nowhere; give space.compress.kept, or compress.sparsity")
     references = tuple(_reference(one, path) for one in document.get("reference", []))
     name = file_name(document.get("name", path.stem), f"{path}: name")
-    return Plan(name, fit, compress, before, after, fidelities=fidelities, references=references, **numbers), splits
+    more: dict[str, Any] = {"fidelities": fidelities, "references": references, "recipe": recipe}
+    return Plan(name, fit, compress, before, after, **more, **numbers), splits
 
 
 def _reference(given: dict[str, Any], path: Path) -> Reference:

@@ -112,8 +112,9 @@ def open_study(plan: Plan, storage: BaseStorage, epochs: int) -> Study:
         raise ValueError(f"there is no study {plan.name!r} to go on with; leave --resume and --worker out") from None
     if study.user_attrs.get("digest") != plan.digest:
         raise ValueError(
-            f"study {plan.name!r} was begun with another fit, space, objective or other fidelities; only trials, "
-            "minutes and sampler may change while it goes on. Take the old file, or give the new one another name"
+            f"study {plan.name!r} was begun with another fit, space, objective or other fidelities, or by a "
+            "version with other defaults; only trials, minutes and sampler may change while it goes on. Take the old file, or give "
+            "the new one another name"
         )
     return study
 

@@ -24,6 +24,7 @@ from pyro_compress.metrics import evaluate
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.settings import FINETUNING
+from pyro_compress.studies.identity import run_folder
 from pyro_compress.tuning.plan import Point
 from pyro_compress.types import Compressed, Posterior, Splits
 
@@ -86,7 +87,7 @@ def file_of(point: Point, out: Path) -> Path:
 
 def fitted(point: Point, runs: Path) -> Run:
     """The run of a configuration; fitted, or a killed worker's fit gone on with, if it is not there."""
-    folder = runs / point.fit_hash
+    folder = run_folder(point.config, runs)
     if not folder.is_dir():
         runs.mkdir(parents=True, exist_ok=True)
         with locked(runs / f"{point.fit_hash}.lock"):
