@@ -56,6 +56,7 @@ class Prior:
         lr_group: default learning rate of group and layer scales.
         max_scale: default bound on the first layer's raw standard deviations, 0 for none (the code of Louizos et al.
             clips that layer's variance at 0.04; without it the inputs' noise alone costs about a point).
+        proper: whether it has a finite mass; if not, KL and target density are known up to a constant.
     """
 
     draw: Callable[..., WeightDraw]
@@ -72,6 +73,7 @@ class Prior:
     lr_scale: float = 1e-2
     lr_group: float = 1e-3
     max_scale: float = 0.0
+    proper: bool = True
 
     def gate(self, name: str, marginal: Marginal) -> Distribution:
         """Posterior of the gate of the tensor `name`, one group at a time."""
@@ -240,6 +242,7 @@ PRIORS: dict[str, Prior] = {
         warmup=0.75,
         lr=3e-3,
         lr_scale=3e-3,
+        proper=False,
     ),
     "normal-jeffreys": Prior(
         normal_jeffreys,
@@ -254,6 +257,7 @@ PRIORS: dict[str, Prior] = {
         lr_scale=5e-3,
         lr_group=3e-3,
         max_scale=0.2,
+        proper=False,
     ),
     "horseshoe": Prior(
         horseshoe,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.inspection.arviz_compat import HIGH
 from pyro_compress.inspection.summary import Agreement, Inspection, LayerSummary, Sampled
 from pyro_compress.training.settled import drift
-
-IMPROPER = ("log-uniform", "normal-jeffreys")
-"""Priors without a finite mass: KL and target density are known up to a constant."""
 
 
 def readings(inspection: Inspection) -> dict[str, str]:
@@ -22,7 +20,7 @@ def readings(inspection: Inspection) -> dict[str, str]:
         "leave-one-out": leave_one_out(inspection.sampled),
         "prediction": prediction(inspection),
     }
-    if inspection.run.config.prior in IMPROPER:
+    if not PRIORS[inspection.run.config.prior].proper:
         told["prior"] = (
             f"The {inspection.run.config.prior} prior is improper: KL is counted from an arbitrary zero, bits per "
             "weight compare layers of this run and no other prior, and the exact posterior that k-hat speaks of "

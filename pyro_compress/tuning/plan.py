@@ -41,12 +41,12 @@ from pyro_compress.settings import FitConfig, tupled
 from pyro_compress.studies.identity import WHERE_AND_HOW_FAST, config_hash, digest, fingerprint
 from pyro_compress.tuning.published import Reference
 from pyro_compress.tuning.space import (
-    BEFORE,
     FINETUNED,
     KEPT,
     ROUNDED,
     Parameter,
     after_the_waist,
+    before_the_waist,
     layer_sizes,
     read_after,
     read_before,
@@ -210,7 +210,7 @@ def read_plan(path: Path, data_dir: str = "", device: str = "auto", threads: int
     )
     layer_wise = document.get("layer_wise", False)
     finetuned = "finetune" in compress or "finetune" in space.get("compress", {})
-    before = read_before(space["fit"]) if "fit" in space else BEFORE[fit.prior]
+    before = read_before(space["fit"]) if "fit" in space else before_the_waist(fit.prior)
     layers = layer_sizes(fit, splits) if layer_wise or "compress" not in space else {}
     after = (
         read_after(space["compress"], layers, finetuned, layer_wise)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatch
 from typing import Any, get_type_hints
 
+from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.compression.recipe import FineTune
 from pyro_compress.foreign import fits, of_type
 from pyro_compress.networks.graph import WEIGHTED, capture
@@ -83,7 +84,17 @@ BEFORE: dict[str, tuple[Parameter, ...]] = {
     "normal-jeffreys": (*_RATES, _log("lr_group", 1e-3, 1e-2)),
     "horseshoe": (*_RATES, _log("lr_group", 1e-2, 1e-1), _log("prior_options.tau0", 1e-7, 1e-3)),
 }  # fmt: skip
-"""Prior -> what its fit is searched over: around its own recipe, a factor of about three to either side."""
+"""Prior -> what its fit is searched over: around its own recipe, a factor of about three to either side. One that has
+no row here is searched over its rates alone (`before_the_waist`)."""
+
+
+def before_the_waist(prior: str) -> tuple[Parameter, ...]:
+    """The space of a prior's fit: its row, or around the rates of its own recipe where it has none."""
+    if prior in BEFORE:
+        return BEFORE[prior]
+    recipe = PRIORS[prior]
+    names = ["lr", "lr_scale", *(["lr_group"] if recipe.factors else [])]
+    return (_log("kl_weight", 0.3, 3.0), *(_log(n, getattr(recipe, n) / 3, getattr(recipe, n) * 3) for n in names))
 
 
 def after_the_waist(layers: dict[str, int], finetuned: bool, layer_wise: bool) -> tuple[Parameter, ...]:

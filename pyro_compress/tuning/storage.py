@@ -113,8 +113,8 @@ def open_study(plan: Plan, storage: BaseStorage, epochs: int) -> Study:
     if study.user_attrs.get("digest") != plan.digest:
         raise ValueError(
             f"study {plan.name!r} was begun with another fit, space, objective or other fidelities, or by a "
-            "version with other defaults; only trials, minutes and sampler may change while it goes on. Take the old file, or give "
-            "the new one another name"
+            "version with other defaults; only trials, minutes and sampler may change while it goes on. Take the old "
+            "file, or give the new one another name"
         )
     return study
 
