@@ -87,7 +87,7 @@ FLOORS = [
         "cli/options",
         "deploy/*",
     },
-    {"studies/compare", "studies/figures", "inspection/readings", "studies/ranking"},
+    {"cli/ignored", "studies/compare", "studies/figures", "inspection/readings", "studies/ranking"},
     {"tuning/front", "tuning/published", "tuning/space"},
     {"tuning/plan"},
     {"tuning/trial", "tuning/storage"},

@@ -312,8 +312,8 @@ def test_counters_of_batch_norm_may_be_missing() -> None:
     [
         (("compress",), "give a RUN folder, or --net, --init and --data; missing: --net, --init, --data"),
         (("compress", *NET), "missing: --init"),
-        (("compress", "FOLDER", *NET), "net goes with --net, without the run folder"),
-        (("compress", "FOLDER", "--image-size", "32"), "--image-size goes with --net, without the run folder"),
+        (("compress", "FOLDER", *NET), "--net stands for a network that is no run: leave RUN or it out"),
+        (("compress", "FOLDER", "--image-size", "32"), "--image-size goes with --net, without a run folder"),
         (("compress", *NET, "--init", "no.safetensors"), "no.safetensors: no such file or run folder"),
         (("compress", *NET, "--init", "bad.safetensors"), "is no safetensors file, and nothing that torch saved"),
         (("compress", *NET, "--init", "w.bad.pt"), "is no safetensors file, and nothing that torch saved"),

@@ -13,7 +13,7 @@ from pyro_compress.bayes.capture import captured
 from pyro_compress.bayes.dead_units import refuse_dropout, retold, told, without_dead_units
 from pyro_compress.bayes.elbo import kl_nats
 from pyro_compress.bayes.extract import mean_tensors, moments
-from pyro_compress.bayes.layers import bayes_layers, left_out, plain_weights
+from pyro_compress.bayes.layers import bayes_layers, check_keep, left_out, plain_weights
 from pyro_compress.bayes.model import Fit, Likelihood
 from pyro_compress.bayes.stage import Stage, bayesian, first_stage
 from pyro_compress.bayes.step import Rule, Step, eager
@@ -62,6 +62,7 @@ def fit_posterior(
         ('svi', 4)
     """
     config = config.on(splits.origin, splits.task)
+    check_keep(net, config.keep)
     net = with_columns(net, splits.input_shape, splits.outputs)
     graph = capture(net, splits.input_shape, splits.outputs)
     plain = plain_weights(net, graph)

@@ -261,6 +261,19 @@ def _watch(module: nn.Module, found: list[bool]) -> None:
     module.register_forward_hook(after)
 
 
+def check_keep(net: nn.Module, keep: tuple[str, ...]) -> None:
+    """Refuse patterns that no layer's path matches.
+
+    Raises:
+        ValueError: names the pattern, and the layers there are.
+    """
+    paths = [path for path, module in net.named_modules(remove_duplicate=False) if operation_of(module)]
+    for pattern in keep:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            more = f" and {len(paths) - 8} more" if len(paths) > 8 else ""
+            raise ValueError(f"keep {pattern!r} matches no layer; the layers are {', '.join(paths[:8])}{more}")
+
+
 def _grouping_of(module: nn.Module, grouping: str) -> str:
     """The grouping of one layer."""
     if grouping == "filter":

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_compress.cli.console import outcome_line
+from pyro_compress.cli.ignored import COMPARE, StrictCommand
 from pyro_compress.cli.options import (
-    Command,
     announce_code,
     code_options,
     data_options,
@@ -37,7 +37,7 @@ class Seeds(click.ParamType):
             self.fail(f"{value!r}: give seeds separated by commas, like 0,1,2", param, ctx)
 
 
-@click.command(cls=Command, short_help="Fit and prune what a study file names, into one table.")
+@click.command(cls=StrictCommand, ignored=COMPARE, short_help="Fit and prune what a study file names, into one table.")
 @click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; default studies/NAME.")
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Fits at a time, one process each.")

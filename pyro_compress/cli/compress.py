@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from pyro_compress.cli.console import echo_warnings, epoch_printer, report_text, trial_printer, tune_printer
+from pyro_compress.cli.ignored import COMPRESS, StrictCommand
 from pyro_compress.cli.options import (
-    Command,
     RunPath,
     Widths,
     announce_option,
@@ -84,7 +84,9 @@ HEADINGS = {
 }
 
 
-@click.command(cls=Command, headings=HEADINGS, short_help="Prune, round and shrink into a .pcn file.")
+@click.command(
+    cls=StrictCommand, ignored=COMPRESS, headings=HEADINGS, short_help="Prune, round and shrink into a .pcn file."
+)
 @click.argument("run", type=RunPath(file_okay=False), required=False)
 @network_options
 @code_options

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import bench_text, export_text
+from pyro_compress.cli.ignored import EXPORT, StrictCommand
 from pyro_compress.cli.options import (
     Command,
     RunPath,
@@ -20,7 +21,7 @@ from pyro_compress.cli.options import (
 )
 
 
-@click.command(cls=Command, short_help="Write a .pcn file as ONNX, torch or numpy, verified.")
+@click.command(cls=StrictCommand, ignored=EXPORT, short_help="Write a .pcn file as ONNX, torch or numpy, verified.")
 @click.argument("source", metavar="FILE.pcn|RUN", type=RunPath())
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True,

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import echo_warnings, epoch_printer
+from pyro_compress.cli.ignored import FIT, StrictCommand
 from pyro_compress.cli.options import (
-    Command,
     Widths,
     announce_code,
     announce_option,
@@ -78,7 +78,7 @@ HEADINGS = {
 }
 
 
-@click.command(cls=Command, headings=HEADINGS)
+@click.command(cls=StrictCommand, ignored=FIT, headings=HEADINGS)
 @click.option(
     "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), callback=load_config, is_eager=True,
     expose_value=False, help="TOML file with the same options (a run's config.toml, say); the command line wins.",

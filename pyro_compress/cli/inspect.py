@@ -9,14 +9,17 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import inspection_text, restarts_text
-from pyro_compress.cli.options import Command, RunPath, data_options, echo, one_line_errors
+from pyro_compress.cli.ignored import INSPECT, REPORT, StrictCommand
+from pyro_compress.cli.options import RunPath, data_options, echo, one_line_errors
 
 MOVED = click.option(
     "--data", default="", show_default=False, metavar="NAME", help="Where the run's data are now, if they were moved."
 )
 
 
-@click.command("inspect", cls=Command, short_help="What a run's posterior learned, and how far to trust it.")
+@click.command(
+    "inspect", cls=StrictCommand, ignored=INSPECT, short_help="What a run's posterior learned, and how far to trust it."
+)
 @click.argument("runs", type=RunPath(file_okay=False), nargs=-1, required=True)
 @click.option("--restarts", is_flag=True, help="Compare two or more runs that differ in their seed only.")
 @click.option("--draws", type=click.IntRange(50), default=200, help="Networks drawn from the posterior, at least 50.")
@@ -66,7 +69,7 @@ def _inspect(run: Path, as_json: bool, netcdf: Path | None, force: bool, draws: 
     return json.dumps(inspection.as_dict()) if as_json else inspection_text(inspection)
 
 
-@click.command(cls=Command, short_help="Write one HTML page on a run or on compare's results.")
+@click.command(cls=StrictCommand, ignored=REPORT, short_help="Write one HTML page on a run or on compare's results.")
 @click.argument("folder", metavar="RUN|RESULTS", type=RunPath(file_okay=False))
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=None, help="The page; default report.html in the folder."

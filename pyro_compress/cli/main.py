@@ -18,9 +18,9 @@ from pyro_compress.cli.compress import compress
 from pyro_compress.cli.console import scores_text
 from pyro_compress.cli.deploy import bench, export
 from pyro_compress.cli.fit import fit
+from pyro_compress.cli.ignored import EVALUATE, StrictCommand
 from pyro_compress.cli.inspect import inspect_command, report
 from pyro_compress.cli.options import (
-    Command,
     Group,
     RunPath,
     data_options,
@@ -43,7 +43,7 @@ def main(ctx: click.Context) -> None:
         )
 
 
-@main.command(cls=Command)
+@main.command(cls=StrictCommand, ignored=EVALUATE)
 @click.argument("target", type=RunPath())
 @click.option(
     "--data",

@@ -16,8 +16,8 @@ from typing import Any
 import click
 
 from pyro_compress.cli.console import searched_line, searched_text
+from pyro_compress.cli.ignored import TUNE, StrictCommand
 from pyro_compress.cli.options import (
-    Command,
     announce_code,
     code_options,
     data_options,
@@ -34,7 +34,7 @@ STOP_SECONDS = 30.0
 LOOK_SECONDS = 0.5
 
 
-@click.command(cls=Command, short_help="Search the settings of fit and compress together.")
+@click.command(cls=StrictCommand, ignored=TUNE, short_help="Search the settings of fit and compress together.")
 @click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; default tuning/NAME.")
 @click.option("--trials", type=click.IntRange(1), default=None, help="Trials in all, instead of the study's number.")
@@ -91,7 +91,8 @@ def tune(
             begin(work)
             write_atomically(out / "study.toml", study.read_bytes())
         again = [str(study), "--out", str(out), "--trials", str(plan.trials), "--sampler", plan.sampler, "--worker"]
-        again += ["--data-dir", data_dir, "--device", device, "--threads", str(threads), "--grace", str(grace)]
+        again += ["--data-dir", data_dir, "--device", device, "--threads", str(threads)]
+        again += ["--grace", str(grace)] if storage else []
         again += ["--minutes", str(plan.minutes)] if plan.minutes else []
         try:
             with further_workers(workers - 1, again, storage) as others:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatch
 from typing import Any, get_type_hints
 
-from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.compression.recipe import FineTune
 from pyro_compress.foreign import fits, of_type
 from pyro_compress.networks.graph import WEIGHTED, capture
@@ -92,6 +91,8 @@ def before_the_waist(prior: str) -> tuple[Parameter, ...]:
     """The space of a prior's fit: its row, or around the rates of its own recipe where it has none."""
     if prior in BEFORE:
         return BEFORE[prior]
+    from pyro_compress.bayes.priors import PRIORS
+
     recipe = PRIORS[prior]
     names = ["lr", "lr_scale", *(["lr_group"] if recipe.factors else [])]
     return (_log("kl_weight", 0.3, 3.0), *(_log(n, getattr(recipe, n) / 3, getattr(recipe, n) * 3) for n in names))

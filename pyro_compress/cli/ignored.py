@@ -1,0 +1,178 @@
+"""Options that say nothing where they stand: given on the command line and ignored, each is an error of one line.
+
+A row is what `StrictCommand` takes as `ignored`: the options it is about, when they are ignored, and what to do. Values
+of a TOML file do not count: a run's config.toml holds every option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+from click.core import ParameterSource
+
+from pyro_compress.cli.options import Command, names_in
+
+Values = dict[str, Any]
+DATASETS = names_in("data/datasets.py", "DATASETS")
+
+
+class Ignored(NamedTuple):
+    """Options, when they are ignored, and what the message says of them.
+
+    Attributes:
+        names: of the parameters; with `others`, all but these.
+        when: the command's parameters -> whether they count for nothing.
+        why: what to do, after "--name".
+        others: whether the names are those that do count.
+    """
+
+    names: tuple[str, ...]
+    when: Callable[[Values], bool]
+    why: str
+    others: bool = False
+
+
+def refuse_ignored(ctx: click.Context, rows: Sequence[Ignored]) -> None:
+    """Refuse what was given on the command line and would be ignored.
+
+    Raises:
+        ClickException: names the option and what to do.
+    """
+    given = {
+        str(param.name): max(param.opts, key=len)
+        for param in ctx.command.params
+        if param.name and ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
+    }
+    for row in rows:
+        if row.when(ctx.params):
+            found = [option for name, option in given.items() if (name in row.names) is not row.others]
+            if found:
+                raise click.ClickException(f"{', '.join(found)} {row.why}")
+
+
+class StrictCommand(Command):
+    """A command that refuses options which would be ignored.
+
+    Args:
+        ignored: its rows.
+        arguments: as for `Command`.
+    """
+
+    def __init__(self, *arguments: Any, ignored: Sequence[Ignored] = (), **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.ignored = ignored
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Refuse, or run."""
+        refuse_ignored(ctx, self.ignored)
+        return super().invoke(ctx)
+
+
+def _named_data(values: Values) -> bool:
+    return str(values["data"]) in DATASETS
+
+
+FIT = (
+    Ignored(
+        ("resume", "force", "download", "checkpoint_epochs", "checkpoint_minutes", "snapshots", "log", "device"),
+        lambda values: values["resume"] is not None,
+        "cannot change with --resume: the run's own configuration counts; leave it out, or start another fit",
+        others=True,
+    ),
+    Ignored(
+        (
+            "prior_options", "bias_prior", "lr_scale", "lr_group", "kl_warmup", "kl_weight", "kl_schedule", "samples",
+            "clip_norm", "accumulate", "precision", "init_scale", "max_scale", "guide", "estimator", "compile",
+            "pretrain_epochs", "batch_norm", "grouping", "keep", "shrink_every", "snapshots",
+        ),
+        lambda values: values["prior"] == "none",
+        "goes with a prior; with --prior none leave it out",
+    ),
+    Ignored(
+        ("momentum",),
+        lambda values: values["prior"] != "none" or values["optimizer"] != "sgd",
+        "goes with --prior none --optimizer sgd",
+    ),
+    Ignored(("hidden",), lambda values: values["net"] != "mlp", "goes with --net mlp"),
+    Ignored(
+        ("init_range",), lambda values: bool(values["init"]) and not values["new_head"],
+        "goes without --init, whose weights take the place of a random start",
+    ),
+    Ignored(
+        ("download",), lambda values: not _named_data(values), f"goes with a data set by name: {', '.join(DATASETS)}",
+    ),
+    Ignored(
+        ("image_size",), lambda values: not Path(values["data"]).is_dir(), "goes with a folder of images as --data",
+    ),
+    Ignored(("series",), _named_data, "goes with arrays of your own as --data; this data set holds images"),
+)  # fmt: skip
+
+COMPRESS = (
+    Ignored(
+        ("net",), lambda values: values["run"] is not None, "stands for a network that is no run: leave RUN or it out",
+    ),
+    Ignored(
+        (
+            "hidden", "init", "validation", "how", "epochs", "input_mean", "input_std", "lr", "seed", "folder", "task",
+            "target", "test_data", "image_size", "series", "limit", "in_memory_mib", "workers",
+        ),
+        lambda values: values["run"] is not None,
+        "goes with --net, without a run folder, which has its own",
+    ),
+    Ignored(("hidden",), lambda values: values["net"] not in (None, "mlp"), "goes with --net mlp"),
+    Ignored(
+        ("tolerance",), lambda values: values["target_error"] is not None,
+        "and --target-error exclude each other: an error to reach stands instead of a tolerance",
+    ),
+    Ignored(
+        ("teacher_weight", "temperature"), lambda values: values["finetune"] and not values["teacher"],
+        "goes with --teacher RUN",
+    ),
+    Ignored(
+        ("image_size",), lambda values: values["run"] is None and not Path(values["data"] or "").is_dir(),
+        "goes with a folder of images as --data",
+    ),
+    Ignored(
+        ("series",), lambda values: values["run"] is None and _named_data(values),
+        "goes with arrays of your own as --data; this data set holds images",
+    ),
+)  # fmt: skip
+
+EVALUATE = (
+    Ignored(
+        ("split",), lambda values: Path(values["data"] or "").suffix.lower() in (".npz", ".csv", ".parquet"),
+        "goes without a file as --data, all of whose rows are scored",
+    ),
+)  # fmt: skip
+
+INSPECT = (
+    Ignored(
+        ("rows", "all_rows", "netcdf", "force", "seed"), lambda values: values["restarts"], "goes without --restarts"
+    ),
+    Ignored(("force",), lambda values: values["netcdf"] is None, "goes with --netcdf: nothing else is written"),
+)
+
+REPORT = (
+    Ignored(
+        ("network", "draws", "threads", "data_dir"), lambda values: (Path(values["folder"] or "") / "study.json").is_file(),
+        "goes with a run; this folder holds the results of compare",
+    ),
+)  # fmt: skip
+
+EXPORT = (
+    Ignored(("seed",), lambda values: values["ensemble"] is None, "goes with --ensemble K, whose draws it seeds"),
+)
+
+COMPARE = (
+    Ignored(("jobs",), lambda values: values["table"], "goes without --table, which fits nothing"),
+    Ignored(("markdown",), lambda values: values["as_json"], "and --json exclude each other: give one of them"),
+)
+
+TUNE = (
+    Ignored(("grace",), lambda values: not values["storage"], "goes with --storage"),
+    Ignored(("as_json",), lambda values: values["worker"], "goes without --worker, which prints no outcome"),
+    Ignored(("resume",), lambda values: values["worker"], "goes without --worker, which joins a study that is there"),
+)

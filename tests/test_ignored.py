@@ -1,0 +1,98 @@
+"""An option that is given and would be ignored is an error of one line, on every command."""
+
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from test_readme import commands
+
+from pyro_compress.bayes.layers import check_keep
+from pyro_compress.cli.ignored import StrictCommand, refuse_ignored
+from pyro_compress.cli.main import main
+from pyro_compress.networks.nets import build_net
+
+REFUSED = [
+    ("fit --resume run --epochs 30", "--epochs cannot change with --resume: the run's own configuration counts"),
+    ("fit --resume run --out other --seed 3", "--seed, --out cannot change with --resume"),
+    ("fit --prior none --prior-option tau0=1", "--prior-option goes with a prior; with --prior none leave it out"),
+    ("fit --prior none --kl-weight 0.1 --samples 3", "--kl-weight, --samples goes with a prior"),
+    ("fit --prior none --compile on", "--compile goes with a prior"),
+    ("fit --prior none --clip-norm 1", "--clip-norm goes with a prior"),
+    ("fit --prior none --keep 5", "--keep goes with a prior"),
+    ("fit --prior none --momentum 0.5", "--momentum goes with --prior none --optimizer sgd"),
+    ("fit --momentum 0.5", "--momentum goes with --prior none --optimizer sgd"),
+    ("fit --net lenet-300-100 --hidden 20", "--hidden goes with --net mlp"),
+    ("fit --init w.pt --init-range 0.1", "--init-range goes without --init"),
+    ("fit --data table.csv --download", "--download goes with a data set by name: digits"),
+    ("fit --data digits --image-size 32", "--image-size goes with a folder of images"),
+    ("fit --data digits --series", "--series goes with arrays of your own"),
+    ("compress run --net mlp", "--net stands for a network that is no run: leave RUN or it out"),
+    ("compress run --hidden 500,500", "--hidden goes with --net, without a run folder"),
+    ("compress run --seed 0", "--seed goes with --net, without a run folder"),
+    ("compress run --posterior laplace --validation 0.2", "--validation, --posterior goes with --net"),
+    ("compress --net lenet-300-100 --init w.pt --data digits --hidden 20", "--hidden goes with --net mlp"),
+    ("compress run --target-error 0.1 --tolerance 0.1", "--tolerance and --target-error exclude each other"),
+    ("compress run --finetune 3 --temperature 2", "--temperature goes with --teacher RUN"),
+    ("evaluate run --data mine.npz --split train", "--split goes without a file as --data"),
+    ("inspect run run --restarts --rows 9 --netcdf n.nc", "--rows, --netcdf goes without --restarts"),
+    ("inspect run --force", "--force goes with --netcdf"),
+    ("report results --draws 100", "--draws goes with a run; this folder holds the results of compare"),
+    ("export file.pcn -o model.onnx --seed 3", "--seed goes with --ensemble K"),
+    ("compare study.toml --table --jobs 2", "--jobs goes without --table"),
+    ("compare study.toml --markdown --json", "--markdown and --json exclude each other"),
+    ("tune study.toml --grace 90", "--grace goes with --storage"),
+    ("tune study.toml --worker --json", "--json goes without --worker"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), REFUSED, ids=[command for command, _ in REFUSED])
+def test_an_option_that_would_be_ignored_is_refused(
+    command: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run", "results"):
+        Path(folder).mkdir()
+    for name in ("file.pcn", "study.toml", "results/study.json"):
+        Path(name).write_text("")
+    result = CliRunner().invoke(main, shlex.split(command))
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [one for one in commands() if one.startswith("pyro-compress ")])
+def test_no_command_of_the_docs_is_refused(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    _, name, *arguments = shlex.split(command)
+    known = main.commands[name]
+    if isinstance(known, StrictCommand):
+        refuse_ignored(known.make_context(name, arguments, resilient_parsing=True), known.ignored)
+
+
+def test_rows_name_parameters_that_there_are() -> None:
+    for command in main.commands.values():
+        assert isinstance(command, click.Command)
+        names = {parameter.name for parameter in command.params}
+        for row in getattr(command, "ignored", ()):
+            assert set(row.names) <= names
+
+
+def test_values_of_a_file_are_no_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's own config.toml holds every option, whatever its prior."""
+    (tmp_path / "c.toml").write_text('[fit]\nprior = "none"\nmomentum = 0.5\nkl_weight = 1.0\nnet = "no.such:net"\n')
+    result = CliRunner().invoke(main, ["fit", "--config", str(tmp_path / "c.toml"), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 1
+    assert "goes with" not in result.stderr
+
+
+@pytest.mark.parametrize(("keep", "refused"), [("haed*", True), ("5", False), ("[13]", False), ("1.weight", True)])
+def test_a_pattern_that_matches_no_layer_is_refused(keep: str, refused: bool) -> None:
+    net = build_net("mlp", (1, 8, 8), 10, (20, 12))
+    if not refused:
+        check_keep(net, (keep,))
+        return
+    with pytest.raises(ValueError, match=r"matches no layer; the layers are 1, 3, 5"):
+        check_keep(net, (keep,))
