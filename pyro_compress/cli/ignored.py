@@ -157,7 +157,8 @@ INSPECT = (
 
 REPORT = (
     Ignored(
-        ("network", "draws", "threads", "data_dir"), lambda values: (Path(values["folder"] or "") / "study.json").is_file(),
+        ("network", "draws", "threads", "data_dir"),
+        lambda values: (Path(values["folder"] or "") / "study.json").is_file(),
         "goes with a run; this folder holds the results of compare",
     ),
 )  # fmt: skip
