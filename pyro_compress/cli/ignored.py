@@ -77,7 +77,10 @@ def _named_data(values: Values) -> bool:
 
 FIT = (
     Ignored(
-        ("resume", "force", "download", "checkpoint_epochs", "checkpoint_minutes", "snapshots", "log", "device"),
+        (
+            "resume", "force", "download", "checkpoint_epochs", "checkpoint_minutes", "snapshots", "log", "device",
+            "no_code",
+        ),
         lambda values: values["resume"] is not None,
         "cannot change with --resume: the run's own configuration counts; leave it out, or start another fit",
         others=True,
