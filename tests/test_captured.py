@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from random_networks import (
     OUTPUTS,
+    Apply,
     ByHand,
     Rectified,
     Same,
@@ -50,6 +51,7 @@ from pyro_compress.networks import aten
 from pyro_compress.networks.calls import Call
 from pyro_compress.networks.graph import WEIGHTED, Network, capture, first_weights, renewed_statistics
 from pyro_compress.networks.layered import Layered
+from pyro_compress.networks.outputs import with_columns
 from pyro_compress.pcn import file, runner
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
@@ -235,6 +237,19 @@ class Named(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(self.likelihood(self.paths(self.graph(x)) * self.running_scale).relu())
+
+
+def by_size(x: Tensor) -> Tensor:
+    """A number per example scales the example."""
+    return x * torch.sigmoid(x.mean(1) * 2 - 0.1).unsqueeze(1)
+
+
+def test_a_number_per_example_has_no_channels() -> None:
+    held(0, nn.Sequential(nn.Linear(6, 5), Apply(by_size), nn.Linear(5, OUTPUTS)), (6,))
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1), nn.Flatten(0))
+    graph = capture(with_columns(net, (6,), 1), (6,), 1)
+    assert [node.op for node in graph.nodes] == ["input", "linear", "relu", "linear", "reshape"]
+    assert graph.nodes[-1].attributes == {"shape": [1]}
 
 
 def test_any_name_may_be_given_to_a_part() -> None:

@@ -254,8 +254,10 @@ def _watch(module: nn.Module, found: list[bool]) -> None:
         wanted = None
         if len(given) and len(x := given.pop()) == 1 and isinstance(x[0], Tensor) and (op := operation_of(module)):
             wanted = op.function(x[0], module.get_parameter("weight"), module._parameters["bias"])
-        same = wanted is not None and isinstance(output, Tensor) and output.shape == wanted.shape
-        found.append(bool(same and wanted is not None and torch.allclose(output, wanted, 1e-4, 1e-6, equal_nan=True)))
+        if wanted is None or not isinstance(output, Tensor) or output.shape != wanted.shape:
+            found.append(False)
+        else:
+            found.append(torch.allclose(output, wanted, 1e-4, 1e-6, equal_nan=True))
 
     module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
     module.register_forward_hook(after)

@@ -161,6 +161,8 @@ class _Work:
         if node.op == "reshape":
             return self.reshaped(sources[0], shape)
         apart = node.op in ANYWHERE or (node.op in SAME_CHANNELS and sources[0].axis == 1)
+        if not shape or not all(value.shape for value in sources):  # a number per example has no channels
+            return self.mixed(sources, shape)
         sizes = {(value.axis, value.shape[value.axis - 1]) for value in sources}
         axes = (*node.attributes.get("axes", ()), node.attributes.get("axis"))
         apart = apart and 1 not in axes  # a mean over the channels, or some of them
@@ -180,7 +182,8 @@ class _Work:
     def mixed(self, sources: list[_Value], shape: tuple[int, ...]) -> _Value:
         """The output of an operation that does not keep channels apart: all of them stay, on both sides."""
         self.fixed |= {self.find(value.space) for value in sources}
-        return _Value(shape, _varying(shape[0]), self.new_space(shape[0], fixed=True))
+        channels = shape[0] if shape else 1
+        return _Value(shape, _varying(channels), self.new_space(channels, fixed=True))
 
     def aligned(self, node: Node, source: _Value) -> _Value:
         """A layer's input with its channels where the layer has its inputs; if they are elsewhere, all stay."""
@@ -230,7 +233,9 @@ class _Work:
 
     def reshaped(self, source: _Value, shape: tuple[int, ...]) -> _Value:
         """Flattening keeps channels, each as several entries; any other reshape fixes both sides."""
-        flattens = len(shape) == 1 or (len(source.shape) > 0 and shape[0] == source.shape[0])
+        if not shape or not source.shape:
+            return self.mixed([source], shape)
+        flattens = len(shape) == 1 or shape[0] == source.shape[0]
         if not flattens or source.axis != 1 or shape[0] % source.shape[0]:
             return self.mixed([source], shape)
         times = shape[0] // source.shape[0]
@@ -317,7 +322,8 @@ class _Work:
                 kind = dtypes[name if name in dtypes else node.parameters["weight"]]  # a bias that folding made
                 tensors[name] = tensor.to(kind).contiguous()
             if node.op == "reshape":
-                node = replace(node, attributes={"shape": [len(keep), *value.shape[1:]]})
+                shape = [len(keep), *value.shape[1:]] if value.shape else []
+                node = replace(node, attributes={"shape": shape})
             elif node.op in WEIGHTED and node.attributes.get("groups", 1) != 1:
                 source = self.read[index]
                 channels = len(_entries(orders[self.find(source.space)], source.factor))

@@ -150,7 +150,9 @@ class _Reading:
 
     def operation(self, fx_node: fx.Node) -> None:
         """Append what an operation of the program does."""
-        source, *part = list[Any](fx_node.args) if fx_node.target is operator.getitem else [fx_node]
+        source: fx.Node
+        part: list[int]
+        source, *part = list[Any](fx_node.args) if fx_node.target is operator.getitem else list[Any]([fx_node])
         value = fx_node.meta.get("val")
         several = isinstance(value, tuple | list) and any(isinstance(one, Tensor) for one in value)
         if not several and not isinstance(value, Tensor):  # numbers, and checks of what torch.export assumed
@@ -172,6 +174,8 @@ class _Reading:
         if op == "identity":
             self.put(fx_node, sources[0])
             return
+        if op == "reshape" and self.nodes[sources[0]].attributes.get("shape") == []:
+            sources = self.nodes[sources[0]].inputs  # squeezed away, and back again
         self.put(fx_node, len(self.nodes))
         self.nodes.append(Node(op, sources, tensors, attributes))
 
