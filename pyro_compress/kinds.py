@@ -122,6 +122,11 @@ def is_search(folder: Path) -> bool:
     return (folder / "files").is_dir() and _all_named(folder / "workers", r"\d+\.lock")
 
 
+def is_runs(folder: Path) -> bool:
+    """Whether a folder holds the fits of a study or a search, which several may share."""
+    return folder.name == "runs" and _all_named(folder, r"[0-9a-f]+(\.lock)?|\.[0-9a-f]+\.(unfinished|replaced)")
+
+
 def _all_named(folder: Path, pattern: str) -> bool:
     return folder.is_dir() and all(re.fullmatch(pattern, path.name) for path in entries(folder))
 

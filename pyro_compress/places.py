@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyro_compress.atomic import drop_left, temporary_name
-from pyro_compress.kinds import KINDS, entries
+from pyro_compress.kinds import KINDS, entries, is_runs
 from pyro_compress.placing import located
 
 
@@ -92,7 +92,7 @@ def check_results(out: Path, known: Callable[[Path], bool], study: Path, what: s
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} exists and is not a folder; {another}")
     if out.is_dir() and not known(out):
-        if others := [path.name for path in entries(out) if not _copy(path, study)]:
+        if others := [path.name for path in entries(out) if not (_copy(path, study) or is_runs(path))]:
             told = ", ".join(others[:3]) + (" and more" if len(others) > 3 else "")
             raise ValueError(f"{out} holds {told} and no results of {what}; {another}")
     _try_to_write(out / study.name, another)

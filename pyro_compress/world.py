@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -230,4 +231,6 @@ def _backend(world: World, device: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    """What a library says, without where in its source, and without its advice."""
+    line = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip().split("\n")[0])
+    return line.partition(". This is typically caused")[0]

@@ -255,7 +255,7 @@ def test_sparse_layers_only_where_they_pay(tmp_path: Path) -> None:
         (["-o", "m.onnx", "--int8", "--float32"], "exclude each other"),
         (["-o", "nowhere/m.onnx"], "nowhere is no folder"),
         (["-o", "m.onnx", "--data", "none.npz"], "no such file"),
-        (["-o", "there"], "there exists"),
+        (["-o", "there"], "there exists and is not empty"),
         (["-o", "there", "--force"], "there is a folder that is no export of this program"),
         ([], "Missing option"),
     ],
@@ -265,8 +265,9 @@ def test_refusals(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").write_text("")
     assert message in refused(pcn, *arguments)
-    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["there", "mine"]
 
 
 def test_without_onnx(pcn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

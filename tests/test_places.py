@@ -1,18 +1,27 @@
 """Nothing of the user's is destroyed: what a command may replace, what it refuses, and that it asks before any work."""
 
 import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import save
+from torch import nn
 
 from pyro_compress import kinds, places
+from pyro_compress.cli.compress import Source
 from pyro_compress.cli.main import main
+from pyro_compress.compression.pipeline import compress_run
+from pyro_compress.compression.rounding import Rounding
+from pyro_compress.compression.target import Goal
+from pyro_compress.inspection import arviz_compat
 from pyro_compress.kinds import KINDS, is_run
 from pyro_compress.networks.graph import capture
 from pyro_compress.placing import unfinished
@@ -22,7 +31,7 @@ from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.checkpoint import Interrupted, Keeper, Snapshot, write
-from pyro_compress.types import Posterior
+from pyro_compress.types import Groups, Posterior, Splits
 
 STUDY = """
 datasets = ["digits"]
@@ -255,3 +264,62 @@ def test_a_fit_goes_on_elsewhere_in_the_same_bytes(fit, tmp_path: Path) -> None:
     fit(resume=True, place="elsewhere")
     assert not unfinished(tmp_path / "there" / "run").exists()
     assert (tmp_path / "there" / "run" / "posterior.safetensors").read_bytes() == wanted
+
+
+@contextmanager
+def files_of(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes, whoever writes it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture(scope="module")
+def pcn(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A network of some size."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10)).eval()
+    posterior = point_posterior(capture(network, (1, 8, 8)), dict(network.state_dict()), {"data": "digits"})
+    path = tmp_path_factory.mktemp("pcn") / "net.pcn"
+    compress_run(posterior, digits, path, Goal(sparsity=0.1), Rounding(0.5), passes=0)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.pt2", "a.safetensors", "a.c", "a"])
+def test_what_does_not_fit_is_one_line_and_leaves_nothing(name: str, pcn: bytes, tmp_path: Path) -> None:
+    """A disk that fills up ends every writer alike; torch's own printed a stack of C++."""
+    (tmp_path / "net.pcn").write_bytes(pcn)
+    with files_of(10_000):
+        told = refused("export", tmp_path / "net.pcn", "-o", tmp_path / name, "--data", "digits")
+    assert told.endswith("File too large")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pcn"]
+
+
+def test_netcdf_asks_for_space_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a disk fills up under it, HDF5 may end the process."""
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    data = arviz_compat.inference_data(Groups({"posterior": {"a": np.zeros((1, 10, 20))}}, {}, {}, {}))
+    with pytest.raises(OSError, match="No space left on device"):
+        arviz_compat.write_netcdf(data, tmp_path / "a.nc")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_curve_that_fails_does_not_fail_the_command(
+    home: Path, monkeypatch: pytest.MonkeyPatch, digits: Splits
+) -> None:
+    """The file is there, and that is said, with a warning."""
+
+    def full(path: Path, trials: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    posterior = point_posterior(capture(network, (1, 8, 8)), dict(network.state_dict()), {"data": "digits"})
+    monkeypatch.setattr("pyro_compress.compression.curve.write_curve", full)
+    monkeypatch.setattr("pyro_compress.cli.compress._of_run", lambda *given: Source(posterior, digits))
+    result = CliRunner().invoke(main, ["compress", "run", "--sparsity", "0.1", "--curve", "c.csv", "--reorder", "0"])
+    assert result.exit_code == 0, result.output
+    assert (home / "run" / "network.pcn").is_file()
+    assert "network.pcn is written, but not its curve: c.csv: No space left on device" in result.stderr
+    assert "validation before" in result.stdout

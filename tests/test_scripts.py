@@ -277,6 +277,13 @@ def test_kill_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_cut_power(tmp_path: Path) -> None:
+    """Where a file system may be mounted; elsewhere the script says that none can be."""
+    told = run(script("cut_power"), "--smoke", cwd=tmp_path)
+    assert "2 images" in told or "nothing was cut" in told
+
+
+@pytest.mark.slow
 def test_bench_distributed(tmp_path: Path) -> None:
     run(script("bench_distributed"), "--smoke", "--json", "rows.json", cwd=tmp_path)
     (row,) = json.loads((tmp_path / "rows.json").read_text())

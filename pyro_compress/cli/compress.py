@@ -258,7 +258,8 @@ def compress(
         try:
             drawn = write_curve(curve, trials)
         except OSError as error:
-            echo(f"warning: {out} is written, but not its curve: {error}", err=True)
+            reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            echo(f"warning: {out} is written, but not its curve: {reason}", err=True)
             drawn = []
         if drawn and not as_json:
             echo(f"{len(trials)} candidates: {', '.join(map(str, drawn))}")

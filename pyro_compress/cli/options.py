@@ -108,7 +108,8 @@ def one_line_errors() -> Iterator[None]:
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(told in str(error) for told in OUT_OF_MEMORY):
             raise
-        message = printable(" ".join(str(error).split()))
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        message = printable(" ".join(text.split()))
         raise click.ClickException(message or type(error).__name__) from None
 
 

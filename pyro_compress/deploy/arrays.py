@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_compress.atomic import write_atomically, written
+from pyro_compress.atomic import write_atomically
 from pyro_compress.deploy import standalone
 from pyro_compress.pcn import operations
 from pyro_compress.pcn.file import dense
@@ -62,8 +63,9 @@ def write_folder(
 
 
 def _save(path: Path, values: np.ndarray) -> None:
-    with written(path) as file:
-        np.save(file, values)
+    file = io.BytesIO()  # where a disk is full numpy says only how much is missing
+    np.save(file, values)
+    write_atomically(path, file.getvalue())
 
 
 def _csr(values: np.ndarray) -> dict[str, np.ndarray]:

@@ -8,7 +8,10 @@ its sign. Arrays have the dimensions
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,8 @@ from pyro_compress.atomic import written
 from pyro_compress.types import Groups
 
 INSTALL = "this needs ArviZ, h5netcdf and matplotlib: pip install 'pyro-compress[inspect]'"
+SPARE = 1 << 20
+"""Bytes of a NetCDF file beside its arrays, at most."""
 HIGH = 0.7
 """Pareto k above which importance weights are not to be trusted (Vehtari et al. 2024, section 3.2.4)."""
 
@@ -79,6 +84,9 @@ def write_netcdf(data: Any, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    size = sum(data[group].nbytes for group in data.groups()) if is_classic() else data.nbytes
+    if shutil.disk_usage(path.parent).free < size + SPARE:  # HDF5 may end the process where a disk fills up
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     with written(path) as file:
         data.to_netcdf(file.name, engine="h5netcdf")
 
