@@ -1,0 +1,84 @@
+"""What the last lines of a report say: outside of what was asked for, at chance level; nothing where all is well."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_compress.cli.console import report_text
+from pyro_compress.compression.pipeline import Report
+from pyro_compress.compression.target import Goal, Target
+from pyro_compress.compression.verdict import at_chance, hints_of, outside
+from pyro_compress.scores import RegressionScores, Scores
+from pyro_compress.types import Data, Quantity, Splits
+
+GOOD = Scores(0.97, 0.1, 0.01, 0.05)
+TARGET = Target(GOOD, 0.005, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        (GOOD, False),
+        (replace(GOOD, accuracy=0.966, nll_nats=0.109), False),
+        (replace(GOOD, accuracy=0.96), True),
+        (replace(GOOD, nll_nats=0.2), True),  # as accurate, and far less certain
+    ],
+)
+def test_outside_of_the_tolerance(after: Scores, said: bool) -> None:
+    found = outside(TARGET, after, ["a smaller --sparsity", "more --tolerance"])
+    assert bool(found) is said
+    if said:
+        assert f"validation accuracy {100 * after.accuracy:.2f} % and {after.nll_nats:.4f} nats" in found
+        assert found.endswith("try a smaller --sparsity, or more --tolerance")
+
+
+def test_an_error_that_was_asked_for_counts_instead() -> None:
+    target = replace(TARGET, error=0.1, nll_tolerance=float("inf"))
+    assert outside(target, replace(GOOD, accuracy=0.91, nll_nats=9.0), ["x"]) == ""
+    assert "error of 0.1" in outside(target, replace(GOOD, accuracy=0.89), ["x"])
+
+
+@pytest.mark.parametrize(
+    ("goal", "finetuned", "rate", "bits", "hint"),
+    [
+        (Goal(sparsity=0.9), False, None, False, "a smaller --sparsity (or none: it is searched for)"),
+        (Goal(max_bytes=9), False, None, False, "more --max-bytes"),
+        (Goal(), True, 4.0, False, "a lower --rate (or none: it is searched for)"),
+        (Goal(), False, None, True, "more --bits (or none)"),
+        (Goal(), False, None, False, "--finetune EPOCHS"),
+        (Goal(), True, None, False, "more epochs of --finetune"),
+    ],
+)
+def test_hints_are_about_what_was_given(goal: Goal, finetuned: bool, rate: float | None, bits: bool, hint: str) -> None:
+    found = hints_of(goal, finetuned, rate, bits)
+    assert hint in found
+    assert found[-1] == "more --tolerance"
+    assert ("--finetune EPOCHS" in found) is not finetuned
+
+
+def labelled(y: torch.Tensor, **known: object) -> Splits:
+    part = Data(torch.zeros(len(y), 2), y)
+    return Splits(part, part, part, ("a", "b") if "targets" not in known else (), **known)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("accuracy", "said"), [(0.5, True), (0.7, True), (0.72, True), (0.9, False), (0.1, True)])
+def test_chance_level_is_that_of_the_commonest_class(accuracy: float, said: bool) -> None:
+    splits = labelled(torch.tensor([0] * 140 + [1] * 60))  # 70 % by one answer, give or take 3.2
+    found = at_chance(replace(GOOD, accuracy=accuracy), splits)
+    assert bool(found) is said
+    assert not said or "--input-mean" in found
+
+
+@pytest.mark.parametrize(("error", "said"), [(1.0, True), (1.5, True), (0.4, False)])
+def test_chance_level_of_a_regression_is_its_mean(error: float, said: bool) -> None:
+    y = torch.linspace(-1.73, 1.73, 200)[:, None]
+    splits = labelled(y, targets=(Quantity("y"),))
+    assert bool(at_chance(RegressionScores(error, 1.0, error), splits)) is said
+
+
+def test_nothing_is_praised_at_chance_level() -> None:
+    report = Report("snr", 0.9, GOOD, GOOD, GOOD, GOOD, 100, 10, [4, 2], [3, 2], 8.0, 50, 400, {"header": 9})
+    assert "8.0× smaller" in report_text(report, Path("a.pcn"))
+    assert "smaller" not in report_text(replace(report, warnings=["at chance level before ..."]), Path("a.pcn"))
