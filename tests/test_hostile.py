@@ -4,6 +4,7 @@ import struct
 import time
 import tracemalloc
 import zlib
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from torch import nn
 
 import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.deploy import arrays, torch_files
+from pyro_compress.networks.graph import capture
 from pyro_compress.pcn import file, gate, header, names, runner
 from pyro_compress.pcn.meta import ENTRIES, check_meta
 from pyro_compress.types import Compressed, Graph, Node
@@ -177,6 +180,15 @@ def test_names_of_networks_pass() -> None:
         "encoder.layers.0.self_attn.out_proj.bias", "parametrizations.weight.original0", "class_token", "input_mean",
         "member12.1.weight", "blocks.3.attn.q.weight", "p.0", "Linear_2.weight", "class.weight",
     ])  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["conv-1", "größe", "a b", "x" * 201])
+def test_a_network_that_no_file_could_hold_is_refused_when_it_is_captured(key: str) -> None:
+    """Not after a fit."""
+    net = nn.Sequential(OrderedDict([("flat", nn.Flatten()), (key, nn.Linear(4, 2))]))
+    with pytest.raises(ValueError, match=r"names are letters|longer than 200") as caught:
+        capture(net, (1, 2, 2))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_numbers_that_are_none() -> None:

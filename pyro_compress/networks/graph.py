@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pyro_compress.foreign import of_type, record, shown, table
 from pyro_compress.networks.checked import compare, compare_training, exported, refuse_unsupported
 from pyro_compress.networks.reading import read
+from pyro_compress.pcn import gate
 from pyro_compress.types import Graph, Node
 
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
@@ -41,8 +42,8 @@ def capture(net: nn.Module, input_shape: tuple[int, ...], outputs: int | None = 
         trained: whether the network itself is to be trained, and must return the same shape in training mode.
 
     Raises:
-        ValueError: the network cannot be exported, uses an operation that is not supported, or computes something
-            else than what was read; operation and module path are named.
+        ValueError: the network cannot be exported, uses an operation that is not supported, computes something else
+            than what was read (operation and module path are named), or is none that a file could hold.
     """
     refuse_unsupported(net)
     found = read(exported(net, input_shape), input_shape)
@@ -50,10 +51,17 @@ def capture(net: nn.Module, input_shape: tuple[int, ...], outputs: int | None = 
     weights = [name for op, role, name in used if op in WEIGHTED and role == "weight"]
     if twice := sorted({name for name in weights if [name for *_, name in used].count(name) > 1}):
         raise ValueError(f"{twice[0]} is used by several layers; networks that share weights are not supported")
+    gate.check(found.graph, {name: tuple(tensor.shape) for name, tensor in _used(net, found.graph)}, gate.UNLIMITED)
     compare(net, found, run_node, outputs)
     if trained:
         compare_training(net, input_shape)
     return found.graph
+
+
+def _used(net: nn.Module, graph: Graph) -> list[tuple[str, Tensor]]:
+    """The tensors of a network that a graph names, all under those names."""
+    held = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
+    return [(name, held[name]) for node in graph.nodes for name in node.parameters.values()]
 
 
 def head_of(graph: Graph) -> list[str]:
