@@ -70,14 +70,14 @@ NAN = np.full((40, 6, 5), np.nan)
         ({"y_test": None}, "has no array y_test; it holds x_train, y_train, x_test"),
         ({"y_train": np.arange(39) % 4}, "40 examples but 39 labels"),
         ({"x_train": NAN}, "1200 values are NaN or infinite"),
-        ({"y_train": np.arange(40) / 4}, "labels must be integers"),
-        ({"y_train": np.arange(40) - 5}, "labels must be integers"),
+        ({"y_train": np.arange(40) / 4}, "labels must be whole numbers or names, row 2 has 0.25; .* --task regression"),
+        ({"y_train": np.zeros((40, 2, 2), int)}, r"labels must be .* got int64 of shape \(40, 2, 2\)"),
         ({"x_train": np.array(["a"] * 40)}, "must be real numbers"),
         ({"x_test": np.zeros((20, 7))}, "they must agree"),
-        ({"y_test": np.full(20, 9)}, "y_test holds class 9"),
+        ({"y_test": np.full(20, 9)}, r"y_test holds class '9' \(row 1\); .*y_train shows 0, 1, 2, 3"),
         ({"y_train": np.arange(40)}, "no stratified validation split"),
         ({"x_train": np.zeros((0, 3)), "y_train": np.zeros(0, int)}, "no examples"),
-        ({"x_train": np.array([{}] * 40, object)}, "no readable .npz"),
+        ({"x_train": np.array([{}] * 40, object)}, "array x_train holds Python objects, and nothing is unpickled"),
     ],
 )
 def test_bad_npz(changes: dict[str, np.ndarray | None], message: str, tmp_path: Path) -> None:

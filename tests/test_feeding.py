@@ -1,5 +1,6 @@
 """Where examples come from: named sets, folders, tables; streamed, augmented, weighted, cut short."""
 
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -125,9 +126,9 @@ def test_colour_size_and_a_missing_test_folder(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda f: None, "has neither a folder train .* nor a file x_train.npy"),
-        (lambda f: (f / "cats").mkdir(), "if cats, ... are classes, move them into .*train"),
+        (lambda f: (f / "cats").mkdir(), "no images; they belong in .*CLASS"),
         (lambda f: (f / "train" / "a").mkdir(parents=True), "no images; they belong in"),
-        (lambda f: (pictures(f), (f / "test" / "new").mkdir()), "has class new, which the training images never show"),
+        (lambda f: (pictures(f), shutil.copytree(f / "test/above", f / "test/new")), "has class new, which the train"),
         (lambda f: (pictures(f), (f / "train/above/000.png").write_bytes(b"no")), "is no readable image"),
         (lambda f: np.save(f / "x_train.npy", np.zeros((3, 2))), "has no file y_train.npy"),
     ],

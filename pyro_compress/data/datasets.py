@@ -17,13 +17,27 @@ SPLIT_SEED = 0
 
 
 class Arrays(NamedTuple):
-    """Raw arrays of a data set; bytes are scaled to [0, 1] later. Classes are numbered where no names are given."""
+    """Raw arrays of a data set; bytes are scaled to [0, 1] later.
+
+    Attributes:
+        x_train: training examples, `(n, ...)`.
+        y_train: their labels or targets.
+        x_test: test examples.
+        y_test: their labels or targets.
+        classes: names of the classes; empty: the labels themselves name them.
+        x_validation: validation examples, where the data bring them along; else they are held out of the training set.
+        y_validation: their labels or targets.
+        scale: what whole numbers are divided by; 0: their type says it.
+    """
 
     x_train: Any
     y_train: np.ndarray
     x_test: Any
     y_test: np.ndarray
     classes: tuple[str, ...] = ()
+    x_validation: Any = None
+    y_validation: np.ndarray | None = None
+    scale: float = 0.0
 
 
 Load = Callable[[str, bool], Arrays]

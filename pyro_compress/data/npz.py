@@ -1,8 +1,10 @@
-"""Raw arrays -> tensors: what a `.npz` file may hold, which labels go with which task."""
+"""Raw arrays -> tensors: what a `.npz` file may hold, which numbers are inputs, which labels go with which task."""
 
 from __future__ import annotations
 
+import logging
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,84 +13,205 @@ import torch
 from torch import Tensor
 
 from pyro_compress.data.datasets import Arrays
-from pyro_compress.data.streaming import Streamed
+from pyro_compress.data.labels import read_labels, texts
+from pyro_compress.data.streaming import ArrayFile, Streamed, scaled
 from pyro_compress.settings import Reading
-from pyro_compress.types import Data
+
+log = logging.getLogger(__name__)
+
+CHUNK_VALUES = 1 << 22
+BYTES = 255.0
+"""What bytes are divided by that are no mere yes and no."""
+LARGE = 100
+"""Inputs beyond this train badly; so do bytes of which only a tenth is used."""
+VALIDATION = ("validation", "val", "valid")
+"""Names of the arrays that hold a validation split, where a file brings one along."""
 
 
 def load_npz(path: Path) -> Arrays:
-    """Read `x_train`, `y_train`, `x_test`, `y_test`, and class names `classes` if given, from a `.npz` file."""
+    """Read `x_train`, `y_train`, `x_test`, `y_test` from a `.npz` file, with `classes`, `x_val`, `y_val` if given."""
     arrays = read_npz(path)
-    wanted = ("x_train", "y_train", "x_test", "y_test")
-    if missing := [name for name in wanted if name not in arrays]:
+    names = ("x_train", "y_train", "x_test", "y_test")
+    x_train, y_train, x_test, y_test = wanted(arrays, names, path)
+    own = [name for name in VALIDATION if f"x_{name}" in arrays and f"y_{name}" in arrays][:1]
+    x_val, y_val = wanted(arrays, (f"x_{own[0]}", f"y_{own[0]}"), path) if own else (None, None)
+    return Arrays(x_train, y_train, x_test, y_test, class_names(arrays, path), x_val, y_val)
+
+
+def wanted(arrays: dict[str, np.ndarray], names: Sequence[str], path: Path) -> list[np.ndarray]:
+    """Arrays by name.
+
+    Raises:
+        ValueError: one is not there, or holds Python objects.
+    """
+    if missing := [name for name in names if name not in arrays]:
         raise ValueError(f"{path} has no array {', '.join(missing)}; it holds {', '.join(arrays)}")
-    classes = tuple(str(name) for name in arrays.get("classes", ()))
-    return Arrays(arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"], classes)
+    if hidden := [name for name in names if arrays[name].dtype == object]:
+        raise ValueError(
+            f"{path}: array {hidden[0]} holds Python objects, and nothing is unpickled; store numbers, or text as "
+            f"{hidden[0]}.astype(str)"
+        )
+    return [arrays[name] for name in names]
+
+
+def class_names(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
+    """Names of the classes that a file gives; none where it gives none."""
+    if "classes" not in arrays:
+        return ()
+    (found,) = wanted(arrays, ("classes",), path)
+    return tuple(str(name) for name in texts(np.atleast_1d(found), f"{path}: classes"))
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a `.npz` file; nothing is unpickled."""
+    """All arrays of a `.npz` file, under names in lower case; nothing is unpickled, an array of objects comes empty."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if not zipfile.is_zipfile(path):  # numpy would take it for a pickle, and offer to load it
         raise ValueError(f"{path} is no .npz file")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
+            names = {name.lower() if name.lower() not in archive else name: name for name in archive}
+            return {name: _array(archive, stored) for name, stored in names.items()}
     except (OSError, EOFError, KeyError, TypeError, AttributeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no readable .npz file: {error}") from error
 
 
-def convert(x: Any, y: np.ndarray, what: str, scale: float | None = None, reading: Reading | None = None) -> Data:
-    """Check one pair of arrays and turn it into tensors; a missing dimension of channels is added.
+def _array(archive: Any, name: str) -> np.ndarray:
+    try:
+        return archive[name]
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            return np.empty(0, object)
+        raise
 
-    Integers are divided by `scale`, bytes by 255 where it is None. What stays on disk is taken as it is.
+
+def inputs(x: Any, what: str, scale: float, reading: Reading) -> Any:
+    """Check examples and turn them into a float32 tensor; a missing dimension of channels is added.
+
+    Args:
+        x: an array, or what stays on disk.
+        what: names the array in messages.
+        scale: what whole numbers are divided by.
+        reading: whether arrays are series.
+
+    Raises:
+        ValueError: no real numbers, NaN or infinite ones, raw values where scaled ones belong.
     """
-    reading = reading or Reading()
-    if len(x) != len(y):
-        raise ValueError(f"{what}: {len(x)} examples but {len(y)} labels")
-    if not len(x):
-        raise ValueError(f"{what}: no examples")
     if isinstance(x, Streamed):
-        streamed: Any = x  # stands in for a tensor wherever rows are taken
-        return Data(streamed, LABELS[reading.task](y, what))
-    if x.ndim < 2 or not np.issubdtype(x.dtype, np.number) or np.issubdtype(x.dtype, np.complexfloating):
-        raise ValueError(f"{what}: examples must be real numbers of shape (n, ...), got {x.dtype} of shape {x.shape}")
-    labels = LABELS[reading.task](y, what)
-    values = x.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{what}: {int((~np.isfinite(values)).sum())} values are NaN or infinite")
-    if np.issubdtype(x.dtype, np.integer) and scale is not None:
+        _check_file(x, what)
+        return x.divided(scale)
+    _check_type(x, what)
+    values = scaled(x).numpy()
+    check_finite([values], what)
+    if x.dtype.kind in "iu" and scale != 1:
         values /= scale
-    elif x.dtype == np.uint8:
-        values /= 255
-    if scale not in (None, 1.0) and not 0 <= values.min() <= values.max() <= 1:
+    if scale != 1 and not 0 <= values.min() <= values.max() <= 1:
         raise ValueError(
             f"{what}: values from {x.min():g} to {x.max():g}, but this network takes integers from 0 to {scale:g}, "
             "or floats already divided by that"
         )
-    values = values.reshape(len(values), *reading.example_shape(values.shape[1:]))
-    return Data(torch.from_numpy(values), labels)
+    return torch.from_numpy(values.reshape(len(values), *reading.example_shape(values.shape[1:])))
 
 
-def _class_labels(y: np.ndarray, what: str) -> Tensor:
-    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-        hint = "; for numbers to predict use --task regression" if np.issubdtype(y.dtype, np.floating) else ""
+def _check_type(x: np.ndarray, what: str) -> None:
+    if x.ndim < 2 or x.dtype.kind not in "biuf":
+        raise ValueError(f"{what}: examples must be real numbers of shape (n, ...), got {x.dtype} of shape {x.shape}")
+    if not len(x):
+        raise ValueError(f"{what}: no examples")
+    if not x.size:
+        raise ValueError(f"{what}: examples of shape {x.shape[1:]} hold no values")
+
+
+def _check_file(x: Streamed, what: str) -> None:
+    """What stays on disk as one array is looked through once; images are checked as they are read."""
+    if isinstance(x.source, ArrayFile) and len(x):
+        _check_type(x.source.mapped, what)
+        if x.source.mapped.dtype.kind == "f":
+            check_finite((scaled(part).numpy() for part in _chunks(x.source)), what)
+
+
+def _chunks(source: ArrayFile) -> Any:
+    rows = max(CHUNK_VALUES // max(int(np.prod(source.shape)), 1), 1)
+    return (source.mapped[start : start + rows] for start in range(0, len(source), rows))
+
+
+def check_finite(parts: Any, what: str) -> None:
+    """Refuse values that are no finite float32, with the place of the first.
+
+    Raises:
+        ValueError: as said.
+    """
+    broken, first, seen = 0, "", 0
+    for part in parts:
+        if not (finite := np.isfinite(part)).all():
+            row, *place = (int(i[0]) for i in np.nonzero(~finite))
+            where = f"column {place[0] + 1}" if len(place) == 1 else f"place {tuple(i + 1 for i in place)}"
+            first = first or f"row {seen + row + 1}" + (f", {where}" if place else "")
+            broken += int((~finite).sum())
+        seen += len(part)
+    if broken:
         raise ValueError(
-            f"{what}: labels must be integers 0, 1, ... of shape (n,), got {y.dtype} of shape {y.shape}{hint}"
+            f"{what}: {broken} values are NaN or infinite (or too large for float32), the first in {first}"
         )
-    return torch.from_numpy(y.astype(np.int64))
 
 
-def _target_labels(y: np.ndarray, what: str) -> Tensor:
+def input_scale(arrays: Arrays) -> float:
+    """What whole numbers are divided by: 255 where they are bytes, unless these only say yes and no.
+
+    Raises:
+        ValueError: parts of different types, of which only some would be divided.
+    """
+    if arrays.scale:
+        return arrays.scale
+    parts = [x for x in (arrays.x_train, arrays.x_validation, arrays.x_test) if x is not None and len(x)]
+    if not parts:
+        return 1.0
+    types = [x.source.read(int(x.rows[0])).dtype if isinstance(x, Streamed) else x.dtype for x in parts]
+    bytes_ = [x for x, dtype in zip(parts, types, strict=True) if dtype == np.uint8]
+    if not any(_exceeds(x, 1) for x in bytes_):
+        return 1.0
+    if types[0] != np.uint8:
+        raise ValueError(f"training examples are {types[0]}, others bytes to be divided by 255; store one type")
+    return BYTES
+
+
+def _exceeds(x: Any, bound: int) -> bool:
+    """Whether any value is larger; of files no more is read than needed."""
+    if isinstance(x, np.ndarray):
+        return bool(x.max(initial=0) > bound)
+    if isinstance(x.source, ArrayFile):
+        return any(part.max(initial=0) > bound for part in _chunks(x.source))
+    return any(x.source.read(int(row)).max() > bound for row in x.rows)
+
+
+def doubtful_inputs(x: Any, scale: float) -> list[str]:
+    """What is doubtful about the range of training examples that are held in memory."""
+    if not isinstance(x, Tensor):
+        return []
+    largest = float(x.abs().max())
+    if scale == 1 and largest > LARGE:
+        return [
+            f"inputs reach {largest:g} and are taken as they are; networks learn from values around 1: divide them "
+            "beforehand, or give --input-mean and --input-std"
+        ]
+    if scale == BYTES and largest * BYTES < BYTES / 10:
+        return [f"bytes of at most {largest * BYTES:.0f} are divided by 255; where they are no images, store floats"]
+    return []
+
+
+def _class_labels(y: np.ndarray, what: str) -> Any:
+    return read_labels(y, what)
+
+
+def _target_values(y: np.ndarray, what: str) -> Tensor:
     y = y[:, None] if y.ndim == 1 else y
-    real = np.issubdtype(y.dtype, np.number) and not np.issubdtype(y.dtype, np.complexfloating)
-    if y.ndim != 2 or not real or not np.isfinite(y).all():
+    if y.ndim != 2 or y.dtype.kind not in "biuf":
         raise ValueError(
             f"{what}: targets must be finite numbers of shape (n,) or (n, targets), got {y.dtype} {y.shape}"
         )
+    check_finite([y], what)
     return torch.from_numpy(y.astype(np.float64))
 
 
-LABELS = {"classification": _class_labels, "regression": _target_labels}
-"""Task -> (array, what it is) -> tensor; targets are still in their own units."""
+LABELS: dict[str, Callable[[np.ndarray, str], Any]] = {"classification": _class_labels, "regression": _target_values}
+"""Task -> (array, what it is) -> labels, or targets `(n, targets)` still in their own units."""

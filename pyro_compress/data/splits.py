@@ -6,82 +6,48 @@ Images are float32 in [0, 1] with shape `(n, channels, height, width)`; tables b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pyro_compress.data import tabular
 from pyro_compress.data.datasets import DATASETS as DATASETS
-from pyro_compress.data.datasets import SPLIT_SEED, Arrays
+from pyro_compress.data.datasets import Arrays
 from pyro_compress.data.folders import load_folder
-from pyro_compress.data.npz import convert, load_npz, read_npz
-from pyro_compress.data.streaming import Streamed
-from pyro_compress.settings import TOLD, Reading
+from pyro_compress.data.held_out import drawn, limited, partition, rows_of
+from pyro_compress.data.labels import Labels, doubts, named, places, reordered
+from pyro_compress.data.npz import (
+    BYTES,
+    LABELS,
+    class_names,
+    doubtful_inputs,
+    input_scale,
+    inputs,
+    load_npz,
+    read_npz,
+    wanted,
+)
+from pyro_compress.data.preprocessing import PREPROCESSING as PREPROCESSING
+from pyro_compress.data.preprocessing import filled as filled
+from pyro_compress.data.preprocessing import numbered as numbered
+from pyro_compress.data.preprocessing import preprocessing as preprocessing
+from pyro_compress.data.preprocessing import preprocessing_of as preprocessing_of
+from pyro_compress.data.preprocessing import reading_of as reading_of
+from pyro_compress.data.preprocessing import told as told
+from pyro_compress.data.streaming import ArrayFile
+from pyro_compress.data.table_files import Table, is_table, read_table
+from pyro_compress.settings import Reading
 from pyro_compress.types import Column, Data, Preprocessing, Quantity, Splits
+
+log = logging.getLogger(__name__)
 
 TEST_SHARE = 0.2
 """Share of a table's rows that is held out where no table with test rows is given."""
-
-NUMERALS = tuple("0123456789")
-DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-CLOTHES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
-
-PREPROCESSING: dict[str, Preprocessing] = {
-    "digits": Preprocessing(16.0, NUMERALS),
-    "mnist": Preprocessing(255.0, tuple(f"{i} - {name}" for i, name in enumerate(DIGIT_NAMES))),
-    "fashion-mnist": Preprocessing(255.0, CLOTHES),
-}
-"""Of the data sets that a name is enough to identify: a compressed file need not repeat it."""
-
-
-def told(data: str, splits: Splits) -> dict[str, Any]:
-    """What a compressed file must say about its inputs and outputs beyond the data set's name."""
-    if data in PREPROCESSING:
-        return {}
-    found: dict[str, Any] = {} if splits.scale == 1 else {"scale": splits.scale}
-    if splits.columns:
-        found["columns"] = [
-            {"name": c.name, "categories": list(c.categories)} if c.categories else _less(c, "categories")
-            for c in splits.columns
-        ]
-    if splits.targets:
-        return found | {"targets": [asdict(one) for one in splits.targets]}
-    numbered = splits.classes == tuple(str(i) for i in range(len(splits.classes)))
-    return found | ({} if numbered else {"classes": list(splits.classes)})
-
-
-def _less(column: Column, field: str) -> dict[str, Any]:
-    return {key: value for key, value in asdict(column).items() if key != field}
-
-
-def preprocessing_of(meta: dict[str, Any]) -> Preprocessing:
-    """The preprocessing of a compressed file with this metadata; without names, classes are numbered from 0."""
-    if (data := meta.get("data")) in PREPROCESSING:
-        return PREPROCESSING[data]
-    return Preprocessing(
-        float(meta.get("scale", 1.0)),
-        tuple(str(name) for name in meta.get("classes", ())),
-        tuple(Column(**(one | {"categories": tuple(one.get("categories", ()))})) for one in meta.get("columns", ())),
-        tuple(Quantity(**one) for one in meta.get("targets", ())),
-    )
-
-
-def preprocessing(splits: Splits) -> Preprocessing:
-    """The preprocessing that splits went through."""
-    return Preprocessing(splits.scale, splits.classes, splits.columns, splits.targets)
-
-
-def reading_of(meta: dict[str, Any]) -> Reading:
-    """How the data of a compressed file with this metadata are read."""
-    found = {name: meta[name] for name in TOLD if name in meta}
-    return Reading(**found | {"target": tuple(meta.get("target", ()))})
 
 
 def load_splits(
@@ -90,15 +56,20 @@ def load_splits(
     validation: float | None = None,
     download: bool = False,
     reading: Reading | None = None,
+    known: Preprocessing | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Splits:
     """Load a data set and hold out a validation split, the same one in every run.
 
     Args:
-        data: name in `DATASETS`, the path of a `.npz`, `.csv` or `.parquet` file, or a folder (`folders`).
+        data: name in `DATASETS`, the path of a `.npz`, `.csv`, `.tsv` or `.parquet` file, or a folder (`folders`).
         data_dir: folder of the downloaded data sets.
         validation: share of the training set, in (0, 1); None takes a tenth, or more where that is under 240 rows.
         download: fetch a missing data set.
         reading: task, columns, sizes.
+        known: preprocessing of the network that the data are for: its scale, classes, columns and targets count, and
+            not what these data would have by themselves.
+        shape: of one example, as the network takes it.
 
     Raises:
         ValueError: unknown name, missing files, arrays that do not fit each other.
@@ -106,56 +77,64 @@ def load_splits(
     if not data:
         raise ValueError("no data are named, and the network does not say what it was fitted on; name them with --data")
     reading = reading or Reading()
-    found = _loaded(data, data_dir, validation, download, reading)
+    found = _loaded(data, (data_dir, download), validation, reading, (known, shape))
     how = {one.name: getattr(reading, one.name) for one in fields(Reading)}
     return replace(found, origin={"data": data, "validation": validation} | how)
 
 
-def _loaded(data: str, data_dir: str, validation: float | None, download: bool, reading: Reading) -> Splits:
-    path = Path(data)
-    if reading.series and path.suffix in tabular.SUFFIXES:
-        raise ValueError(f"{data!r}: series are arrays (n, channels, length), in a .npz file or a folder of .npy files")
-    if path.suffix in tabular.SUFFIXES:
-        return table_splits(path, validation, reading)
+def _loaded(
+    data: str, source: tuple[str, bool], validation: float | None, reading: Reading,
+    network: tuple[Preprocessing | None, tuple[int, ...] | None],
+) -> Splits:  # fmt: skip
+    path, (known, shape) = Path(data), network
+    if is_table(path):
+        if reading.series:
+            raise ValueError(f"{data!r}: series are arrays (n, channels, length), in a .npz file or as .npy files")
+        return table_splits(path, validation, reading, known)
     if reading.target or reading.test_data:
         raise ValueError(f"{data!r} is no table: target columns and test tables go with .csv and .parquet files")
     if data in DATASETS:
-        arrays = DATASETS[data](data_dir, download)
-    elif data.endswith(".npz"):
+        arrays = DATASETS[data](*source)
+    elif path.suffix.lower() == ".npz":
         arrays = load_npz(path)
     elif path.is_dir():
         arrays = load_folder(path, reading)
     else:
         raise ValueError(
-            f"unknown data set {data!r}; allowed: {', '.join(DATASETS)}, a .npz, .csv or .parquet file, or a folder"
+            f"unknown data set {data!r}; allowed: {', '.join(DATASETS)}, a .npz, .csv, .tsv or .parquet file, or a "
+            "folder"
         )
-    return split(arrays, validation, data, reading)
+    return split(arrays, validation, data, reading, known, shape)
 
 
-def split(arrays: Arrays, validation: float | None, name: str = "data", reading: Reading | None = None) -> Splits:
-    """Check and convert raw arrays, and hold out the validation split (seed `SPLIT_SEED`)."""
+def split(
+    arrays: Arrays, validation: float | None, name: str = "data", reading: Reading | None = None,
+    known: Preprocessing | None = None, shape: tuple[int, ...] | None = None,
+) -> Splits:  # fmt: skip
+    """Check and convert raw arrays, and hold out the validation split (seed `SPLIT_SEED`) where they bring none."""
     reading = reading or Reading()
-    train = convert(arrays.x_train, arrays.y_train, f"{name}: x_train, y_train", reading=reading)
-    test = convert(arrays.x_test, arrays.y_test, f"{name}: x_test, y_test", reading=reading)
-    if train.x.shape[1:] != test.x.shape[1:]:
-        raise ValueError(
-            f"{name}: one example of x_train has shape {tuple(train.x.shape[1:])}, "
-            f"one of x_test {tuple(test.x.shape[1:])}; they must agree"
-        )
-    held_in, held_out = partition(train.y.numpy(), validation, reading, name)
-    known = PREPROCESSING[name].scale if name in PREPROCESSING else None
-    scale = known or (255.0 if _bytes(arrays.x_train) else 1.0)
-    parts = [_rows(train, held_in), _rows(train, held_out), test]
+    given = _labelled(arrays, name, reading)
+    scale = _scale(arrays, name, known)
+    x = {part: inputs(raw, f"{name}: x_{part}", scale, reading) for part, (raw, _) in given.items()}
+    for part, values in x.items():
+        if values.shape[1:] != x["train"].shape[1:]:
+            raise ValueError(
+                f"{name}: one example of x_train has shape {tuple(x['train'].shape[1:])}, "
+                f"one of x_{part} {tuple(values.shape[1:])}; they must agree"
+            )
+    if shape and tuple(x["train"].shape[1:]) != tuple(shape):
+        found = tuple(x["train"].shape[1:])
+        raise ValueError(f"{name}: one example has shape {found}; this network takes {tuple(shape)}")
+    _say(name, doubtful_inputs(x["train"], scale) if not known else [])
+    labels = {part: y for part, (_, y) in given.items()}
     if reading.task == "regression":
-        names = [f"target {i}" for i in range(train.y.shape[1])]
-        parts, targets = _with_targets(parts, names, name)
+        names = [f"target {i}" for i in range(labels["train"].shape[1])]
+        parts = _held_out({part: Data(x[part], labels[part]) for part in x}, validation, reading, name)
+        parts, targets = _with_targets(parts, names, name, known)
         return _splits(parts, (), scale=scale, targets=targets)
-    number = int(train.y.max()) + 1
-    if len(test.y) and int(test.y.max()) >= number:
-        raise ValueError(f"{name}: y_test holds class {int(test.y.max())}, which y_train never shows")
-    if arrays.classes and len(arrays.classes) < number:
-        raise ValueError(f"{name}: {len(arrays.classes)} class names for labels up to {number - 1}")
-    return _splits(parts, arrays.classes or tuple(str(i) for i in range(number)), scale=scale)
+    classes, numbers = _classes({f"{name}: y_{part}": y for part, y in labels.items()}, arrays.classes, name, known)
+    found = {part: Data(x[part], torch.from_numpy(rows)) for part, rows in zip(labels, numbers, strict=True)}
+    return _splits(_held_out(found, validation, reading, name), classes, scale=scale)
 
 
 def _splits(parts: Sequence[Data], classes: tuple[str, ...], **known: Any) -> Splits:
@@ -163,25 +142,117 @@ def _splits(parts: Sequence[Data], classes: tuple[str, ...], **known: Any) -> Sp
     return Splits(train, validation, test, classes, **known)
 
 
-def _bytes(x: Any) -> bool:
-    """Whether the values were divided by 255."""
-    return (x.source.read(0).dtype if isinstance(x, Streamed) else x.dtype) == np.uint8
+def _scale(arrays: Arrays, name: str, known: Preprocessing | None) -> float:
+    """What whole numbers are divided by: what the network was trained with, where that is known."""
+    if name in PREPROCESSING:
+        return PREPROCESSING[name].scale
+    return known.scale if known and known.scale not in (0, 1) else input_scale(arrays)
 
 
-def _rows(data: Data, rows: np.ndarray) -> Data:
-    index: Any = torch.from_numpy(rows)
-    x: Any = data.x  # a tensor, or what stands in for one
-    part: Any = x.subset(index) if isinstance(x, Streamed) else x[index]
-    return Data(part, data.y[index])
+def before(data: str, reading: Reading, outputs: int) -> Preprocessing | None:
+    """What earlier versions made of own data, and did not write down: all bytes were divided, all labels were numbers.
+
+    Returns:
+        None where that is what this one makes of them.
+    """
+    path, arrays = Path(data), dict[str, np.ndarray]()
+    if path.suffix.lower() == ".npz" and path.is_file():
+        arrays = read_npz(path)
+    elif (path / "x_train.npy").is_file():
+        arrays = {"x_train": ArrayFile(path / "x_train.npy", reading).mapped}
+    if "x_train" not in arrays:
+        return None
+    scale = BYTES if arrays["x_train"].dtype == np.uint8 else 1.0
+    unnumbered = "classes" in arrays or reading.task != "classification"
+    return Preprocessing(scale, () if unnumbered else numbered(outputs))
 
 
-def _with_targets(parts: Sequence[Data], names: Sequence[str], name: str) -> tuple[list[Data], tuple[Quantity, ...]]:
+def _labelled(arrays: Arrays, name: str, reading: Reading) -> dict[str, tuple[Any, Any]]:
+    """Part -> examples, and their labels (`Labels`) or targets."""
+    found: dict[str, tuple[Any, Any]] = {}
+    pairs = {
+        "train": (arrays.x_train, arrays.y_train),
+        "validation": (arrays.x_validation, arrays.y_validation),
+        "test": (arrays.x_test, arrays.y_test),
+    }
+    for part, (x, y) in pairs.items():
+        if x is not None and y is not None:
+            found[part] = x, _labels_beside(x, y, f"{name}: x_{part}", f"{name}: y_{part}", reading)
+    return found
+
+
+def _labels_beside(x: Any, y: np.ndarray, what: str, labels: str, reading: Reading) -> Any:
+    """Labels or targets, as many as there are examples."""
+    if not len(x.shape) or not y.ndim:
+        raise ValueError(f"{what}: examples (n, ...) and labels (n,) are wanted, got shapes {x.shape} and {y.shape}")
+    if len(x) != len(y):
+        raise ValueError(f"{what}: {len(x)} examples but {len(y)} labels")
+    if not len(x):
+        raise ValueError(f"{what}: no examples")
+    return LABELS[reading.task](y, labels)
+
+
+def _held_out(found: dict[str, Data], validation: float | None, reading: Reading, name: str) -> list[Data]:
+    """Training, validation and test examples."""
+    train = found["train"]
+    if "validation" not in found:
+        held_in, held_out = partition(train.y.numpy(), validation, reading, name)
+        return [rows_of(train, held_in), rows_of(train, held_out), found["test"]]
+    if validation is not None:
+        raise ValueError(f"{name} brings its own validation split: leave out --validation {validation:g}")
+    kept = limited(np.arange(len(train)), train.y.numpy(), reading, name)
+    return [rows_of(train, kept) if len(kept) < len(train) else train, found["validation"], found["test"]]
+
+
+def _classes(
+    labels: dict[str, Labels], declared: Sequence[str], name: str, known: Preprocessing | None
+) -> tuple[tuple[str, ...], list[np.ndarray]]:
+    """Names of the classes in the order of the outputs, and the class numbers of every array.
+
+    Args:
+        labels: of every array, by what it is called in messages; the first is the training set's.
+        declared: names that the data give their classes.
+        name: of the data.
+        known: what is known of the network that they are for.
+
+    Raises:
+        ValueError: a single class, or one that the training examples never show.
+    """
+    by_name = {what: named(one, declared, what) for what, one in labels.items()}
+    if known and known.classes and not declared:
+        return known.classes, [places(one, known.classes, what) for what, one in by_name.items()]
+    first, train = next(iter(by_name.items()))
+    own, shown = train.names, set(train.rows.tolist())
+    numbers = [places(one, own, what, f"{first} shows", by_number=False) for what, one in by_name.items()]
+    if known and known.classes:
+        there = np.array(reordered(own, known.classes, name), np.int64)
+        return known.classes, [there[rows] for rows in numbers]
+    if len(shown) < 2:
+        raise ValueError(f"{first} holds one class, {own[min(shown)]!r}: there is nothing to tell apart")
+    for what, rows in zip(by_name, numbers, strict=True):
+        if new := [place for place in np.unique(rows).tolist() if place not in shown]:
+            row = int((rows == new[0]).argmax()) + 1
+            raise ValueError(f"{what} holds class {own[new[0]]!r} (row {row}), which {first} never shows")
+    absent = [f"class {one!r} has no training example" for place, one in enumerate(own) if place not in shown]
+    _say(name, [*doubts(labels[first] if not declared else train), *absent[:1]])
+    return own, numbers
+
+
+def _say(name: str, doubtful: Sequence[str]) -> None:
+    for sentence in doubtful:
+        log.warning("%s: %s", name, sentence)
+
+
+def _with_targets(
+    parts: Sequence[Data], names: Sequence[str], name: str, known: Preprocessing | None
+) -> tuple[list[Data], tuple[Quantity, ...]]:
     """Parts with targets in standard deviations of the first, the training rows, and what these are."""
     try:
-        targets = tabular.quantities(parts[0].y.double().numpy(), names)
+        targets = known.targets if known and known.targets else ()
+        targets = targets or tabular.quantities(parts[0].y.double().numpy(), names)
+        return [standardized(part, targets) for part in parts], targets
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    return [standardized(part, targets) for part in parts], targets
 
 
 def standardized(data: Data, targets: Sequence[Quantity]) -> Data:
@@ -193,89 +264,64 @@ def standardized(data: Data, targets: Sequence[Quantity]) -> Data:
     return Data(data.x, torch.from_numpy(tabular.standardized(data.y.double().numpy(), targets)))
 
 
-def partition(y: np.ndarray, validation: float | None, reading: Reading, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows to validate on: stratified by class, or at random for regression.
-
-    Raises:
-        ValueError: a share or a limit out of range, or too few rows of a class.
-    """
-    if validation is None:
-        validation = min(max(0.1, 240 / max(len(y), 1)), 1 / 3)
-    if not 0 < validation < 1:
-        raise ValueError(f"validation share {validation}: allowed are values between 0 and 1")
-    labels = y if reading.task == "classification" else None
-    held_in, held_out = _drawn(np.arange(len(y)), validation, labels, f"validation split in {name}")
-    if not 0 < reading.limit < len(held_in):
-        return held_in, held_out
-    labels = None if labels is None else labels[held_in]
-    _, kept = _drawn(held_in, reading.limit, labels, f"training subset in {name}")
-    return kept, held_out
-
-
-def _drawn(rows: np.ndarray, size: float, labels: np.ndarray | None, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two parts of rows, the second of a given share or number, stratified by labels; both in order."""
-    from sklearn.model_selection import train_test_split
-
-    try:
-        rest, chosen = train_test_split(rows, test_size=size, stratify=labels, random_state=SPLIT_SEED)
-    except ValueError as error:
-        stratified = "" if labels is None else "stratified "
-        if labels is not None and len(np.unique(labels)) > len(labels) / 2:
-            raise ValueError(
-                f"no {stratified}{what}: its {len(labels)} rows have {len(np.unique(labels))} different labels; "
-                "numbers are predicted with --task regression"
-            ) from error
-        raise ValueError(f"no {stratified}{what} of size {size:.3g}: {error}") from error
-    return np.sort(rest), np.sort(chosen)
-
-
-def table_splits(path: Path, validation: float | None, reading: Reading) -> Splits:
-    """Splits of a table; means, spreads and categories are those of the training rows.
+def table_splits(path: Path, validation: float | None, reading: Reading, known: Preprocessing | None = None) -> Splits:
+    """Splits of a table; means, spreads and categories are those of the training rows, unless they are known.
 
     Raises:
         ValueError: what `tabular` refuses.
     """
-    table = tabular.read_table(path)
-    tabular.check_targets(table, reading.target, reading.task, path)
-    classification, first = reading.task == "classification", table[reading.target[0]]
-    classes = tabular.class_names(first) if classification else ()
-    y = _target_values(table, reading, classes, path)
+    table = _table(path, reading)
+    classification = reading.task == "classification"
+    classes, y = _table_classes(table, reading, path, known) if classification else ((), _targets(table, reading))
     rows = np.arange(len(y))
     if not reading.test_data:
-        rows, out = _drawn(rows, TEST_SHARE, y if classification else None, f"test split in {path}")
+        rows, out = drawn(rows, TEST_SHARE, y if classification else None, f"test split in {path}")
     held_in, held_out = (rows[part] for part in partition(y[rows], validation, reading, str(path)))
-    columns = tabular.columns_of(table, reading.target, held_in, path)
+    columns = known.columns if known else ()
+    columns = columns or tabular.columns_of(table, reading.target, held_in, path)
+    parts = [_rows_of_table(table, columns, y, rows, path) for rows in (held_in, held_out)]
     if reading.test_data:
-        test = _table_data(Path(reading.test_data), columns, reading, classes)
+        parts.append(_table_data(Path(reading.test_data), columns, reading, classes))
     else:
-        test = Data(*_tensors(table, columns, y, out, path))
-    parts = [*(Data(*_tensors(table, columns, y, rows, path)) for rows in (held_in, held_out)), test]
+        parts.append(_rows_of_table(table, columns, y, out, path))
     targets: tuple[Quantity, ...] = ()
     if not classification:
-        parts, targets = _with_targets(parts, reading.target, str(path))
+        parts, targets = _with_targets(parts, reading.target, str(path), known)
     return _splits(parts, classes, columns=columns, targets=targets)
 
 
-def _target_values(table: tabular.Table, reading: Reading, classes: Sequence[str], path: Path) -> np.ndarray:
-    """Class numbers `(n,)`, or targets in their own units `(n, targets)`."""
-    if reading.task == "classification":
-        return tabular.labels_of(table[reading.target[0]], classes, f"{path}: column {reading.target[0]!r}")
-    return np.stack([table[name] for name in reading.target], 1)
+def _table(path: Path, reading: Reading) -> Table:
+    table = read_table(path, reading.target if reading.task == "classification" else ())
+    tabular.check_targets(table, reading.target, reading.task, path)
+    return table
 
 
-def _tensors(
-    table: tabular.Table, columns: Sequence[Column], y: np.ndarray, rows: np.ndarray, path: Path
-) -> tuple[Tensor, Tensor]:
+def _table_classes(
+    table: Table, reading: Reading, path: Path, known: Preprocessing | None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    what = f"{path}: column {reading.target[0]!r}"
+    classes, (numbers,) = _classes({what: tabular.labels_of(table, reading, path)}, (), str(path), known)
+    return classes, numbers
+
+
+def _targets(table: Table, reading: Reading) -> np.ndarray:
+    """Targets in their own units, `(n, targets)`."""
+    return np.stack([table[name].astype(np.float64) for name in reading.target], 1)
+
+
+def _rows_of_table(table: Table, columns: Sequence[Column], y: np.ndarray, rows: np.ndarray, path: Path) -> Data:
     part = {name: values[rows] for name, values in table.items()}
-    return torch.from_numpy(tabular.inputs_of(part, columns, path)), torch.from_numpy(y[rows])
+    return Data(torch.from_numpy(tabular.inputs_of(part, columns, path)), torch.from_numpy(y[rows]))
 
 
 def _table_data(path: Path, columns: Sequence[Column], reading: Reading, classes: Sequence[str]) -> Data:
     """All rows of a table, targets in their own units."""
-    table = tabular.read_table(path)
-    tabular.check_targets(table, reading.target, reading.task, path)
-    y = _target_values(table, reading, classes, path)
-    return Data(*_tensors(table, columns, y, np.arange(len(y)), path))
+    table = _table(path, reading)
+    if reading.task == "classification":
+        y = places(tabular.labels_of(table, reading, path), classes, f"{path}: column {reading.target[0]!r}")
+    else:
+        y = _targets(table, reading)
+    return _rows_of_table(table, columns, y, np.arange(len(y)), path)
 
 
 def load_examples(path: Path, known: Preprocessing | None = None, reading: Reading | None = None) -> Data:
@@ -283,21 +329,34 @@ def load_examples(path: Path, known: Preprocessing | None = None, reading: Readi
 
     Args:
         path: the file.
-        known: preprocessing of the network they are for: with a scale, raw values cannot pass for scaled ones.
+        known: preprocessing of the network they are for: with a scale, raw values cannot pass for scaled ones; its
+            classes say which output a label means.
         reading: task and target columns of the network.
 
     Raises:
-        ValueError: missing arrays or columns, mismatched lengths, NaNs, values out of the network's range.
+        ValueError: missing arrays or columns, mismatched lengths, NaNs, values out of the network's range, a class
+            that the network does not know.
     """
-    reading = reading or Reading()
-    if path.suffix in tabular.SUFFIXES:
-        if known is None or not known.columns:
+    reading, known = reading or Reading(), known or Preprocessing(0.0, ())
+    if is_table(path):
+        if not known.columns:
             raise ValueError(f"{path}: this network was not fitted on a table; give a .npz file")
         return standardized(_table_data(path, known.columns, reading, known.classes), known.targets)
     arrays = read_npz(path)
     for suffix in ("", "_test"):
         if f"x{suffix}" in arrays and f"y{suffix}" in arrays:
-            what, scale = f"{path}: x{suffix}, y{suffix}", known.scale if known else None
-            found = convert(arrays[f"x{suffix}"], arrays[f"y{suffix}"], what, scale, reading)
-            return standardized(found, known.targets if known else ())
+            x, y = wanted(arrays, (f"x{suffix}", f"y{suffix}"), path)
+            what = f"{path}: x{suffix}"
+            labels = _labels_beside(x, y, what, f"{path}: y{suffix}", reading)
+            found = inputs(x, what, known.scale or input_scale(Arrays(x, y, x, y)), reading)
+            if reading.task == "classification":
+                labels = torch.from_numpy(_known_places(labels, class_names(arrays, path), known, f"{path}: y{suffix}"))
+            return standardized(Data(found, labels), known.targets)
     raise ValueError(f"{path} needs arrays x and y, or x_test and y_test; it holds {', '.join(arrays)}")
+
+
+def _known_places(labels: Labels, declared: Sequence[str], known: Preprocessing, what: str) -> np.ndarray:
+    """Outputs that labels stand for; a network that nothing is known of has one for each of them."""
+    if set(declared) <= set(known.classes):
+        labels = named(labels, declared, what)
+    return places(labels, known.classes or labels.names, what)

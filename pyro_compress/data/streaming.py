@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ class Source(Protocol):
         """Number of examples."""
 
     def read(self, index: int) -> np.ndarray:
-        """One example, bytes or floats."""
+        """One example: whole numbers, bools or floats."""
 
 
 class ArrayFile:
@@ -67,7 +67,7 @@ class ArrayFile:
 
 
 class Streamed:
-    """Some rows of a source, as float32; bytes are divided by 255.
+    """Some rows of a source, as float32; whole numbers are divided by a scale.
 
     What a tensor would be asked for works: `len`, `shape`, rows by slice or index tensor, `split`.
 
@@ -75,10 +75,11 @@ class Streamed:
         source: all examples.
         rows: those that belong to this split.
         workers: processes that read ahead while training; 0 reads in this one.
+        scale: what whole numbers are divided by.
     """
 
-    def __init__(self, source: Source, rows: Tensor, workers: int):
-        self.source, self.rows, self.workers = source, rows, workers
+    def __init__(self, source: Source, rows: Tensor, workers: int, scale: float = 1.0):
+        self.source, self.rows, self.workers, self.scale = source, rows, workers, scale
         self._loader: tuple[_Batches, DataLoader] | None = None
 
     def __len__(self) -> int:
@@ -92,11 +93,15 @@ class Streamed:
     def __getitem__(self, key: Any) -> Tensor:
         if isinstance(key, tuple):
             return self[key[0]][(slice(None), *key[1:])]
-        return stacked([self.source.read(int(row)) for row in self.rows[key]], self.source.shape)
+        return stacked([self.source.read(int(row)) for row in self.rows[key]], self.source.shape, self.scale)
 
     def subset(self, rows: Tensor) -> Streamed:
         """Some of these rows."""
-        return Streamed(self.source, self.rows[rows], self.workers)
+        return Streamed(self.source, self.rows[rows], self.workers, self.scale)
+
+    def divided(self, scale: float) -> Streamed:
+        """The same rows, whole numbers divided by another scale."""
+        return Streamed(self.source, self.rows, self.workers, scale)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Consecutive parts, as a tensor's `split`."""
@@ -111,7 +116,7 @@ class Streamed:
             self._loader = (
                 batches,
                 DataLoader(
-                    _Rows(self.source),
+                    _Rows(self.source, self.scale),
                     batch_sampler=batches,
                     num_workers=self.workers,
                     collate_fn=_collate,
@@ -123,7 +128,7 @@ class Streamed:
             )
         batches, loader = self._loader
         batches.parts = [self.rows[part].tolist() for part in parts]
-        return iter(loader)
+        return _sound(iter(loader))
 
 
 class _Batches:
@@ -139,15 +144,30 @@ class _Batches:
 
 
 class _Rows(Dataset):
-    def __init__(self, source: Source):
-        self.source = source
+    """Examples as the workers read them; what is wrong with one comes back as it is, for the main process to raise."""
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.source.read(index)
+    def __init__(self, source: Source, scale: float):
+        self.source, self.scale = source, scale
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, float] | ValueError:
+        try:
+            return self.source.read(index), self.scale
+        except ValueError as error:
+            return error
 
 
-def _collate(examples: list[np.ndarray]) -> Tensor:
-    return stacked(examples, examples[0].shape)
+def _collate(examples: list[tuple[np.ndarray, float] | ValueError]) -> Tensor | ValueError:
+    read = [one for one in examples if isinstance(one, tuple)]
+    if wrong := [one for one in examples if isinstance(one, ValueError)]:
+        return wrong[0]
+    return stacked([example for example, _ in read], read[0][0].shape, read[0][1])
+
+
+def _sound(batches: Iterable[Tensor | ValueError]) -> Iterator[Tensor]:
+    for batch in batches:
+        if isinstance(batch, ValueError):
+            raise batch
+        yield batch
 
 
 def _leave_signals(worker: int) -> None:
@@ -156,14 +176,15 @@ def _leave_signals(worker: int) -> None:
     os.setpgid(0, 0)  # torchrun passes signals on to the whole group of a process
 
 
-def stacked(examples: Sequence[np.ndarray], shape: tuple[int, ...]) -> Tensor:
-    """Examples as one float32 tensor; bytes are divided by 255."""
+def stacked(examples: Sequence[np.ndarray], shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
+    """Examples as one float32 tensor; whole numbers are divided by the scale."""
     if not examples:
         return torch.zeros(0, *shape)
-    return scaled(np.stack(examples))
+    return scaled(np.stack(examples), scale)
 
 
-def scaled(values: np.ndarray) -> Tensor:
-    """Float32 values; bytes are divided by 255."""
-    found = torch.from_numpy(values.astype(np.float32))
-    return found.div_(255) if values.dtype == np.uint8 else found
+def scaled(values: np.ndarray, scale: float = 1.0) -> Tensor:
+    """Float32 values; whole numbers are divided by the scale."""
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        found = torch.from_numpy(values.astype(np.float32, order="C"))
+    return found.div_(scale) if values.dtype.kind in "iu" and scale != 1 else found

@@ -1,4 +1,4 @@
-"""Tables (CSV, Parquet) -> numbers: which columns are inputs, how each becomes one, what is refused.
+"""Columns of a table -> numbers: which are inputs, how each becomes one, what is refused.
 
 Numbers are standardised by the training rows, names become one input per category. Both travel with the network
 (`types.Column`), so that another table can be fed to it later.
@@ -6,68 +6,28 @@ Numbers are standardised by the training rows, names become one input per catego
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from pyro_compress.data.labels import Labels, read_labels
+from pyro_compress.data.table_files import Table
+from pyro_compress.settings import Reading
 from pyro_compress.types import Column, Quantity
 
-SUFFIXES = (".csv", ".parquet")
+log = logging.getLogger(__name__)
+
 MOST_CATEGORIES = 1000
 """A column with more different names than this is an identifier, not a category."""
-
-Table = Mapping[str, np.ndarray]
-"""Column -> values: float64 numbers, or strings."""
-
-
-def read_table(path: Path) -> Table:
-    """All columns of a table.
-
-    Raises:
-        ValueError: no such file or package, a missing value, a column that is neither numbers nor names.
-    """
-    try:
-        import pyarrow
-        from pyarrow import csv, parquet
-    except ImportError as error:
-        raise ValueError(f"tables need one more package ({error}); pip install 'pyro-compress[tabular]'") from error
-    try:
-        if path.suffix == ".csv":
-            table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
-        else:
-            table = parquet.ParquetFile(path).read()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no readable table: {error}") from error
-    if not table.num_rows:
-        raise ValueError(f"{path}: no rows")
-    if twice := [name for name in table.column_names if table.column_names.count(name) > 1]:
-        raise ValueError(f"{path}: column {twice[0]!r} stands there twice")
-    return {name: _values(table.column(name), f"{path}: column {name!r}") for name in table.column_names}
-
-
-def _values(column: Any, what: str) -> np.ndarray:
-    """One column as float64 or strings; nothing may be missing."""
-    from pyarrow import types
-
-    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
-    if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
-        values = np.array([np.nan if v is None else float(v) for v in column.to_pylist()])
-        missing = ~np.isfinite(values)
-    elif types.is_string(kind) or types.is_large_string(kind):
-        found = column.to_pylist()
-        missing = np.array([v is None for v in found])
-        values = np.array(["" if v is None else v for v in found], dtype=np.str_)
-    else:
-        raise ValueError(f"{what} holds {column.type}; columns must be numbers or names, convert it or leave it out")
-    if missing.any():
-        first = int(missing.argmax()) + 1
-        raise ValueError(f"{what}: {int(missing.sum())} values are missing, NaN or infinite, the first in row {first}")
-    return values
+FEW_CATEGORIES = 20
+"""With more, and one for every second row, it is doubtful."""
+ROUNDING = 16
+"""A spread of so many units in the last place is what rounding leaves of a constant."""
+INDEX = ("", "Unnamed: 0", "__index_level_0__")
+"""Names under which pandas and R store the number of the row."""
 
 
 def check_targets(table: Table, target: Sequence[str], task: str, path: Path) -> None:
@@ -92,27 +52,65 @@ def check_targets(table: Table, target: Sequence[str], task: str, path: Path) ->
 
 
 def columns_of(table: Table, target: Sequence[str], rows: np.ndarray, path: Path) -> tuple[Column, ...]:
-    """How every column but the targets becomes inputs, as its values in the given rows say."""
+    """How every column but the targets becomes inputs, as its values in the given rows say.
+
+    Raises:
+        ValueError: an identifier, or no column that could be an input.
+    """
     found = []
     for name, values in table.items():
         if name in target:
             continue
-        part = values[rows]
-        if part.dtype.kind == "U":
-            names = tuple(str(one) for one in np.unique(part))
-            if len(names) > MOST_CATEGORIES:
-                raise ValueError(f"{path}: column {name!r} has {len(names)} different names; leave identifiers out")
-            found.append(Column(name, categories=names))
-        else:
-            mean, std = moments(part)
-            found.append(Column(name, mean, std or 1.0))
+        if _counts_rows(values) and name in INDEX:
+            log.warning("%s: column %r numbers the rows and is left out", path, name)
+            continue
+        what, part = f"{path}: column {name!r}", values[rows]
+        found.append(_names(part, name, what) if part.dtype.kind == "U" else _numbers(part, name, what))
+        if _counts_rows(values) and np.ptp(values) == len(values) - 1:
+            log.warning("%s has another whole number in every row; if it only counts them, leave it out", what)
+    if not found:
+        raise ValueError(f"{path}: no column is left as an input beside {', '.join(target)}")
     return tuple(found)
 
 
+def _counts_rows(values: np.ndarray) -> bool:
+    return values.dtype.kind in "iu" and len(values) > FEW_CATEGORIES and len(np.unique(values)) == len(values)
+
+
+def _names(values: np.ndarray, name: str, what: str) -> Column:
+    names = tuple(str(one) for one in np.unique(values))
+    if len(names) > MOST_CATEGORIES:
+        raise ValueError(f"{what} has {len(names)} different names; leave identifiers out")
+    if len(names) > max(FEW_CATEGORIES, len(values) / 2):
+        log.warning("%s has %d different names in %d rows; leave identifiers out", what, len(names), len(values))
+    return Column(name, categories=names)
+
+
+def _numbers(values: np.ndarray, name: str, what: str) -> Column:
+    """A constant column has no spread to be measured by: its own size stands in, at least 1."""
+    mean, std = moments(values)
+    if not std:
+        log.warning("%s is the same in all training rows: it says nothing", what)
+    return Column(name, mean, std or max(1.0, abs(mean)))
+
+
 def moments(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation in as many digits as matter, a few bytes of a file: to 10⁻⁷ of the latter."""
-    mean, std = float(values.mean()), float(values.std())
-    digits = 7 - math.floor(math.log10(std)) if 0 < std < math.inf else 15
+    """Mean and standard deviation in as many digits as matter, a few bytes of a file: to 10⁻⁷ of the latter.
+
+    What only differs by rounding has no spread.
+
+    Raises:
+        ValueError: values whose spread is no number any more.
+    """
+    unit = float(np.finfo(values.dtype if values.dtype.kind == "f" else np.float64).eps)
+    values = values.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = float(values.mean()), float(values.std())
+    if not math.isfinite(std):
+        raise ValueError(f"values up to {np.abs(values).max():g} are too large to be standardised")
+    if std <= ROUNDING * unit * float(np.abs(values).max(initial=0.0)):
+        std = 0.0
+    digits = 7 - math.floor(math.log10(std)) if std else 15
     return round(mean, digits), round(std, digits)
 
 
@@ -133,30 +131,14 @@ def inputs_of(table: Table, columns: Sequence[Column], path: Path) -> np.ndarray
         if column.categories:
             parts.append((values[:, None] == np.array(column.categories)).astype(np.float32))
         else:
-            parts.append(((values - column.mean) / column.std).astype(np.float32)[:, None])
+            parts.append(((values.astype(np.float64) - column.mean) / column.std).astype(np.float32)[:, None])
     return np.concatenate(parts, 1)
 
 
-def class_names(values: np.ndarray) -> tuple[str, ...]:
-    """Names of the classes in a target column, in order; whole numbers without a decimal point."""
-    return tuple(_class_name(value) for value in np.unique(values))
-
-
-def labels_of(values: np.ndarray, classes: Sequence[str], what: str) -> np.ndarray:
-    """Class numbers of a target column.
-
-    Raises:
-        ValueError: a class that is none of them.
-    """
-    number = {name: index for index, name in enumerate(classes)}
-    names = [_class_name(value) for value in values]
-    if unknown := [name for name in names if name not in number]:
-        raise ValueError(f"{what} holds class {unknown[0]!r}; the network knows {', '.join(classes)}")
-    return np.array([number[name] for name in names], np.int64)
-
-
-def _class_name(value: Any) -> str:
-    return str(value) if isinstance(value, str) else f"{float(value):.15g}"
+def labels_of(table: Table, reading: Reading, path: Path) -> Labels:
+    """Labels in the target column of classification; numbers with decimals may be some."""
+    name = reading.target[0]
+    return read_labels(table[name], f"{path}: column {name!r}", fractions=True)
 
 
 def quantities(y: np.ndarray, names: Sequence[str]) -> tuple[Quantity, ...]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_compress.atomic import sync_folder, sync_tree
 from pyro_compress.compression.search import to_module
-from pyro_compress.data.splits import load_splits, reading_of
+from pyro_compress.data.splits import filled, load_splits, preprocessing_of, reading_of
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.deploy import arrays, onnx_files, torch_files
 from pyro_compress.deploy.c import library as c_library
@@ -247,11 +247,13 @@ def _source(
             raise ValueError(f"{path} is a folder; export takes a .pcn file, or a run folder with --ensemble")
         network = file.read(path, limits)
         name, reading = data or str(network.meta.get("data", "")), reading_of(network.meta)
-        return network, load_splits(name, data_dir, network.meta.get("validation"), reading=reading)
+        known = filled(preprocessing_of(network.meta), file.plan_of(network).output)
+        return network, load_splits(name, data_dir, network.meta.get("validation"), reading=reading, known=known)
     if not path.is_dir():
         raise ValueError(f"{path} is no run folder; a file holds no posterior to draw an ensemble from")
-    config = load_run(path).config
-    splits = load_splits(data or config.data, data_dir or config.data_dir, config.validation, reading=config.reading)
+    config = (run := load_run(path)).config
+    where = data_dir or config.data_dir
+    splits = load_splits(data or config.data, where, config.validation, reading=config.reading, known=run.known)
     return ensemble(path, members.number, splits, members.sparsity, members.seed), splits
 
 

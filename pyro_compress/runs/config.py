@@ -14,18 +14,22 @@ import torch
 from pyro_compress.compression.prune import refuse_unfit
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.data.datasets import DATASETS
+from pyro_compress.data.preprocessing import preprocessing, preprocessing_of
 from pyro_compress.data.tasks import TASKS
-from pyro_compress.foreign import read_toml, table, typed
+from pyro_compress.foreign import MAX_TOML, read_toml, table, typed
 from pyro_compress.machine import prepare
 from pyro_compress.networks.decoded import SUFFIX
 from pyro_compress.networks.normalized import INPUTS
 from pyro_compress.networks.weights import torchvision_inputs
+from pyro_compress.pcn.meta import ENTRIES
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.guards import NAN_POLICIES
 from pyro_compress.training.point import OPTIMIZERS, SCHEDULES
 from pyro_compress.training.sparse import PRUNING
-from pyro_compress.types import Splits
+from pyro_compress.types import Preprocessing, Splits
 
+PREPROCESSED = "preprocessing"
+"""Table of a run's config.toml that says how its data became inputs and outputs."""
 DEFAULT_STEPS = 2000
 """Optimiser steps that the default number of epochs aims at, within `DEFAULT_EPOCHS`."""
 DEFAULT_EPOCHS = (30, 100)
@@ -243,10 +247,34 @@ def config_toml(config: FitConfig, splits: Splits, rewinds: Sequence[dict[str, A
     document = {
         "fit": {key: value for key, value in asdict(config).items() if value is not None},
         "splits": splits.sizes,
+        **_preprocessed(splits),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "machine": {"system": platform.platform(), "threads": torch.get_num_threads(), "processes": processes},
     }
     return tomli_w.dumps(document | ({"rewinds": list(rewinds)} if rewinds else {}))
+
+
+def preprocessing_in(document: dict[str, Any], path: str) -> Preprocessing | None:
+    """What a run's config.toml says of its inputs and outputs; None in those of earlier versions.
+
+    Raises:
+        ValueError: something else.
+    """
+    if PREPROCESSED not in document:
+        return None
+    told = table(document[PREPROCESSED], f"{path}: {PREPROCESSED}")
+    for name in (one.name for one in fields(Preprocessing)):
+        if name in told and not ENTRIES[name].allows(told[name]):
+            raise ValueError(f"{path}: {PREPROCESSED}: {name}: give {ENTRIES[name].told}")
+    return preprocessing_of({name: value for name, value in told.items() if name != "data"})
+
+
+def _preprocessed(splits: Splits) -> dict[str, Any]:
+    """What the run needs to read its data again, unless it would be most of the file: then the data say it again."""
+    import tomli_w
+
+    told = {PREPROCESSED: asdict(preprocessing(splits))}
+    return told if len(tomli_w.dumps(told).encode()) < MAX_TOML // 2 else {}
 
 
 def read_config(path: Path) -> dict[str, Any]:

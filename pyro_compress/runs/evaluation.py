@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,23 +12,24 @@ from torch import nn
 from pyro_compress.compression.search import to_module
 from pyro_compress.data.splits import (
     PREPROCESSING,
+    filled,
     load_examples,
     load_splits,
     preprocessing,
     preprocessing_of,
     reading_of,
 )
-from pyro_compress.data.tabular import SUFFIXES
+from pyro_compress.data.table_files import is_table
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate, scored
 from pyro_compress.networks.bounded import bounded, check_outputs, shown
 from pyro_compress.networks.graph import Network
 from pyro_compress.pcn import file
-from pyro_compress.pcn.gate import MAX_MEMORY_MIB, UNLIMITED, Limits, Plan, check, limited
-from pyro_compress.runs.folder import load_run
+from pyro_compress.pcn.gate import MAX_MEMORY_MIB, Limits, Plan, limited
+from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.scores import Quality
 from pyro_compress.settings import Reading
-from pyro_compress.types import Preprocessing
+from pyro_compress.types import Preprocessing, Splits
 
 
 def evaluate_target(
@@ -55,17 +57,14 @@ def evaluate_target(
     device = prepare(device, threads)
     loaded = _load(target, data_dir, data, limited(max_memory))
     network = bounded(loaded.network.to(device), loaded.plan)
-    input_shape, origin = loaded.input_shape, loaded.data
-    if data is not None and data.endswith((".npz", *SUFFIXES)):
+    if data is not None and (is_table(Path(data)) or Path(data).suffix.lower() == ".npz"):
         examples = load_examples(Path(data), loaded.known, loaded.reading)
-        _check_shape(data, tuple(examples.x.shape[1:]), input_shape)
+        _check_shape(data, tuple(examples.x.shape[1:]), loaded.input_shape)
         check_outputs(loaded.plan, *shown(examples.y), data)
-        return scored(network, examples, loaded.known.targets if loaded.known else (), loaded.noise, device), len(
-            examples
-        )
-    splits = load_splits(data or origin, data_dir, loaded.validation, reading=loaded.reading)
-    _check_shape(data or origin, splits.input_shape, input_shape)
-    check_outputs(loaded.plan, splits.outputs, splits.task, data or origin)
+        return scored(network, examples, loaded.known.targets, loaded.noise, device), len(examples)
+    splits = loaded.splits(data, data_dir)
+    _check_shape(data or loaded.data, splits.input_shape, loaded.input_shape)
+    check_outputs(loaded.plan, splits.outputs, splits.task, data or loaded.data)
     return evaluate(network, splits, split, device, loaded.noise), splits.sizes[split]
 
 
@@ -75,38 +74,45 @@ class _Loaded(NamedTuple):
     network: nn.Module
     input_shape: tuple[int, ...]
     data: str
-    validation: float | None
-    known: Preprocessing | None
+    known: Preprocessing
     reading: Reading
     noise: float | None
+    splits: Callable[[str | None, str], Splits]
     plan: Plan
 
 
 def _load(target: Path, data_dir: str, data: str | None, limits: Limits) -> _Loaded:
     if target.is_dir():
-        posterior, config = (run := load_run(target)).posterior, run.config
-        if data and Path(config.data).is_absolute() and not Path(config.data).exists():
-            run = replace(run, data=data)  # moved
-        network = Network(posterior.graph, posterior.tensors).eval()
-        if run.config.task == "regression" or Path(config.data).suffix in SUFFIXES:
-            known: Preprocessing | None = preprocessing(run.splits(data_dir))
-        else:
-            known = PREPROCESSING.get(config.data)
-        shape = posterior.graph.input_shape
-        plan = check(posterior.graph, {name: tuple(t.shape) for name, t in posterior.tensors.items()}, UNLIMITED)
-        return _Loaded(network, shape, config.data, config.validation, known, config.reading, posterior.noise, plan)
+        return _load_run(load_run(target), data_dir, data)
     compressed = file.read(target, limits)
-    meta = compressed.meta
+    meta, shape, plan = compressed.meta, compressed.graph.input_shape, file.plan_of(compressed)
+    known, name = filled(preprocessing_of(meta), plan.output), str(meta.get("data", ""))
+    how, share = reading_of(meta), meta.get("validation")
     return _Loaded(
-        to_module(compressed),
-        compressed.graph.input_shape,
-        str(meta.get("data", "")),
-        meta.get("validation"),
-        preprocessing_of(meta),
-        reading_of(meta),
-        compressed.noise,
-        file.plan_of(compressed),
-    )
+        to_module(compressed), shape, name, known, how, compressed.noise,
+        lambda other, folder: load_splits(other or name, folder, share, False, how, known, shape), plan,
+    )  # fmt: skip
+
+
+def _load_run(run: Run, data_dir: str, data: str | None) -> _Loaded:
+    posterior, config = run.posterior, run.config
+    if data and Path(config.data).is_absolute() and not Path(config.data).exists():
+        run = replace(run, data=data)  # moved
+    shape, plan = posterior.graph.input_shape, run.plan
+    own = run.known
+    known = filled(own or PREPROCESSING.get(config.data) or _found(run, data_dir), plan.output)
+    where, share, how = config.data_dir, config.validation, config.reading
+    return _Loaded(
+        Network(posterior.graph, posterior.tensors).eval(), shape, config.data, known, how, posterior.noise,
+        lambda other, folder: load_splits(other or config.data, folder or where, share, False, how, own, shape), plan,
+    )  # fmt: skip
+
+
+def _found(run: Run, data_dir: str) -> Preprocessing:
+    """What the data of an earlier version's run say themselves; nothing, where they are no table."""
+    if run.config.task == "regression" or is_table(Path(run.config.data)):
+        return preprocessing(run.splits(data_dir))
+    return Preprocessing(0.0, ())
 
 
 def _check_shape(data: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> None:

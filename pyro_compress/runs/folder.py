@@ -24,17 +24,17 @@ from typing import Any
 
 from pyro_compress.atomic import drop_left
 from pyro_compress.compression.prune import CRITERIA
-from pyro_compress.data.splits import load_splits
+from pyro_compress.data.splits import before, load_splits
 from pyro_compress.foreign import of_type, read_toml, shown, toml
 from pyro_compress.kinds import foreign_to_run, is_run
 from pyro_compress.pcn import gate
 from pyro_compress.places import check_folder, check_name
 from pyro_compress.placing import CHECKPOINTS, emptied, located, making, put_in_place, recover, unfinished
-from pyro_compress.runs.config import check_ranges, options_of, read_config
+from pyro_compress.runs.config import check_ranges, options_of, preprocessing_in, read_config
 from pyro_compress.runs.waist import read_posterior
 from pyro_compress.settings import FitConfig, tupled
 from pyro_compress.training.history import Diverged
-from pyro_compress.types import Posterior, Splits
+from pyro_compress.types import Posterior, Preprocessing, Splits
 from pyro_compress.world import ALONE, World
 
 
@@ -48,6 +48,7 @@ class Run:
         posterior: the waist.
         sizes: rows of every split that it was fitted with; empty where the folder does not say.
         data: where the same data lie now, if elsewhere than `config` says.
+        stored: how its data became inputs and outputs; None: an earlier version did not write it down.
     """
 
     path: Path
@@ -55,11 +56,25 @@ class Run:
     posterior: Posterior
     sizes: Mapping[str, int] = field(default_factory=dict)
     data: str = ""
+    stored: Preprocessing | None = None
 
     @property
     def called(self) -> str:
         """What its data were called when it was fitted."""
         return str(self.posterior.provenance.get("data", self.config.data))
+
+    @property
+    def known(self) -> Preprocessing | None:
+        """How its data become inputs and outputs; None where they say it themselves."""
+        if self.stored:
+            return self.stored
+        return before(self.data or self.config.data, self.config.reading, self.plan.output[0])
+
+    @property
+    def plan(self) -> gate.Plan:
+        """What is known of its network before it runs."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.posterior.tensors.items()}
+        return gate.check(self.posterior.graph, shapes, gate.UNLIMITED)
 
     def splits(self, data_dir: str = "") -> Splits:
         """The data it was fitted on.
@@ -74,7 +89,9 @@ class Run:
         moved = config.reading
         if self.data and config.test_data and beside.is_file():
             moved = replace(moved, test_data=str(beside))
-        splits = load_splits(data, data_dir or config.data_dir, config.validation, reading=moved)
+        where = data_dir or config.data_dir
+        shape = self.posterior.graph.input_shape
+        splits = load_splits(data, where, config.validation, False, moved, self.known, shape)
         self._check_same(splits, data)
         return splits
 
@@ -82,9 +99,11 @@ class Run:
         shape = self.posterior.graph.input_shape
         if splits.input_shape != shape:
             raise ValueError(f"{data}: one example has shape {splits.input_shape}; this network takes {shape}")
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.posterior.tensors.items()}
-        if (outputs := gate.check(self.posterior.graph, shapes, gate.UNLIMITED).output[0]) != splits.outputs:
-            raise ValueError(f"{data}: {splits.outputs} classes or targets; this network has {outputs} outputs")
+        outputs, found = self.plan.output[0], splits.outputs
+        if self.data and not splits.targets:
+            found = len({int(y) for part in (splits.train, splits.validation) for y in part.y.unique()})
+        if outputs != found:
+            raise ValueError(f"{data}: {found} classes or targets; this network has {outputs} outputs")
         if self.data and self.sizes and dict(self.sizes) != splits.sizes:
             told = [", ".join(f"{name} {rows}" for name, rows in sizes.items()) for sizes in (splits.sizes, self.sizes)]
             raise ValueError(f"{self.data} holds {told[0]} rows, the run was fitted with {told[1]}: not the same data")
@@ -208,11 +227,11 @@ def load_run(path: Path, data: str = "") -> Run:
         )
     where = path / "config.toml"
     document = read_toml(where)
-    config = _config_of(options_of(document, str(where)), where)
+    config, stored = _config_of(options_of(document, str(where)), where), preprocessing_in(document, str(where))
     sizes: dict[str, int] = of_type(document.get("splits", {}), dict[str, int], f"{where}: splits")
     posterior = read_posterior(path / "posterior.safetensors")
     if posterior.criterion not in CRITERIA:
         raise ValueError(f"{path}: criterion {shown(posterior.criterion)}; allowed: {', '.join(CRITERIA)}")
     if posterior.task != config.task:
         raise ValueError(f"{path}: config.toml says {config.task}, its posterior {posterior.task}")
-    return Run(path, config, posterior, sizes, data)
+    return Run(path, config, posterior, sizes, data, stored)

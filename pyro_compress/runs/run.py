@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_compress.atomic import appended, write_atomically, written
-from pyro_compress.data.splits import load_splits
+from pyro_compress.data.splits import load_splits, preprocessing
 from pyro_compress.foreign import of_type, toml
 from pyro_compress.networks.decoded import SUFFIX, compressed_bytes, parameters_before
 from pyro_compress.networks.graph import capture, head_of, renewed_statistics
@@ -129,7 +129,7 @@ def fit_run(
             del write_guide
         with written(folder / "posterior.safetensors") as file:  # with it the run is complete
             write_posterior(file, posterior)
-    return Run(out, replace(config, **paths), posterior, splits.sizes)  # type: ignore[arg-type]
+    return Run(out, replace(config, **paths), posterior, splits.sizes, stored=preprocessing(splits))  # type: ignore[arg-type]
 
 
 def ended_run(out: Path, force: bool = False, world: World = ALONE) -> Run | None:

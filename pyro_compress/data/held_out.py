@@ -1,0 +1,61 @@
+"""Which rows are held out: by share or by number, stratified by class, the same ones in every run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_compress.data.datasets import SPLIT_SEED
+from pyro_compress.data.streaming import Streamed
+from pyro_compress.settings import Reading
+from pyro_compress.types import Data
+
+
+def rows_of(data: Data, rows: np.ndarray) -> Data:
+    """Some rows of data, in memory or not."""
+    index: Any = torch.from_numpy(rows)
+    x: Any = data.x  # a tensor, or what stands in for one
+    part: Any = x.subset(index) if isinstance(x, Streamed) else x[index]
+    return Data(part, data.y[index])
+
+
+def partition(y: np.ndarray, validation: float | None, reading: Reading, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows to validate on: stratified by class, or at random for regression.
+
+    Raises:
+        ValueError: a share or a limit out of range, or too few rows of a class.
+    """
+    if validation is None:
+        validation = min(max(0.1, 240 / max(len(y), 1)), 1 / 3)
+    if not 0 < validation < 1:
+        raise ValueError(f"validation share {validation}: allowed are values between 0 and 1")
+    labels = y if reading.task == "classification" else None
+    held_in, held_out = drawn(np.arange(len(y)), validation, labels, f"validation split in {name}")
+    return limited(held_in, y, reading, name), held_out
+
+
+def limited(rows: np.ndarray, y: np.ndarray, reading: Reading, name: str) -> np.ndarray:
+    """Training rows, not more than the limit."""
+    if not 0 < reading.limit < len(rows):
+        return rows
+    labels = y[rows] if reading.task == "classification" else None
+    return drawn(rows, reading.limit, labels, f"training subset in {name}")[1]
+
+
+def drawn(rows: np.ndarray, size: float, labels: np.ndarray | None, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two parts of rows, the second of a given share or number, stratified by labels; both in order."""
+    from sklearn.model_selection import train_test_split
+
+    try:
+        rest, chosen = train_test_split(rows, test_size=size, stratify=labels, random_state=SPLIT_SEED)
+    except ValueError as error:
+        stratified = "" if labels is None else "stratified "
+        if labels is not None and len(np.unique(labels)) > len(labels) / 2:
+            raise ValueError(
+                f"no {stratified}{what}: its {len(labels)} rows have {len(np.unique(labels))} different labels; "
+                "numbers are predicted with --task regression"
+            ) from error
+        raise ValueError(f"no {stratified}{what} of size {size:.3g}: {error}") from error
+    return np.sort(rest), np.sort(chosen)

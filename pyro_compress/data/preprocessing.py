@@ -1,0 +1,74 @@
+"""What must be known to feed a network elsewhere and to read its outputs: of splits, in a file, in a run folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from pyro_compress.settings import TOLD, Reading
+from pyro_compress.types import Column, Preprocessing, Quantity, Splits
+
+NUMERALS = tuple("0123456789")
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CLOTHES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+PREPROCESSING: dict[str, Preprocessing] = {
+    "digits": Preprocessing(16.0, NUMERALS),
+    "mnist": Preprocessing(255.0, tuple(f"{i} - {name}" for i, name in enumerate(DIGIT_NAMES))),
+    "fashion-mnist": Preprocessing(255.0, CLOTHES),
+}
+"""Of the data sets that a name is enough to identify: a compressed file need not repeat it."""
+
+
+def told(data: str, splits: Splits) -> dict[str, Any]:
+    """What a compressed file must say about its inputs and outputs beyond the data set's name."""
+    if data in PREPROCESSING:
+        return {}
+    found: dict[str, Any] = {} if splits.scale == 1 else {"scale": splits.scale}
+    if splits.columns:
+        found["columns"] = [
+            {"name": c.name, "categories": list(c.categories)} if c.categories else _less(c, "categories")
+            for c in splits.columns
+        ]
+    if splits.targets:
+        return found | {"targets": [asdict(one) for one in splits.targets]}
+    return found | ({} if splits.classes == numbered(len(splits.classes)) else {"classes": list(splits.classes)})
+
+
+def filled(known: Preprocessing, output: tuple[int, ...]) -> Preprocessing:
+    """The same for a network with outputs of this shape, with classes numbered from 0 where no names are known."""
+    return known if known.classes or known.targets or not output else replace(known, classes=numbered(output[0]))
+
+
+def numbered(classes: int) -> tuple[str, ...]:
+    """Names of classes that are numbered from 0: a file does not spell them out."""
+    return tuple(str(i) for i in range(classes))
+
+
+def _less(column: Column, field: str) -> dict[str, Any]:
+    return {key: value for key, value in asdict(column).items() if key != field}
+
+
+def preprocessing_of(meta: dict[str, Any]) -> Preprocessing:
+    """The preprocessing of a compressed file with this metadata; without names, classes are numbered from 0."""
+    if (data := meta.get("data")) in PREPROCESSING:
+        return PREPROCESSING[data]
+    return Preprocessing(
+        float(meta.get("scale", 1.0)),
+        tuple(str(name) for name in meta.get("classes", ())),
+        tuple(Column(**(one | {"categories": tuple(one.get("categories", ()))})) for one in meta.get("columns", ())),
+        tuple(Quantity(**one) for one in meta.get("targets", ())),
+    )
+
+
+def preprocessing(splits: Splits) -> Preprocessing:
+    """The preprocessing that splits went through."""
+    return Preprocessing(splits.scale, splits.classes, splits.columns, splits.targets)
+
+
+def reading_of(meta: dict[str, Any]) -> Reading:
+    """How the data of a compressed file with this metadata are read."""
+    found = {name: meta[name] for name in TOLD if name in meta}
+    return Reading(**found | {"target": tuple(meta.get("target", ()))})
