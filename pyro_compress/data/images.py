@@ -128,6 +128,7 @@ def _flat(image: Image.Image, mode: str) -> Image.Image | None:
     from PIL import Image
 
     if mode == "F":
+        image.load()
         return image
     if not image.has_transparency_data:
         return image.convert(mode)

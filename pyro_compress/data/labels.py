@@ -147,6 +147,11 @@ def named(labels: Labels, declared: Sequence[str], what: str) -> Labels:
     if twice := [name for name in declared if list(declared).count(name) > 1]:
         raise ValueError(f"{what}: class name {twice[0]!r} stands there twice")
     rows = _by_number(labels, len(declared))
+    if rows is None and labels.kind == "number" and not set(labels.names) & set(declared):
+        raise ValueError(
+            f"{what}: labels from {labels.names[0]} to {labels.names[-1]}, but there are {len(declared)} class names, "
+            f"for labels from 0 to {len(declared) - 1}"
+        )
     if rows is None:
         rows = places(labels, declared, what, "the class names are", by_number=False)
     return Labels(tuple(declared), rows, "name")

@@ -1,8 +1,8 @@
 """Which folders hold the images of which split and class.
 
 Images lie as `DIR/train/CLASS/NAME.png`, with `DIR/val/CLASS/...` and `DIR/test/CLASS/...` where there are such sets,
-or as `DIR/CLASS/NAME.png`. What systems and programs leave beside them (names with a dot in front, `__MACOSX`) is passed
-over.
+or as `DIR/CLASS/NAME.png`. What systems and programs leave beside them (names with a dot in front, `__MACOSX`) is
+passed over.
 """
 
 from __future__ import annotations

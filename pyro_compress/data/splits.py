@@ -223,12 +223,12 @@ def _classes(
         return known.classes, [places(one, known.classes, what) for what, one in by_name.items()]
     first, train = next(iter(by_name.items()))
     own, shown = train.names, set(train.rows.tolist())
+    if len(shown) < 2 and not known:
+        raise ValueError(f"{first} holds one class, {own[min(shown)]!r}: there is nothing to tell apart")
     numbers = [places(one, own, what, f"{first} shows", by_number=False) for what, one in by_name.items()]
     if known and known.classes:
         there = np.array(reordered(own, known.classes, name), np.int64)
         return known.classes, [there[rows] for rows in numbers]
-    if len(shown) < 2:
-        raise ValueError(f"{first} holds one class, {own[min(shown)]!r}: there is nothing to tell apart")
     for what, rows in zip(by_name, numbers, strict=True):
         if new := [place for place in np.unique(rows).tolist() if place not in shown]:
             row = int((rows == new[0]).argmax()) + 1
