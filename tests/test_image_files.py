@@ -52,7 +52,8 @@ def drawn_on_white(alpha: np.ndarray) -> np.ndarray:
 
 
 ALPHA = [Image.merge("RGBA", [Image.new("L", (5, 6), 0)] * 3 + [Image.fromarray(one)]) for one in PIXELS]
-DEEP = PIXELS.astype(np.uint16) * 200 + 65535 - 255 * 200
+WORDS = PIXELS.astype(np.uint16)
+DEEP = WORDS * 200 + 65535 - 255 * 200
 KINDS = {
     "L": ([Image.fromarray(one) for one in PIXELS], "png", PIXELS / 255, 255.0),
     "L.PNG": ([Image.fromarray(one) for one in PIXELS], "PNG", PIXELS / 255, 255.0),
@@ -67,8 +68,8 @@ KINDS = {
     "CMYK": ([Image.fromarray(one).convert("CMYK") for one in COLOURS], "tif", None, 255.0),
     "16 bits": ([Image.fromarray(one) for one in DEEP], "png", DEEP / 65535, 65535.0),
     "16 bits, TIFF": ([Image.fromarray(one) for one in DEEP], "tif", DEEP / 65535, 65535.0),
-    "12 bits": ([Image.fromarray(PIXELS[i].astype(np.uint16) * 16) for i in range(30)], "png", PIXELS.astype(int) * 16 / 4095, 4095.0),
-    "10 bits": ([Image.fromarray(PIXELS[i].astype(np.uint16) * 4) for i in range(30)], "png", PIXELS.astype(int) * 4 / 1023, 1023.0),
+    "12 bits": ([Image.fromarray(one) for one in WORDS * 16], "png", WORDS * 16 / 4095, 4095.0),
+    "10 bits": ([Image.fromarray(one) for one in WORDS * 4], "png", WORDS * 4 / 1023, 1023.0),
     "32 bits": ([Image.fromarray(one.astype(np.int32) * 1000 - 9) for one in PIXELS], "tif", PIXELS * 1000.0 - 9, 1.0),
     "floats": ([Image.fromarray(one.astype(np.float32) / 7 - 5) for one in PIXELS], "tif", PIXELS / 7 - 5, 1.0),
 }  # fmt: skip
@@ -210,16 +211,20 @@ LAYOUTS = {
     ),
     "CLASS": (usual, (10, 6, 4)),
     "CLASS, one called train": (lambda f: (usual(f), (f / "dog").rename(f / "train")), (10, 6, 4)),
-    "CLASS in folders": (lambda f: [images(f / c / d, 10, 40 * (c == "dog")) for c in ("cat", "dog") for d in "xy"], (21, 11, 8)),
+    "CLASS in folders": (
+        lambda f: [images(f / c / d, 10, 40 * i) for i, c in enumerate(("cat", "dog")) for d in "xy"], (21, 11, 8)
+    ),
     "hidden": (
-        lambda f: (usual(f), images(f / ".ipynb_checkpoints"), images(f / "cat" / ".thumbs"), images(f / "__MACOSX" / "cat")),
+        lambda f: (usual(f), *(images(f / left) for left in (".ipynb_checkpoints", "cat/.thumbs", "__MACOSX/cat"))),
         (10, 6, 4),
     ),
     "empty": (lambda f: (usual(f, "train"), (f / "train" / "new").mkdir()), (10, 6, 4)),
     "forks": (
         lambda f: (usual(f), [(p.parent / f"._{p.name}").write_bytes(b"no") for p in [*f.rglob("*.png")]]), (10, 6, 4)
     ),
-    "other files": (lambda f: (usual(f), (f / "cat" / "about.txt").write_text("x"), (f / "a.csv").write_text("x")), (10, 6, 4)),
+    "other files": (
+        lambda f: (usual(f), (f / "cat" / "about.txt").write_text("x"), (f / "a.csv").write_text("x")), (10, 6, 4)
+    ),
 }  # fmt: skip
 
 
