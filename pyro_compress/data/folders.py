@@ -51,7 +51,8 @@ def _arrays(folder: Path, reading: Reading) -> Arrays:
     x, y = files[::2], [np.array(file.mapped) for file in files[1::2]]
     held = _fits(x, reading)
     taken = [np.array(file.mapped) if held else _left(file, reading) for file in x]
-    return Arrays(taken[0], y[0], taken[1], y[1], (), *(taken[2:] + y[2:]))
+    x_validation, y_validation = (taken[2], y[2]) if own else (None, None)
+    return Arrays(taken[0], y[0], taken[1], y[1], (), x_validation, y_validation)
 
 
 def _images(folder: Path, places: dict[str, Path], reading: Reading) -> Arrays:
