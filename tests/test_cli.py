@@ -190,7 +190,7 @@ def test_own_network_own_data_and_start(tmp_path: Path) -> None:
     (tmp_path / "mine.py").unlink()  # the file needs no source
     np.savez(tmp_path / "more.npz", x=x[:10], y=y[:10])
     assert json.loads(ok("evaluate", "run/network.pcn", "--data", "more.npz", "--json").stdout)["examples"] == 10
-    assert "class '3' (row 4); the network knows 0, 1, 2" in refused("evaluate", "run/network.pcn", "--data", "digits")
+    assert "takes (1, 6, 6)" in refused("evaluate", "run/network.pcn", "--data", "digits")
     assert "does not fit network" in refused("fit", *SMALL, "--init", "base", "--out", "x")
 
 
