@@ -126,7 +126,7 @@ def test_compress_and_evaluate_agree(run: Path, pcn: Path, tmp_path: Path) -> No
 def test_report_for_people(run: Path, tmp_path: Path) -> None:
     text = ok("compress", run, "--sparsity", "0.5", "--criterion", "snr", "--out", tmp_path / "c.pcn").stdout
     assert re.search(r"snr, 50\.0 % of the weights removed", text)
-    assert re.search(r"units\s+64-30-20-10 -> \d+-\d+-\d+-10", text)
+    assert re.search(r"units in the file\s+64-30-20-10 -> \d+-\d+-\d+-10", text)
     assert re.search(r"dense float32 11,120 bytes; \d+\.\d× smaller", text)
     assert "accuracy" in ok("evaluate", tmp_path / "c.pcn").stdout
 
@@ -222,7 +222,7 @@ FIT = ("fit", "--out", "out")
         ((*FIT, "--lr", "-1"), "lr -1.0: it must be positive"),
         ((*FIT, "--lr", "nan"), "lr nan: it must be positive"),
         ((*FIT, "--prior", "gaussian", "--grouping", "input"), "allowed: weight"),
-        ((*FIT, "--prior", "none", "--grouping", "input"), "goes with a prior only"),
+        ((*FIT, "--prior", "none", "--grouping", "input"), "--grouping goes with a prior"),
         ((*FIT, "--dropout", "0.5"), "goes with --prior none"),
         ((*FIT, "--prior", "none", "--dropout", "1"), "dropout 1.0"),
         ((*FIT, "--prior-option", "tau=1"), "unknown prior option tau; allowed: tau0"),
