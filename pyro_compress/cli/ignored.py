@@ -89,7 +89,7 @@ FIT = (
         (
             "prior_options", "bias_prior", "lr_scale", "lr_group", "kl_warmup", "kl_weight", "kl_schedule", "samples",
             "clip_norm", "accumulate", "precision", "init_scale", "max_scale", "guide", "estimator", "compile",
-            "pretrain_epochs", "batch_norm", "grouping", "keep", "shrink_every", "snapshots",
+            "pretrain_epochs", "batch_norm", "grouping", "keep", "shrink_every",
         ),
         lambda values: values["prior"] == "none",
         "goes with a prior; with --prior none leave it out",
