@@ -75,6 +75,7 @@ def record(run: Run, data_dir: str, how: FineTune, teacher: Teacher | None, path
         "prior": run.config.prior,
         "seed": run.config.seed,
         "bytes": report.file_bytes,
+        "spelled_out_bytes": report.spelled_out_bytes,
         "ratio": round(report.ratio, 1),
         "validation_error_percent": round(100 * (1 - report.validation_after.accuracy), 3),
         "validation_nll_nats": round(report.validation_after.nll_nats, 5),
@@ -106,6 +107,7 @@ def recode(folder: Path, data_dir: str) -> None:
         before, network = path.stat().st_size, reordered(file.read(path), PASSES)
         row["sections_bytes"] = save(path, network, splits)
         row["bytes"] = path.stat().st_size
+        row["spelled_out_bytes"] = file.spelled_out_bytes(network, row["sections_bytes"]["header"], row["bytes"])
         row["ratio"] = round(4 * network.meta["parameters_total"] / row["bytes"], 1)
         for split in ("validation", "test"):
             scores = evaluate(to_module(file.read(path)), splits, split)

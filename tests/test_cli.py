@@ -32,6 +32,7 @@ REPORT_KEYS = {
     "test_accuracy_before", "test_accuracy_after", "validation_accuracy_before", "validation_accuracy_after",
     "test_nll_nats_after", "test_ece_after", "parameters_total", "parameters_kept", "units_kept", "file_bytes",
     "dense_bytes", "ratio", "sections_bytes", "criterion", "sparsity",
+    "spelled_out_bytes",
 }  # fmt: skip
 
 

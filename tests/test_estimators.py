@@ -5,6 +5,7 @@ import math
 import pyro
 import pytest
 import torch
+from pyro.distributions import Normal
 from torch import Tensor, nn
 
 from pyro_compress.bayes.estimators import ESTIMATORS
@@ -90,6 +91,26 @@ def test_mean_and_variance_of_outputs(name: str, prior: str, grouping: str, bias
     error = (got.mean(0) - wanted.mean(0)).abs() / (wanted.std(0) * math.sqrt(1 / DRAWS + 1 / BRUTE))
     assert error.max() < 5
     assert (got.std(0) / wanted.std(0) - 1).abs().max() < 0.3
+
+
+POSITIONS = {"conv": (nn.Conv1d(1, 1, 1), (1, 8)), "sequence": (nn.Linear(1, 1), (8, 1))}
+
+
+@pytest.mark.parametrize(("estimator", "together"), [("weight", True), ("flipout", True), ("local", False)])
+@pytest.mark.parametrize("name", POSITIONS)
+def test_positions_share_a_weight_except_under_local_reparameterization(
+    name: str, estimator: str, together: bool
+) -> None:
+    """The mean of eight positions with the same input: one weight has all of its variance there, eight an eighth."""
+    module, shape = POSITIONS[name]
+    net = bayesianize(module, PRIORS["gaussian"])
+    assert isinstance(net, BayesLayer)
+    guide = MeanField(
+        {"weight.raw": Start(Normal, torch.ones_like(module.weight), torch.full_like(module.weight, 0.5))}
+    )
+    means = estimated(estimator, net, guide, torch.ones(2, *shape)).flatten(2).mean(2)[:, 0]
+    # 600 draws: four standard errors of a variance are 4 · √(2 / 600), a quarter
+    assert float(means.var()) == pytest.approx(0.25 if together else 0.25 / 8, rel=0.25)
 
 
 @pytest.mark.parametrize(("prior", "grouping", "per_example"), [

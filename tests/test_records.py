@@ -34,6 +34,7 @@ def test_files_decode_and_count() -> None:
             "finetune_epochs": network.meta["finetune_epochs"],
             "teacher": network.meta.get("teacher", ""),
             "values": network.parameters,
+            "spelled_out_bytes": file.spelled_out_bytes(network, row["sections_bytes"]["header"], row["bytes"]),
         }
         assert told == {name: row[name] for name in told}, row["file"]
 

@@ -1,4 +1,11 @@
-"""How a layer's random output is estimated: one messenger each, all unbiased for the same ELBO.
+"""How a layer's random output is estimated: one messenger each.
+
+All are unbiased for the same ELBO where a layer is applied once per example. Where it is applied at several positions
+(convolutions, linear layers on sequences), local reparameterization draws at every position, as is standard practice
+(Molchanov et al. 2017, section 4.4; Louizos et al. 2017): every output's distribution is right, the correlation of the
+outputs of one weight is lost, and the expected log-likelihood is that of another model, whose KL is still that of the
+weights. So it is no bound on the evidence; `inspect` gives the ELBO by draws of whole weights beside it. Weight
+sampling and flipout stay unbiased.
 
 An estimator is in force around both guide and model (`with estimator: elbo(x, y)`). It acts on the `affine` effect of
 `pyro_compress.bayes.layers`, and may choose how the guide's sites are drawn.
@@ -33,7 +40,8 @@ class LocalReparameterization(Messenger):
     """Draws each layer's output from its Gaussian instead of its weight (Kingma et al. 2015, section 2.3).
 
     Given the group scales, the output is Gaussian with mean `op(x, loc)` and variance `op(x², scale²)`, each example
-    its own draw. Group scales of `input` and `output` grouping are drawn per example as well (as Louizos et al. do):
+    its own draw; so does each position of a convolution or a sequence, which changes the objective (see above). Group
+    scales of `input` and `output` grouping are drawn per example as well (as Louizos et al. do):
     the expected log-likelihood is a sum over examples, so independent draws per example leave it unchanged and lower
     its variance. Scales of single weights cannot be: they would need a weight per example, and are shared by the
     minibatch.

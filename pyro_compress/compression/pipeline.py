@@ -52,6 +52,8 @@ class Report:
         file_bytes: size of the file.
         dense_bytes: size of the uncompressed network as float32.
         sections_bytes: bytes of each part of the file.
+        spelled_out_bytes: what the file would have without the templates and the preset dictionary of its readers: to be
+            set beside sizes of formats that have neither.
         fixed_point_bits: bits per weight, layer by layer, as the posterior's variances have them (`fixed_point_of`).
         fixed_point_ratio: what the file's network would save at these, counted as Louizos et al. 2017 do.
         finetune_epochs: epochs of fine-tuning; 0 where the posterior, threshold and rounding did it alone.
@@ -78,6 +80,7 @@ class Report:
     file_bytes: int
     dense_bytes: int
     sections_bytes: dict[str, int]
+    spelled_out_bytes: int = 0
     fixed_point_bits: list[int] = field(default_factory=list)
     fixed_point_ratio: float = 0.0
     finetune_epochs: int = 0
@@ -232,6 +235,7 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
         file_bytes=size,
         dense_bytes=4 * total,
         sections_bytes=sections,
+        spelled_out_bytes=file.spelled_out_bytes(network, sections["header"], size),
         fixed_point_bits=fixed.bits,
         fixed_point_ratio=fixed.reduced,
         finetune_epochs=network.meta.get("finetune_epochs", 0),

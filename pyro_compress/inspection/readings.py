@@ -16,6 +16,7 @@ def readings(inspection: Inspection) -> dict[str, str]:
         return {"posterior": "A deterministic network: it has no posterior, so there is nothing to diagnose."}
     told = {
         "convergence": convergence(inspection),
+        "-ELBO": elbo(inspection, inspection.sampled),
         "k-hat": k_hat(inspection.sampled, inspection.training_rows),
         "leave-one-out": leave_one_out(inspection.sampled),
         "prediction": prediction(inspection),
@@ -37,6 +38,25 @@ def convergence(inspection: Inspection) -> str:
     return (
         f"Over the last {found.epochs} epochs -ELBO changed by {-100 * found.fell:+.1f} %: it {found.verdict}. The "
         "learning rate falls to zero by then: a flat end says that training stopped, not that nothing better exists."
+    )
+
+
+def elbo(inspection: Inspection, sampled: Sampled) -> str:
+    """The objective by draws of whole weights, beside what the fit noted."""
+    config, noted = inspection.run.config, [e["negative_elbo_nats"] for e in inspection.history][-1:]
+    rows = "" if sampled.elbo_rows == inspection.training_rows else f", likelihood from {sampled.elbo_rows:,} rows"
+    drawn = (
+        f"{sampled.negative_elbo_nats:,.0f} ± {sampled.negative_elbo_se_nats:,.0f} nats by draws of whole weights"
+        f" (standard error; {sampled.draws} draws{rows})"
+    )
+    if not noted or noted[0] is None:
+        return f"{drawn}."
+    text = f"{drawn}; the fit noted {noted[0]:,.0f} over its last epoch."
+    if config.estimator != "local":
+        return text
+    return (
+        f"{text} Local reparameterization draws noise of its own at every position of a convolution or a sequence: "
+        "where a layer has several positions, what the fit noted is of that objective, not of this one."
     )
 
 

@@ -74,6 +74,8 @@ class Sampled:
         draws: their number.
         k_hat: Pareto k of the whole posterior against its target.
         elbo_sd: standard deviation of the ELBO's integrand over the draws, in nats; 0 for an exact posterior.
+        negative_elbo_nats: -ELBO by draws of whole weights: KL less the mean log-likelihood of the training set.
+        negative_elbo_se_nats: its standard error, over draws and over the rows that stand for all.
         elbo_rows: training rows that the target's likelihood was computed from, scaled up to all.
         rows: training rows of the leave-one-out estimate.
         elpd_loo: PSIS-LOO log predictive density of those rows, in nats per row.
@@ -87,6 +89,8 @@ class Sampled:
     draws: int
     k_hat: float
     elbo_sd: float
+    negative_elbo_nats: float
+    negative_elbo_se_nats: float
     elbo_rows: int
     rows: int
     elpd_loo: float
@@ -248,13 +252,31 @@ def _live(tensors: dict[str, Tensor], name: str, axis: int) -> int:
     return int(used.any(2).any(axis).sum())
 
 
+def weight_draw_elbo(diagnosis: Diagnosis, training_rows: int) -> tuple[float, float]:
+    """-ELBO in nats and its standard error, the log-likelihood by draws of whole weights.
+
+    `KL(q ‖ p) - E_q[log p(y | w)]` (Blundell et al. 2015, eq. 1) with one weight for all rows and all positions of a
+    row, as the posterior is defined. Local reparameterization draws another one at every position, which is another
+    objective for convolutions and sequences. Rows and draws are two independent samples: their variances add up.
+    """
+    values = diagnosis.groups.values
+    drawn, rows = values["sample_stats"]["expected_log_likelihood"][0], values["log_likelihood"]["y"][0].mean(0)
+    variance = drawn.var(ddof=1) / len(drawn)
+    if diagnosis.ratio_rows < training_rows:
+        variance += training_rows**2 * rows.var(ddof=1) / len(rows)
+    return sum(diagnosis.kl_nats.values()) - float(drawn.mean()), math.sqrt(variance)
+
+
 def _sampled(diagnosis: Diagnosis, predict: Predict, splits: Splits, noise: float | None) -> Sampled:
     loo = arviz_compat.loo(arviz_compat.inference_data(diagnosis.groups))
     draws, rows = diagnosis.groups.values["log_likelihood"]["y"].shape[1:]
+    elbo, error = weight_draw_elbo(diagnosis, len(splits.train))
     return Sampled(
         draws=draws,
         k_hat=arviz_compat.pareto_k(diagnosis.log_ratios),
         elbo_sd=float(diagnosis.log_ratios.std()),
+        negative_elbo_nats=elbo,
+        negative_elbo_se_nats=error,
         elbo_rows=diagnosis.ratio_rows,
         rows=rows,
         elpd_loo=loo.elpd / rows,

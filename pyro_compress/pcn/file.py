@@ -118,6 +118,11 @@ def shapes_of(network: Compressed) -> dict[str, tuple[int, ...]]:
     return {name: (t.codes if isinstance(t, Quantized) else t).shape for name, t in network.tensors.items()}
 
 
+def spelled_out_bytes(network: Compressed, header_bytes: int, file_bytes: int) -> int:
+    """Size of a file of this network whose header names no template and has no preset dictionary."""
+    return file_bytes - header_bytes + header.spelled_out(network.graph, shapes_of(network), network.meta)
+
+
 def plan_of(network: Compressed, limits: Limits = UNLIMITED) -> Plan:
     """What the gate says of a network at hand: shapes behind every node, what running it holds."""
     return check(network.graph, shapes_of(network), limits)

@@ -98,6 +98,15 @@ def write(graph: Graph, shapes: Shapes, meta: dict[str, Any]) -> tuple[int, byte
     return NEWEST, varint(0) + _sized(_deflate(_json(told), DICTIONARIES[NEWEST][0]))
 
 
+def spelled_out(graph: Graph, shapes: Shapes, meta: dict[str, Any]) -> int:
+    """Bytes of a header that leaves nothing to what its reader knows: neither a template nor a preset dictionary.
+
+    The words are those of version 4. No such file is written: it is the size to set beside those of other formats.
+    """
+    told = shortened(graph, shapes) | {"meta": meta}
+    return len(varint(0) + _sized(_deflate(_json(told), b"")))
+
+
 def shortened(graph: Graph, shapes: Shapes) -> dict[str, Any]:
     """Graph and tensors as version 4 spells them out.
 
@@ -216,7 +225,8 @@ def _json(value: Any) -> bytes:
 
 
 def _deflate(data: bytes, dictionary: bytes) -> bytes:
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary)
+    preset = (dictionary,) if dictionary else ()
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, *preset)
     return packer.compress(data) + packer.flush()
 
 
