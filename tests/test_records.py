@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import zlib
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ import pytest
 from pyro_compress.compression.search import to_module
 from pyro_compress.data.splits import load_splits
 from pyro_compress.metrics import evaluate
-from pyro_compress.pcn import file
+from pyro_compress.pcn import file, header
+from pyro_compress.pcn.codec import varint
 from pyro_compress.types import Splits
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results" / "records"
@@ -37,6 +40,24 @@ def test_files_decode_and_count() -> None:
             "spelled_out_bytes": file.spelled_out_bytes(network, row["sections_bytes"]["header"], row["bytes"]),
         }
         assert told == {name: row[name] for name in told}, row["file"]
+
+
+def test_no_newer_dictionary_holds_values_of_particular_runs() -> None:
+    """Those of versions 2 to 4 do, and stay as they are."""
+    value = re.compile(rb'"(seed|rate|validation|parameters_total|finetune_epochs)":[0-9]')
+    found = {version for version, texts in header.DICTIONARIES.items() if any(map(value.search, texts))}
+    assert found == {2, 3, 4}
+
+
+def test_spelled_out_headers_need_no_template_and_no_dictionary() -> None:
+    """Unpacked by zlib alone, they hold graph, shapes and metadata."""
+    network = file.read(FOLDER / ROWS[0]["file"])
+    told = header.shortened(network.graph, file.shapes_of(network)) | {"meta": network.meta}
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+    packed = packer.compress(json.dumps(told, separators=(",", ":")).encode()) + packer.flush()
+    size = len(packed) + 1 + len(varint(len(packed)))
+    assert header.spelled_out(network.graph, file.shapes_of(network), network.meta) == size
+    assert json.loads(zlib.decompress(packed, -15))["graph"]["input"] == [1, 28, 28]
 
 
 @pytest.fixture(scope="module")

@@ -52,8 +52,8 @@ class Report:
         file_bytes: size of the file.
         dense_bytes: size of the uncompressed network as float32.
         sections_bytes: bytes of each part of the file.
-        spelled_out_bytes: what the file would have without the templates and the preset dictionary of its readers: to be
-            set beside sizes of formats that have neither.
+        spelled_out_bytes: what the file would have without the templates and the preset dictionary of its readers, to
+            be set beside sizes of formats that have neither.
         fixed_point_bits: bits per weight, layer by layer, as the posterior's variances have them (`fixed_point_of`).
         fixed_point_ratio: what the file's network would save at these, counted as Louizos et al. 2017 do.
         finetune_epochs: epochs of fine-tuning; 0 where the posterior, threshold and rounding did it alone.
