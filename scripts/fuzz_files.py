@@ -536,6 +536,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e9, help="end after so many, however few inputs that are")
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--only", type=int, default=None, help="number of the one input to try, its error shown")
     parser.add_argument("--kind", choices=list(KINDS), default="", help="inputs of this kind only")
@@ -563,6 +564,8 @@ def main() -> None:
             range(options.first, options.first + (60 if options.smoke else options.inputs)), seeds, options
         ):
             counts[kind, outcome] += 1
+            if time.perf_counter() - started > 60 * options.minutes:
+                break
             if outcome not in GOOD:
                 print(f"{number} {kind}: {outcome}: {detail}", flush=True)
     minutes = (time.perf_counter() - started) / 60
