@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -21,14 +22,18 @@ from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.marginals import marginals_bytes, read_marginals
 from pyro_compress.cli.main import main
 from pyro_compress.cli.options import echo
+from pyro_compress.deploy.arrays import load_runner
 from pyro_compress.foreign import cell, code_named_in, fits, from_cell, printable, read_toml, record, toml
+from pyro_compress.networks.weights import read_weights
 from pyro_compress.runs.config import resolve
-from pyro_compress.runs.folder import load_run, stored_config
+from pyro_compress.runs.folder import load_run, stored_config, unfinished
+from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.runs.waist import posterior_bytes, read_posterior
 from pyro_compress.settings import FitConfig
 from pyro_compress.studies.compare import csv_text, read_results
 from pyro_compress.studies.plan import read_study
 from pyro_compress.studies.tables import Row, read_csv
+from pyro_compress.training.checkpoint import Interrupted, Keeper
 from pyro_compress.training.history import read_history
 from pyro_compress.tuning.plan import read_plan
 from pyro_compress.types import Data, Removal, Splits
@@ -391,3 +396,49 @@ def test_names_of_code() -> None:
         "x": [{"net": "a:b"}],
     }
     assert code_named_in(document) == ["a:b", "e:f"]
+
+
+def test_weights_take_no_more_memory_than_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.zeros(1 << 20)}, path)
+    assert read_weights(str(path))["a"].numel() == 1 << 20
+    with zipfile.ZipFile(path) as given, zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in given.infolist():
+            packed.writestr(part.filename, given.read(part))
+    with pytest.raises(ValueError, match="is packed"):
+        read_weights(str(tmp_path / "b.pt"))
+    torch.save({"a": torch.zeros(1).expand(1 << 20, 1 << 20)}, path)
+    with pytest.raises(ValueError, match="repeats few values"):
+        read_weights(str(path))
+
+
+def test_an_export_of_others_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text("raise SystemExit")
+    with pytest.raises(ValueError, match="not the program that this version writes"):
+        load_runner(tmp_path)
+
+
+def test_a_checkpoint_of_others(tmp_path: Path) -> None:
+    """Whatever of it is wrong or missing is one line, and the fit can be begun anew."""
+    config = FitConfig(prior="none", data="digits", limit=60, hidden=(4,), epochs=2, device="cpu", threads=1)
+    real = Keeper.after_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keeper, "after_step", lambda self, *rest: (self.stop.set(), real(self, *rest)))
+        with pytest.raises(Interrupted):
+            fit_run(config, tmp_path / "run")
+    (path,) = unfinished(tmp_path / "run").glob("checkpoint-*")
+    whole = path.read_bytes()
+    changes: list[Callable[..., None]] = [
+        *(_tensor(name, lambda t: None) for name in ("net/1.weight", "feed/order", "feed/generator", "random/cpu")),
+        *(_tensor("feed/order", new) for new in (lambda t: t * 0, lambda t: t[:3], lambda t: t.float())),
+        *(_tensor(name, lambda t: t[:1]) for name in ("net/1.weight", "optimizer/0/exp_avg", "random/cpu")),
+        _put({"seconds": 0.0, "history": [], "step": 1}, "numbers"), _put("svi", "phase"),
+        _put(99, "numbers", "position"), _put([{"epoch": "a"}], "numbers", "history"),
+    ]  # fmt: skip
+    for change in changes:
+        path.write_bytes(whole)
+        altered(path, change, path)
+        with pytest.raises(ValueError, match=r"not of this fit|none of this optimizer's|remembers"):
+            fit_run(config, tmp_path / "run", keeping=Keeping(resume=True))
+    path.write_bytes(whole)
+    assert fit_run(config, tmp_path / "run", keeping=Keeping(resume=True)).posterior

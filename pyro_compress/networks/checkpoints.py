@@ -8,6 +8,7 @@ name is the network's.
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from torch import Tensor
 
 DEPTH = 6
 """How deep state dicts lie in a file, at most."""
+REPEATED = 1 << 16
+"""Values that a tensor may have which repeats few."""
 ALONE = "torch.save(net.state_dict(), 'weights.pt')"
 
 
@@ -67,10 +70,37 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _torch_file(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        _refuse_packed(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or a foreign file fails in many ways
         raise ValueError(f"{path} {_refused(str(error))}") from error
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuse what would take more memory than the file has bytes: torch never packs what it saves.
+
+    Raises:
+        ValueError: a part of the file is packed, or the file is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise ValueError(f"{path} holds no state dict that can be read (damaged): {error}") from error
+    whole = sum(part.file_size for part in parts)
+    if whole > path.stat().st_size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise ValueError(
+            f"{path} is packed, {whole:,} bytes in {path.stat().st_size:,}; torch saves tensors as they are"
+        )
+
+
+def _unrolled(tensor: Tensor, name: str) -> Tensor:
+    """A tensor that is as large in memory as it says: one that repeats few values is none that training leaves."""
+    if tensor.layout is torch.strided and tensor.numel() > max(tensor.untyped_storage().nbytes(), REPEATED):
+        raise ValueError(f"{name} of shape {tuple(tensor.shape)} repeats few values; save it with .contiguous()")
+    return tensor.detach()
 
 
 def _refused(reason: str) -> str:
@@ -93,6 +123,6 @@ def _walk(value: Any, place: str, depth: int = 0) -> Iterator[Entry]:
         return
     for key, inner in value.items():
         if isinstance(inner, Tensor):
-            yield Entry(place, str(key), inner.detach())
+            yield Entry(place, str(key), _unrolled(inner, f"{place}{key}"))
         else:
             yield from _walk(inner, f"{place}{key}.", depth + 1)

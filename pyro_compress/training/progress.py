@@ -54,7 +54,7 @@ class Progress:
         if self.snapshot:
             with restoring(keeper):
                 self.history = [epoch_of(epoch, "history") for epoch in self.snapshot.numbers["history"]]
-            self.started -= self.snapshot.numbers["seconds"]
+                self.started -= self.snapshot.numbers["seconds"]
             self.turned = self.snapshot.numbers.get("turned")
 
     def example(self, size: int) -> tuple[Tensor, Tensor]:
