@@ -14,6 +14,18 @@ from typing import Any
 
 import torch
 
+from pyro_compress.networks.aten_shapes import (
+    expanded,
+    joined,
+    padded,
+    part_of_split,
+    part_of_unbound,
+    permuted,
+    reshaped,
+    selected,
+    sliced,
+    transposed,
+)
 from pyro_compress.networks.calls import Call, Reading
 
 Reader = Callable[[Call], Reading]
@@ -102,14 +114,6 @@ def _prelu(call: Call) -> Reading:
 
 def _gelu(call: Call) -> Reading:
     return "gelu", [call["self"]], {}, {"tanh": call["approximate"] == "tanh"}
-
-
-def _reshape(call: Call) -> Reading:
-    call.told_by_shape("size", "shape", "dim", "sizes", "start_dim", "end_dim")
-    shape, before = call.shape, call.before
-    if any(not isinstance(size, int) for size in shape[1:]) or str(shape[:1]) != str(before[:1]):
-        raise ValueError("it moves the batch dimension, which is not supported")
-    return "reshape", [call.first], {}, {"shape": list(shape[1:])}
 
 
 def _max_pool(rank: int) -> Reader:
@@ -273,53 +277,6 @@ def _instance_norm(call: Call) -> Reading:
     return "group_norm", [call["input"]], roles, {"groups": call.before[1], "eps": call["eps"]}
 
 
-def _permute(call: Call) -> Reading:
-    return _permuted(call, [axis % len(call.before) for axis in call["dims"]])
-
-
-def _transpose(call: Call) -> Reading:
-    axes = list(range(len(call.before)))
-    one, two = (int(call[name]) % len(axes) for name in ("dim0", "dim1"))
-    axes[one], axes[two] = axes[two], axes[one]
-    return _permuted(call, axes)
-
-
-def _permuted(call: Call, axes: list[int]) -> Reading:
-    if axes[0] != 0:
-        raise ValueError("it moves the batch dimension, which is not supported")
-    return "permute", [call.first], {}, {"axes": axes[1:]}
-
-
-def _select(call: Call) -> Reading:
-    axis = call.axis(call["dim"])
-    return "select", [call.first], {}, {"axis": axis, "index": int(call["index"]) % call.before[axis]}
-
-
-def _slice(call: Call) -> Reading:
-    ends = [call[name] for name in ("start", "end", "step")]
-    if call.before == call.shape:
-        call.told_by_shape("dim")
-        return "identity", [call.first], {}, {}
-    axis = call.axis(call["dim"])
-    return _sliced(call, axis, *slice(*ends).indices(call.before[axis]))
-
-
-def _sliced(call: Call, axis: int, start: int, stop: int, step: int = 1) -> Reading:
-    attributes = {"axis": axis, "start": start, "stop": stop} | ({"step": step} if step != 1 else {})
-    return "slice", [call.first], {}, attributes
-
-
-def _split(call: Call, part: int) -> Reading:
-    call.told_by_shape("chunks", "split_size", "split_sizes")
-    axis = call.axis(call["dim"])
-    sizes = [value.shape[axis] for value in call.node.meta["val"]]
-    return _sliced(call, axis, sum(sizes[:part]), sum(sizes[: part + 1]))
-
-
-def _unbind(call: Call, part: int) -> Reading:
-    return "select", [call.first], {}, {"axis": call.axis(call["dim"]), "index": part}
-
-
 def _reduced(op: str) -> Reader:
     """An operation that takes several axes to one value each."""
 
@@ -344,10 +301,6 @@ def _refuse_places(part: int) -> None:
         raise ValueError("the places of the largest values are not supported")
 
 
-def _concat(call: Call) -> Reading:
-    return "concat", list(call["tensors"]), {}, {"axis": call.axis(call["dim"])}
-
-
 def _over_axis(op: str) -> Reader:
     return lambda call: (op, [call["self"]], {}, {"axis": call.axis(call["dim"])})
 
@@ -358,24 +311,6 @@ def _clip(call: Call) -> Reading:
 
 def _relu6(call: Call) -> Reading:
     return "clip", [call["self"]], {}, {"low": 0.0, "high": 6.0}
-
-
-def _expand(call: Call) -> Reading:
-    """A parameter that is repeated for every example; its node repeats it anyway."""
-    call.told_by_shape("size")
-    if call.first.name not in call.tensors or call.before[1:] != call.shape[1:]:
-        raise ValueError("supported for parameters that are repeated along the batch only")
-    return "identity", [call.first], {}, {}
-
-
-def _pad(call: Call) -> Reading:
-    mode, sizes = call["mode"], list(call["pad"])
-    if mode == "constant" and (call["value"] or 0) != 0:
-        raise ValueError("padding with a constant other than 0 is not supported")
-    call.without_effect("value")
-    if min(sizes, default=0) < 0:
-        raise ValueError(f"padding by {sizes}: less than nothing is not supported; take a part of the value")
-    return "pad", [call["self"]], {}, {"sizes": sizes, "mode": mode}
 
 
 READERS: dict[str, Reader] = {
@@ -407,12 +342,12 @@ READERS: dict[str, Reader] = {
     "to": _same("dtype", "layout", "device", "other", "pin_memory", "non_blocking", "copy", "memory_format"),
     "_to_copy": _same("dtype", "layout", "device", "pin_memory", "non_blocking", "memory_format"),
     "type_as": _same("other"),
-    "flatten": _reshape,
-    "view": _reshape,
-    "reshape": _reshape,
-    "unflatten": _reshape,
-    "unsqueeze": _reshape,
-    "squeeze": _reshape,
+    "flatten": reshaped,
+    "view": reshaped,
+    "reshape": reshaped,
+    "unflatten": reshaped,
+    "unsqueeze": reshaped,
+    "squeeze": reshaped,
     "max_pool1d": _max_pool(1),
     "max_pool2d": _max_pool(2),
     "max_pool3d": _max_pool(3),
@@ -437,23 +372,23 @@ READERS: dict[str, Reader] = {
     "log_softmax": _over_axis("log_softmax"),
     "hardtanh": _clip,
     "relu6": _relu6,
-    "pad": _pad,
+    "pad": padded,
     "mean": _reduced("mean"),
     "sum": _reduced("sum"),
     "amax": _reduced("amax"),
-    "permute": _permute,
-    "transpose": _transpose,
-    "select": _select,
-    "slice": _slice,
-    "cat": _concat,
-    "expand": _expand,
+    "permute": permuted,
+    "transpose": transposed,
+    "select": selected,
+    "slice": sliced,
+    "cat": joined,
+    "expand": expanded,
 }
 
 PARTS: dict[str, Callable[[Call, int], Reading]] = {
-    "chunk": _split,
-    "split": _split,
-    "split_with_sizes": _split,
-    "unbind": _unbind,
+    "chunk": part_of_split,
+    "split": part_of_split,
+    "split_with_sizes": part_of_split,
+    "unbind": part_of_unbound,
     "max": _largest,
     "adaptive_max_pool1d": _adaptive_max_pool,
     "adaptive_max_pool2d": _adaptive_max_pool,
