@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from torch import nn
 
@@ -172,6 +173,13 @@ def test_exports_look_at_names_themselves(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="names are letters"):
         torch_files.write_program(named(name), {}, tmp_path / "x.pt2")
     assert [one.name for one in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_names_that_are_words_of_python_are_exported(tmp_path: Path) -> None:
+    torch_files.write_program(named("class.weight", bias="import.True"), {}, path := tmp_path / "x.pt2")
+    program = torch_files.load_program(path)
+    assert sorted(program.state_dict()) == ["class_.weight", "import_.True_"]
+    assert torch.allclose(program(torch.ones(3, 1, 8, 8)), torch.full((3, 10), 65.0))
 
 
 def test_names_of_networks_pass() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pyro_compress.networks.graph import Network
 from pyro_compress.pcn.file import dense
 from pyro_compress.pcn.gate import DEFAULT, Limits, built, check
 from pyro_compress.pcn.names import check_names
-from pyro_compress.types import Compressed
+from pyro_compress.types import Compressed, Graph
 
 KEY = "pyro_compress"
 """Under this key both formats hold the card (and the graph) as JSON; several keys would come in random order."""
@@ -28,13 +29,30 @@ PARTS = ("op", "inputs", "parameters", "attributes")
 
 
 def write_program(network: Compressed, card: Mapping[str, Any], path: Path) -> None:
-    """Write a `.pt2` program with a free batch dimension."""
-    check_names(network.tensors)  # torch writes them into Python code
+    """Write a `.pt2` program with a free batch dimension.
+
+    Torch writes the names of tensors into Python code; a part that is a keyword (`class`) gets an underscore behind it.
+    """
+    check_names(network.tensors)
+    network = _without_keywords(network)
     example = torch.zeros(2, *network.graph.input_shape)
     program = torch.export.export(to_module(network), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     content = io.BytesIO()  # torch's own writer ends in a C++ stack where the disk is full
     torch.export.save(program, content, extra_files={f"{KEY}.json": json.dumps(card)})
     write_atomically(path, content.getvalue())
+
+
+def _without_keywords(network: Compressed) -> Compressed:
+    new = {name: ".".join(f"{p}_" if iskeyword(p) else p for p in name.split(".")) for name in network.tensors}
+    if all(name == other for name, other in new.items()):
+        return network
+    nodes = [
+        replace(node, parameters={role: new[name] for role, name in node.parameters.items()})
+        for node in network.graph.nodes
+    ]
+    check_names(new.values())
+    tensors = {new[name]: tensor for name, tensor in network.tensors.items()}
+    return Compressed(Graph(tuple(nodes), network.graph.input_shape), tensors, network.meta)
 
 
 def load_program(path: Path) -> nn.Module:

@@ -58,7 +58,7 @@ def _records(record: type, kinds: dict[str, Callable[[Any], bool]]) -> Callable[
     return lambda value: isinstance(value, list) and all(map(is_record, value))
 
 
-COLUMN = {"name": _is_text, "mean": is_number, "std": _positive, "categories": _texts}
+COLUMN: dict[str, Callable[[Any], bool]] = {"name": _is_text, "mean": is_number, "std": _positive, "categories": _texts}
 TEXT = Kind(_is_line, f"a text of at most {MAX_TEXT} characters without control characters")
 WHOLE = Kind(lambda value: is_whole(value), "a whole number")
 SEED = Kind(lambda value: type(value) is int and abs(value) < 1 << 64, "a whole number")
