@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -102,7 +102,7 @@ class State:
         return {f"{kind}/{i}": tensor for kind, tensors in lists.items() for i, tensor in enumerate(tensors)}
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor], count: int) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], count: int) -> None:
         """Go on where `tensors` and `count` were taken."""
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])

@@ -91,7 +91,7 @@ def shown_errors() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = printable(error.message)
+        vars(error)["message"] = printable(error.message)  # declared final, but for whoever reads it alone
         raise
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -47,7 +47,7 @@ def _positive(value: Any) -> bool:
     return is_number(value) and value >= SMALLEST
 
 
-def _records(record: type, kinds: dict[str, Callable[[Any], bool]]) -> Callable[[Any], bool]:
+def _records(record: type, kinds: Mapping[str, Callable[[Any], bool]]) -> Callable[[Any], bool]:
     """Objects with a name and, of the fields of `record`, those they need."""
     known = {one.name: kinds.get(one.name, lambda value: True) for one in fields(record)}
 

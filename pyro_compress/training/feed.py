@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ class Feed:
         assert self.order is not None
         return {"generator": self.generator.get_state(), "order": self.order}
 
-    def restore(self, tensors: dict[str, Tensor], position: int) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], position: int) -> None:
         """Go on where `tensors` and `position` were taken.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -137,7 +137,7 @@ class PointState:
 
     step: int
     epochs: int
-    optimizer: dict[str, Tensor]
+    optimizer: Mapping[str, Tensor]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -155,7 +155,7 @@ MEMORIES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
 """What Adam and SGD keep of a parameter."""
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     keys = dict[str, set[str]]()
     for name, tensor in tensors.items():
