@@ -12,7 +12,7 @@ import torch
 from pyro.infer import importance
 from torch import nn
 
-from pyro_compress.bayes.diagnostics import Diagnosis, Size, diagnose, seeded_rows, told_apart
+from pyro_compress.bayes.diagnostics import Diagnosis, Size, diagnose, most_stored, seeded_rows, told_apart
 from pyro_compress.bayes.elbo import kl_nats
 from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
@@ -30,7 +30,7 @@ from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.inspection import arviz_compat
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
-from pyro_compress.types import Data, Graph, Posterior, Splits
+from pyro_compress.types import Data, Graph, LayerShape, Posterior, Splits
 
 SMALL = Size(draws=60, rows=40, weights=20, prior_draws=10)
 
@@ -218,6 +218,28 @@ def test_prior_draws_of_the_horseshoe(tmp_path: Path) -> None:
         ratios.append((drawn.gate / layer).flatten())
     below = (torch.cat(ratios) < 1).double().mean()
     assert float(below) == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(3000))
+
+
+SHAPES = {
+    "narrow": [LayerShape("a", (10, 4), "input")],
+    "LeNet-5": [LayerShape(str(i), s, "weight") for i, s in enumerate([(20, 1, 5, 5), (50, 20, 5, 5), (500, 800)])],
+    "wide": [LayerShape(str(i), (4096, 4096), "input") for i in range(3)],
+    "deep": [LayerShape(str(i), (512, 512, 3, 3), "output") for i in range(60)],
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_everything_stored_counts(name: str) -> None:
+    """Weights, scales, units, of posterior and prior, with the likelihoods: under 4.5 MB, and as many as fit."""
+    size, shapes = Size(), SHAPES[name]
+    most = most_stored(shapes, size)
+
+    def total(most: int) -> int:
+        counts = [n for s in shapes for n in (math.prod(s.weight), math.prod(s.gate), s.weight[0])]
+        return 4 * 260 * sum(min(most, n) for n in counts) + 500 * 200 * 12
+
+    assert total(most) <= 4_500_000
+    assert most == size.weights or total(most + 1) > 4_500_000
 
 
 @pytest.mark.parametrize("net", ["lenet-300-100", "lenet-5-relu"])

@@ -8,7 +8,7 @@ scale, group scales and weights up to a budget, the norm of every unit, and the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,10 @@ from pyro_compress.types import Data, Groups, LayerShape, Posterior
 
 ROW_SEED = 0
 """Seed of the training rows and of the weights that are stored: the same in every run."""
-VALUES_PER_KIND = 1_600_000
-"""Bytes that the weights, and again the group scales, of all layers and draws may take; a third more for the prior."""
+FILE_BYTES = 4_500_000
+"""What draws and likelihoods may take of a file of 5 MB; names of elements and the format's own bytes are the rest."""
+ROW_BYTES = 12
+"""Of one row's likelihood and prediction in one draw."""
 
 
 LEAST_SPREAD = 1e-6
@@ -188,9 +190,9 @@ class _Stored:
     """What is stored of one weight tensor: which elements, under which names."""
 
     def __init__(self, shape: LayerShape, marginals: Marginals, size: Size):
-        layers = sum(len(s.weight) > 1 for s in marginals.shapes.values())
-        most = max(1, min(size.weights, VALUES_PER_KIND // (4 * layers * size.draws)))
+        most = most_stored([s for s in marginals.shapes.values() if len(s.weight) > 1], size)
         self.shape = shape
+        self.units = _some(shape.weight[0], most)
         self.elements = _some(math.prod(shape.weight), most)
         self.gates = _some(math.prod(shape.gate), most)
         self.grouped = marginals.prior.factors is not None
@@ -199,7 +201,7 @@ class _Stored:
     def variables(self, drawn: TensorDraw) -> Iterator[tuple[str, Tensor]]:
         """Variable -> value of one draw."""
         yield "element", drawn.value.flatten()[self.elements]
-        yield "unit_norm", drawn.value.flatten(1).norm(dim=1)
+        yield "unit_norm", drawn.value.flatten(1).norm(dim=1)[self.units]
         if drawn.gate is not None:
             yield "group_scale", drawn.gate.flatten()[self.gates]
         if self.layer_sites:
@@ -215,6 +217,24 @@ class _Stored:
         return self.gates.tolist() if axis is not None else self.names(self.gates, self.shape.gate)
 
 
+def most_stored(shapes: Sequence[LayerShape], size: Size) -> int:
+    """Most weights, group scales and units of one layer, of each kind, that keep the file under its limit.
+
+    Who asks for so many draws and rows that their likelihoods pass it alone gets a larger file: half of it for these.
+    """
+    left = max(FILE_BYTES - ROW_BYTES * size.rows * size.draws, FILE_BYTES // 2)
+    values = left // (4 * (size.draws + size.prior_draws))
+
+    def taken(most: int) -> int:
+        return sum(min(most, count) for s in shapes for count in (math.prod(s.weight), math.prod(s.gate), s.weight[0]))
+
+    low, high = 1, size.weights
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if taken(middle) <= values else (low, middle - 1)
+    return low
+
+
 def _some(total: int, most: int) -> Tensor:
     """All indices, or `most` seeded ones in order."""
     if total <= most:
@@ -223,12 +243,12 @@ def _some(total: int, most: int) -> Tensor:
 
 
 def _constants(posterior: Posterior, plan: dict[str, _Stored], kl: dict[str, float]) -> dict[str, np.ndarray]:
-    """KL per tensor, and the pruning score of every output unit: that of its best weight."""
+    """KL per tensor, and the pruning score of every output unit that is stored: that of its best weight."""
     values = {"kl_nats": np.array(list(kl.values()))}
-    for name in plan:
+    for name, stored in plan.items():
         layer = posterior.layers[name]
         score = CRITERIA[posterior.criterion](layer).expand_as(layer.mean)
-        values[f"{name}.unit_score"] = score.flatten(1).amax(1).numpy()
+        values[f"{name}.unit_score"] = score.flatten(1).amax(1)[stored.units].numpy()
     return values
 
 
@@ -248,7 +268,7 @@ def _coords(plan: dict[str, _Stored], rows: Tensor, tensors: list[str]) -> dict[
     coords: dict[str, Any] = {"row": rows.numpy(), "tensor": tensors}
     for name, stored in plan.items():
         coords[f"{name}.index"] = stored.names(stored.elements, stored.shape.weight)
-        coords[f"{name}.unit"] = np.arange(stored.shape.weight[0])
+        coords[f"{name}.unit"] = stored.units.numpy()
         if stored.grouped:
             coords[f"{name}.group"] = stored.group_names()
     return coords
