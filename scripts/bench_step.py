@@ -79,7 +79,7 @@ def variational(
     net = network(hidden)
     weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     model = classifier(bayesianize(net, PRIORS[prior]), SIZE)
-    guide = build_guide("mean-field", model, starts_of(model.net, weights, None), {"1.weight": 0.2}, (x, y))
+    guide = build_guide("mean-field", model, starts_of(model.net, weights, None), {"0.weight": 0.2}, (x, y))
     objective = build_objective(model, guide, estimator, 1, precision)
     tuned = tuned_parameters(objective, 1e-3, 1e-3, 1e-3)
     if mode == "captured":
