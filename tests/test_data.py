@@ -1,12 +1,23 @@
 """Data sets, splits and what is refused."""
 
+import logging
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pyro_compress.data.splits import DATASETS, PREPROCESSING, load_examples, load_splits, preprocessing_of, told
+from pyro_compress.data.splits import (
+    DATASETS,
+    PREPROCESSING,
+    load_examples,
+    load_splits,
+    preprocessing,
+    preprocessing_of,
+    told,
+)
+from pyro_compress.settings import Reading
 from pyro_compress.types import Preprocessing, Splits
 
 
@@ -69,11 +80,16 @@ NAN = np.full((40, 6, 5), np.nan)
     [
         ({"y_test": None}, "has no array y_test; it holds x_train, y_train, x_test"),
         ({"y_train": np.arange(39) % 4}, "40 examples but 39 labels"),
-        ({"x_train": NAN}, "1200 values are NaN or infinite"),
+        ({"x_train": NAN}, r"x_train: 1200 values are NaN or infinite .*, the first in row 1, place \(1, 1\)"),
         ({"y_train": np.arange(40) / 4}, "labels must be whole numbers or names, row 2 has 0.25; .* --task regression"),
         ({"y_train": np.zeros((40, 2, 2), int)}, r"labels must be .* got int64 of shape \(40, 2, 2\)"),
         ({"x_train": np.array(["a"] * 40)}, "must be real numbers"),
         ({"x_test": np.zeros((20, 7))}, "they must agree"),
+        ({"x_test": (arrays()["x_test"] * 255).astype(np.uint8)}, "float64, others bytes to be divided by 255; store"),
+        ({"x_train": arrays()["x_train"] + 1j}, "must be real numbers"),
+        ({"x_train": np.array(["2020-01-01"] * 40, "M8[D]")[:, None]}, "must be real numbers"),
+        ({"x_train": np.zeros((40, 0))}, r"examples of shape \(0,\) hold no values"),
+        ({"x_train": np.zeros(40)}, r"must be real numbers of shape \(n, ...\), got float64 of shape \(40,\)"),
         ({"y_test": np.full(20, 9)}, r"y_test holds class '9' \(row 1\); .*y_train shows 0, 1, 2, 3"),
         ({"y_train": np.arange(40)}, "no stratified validation split"),
         ({"x_train": np.zeros((0, 3)), "y_train": np.zeros(0, int)}, "no examples"),
@@ -83,6 +99,89 @@ NAN = np.full((40, 6, 5), np.nan)
 def test_bad_npz(changes: dict[str, np.ndarray | None], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         load_splits(saved(tmp_path / "bad.npz", **changes))
+
+
+X = np.random.default_rng(1).random((40, 6))
+KINDS = {
+    "float64": X, "float32": X.astype(np.float32), "float16": X.astype(np.float16), "big-endian": X.astype(">f4"),
+    "columns first": np.asfortranarray(X), "int8": (X * 9 - 5).astype(np.int8), "uint16": (X * 90).astype(np.uint16),
+    "uint32": (X * 90).astype(np.uint32), "int64": (X * 90).astype(np.int64), "bools": X > 0.5,
+    "bytes of 0 and 1": (X > 0.5).astype(np.uint8), "bytes": (X * 255).astype(np.uint8),
+}  # fmt: skip
+
+
+def as_files(path: Path, values: dict[str, np.ndarray]) -> Path:
+    path.mkdir()
+    for name, one in values.items():
+        np.save(path / f"{name}.npy", one)
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_type_of_number_is_read_alike_from_memory_and_disk(kind: str, tmp_path: Path) -> None:
+    """Bytes are divided by 255 unless they only say yes and no; all other numbers are taken as they are."""
+    x = KINDS[kind]
+    values = arrays(x_train=x, x_test=x[:20])
+    np.savez(tmp_path / "a.npz", **values)
+    folder = as_files(tmp_path / "files", values)
+    wanted = torch.from_numpy(x.astype("f4", order="C")) / (255 if kind == "bytes" else 1)
+    for source, memory in ((tmp_path / "a.npz", 9.0), (folder, 9.0), (folder, 0.0)):
+        splits = load_splits(str(source), reading=Reading(in_memory_mib=memory, workers=0))
+        assert torch.equal(splits.test.x[:], wanted[:20])
+        assert splits.scale == (255 if kind == "bytes" else 1)
+    assert torch.equal(load_examples(tmp_path / "a.npz", preprocessing(splits)).x, wanted[:20])
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_what_is_no_number_is_found_in_every_split_in_memory_and_on_disk(
+    part: str, value: float, tmp_path: Path
+) -> None:
+    values = arrays(x_train=X, x_test=X[:20]) | {"x_val": X[:20], "y_val": np.arange(20) % 4}
+    values[f"x_{part}"] = broken = values[f"x_{part}"].copy()
+    broken[17, 3] = value
+    np.savez(tmp_path / "a.npz", **values)
+    folder = as_files(tmp_path / "files", values)
+    called = "validation" if part == "val" else part
+    for source, memory in ((tmp_path / "a.npz", 9.0), (folder, 9.0), (folder, 0.0)):
+        with pytest.raises(ValueError, match=rf"x_{called}: 1 values are NaN .* the first in row 18, column 4$"):
+            load_splits(str(source), reading=Reading(in_memory_mib=memory))
+
+
+def test_a_validation_split_of_one_s_own(tmp_path: Path) -> None:
+    values = arrays() | {"x_val": arrays()["x_test"], "y_val": np.zeros(20, int)}
+    np.savez(tmp_path / "a.npz", **values)
+    for source in (tmp_path / "a.npz", as_files(tmp_path / "files", values)):
+        splits = load_splits(str(source))
+        assert splits.sizes == {"train": 40, "validation": 20, "test": 20}
+        assert not splits.validation.y.any()
+        with pytest.raises(ValueError, match=r"its own validation split: leave out --validation 0\.2"):
+            load_splits(str(source), validation=0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ""),
+        ({"x_train": (X * 255).astype(np.int64)}, "inputs reach 25. and are taken as they are"),
+        ({"x_train": (X * 20).astype(np.uint8)}, "bytes of at most 19 are divided by 255"),
+        ({"classes": np.array(list("abcde"))}, "class 'e' has no training example"),
+    ],
+)
+def test_doubtful_inputs_are_said(changes: dict[str, np.ndarray], said: str, tmp_path: Path, caplog) -> None:
+    values = {"x_train": X, "x_test": X[:20]} | changes
+    with caplog.at_level(logging.WARNING, "pyro_compress"):
+        load_splits(saved(tmp_path / "a.npz", **values))
+    assert re.search(said, caplog.text)
+    assert bool(caplog.text) == bool(said)
+
+
+def test_arrays_of_other_programs(tmp_path: Path) -> None:
+    """Names in capitals; an array of objects that nobody asks for."""
+    values = {name.upper() if name.startswith("x") else name: value for name, value in arrays().items()}
+    np.savez(tmp_path / "A.NPZ", **values, notes=np.array([{}], object))
+    (tmp_path / "A.NPZ.npz").rename(tmp_path / "A.NPZ")
+    assert load_splits(str(tmp_path / "A.NPZ")).sizes["test"] == 20
 
 
 def test_examples_for_evaluation(tmp_path: Path) -> None:
