@@ -110,6 +110,12 @@ def test_a_class_that_training_never_shows_is_refused(test: np.ndarray, message:
         load_splits(str(path))
 
 
+def test_names_that_no_file_holds_are_refused_before_the_fit(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.npz", np.array(["a", "b\x1b[2J"])[PLACE % 2])
+    with pytest.raises(ValueError, match=r"classes: 'b\\x1b\[2J': a file holds a list of texts"):
+        load_splits(str(path))
+
+
 def test_names_that_data_declare(tmp_path: Path) -> None:
     """Numbers are places among them, or they are the names themselves; encoded names too."""
     names = np.array(["owl", "cat", "dog"])

@@ -139,7 +139,7 @@ HEADINGS = {
 )
 @click.option(
     "--data", default="digits", metavar="NAME",
-    help=f"{', '.join(DATASETS)}, a .npz, .csv or .parquet file, or a folder of images or arrays.",
+    help=f"{', '.join(DATASETS)}, a .npz, .csv, .tsv or .parquet file, or a folder of images or arrays.",
 )  # fmt: skip
 @data_options
 @click.option("--download", is_flag=True, help="Fetch a missing data set into --data-dir.")

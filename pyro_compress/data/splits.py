@@ -41,6 +41,7 @@ from pyro_compress.data.preprocessing import reading_of as reading_of
 from pyro_compress.data.preprocessing import told as told
 from pyro_compress.data.streaming import ArrayFile
 from pyro_compress.data.table_files import Table, is_table, read_table
+from pyro_compress.pcn.meta import ENTRIES
 from pyro_compress.settings import Reading
 from pyro_compress.types import Column, Data, Preprocessing, Quantity, Splits
 
@@ -78,8 +79,17 @@ def load_splits(
         raise ValueError("no data are named, and the network does not say what it was fitted on; name them with --data")
     reading = reading or Reading()
     found = _loaded(data, (data_dir, download), validation, reading, (known, shape))
+    _check_told(data, found)
     how = {one.name: getattr(reading, one.name) for one in fields(Reading)}
     return replace(found, origin={"data": data, "validation": validation} | how)
+
+
+def _check_told(data: str, splits: Splits) -> None:
+    """Refuse before a fit what a file could not hold after it: names that act on a terminal, spreads beyond float32."""
+    for name, value in told(data, splits).items():
+        parts = value if isinstance(value, list) else [value]
+        if wrong := [one for one in parts if not ENTRIES[name].allows([one] if isinstance(value, list) else one)]:
+            raise ValueError(f"{data}: {name}: {wrong[0]!r:.80}: a file holds {ENTRIES[name].told}")
 
 
 def _loaded(

@@ -30,7 +30,8 @@ def card(network: Compressed, scores: Quality, examples: int, raw: bool = False)
     known = preprocessing_of(network.meta)
     shape = network.graph.input_shape
     if raw and not 1 < known.scale <= 255:
-        raise ValueError("raw bytes as input were asked for, but this network was trained on values taken as they are")
+        were = "taken as they are" if known.scale == 1 else f"of more than 8 bits, divided by {known.scale:g}"
+        raise ValueError(f"raw bytes as input were asked for, but this network was trained on values {were}")
     scaled = known.scale != 1
     entry = {
         "name": INPUT_NAMES["uint8" if raw else "scaled" if scaled else "as is"],
