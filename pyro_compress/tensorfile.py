@@ -71,7 +71,7 @@ def write_tensors(file: IO[bytes], tensors: Mapping[str, Given], metadata: str) 
         tensor = given.give() if isinstance(given, Later) else given
         assert (tuple(tensor.shape), tensor.dtype) == (tuple(given.shape), given.dtype)
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        file.write(memoryview(flat.view(torch.uint8).numpy()))
+        file.write(flat.view(torch.uint8).numpy().data)
 
 
 def tensor_bytes(tensors: Mapping[str, Given], metadata: str) -> bytes:
@@ -108,7 +108,7 @@ class TensorFile(Mapping[str, Tensor]):
         with self._opened() as file:
             file.seek(self._start + start)
             tensor = torch.empty(shape, dtype=dtype)
-            room = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            room = tensor.reshape(-1).view(torch.uint8).numpy().data
             if file.readinto(room) != len(room):  # type: ignore[attr-defined]
                 raise ValueError(f"truncated in tensor {name}")
         return tensor

@@ -128,7 +128,7 @@ def encoded(told: Any, version: int, chance: random.Random) -> bytes:
     packed = packer.compress(text) + packer.flush()
     try:
         tensors = {str(name): _values(shape, quantized, chance) for name, shape, quantized in told["tensors"]}
-    except (TypeError, ValueError, KeyError, IndexError):
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
         tensors = {}
     if version == 1:
         body = b"".join(codec.varint(len(part)) + part for part in map(_first, tensors.values()))
