@@ -7,12 +7,15 @@ deterministic. Neither torch nor Pyro is imported at run time, so that a decoder
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+T = TypeVar("T", "np.ndarray", "Tensor")
 
 
 @dataclass(frozen=True)
@@ -305,7 +308,8 @@ class Compressed:
     @property
     def parameters(self) -> int:
         """Number of non-zero values."""
-        return sum(int((t.codes if isinstance(t, Quantized) else t).astype(bool).sum()) for t in self.tensors.values())
+        values = (tensor.codes if isinstance(tensor, Quantized) else tensor for tensor in self.tensors.values())
+        return sum(int((part != 0).sum()) for value in values for part in blocks(value))
 
     @property
     def task(self) -> str:
@@ -321,6 +325,23 @@ class Compressed:
 def count(shape: tuple[int, ...]) -> int:
     """Number of elements of a tensor of this shape."""
     return math.prod(shape)
+
+
+BLOCK = 1 << 20
+"""Values that are worked on at a time, where what is worked out of a large tensor would be as large as it."""
+
+
+def rows_of(shape: tuple[int, ...]) -> list[slice]:
+    """Parts of the first axis with about `BLOCK` values each, at least a row; of a single number everything."""
+    if not shape:
+        return [slice(None)]
+    each = max(1, BLOCK // max(math.prod(shape[1:]), 1))
+    return [slice(start, start + each) for start in range(0, shape[0], each)]
+
+
+def blocks(values: T) -> Iterator[T]:
+    """The same parts of a tensor or an array, as views."""
+    return (values[rows] if values.ndim else values for rows in rows_of(tuple(values.shape)))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_compress.compression.precision import chosen, sum_of_squares
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.shrink import trace_shrink
 from pyro_compress.types import Masks, Posterior, count
@@ -52,7 +53,7 @@ def occupied(weight: Tensor) -> int:
 
     Inputs of the whole network stay in the shape of a smaller network's first weight, dead or not.
     """
-    live = int((weight != 0).transpose(0, 1).flatten(1).any(1).sum())
+    live = int((weight.any(0) if weight.dim() == 2 else weight.any(0).flatten(1).any(1)).sum())
     return live * count(weight.shape) // weight.shape[1]
 
 
@@ -60,7 +61,7 @@ def bit_widths(posterior: Posterior, masks: Masks) -> list[int]:
     """Bits per weight, layer by layer, sign and exponent included, from the mean variance of what the masks keep."""
     bits = list[int]()
     for name, layer in posterior.layers.items():
-        variance = float(layer.std[masks[name]].double().square().sum() / max(int(masks[name].sum()), 1))
+        variance = sum_of_squares(chosen(layer.std, masks[name])) / max(int(masks[name].sum()), 1)
         bits.append(significant_bits(variance) + EXPONENT_AND_SIGN if variance else FLOAT32)
     return bits
 

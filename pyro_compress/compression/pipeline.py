@@ -214,7 +214,7 @@ def _check_folded(graph: Graph, tensors: dict[str, Tensor], x: Tensor) -> None:
 def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, sections: dict[str, int]) -> Report:
     """Read the file back and measure it beside what it came from; reads the test split."""
     network = file.read(path, UNLIMITED)
-    before, after = Network(posterior.graph, posterior.tensors).eval(), to_module(network)
+    before, after = Network(posterior.graph, posterior.tensors, own=True).eval(), to_module(network)
     total = network.meta["parameters_total"]
     size = os.path.getsize(path)
     first = posterior.removals[0] if posterior.removals else None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_compress.pcn.codec import nearest_exponent, quarter_power
-from pyro_compress.types import LayerPosterior, Quantized
+from pyro_compress.types import LayerPosterior, Quantized, blocks
 
 MAX_CODE = 1 << 14
 
@@ -22,17 +24,31 @@ def step_size(layer: LayerPosterior, kept: Tensor, coarseness: float) -> float:
         kept: mask of the weights that stay.
         coarseness: 1 rounds at the scale of the weights themselves, 1/16 is fine.
     """
-    values = layer.mean[kept]
+    values = chosen(layer.mean, kept)
     if not len(values) or not values.any():
         return 1.0
-    typical = float(values.double().square().mean().sqrt())
-    return float(np.float32(max(coarseness * typical, float(values.abs().max()) / MAX_CODE)))
+    typical = math.sqrt(sum_of_squares(values) / len(values))
+    return float(np.float32(max(coarseness * typical, _largest(values) / MAX_CODE)))
+
+
+def chosen(values: Tensor, mask: Tensor) -> Tensor:
+    """Values under a mask, in a row; torch's own indexing holds the place of every one of them."""
+    return torch.from_numpy(values.numpy()[mask.numpy()])
+
+
+def sum_of_squares(values: Tensor) -> float:
+    """In double precision."""
+    return sum(float(part.double().square().sum()) for part in blocks(values))
+
+
+def _largest(values: Tensor) -> float:
+    return float(max(values.max(), -values.min()))
 
 
 def bits_step(layer: LayerPosterior, kept: Tensor, bits: int) -> float:
     """Step at which the largest kept weight is the largest integer of so many bits, sign included."""
-    values = layer.mean[kept]
-    largest = float(values.abs().max()) if len(values) else 0.0
+    values = chosen(layer.mean, kept)
+    largest = _largest(values) if len(values) else 0.0
     return float(np.float32(largest / (2 ** (bits - 1) - 1))) if largest else 1.0
 
 
@@ -49,7 +65,10 @@ def bias_step(bias: Tensor, levels: int) -> float:
 
 def quantize(values: Tensor, step: float) -> Quantized:
     """Round to the nearest multiple of a step."""
-    return Quantized(torch.round(values.double() / step).to(torch.int32).numpy(), step)
+    codes = torch.empty(values.shape, dtype=torch.int32)
+    for source, target in zip(blocks(values), blocks(codes), strict=True):
+        target.copy_(torch.round(source.double() / step).to(torch.int32))
+    return Quantized(codes.numpy(), step)
 
 
 def rounded(values: Tensor, step: float) -> Tensor:

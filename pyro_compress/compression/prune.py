@@ -6,12 +6,14 @@ To add a criterion, write a function `LayerPosterior -> score`, broadcastable to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_compress.types import LayerPosterior, Masks, Posterior
+from pyro_compress.types import LayerPosterior, Masks, Posterior, rows_of
 
 Sparsity = float | Mapping[str, float]
 """Share of the weights to remove: of all layers together, or of each by the name of its weight tensor."""
@@ -98,10 +100,86 @@ def scores(posterior: Posterior, criterion: str) -> dict[str, Tensor]:
     Raises:
         ValueError: a criterion that does not fit (`refuse_unfit`).
     """
-    groups = any(layer.unit_mean is not None for layer in posterior.layers.values())
-    refuse_unfit(criterion, posterior.criterion, groups)
+    _refuse_unfit(posterior, criterion)
     found = {name: CRITERIA[criterion](layer) for name, layer in posterior.layers.items()}
     return {name: score.expand_as(posterior.layers[name].mean) for name, score in found.items()}
+
+
+def _parts(layer: LayerPosterior) -> Iterator[tuple[slice, LayerPosterior]]:
+    """A layer in blocks of rows, each with the scales that belong to it."""
+    out = len(layer.mean)
+
+    def of(scale: Tensor | None, rows: slice) -> Tensor | None:
+        return scale if scale is None or len(scale) != out else scale[rows]
+
+    for rows in rows_of(tuple(layer.mean.shape)):
+        units = of(layer.unit_mean, rows), of(layer.unit_std, rows)
+        yield rows, LayerPosterior(layer.mean[rows], layer.std[rows], *units, layer.grouping)
+
+
+def _marked(layer: LayerPosterior, criterion: str, mark: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `mark` says of every weight's score, in weight shape."""
+    found = torch.empty(layer.mean.shape, dtype=torch.bool, device=layer.mean.device)
+    for rows, part in _parts(layer):
+        found[rows] = mark(CRITERIA[criterion](part))
+    return found
+
+
+class Ranking:
+    """All weights of a posterior in the order of their scores; nothing of their size is kept of it.
+
+    Args:
+        posterior: the waist.
+        criterion: name in `CRITERIA`.
+        shares: of the weights to remove that will be asked for: their thresholds are found in one go.
+
+    Raises:
+        ValueError: as `scores`.
+    """
+
+    def __init__(self, posterior: Posterior, criterion: str, shares: Iterable[float] = ()):
+        _refuse_unfit(posterior, criterion)
+        self.layers, self.criterion, self.shares = posterior.layers, criterion, tuple(shares)
+        self.found: dict[tuple[str, int], float] = {}
+
+    def masks(self, sparsity: Sparsity) -> Masks:
+        """As `masks_at` on the scores."""
+        if isinstance(sparsity, Mapping):
+            _check_shares(sparsity, self.layers)
+            each = ((name, (name,), float(share)) for name, share in sparsity.items())
+        else:
+            each = ((name, tuple(self.layers), sparsity) for name in self.layers)
+        thresholds = {name: self._threshold(names, share) for name, names, share in each}
+        return {
+            name: torch.ones_like(layer.mean, dtype=torch.bool) if (least := thresholds[name]) is None
+            else _marked(layer, self.criterion, lambda score, least=least: score >= least)
+            for name, layer in self.layers.items()
+        }  # fmt: skip
+
+    def _threshold(self, names: tuple[str, ...], share: float) -> float | None:
+        """The least score that stays in the named layers together; None: all stay."""
+        _check_share(share)
+        total = sum(self.layers[name].mean.numel() for name in names)
+        drop, key = round(share * total), "\n".join(names)
+        if drop == 0:
+            return None
+        if drop >= total:
+            return math.inf
+        if (key, drop) not in self.found:
+            ordered = self._ordered(names, total)
+            drops = {drop, *(round(each * total) for each in self.shares)}
+            self.found |= {(key, each): float(ordered[each]) for each in drops if each < total}
+        return self.found[key, drop]
+
+    def _ordered(self, names: tuple[str, ...], total: int) -> np.ndarray:
+        found, place = np.empty(total, np.float32), 0
+        for name in names:
+            for _, part in _parts(self.layers[name]):
+                score = CRITERIA[self.criterion](part).expand_as(part.mean)
+                found[place : place + score.numel()] = score.flatten().numpy()
+                place += score.numel()
+        found.sort()
+        return found
 
 
 def masks_at(scores: dict[str, Tensor], sparsity: Sparsity) -> Masks:
@@ -113,19 +191,30 @@ def masks_at(scores: dict[str, Tensor], sparsity: Sparsity) -> Masks:
         ValueError: a share out of range, shares that do not name exactly the layers there are.
     """
     if isinstance(sparsity, Mapping):
-        if sparsity.keys() != scores.keys():
-            raise ValueError(
-                f"shares for {', '.join(sparsity) or 'no layer'}: give one for each of {', '.join(scores)}"
-            )
+        _check_shares(sparsity, scores)
         return {name: masks_at({name: score}, float(sparsity[name]))[name] for name, score in scores.items()}
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity {sparsity}: allowed are values from 0 up to, but not including, 1")
+    _check_share(sparsity)
     everything = torch.cat([score.flatten() for score in scores.values()])
     drop = round(sparsity * len(everything))
     if drop == 0:
         return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
     threshold = everything.kthvalue(drop + 1).values if drop < len(everything) else torch.inf
     return {name: score >= threshold for name, score in scores.items()}
+
+
+def _refuse_unfit(posterior: Posterior, criterion: str) -> None:
+    groups = any(layer.unit_mean is not None for layer in posterior.layers.values())
+    refuse_unfit(criterion, posterior.criterion, groups)
+
+
+def _check_shares(shares: Mapping[str, float], layers: Mapping[str, Any]) -> None:
+    if shares.keys() != layers.keys():
+        raise ValueError(f"shares for {', '.join(shares) or 'no layer'}: give one for each of {', '.join(layers)}")
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share < 1:
+        raise ValueError(f"sparsity {share}: allowed are values from 0 up to, but not including, 1")
 
 
 def removed_share(masks: Masks) -> float:
@@ -148,5 +237,5 @@ THRESHOLDS = {
 
 def kept(layers: dict[str, LayerPosterior], criterion: str) -> Masks:
     """Weights whose score is above the criterion's rule of thumb (`THRESHOLDS`)."""
-    score, threshold = CRITERIA[criterion], THRESHOLDS[criterion]
-    return {name: (score(layer) > threshold).expand_as(layer.mean) for name, layer in layers.items()}
+    threshold = THRESHOLDS[criterion]
+    return {name: _marked(layer, criterion, lambda score: score > threshold) for name, layer in layers.items()}

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_compress.compression.precision import bits_step, rounded, step_size
 from pyro_compress.compression.rate import LARGEST, Rate
 from pyro_compress.pcn.layout import Layout, layouts
-from pyro_compress.types import LayerPosterior, Masks, Posterior
+from pyro_compress.types import LayerPosterior, Masks, Posterior, rows_of
 
 PASSES = 3
 """The price of an integer depends on those around: they are chosen so many times."""
@@ -79,10 +79,14 @@ def rounded_weights(posterior: Posterior, masks: Masks, grid: Grid) -> tuple[dic
     for index, (name, layer) in enumerate(posterior.layers.items()):
         mask = masks[name]
         steps[name] = bits_step(layer, mask, bits[index]) if bits else step_size(layer, mask, grid.coarseness)
-        values = torch.where(mask, layer.mean, 0.0)
         if grid.price:
+            values = torch.where(mask, layer.mean, 0.0)
             values = cheapest(values, layer, steps[name], places[name], grid.price) * steps[name]
-        found[name] = rounded(values, steps[name])
+            found[name] = rounded(values, steps[name])
+            continue
+        found[name] = torch.empty(layer.mean.shape)
+        for rows in rows_of(tuple(mask.shape)):
+            found[name][rows] = rounded(torch.where(mask[rows], layer.mean[rows], 0.0), steps[name])
     return found, steps
 
 

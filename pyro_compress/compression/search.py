@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_compress.compression.order import COMPILED, reordered
 from pyro_compress.compression.packing import packed
-from pyro_compress.compression.prune import Sparsity, masks_at, removed_share, scores
+from pyro_compress.compression.prune import Ranking, Sparsity, removed_share
 from pyro_compress.compression.rounding import Grid, Rounding, check_bits, rounded_weights
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.compression.target import (
@@ -64,10 +64,10 @@ class _Search:
 
     def __init__(self, posterior: Posterior, splits: Splits, criterion: str, device: str, watch: Watch | None = None):
         self.posterior, self.splits, self.device, self.criterion = posterior, splits, device, criterion
-        self.scores, self.watch = scores(posterior, criterion), watch or Watch()
+        self.ranking, self.watch = Ranking(posterior, criterion, [1 - kept for kept in KEPT]), watch or Watch()
 
     def masks(self, sparsity: Sparsity) -> Masks:
-        return masks_at(self.scores, sparsity)
+        return self.ranking.masks(sparsity)
 
     def candidate(self, masks: Masks, grid: Grid | None, levels: int) -> Compressed:
         """Mask, round, shrink; a grid of None keeps float32."""
@@ -78,7 +78,9 @@ class _Search:
         else:
             weights, steps = rounded_weights(self.posterior, masks, grid)
         tensors = self.posterior.dense | weights
-        graph, small = shrink(self.posterior.graph, tensors | self.statistics(tensors))
+        del weights
+        tensors |= self.statistics(tensors)
+        graph, small = shrink(self.posterior.graph, tensors, set(self.posterior.layers))
         held: dict[str, Quantized | np.ndarray] = {name: tensor.numpy() for name, tensor in small.items()}
         if grid is not None:
             held = packed(graph, small, steps, levels)
@@ -118,7 +120,12 @@ def origin_of(posterior: Posterior, splits: Splits, criterion: str) -> dict[str,
 
 def to_module(network: Compressed) -> Network:
     """An ordinary torch module with the file's values."""
-    return Network(network.graph, {name: torch.from_numpy(file.dense(t)) for name, t in network.tensors.items()}).eval()
+    tensors = {name: torch.from_numpy(file.dense(t)) for name, t in network.tensors.items()}
+    return Network(
+        network.graph,
+        {n: t if isinstance(network.tensors[n], Quantized) else t.clone() for n, t in tensors.items()},
+        own=True,
+    ).eval()
 
 
 def compress(

@@ -12,13 +12,14 @@ dead weights just stay zeros. A depthwise convolution keeps channels apart like 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pyro_compress.networks.graph import POINTWISE, WEIGHTED, run_node
-from pyro_compress.types import Graph, Node
+from pyro_compress.types import Graph, Node, rows_of
 
 ANYWHERE = (*POINTWISE, "add", "subtract", "multiply", "divide")
 """Operations that keep channels apart wherever they lie."""
@@ -84,12 +85,12 @@ def free_units(graph: Graph, tensors: dict[str, Tensor]) -> list[Units]:
         graph: the network.
         tensors: its tensors; not changed.
     """
-    work = _Work(graph, {name: tensor.double().clone() for name, tensor in tensors.items()})
+    work = _Work(graph, tensors)
     work.fold()
     return work.free()
 
 
-def shrink(graph: Graph, tensors: dict[str, Tensor]) -> tuple[Graph, dict[str, Tensor]]:
+def shrink(graph: Graph, tensors: dict[str, Tensor], spare: Collection[str] = ()) -> tuple[Graph, dict[str, Tensor]]:
     """Remove dead units and fold constants; zero weights are what a mask left behind.
 
     Hidden units are put in the order of their non-zero weights, most first: any order computes the same, and this one
@@ -98,28 +99,37 @@ def shrink(graph: Graph, tensors: dict[str, Tensor]) -> tuple[Graph, dict[str, T
     Args:
         graph: the network.
         tensors: its tensors, pruned weights zero; not changed.
+        spare: those that nobody needs any more: changed, and taken out of `tensors` one by one, to save memory.
 
     Returns:
         The smaller network. The number of inputs and outputs stays; so do channels around grouped convolutions, except
         depthwise ones.
     """
-    small = trace_shrink(graph, tensors)
+    small = trace_shrink(graph, tensors, spare)
     return small.graph, small.tensors
 
 
-def trace_shrink(graph: Graph, tensors: dict[str, Tensor]) -> Shrunk:
+def trace_shrink(graph: Graph, tensors: dict[str, Tensor], spare: Collection[str] = ()) -> Shrunk:
     """As `shrink`, telling which rows and columns of every tensor are left."""
-    work = _Work(graph, {name: tensor.double().clone() for name, tensor in tensors.items()})
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    work = _Work(graph, tensors, spare)
+    for name in spare:
+        del tensors[name]
     work.fold()
     while work.sweep():
         pass
-    return work.cut({name: tensor.dtype for name, tensor in tensors.items()})
+    return work.cut(dtypes)
 
 
 class _Work:
-    def __init__(self, graph: Graph, tensors: dict[str, Tensor]):
-        self.nodes, self.input_shape, self.tensors = list(graph.nodes), graph.input_shape, tensors
+    """The tensors while they are changed: weights as they came, copied before the first change, all else in double."""
+
+    def __init__(self, graph: Graph, tensors: dict[str, Tensor], spare: Collection[str] = ()):
+        self.nodes, self.input_shape = list(graph.nodes), graph.input_shape
         self.uses = Counter(name for node in graph.nodes for name in node.parameters.values())
+        weights = {node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED}
+        self.tensors = {n: tensor if n in weights else tensor.double().clone() for n, tensor in tensors.items()}
+        self.shared = weights - set(spare)
         self.values: list[_Value] = []
         self.read: dict[int, _Value] = {}  # layer with weights -> its input, as it reads it
         self.first: dict[str, _Value] = {}  # tensor by channel -> the first output that it is read for
@@ -195,25 +205,36 @@ class _Work:
         return replace(source, constant=_varying(size), space=self.new_space(size, fixed=True), factor=1, axis=axis)
 
     def flow_weighted(self, index: int, node: Node, source: _Value, shape: tuple[int, ...]) -> _Value:
-        weight = self.tensors[node.parameters["weight"]]
-        out, into = weight.shape[:2]
+        name = node.parameters["weight"]
+        out, into = self.tensors[name].shape[:2]
         groups = node.attributes.get("groups", 1)
         known = source.constant
         if any(any(side) for side in node.attributes.get("padding", ())):
             known = torch.where(known == 0, 0.0, torch.nan)
         # entry (o, j) of the weight reads input channel j of the group that o belongs to
-        reads = known.view(groups, into).repeat_interleave(out // groups, 0)
-        summed = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-        offset = torch.nansum(reads * summed, 1)
-        weight[~reads.isnan()] = 0
+        reads = known.view(groups, 1, into).expand(-1, out // groups, -1).reshape(out, into)
+        offset = torch.zeros(out, dtype=torch.float64)
+        if not known.isnan().all():
+            weight = self.changeable(name)
+            for rows in rows_of(tuple(weight.shape)):
+                part = weight[rows].double()
+                offset[rows] = torch.nansum(reads[rows] * (part.flatten(2).sum(2) if part.dim() > 2 else part), 1)
+                weight[rows].masked_fill_(~reads[rows].isnan().view(*part.shape[:2], *[1] * (part.dim() - 2)), 0)
         bias = self.bias(index, offset)
-        constant = torch.where(weight.flatten(1).any(1), torch.nan, bias)
+        constant = torch.where(self.tensors[name].flatten(1).any(1), torch.nan, bias)
         if groups != 1 and into == 1:  # depthwise: channel i makes the outputs i·m, ..., i·m + m - 1
             return _Value(shape, constant, source.space, source.factor * (out // groups))
         if groups != 1:
             self.fixed.add(self.find(source.space))
         axis = len(shape) if node.op == "linear" else 1
         return _Value(shape, constant, self.new_space(out, fixed=groups != 1), 1, axis)
+
+    def changeable(self, name: str) -> Tensor:
+        """A weight that may be changed in place."""
+        if name in self.shared:
+            self.tensors[name] = self.tensors[name].clone()
+            self.shared.remove(name)
+        return self.tensors[name]
 
     def bias(self, index: int, offset: Tensor) -> Tensor:
         """The layer's bias after adding an offset; a layer without one of its own gets one where it is needed."""
@@ -284,11 +305,12 @@ class _Work:
                 continue
             weight, source = self.tensors[node.parameters["weight"]], self.read[index]
             dead = ~self.live(self.values[index])
-            if weight[dead].any():
+            if (weight.flatten(1).any(1) & dead).any():
+                weight = self.changeable(node.parameters["weight"])
                 weight[dead] = 0
                 died = True
             if node.attributes.get("groups", 1) == 1:
-                columns = weight.transpose(0, 1).flatten(1).any(1)
+                columns = weight.any(0) if weight.dim() == 2 else weight.any(0).flatten(1).any(1)
                 read[self.find(source.space)] |= columns.view(-1, source.factor).any(1)
         for space, channels in read.items():
             channels &= self.alive[space]
@@ -305,6 +327,7 @@ class _Work:
         orders = self.orders()
         nodes = []
         rows, columns, tensors = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
+        last = {name: index for index, node in enumerate(self.nodes) for name in node.parameters.values()}
         for index, (node, value) in enumerate(zip(self.nodes, self.values, strict=True)):
             keep = _entries(orders[self.find(value.space)], value.factor)
             for role, name in node.parameters.items():
@@ -314,13 +337,13 @@ class _Work:
                 size = len(self.tensors[name])
                 by_channel = node.op in BY_CHANNEL and size == len(value.constant)
                 rows[name] = keep if by_channel else torch.arange(size)
-                tensor = self.tensors[name][rows[name]]
                 if node.op in WEIGHTED and role == "weight" and node.attributes.get("groups", 1) == 1:
                     source = self.read[index]
                     columns[name] = _entries(orders[self.find(source.space)], source.factor)
-                    tensor = tensor[:, columns[name]]
-                kind = dtypes[name if name in dtypes else node.parameters["weight"]]  # a bias that folding made
-                tensors[name] = tensor.to(kind).contiguous()
+                tensor = _cut(self.tensors[name], rows[name], columns.get(name))
+                tensors[name] = tensor.to(dtypes[name if name in dtypes else node.parameters["weight"]])
+            for name in {name for name in node.parameters.values() if last[name] == index}:
+                del self.tensors[name]
             if node.op == "reshape":
                 shape = [len(keep), *value.shape[1:]] if value.shape else []
                 node = replace(node, attributes={"shape": shape})
@@ -359,6 +382,16 @@ class _Work:
             order = torch.argsort(counts[live], descending=True, stable=True)
             found[space] = live if space in self.fixed else live[order]
         return found
+
+
+def _cut(tensor: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
+    """Some rows of a tensor, and of these some columns: a copy."""
+    width = () if columns is None else (len(columns),)
+    found = tensor.new_empty((len(rows), *width, *tensor.shape[1 + len(width) :]))
+    for part in rows_of((len(rows), *tensor.shape[1:])):
+        taken = tensor[rows[part]]
+        found[part] = taken if columns is None else taken[:, columns]
+    return found
 
 
 def _of_two(op: str, a: Tensor, b: Tensor) -> Tensor:

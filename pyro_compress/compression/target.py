@@ -126,7 +126,7 @@ def target_of(posterior: Posterior, splits: Splits, goal: Goal, device: str = "c
     if target_error is not None and not 0 <= target_error <= 1:
         raise ValueError(f"target_error {target_error}: allowed are values from 0 to 1 (0.02 is two points)")
     given = goal.reference or posterior
-    network = Network(given.graph, given.tensors).eval().to(device)
+    network = Network(given.graph, given.tensors, own=True).eval().to(device)
     reference = evaluate(network, splits, "validation", device, given.noise)
     if target_error is not None:
         return Target(reference, tolerance, math.inf if nll_tolerance is None else nll_tolerance, target_error)

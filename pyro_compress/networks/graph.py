@@ -326,9 +326,14 @@ class Network(nn.Module):
     """Runs a `Graph` on given tensors. Its `state_dict` has the names of the captured network; batch norm is frozen.
 
     What it has of its own bears a name that no network gives a part of itself.
+
+    Args:
+        graph: the network.
+        tensors: its tensors by name.
+        own: take them as they are; else they are copied.
     """
 
-    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor]):
+    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], own: bool = False):
         super().__init__()
         self._captured_graph = graph
         statistics = statistics_of(graph)
@@ -340,7 +345,8 @@ class Network(nn.Module):
                 if part not in parent._modules:
                     parent.add_module(part, nn.Module())
                 parent = parent.get_submodule(part)
-            value = tensors[name].clone() if tensors[name].is_floating_point() else tensors[name].float()
+            value = tensors[name] if tensors[name].is_floating_point() else tensors[name].float()
+            value = value if own else value.clone()
             if name in statistics:
                 parent.register_buffer(leaf, value)
             else:

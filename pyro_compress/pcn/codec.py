@@ -14,9 +14,12 @@ frequencies, so a file decodes identically on every machine. `encode` writes the
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import constriction
 import numpy as np
+
+from pyro_compress.types import BLOCK, blocks, rows_of
 
 ZERO, TABLE, GEOMETRIC = 0, 1, 2
 COLUMNS = 4
@@ -88,10 +91,10 @@ def encode(codes: np.ndarray) -> bytes:
     if max(high, -low, high - low) >= MAX_ALPHABET // 2:
         raise ValueError(f"codes from {low} to {high} are too many to code; use a coarser step")
     live = matrix.any(0)
-    blocks = _blocks(matrix, b"", 0)
+    found = _blocks(matrix, b"", 0)
     if not live.all():
-        blocks += _blocks(matrix[:, live], np.packbits(live).tobytes(), COLUMNS)
-    return min(blocks, key=len)
+        found += _blocks(matrix[:, live], np.packbits(live).tobytes(), COLUMNS)
+    return _smallest(found)
 
 
 def decode(block: bytes, shape: tuple[int, ...]) -> np.ndarray:
@@ -116,7 +119,7 @@ def decode(block: bytes, shape: tuple[int, ...]) -> np.ndarray:
     low, counts = _read_table(reader) if model == TABLE else _read_geometric(reader)
     count = matrix.shape[0] * int(live.sum())
     if count:
-        matrix[:, live] = (_decode_words(reader.rest(), counts, count) + low).reshape(matrix.shape[0], -1)
+        _decode_words(reader.rest(), low, counts, matrix, live)
     return codes
 
 
@@ -125,18 +128,52 @@ def _matrix(codes: np.ndarray) -> np.ndarray:
     return codes.reshape(len(codes), -1) if codes.ndim > 1 else codes.reshape(1, -1)
 
 
-def _blocks(matrix: np.ndarray, mask: bytes, flag: int) -> list[bytes]:
+class _Block(NamedTuple):
+    """A block to come.
+
+    Attributes:
+        front: what stands before the words.
+        values: the codes.
+        low: the first code of the model.
+        counts: of the model.
+        expected: how long the block will be, in bytes.
+    """
+
+    front: bytes
+    values: np.ndarray
+    low: int
+    counts: np.ndarray
+    expected: float
+
+    def made(self) -> bytes:
+        return self.front + _encode_words(self.values, self.low, self.counts)
+
+
+def _smallest(found: list[_Block]) -> bytes:
+    """The shortest block; of many values, those that are expected to be longer by far are not made."""
+    least = min(block.expected for block in found)
+    most = 1.02 * least + 1000 if found[0].values.size > BLOCK else math.inf
+    return min((block.made() for block in found if block.expected <= most), key=len)
+
+
+def _blocks(matrix: np.ndarray, mask: bytes, flag: int) -> list[_Block]:
     """The block under each model."""
     values = matrix.ravel()
-    low, span = int(values.min()), int(values.max() - values.min()) + 1
-    histogram = np.bincount(values - low, minlength=span)
+    low, span = int(values.min()), int(values.max()) - int(values.min()) + 1
+    histogram = np.zeros(span, np.int64)
+    for part in blocks(values):
+        histogram += np.bincount(part - low, minlength=span)
     table = varint(2 * low if low >= 0 else -2 * low - 1) + varint(span) + b"".join(varint(int(c)) for c in histogram)
-    tabled = bytes([TABLE | flag]) + mask + table + _encode_words(values - low, histogram)
     zero, ratio, bound = _fit_geometric(low, histogram)
-    counts = _geometric(zero, ratio, bound)
-    parameters = bytes([zero, ratio]) + varint(bound)
-    falling = bytes([GEOMETRIC | flag]) + mask + parameters + _encode_words(values + bound, counts)
-    return [tabled, falling]
+    falling = _geometric(zero, ratio, bound)
+    found = []
+    for kind, front, first, counts in (
+        (TABLE, table, low, histogram), (GEOMETRIC, bytes([zero, ratio]) + varint(bound), -bound, falling)
+    ):  # fmt: skip
+        shares = counts[low - first :][:span] / counts.sum()
+        bits = -float((histogram * np.log2(shares, where=histogram > 0, out=np.zeros(span))).sum())
+        found.append(_Block(bytes([kind | flag]) + mask + front, values, first, counts, len(mask + front) + bits / 8))
+    return found
 
 
 def _read_table(reader: Reader) -> tuple[int, np.ndarray]:
@@ -190,22 +227,28 @@ def _model(counts: np.ndarray) -> constriction.stream.model.Categorical:
     return constriction.stream.model.Categorical(counts / counts.sum(), perfect=False)
 
 
-def _encode_words(symbols: np.ndarray, counts: np.ndarray) -> bytes:
-    """Range-coded symbols; trailing zero bytes are left out."""
+def _encode_words(values: np.ndarray, low: int, counts: np.ndarray) -> bytes:
+    """Range-coded values under a model whose first code is `low`; trailing zero bytes are left out."""
     if len(counts) == 1:
         return b""
-    encoder = constriction.stream.queue.RangeEncoder()
-    encoder.encode(symbols.astype(np.int32), _model(counts))
+    encoder, model = constriction.stream.queue.RangeEncoder(), _model(counts)
+    for part in blocks(values):
+        encoder.encode((part - low).astype(np.int32, copy=False), model)
     words: bytes = encoder.get_compressed().astype("<u4").tobytes()
     return words.rstrip(b"\0")
 
 
-def _decode_words(data: bytes, counts: np.ndarray, count: int) -> np.ndarray:
+def _decode_words(data: bytes, low: int, counts: np.ndarray, matrix: np.ndarray, live: np.ndarray) -> None:
+    """Fill the live columns of a matrix, row by row, with what `_encode_words` coded."""
     if len(counts) == 1:
-        return np.zeros(count, np.int32)
+        matrix[:, live] = low
+        return
+    width = int(live.sum())
     words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
     try:
-        symbols: np.ndarray = constriction.stream.queue.RangeDecoder(words).decode(_model(counts), count)
+        decoder, model = constriction.stream.queue.RangeDecoder(words), _model(counts)
+        for rows in rows_of((len(matrix), width)):
+            part = matrix[rows]
+            part[:, live] = decoder.decode(model, len(part) * width).reshape(-1, width) + low
     except (AssertionError, ValueError, RuntimeError) as error:
         raise ValueError(f"range decoder: {error}") from error
-    return symbols

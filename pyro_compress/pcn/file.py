@@ -131,5 +131,7 @@ def plan_of(network: Compressed, limits: Limits = UNLIMITED) -> Plan:
 def dense(tensor: Quantized | np.ndarray) -> np.ndarray:
     """A tensor's values as float32."""
     if isinstance(tensor, Quantized):
-        return tensor.codes.astype(np.float32) * np.float32(tensor.step)
+        values = tensor.codes.astype(np.float32)
+        values *= np.float32(tensor.step)
+        return values
     return tensor

@@ -1,0 +1,208 @@
+"""Peak memory of every command on large networks, beside what its guard says before it begins.
+
+    python scripts/bench_memory.py [--hidden 4200,4500] [--only fit:gaussian compress inspect] [--json FILE] [--smoke]
+
+Every case runs in a process of its own. `growth` is the peak of resident memory from the moment the guard looks, which
+is what the guard speaks of; `above_start` the same from when the command's libraries are imported. `x` is that in
+multiples of the network's float32 size. For `compress` and `inspect` a run is made without a fit: random features, a
+last layer that is trained, spreads drawn. Their threads are torch's default; fits have one.
+
+    fit:PRIOR:eager|captured[:checkpoints]    two epochs; with checkpoints after each
+    resume:PRIOR:eager                        the same, interrupted and gone on with
+    compress, inspect, evaluate               of a run with a Gaussian posterior
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from pyro_compress.cli.options import run_script
+from pyro_compress.deploy.memory import high_water_mib
+
+MIB = 1 << 20
+PRIORS = ("gaussian", "log-uniform", "horseshoe", "normal-jeffreys")
+FITS = [f"fit:{prior}:{mode}" for prior in PRIORS for mode in ("eager", "captured")]
+CASES = [*FITS, "fit:gaussian:eager:checkpoints", "resume:gaussian:eager", "compress", "inspect", "evaluate"]
+
+
+def resident_mib() -> float:
+    """Resident memory of this process now."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+class Watched:
+    """Stands where the commands ask their guard: notes what it says and what is resident by then."""
+
+    def __init__(self) -> None:
+        self.said, self.at = 0.0, 0.0
+
+    def __call__(self, needed: dict[str, int], device: str, **_: Any) -> None:
+        self.said, self.at = sum(needed.values()) / MIB, resident_mib()
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+
+
+def fit(case: list[str], hidden: str, batch: int, folder: Path) -> list[str]:
+    """Arguments of a fit of two epochs."""
+    _, prior, mode, *more = case
+    every = "1" if "checkpoints" in more or case[0] == "resume" else "100"
+    return [
+        "fit", "--prior", prior, "--data", "digits", "--hidden", hidden, "--epochs", "2", "--pretrain-epochs", "0",
+        "--batch-size", str(batch), "--threads", "1", "--checkpoint-epochs", every, "--out", str(folder / "run"),
+        "--compile", "on" if mode == "captured" else "off",
+    ]  # fmt: skip
+
+
+def made_run(hidden: str, path: Path) -> None:
+    """A run folder of a network that knows the digits, with a Gaussian posterior, made without a fit."""
+    import pyro_compress as pc
+    from pyro_compress.bayes.guides import build_guide, starts_of
+    from pyro_compress.bayes.marginals import write_marginals
+    from pyro_compress.bayes.model import classifier
+    from pyro_compress.networks.graph import capture
+    from pyro_compress.runs.config import config_toml
+    from pyro_compress.runs.waist import write_posterior
+    from pyro_compress.types import LayerPosterior, Posterior
+
+    splits = pc.load_splits("digits")
+    asked = pc.FitConfig(prior="gaussian", data="digits", hidden=tuple(map(int, hidden.split(","))), epochs=2)
+    config = pc.resolve(asked, len(splits.train))
+    net = pc.build_net("mlp", splits.input_shape, 10, config.hidden)
+    with torch.no_grad():
+        features = net[:-1](splits.train.x)
+    optimizer = torch.optim.Adam(net[-1].parameters(), 0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        F.cross_entropy(net[-1](features), splits.train.y).backward()
+        optimizer.step()
+    tensors = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    model = classifier(pc.bayesianize(net, pc.PRIORS["gaussian"]), len(splits.train))
+    guide = build_guide("mean-field", model, starts_of(model.net, tensors, None), 0.0, ())
+    with torch.no_grad():
+        for name, log_scale in guide.log_scale.items():
+            log_scale.add_(torch.randn_like(log_scale))
+    layers = {
+        n: LayerPosterior(t, guide.marginal(f"{n}.raw").scale.detach()) for n, t in tensors.items() if t.dim() > 1
+    }
+    dense = {name: tensor for name, tensor in tensors.items() if name not in layers}
+    path.mkdir()
+    (path / "config.toml").write_text(config_toml(replace(config, data_dir=""), splits, [], 1))
+    with (path / "posterior.safetensors").open("wb") as file:
+        write_posterior(file, Posterior(capture(net, splits.input_shape), layers, dense, "snr", config.provenance))
+    with (path / "guide.safetensors").open("wb") as file:
+        write_marginals(file, model.net, guide)
+
+
+COMMANDS: dict[str, Callable[[Path], list[str]]] = {
+    "compress": lambda folder: ["compress", str(folder / "run"), "--out", str(folder / "network.pcn"), "--json"],
+    "inspect": lambda folder: ["inspect", str(folder / "run"), "--json"],
+    "evaluate": lambda folder: ["evaluate", str(folder / "run"), "--json"],
+}
+
+
+def one(case: str, hidden: str, batch: int, folder: Path) -> dict[str, Any]:
+    """Run one case in this process."""
+    from pyro_compress.cli.main import main as command
+    from pyro_compress.runs import budget
+
+    kind, *rest = case.split(":")
+    arguments = COMMANDS[kind](folder) if kind in COMMANDS else fit([kind, *rest], hidden, batch, folder)
+    if kind == "resume":
+        interrupted(arguments)
+        arguments = ["fit", "--resume", str(folder / "run")]
+    imported(kind)
+    start, watched, began = resident_mib(), Watched(), time.perf_counter()
+    budget.require = watched
+    command(arguments, standalone_mode=False)
+    peak = high_water_mib()
+    return {
+        "growth_mib": peak - watched.at, "estimate_mib": watched.said, "above_start_mib": peak - start,
+        "seconds": time.perf_counter() - began,
+    }  # fmt: skip
+
+
+def imported(kind: str) -> None:
+    """What a command loads whatever it works on is no part of what a network costs."""
+    import pyro_compress.compression.pipeline
+    import pyro_compress.runs.evaluation
+    import pyro_compress.runs.run  # noqa: F401
+
+    if kind == "inspect":
+        from pyro_compress.inspection.arviz_compat import arviz
+
+        arviz()
+
+
+def interrupted(arguments: list[str]) -> None:
+    """A fit that stops after its first checkpoint, in a process of its own."""
+    code = (
+        "import sys; from pyro_compress.training import checkpoint as c; from pyro_compress.cli.main import main; "
+        "w = c.write\ndef write(*a): w(*a); raise KeyboardInterrupt\nc.write = write\nmain(sys.argv[1:])"
+    )
+    subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
+
+
+def measured(case: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One case in a process of its own."""
+    sizes = [64, *map(int, options.hidden.split(",")), 10]
+    weights = sum((before + 1) * after for before, after in itertools.pairwise(sizes))
+    with tempfile.TemporaryDirectory() as folder:
+        if case in COMMANDS:
+            command = [sys.executable, __file__, "--make", folder, "--hidden", options.hidden]
+            subprocess.run(command, check=True, capture_output=True)
+        command = [sys.executable, __file__, "--one", case, folder, "--hidden", options.hidden]
+        done = subprocess.run([*command, "--batch", str(options.batch)], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{case}: {done.stderr.strip().splitlines()[-1]}")
+    row = json.loads(done.stdout.splitlines()[-1])
+    size = 4 * weights / MIB
+    told = {"case": case, "hidden": options.hidden, "batch": options.batch, "weights": weights, "float32_mib": size}
+    return told | row | {"x": row["above_start_mib"] / size, "estimate_ratio": row["estimate_mib"] / row["growth_mib"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", default="4200,4500", help="19.2 million weights; digits in, 10 classes out")
+    parser.add_argument("--batch", type=int, default=500)
+    parser.add_argument("--only", nargs="+", default=CASES, metavar="CASE")
+    parser.add_argument("--json", type=Path, help="rows are added to those it holds")
+    parser.add_argument("--smoke", action="store_true", help="a tiny network, three cases")
+    parser.add_argument("--one", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.make:
+        made_run(options.hidden, options.make / "run")
+        return
+    if options.one:
+        print(json.dumps(one(options.one[0], options.hidden, options.batch, Path(options.one[1]))))
+        return
+    if options.smoke:
+        options.hidden, options.only = "16,16", ["fit:gaussian:eager:checkpoints", "compress", "inspect"]
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
+    print(f"{machine}\n{'case':<34}{'weights':>12}{'growth':>9}{'guard':>9}{'ratio':>7}{'x':>7}{'s':>7}")
+    for case in options.only:
+        row = measured(case, options) | {"machine": machine}
+        numbers = f"{row['weights']:12,}{row['growth_mib']:9.0f}{row['estimate_mib']:9.0f}{row['estimate_ratio']:7.2f}"
+        print(f"{case:<34}{numbers}{row['x']:7.1f}{row['seconds']:7.0f}", flush=True)
+        if options.json:
+            rows = json.loads(options.json.read_text()) if options.json.is_file() else []
+            same = {(r["case"], r["hidden"], r["batch"]) for r in [row]}
+            rows = [r for r in rows if (r["case"], r["hidden"], r["batch"]) not in same]
+            options.json.write_text(json.dumps([*rows, row], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_script(main)
