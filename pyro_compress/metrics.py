@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,30 @@ def evaluate(predict: Predict, splits: Splits, split: str, device: str = "cpu", 
         raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
     data: Data = getattr(splits, split)
     return SCORES[splits.task](logits_of(predict, data.x, device), data.y, splits.targets, noise)
+
+
+def evaluate_mixture(
+    networks: Iterable[Predict], splits: Splits, names: Sequence[str], noise: float | None = None
+) -> list[Quality]:
+    """Score what networks predict together, on several splits: each network runs once, and none is kept.
+
+    Args:
+        networks: drawn from a posterior, say.
+        splits: the data.
+        names: of splits.
+        noise: as for `evaluate`.
+    """
+    data: list[Data] = [getattr(splits, name) for name in names]
+    found: list[list[Tensor]] = [[] for _ in names]
+    for network in networks:
+        for outputs, part in zip(found, data, strict=True):
+            outputs.append(logits_of(network, part.x))
+    task = TASKS[splits.task]
+    scores = []
+    for outputs, part in zip(found, data, strict=True):
+        mixed = [task.mixture(list(rows)) for rows in zip(*(each.split(1000) for each in outputs), strict=True)]
+        scores.append(SCORES[splits.task](torch.cat(mixed), part.y, splits.targets, noise))
+    return scores
 
 
 def scored(

@@ -309,7 +309,7 @@ class Compressed:
     def parameters(self) -> int:
         """Number of non-zero values."""
         values = (tensor.codes if isinstance(tensor, Quantized) else tensor for tensor in self.tensors.values())
-        return sum(int((part != 0).sum()) for value in values for part in blocks(value))
+        return sum(nonzero(value) for value in values)
 
     @property
     def task(self) -> str:
@@ -331,17 +331,22 @@ BLOCK = 1 << 20
 """Values that are worked on at a time, where what is worked out of a large tensor would be as large as it."""
 
 
-def rows_of(shape: tuple[int, ...]) -> list[slice]:
-    """Parts of the first axis with about `BLOCK` values each, at least a row; of a single number everything."""
+def rows_of(shape: tuple[int, ...], most: int = BLOCK) -> list[slice]:
+    """Parts of the first axis with so many values each, at least a row; of a single number everything."""
     if not shape:
         return [slice(None)]
-    each = max(1, BLOCK // max(math.prod(shape[1:]), 1))
+    each = max(1, most // max(math.prod(shape[1:]), 1))
     return [slice(start, start + each) for start in range(0, shape[0], each)]
 
 
 def blocks(values: T) -> Iterator[T]:
     """The same parts of a tensor or an array, as views."""
     return (values[rows] if values.ndim else values for rows in rows_of(tuple(values.shape)))
+
+
+def nonzero(values: T) -> int:
+    """How many values are not zero; torch's own sum of a mask holds eight bytes for each."""
+    return sum(int((part != 0).sum()) for part in blocks(values))
 
 
 @dataclass(frozen=True)

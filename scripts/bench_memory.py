@@ -92,7 +92,7 @@ def made_run(hidden: str, path: Path) -> None:
     model = classifier(pc.bayesianize(net, pc.PRIORS["gaussian"]), len(splits.train))
     guide = build_guide("mean-field", model, starts_of(model.net, tensors, None), 0.0, ())
     with torch.no_grad():
-        for name, log_scale in guide.log_scale.items():
+        for log_scale in guide.log_scale.values():
             log_scale.add_(torch.randn_like(log_scale))
     layers = {
         n: LayerPosterior(t, guide.marginal(f"{n}.raw").scale.detach()) for n, t in tensors.items() if t.dim() > 1
@@ -125,12 +125,12 @@ def one(case: str, hidden: str, batch: int, folder: Path) -> dict[str, Any]:
         arguments = ["fit", "--resume", str(folder / "run")]
     imported(kind)
     start, watched, began = resident_mib(), Watched(), time.perf_counter()
-    budget.require = watched
+    budget.require, busy = watched, time.process_time()
     command(arguments, standalone_mode=False)
     peak = high_water_mib()
     return {
         "growth_mib": peak - watched.at, "estimate_mib": watched.said, "above_start_mib": peak - start,
-        "seconds": time.perf_counter() - began,
+        "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - busy,
     }  # fmt: skip
 
 

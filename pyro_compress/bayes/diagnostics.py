@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_compress.bayes.marginals import Marginals, TensorDraw, draw, draw_prior, drawn_network, kl_by_tensor
-from pyro_compress.compression.prune import CRITERIA
+from pyro_compress.compression.prune import unit_scores
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.networks.graph import Network
 from pyro_compress.types import Data, Groups, LayerShape, Posterior
@@ -201,7 +201,7 @@ class _Stored:
     def variables(self, drawn: TensorDraw) -> Iterator[tuple[str, Tensor]]:
         """Variable -> value of one draw."""
         yield "element", drawn.value.flatten()[self.elements]
-        yield "unit_norm", drawn.value.flatten(1).norm(dim=1)[self.units]
+        yield "unit_norm", drawn.norms[self.units]
         if drawn.gate is not None:
             yield "group_scale", drawn.gate.flatten()[self.gates]
         if self.layer_sites:
@@ -247,8 +247,7 @@ def _constants(posterior: Posterior, plan: dict[str, _Stored], kl: dict[str, flo
     values = {"kl_nats": np.array(list(kl.values()))}
     for name, stored in plan.items():
         layer = posterior.layers[name]
-        score = CRITERIA[posterior.criterion](layer).expand_as(layer.mean)
-        values[f"{name}.unit_score"] = score.flatten(1).amax(1)[stored.units].numpy()
+        values[f"{name}.unit_score"] = unit_scores(layer, posterior.criterion)[stored.units].numpy()
     return values
 
 

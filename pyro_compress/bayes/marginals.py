@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,9 +29,43 @@ from pyro_compress.networks.graph import Network
 from pyro_compress.runs.waist import GROUPINGS, check_tensors, read_tensors
 from pyro_compress.settings import FitConfig
 from pyro_compress.tensorfile import Given, Later, tensor_bytes, write_tensors
-from pyro_compress.types import LayerShape, Posterior
+from pyro_compress.types import LayerShape, Posterior, blocks, rows_of
 
 FAMILIES: dict[str, type[Distribution]] = {"Normal": Normal, "LogNormal": LogNormal}
+
+
+DRAWN = 1 << 18
+"""Values that are drawn at a time, in double precision."""
+
+
+class Sites(Mapping[str, Distribution]):
+    """Marginals of sites in double precision, made of the single-precision parameters when they are asked for.
+
+    Args:
+        families: site -> its family.
+        parameters: site -> location and scale.
+    """
+
+    def __init__(self, families: dict[str, type[Distribution]], parameters: dict[str, tuple[Tensor, Tensor]]):
+        self.families, self.parameters = families, parameters
+
+    def __getitem__(self, site: str) -> Distribution:
+        return self.part(site, slice(None))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.families)
+
+    def __len__(self) -> int:
+        return len(self.families)
+
+    def part(self, site: str, rows: slice) -> Distribution:
+        """The marginal of some rows of a site."""
+        loc, scale = self.parameters[site]
+        return self.families[site](loc[rows].double(), scale[rows].double())
+
+    def shape(self, site: str) -> tuple[int, ...]:
+        """Shape of a site."""
+        return tuple(self.parameters[site][0].shape)
 
 
 @dataclass(frozen=True)
@@ -44,20 +78,35 @@ class Marginals:
         prior: the prior they were fitted under.
     """
 
-    sites: dict[str, Distribution]
+    sites: Sites
     shapes: dict[str, LayerShape]
     prior: Prior
 
-    def of(self, name: str) -> dict[str, Distribution]:
-        """Marginals of the sites that make up one tensor."""
-        return {site: q for site, q in self.sites.items() if site.startswith(f"{name}.")}
+    def of(self, name: str) -> list[str]:
+        """Sites that make up one tensor."""
+        return [site for site in self.sites if site.startswith(f"{name}.")]
+
+    def parts(self, name: str) -> list[tuple[slice, LayerShape]]:
+        """A tensor in parts of so many rows that they can be worked on at once, each with its own shape."""
+        whole = self.shapes[name]
+        found = rows_of(whole.weight, DRAWN)
+        if len(found) == 1:
+            return [(slice(None), whole)]
+        sizes = [len(range(whole.weight[0])[rows]) for rows in found]
+        return [(rows, replace(whole, weight=(n, *whole.weight[1:]))) for rows, n in zip(found, sizes, strict=True)]
+
+    def by_row(self, name: str, site: str) -> bool:
+        """Whether a site of a tensor has values for each of its rows, so that it is worked on in parts too."""
+        rows = self.shapes[name].weight[0]
+        return rows > 1 and self.sites.shape(site)[:1] == (rows,)
 
     @functools.cached_property
     def log_volumes(self) -> dict[str, float]:
         """Per site, what no draw changes in a normal log-density: log(scale √2π), summed over the elements."""
         return {
-            site: float(q.scale.log().sum()) + q.scale.numel() * math.log(2 * math.pi) / 2
-            for site, q in self.sites.items()
+            site: sum(float(part.double().log().sum()) for part in blocks(scale))
+            + scale.numel() * math.log(2 * math.pi) / 2
+            for site, (_, scale) in self.sites.parameters.items()
         }
 
 
@@ -66,14 +115,16 @@ class TensorDraw:
     """One draw of one tensor.
 
     Attributes:
-        value: the weight, in its own shape.
+        value: the weight, in its own shape, in single precision.
+        norms: of its rows, `(out,)`.
         gate: the group scales it was multiplied with, in gate shape; None without groups.
-        sites: site -> value.
+        sites: site -> value; of a tensor that is drawn in parts, sites that are drawn so too are left out.
         log_prior: log-density of the sites under the prior, in nats (up to a constant if it is improper).
         log_posterior: the same under the posterior.
     """
 
     value: Tensor
+    norms: Tensor
     gate: Tensor | None
     sites: dict[str, Tensor]
     log_prior: float
@@ -134,7 +185,8 @@ def read_marginals(path: Path, config: FitConfig, posterior: Posterior) -> Margi
         told, tensors = read_tensors(path)
         check_tensors(tensors)
         families = of_type(told.get("families"), dict[str, str], "families")
-        sites = {site: _marginal(site, family, tensors) for site, family in families.items()}
+        parameters = {site: _parameters(site, family, tensors) for site, family in families.items()}
+        sites = Sites({site: FAMILIES[family] for site, family in families.items()}, parameters)
         shapes = {
             name: _shape(name, given, posterior)
             for name, given in of_type(told.get("shapes"), dict[str, list[Any]], "shapes").items()
@@ -146,7 +198,7 @@ def read_marginals(path: Path, config: FitConfig, posterior: Posterior) -> Margi
     return found
 
 
-def _marginal(site: str, family: str, tensors: dict[str, Tensor]) -> Distribution:
+def _parameters(site: str, family: str, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     if family not in FAMILIES:
         raise ValueError(f"site {shown(site)} of family {shown(family)}; allowed: {', '.join(FAMILIES)}")
     loc, scale = (tensors.get(f"{key}/{site}") for key in ("loc", "scale"))
@@ -154,7 +206,7 @@ def _marginal(site: str, family: str, tensors: dict[str, Tensor]) -> Distributio
         raise ValueError(f"site {shown(site)} needs a loc and a scale of one shape")
     if not bool((scale > 0).all()):
         raise ValueError(f"a scale of site {shown(site)} is not positive")
-    return FAMILIES[family](loc.double(), scale.double())
+    return loc, scale
 
 
 def _shape(name: str, given: list[Any], posterior: Posterior) -> LayerShape:
@@ -185,9 +237,9 @@ def _check_sites(marginals: Marginals) -> None:
             marginals.prior.draw(shape)
     if wrong := sorted(known.shapes.keys() ^ marginals.sites.keys()):
         raise ValueError(f"site {shown(wrong[0])} is missing, or none of the prior's")
-    for site, q in marginals.sites.items():
-        if tuple(q.loc.shape) != known.shapes[site]:
-            raise ValueError(f"site {site} has shape {tuple(q.loc.shape)}; it must be {known.shapes[site]}")
+    for site in marginals.sites:
+        if (found := marginals.sites.shape(site)) != known.shapes[site]:
+            raise ValueError(f"site {site} has shape {found}; it must be {known.shapes[site]}")
 
 
 @torch.no_grad()
@@ -196,17 +248,23 @@ def draw(marginals: Marginals) -> dict[str, TensorDraw]:
     return {name: _draw(marginals, name) for name in marginals.shapes}
 
 
-def networks(posterior: Posterior, marginals: Marginals, draws: int, seed: int) -> list[Network]:
-    """Networks drawn from the posterior, in evaluation mode."""
+def networks(posterior: Posterior, marginals: Marginals, draws: int, seed: int) -> Iterator[Network]:
+    """Networks drawn from the posterior, in evaluation mode, one by one: each may be let go before the next."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return [drawn_network(posterior, draw(marginals)) for _ in range(draws)]
+        state = torch.get_rng_state()
+    for _ in range(draws):
+        with torch.random.fork_rng():
+            torch.set_rng_state(state)
+            drawn = draw(marginals)
+            state = torch.get_rng_state()
+        yield drawn_network(posterior, drawn)
 
 
 def drawn_network(posterior: Posterior, drawn: dict[str, TensorDraw]) -> Network:
     """The network that one draw stands for; tensors without a prior are those of the waist."""
-    weights = {name: _laid_out(tensor.value.float()) for name, tensor in drawn.items()}
-    return Network(posterior.graph, posterior.tensors | weights).eval()
+    weights = {name: _laid_out(tensor.value) for name, tensor in drawn.items()}
+    return Network(posterior.graph, posterior.tensors | weights, own=True).eval()
 
 
 def _laid_out(weight: Tensor) -> Tensor:
@@ -215,50 +273,63 @@ def _laid_out(weight: Tensor) -> Tensor:
 
 
 def _draw(marginals: Marginals, name: str) -> TensorDraw:
-    posterior = marginals.of(name)
-    found = {site: _sample(q, marginals.log_volumes[site]) for site, q in posterior.items()}
-    values = {site: value for site, (value, _) in found.items()}
-    weight, trace = _prior_trace(marginals, name, values)
-    return TensorDraw(
-        value=multiplied(weight),
-        gate=weight.gate,
-        sites=values,
-        log_prior=sum(float(trace.nodes[site]["fn"].log_prob(value).sum()) for site, value in values.items()),
-        log_posterior=sum(density for _, density in found.values()),
-    )
+    whole, parts = marginals.shapes[name], marginals.parts(name)
+    late = {s for s in marginals.of(name) if math.prod(marginals.sites.shape(s)) > DRAWN and marginals.by_row(name, s)}
+    early = {s: _sample(marginals.sites[s]) for s in marginals.of(name) if s not in late}
+    value, norms, gates = torch.empty(whole.weight), torch.empty(whole.weight[0], dtype=torch.float64), list[Tensor]()
+    log_prior, log_posterior = 0.0, sum(density for _, density in early.values())
+    for rows, shape in parts:
+        drawn = {s: v[rows] if marginals.by_row(name, s) else v for s, (v, _) in early.items()}
+        for site in late:
+            drawn[site], density = _sample(marginals.sites.part(site, rows))
+            log_posterior += density
+        weight, trace = _prior_trace(marginals, shape, drawn)
+        found = multiplied(weight)
+        value[rows], norms[rows] = found.float(), found.flatten(1).norm(dim=1) if found.dim() > 1 else found.abs()
+        gates += [] if weight.gate is None else [weight.gate]
+        counted = [s for s in drawn if rows is parts[0][0] or marginals.by_row(name, s)]
+        log_prior += sum(float(trace.nodes[site]["fn"].log_prob(drawn[site]).sum()) for site in counted)
+    log_posterior -= sum(marginals.log_volumes[site] for site in marginals.of(name))
+    gate = None if not gates else gates[0] if whole.gate[0] == 1 else torch.cat(gates)
+    return TensorDraw(value, norms, gate, {site: v for site, (v, _) in early.items()}, log_prior, log_posterior)
 
 
-def _sample(q: Distribution, log_volume: float) -> tuple[Tensor, float]:
-    """A draw of a marginal and its log-density there, read off the standard normal noise that it was made from.
+def _sample(q: Distribution) -> tuple[Tensor, float]:
+    """A draw of a marginal and its log-density there up to its `log_volumes`, read off the noise it was made from.
 
     The noise has single precision, as in training, which is drawn five times as fast as double; the rest is double.
     """
     noise = torch.randn(q.loc.shape)
     value = torch.addcmul(q.loc, q.scale, noise.to(q.loc.dtype))
-    log_density = -float(noise.square_().sum(dtype=torch.float64)) / 2 - log_volume
+    log_density = -float(noise.square_().sum(dtype=torch.float64)) / 2
     if isinstance(q, LogNormal):
         return value.exp(), log_density - float(value.sum())
     return value, log_density
 
 
-def _prior_trace(marginals: Marginals, name: str, values: dict[str, Tensor]) -> tuple[Any, pyro.poutine.Trace]:
+def _prior_trace(marginals: Marginals, shape: LayerShape, values: dict[str, Tensor]) -> tuple[Any, pyro.poutine.Trace]:
     """Run the prior of one tensor on given values of its sites."""
     conditioned = pyro.poutine.trace(pyro.poutine.condition(marginals.prior.draw, values))
     with pyro.validation_enabled(False):
-        return conditioned(marginals.shapes[name]), conditioned.trace
+        return conditioned(shape), conditioned.trace
 
 
 @torch.no_grad()
 def draw_prior(marginals: Marginals) -> dict[str, TensorDraw] | None:
     """One joint draw from the prior, None if it is improper; its log-densities are not evaluated (0)."""
     found: dict[str, TensorDraw] = {}
-    for name in marginals.shapes:
+    for name, shape in marginals.shapes.items():
         try:
-            weight, trace = _prior_trace(marginals, name, {})
+            weight, trace = _prior_trace(marginals, shape, {})
         except ValueError:  # an improper prior has no draws
             return None
-        sites = {site: node["value"] for site, node in trace.nodes.items() if node["type"] == "sample"}
-        found[name] = TensorDraw(multiplied(weight), weight.gate, sites, 0.0, 0.0)
+        sites = {
+            site: node["value"] for site, node in trace.nodes.items()
+            if node["type"] == "sample" and node["value"].numel() <= DRAWN
+        }  # fmt: skip
+        value = multiplied(weight)
+        norms = value.flatten(1).norm(dim=1) if value.dim() > 1 else value.abs()
+        found[name] = TensorDraw(value, norms, weight.gate, sites, 0.0, 0.0)
     return found
 
 
@@ -271,12 +342,18 @@ def kl_by_tensor(marginals: Marginals, draws: int = 20, seed: int = 0) -> dict[s
 
 
 def _kl_of_sites(marginals: Marginals, name: str, draws: int) -> Iterator[float]:
-    posterior = marginals.of(name)
-    _, trace = _prior_trace(marginals, name, {site: q.sample() for site, q in posterior.items()})
-    for site, q in posterior.items():
-        p = trace.nodes[site]["fn"]
-        try:
-            yield float(kl_divergence(q.to_event(q.loc.dim()), p))
-        except NotImplementedError:
-            drawn = [q.sample() for _ in range(draws)]
-            yield sum(float((q.log_prob(value).sum() - p.log_prob(value)).sum()) for value in drawn) / draws
+    for rows, shape in marginals.parts(name):
+        parts = {site: rows if marginals.by_row(name, site) else slice(None) for site in marginals.of(name)}
+        posterior = {site: marginals.sites.part(site, part) for site, part in parts.items()}
+        _, trace = _prior_trace(marginals, shape, {site: q.sample() for site, q in posterior.items()})
+        for site, q in posterior.items():
+            if not rows.start or marginals.by_row(name, site):
+                yield _kl_of_site(q, trace.nodes[site]["fn"], draws)
+
+
+def _kl_of_site(q: Distribution, p: Distribution, draws: int) -> float:
+    try:
+        return float(kl_divergence(q.to_event(q.loc.dim()), p))
+    except NotImplementedError:
+        drawn = [q.sample() for _ in range(draws)]
+        return sum(float((q.log_prob(value).sum() - p.log_prob(value)).sum()) for value in drawn) / draws

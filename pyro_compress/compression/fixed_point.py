@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_compress.compression.precision import chosen, sum_of_squares
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.shrink import trace_shrink
-from pyro_compress.types import Masks, Posterior, count
+from pyro_compress.types import Masks, Posterior, count, nonzero
 
 EXPONENT_AND_SIGN = 4
 """Bits beside the significand: three and one (Louizos et al. 2017, section 5)."""
@@ -61,7 +61,7 @@ def bit_widths(posterior: Posterior, masks: Masks) -> list[int]:
     """Bits per weight, layer by layer, sign and exponent included, from the mean variance of what the masks keep."""
     bits = list[int]()
     for name, layer in posterior.layers.items():
-        variance = sum_of_squares(chosen(layer.std, masks[name])) / max(int(masks[name].sum()), 1)
+        variance = sum_of_squares(chosen(layer.std, masks[name])) / max(nonzero(masks[name]), 1)
         bits.append(significant_bits(variance) + EXPONENT_AND_SIGN if variance else FLOAT32)
     return bits
 
@@ -77,7 +77,7 @@ def counted(posterior: Posterior, left: Mapping[str, Tensor], bits: list[int], b
             survivors themselves, as for priors on single weights, whose published ratios leave out where they lie.
     """
     weights = [left[name] if name in left else torch.zeros(1, 1) for name in posterior.layers]
-    counts = [occupied(weight) if by_units else int((weight != 0).sum()) for weight in weights]
+    counts = [occupied(weight) if by_units else nonzero(weight) for weight in weights]
     total = posterior.parameters_total
     spent = sum(number * width for number, width in zip(counts, bits, strict=True))
     return FixedPoint(bits, total / max(sum(counts), 1), FLOAT32 * total / max(spent, 1))

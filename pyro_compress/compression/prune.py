@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_compress.types import LayerPosterior, Masks, Posterior, rows_of
+from pyro_compress.types import BLOCK, LayerPosterior, Masks, Posterior, nonzero, rows_of
 
 Sparsity = float | Mapping[str, float]
 """Share of the weights to remove: of all layers together, or of each by the name of its weight tensor."""
@@ -125,6 +125,19 @@ def _marked(layer: LayerPosterior, criterion: str, mark: Callable[[Tensor], Tens
     return found
 
 
+def unit_scores(layer: LayerPosterior, criterion: str) -> Tensor:
+    """Score of every output unit, that of its best weight, `(out,)`."""
+    scored = (CRITERIA[criterion](part).expand_as(part.mean) for _, part in _parts(layer))
+    return torch.cat([score.flatten(1).amax(1) for score in scored])
+
+
+def mean_signal_to_noise(layer: LayerPosterior) -> float:
+    """Mean of `signal_to_noise` over a layer's weights."""
+    if layer.mean.numel() <= BLOCK:
+        return float(signal_to_noise(layer).mean())
+    return sum(float(signal_to_noise(part).double().sum()) for _, part in _parts(layer)) / layer.mean.numel()
+
+
 class Ranking:
     """All weights of a posterior in the order of their scores; nothing of their size is kept of it.
 
@@ -219,7 +232,7 @@ def _check_share(share: float) -> None:
 
 def removed_share(masks: Masks) -> float:
     """Share of the weights that the masks remove."""
-    return 1 - sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+    return 1 - sum(nonzero(mask) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
 
 
 THRESHOLDS = {

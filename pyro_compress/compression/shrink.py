@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_compress.networks.graph import POINTWISE, WEIGHTED, run_node
-from pyro_compress.types import Graph, Node, rows_of
+from pyro_compress.types import Graph, Node, blocks, rows_of
 
 ANYWHERE = (*POINTWISE, "add", "subtract", "multiply", "divide")
 """Operations that keep channels apart wherever they lie."""
@@ -374,7 +374,8 @@ class _Work:
         made = {self.find(space): torch.zeros(len(alive)) for space, alive in self.alive.items()}
         for node, value in zip(self.nodes, self.values, strict=True):
             if node.op in WEIGHTED:
-                rows = (self.tensors[node.parameters["weight"]] != 0).flatten(1).sum(1)
+                weight = self.tensors[node.parameters["weight"]]
+                rows = torch.cat([(part != 0).flatten(1).sum(1) for part in blocks(weight)])
                 made[self.find(value.space)] += rows.view(-1, value.factor).sum(1)
         found = {}
         for space, counts in made.items():

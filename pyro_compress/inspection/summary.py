@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,20 +14,19 @@ from torch import Tensor
 
 from pyro_compress.bayes.diagnostics import Diagnosis, Size, diagnose
 from pyro_compress.bayes.marginals import networks, read_marginals
-from pyro_compress.compression.prune import THRESHOLDS, kept, signal_to_noise
+from pyro_compress.compression.prune import THRESHOLDS, kept, mean_signal_to_noise
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.inspection import arviz_compat
 from pyro_compress.inspection.arviz_compat import HIGH
 from pyro_compress.machine import prepare
-from pyro_compress.metrics import Predict, evaluate
-from pyro_compress.networks.draws import mixture
+from pyro_compress.metrics import evaluate, evaluate_mixture
 from pyro_compress.networks.graph import Network
 from pyro_compress.pcn import file
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.scores import Quality
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.history import read_history
-from pyro_compress.types import Posterior, Splits
+from pyro_compress.types import Posterior, nonzero
 
 PREDICTIVE_DRAWS = 20
 """Networks that the posterior predictive of validation and test rows averages."""
@@ -172,10 +170,11 @@ def inspect_run(
         diagnosis = diagnose(run.posterior, marginals, splits.train, size or Size(), seed, all_rows)
         kl = diagnosis.kl_nats
         drawn = networks(run.posterior, marginals, PREDICTIVE_DRAWS, seed)
-        predict = functools.partial(mixture, drawn, task=splits.task)
-        sampled = _sampled(diagnosis, predict, splits, run.posterior.noise)
+        scores = evaluate_mixture(drawn, splits, ("validation", "test"), run.posterior.noise)
+        sampled = _sampled(diagnosis, len(splits.train), *scores)
+        del marginals, drawn
     noise = run.posterior.noise
-    mean = Network(run.posterior.graph, run.posterior.tensors).eval()
+    mean = Network(run.posterior.graph, run.posterior.tensors, own=True).eval()
     return Inspection(
         run=run,
         layers=summaries(run.posterior, kl, compressed_tensors(path / "network.pcn")),
@@ -227,13 +226,16 @@ def summaries(
     """
     keep = kept(posterior.layers, posterior.criterion)
     pruned = {name: torch.where(keep[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
-    _, small = shrink(posterior.graph, posterior.tensors | pruned)
+    counts = {name: nonzero(mask) for name, mask in keep.items()}
+    names, tensors = set(pruned), posterior.tensors | pruned
+    del keep, pruned
+    _, small = shrink(posterior.graph, tensors, names)
     return tuple(
         LayerSummary(
             name=name,
             weights=layer.mean.numel(),
-            kept=int(keep[name].sum()),
-            mean_snr=float(signal_to_noise(layer).mean()),
+            kept=counts[name],
+            mean_snr=mean_signal_to_noise(layer),
             kl_nats=kl_nats.get(name),
             inputs=_live(small, name, 0),
             outputs=_live(small, name, 1),
@@ -248,8 +250,8 @@ def _live(tensors: dict[str, Tensor], name: str, axis: int) -> int:
     """Inputs (axis 0) or outputs (axis 1) of a weight that are not all zero; 0 if the layer is gone."""
     if name not in tensors:
         return 0
-    used = (tensors[name] != 0).flatten(2) if tensors[name].dim() > 2 else (tensors[name] != 0)[..., None]
-    return int(used.any(2).any(axis).sum())
+    used = tensors[name].flatten(2).any(2) if tensors[name].dim() > 2 else tensors[name]
+    return int(used.any(axis).sum())
 
 
 def weight_draw_elbo(diagnosis: Diagnosis, training_rows: int) -> tuple[float, float]:
@@ -267,10 +269,10 @@ def weight_draw_elbo(diagnosis: Diagnosis, training_rows: int) -> tuple[float, f
     return sum(diagnosis.kl_nats.values()) - float(drawn.mean()), math.sqrt(variance)
 
 
-def _sampled(diagnosis: Diagnosis, predict: Predict, splits: Splits, noise: float | None) -> Sampled:
+def _sampled(diagnosis: Diagnosis, training_rows: int, validation: Quality, test: Quality) -> Sampled:
     loo = arviz_compat.loo(arviz_compat.inference_data(diagnosis.groups))
     draws, rows = diagnosis.groups.values["log_likelihood"]["y"].shape[1:]
-    elbo, error = weight_draw_elbo(diagnosis, len(splits.train))
+    elbo, error = weight_draw_elbo(diagnosis, training_rows)
     return Sampled(
         draws=draws,
         k_hat=arviz_compat.pareto_k(diagnosis.log_ratios),
@@ -283,8 +285,8 @@ def _sampled(diagnosis: Diagnosis, predict: Predict, splits: Splits, noise: floa
         elpd_loo_se=loo.se / rows,
         p_loo=loo.p,
         high_k=int((loo.pareto_k > HIGH).sum()),
-        validation_scores=evaluate(predict, splits, "validation", noise=noise),
-        test_scores=evaluate(predict, splits, "test", noise=noise),
+        validation_scores=validation,
+        test_scores=test,
     )
 
 
