@@ -12,6 +12,8 @@ FINETUNING = {
 }  # fmt: skip
 """Option of `compress` -> field of `pyro_compress.compression.finetune.FineTune`; what is not given is its default."""
 
+COMPILE_STEPS = 5000
+"""Fewer SVI steps than this do not pay back the compiler's half minute."""
 TOLD = ("task", "target", "test_data", "image_size", "series", "limit")
 """Fields of `Reading` that a compressed file repeats where they are no defaults."""
 

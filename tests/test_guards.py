@@ -122,13 +122,34 @@ def test_memory_is_estimated_and_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     net = nn.Sequential(nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 2))
     config = resolve(replace(CONFIG, batch_size=8), 30)
     needed = needed_bytes(net, splits, config)
-    assert needed["parameters"] == 4 * (100 * 50 + 50 + 50 * 2 + 2) * 14
-    assert needed["minibatch"] == 4 * 2 * 8 * (100 + 50 + 50 + 2)
+    assert needed["parameters"] == (100 * 50 + 50 + 50 * 2 + 2) * budget.per_weight(config, 1)
+    held = budget.PER_OUTPUT[config.estimator]
+    assert needed["minibatch"] == 4 * 8 * (held * (100 + 50 + 50 + 2) + budget.LIKELIHOOD * 2)
+    batch = 4 * 30 * 2 * 100 + budget.SCORED * 30 * 2  # validation in one go: two layers' values, and all scores
+    assert needed["evaluation"] == max(0, batch - needed["minibatch"])
+    many = replace(splits, classes=tuple(map(str, range(100_000))))
+    assert needed_bytes(net, many, config)["evaluation"] > budget.SCORED * 30 * 90_000
+    assert needed_bytes(net, splits, replace(config, compile="on"))["libraries"] == budget.LIBRARIES["captured"]
     check_memory(net, splits, config)
     monkeypatch.setattr(budget, "available_bytes", lambda device: 1000)
-    with pytest.raises(ValueError, match=r"this fit needs about 0.0 GiB \(parameters 0.0, minibatch 0.0\), cpu has"):
+    with pytest.raises(ValueError, match=r"this fit needs about 0.2 GiB \(libraries 0.2, parameters 0.0, minibatch"):
         check_memory(net, splits, config)
     check_memory(net, splits, config, {budget.FORCE: "1"})
+
+
+@pytest.mark.parametrize("command", budget.COMMANDS)
+def test_commands_are_refused_by_the_size_of_a_run(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "posterior.safetensors").write_bytes(bytes(1000))
+    budget.check_command(command, tmp_path)
+    needed = budget.LIBRARIES["eager"] + int(budget.COMMANDS[command] * 1000)
+    monkeypatch.setattr(budget, "available_bytes", lambda device: needed)
+    budget.check_command(command, tmp_path)
+    monkeypatch.setattr(budget, "available_bytes", lambda device: needed - 1)
+    with pytest.raises(ValueError, match=f"{command} of .* needs about 0.2 GiB .*: use a machine with more memory"):
+        budget.check_command(command, tmp_path)
+    budget.check_command(command, tmp_path, {budget.FORCE: "1"})
 
 
 def test_this_machine_says_what_it_has_left() -> None:

@@ -20,7 +20,7 @@ from pyro_compress.bayes.step import Rule, Step, eager
 from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.graph import batch_statistics, capture
 from pyro_compress.networks.outputs import doubtful_end, with_columns
-from pyro_compress.settings import FitConfig
+from pyro_compress.settings import COMPILE_STEPS, FitConfig
 from pyro_compress.training.checkpoint import Keeper, restoring
 from pyro_compress.training.guards import diverged, exploded, over_pruned
 from pyro_compress.training.history import Diverged, Epoch, OnEpoch, OnLayers
@@ -107,9 +107,6 @@ def _refuse_what_layers_lack(stage: Stage, example: tuple[Tensor, Tensor]) -> No
 
 
 log = logging.getLogger(__name__)
-
-COMPILE_STEPS = 5000
-"""Fewer SVI steps than this do not pay back the compiler's half minute."""
 
 
 class _Inference:

@@ -290,6 +290,7 @@ class Source(NamedTuple):
 
 
 def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
+    from pyro_compress.runs.budget import check_command
     from pyro_compress.runs.folder import load_run
     from pyro_compress.training.history import read_history
     from pyro_compress.training.settled import unsettled
@@ -298,6 +299,7 @@ def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
     if given := [name for name, default in NETWORK.items() if named[name] != default and name != "data"]:
         option = {"how": "posterior", "folder": "run"}.get(given[0], given[0].replace("_", "-"))
         raise ValueError(f"--{option} goes with --net, without the run folder {run}")
+    check_command("compress", run)
     loaded = load_run(run, data)
     doubt = unsettled(read_history(run), loaded.config.kl_weight)
     return Source(loaded.posterior, loaded.splits(data_dir), doubts=(doubt,) if doubt else ())

@@ -22,6 +22,7 @@ from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate, evaluate_mixture
 from pyro_compress.networks.graph import Network
 from pyro_compress.pcn import file
+from pyro_compress.runs.budget import check_command
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.scores import Quality
 from pyro_compress.settings import FitConfig
@@ -161,6 +162,7 @@ def inspect_run(
         ValueError: no run folder, one without `guide.safetensors`, missing data, ArviZ not installed.
     """
     prepare("cpu", threads)
+    check_command("inspect", path)
     run = load_run(path, data)
     splits = run.splits(data_dir)
     diagnosis, sampled, kl = None, None, dict[str, float]()

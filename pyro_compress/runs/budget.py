@@ -1,16 +1,18 @@
-"""What a fit will hold in memory, estimated before it begins, and refused if that is too much."""
+"""What a fit, `compress` or `inspect` will hold in memory, estimated before it begins, and refused if too much."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pyro_compress.machine import available_bytes
-from pyro_compress.settings import FitConfig
+from pyro_compress.metrics import BATCH_VALUES
+from pyro_compress.settings import COMPILE_STEPS, FitConfig
 from pyro_compress.types import Splits
 
 FORCE = "PYRO_COMPRESS_IGNORE_MEMORY"
@@ -18,22 +20,49 @@ FORCE = "PYRO_COMPRESS_IGNORE_MEMORY"
 GIB = 1 << 30
 
 
-def copies(config: FitConfig) -> int:
-    """Floats that a fit holds per weight: value, gradient and two moments of every parameter, and what a step draws.
+MIB = 1 << 20
+LIBRARIES = {"eager": 190 * MIB, "captured": 270 * MIB}
+"""What a fit loads beside everything else: torch's export, and where the step is compiled the compiler."""
+PER_WEIGHT = {
+    "eager": {"gaussian": 175, "log-uniform": 183, "horseshoe": 185, "normal-jeffreys": 172},
+    "captured": {"gaussian": 90, "log-uniform": 106, "horseshoe": 107, "normal-jeffreys": 99},
+}
+"""Bytes per weight at the peak of a fit, measured (`scripts/bench_memory.py`) and a few per cent more: parameters,
+gradients, moments, what a step draws and keeps for its gradient, and what the allocator cannot use again."""
+POINT = 60
+"""The same of point weights."""
+PER_OUTPUT = {"weight": 3, "local": 7, "flipout": 5}
+"""Values that a training step holds of every activation, by estimator."""
+LIKELIHOOD = 4
+"""Values that it holds of every output besides."""
+SCORED = 40
+"""Bytes per row and output of a split that is scored: its probabilities and their errors, in double precision."""
+EVALUATED = 1000
+"""Rows that are evaluated at a time, at most."""
+COMMANDS = {"compress": 3.3, "inspect": 3.0}
+"""Command -> multiples of a run's posterior file that it holds: means and spreads are two of a network's own size."""
 
-    A Gaussian posterior's 14, 56 B, are an upper bound: compiled, a step lets go of gradients as soon as it can, and
-    the slope of the measured peak is 45 B (docs/performance.md, Scaling).
-    """
+
+def mode_of(config: FitConfig, steps: int) -> str:
+    """Whether the step will be compiled."""
+    if config.compile == "off" or config.prior == "none":
+        return "eager"
+    return "captured" if config.compile == "on" or steps >= COMPILE_STEPS else "eager"
+
+
+def per_weight(config: FitConfig, steps: int) -> int:
+    """Bytes per weight at the peak of a fit; more where every weight has scales of its own, which is not measured."""
     if config.prior == "none":
-        return 5
+        return POINT
     from pyro_compress.bayes.priors import PRIORS
 
+    known = PER_WEIGHT[mode_of(config, steps)]
     scales_too = PRIORS[config.prior].factors is not None and config.grouping == "weight"
-    return 4 * 2 * (2 if scales_too else 1) + 6
+    return known.get(config.prior, max(known.values())) * (2 if scales_too else 1)
 
 
-def activations(net: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Values that one example becomes on its way through a network, itself included."""
+def activations(net: nn.Module, input_shape: tuple[int, ...]) -> list[int]:
+    """Values that one example becomes on its way through a network, layer by layer, itself the first."""
     sizes = [math.prod(input_shape)]
     modes = [(module, module.training) for module in net.modules()]
     leaves = [module for module, _ in modes if not list(module.children())]
@@ -48,21 +77,32 @@ def activations(net: nn.Module, input_shape: tuple[int, ...]) -> int:
             hook.remove()
         for module, mode in modes:
             module.training = mode
-    return sum(sizes)
+    return sizes
 
 
 def needed_bytes(net: nn.Module, splits: Splits, config: FitConfig) -> dict[str, int]:
-    """Estimate of what a fit will hold, part by part; activations count twice, for values and gradients."""
+    """Estimate of what a fit will hold, part by part, beside the network that is there."""
     assert config.batch_size
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    batch = math.ceil(config.batch_size / config.accumulate)
+    steps = (config.epochs or 0) * math.ceil(len(splits.train) / config.batch_size)
+    batch, sizes = math.ceil(config.batch_size / config.accumulate), activations(net, splits.input_shape)
+    held = 2 if config.prior == "none" else PER_OUTPUT.get(config.estimator or "weight", max(PER_OUTPUT.values()))
+    minibatch = 4 * batch * (held * sum(sizes) + LIKELIHOOD * splits.outputs)
     needed = {
-        "parameters": 4 * parameters * copies(config),
-        "minibatch": 4 * 2 * batch * activations(net, splits.input_shape),
+        "libraries": LIBRARIES[mode_of(config, steps)],
+        "parameters": per_weight(config, steps) * parameters,
+        "minibatch": minibatch,
+        "evaluation": max(0, evaluated_bytes(sizes, splits) - minibatch),
     }
     if config.device != "cpu" and isinstance(splits.train.x, Tensor):
         needed["data"] = splits.train.x.numel() * 4
     return needed
+
+
+def evaluated_bytes(sizes: list[int], splits: Splits) -> int:
+    """What scoring the validation split holds: two layers' values of a batch, and the scores of every class."""
+    rows = min(EVALUATED, len(splits.validation), max(1, BATCH_VALUES // max(sizes[0], 1)))
+    return 4 * rows * 2 * max(sizes) + SCORED * len(splits.validation) * splits.outputs
 
 
 def check_memory(
@@ -73,12 +113,42 @@ def check_memory(
     Raises:
         ValueError: the estimate exceeds what the device has left.
     """
-    needed, available = needed_bytes(net, splits, config), available_bytes(config.device)
+    require(
+        needed_bytes(net, splits, config), config.device, "this fit",
+        "use a smaller network, a smaller --batch-size, or --accumulate", environment,
+    )  # fmt: skip
+
+
+def check_command(command: str, run: Path, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse to look at a run, or to compress it, where that does not fit; told by the sizes of its files.
+
+    Args:
+        command: name in `COMMANDS`.
+        run: the run folder.
+        environment: may hold `FORCE`.
+
+    Raises:
+        ValueError: as for `check_memory`.
+    """
+    path = run / "posterior.safetensors"
+    size = path.stat().st_size if path.is_file() else 0
+    needed = {"libraries": LIBRARIES["eager"], "network": int(COMMANDS[command] * size)}
+    require(needed, "cpu", f"{command} of {run}", "use a machine with more memory", environment)
+
+
+def require(
+    needed: Mapping[str, int], device: str, what: str, remedy: str, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Refuse what does not fit.
+
+    Raises:
+        ValueError: the estimate exceeds what the device has left.
+    """
+    available = available_bytes(device)
     if available is None or sum(needed.values()) <= available or environment.get(FORCE):
         return
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in needed.items())
     raise ValueError(
-        f"this fit needs about {sum(needed.values()) / GIB:.1f} GiB ({parts}), {config.device} has "
-        f"{available / GIB:.1f} left: use a smaller network, a smaller --batch-size, or --accumulate "
-        f"({FORCE}=1 tries all the same)"
+        f"{what} needs about {sum(needed.values()) / GIB:.1f} GiB ({parts}), {device} has "
+        f"{available / GIB:.1f} left: {remedy} ({FORCE}=1 tries all the same)"
     )

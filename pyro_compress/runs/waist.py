@@ -16,7 +16,7 @@ from pyro_compress.networks.graph import graph_of
 from pyro_compress.pcn import gate
 from pyro_compress.pcn.meta import check_meta
 from pyro_compress.tensorfile import tensor_bytes, write_tensors
-from pyro_compress.types import LayerPosterior, LayerShape, Posterior, Removal
+from pyro_compress.types import LayerPosterior, LayerShape, Posterior, Removal, blocks
 
 GROUPINGS = ("weight", "input", "output")
 MAX_DIMENSIONS = 8
@@ -144,5 +144,5 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32 or tensor.dim() > MAX_DIMENSIONS or not tensor.numel():
             raise ValueError(f"{shown(name)} holds {tensor.dtype} of shape {tuple(tensor.shape)}; float32 is wanted")
-        if not bool(torch.isfinite(tensor).all()):
+        if not all(bool(torch.isfinite(part).all()) for part in blocks(tensor)):
             raise ValueError(f"{shown(name)} holds values that are not finite")
