@@ -3,9 +3,9 @@
     python scripts/bench_memory.py [--hidden 4200,4500] [--only fit:gaussian compress inspect] [--json FILE] [--smoke]
 
 Every case runs in a process of its own. `growth` is the peak of resident memory from the moment the guard looks, which
-is what the guard speaks of; `above_start` the same from when the command's libraries are imported. `x` is that in
-multiples of the network's float32 size. For `compress` and `inspect` a run is made without a fit: random features, a
-last layer that is trained, spreads drawn. Their threads are torch's default; fits have one.
+is what the guard speaks of; `above_start` the same from when the command has done a tiny network, its libraries loaded.
+`x` is that in multiples of the network's float32 size. For `compress` and `inspect` a run is made without a fit: random
+features, a last layer that is trained, spreads drawn. Their threads are torch's default; fits have one.
 
     fit:PRIOR:eager|captured[:checkpoints]    two epochs; with checkpoints after each
     resume:PRIOR:eager                        the same, interrupted and gone on with
@@ -50,7 +50,7 @@ class Watched:
     def __init__(self) -> None:
         self.said, self.at = 0.0, 0.0
 
-    def __call__(self, needed: dict[str, int], device: str, **_: Any) -> None:
+    def __call__(self, needed: dict[str, int], *_: Any) -> None:
         self.said, self.at = sum(needed.values()) / MIB, resident_mib()
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
 
@@ -123,7 +123,10 @@ def one(case: str, hidden: str, batch: int, folder: Path) -> dict[str, Any]:
     if kind == "resume":
         interrupted(arguments)
         arguments = ["fit", "--resume", str(folder / "run")]
-    imported(kind)
+    if kind in COMMANDS:  # what it loads whatever it works on is no part of what a network costs
+        with tempfile.TemporaryDirectory() as small:
+            made_run("16,16", Path(small) / "run")
+            command(COMMANDS[kind](Path(small)), standalone_mode=False)
     start, watched, began = resident_mib(), Watched(), time.perf_counter()
     budget.require, busy = watched, time.process_time()
     command(arguments, standalone_mode=False)
@@ -132,18 +135,6 @@ def one(case: str, hidden: str, batch: int, folder: Path) -> dict[str, Any]:
         "growth_mib": peak - watched.at, "estimate_mib": watched.said, "above_start_mib": peak - start,
         "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - busy,
     }  # fmt: skip
-
-
-def imported(kind: str) -> None:
-    """What a command loads whatever it works on is no part of what a network costs."""
-    import pyro_compress.compression.pipeline
-    import pyro_compress.runs.evaluation
-    import pyro_compress.runs.run  # noqa: F401
-
-    if kind == "inspect":
-        from pyro_compress.inspection.arviz_compat import arviz
-
-        arviz()
 
 
 def interrupted(arguments: list[str]) -> None:
@@ -179,7 +170,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=500)
     parser.add_argument("--only", nargs="+", default=CASES, metavar="CASE")
     parser.add_argument("--json", type=Path, help="rows are added to those it holds")
-    parser.add_argument("--smoke", action="store_true", help="a tiny network, three cases")
+    parser.add_argument("--smoke", action="store_true", help="a tiny network, one fit")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -190,7 +181,7 @@ def main() -> None:
         print(json.dumps(one(options.one[0], options.hidden, options.batch, Path(options.one[1]))))
         return
     if options.smoke:
-        options.hidden, options.only = "16,16", ["fit:gaussian:eager:checkpoints", "compress", "inspect"]
+        options.hidden, options.only = "16,16", ["fit:gaussian:eager:checkpoints"]
     machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
     print(f"{machine}\n{'case':<34}{'weights':>12}{'growth':>9}{'guard':>9}{'ratio':>7}{'x':>7}{'s':>7}")
     for case in options.only:

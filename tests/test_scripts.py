@@ -284,6 +284,14 @@ def test_cut_power(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_bench_memory(tmp_path: Path) -> None:
+    run(script("bench_memory"), "--smoke", "--json", "rows.json", cwd=tmp_path)
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["weights"] == 65 * 16 + 17 * 16 + 17 * 10
+    assert min(row["growth_mib"], row["estimate_mib"]) > 0
+
+
+@pytest.mark.slow
 def test_bench_distributed(tmp_path: Path) -> None:
     run(script("bench_distributed"), "--smoke", "--json", "rows.json", cwd=tmp_path)
     (row,) = json.loads((tmp_path / "rows.json").read_text())

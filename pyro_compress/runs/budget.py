@@ -29,7 +29,7 @@ PER_WEIGHT = {
 }
 """Bytes per weight at the peak of a fit, measured (`scripts/bench_memory.py`) and a few per cent more: parameters,
 gradients, moments, what a step draws and keeps for its gradient, and what the allocator cannot use again."""
-POINT = 60
+POINT = 32
 """The same of point weights."""
 PER_OUTPUT = {"weight": 3, "local": 7, "flipout": 5}
 """Values that a training step holds of every activation, by estimator."""
