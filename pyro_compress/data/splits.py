@@ -133,8 +133,8 @@ def split(
                 f"one of x_{part} {tuple(values.shape[1:])}; they must agree"
             )
     if shape and tuple(x["train"].shape[1:]) != tuple(shape):
-        found = tuple(x["train"].shape[1:])
-        raise ValueError(f"{name}: one example has shape {found}; this network takes {tuple(shape)}")
+        got = tuple(x["train"].shape[1:])
+        raise ValueError(f"{name}: one example has shape {got}; this network takes {tuple(shape)}")
     _say(name, doubtful_inputs(x["train"], scale) if not known else [])
     labels = {part: y for part, (_, y) in given.items()}
     if reading.task == "regression":
