@@ -159,15 +159,15 @@ class Ranking:
         """As `masks_at` on the scores."""
         if isinstance(sparsity, Mapping):
             _check_shares(sparsity, self.layers)
-            each = ((name, (name,), float(share)) for name, share in sparsity.items())
+            thresholds = {name: self._threshold((name,), float(share)) for name, share in sparsity.items()}
         else:
-            each = ((name, tuple(self.layers), sparsity) for name in self.layers)
-        thresholds = {name: self._threshold(names, share) for name, names, share in each}
-        return {
-            name: torch.ones_like(layer.mean, dtype=torch.bool) if (least := thresholds[name]) is None
-            else _marked(layer, self.criterion, lambda score, least=least: score >= least)
-            for name, layer in self.layers.items()
-        }  # fmt: skip
+            thresholds = dict.fromkeys(self.layers, self._threshold(tuple(self.layers), sparsity))
+        return {name: self._mask(layer, thresholds[name]) for name, layer in self.layers.items()}
+
+    def _mask(self, layer: LayerPosterior, least: float | None) -> Tensor:
+        if least is None:
+            return torch.ones_like(layer.mean, dtype=torch.bool)
+        return _marked(layer, self.criterion, lambda score: score >= least)
 
     def _threshold(self, names: tuple[str, ...], share: float) -> float | None:
         """The least score that stays in the named layers together; None: all stay."""
