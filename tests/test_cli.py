@@ -284,7 +284,7 @@ def test_damaged_files(pcn: Path, run: Path, tmp_path: Path) -> None:
 def test_a_network_without_layers(tmp_path: Path) -> None:
     (tmp_path / "flat.py").write_text("from torch import nn\ndef net():\n    return nn.Flatten()\n")
     message = refused(*FIT, "--net", "flat:net", "--prior", "none")
-    assert "no layer with weights to prune" in message
+    assert "the network has no layer with weights (linear, conv1d, conv2d, conv3d)" in message
     assert "no layer to put a prior on" in refused(*FIT, "--net", "flat:net")
 
 
