@@ -229,17 +229,19 @@ def test_unsupported_operations_are_named(name: str, op: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "nodes", "message"),
+    ("shape", "node", "width", "message"),
     [
-        ((4, 6), [Node("linear", (0,), {"weight": "w"})], "at every position of a sequence"),
-        ((4, 6), [Node("mean", (0,), {}, {"axes": [1]})], "a mean over other axes"),
-        ((4, 6), [Node("concat", (0, 0), {}, {"axis": 2})], "along other axes than the channels"),
-        ((4, 6), [Node("pad", (0,), {}, {"sizes": [0, 0, 1, 1], "mode": "constant"})], "padding of channels"),
-        ((1, 2, 3, 4), [Node("relu", (0,))], "vectors, series and images only"),
+        ((4, 6), Node("relu", (0,)), 6, "at every position of a sequence"),
+        ((4, 6), Node("mean", (0,), {}, {"axes": [1]}), 6, "a mean over other axes"),
+        ((4, 6), Node("concat", (0, 0), {}, {"axis": 2}), 12, "along other axes than the channels"),
+        ((4, 6), Node("pad", (0,), {}, {"sizes": [0, 0, 1, 1], "mode": "constant"}), 6, "padding of channels"),
+        ((1, 2, 3, 4), Node("relu", (0,)), 4, "vectors, series and images only"),
     ],
 )
-def test_unsupported_shapes_are_named(shape: tuple, nodes: list[Node], message: str) -> None:
-    network = Compressed(Graph((Node("input"), *nodes), shape), {"w": np.ones((2, 6), np.float32)}, {})
+def test_unsupported_shapes_are_named(shape: tuple, node: Node, width: int, message: str) -> None:
+    """Met before a linear layer behind it."""
+    graph = Graph((Node("input"), node, Node("linear", (1,), {"weight": "w"})), shape)
+    network = Compressed(graph, {"w": np.ones((2, width), np.float32)}, {})
     with pytest.raises(ValueError, match=message):
         planned(network)
 

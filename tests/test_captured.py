@@ -110,6 +110,7 @@ def close(got: Tensor, wanted: Tensor, tolerance: float) -> None:
     assert float((got.double() - wanted.double()).abs().max()) <= tolerance * max(float(wanted.abs().max()), 1.0)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("tens", range(20))
 def test_module_and_graph_are_the_same(tens: int) -> None:
     for seed in range(10 * tens, 10 * tens + 10):

@@ -387,7 +387,7 @@ def test_a_changed_schema_is_another_name(study: Path, monkeypatch: pytest.Monke
 
 def test_rows_of_an_earlier_version_count_where_they_are_the_same_fit(study: Path, tmp_path: Path) -> None:
     planned = plan(read_study(study))[0]
-    row = Row("digits", "mlp-12", "SGD", "Adam", 0.0, 0, 0.9, 0.3, 0.01, 1.0, "hash")
+    row = Row("digits", "mlp-12", "SGD", "Adam", 0.0, 0, 0.9, 0.3, 0.01, 1.0, "0" * 12)
     rows = [vars(replace(row, sparsity=sparsity)) for sparsity in planned.sparsities]
     path = tmp_path / "rows" / f"{planned.earlier_hash}.json"
     path.parent.mkdir()

@@ -12,7 +12,7 @@ import torch
 from pyro.infer import importance
 from torch import nn
 
-from pyro_compress.bayes.diagnostics import Diagnosis, Size, diagnose, most_stored, seeded_rows, told_apart
+from pyro_compress.bayes.diagnostics import FILE_BYTES, Diagnosis, Size, diagnose, most_stored, seeded_rows, told_apart
 from pyro_compress.bayes.elbo import kl_nats
 from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
@@ -238,8 +238,8 @@ def test_everything_stored_counts(name: str) -> None:
         counts = [n for s in shapes for n in (math.prod(s.weight), math.prod(s.gate), s.weight[0])]
         return 4 * 260 * sum(min(most, n) for n in counts) + 500 * 200 * 12
 
-    assert total(most) <= 4_500_000
-    assert most == size.weights or total(most + 1) > 4_500_000
+    assert total(most) <= FILE_BYTES
+    assert most == size.weights or total(most + 1) > FILE_BYTES
 
 
 @pytest.mark.parametrize("net", ["lenet-300-100", "lenet-5-relu"])

@@ -252,7 +252,7 @@ def _tensor(name: str, new: Callable[[Tensor], Tensor | None]) -> Callable[[dict
         (_put("f.forward", "graph", "nodes", 1, "parameters", "weight"), "does not hold"),
         (_put(1 << 40, "graph", "input_shape", 0), "input|values"),
         (_put("tangent", "graph", "nodes", 2, "op"), "unknown operation 'tangent'"),
-        (_put({"slope": 1}, "graph", "nodes", 2, "attributes"), "attribute 'slope' that no such"),
+        (_put({"slope": 1}, "graph", "nodes", 2, "attributes"), "no such operation has the attribute 'slope'"),
         (_tensor("dense/0.bias", lambda t: torch.zeros(7)), "a bias of shape"),
         (_put("absent", "graph", "nodes", 1, "parameters", "weight"), "does not hold: 'absent'"),
         (_tensor("mean/0.weight", lambda t: None), "has no mean"),

@@ -24,7 +24,7 @@ from pyro_compress.types import Data, Groups, LayerShape, Posterior
 
 ROW_SEED = 0
 """Seed of the training rows and of the weights that are stored: the same in every run."""
-FILE_BYTES = 4_500_000
+FILE_BYTES = 4_400_000
 """What draws and likelihoods may take of a file of 5 MB; names of elements and the format's own bytes are the rest."""
 ROW_BYTES = 12
 """Of one row's likelihood and prediction in one draw."""

@@ -89,6 +89,8 @@ def _refuse_packed(path: Path) -> None:
             parts = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise ValueError(f"{path} holds no state dict that can be read (damaged): {error}") from error
+    if any("/code/" in part.filename for part in parts):  # its program is packed, its tensors are not
+        raise ValueError(f"{path} {_refused('TorchScript')}")
     whole = sum(part.file_size for part in parts)
     if whole > path.stat().st_size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
         raise ValueError(
