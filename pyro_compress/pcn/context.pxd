@@ -20,7 +20,7 @@ cdef class Coder:
 cdef class Mixture:
     cdef Coder coder
     cdef long long[::1] squashed, stretched, rates, estimates, seen, weights, fresh, slots, inputs
-    cdef long long contexts, extras
+    cdef long long contexts, extras, chance
     cdef void start(self)
     cdef void context(self, long long value)
     cdef void logit(self, long long value)
@@ -45,7 +45,8 @@ cdef class Place:
 
 @cython.locals(at=cython.longlong, row=cython.longlong, plane=cython.longlong, y=cython.longlong, x=cython.longlong,
                mixture=Mixture, place=Place)
-cpdef code(Coder coder, long long[::1] values, long long rows, long long planes, long long height, long long width)
+cpdef code(Coder coder, long long[::1] values, long long rows, long long planes, long long height, long long width,
+           long long[::1] chances=*)
 
 @cython.locals(negative=cython.longlong, size=cython.longlong)
 cdef long long code_value(Mixture mixture, Place place, long long known) except? -32768

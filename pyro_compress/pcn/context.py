@@ -148,7 +148,11 @@ class Coder:
 
 
 class Mixture:
-    """Adaptive estimates of four kinds of decision, each mixed from the contexts that are set before a bit is coded."""
+    """Adaptive estimates of four kinds of decision, each mixed from the contexts that are set before a bit is coded.
+
+    Attributes:
+        chance: the probability, in 16 bits, that was last given to a value to be another than zero.
+    """
 
     def __init__(self, coder: Coder):
         self.coder = coder
@@ -164,6 +168,7 @@ class Mixture:
         self.inputs = array("q", bytes(8 * INPUTS))
         self.contexts = 0
         self.extras = 0
+        self.chance = 0
 
     def start(self) -> None:
         """Begin a decision: no contexts, no other inputs."""
@@ -201,6 +206,8 @@ class Mixture:
         for index in range(total):
             z += self.weights[first + index] * self.inputs[index]
         probability = squash(self.squashed, z >> 16)
+        if kind == ZERO:
+            self.chance = probability
         bit = self.coder.bit(bit, probability)
         error = ((bit << 16) - probability) * LEARNING
         for index in range(total):
@@ -306,8 +313,18 @@ class Place:
             self.here += 1
 
 
-def code(coder: Coder, values: array[int], rows: int, planes: int, height: int, width: int) -> None:
+def code(
+    coder: Coder,
+    values: array[int],
+    rows: int,
+    planes: int,
+    height: int,
+    width: int,
+    chances: array[int] | None = None,
+) -> None:
     """Code `rows × planes × height × width` integers in place: written from `values`, or read into it.
+
+    `chances`, if given, receives the probability (in 16 bits) that each value was given to be another than zero.
 
     Raises:
         ValueError: a magnitude of `MAX_MAGNITUDE` or more.
@@ -327,6 +344,8 @@ def code(coder: Coder, values: array[int], rows: int, planes: int, height: int, 
                     place.x = x
                     place.look(values, at)
                     values[at] = code_value(mixture, place, values[at])
+                    if chances is not None:
+                        chances[at] = mixture.chance
                     place.count(values[at])
                     at += 1
         place.last = place.row_count

@@ -1,0 +1,237 @@
+"""A layer's weights as integers, each chosen by what it costs the outputs and the file, the others making up for it.
+
+Columns are rounded one after the other; what an integer misses is taken over by the columns that are still to come,
+as the second moments of the inputs say (Hassibi & Stork 1993; Frantar et al. 2023, GPTQ). A weight takes the integer
+below, the one above or 0, by the trade of the error that is left over against bits (arXiv 2505.18758). Bits are those
+that the context coder spends when it codes the whole tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_compress.compression.curvature import Moments, Sensitivity
+from pyro_compress.compression.precision import MAX_CODE
+from pyro_compress.compression.rate import LARGEST, magnitudes
+from pyro_compress.pcn import context
+from pyro_compress.pcn.codec import quarter_power
+from pyro_compress.pcn.layout import Layout
+
+BLOCK = 64
+"""Columns whose updates of all columns behind them are made at once."""
+SWEEPS = 2
+"""Times that the columns are rounded, each with the prices of the integers before."""
+DEAD_ZONE = 0.35
+"""What is added to a magnitude before it is cut to an integer, for the first prices: small weights become 0."""
+LEAST = 0.05
+"""Share of a layer's mean sensitivity that is added to every output's: three drawn labels may miss an output."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Bits of a tensor's integers where they stand.
+
+    Attributes:
+        zero: bits of a 0, by place.
+        other: bits of a magnitude of 1, its sign included, by place.
+        more: bits that larger magnitudes take beyond that; entry m is magnitude m, entry 0 is unused.
+        total: bits that the coder spends on the tensor.
+    """
+
+    zero: np.ndarray
+    other: np.ndarray
+    more: np.ndarray
+    total: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer: find integers for its target.
+
+    Attributes:
+        target: `(groups, rows, n)`: weights that would give, from the inputs as they are now, the outputs that the
+            layer gave before anything was rounded.
+        factor: U, `(groups, n, n)`, upper triangular with `UᵀU` the inverse of the damped second moments.
+        second: second moments, undamped.
+        order: in which columns are rounded; `factor` is in it, `target` and `second` are not.
+        worth: `½ · s · P` of every row, `(groups, rows)`.
+        layout: of the tensor, for the coder.
+        price: nats per bit.
+    """
+
+    target: np.ndarray
+    factor: np.ndarray
+    second: np.ndarray
+    order: np.ndarray
+    worth: np.ndarray
+    layout: Layout
+    price: float
+
+
+def problem_of(
+    weight: Tensor, found: Moments, sensitivity: Sensitivity, layout: Layout, price: float, damping: float,
+    descending: bool,
+) -> Problem:  # fmt: skip
+    """Set up a layer.
+
+    The target minimises `E|W y - T x|² + d |T - W|²` for inputs y before and x now, with d the damping:
+    `T = (W C + d W) (H + d I)⁻¹`. Inputs that are always 0 get weights of 0.
+
+    Args:
+        weight: of the layer, `(out, in / groups, *kernel)`.
+        found: moments of its inputs.
+        sensitivity: of its outputs.
+        layout: of the weight.
+        price: nats per bit.
+        damping: in units of the mean second moment.
+        descending: round the columns with the largest second moment first, else in the order in which they lie.
+    """
+    groups, n, _ = found.second.shape
+    wanted = weight.double().reshape(groups, -1, n)
+    power = found.second.diagonal(dim1=1, dim2=2)
+    mean = power.mean(1, keepdim=True).clamp_min(1e-30)
+    d = damping * mean
+    damped = found.second + torch.diag_embed(d.expand_as(power))
+    target = torch.linalg.solve(damped, (wanted @ found.cross + d[..., None] * wanted).mT).mT
+    target = torch.where((power <= 1e-12 * mean)[:, None], 0.0, target)
+    order = torch.argsort(power.sum(0), descending=True, stable=True) if descending else torch.arange(n)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped[:, order][:, :, order]))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    squares = sensitivity.squares.view(groups, -1)
+    worth = (squares + LEAST * sensitivity.squares.mean()).clamp_min(1e-30) * sensitivity.positions / 2
+    return Problem(
+        target.numpy(), factor.float().numpy(), found.second.numpy(), order.numpy(), worth.numpy(), layout, price
+    )
+
+
+def prices(codes: np.ndarray, layout: Layout) -> Prices:
+    """What the context coder asks for a tensor's integers, and would for others in their place."""
+    coder, size = context.Coder(), math.prod(layout)
+    chances = array("q", bytes(8 * size))
+    context.code(coder, array("q", codes.astype("<i8").tobytes()), *layout, chances)
+    chance = np.frombuffer(chances, np.int64).reshape(codes.shape).astype(np.float32) / 65536
+    sizes = np.abs(codes[codes != 0]).clip(max=LARGEST)
+    more = np.arange(LARGEST + 1, dtype=np.float32) - 1
+    first = 0.0
+    if len(sizes):
+        one, further = magnitudes(torch.from_numpy(sizes).float())
+        first, more = float(one), np.concatenate([[0.0], further.numpy()]).astype(np.float32)
+    total = 8 * coder.written() + 32 - math.log2(coder.range)
+    return Prices(-np.log2(1 - chance), 1 + first - np.log2(chance), more, total)
+
+
+def cost(codes: np.ndarray, step: float, problem: Problem, bits: float) -> float:
+    """`Σ ½ s P δ H δᵀ + price · bits`, in nats per example."""
+    missed = codes.reshape(problem.target.shape) * step - problem.target
+    lost = ((missed @ problem.second) * missed).sum(2)
+    return float((lost * problem.worth).sum()) + problem.price * bits
+
+
+def rounded_at(problem: Problem, step: float, sweeps: int = SWEEPS) -> tuple[np.ndarray, float]:
+    """Integers at a step, in the target's shape, and the bits that they take."""
+    size = problem.target / step
+    codes = np.trunc(size + np.sign(size) * DEAD_ZONE).clip(-MAX_CODE, MAX_CODE).astype(np.int32)
+    asked = prices(codes, problem.layout)
+    for _ in range(sweeps):
+        codes = _sweep(problem, step, asked)
+        asked = prices(codes, problem.layout)
+    return codes, asked.total
+
+
+def _sweep(problem: Problem, step: float, asked: Prices) -> np.ndarray:
+    """Round all columns once; arrays are held as `(n, groups, rows)`, one column after the other."""
+    groups, rows, n = problem.target.shape
+    order, factor = problem.order, problem.factor
+    weights, zero, other = (
+        np.ascontiguousarray(a.transpose(2, 0, 1)[order], dtype=np.float32)
+        for a in (
+            problem.target / step,
+            asked.zero.reshape(problem.target.shape),
+            asked.other.reshape(problem.target.shape),
+        )
+    )
+    price = (problem.price / problem.worth).astype(np.float32)
+    scale = (step / factor.diagonal(axis1=1, axis2=2)).T[:, :, None].astype(np.float32)  # (n, groups, 1)
+    zero, other = zero * price, other * price
+    more = asked.more[:, None, None] * price  # (magnitude, groups, rows)
+    codes = np.empty_like(weights)
+    shares = np.moveaxis(factor / factor.diagonal(axis1=1, axis2=2)[:, :, None], 0, 2)  # U_jk / U_jj
+    places = np.ogrid[:groups, :rows]
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        missed = np.empty((stop - start, groups, rows), np.float32)
+        for column in range(start, stop):
+            chosen = _cheapest(weights[column], scale[column] ** 2, zero[column], other[column], more, places)
+            codes[column] = chosen
+            left = weights[column] - chosen
+            missed[column - start] = left
+            if column + 1 < stop:
+                weights[column + 1 : stop] -= shares[column, column + 1 : stop, :, None] * left
+        if stop < n:
+            further = np.matmul(shares[start:stop, stop:].transpose(2, 1, 0), missed.transpose(1, 0, 2))
+            weights[stop:] -= further.transpose(1, 0, 2)
+    found = np.empty_like(codes)
+    found[order] = codes
+    return np.ascontiguousarray(found.transpose(1, 2, 0)).astype(np.int32)
+
+
+def _cheapest(
+    values: np.ndarray, worth: np.ndarray, zero: np.ndarray, other: np.ndarray, more: np.ndarray,
+    places: tuple[np.ndarray, ...],
+) -> np.ndarray:  # fmt: skip
+    """Of 0, the integer below and the one above the cheapest, with the sign of the value; all prices in distortion."""
+    size = np.abs(values)
+    below = np.floor(size)
+    whole = below.astype(np.int64)
+    np.minimum(whole, LARGEST - 1, out=whole)
+    rest = size - below
+    none = worth * size * size + zero
+    low = worth * rest * rest + other + more[(whole, *places)]
+    high = worth * (1 - rest) ** 2 + other + more[(whole + 1, *places)]
+    best = np.where(high < low, below + 1, below)
+    least = np.where(below > 0, np.minimum(high, low), high)
+    best = np.where(below > 0, best, 1)
+    return np.where(none <= least, 0, np.copysign(np.minimum(best, MAX_CODE), values)).astype(np.float32)
+
+
+def first_exponent(problem: Problem) -> int:
+    """A step to begin with, as a power of 2^(1/4): where uniform rounding would lose what a bit or so costs."""
+    curvature = float((1 / (problem.factor.astype(np.float64) ** 2).sum(1)).mean()) * float(problem.worth.mean())
+    largest = float(np.abs(problem.target).max())
+    wanted = math.sqrt(6 * problem.price / max(curvature, 1e-30))
+    return round(4 * math.log2(max(min(wanted, largest), largest / MAX_CODE, 1e-12))) if largest else 0
+
+
+def rounded_layer(problem: Problem, start: int | None = None) -> tuple[np.ndarray, int]:
+    """Integers in the target's shape and the exponent of their step, 2^(e/4), that cost least.
+
+    Args:
+        problem: the layer.
+        start: exponent to begin with, where a similar problem was solved before.
+    """
+    seen = dict[int, tuple[float, np.ndarray]]()
+
+    def look(exponent: int) -> float:
+        if exponent not in seen:
+            step = quarter_power(exponent)
+            codes, bits = rounded_at(problem, step)
+            seen[exponent] = cost(codes, step, problem, bits), codes
+        return seen[exponent][0]
+
+    best = first_exponent(problem) if start is None else start
+    look(best)
+    for stride in (4, 2, 1) if start is None else (1,):
+        while True:
+            for exponent in (best - stride, best + stride):
+                look(exponent)
+            nearest = min(seen, key=lambda e: seen[e][0])
+            if nearest == best:
+                break
+            best = nearest
+    return seen[best][1], best

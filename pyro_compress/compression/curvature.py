@@ -1,0 +1,156 @@
+"""What rounding a layer costs: how much its outputs matter, and what its inputs look like.
+
+To second order, a change δ of the weights that make one output adds `½ · s · P · δ H δᵀ` to the loss: H is the second
+moment of the layer's inputs, s the mean squared gradient of the loss at that output, P the number of positions that
+the output is computed at. It is the Kronecker-factored Fisher information (Martens & Grosse 2015; Grosse & Martens 2016
+for convolutions) with its output factor taken as diagonal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_compress.networks.graph import WEIGHTED, padded, run_node
+from pyro_compress.types import Graph, Node
+
+DRAWS = 3
+"""Labels that are drawn per example for the sensitivity of outputs."""
+POSITIONS = 60_000
+"""Rows that the moments of one layer's inputs are taken from, about, where there are more."""
+CHUNK = 128
+"""Examples that are worked on at a time."""
+
+Noise = Callable[[Tensor, torch.Generator], Tensor]
+"""(outputs, generator) -> gradient of the negative log-likelihood of targets that are drawn from the prediction."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What the outputs of one layer are worth.
+
+    Attributes:
+        squares: mean squared gradient of the loss at each output, over examples and positions, `(out,)`, float64.
+        positions: at how many positions the layer computes an output.
+    """
+
+    squares: Tensor
+    positions: int
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of what a layer's rows are multiplied with, per group of a grouped convolution.
+
+    Attributes:
+        second: of the inputs as they are now, `(groups, n, n)`, float64.
+        cross: of the inputs as they were (rows) with those as they are now (columns), same shape.
+    """
+
+    second: Tensor
+    cross: Tensor
+
+
+def drawn_labels(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Gradient of the cross-entropy at labels that the network itself draws."""
+    chances = outputs.softmax(1)
+    labels = torch.multinomial(chances, 1, generator=generator)[:, 0]
+    return chances - F.one_hot(labels, chances.shape[1])
+
+
+def drawn_targets(noise: float) -> Noise:
+    """Gradient of the Gaussian negative log-likelihood at targets that the network itself draws."""
+    return lambda outputs, generator: torch.randn(outputs.shape, generator=generator) / noise
+
+
+def sensitivities(
+    graph: Graph, tensors: dict[str, Tensor], x: Tensor, gradient: Noise = drawn_labels, seed: int = 0
+) -> dict[int, Sensitivity]:
+    """Mean squared gradient at the outputs of every layer with weights, by the layer's index in the graph.
+
+    Args:
+        graph: the network.
+        tensors: its tensors.
+        x: examples; no labels are needed.
+        gradient: what the task's likelihood says of the outputs.
+        seed: draws the labels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sums, positions = dict[int, Tensor](), dict[int, int]()
+    for part in x.split(CHUNK):
+        values, leaves = {0: part}, dict[int, Tensor]()
+        with torch.enable_grad():
+            for index, node in enumerate(graph.nodes[1:], 1):
+                given = {role: tensors[name].detach() for role, name in node.parameters.items()}
+                values[index] = run_node(node, [values[i] for i in node.inputs], given)
+                if node.op in WEIGHTED:
+                    values[index].requires_grad_() if values[index].is_leaf else None
+                    leaves[index] = values[index]
+            outputs = values[len(graph.nodes) - 1]
+            for draw in range(DRAWS):
+                wanted = gradient(outputs.detach(), generator)
+                found = torch.autograd.grad(outputs, list(leaves.values()), wanted, retain_graph=draw < DRAWS - 1)
+                for index, one in zip(leaves, found, strict=True):
+                    axis = -1 if graph.nodes[index].op == "linear" else 1
+                    channels = one.movedim(axis, -1).reshape(len(part), -1, one.shape[axis])
+                    positions[index] = channels.shape[1]
+                    sums[index] = sums.get(index, 0.0) + channels.square().mean(1).sum(0).double()
+    return {index: Sensitivity(total / (DRAWS * len(x)), positions[index]) for index, total in sums.items()}
+
+
+@torch.no_grad()
+def most_values(graph: Graph, tensors: dict[str, Tensor], x: Tensor) -> int:
+    """Values per example that two runs of a network side by side hold at a time, at the most."""
+    values, finished, most = {0: x}, graph.finished, 0
+    for index, node in enumerate(graph.nodes[1:], 1):
+        given = {role: tensors[name] for role, name in node.parameters.items()}
+        values[index] = run_node(node, [values[i] for i in node.inputs], given)
+        most = max(most, sum(value.numel() for value in values.values()))
+        for i in finished[index]:
+            del values[i]
+    return 2 * most // len(x)
+
+
+def patches(x: Tensor, node: Node, shape: tuple[int, ...]) -> Tensor:
+    """What the rows of a layer's weight are multiplied with, `(positions, groups, n)`; padding as zeros.
+
+    Args:
+        x: the layer's inputs.
+        node: the layer.
+        shape: of its weight.
+    """
+    if node.op == "linear":
+        return x.reshape(-1, 1, x.shape[-1])
+    a, rank = node.attributes, len(shape) - 2
+    x, padding = padded(x, a)
+    x = F.pad(x, [size for size in reversed(padding) for _ in range(2)])
+    for axis, (kernel, stride, dilation) in enumerate(zip(shape[2:], a["stride"], a["dilation"], strict=True), 2):
+        x = x.unfold(axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
+    groups = a.get("groups", 1)
+    x = x.movedim(1, 1 + rank)  # (batch, *positions, channels, *kernel)
+    return x.reshape(-1, groups, shape[1] * math.prod(shape[2:]))
+
+
+def moments(now: list[Tensor], before: list[Tensor], node: Node, shape: tuple[int, ...]) -> Moments:
+    """Moments of a layer's inputs, from the same examples in chunks, as they are now and as they were before."""
+    second: Tensor | float = 0.0
+    cross: Tensor | float = 0.0
+    total = 0
+    share = POSITIONS // len(now)
+    for index, (one, other) in enumerate(zip(now, before, strict=True)):
+        a, b = patches(one, node, shape), patches(other, node, shape) if other is not one else None
+        if len(a) > share:
+            rows = torch.randperm(len(a), generator=torch.Generator().manual_seed(index))[:share]
+            a, b = a[rows], None if b is None else b[rows]
+        a = a.transpose(0, 1)
+        second = second + (a.mT @ a).double()
+        cross = cross + (0.0 if b is None else (b.permute(1, 2, 0) @ a).double())
+        total += a.shape[1]
+    assert isinstance(second, Tensor)
+    same = all(one is other for one, other in zip(now, before, strict=True))
+    return Moments(second / total, second / total if same else cross / total)

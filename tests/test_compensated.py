@@ -1,0 +1,218 @@
+"""Rounding with compensation: algebra against brute force, prices against the coder, results on the digits."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_compress.compression.compensated import Calibrated, Setting, compress_compensated
+from pyro_compress.compression.compensation import (
+    Prices,
+    Problem,
+    _sweep,
+    cost,
+    prices,
+    problem_of,
+    rounded_at,
+    rounded_layer,
+)
+from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_targets, moments, patches, sensitivities
+from pyro_compress.compression.target import Goal
+from pyro_compress.networks.graph import Network, capture
+from pyro_compress.pcn.sections import context_bits
+from pyro_compress.types import Node
+
+CONVOLUTIONS = {
+    "plain": (nn.Conv2d(3, 4, 3), (3, 7, 6)),
+    "strided, padded": (nn.Conv2d(3, 4, (3, 2), stride=(2, 1), padding=(1, 0)), (3, 7, 6)),
+    "dilated": (nn.Conv2d(2, 4, 3, dilation=2, padding=2), (2, 7, 6)),
+    "grouped": (nn.Conv2d(4, 6, 3, groups=2, padding=1), (4, 5, 5)),
+    "depthwise": (nn.Conv1d(4, 4, 3, groups=4), (4, 9)),
+    "same": (nn.Conv1d(3, 2, 5, padding="same"), (3, 9)),
+    "three dimensions": (nn.Conv3d(2, 3, 2), (2, 4, 3, 5)),
+    "linear": (nn.Linear(5, 3), (5,)),
+    "linear on sequences": (nn.Linear(5, 3), (4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_patches_are_what_rows_are_multiplied_with(name: str) -> None:
+    layer, shape = CONVOLUTIONS[name]
+    (node,) = [n for n in capture(layer, shape).nodes if n.parameters]
+    x, weight = torch.randn(3, *shape), layer.weight.detach()
+    found = patches(x, node, tuple(weight.shape))
+    groups = found.shape[1]
+    rows = weight.reshape(groups, -1, found.shape[2])
+    got = torch.einsum("pgn,gon->pgo", found, rows).flatten(1)
+    wanted = layer(x).detach() - (layer.bias if node.op == "linear" else layer.bias.view(-1, *[1] * (len(shape) - 1)))
+    wanted = wanted if node.op == "linear" else wanted.movedim(1, -1)
+    torch.testing.assert_close(got, wanted.reshape(-1, weight.shape[0]).detach())
+
+
+def test_sensitivities_are_mean_squared_gradients() -> None:
+    """Against gradients taken one example at a time, for a Gaussian likelihood of known noise."""
+    net = nn.Sequential(nn.Conv1d(1, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2))
+    graph = capture(net, (1, 5))
+    x = torch.randn(2000, 1, 5)
+    found = sensitivities(graph, net.state_dict(), x, drawn_targets(0.5))
+    convolution, linear = found.values()
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda h: net[3](torch.tanh(h).flatten())))(net[0](x).detach())
+    exact = jacobian.square().sum(1).mean((0, 2)) / 0.5**2  # E[g²] = Σ_k (∂f_k/∂h)² / noise²
+    assert convolution.positions == 4
+    assert linear.positions == 1
+    torch.testing.assert_close(convolution.squares.float(), exact.detach(), rtol=0.06, atol=0)
+    torch.testing.assert_close(linear.squares, torch.full((2,), 4.0).double(), rtol=0.06, atol=0)
+
+
+def layer_problem(price: float = 1e-3, damping: float = 0.02, descending: bool = False, rows: int = 6) -> Problem:
+    generator = torch.Generator().manual_seed(1)
+    mix = torch.randn(8, 8, generator=generator)
+    before = torch.randn(500, 8, generator=generator) @ mix
+    now = before + 0.1 * torch.randn(500, 8, generator=generator)
+    node = Node("linear", (0,), {"weight": "w"})
+    weight = torch.randn(rows, 8, generator=generator)
+    worth = Sensitivity(torch.linspace(0.5, 2, rows).double(), 1)
+    found = moments([now], [before], node, (rows, 8))
+    return problem_of(weight, found, worth, (rows, 8, 1, 1), price, damping, descending)
+
+
+def test_the_target_is_the_least_squares_solution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before, now = (torch.randn(400, 5, generator=generator).double() for _ in range(2))
+    now = now + before
+    weight = torch.randn(3, 5, generator=generator)
+    found = moments([now.float()], [before.float()], Node("linear", (0,), {"weight": "w"}), (3, 5))
+    problem = problem_of(weight, found, Sensitivity(torch.ones(3).double(), 1), (3, 5, 1, 1), 1.0, 1e-9, False)
+    wanted = torch.linalg.lstsq(now, before @ weight.double().T).solution.T
+    np.testing.assert_allclose(problem.target[0], wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def naive(problem: Problem, step: float, asked: Prices) -> np.ndarray:
+    """Column by column, the rest solved anew every time: what compensation means (Hassibi & Stork 1993)."""
+    _, rows, n = problem.target.shape
+    factor = problem.factor[0].astype(np.float64)
+    damped = np.linalg.inv(factor.T @ factor)
+    order, codes = problem.order, np.zeros((rows, n), np.int64)
+    for row in range(rows):
+        weights = problem.target[0, row, order].copy()
+        price = problem.price / problem.worth[0, row]
+        for j in range(n):
+            place = row, order[j]
+            below = int(abs(weights[j]) / step)
+            left = np.linalg.inv(damped[j:, j:])
+            costs = {}
+            for size in {0, below, below + 1}:
+                bits = asked.zero[place] if size == 0 else asked.other[place] + asked.more[size]
+                costs[size] = (abs(weights[j]) - size * step) ** 2 / left[0, 0] + price * bits
+            size = min(costs, key=costs.__getitem__)
+            codes[place] = size * (1 if weights[j] >= 0 else -1)
+            weights[j:] -= (weights[j] - codes[place] * step) * left[0] / left[0, 0]
+    return codes
+
+
+@pytest.mark.parametrize(("descending", "step"), [(False, 0.3), (False, 0.9), (True, 0.3), (True, 0.9)])
+def test_a_sweep_is_column_by_column_with_the_rest_solved_anew(descending: bool, step: float) -> None:
+    problem = layer_problem(descending=descending)
+    start = np.trunc(problem.target[0] / step).astype(np.int32)
+    asked = prices(start, problem.layout)
+    assert np.array_equal(_sweep(problem, step, asked)[0], naive(problem, step, asked))
+
+
+def test_blocks_and_groups_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(300, 2, 10, generator=generator), torch.randn(6, 10, generator=generator)
+    second = torch.einsum("pgi,pgj->gij", x, x).double() / 300
+    worth = Sensitivity(torch.linspace(1, 2, 6).double(), 1)
+    both = problem_of(weight, Moments(second, second), worth, (6, 10, 1, 1), 1e-2, 0.1, False)
+    whole = rounded_at(both, 0.25)[0]
+    monkeypatch.setattr("pyro_compress.compression.compensation.BLOCK", 3)
+    assert np.array_equal(rounded_at(both, 0.25)[0], whole)
+    asked = prices(whole, both.layout)
+    for group in range(2):
+        rows = slice(3 * group, 3 * group + 3)
+        alone = Problem(
+            both.target[[group]], both.factor[[group]], both.second[[group]], both.order, both.worth[[group]],
+            (3, 10, 1, 1), both.price,
+        )  # fmt: skip
+        part = Prices(*(a.reshape(6, 10)[rows] for a in (asked.zero, asked.other)), asked.more, 0.0)
+        assert np.array_equal(_sweep(alone, 0.25, part)[0], _sweep(both, 0.25, asked)[group])
+
+
+def test_prices_are_the_coders() -> None:
+    """Summed over a tensor, presence and what follows it come to what the coder spends."""
+    rng = np.random.default_rng(0)
+    codes = (rng.integers(-3, 4, (40, 60)) * (rng.random((40, 60)) < 0.2)).astype(np.int32)
+    found = prices(codes, (40, 15, 2, 2))
+    assert found.total == pytest.approx(context_bits(codes, (40, 15, 2, 2)))
+    there = codes != 0
+    told = found.zero[~there].sum() + (found.other[there] + found.more[np.abs(codes[there])]).sum()
+    assert told == pytest.approx(found.total, rel=0.05)
+
+
+def test_it_costs_less_than_rounding_to_the_nearest() -> None:
+    problem = layer_problem(price=1e-2, rows=60)
+    codes, exponent = rounded_layer(problem)
+    best = cost(codes, 2 ** (exponent / 4), problem, prices(codes[0], problem.layout).total)
+    for e in range(-20, 8):
+        nearest = np.round(problem.target / 2 ** (e / 4)).astype(np.int32)
+        assert best < cost(nearest, 2 ** (e / 4), problem, prices(nearest[0], problem.layout).total)
+    again, same = rounded_layer(problem, exponent)
+    assert same == exponent
+    assert np.array_equal(again, codes)
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    """A small convolutional net with batch norm, trained for a moment."""
+    from pyro_compress.training.baselines import point_posterior
+
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 10)
+    )
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(80):
+        optimizer.zero_grad()
+        F.cross_entropy(net(digits.train.x), digits.train.y).backward()
+        optimizer.step()
+    tensors = {name: tensor.detach() for name, tensor in net.eval().state_dict().items()}
+    return point_posterior(capture(net, digits.input_shape), tensors, {"data": "digits", "prior": "none"})
+
+
+def test_a_network_keeps_its_outputs_better_than_by_rounding_to_the_nearest(trained, digits) -> None:
+    graph, tensors, x = trained.graph, trained.tensors, digits.train.x
+    calibrated = Calibrated(graph, tensors, x, sensitivities(graph, tensors, x))
+    found = calibrated.rounded(Setting(1e-4))
+    nearest = dict(found.tensors)
+    for name, step in found.steps.items():
+        nearest[name] = torch.round(tensors[name] / step) * step
+        assert torch.equal(torch.round(found.tensors[name] / step) * step, found.tensors[name])
+
+    def off(values: dict[str, Tensor]) -> float:
+        wanted, got = (Network(graph, t).eval()(digits.validation.x).softmax(1) for t in (tensors, values))
+        return float((wanted - got).detach().square().mean())
+
+    assert off(found.tensors) < 0.5 * off(nearest)
+
+
+@pytest.mark.parametrize("goal", [Goal(tolerance=0.01), Goal(max_bytes=700)])
+def test_goals_are_reached(trained, digits, goal: Goal) -> None:
+    from pyro_compress.compression.search import to_module
+    from pyro_compress.compression.target import target_of
+    from pyro_compress.metrics import evaluate
+    from pyro_compress.pcn import file
+
+    network, zeros = compress_compensated(trained, digits, goal=goal)
+    size = len(file.dumps(network)[0])
+    assert 0 < zeros < 1
+    if goal.max_bytes:
+        assert 0.8 * goal.max_bytes < size <= goal.max_bytes
+    else:
+        assert target_of(trained, digits, goal).reached(evaluate(to_module(network), digits, "validation"))
+        assert size < 1000
+
+
+def test_a_sparsity_is_refused(trained, digits) -> None:
+    with pytest.raises(ValueError, match="a sparsity is reached by pruning"):
+        compress_compensated(trained, digits, goal=Goal(sparsity=0.5))
