@@ -1,11 +1,15 @@
 """Rounding with compensation: algebra against brute force, prices against the coder, results on the digits."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from torch import Tensor, nn
 
+from pyro_compress.cli.main import main
 from pyro_compress.compression.compensated import Calibrated, Setting, compress_compensated
 from pyro_compress.compression.compensation import (
     Prices,
@@ -20,6 +24,7 @@ from pyro_compress.compression.compensation import (
 from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_targets, moments, patches, sensitivities
 from pyro_compress.compression.target import Goal
 from pyro_compress.networks.graph import Network, capture
+from pyro_compress.networks.nets import build_net
 from pyro_compress.pcn.sections import context_bits
 from pyro_compress.types import Node
 
@@ -216,3 +221,23 @@ def test_goals_are_reached(trained, digits, goal: Goal) -> None:
 def test_a_sparsity_is_refused(trained, digits) -> None:
     with pytest.raises(ValueError, match="a sparsity is reached by pruning"):
         compress_compensated(trained, digits, goal=Goal(sparsity=0.5))
+
+
+def test_the_command(digits, tmp_path) -> None:
+    """A network of others without training: within the tolerance, and smaller than by rounding to the nearest."""
+    net = build_net("mlp", digits.input_shape, 10, (20,))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(net(digits.train.x), digits.train.y).backward()
+        optimizer.step()
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    size = {}
+    for rounding in ("nearest", "compensated"):
+        out = tmp_path / f"{rounding}.pcn"
+        given = ["--net", "mlp", "--hidden", "20", "--init", str(tmp_path / "w.pt"), "--data", "digits"]
+        done = CliRunner().invoke(main, ["compress", *given, "--rounding", rounding, "--out", str(out), "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["within_tolerance"]
+        size[rounding] = out.stat().st_size
+    assert size["compensated"] < 0.8 * size["nearest"]

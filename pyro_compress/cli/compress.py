@@ -30,6 +30,7 @@ from pyro_compress.cli.options import (
 from pyro_compress.settings import FINETUNING, Reading
 
 if TYPE_CHECKING:
+    from pyro_compress.compression.compensated import Compensation
     from pyro_compress.compression.rounding import Rounding
     from pyro_compress.compression.target import Goal, Watch
     from pyro_compress.compression.tuned import Tuning
@@ -129,6 +130,10 @@ HEADINGS = {
     "--max-bytes", type=click.IntRange(1), default=None,
     metavar="BYTES",
     help="Largest file; the best that fits, instead of a tolerance.",
+)  # fmt: skip
+@click.option(
+    "--rounding", type=click.Choice(["nearest", "compensated"]), default="nearest",
+    help="compensated: every integer for what it costs outputs and file, the weights not yet rounded make up for it.",
 )  # fmt: skip
 @click.option(
     "--bits", type=Widths(), default=None,
@@ -319,14 +324,19 @@ def _of_weights(data_dir: str, named: dict[str, Any], options: dict[str, Any], q
         **{name: value for name, value in named.items() if name != "how"},
     )  # fmt: skip
     trained = load_trained(config, folder)
+    if options["rounding"] == "compensated" and options["finetune"] is None:
+        return Source(trained.network, trained.splits, trained.network)  # it takes its own curvature
     with epoch_printer() if not quiet else nullcontext(lambda epoch: None) as on_epoch:
         around = posterior_around(trained, how, on_epoch)
     return Source(around.posterior, trained.splits, trained.network, around.seconds)
 
 
 @contextmanager
-def search_options(options: dict[str, Any], quiet: bool) -> Iterator[tuple[Goal, Rounding | Tuning, Watch]]:
+def search_options(
+    options: dict[str, Any], quiet: bool
+) -> Iterator[tuple[Goal, Rounding | Compensation | Tuning, Watch]]:
     """What `compress_run` is to reach and how, from the command line, with the progress display that fits."""
+    from pyro_compress.compression.compensated import Compensation
     from pyro_compress.compression.recipe import FineTune
     from pyro_compress.compression.rounding import Rounding
     from pyro_compress.compression.target import Goal, Watch
@@ -339,12 +349,16 @@ def search_options(options: dict[str, Any], quiet: bool) -> Iterator[tuple[Goal,
     epochs, rate, teachers = (options.pop(name) for name in ("finetune", "rate", "teacher"))
     recipe = {field: value for name, field in FINETUNING.items() if (value := options.pop(name)) is not None}
     bits, prices, coarseness = (options.pop(name) for name in ("bits", "bit_price", "coarseness"))
+    compensated = options.pop("rounding") == "compensated"
     goal = Goal(**options)
     if epochs is None:
         if rate is not None or teachers or recipe:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in FINETUNING)
             raise ValueError(f"--rate, --teacher, {names} go with --finetune EPOCHS")
         with trial_printer(quiet) as on_trial:
+            if compensated:
+                yield goal, Compensation(), Watch(on_trial)
+                return
             yield goal, Rounding(coarseness, bits or (), prices or (0.0,)), Watch(on_trial)
         return
     if coarseness is not None:

@@ -115,6 +115,11 @@ FIT = (
 
 COMPRESS = (
     Ignored(
+        ("criterion", "sparsity", "coarseness", "bits", "bit_price", "how", "folder", "finetune"),
+        lambda values: values["rounding"] == "compensated",
+        "goes without --rounding compensated, which takes the means as they are and chooses every integer itself",
+    ),
+    Ignored(
         ("net",), lambda values: values["run"] is not None, "stands for a network that is no run: leave RUN or it out",
     ),
     Ignored(

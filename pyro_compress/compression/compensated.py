@@ -204,9 +204,9 @@ class _Search:
 
     def candidate(self, rounded: Rounded, levels: int) -> Compressed:
         """The network as a file holds it."""
-        graph, small = shrink(self.posterior.graph, rounded.tensors)
+        graph, small = shrink(self.posterior.graph, dict(rounded.tensors))
         held = packed(graph, small, rounded.steps, levels)
-        return Compressed(graph, held, origin_of(self.posterior, self.splits, "magnitude"))
+        return Compressed(graph, held, origin_of(self.posterior, self.splits, "magnitude"), (graph, small))
 
     def scores_of(self, network: Compressed) -> Quality:
         return evaluate(to_module(network).to(self.device), self.splits, "validation", self.device, network.noise)

@@ -11,7 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from pyro_compress.atomic import write_atomically
+from pyro_compress.compression.compensated import Compensation, compress_compensated
 from pyro_compress.compression.fixed_point import fixed_point_of
+from pyro_compress.compression.order import reordered
 from pyro_compress.compression.packing import folded
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress, to_module
@@ -125,8 +127,8 @@ def load(path: str | Path, max_memory: float = MAX_MEMORY_MIB) -> Network:
 
 
 def compress_run(
-    posterior: Posterior, splits: Splits, path: Path, goal: Goal | None = None, how: Rounding | Tuning | None = None,
-    device: str = "cpu", watch: Watch | None = None, passes: int | None = None,
+    posterior: Posterior, splits: Splits, path: Path, goal: Goal | None = None,
+    how: Rounding | Compensation | Tuning | None = None, device: str = "cpu", watch: Watch | None = None, passes: int | None = None,
 ) -> Report:  # fmt: skip
     """Compress into a file and report on it.
 
@@ -135,7 +137,7 @@ def compress_run(
         splits: where it was fitted.
         path: the file to write.
         goal: how much to prune, or what to reach.
-        how: round the means, or fine-tune them.
+        how: round the means to the nearest or with compensation, or fine-tune them.
         device: `cpu` or `cuda`; fine-tuning runs on the CPU.
         watch: told of progress.
         passes: spent on the order of hidden units, as in `reordered`.
@@ -149,6 +151,9 @@ def compress_run(
     target = target_of(posterior, splits, goal, device)
     if isinstance(how, Tuning):
         network, removed = compress_finetuned(posterior, splits, how, goal, device, watch, passes)
+    elif isinstance(how, Compensation):
+        network, removed = compress_compensated(posterior, splits, how, goal, device, watch)
+        network = reordered(network, passes)
     else:
         network, removed = compress(posterior, splits, goal, how, device, watch, passes)
     sections = save(path, network, splits)
@@ -156,7 +161,7 @@ def compress_run(
     return judged(found, splits, target, _hints(goal, how))
 
 
-def _hints(goal: Goal, how: Rounding | Tuning | None) -> list[str]:
+def _hints(goal: Goal, how: Rounding | Compensation | Tuning | None) -> list[str]:
     finetuned = isinstance(how, Tuning)
     rate, bits = getattr(how, "rate", None), bool(getattr(how, "bits", ()))
     return hints_of(goal, finetuned, rate, bits)
