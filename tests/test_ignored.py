@@ -33,7 +33,7 @@ REFUSED = [
     ("compress run --seed 0", "--seed goes with --net, without a run folder"),
     ("compress run --posterior laplace --validation 0.2", "--validation, --posterior goes with --net"),
     ("compress --net lenet-300-100 --init w.pt --data digits --hidden 20", "--hidden goes with --net mlp"),
-    ("compress run --rounding compensated --bits 4 --criterion snr", "--bits, --criterion goes without --rounding"),
+    ("compress run --rounding compensated --bits 4 --criterion snr", "--criterion, --bits goes without --rounding"),
     ("compress run --target-error 0.1 --tolerance 0.1", "--tolerance and --target-error exclude each other"),
     ("compress run --finetune 3 --temperature 2", "--temperature goes with --teacher RUN"),
     ("evaluate run --data mine.npz --split train", "--split goes without a file as --data"),

@@ -138,19 +138,17 @@ def patches(x: Tensor, node: Node, shape: tuple[int, ...]) -> Tensor:
 
 def moments(now: list[Tensor], before: list[Tensor], node: Node, shape: tuple[int, ...]) -> Moments:
     """Moments of a layer's inputs, from the same examples in chunks, as they are now and as they were before."""
-    second: Tensor | float = 0.0
-    cross: Tensor | float = 0.0
-    total = 0
-    share = POSITIONS // len(now)
+    n, groups = math.prod(shape[1:]), node.attributes.get("groups", 1)
+    second, cross = torch.zeros(2, groups, n, n, dtype=torch.float64)
+    same = all(one is other for one, other in zip(now, before, strict=True))
+    total, share = 0, POSITIONS // len(now)
     for index, (one, other) in enumerate(zip(now, before, strict=True)):
-        a, b = patches(one, node, shape), patches(other, node, shape) if other is not one else None
+        a = patches(one, node, shape)
+        b = a if same else patches(other, node, shape)
         if len(a) > share:
             rows = torch.randperm(len(a), generator=torch.Generator().manual_seed(index))[:share]
-            a, b = a[rows], None if b is None else b[rows]
-        a = a.transpose(0, 1)
-        second = second + (a.mT @ a).double()
-        cross = cross + (0.0 if b is None else (b.permute(1, 2, 0) @ a).double())
-        total += a.shape[1]
-    assert isinstance(second, Tensor)
-    same = all(one is other for one, other in zip(now, before, strict=True))
-    return Moments(second / total, second / total if same else cross / total)
+            a, b = a[rows], b[rows]
+        second += a.permute(1, 2, 0) @ a.transpose(0, 1)
+        cross += 0.0 if same else b.permute(1, 2, 0) @ a.transpose(0, 1)
+        total += len(a)
+    return Moments(second / total, (second if same else cross) / total)

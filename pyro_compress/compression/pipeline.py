@@ -128,7 +128,8 @@ def load(path: str | Path, max_memory: float = MAX_MEMORY_MIB) -> Network:
 
 def compress_run(
     posterior: Posterior, splits: Splits, path: Path, goal: Goal | None = None,
-    how: Rounding | Compensation | Tuning | None = None, device: str = "cpu", watch: Watch | None = None, passes: int | None = None,
+    how: Rounding | Compensation | Tuning | None = None, device: str = "cpu", watch: Watch | None = None,
+    passes: int | None = None,
 ) -> Report:  # fmt: skip
     """Compress into a file and report on it.
 
