@@ -283,9 +283,9 @@ def test_damaged_files(pcn: Path, run: Path, tmp_path: Path) -> None:
 
 def test_a_network_without_layers(tmp_path: Path) -> None:
     (tmp_path / "flat.py").write_text("from torch import nn\ndef net():\n    return nn.Flatten()\n")
-    message = refused(*FIT, "--net", "flat:net", "--prior", "none")
-    assert "the network has no layer with weights (linear, conv1d, conv2d, conv3d)" in message
-    assert "no layer to put a prior on" in refused(*FIT, "--net", "flat:net")
+    for prior in ("none", "horseshoe"):
+        message = refused(*FIT, "--net", "flat:net", "--prior", prior)
+        assert "the network has no layer with weights (linear, conv1d, conv2d, conv3d)" in message
 
 
 @pytest.mark.parametrize("command", [[], ["fit"], ["compress"], ["evaluate"], ["compare"], ["inspect"], ["report"]])

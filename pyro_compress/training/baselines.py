@@ -48,8 +48,6 @@ def fit_baseline(
     net = with_columns(net, splits.input_shape, splits.outputs)
     graph = capture(net, splits.input_shape, splits.outputs)
     weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
-    if not weights:
-        raise ValueError(f"the network has no layer with weights to prune (supported: {', '.join(WEIGHTED)})")
     net, plan = copy.deepcopy(net).to(config.device), point_plan(config)
     progress = Progress(splits, config, on_epoch, keeper or Keeper())
     if progress.world.first and (doubt := doubtful_end(graph, splits.task)):
