@@ -340,7 +340,7 @@ def folder(seeds: Path, place: Path, chance: random.Random) -> None:
         drawn = networks(
             loaded.posterior, read_marginals(run / "guide.safetensors", loaded.config, loaded.posterior), 1, 0
         )
-        drawn[0](torch.zeros(2, *loaded.posterior.graph.input_shape))
+        next(iter(drawn))(torch.zeros(2, *loaded.posterior.graph.input_shape))
     if chance.random() < RATE["slow"]:
         compress(loaded.posterior, loaded.splits(), Goal(sparsity=0.5))
     if chance.random() < RATE["slow"]:
