@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from pyro_compress.atomic import write_atomically
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.fixed_point import EXPONENT_AND_SIGN, FLOAT32, fixed_point
 from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.search import compress, prune, to_module

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import masked

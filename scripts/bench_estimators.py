@@ -20,7 +20,7 @@ from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Fit
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 from pyro_compress.data.splits import load_splits
 from pyro_compress.machine import prepare
 from pyro_compress.networks.nets import build_net

@@ -37,7 +37,7 @@ from pyro_compress.bayes.layers import bayesianize
 from pyro_compress.bayes.model import classifier
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, eager, tuned_parameters
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 from pyro_compress.deploy.memory import high_water_mib
 from pyro_compress.machine import prepare
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pyro_compress.atomic import write_atomically
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 from pyro_compress.data.splits import load_splits
 from pyro_compress.machine import prepare
 from pyro_compress.runs.config import resolve

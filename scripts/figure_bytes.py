@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pyro_compress.atomic import write_atomically
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.target import Goal
 from pyro_compress.runs.folder import load_run

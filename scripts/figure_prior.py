@@ -9,7 +9,7 @@ import argparse
 import math
 from pathlib import Path
 
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 from pyro_compress.studies.figures import new_figure, save, scale_mixture_prior
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 from pyro_compress.studies.compare import compare_file
 from pyro_compress.studies.figures import accuracy_against_sparsity, labels_of, name_once, new_figure, save
 from pyro_compress.studies.plan import of_studies

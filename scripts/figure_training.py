@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 from pyro_compress.studies.compare import compare_file, read_results
 from pyro_compress.studies.figures import new_figure, save, training_curves
 

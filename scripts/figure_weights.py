@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 from pyro_compress.runs.folder import load_run
 from pyro_compress.studies.compare import compare_file, read_results
 from pyro_compress.studies.figures import STYLES, new_figure, save, weight_distributions

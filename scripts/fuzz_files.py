@@ -34,7 +34,7 @@ import tomli_w
 import torch
 from safetensors import safe_open
 
-from pyro_compress.cli.options import OUT_OF_MEMORY, run_script
+from pyro_compress.cli.commands import OUT_OF_MEMORY, run_script
 from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.target import Goal
 from pyro_compress.data.splits import load_splits

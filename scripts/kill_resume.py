@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 from pyro_compress.runs.folder import unfinished
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 
 LEVELS = np.linspace(-1, 1, 32)
 

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pyro_compress.atomic import write_atomically
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.order import reordered
 from pyro_compress.compression.pipeline import compress_run, save
 from pyro_compress.compression.prune import kept

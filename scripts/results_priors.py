@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from pyro_compress.atomic import write_atomically
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.fixed_point import occupied
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.search import remove_units, to_module

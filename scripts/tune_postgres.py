@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from pyro_compress.cli.options import run_script
+from pyro_compress.cli.commands import run_script
 
 STUDY = """
 name = "two-workers"

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.marginals import marginals_bytes, read_marginals
+from pyro_compress.cli.commands import echo
 from pyro_compress.cli.main import main
-from pyro_compress.cli.options import echo
 from pyro_compress.deploy.arrays import load_runner
 from pyro_compress.foreign import cell, code_named_in, fits, from_cell, printable, read_toml, record, toml
 from pyro_compress.networks.weights import read_weights

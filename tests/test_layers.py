@@ -120,6 +120,12 @@ def test_a_convolutional_network_fits(prior: str, estimator: str, net: str) -> N
     assert fit.history[-1].validation_accuracy > 0.7  # a third is chance
 
 
+def test_batch_norm_that_is_not_there_cannot_be_frozen(digits: Splits) -> None:
+    config = resolve(FitConfig(batch_norm="frozen", epochs=1), len(digits.train))
+    with pytest.raises(ValueError, match="has no batch norm whose statistics could be frozen: leave --batch-norm out"):
+        fit_posterior(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits, config)
+
+
 @pytest.mark.parametrize("batch_norm", ["update", "frozen"])
 def test_batch_norm_has_the_statistics_of_the_posterior_mean(batch_norm: str) -> None:
     """With `update` those of the training set under the posterior mean; with `frozen` those it came with."""

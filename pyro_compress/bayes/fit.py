@@ -17,6 +17,7 @@ from pyro_compress.bayes.layers import bayes_layers, check_keep, left_out, plain
 from pyro_compress.bayes.model import Fit, Likelihood
 from pyro_compress.bayes.stage import Stage, bayesian, first_stage
 from pyro_compress.bayes.step import Rule, Step, eager
+from pyro_compress.doubts import doubt
 from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.graph import batch_statistics, capture
 from pyro_compress.networks.outputs import doubtful_end, with_columns
@@ -67,14 +68,16 @@ def fit_posterior(
     graph = capture(net, splits.input_shape, splits.outputs)
     plain = plain_weights(net, graph)
     bayesian(net, config, plain)  # refuses before any time is spent
+    if config.batch_norm == "frozen" and not any(node.op == "batch_norm" for node in graph.nodes):
+        raise ValueError("the network has no batch norm whose statistics could be frozen: leave --batch-norm out")
     if config.shrink_every:
         refuse_dropout(net)
     with torch.random.fork_rng(), pyro.validation_enabled(False):
         torch.manual_seed(config.seed)
         progress = Progress(splits, config, on_epoch, keeper or Keeper())
         if progress.world.first:
-            for doubt in (doubtful_end(graph, splits.task), left_out(net, graph, plain, config.keep)):
-                log.warning("%s", doubt) if doubt else None
+            for sentence in (doubtful_end(graph, splits.task), left_out(net, graph, plain, config.keep)):
+                doubt(log, sentence)
         start = copy.deepcopy(net).to(config.device)
         if progress.snapshot is None or progress.snapshot.phase == "point":
             assert config.lr
@@ -85,8 +88,8 @@ def fit_posterior(
         stage = first_stage(start, graph, likelihood, progress.example(2), config, plain)
         _refuse_what_layers_lack(stage, progress.example(2))
         stage = _Inference(progress, stage, on_layers).run()
-    if progress.world.first and (lost := over_pruned(progress.history, splits)):
-        log.warning("%s", lost)
+    if progress.world.first:
+        doubt(log, over_pruned(progress.history, splits))
     model, guide = stage.objective.elbo.model, stage.objective.elbo.guide
     return Fit(model, guide, net, stage.graph, config, tuple(progress.history), stage.removals)
 

@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyro_compress.cli.commands import echo, one_line_errors
 from pyro_compress.cli.console import outcome_line
 from pyro_compress.cli.ignored import COMPARE, StrictCommand
-from pyro_compress.cli.options import (
-    announce_code,
-    code_options,
-    data_options,
-    device_options,
-    echo,
-    one_line_errors,
-)
+from pyro_compress.cli.options import announce_code, code_options, data_options, device_options
 
 if TYPE_CHECKING:
     from pyro_compress.studies.ranking import Ranked

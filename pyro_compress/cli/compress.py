@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from pyro_compress.cli.console import echo_warnings, epoch_printer, report_text, trial_printer, tune_printer
+from pyro_compress.cli.commands import echo, one_line_errors
+from pyro_compress.cli.console import epoch_printer, report_text, trial_printer, tune_printer
 from pyro_compress.cli.ignored import COMPRESS, StrictCommand
 from pyro_compress.cli.options import (
     RunPath,
@@ -22,11 +23,10 @@ from pyro_compress.cli.options import (
     convert_defaults,
     data_options,
     device_options,
-    echo,
     names_in,
     network_options,
-    one_line_errors,
 )
+from pyro_compress.doubts import keep, kept
 from pyro_compress.settings import FINETUNING, Reading
 
 if TYPE_CHECKING:
@@ -253,8 +253,9 @@ def compress(
                 replace(watch, candidate=trials.append), reorder,
             )  # fmt: skip
         seconds = {"posterior_seconds": source.seconds, "seconds": time.perf_counter() - started}
-        report = replace(report, warnings=[*report.warnings, *source.doubts])
-    told = report.as_dict() | {"file": str(out)} | ({} if run else seconds)
+    for sentence in report.warnings:
+        keep(sentence)
+    told = report.as_dict() | {"file": str(out), "warnings": kept()} | ({} if run else seconds)
     echo(json.dumps(told) if as_json else report_text(report, out))
     if not run and not as_json:
         minutes = [seconds[name] / 60 for name in ("posterior_seconds", "seconds")]
@@ -268,8 +269,6 @@ def compress(
             drawn = []
         if drawn and not as_json:
             echo(f"{len(trials)} candidates: {', '.join(map(str, drawn))}")
-    if not as_json:
-        echo_warnings(report.warnings)
 
 
 def default_name(net: str) -> Path:
@@ -285,16 +284,16 @@ NETWORK = {
 
 
 class Source(NamedTuple):
-    """What is compressed: a posterior, its data, what counts as before (None: its mean), seconds, what is doubtful."""
+    """What is compressed: a posterior, its data, what counts as before (None: its mean), seconds."""
 
     posterior: Posterior
     splits: Splits
     reference: Posterior | None = None
     seconds: float = 0.0
-    doubts: tuple[str, ...] = ()
 
 
 def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
+    from pyro_compress.networks.outputs import doubtful_end
     from pyro_compress.runs.budget import check_command
     from pyro_compress.runs.folder import load_run
     from pyro_compress.training.history import read_history
@@ -306,8 +305,10 @@ def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
         raise ValueError(f"--{option} goes with --net, without the run folder {run}")
     check_command("compress", run)
     loaded = load_run(run, data)
-    doubt = unsettled(read_history(run), loaded.config.kl_weight)
-    return Source(loaded.posterior, loaded.splits(data_dir), doubts=(doubt,) if doubt else ())
+    source = Source(loaded.posterior, loaded.splits(data_dir))
+    keep(doubtful_end(source.posterior.graph, source.splits.task))
+    keep(unsettled(read_history(run), loaded.config.kl_weight))
+    return source
 
 
 def _of_weights(data_dir: str, named: dict[str, Any], options: dict[str, Any], quiet: bool) -> Source:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyro_compress.cli.options import echo
+from pyro_compress.cli.commands import echo, wrapped
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -101,12 +100,6 @@ def report_text(report: Report, path: Path) -> str:
         f"{path}: {report.file_bytes:,} bytes; dense float32 {report.dense_bytes:,} bytes{smaller}",
     ]
     return "\n".join(lines)
-
-
-def echo_warnings(warnings: Iterable[str]) -> None:
-    """Print what is doubtful of a result: its last lines."""
-    for text in warnings:
-        echo(wrapped(f"warning: {text}"))
 
 
 def fixed_point_text(report: Report) -> str:
@@ -263,11 +256,6 @@ def inspection_text(inspection: Inspection) -> str:
             lines.append(f"test, {name:<20} {measure} {cell}, {-scores.nll_nats:.4f} nats per row")
     told = [wrapped(f"{topic}: {text}") for topic, text in readings(inspection).items()]
     return "\n".join([*lines, "", *told])
-
-
-def wrapped(text: str) -> str:
-    """A paragraph in lines of at most 100 characters."""
-    return textwrap.fill(text, 100, subsequent_indent="  ")
 
 
 def _of_draws(inspection: Inspection) -> Quality | None:

@@ -8,17 +8,10 @@ from typing import Any
 
 import click
 
+from pyro_compress.cli.commands import Command, echo, one_line_errors
 from pyro_compress.cli.console import bench_text, export_text
 from pyro_compress.cli.ignored import EXPORT, StrictCommand
-from pyro_compress.cli.options import (
-    Command,
-    RunPath,
-    data_options,
-    device_options,
-    echo,
-    memory_option,
-    one_line_errors,
-)
+from pyro_compress.cli.options import RunPath, data_options, device_options, memory_option
 
 
 @click.command(cls=StrictCommand, ignored=EXPORT, short_help="Write a .pcn file as ONNX, torch or numpy, verified.")

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from pyro_compress.cli.console import echo_warnings, epoch_printer
+from pyro_compress.cli.commands import echo, one_line_errors
+from pyro_compress.cli.console import epoch_printer
 from pyro_compress.cli.ignored import FIT, StrictCommand
 from pyro_compress.cli.options import (
     Widths,
@@ -18,12 +19,11 @@ from pyro_compress.cli.options import (
     convert_defaults,
     data_options,
     device_options,
-    echo,
     input_options,
     names_in,
-    one_line_errors,
     reading_options,
 )
+from pyro_compress.doubts import keep
 from pyro_compress.foreign import file_name
 
 PRIORS = names_in("bayes/priors.py", "PRIORS")
@@ -342,7 +342,7 @@ def fit(
                 raise click.exceptions.Exit(130) from None
     if world.first:
         echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
-        echo_warnings([doubt] if (doubt := unsettled(read_history(run.path), config.kl_weight)) else [])
+        keep(unsettled(read_history(run.path), config.kl_weight))
 
 
 def default_name(data: str, net: str, prior: str, seed: int) -> str:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import click
 from click.core import ParameterSource
 
-from pyro_compress.cli.options import Command, names_in
+from pyro_compress.cli.commands import Command
+from pyro_compress.cli.options import names_in
 
 Values = dict[str, Any]
 DATASETS = names_in("data/datasets.py", "DATASETS")
@@ -75,6 +76,17 @@ def _named_data(values: Values) -> bool:
     return str(values["data"]) in DATASETS
 
 
+def _without_scales(values: Values) -> bool:
+    if values["lr_group"] is None or values["prior"] == "none":
+        return False
+    from pyro_compress.bayes.priors import PRIORS
+
+    return PRIORS[values["prior"]].factors is None
+
+
+BY_NAME = f"goes with a data set by name: {', '.join(DATASETS)}"
+FROM_FOLDER = "goes with a folder as --data, whose files may be read while training; this one is held in memory"
+
 FIT = (
     Ignored(
         (
@@ -105,8 +117,10 @@ FIT = (
         "goes without --init, whose weights take the place of a random start",
     ),
     Ignored(
-        ("download",), lambda values: not _named_data(values), f"goes with a data set by name: {', '.join(DATASETS)}",
+        ("lr_group",), _without_scales, "goes with a prior that has scales of groups or layers; this one has none",
     ),
+    Ignored(("download", "data_dir"), lambda values: not _named_data(values), BY_NAME),
+    Ignored(("workers", "in_memory_mib"), lambda values: not Path(values["data"]).is_dir(), FROM_FOLDER),
     Ignored(
         ("image_size",), lambda values: not Path(values["data"]).is_dir(), "goes with a folder of images as --data",
     ),
@@ -146,6 +160,15 @@ COMPRESS = (
     Ignored(
         ("series",), lambda values: values["run"] is None and _named_data(values),
         "goes with arrays of your own as --data; this data set holds images",
+    ),
+    Ignored(
+        ("data_dir",), lambda values: values["run"] is None and bool(values["data"]) and not _named_data(values),
+        BY_NAME,
+    ),
+    Ignored(
+        ("workers", "in_memory_mib"),
+        lambda values: values["run"] is None and bool(values["data"]) and not Path(values["data"]).is_dir(),
+        FROM_FOLDER,
     ),
 )  # fmt: skip
 

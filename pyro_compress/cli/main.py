@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from pyro_compress.cli.commands import Group, echo, one_line_errors
 from pyro_compress.cli.compare import compare
 from pyro_compress.cli.compress import compress
 from pyro_compress.cli.console import scores_text
@@ -20,15 +21,7 @@ from pyro_compress.cli.deploy import bench, export
 from pyro_compress.cli.fit import fit
 from pyro_compress.cli.ignored import EVALUATE, StrictCommand
 from pyro_compress.cli.inspect import inspect_command, report
-from pyro_compress.cli.options import (
-    Group,
-    RunPath,
-    data_options,
-    device_options,
-    echo,
-    memory_option,
-    one_line_errors,
-)
+from pyro_compress.cli.options import RunPath, data_options, device_options, memory_option
 from pyro_compress.cli.tune import tune
 
 

@@ -15,17 +15,10 @@ from typing import Any
 
 import click
 
+from pyro_compress.cli.commands import echo, one_line_errors
 from pyro_compress.cli.console import searched_line, searched_text
 from pyro_compress.cli.ignored import TUNE, StrictCommand
-from pyro_compress.cli.options import (
-    announce_code,
-    code_options,
-    data_options,
-    device_options,
-    echo,
-    names_in,
-    one_line_errors,
-)
+from pyro_compress.cli.options import announce_code, code_options, data_options, device_options, names_in
 
 SAMPLERS = names_in("tuning/storage.py", "SAMPLERS")
 STORAGE = "PYRO_COMPRESS_STORAGE"

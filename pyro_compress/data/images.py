@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_compress.doubts import doubt
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -160,7 +162,7 @@ def kind_of_all(paths: Sequence[Path]) -> str:
             if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
                 pages.append(path)
     if pages:
-        log.warning("%s: of %d images with several pages or frames only the first is read", pages[0], len(pages))
+        doubt(log, f"{pages[0]}: of {len(pages)} images with several pages or frames only the first is read")
     if set(first) <= {"grey", "colour"}:
         return "colour" if "colour" in first else "grey"
     if len(first) > 1:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from pyro_compress.doubts import doubt
+
 log = logging.getLogger(__name__)
 
 IGNORED = (-100, -1, 255)
@@ -221,7 +223,7 @@ def reordered(names: Sequence[str], classes: Sequence[str], what: str) -> list[i
     number = {name: index for index, name in enumerate(classes)}
     known = [name for name in names if _other_name(name, number) in number]
     if not known and len(names) == len(classes) and labels.kind == "name":
-        log.warning("%s: its classes %s are taken for %s, in this order", what, listed(names), listed(classes))
+        doubt(log, f"{what}: its classes {listed(names)} are taken for {listed(classes)}, in this order")
         return list(range(len(names)))
     return [int(place) for place in places(labels, classes, what)]
 

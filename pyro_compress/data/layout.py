@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pyro_compress.doubts import doubt
+
 log = logging.getLogger(__name__)
 
 NAMES = {
@@ -84,7 +86,7 @@ def listed(folder: Path, classes: Sequence[str] | None = None) -> tuple[Listed, 
     """
     by_class = {path.name: _images(path) for path in visible(folder)}
     if empty := [name for name, paths in by_class.items() if not paths and (classes is None or name not in classes)]:
-        log.warning("%s: folder %s holds no images and is passed over", folder, empty[0])
+        doubt(log, f"{folder}: folder {empty[0]} holds no images and is passed over")
     own = tuple(name for name, paths in by_class.items() if paths)
     if strange := sorted(set(own) - set(own if classes is None else classes)):
         raise ValueError(f"{folder} has class {strange[0]}, which the training images never show")
@@ -96,7 +98,7 @@ def listed(folder: Path, classes: Sequence[str] | None = None) -> tuple[Listed, 
     if not paths:
         raise ValueError(f"{folder}: no images; they belong in {folder / 'CLASS' / 'NAME.png'}")
     if loose := [path for path in folder.iterdir() if path.is_file() and _is_image(path)]:
-        log.warning("%s: %d images lie in no class folder and are passed over", folder, len(loose))
+        doubt(log, f"{folder}: {len(loose)} images lie in no class folder and are passed over")
     return Listed(paths, np.array(labels, np.int64)), own
 
 

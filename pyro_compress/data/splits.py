@@ -41,6 +41,7 @@ from pyro_compress.data.preprocessing import reading_of as reading_of
 from pyro_compress.data.preprocessing import told as told
 from pyro_compress.data.streaming import ArrayFile
 from pyro_compress.data.table_files import Table, is_table, read_table
+from pyro_compress.doubts import doubt
 from pyro_compress.pcn.meta import ENTRIES
 from pyro_compress.settings import Reading
 from pyro_compress.types import Column, Data, Preprocessing, Quantity, Splits
@@ -250,7 +251,7 @@ def _classes(
 
 def _say(name: str, doubtful: Sequence[str]) -> None:
     for sentence in doubtful:
-        log.warning("%s: %s", name, sentence)
+        doubt(log, f"{name}: {sentence}")
 
 
 def _with_targets(

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from pyro_compress.doubts import doubt
+
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -139,7 +141,7 @@ def _numbers_or_names(found: list[str], what: str) -> np.ndarray:
     words = [text for text in found if not NUMBER.fullmatch(text.strip())]
     commas = [text for text in words if COMMA.fullmatch(text.strip())]
     if commas and len(commas) == len(words) and not all(THOUSANDS.fullmatch(text.strip()) for text in commas):
-        log.warning("%s: numbers such as %s are read with a decimal comma", what, commas[0])
+        doubt(log, f"{what}: numbers such as {commas[0]} are read with a decimal comma")
         return np.array([float(text.replace(",", ".")) for text in found])
     dressed = [text for text in words if DRESSED.fullmatch(text.strip())]
     if len({DIGITS.sub("", text) for text in dressed}) > 1:  # codes, not one unit or currency
@@ -158,6 +160,6 @@ def _numbers_or_names(found: list[str], what: str) -> np.ndarray:
 def _say_doubts(found: list[str], plain: int, what: str) -> None:
     """What is doubtful about a column of categories."""
     if void := [text for text in found if text.strip().casefold() in MISSING]:
-        log.warning("%s: %r (row %d) is taken as a category of its own", what, void[0], found.index(void[0]) + 1)
+        doubt(log, f"{what}: {void[0]!r} (row {found.index(void[0]) + 1}) is taken as a category of its own")
     elif plain > len(found) / 2:
-        log.warning("%s: %d of %d values are numbers; all are taken as categories", what, plain, len(found))
+        doubt(log, f"{what}: {plain} of {len(found)} values are numbers; all are taken as categories")

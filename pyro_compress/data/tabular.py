@@ -15,6 +15,7 @@ import numpy as np
 
 from pyro_compress.data.labels import Labels, read_labels
 from pyro_compress.data.table_files import Table
+from pyro_compress.doubts import doubt
 from pyro_compress.settings import Reading
 from pyro_compress.types import Column, Quantity
 
@@ -62,12 +63,12 @@ def columns_of(table: Table, target: Sequence[str], rows: np.ndarray, path: Path
         if name in target:
             continue
         if _counts_rows(values) and name in INDEX:
-            log.warning("%s: column %r numbers the rows and is left out", path, name)
+            doubt(log, f"{path}: column {name!r} numbers the rows and is left out")
             continue
         what, part = f"{path}: column {name!r}", values[rows]
         found.append(_names(part, name, what) if part.dtype.kind == "U" else _numbers(part, name, what))
         if _counts_rows(values) and np.ptp(values) == len(values) - 1:
-            log.warning("%s has another whole number in every row; if it only counts them, leave it out", what)
+            doubt(log, f"{what} has another whole number in every row; if it only counts them, leave it out")
     if not found:
         raise ValueError(f"{path}: no column is left as an input beside {', '.join(target)}")
     return tuple(found)
@@ -82,7 +83,7 @@ def _names(values: np.ndarray, name: str, what: str) -> Column:
     if len(names) > MOST_CATEGORIES:
         raise ValueError(f"{what} has {len(names)} different names; leave identifiers out")
     if len(names) > max(FEW_CATEGORIES, len(values) / 2):
-        log.warning("%s has %d different names in %d rows; leave identifiers out", what, len(names), len(values))
+        doubt(log, f"{what} has {len(names)} different names in {len(values)} rows; leave identifiers out")
     return Column(name, categories=names)
 
 
@@ -90,7 +91,7 @@ def _numbers(values: np.ndarray, name: str, what: str) -> Column:
     """A constant column has no spread to be measured by: its own size stands in, at least 1."""
     mean, std = moments(values)
     if not std:
-        log.warning("%s is the same in all training rows: it says nothing", what)
+        doubt(log, f"{what} is the same in all training rows: it says nothing")
     return Column(name, mean, std or max(1.0, abs(mean)))
 
 

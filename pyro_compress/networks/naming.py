@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from pyro_compress.doubts import doubt
 from pyro_compress.networks.checkpoints import Entry
 from pyro_compress.networks.composed import composed
 
@@ -95,7 +96,7 @@ def _fitting(entries: list[Entry], own: Mapping[str, Tensor], form: Form) -> _Ma
         return _Match("", {}, [])
     if len(prefixes) > 1 and most > len(own) / 2:
         told = ", ".join(repr(prefix.removesuffix(".")) for prefix in prefixes)
-        log.warning("weights under %s fit the network, the first are taken; to choose, save one state dict alone", told)
+        doubt(log, f"weights under {told} fit the network, the first are taken; to choose, save one state dict alone")
     chosen = found[prefixes[0]]
     return _Match(prefixes[0], chosen, _beside(entries, chosen, prefixes[0], form))
 

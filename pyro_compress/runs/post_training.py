@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pyro_compress.compression.target import default_nll_tolerance
 from pyro_compress.data.splits import load_splits
+from pyro_compress.doubts import doubt
 from pyro_compress.metrics import evaluate, residual_noise
 from pyro_compress.networks.graph import Network, capture
 from pyro_compress.networks.outputs import doubtful_end
@@ -127,7 +128,7 @@ def load_trained(config: FitConfig, folder: Path | None = None) -> Trained:
     batch_size = config.batch_size or (64 if examples < 10_000 else 128)
     epochs = config.epochs or min(max(round(STEPS / batch_count(examples, batch_size)), EPOCHS[0]), EPOCHS[1])
     config = replace(
-        config, batch_size=batch_size, epochs=epochs, pretrain_epochs=0, batch_norm="frozen",
+        config, batch_size=batch_size, epochs=epochs, pretrain_epochs=0,
         lr=config.lr or 3e-4, lr_scale=config.lr_scale or 1e-2, init_scale=config.init_scale or 1e-3,
         kl_warmup=epochs / 2 if config.kl_warmup is None else config.kl_warmup,
     )  # fmt: skip
@@ -135,8 +136,9 @@ def load_trained(config: FitConfig, folder: Path | None = None) -> Trained:
     net = initial_net(config, splits).eval()
     tensors = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     graph = capture(net, splits.input_shape, splits.outputs, trained=False)
-    if doubt := doubtful_end(graph, splits.task):
-        log.warning("%s", doubt)
+    doubt(log, doubtful_end(graph, splits.task))
+    if any(node.op == "batch_norm" for node in graph.nodes):
+        config = replace(config, batch_norm="frozen")
     noise = residual_noise(net.to(config.device), splits, config.device)
     told = config.provenance | ({} if noise is None else {"noise": noise})
     given = point_posterior(graph, tensors, told)

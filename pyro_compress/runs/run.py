@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_compress.atomic import appended, write_atomically, written
 from pyro_compress.data.splits import load_splits, preprocessing
+from pyro_compress.doubts import doubt
 from pyro_compress.foreign import of_type, toml
 from pyro_compress.networks.decoded import SUFFIX, compressed_bytes, parameters_before
 from pyro_compress.networks.graph import capture, head_of, renewed_statistics
@@ -209,7 +210,7 @@ def _rewound(config: FitConfig, keeper: Keeper, rewinds: list[dict[str, Any]], e
     rates = {name: getattr(config, name) for name in ("lr", "lr_scale", "lr_group")}
     epoch = len(before.numbers.get("history", [])) if before else 0
     rewinds.append({"failed_in_epoch": finished + 1, "to_epoch": epoch, "reason": str(error)} | rates)
-    log.warning("%s; back to epoch %d with half the learning rates", error, epoch)
+    doubt(log, f"{error}; back to epoch {epoch} with half the learning rates")
     return slower(config)
 
 

@@ -41,6 +41,7 @@ from typing import Any
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.data.splits import load_splits
+from pyro_compress.doubts import gathered, keep
 from pyro_compress.foreign import cell, json_of, of_type, printable, table
 from pyro_compress.locks import Silence, claimed, locked
 from pyro_compress.machine import prepare
@@ -68,11 +69,12 @@ STOP_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one fit: its rows, or why there are none."""
+    """What became of one fit: its rows, or why there are none, and what is doubtful of them."""
 
     planned: Planned
     rows: tuple[Row, ...]
     failure: str = ""
+    doubts: tuple[str, ...] = ()
 
 
 OnOutcome = Callable[[Outcome, int, int], None]
@@ -99,6 +101,8 @@ def compare(
     began, found = time.time(), dict[int, Outcome]()
     for index, outcome in _outcomes(planned, out, jobs, began):
         found[index] = outcome
+        for sentence in outcome.doubts:
+            keep(sentence)
         with locked(out / "rows" / "tables.lock"):  # what others finished is in them: tables only ever grow
             everything = [found.get(i) or settled(one, out, began) for i, one in enumerate(planned)]
             write_results([one for one in everything if one], out)
@@ -179,7 +183,8 @@ def attempt(planned: Planned, out: Path, began: float) -> Outcome | None:
             return None
         if outcome := settled(planned, out, began):  # by whoever held it just now
             return outcome
-        outcome = run_one(planned, out)
+        with gathered() as doubts:  # perhaps in a process of its own
+            outcome = replace(run_one(planned, out), doubts=tuple(doubts))
         if outcome.failure:
             write_atomically(_failed_path(planned, out), outcome.failure.encode())
         else:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.doubts import doubt
 from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.graph import WEIGHTED, capture
 from pyro_compress.networks.outputs import doubtful_end, with_columns
@@ -50,8 +51,8 @@ def fit_baseline(
     weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
     net, plan = copy.deepcopy(net).to(config.device), point_plan(config)
     progress = Progress(splits, config, on_epoch, keeper or Keeper())
-    if progress.world.first and (doubt := doubtful_end(graph, splits.task)):
-        log.warning("%s", doubt)
+    if progress.world.first:
+        doubt(log, doubtful_end(graph, splits.task))
     total = plan.epochs * progress.feed.batches
     begin = pruned_while_training(net, weights, config.pruning, config.prune_to, total)
     with torch.random.fork_rng():

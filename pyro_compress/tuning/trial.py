@@ -19,6 +19,7 @@ from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.target import Goal
 from pyro_compress.compression.tuned import Tuning, compress_finetuned
+from pyro_compress.doubts import gathered
 from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
 from pyro_compress.runs.folder import Run, load_run
@@ -63,7 +64,8 @@ def measure(point: Point, splits: Splits, out: Path) -> Measured:
         OSError: the folder cannot be written.
     """
     started = time.perf_counter()
-    run = fitted(point, out / "runs")
+    with gathered():  # a trial is no result yet
+        run = fitted(point, out / "runs")
     after_fit = time.perf_counter()
     network = compressed(run.posterior, splits, point.settings)
     path = file_of(point, out)

@@ -28,6 +28,7 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from pyro_compress.doubts import doubt
 from pyro_compress.locks import Silence, claimed, stopped
 from pyro_compress.tuning.front import on_front
 from pyro_compress.tuning.plan import Plan, point_of
@@ -153,9 +154,8 @@ def _left_by_the_silent(work: Work, own: str, trials: list[FrozenTrial], silence
     if not running or not all(quiet) or any(name.rpartition("/")[0] != here for name in names):
         return False
     for trial, path in zip(running, paths, strict=True):
-        log.warning(
-            "trial %d is left out: %s. Then go on with --resume, which tries it again", trial.number, stopped(path)
-        )
+        sentence = f"trial {trial.number} is left out: {stopped(path)}. Then go on with --resume, which tries it again"
+        doubt(log, sentence)
     return True
 
 

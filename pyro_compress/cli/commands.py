@@ -1,0 +1,122 @@
+"""What every command is: options under headings, errors of one line, and what is doubtful in the last lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from pyro_compress.doubts import gathered
+from pyro_compress.foreign import printable
+
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")
+"""What torch says where nothing is left: of the machine's limits, not a fault of ours."""
+NUMBERS: dict[type[click.ParamType], str] = {
+    click.types.IntParamType: "N",
+    click.IntRange: "N",
+    click.types.FloatParamType: "NUMBER",
+    click.FloatRange: "NUMBER",
+}
+"""What stands for a number in `--help`, where its option names nothing better."""
+
+
+class Command(click.Command):
+    """A command whose `--help` shows its options under headings.
+
+    Args:
+        headings: option -> heading of the section that begins with it; options before the first come under "Options".
+        arguments: as for `click.Command`.
+    """
+
+    def __init__(self, *arguments: Any, headings: dict[str, str] | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.headings = headings or {}
+        for param in self.params:
+            if isinstance(param, click.Option) and param.metavar is None and not param.is_flag:
+                param.metavar = NUMBERS.get(type(param.type))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections."""
+        sections: list[tuple[str, list[tuple[str, str]]]] = [("Options", [])]
+        for param in self.get_params(ctx):
+            if not isinstance(param, click.Option):
+                continue
+            if heading := next((self.headings[name] for name in param.opts if name in self.headings), ""):
+                sections.append((heading, []))
+            if (record := param.get_help_record(ctx)) is not None:
+                sections[-1][1].append(record)
+        for heading, records in sections:
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run, and end in what is doubtful of the result; beside JSON on standard error."""
+        with gathered() as doubts:
+            result = super().invoke(ctx)
+        if os.environ.get("RANK", "0") == "0":
+            for text in doubts:
+                echo(wrapped(f"warning: {text}"), err=bool(ctx.params.get("as_json")))
+        return result
+
+
+class Group(click.Group):
+    """Commands whose misuse is told in text that can be shown: a file's name may hold anything."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """As click makes one."""
+        with shown_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Parse and run the command."""
+        with shown_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def shown_errors() -> Iterator[None]:
+    """Messages of click's errors are made fit to be shown."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = printable(error.message)  # declared final, but for whoever reads it alone
+        raise
+
+
+def echo(text: str, err: bool = False) -> None:
+    """Print a text, without what acts on a terminal: it may repeat what stands in somebody's file."""
+    click.echo(printable(text), err=err)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user did wrong becomes one line on standard error and exit code 1."""
+    try:
+        yield
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(told in str(error) for told in OUT_OF_MEMORY):
+            raise
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        message = printable(" ".join(text.split()))
+        raise click.ClickException(message or type(error).__name__) from None
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines of at most 100 characters."""
+    return textwrap.fill(text, 100, subsequent_indent="  ")
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main` as a command runs: what a user did wrong is one line and exit code 1."""
+    try:
+        with one_line_errors():
+            main()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
