@@ -74,13 +74,6 @@ def write_tensors(file: IO[bytes], tensors: Mapping[str, Given], metadata: str) 
         file.write(flat.view(torch.uint8).numpy().data)
 
 
-def tensor_bytes(tensors: Mapping[str, Given], metadata: str) -> bytes:
-    """What `write_tensors` would write."""
-    file = io.BytesIO()
-    write_tensors(file, tensors, metadata)
-    return file.getvalue()
-
-
 class TensorFile(Mapping[str, Tensor]):
     """Tensors of a file, each read when it is asked for and kept by nobody.
 

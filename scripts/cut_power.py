@@ -32,19 +32,7 @@ from pyro_compress.placing import recover
 MIB = 48
 HARSH = "data=writeback,noauto_da_alloc,commit=30"
 """Of ext4: data may reach the disk after names, and renames hurry nothing."""
-STUDY = """
-datasets = ["digits"]
-networks = ["mlp"]
-sparsities = [0]
-seeds = [0]
-[fit]
-hidden = [8]
-epochs = 1
-limit = 300
-[[methods]]
-name = "SGD"
-prior = "none"
-"""
+STUDY = Path(__file__).parent / "studies" / "tiny.toml"
 
 
 def digest(path: Path) -> str:
@@ -72,8 +60,6 @@ def work(place: Path, reports: Path) -> None:
         with reports.open("a") as file:
             file.write(json.dumps({str(path.relative_to(place)): digest(path) for path in paths}) + "\n")
 
-    study = reports.with_name("study.toml")
-    study.write_text(STUDY)
     config = FitConfig(prior="gaussian", hidden=(8,), epochs=2, limit=300, device="cpu", threads=1)
     number, parent = 0, os.getppid()
     while os.getppid() == parent:
@@ -85,7 +71,7 @@ def work(place: Path, reports: Path) -> None:
         report(*write_curve(place / "curve.csv", trials))
         for name in ("net", "net.safetensors", "net.c", "net.pt2"):
             report(export(place / "small.pcn", place / name, force=True).path)
-        compare_file(study, place / f"study-{number % 3}")
+        compare_file(STUDY, place / f"study-{number % 3}")
         report(place / f"study-{number % 3}" / "study.csv", place / f"study-{number % 3}" / "rows")
         shutil.rmtree(place / f"study-{(number + 1) % 3}", ignore_errors=True)
         with reports.open("a") as file:

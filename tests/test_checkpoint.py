@@ -12,6 +12,7 @@ from typing import IO
 import pytest
 import torch
 from safetensors.torch import save
+from stored import stored_posterior
 
 from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
@@ -20,7 +21,6 @@ from pyro_compress.placing import LOCK, unfinished
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import new_folder, unfinished_config
 from pyro_compress.runs.run import Keeping, fit_run, initial_net
-from pyro_compress.runs.waist import posterior_bytes
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import fit_baseline
 from pyro_compress.training.checkpoint import Interrupted, Keeper, Snapshot, read, stops_on_signals, write
@@ -52,8 +52,8 @@ def fitted(config: FitConfig, splits: Splits, keeper: Keeper | None) -> bytes:
     config = resolve(config, len(splits.train))
     net = initial_net(config, splits)
     if config.prior == "none":
-        return posterior_bytes(fit_baseline(net, splits, config, keeper=keeper)[0])
-    return posterior_bytes(extract(fit_posterior(net, splits, config, keeper=keeper)))
+        return stored_posterior(fit_baseline(net, splits, config, keeper=keeper)[0])
+    return stored_posterior(extract(fit_posterior(net, splits, config, keeper=keeper)))
 
 
 CASES = {

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from stored import stored_posterior
 from torch import Tensor, nn
 
 import pyro_compress as pc
@@ -24,7 +25,6 @@ from pyro_compress.networks.layered import Layered, momenta
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import Keeping, fit_run
-from pyro_compress.runs.waist import posterior_bytes
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Interrupted, Keeper
 from pyro_compress.types import Data, Splits
@@ -247,7 +247,7 @@ def test_stopped_anywhere_it_ends_the_same(net: str, compile: str, splits: Split
             found = fit_posterior(plain, splits, config, keeper=keeper)
         except Interrupted:
             assert stop is not None
-    assert posterior_bytes(extract(found)) == posterior_bytes(extract(straight))
+    assert stored_posterior(extract(found)) == stored_posterior(extract(straight))
     without_clock = [[replace(epoch, seconds=0.0) for epoch in fit.history] for fit in (found, straight)]
     assert without_clock[0] == without_clock[1]
 

@@ -10,6 +10,7 @@ import pyro
 import pytest
 import torch
 from pyro.infer import importance
+from stored import stored
 from torch import nn
 
 from pyro_compress.bayes.diagnostics import FILE_BYTES, Diagnosis, Size, diagnose, most_stored, seeded_rows, told_apart
@@ -22,8 +23,8 @@ from pyro_compress.bayes.marginals import (
     draw_prior,
     drawn_network,
     kl_by_tensor,
-    marginals_bytes,
     read_marginals,
+    write_marginals,
 )
 from pyro_compress.bayes.model import Fit
 from pyro_compress.bayes.priors import PRIORS
@@ -47,7 +48,7 @@ def toy(n: int = 60) -> Splits:
 def fitted(tmp_path: Path, net: nn.Module, **options) -> tuple[Fit, Marginals]:
     config = resolve(FitConfig(**({"epochs": 30, "batch_size": 30, "lr": 1e-2, "device": "cpu"} | options)), 60)
     fit = fit_posterior(net, toy(), config)
-    (tmp_path / "guide.safetensors").write_bytes(marginals_bytes(fit.model.net, fit.guide))
+    (tmp_path / "guide.safetensors").write_bytes(stored(write_marginals, fit.model.net, fit.guide))
     return fit, read_marginals(tmp_path / "guide.safetensors", config, extract(fit))
 
 
@@ -251,7 +252,7 @@ def test_size_and_time_of_the_file(net: str, tmp_path: Path) -> None:
     splits = Splits(Data(x, y), Data(x[:60], y[:60]), Data(x[:60], y[:60]), tuple("0123456789"))
     config = resolve(FitConfig(prior="horseshoe", epochs=1, pretrain_epochs=0, batch_size=300, device="cpu"), 600)
     fit = fit_posterior(build_net(net, (1, 28, 28), 10, ()), splits, config)
-    (tmp_path / "guide.safetensors").write_bytes(marginals_bytes(fit.model.net, fit.guide))
+    (tmp_path / "guide.safetensors").write_bytes(stored(write_marginals, fit.model.net, fit.guide))
     marginals = read_marginals(tmp_path / "guide.safetensors", config, extract(fit))
     size = Size(rows=100)  # the other 400 rows are 6 bytes per draw each
     data = arviz_compat.inference_data(diagnose(extract(fit), marginals, splits.train, size).groups)

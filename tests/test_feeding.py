@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
+from stored import stored_posterior
 from torch import Tensor
 
 from pyro_compress.bayes.extract import extract
@@ -23,7 +24,6 @@ from pyro_compress.data.streaming import Streamed
 from pyro_compress.data.tasks import class_weights
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import initial_net
-from pyro_compress.runs.waist import posterior_bytes
 from pyro_compress.settings import FitConfig, Reading
 from pyro_compress.training.baselines import fit_baseline
 from pyro_compress.training.checkpoint import Interrupted, Keeper
@@ -419,8 +419,8 @@ def test_a_streamed_and_augmented_fit_resumes_to_the_same_bytes(prior: str, tmp_
 
         def fitted(keeper: Keeper | None, splits=splits, resolved=resolved, net=net) -> bytes:
             if resolved.prior == "none":
-                return posterior_bytes(fit_baseline(net, splits, resolved, keeper=keeper)[0])
-            return posterior_bytes(extract(fit_posterior(net, splits, resolved, keeper=keeper)))
+                return stored_posterior(fit_baseline(net, splits, resolved, keeper=keeper)[0])
+            return stored_posterior(extract(fit_posterior(net, splits, resolved, keeper=keeper)))
 
         (place := tmp_path / f"kept-{size}-{len(stops)}").mkdir()
         for stop in stops:

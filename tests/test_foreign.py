@@ -15,11 +15,12 @@ import tomli_w
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save
+from stored import stored, stored_posterior
 from torch import Tensor, nn
 
 from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
-from pyro_compress.bayes.marginals import marginals_bytes, read_marginals
+from pyro_compress.bayes.marginals import read_marginals, write_marginals
 from pyro_compress.cli.commands import echo
 from pyro_compress.cli.main import main
 from pyro_compress.deploy.arrays import load_runner
@@ -28,7 +29,7 @@ from pyro_compress.networks.weights import read_weights
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import load_run, stored_config, unfinished
 from pyro_compress.runs.run import Keeping, fit_run
-from pyro_compress.runs.waist import posterior_bytes, read_posterior
+from pyro_compress.runs.waist import read_posterior
 from pyro_compress.settings import FitConfig
 from pyro_compress.studies.compare import csv_text, read_results
 from pyro_compress.studies.plan import read_study
@@ -196,8 +197,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     splits = Splits(data, data, data, ("a", "b"))
     config = resolve(FitConfig(prior="horseshoe", epochs=1, pretrain_epochs=0, batch_size=10, device="cpu"), 20)
     fit = fit_posterior(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), splits, config)
-    (folder / "guide.safetensors").write_bytes(marginals_bytes(fit.model.net, fit.guide))
-    (folder / "posterior.safetensors").write_bytes(posterior_bytes(extract(fit)))
+    (folder / "guide.safetensors").write_bytes(stored(write_marginals, fit.model.net, fit.guide))
+    (folder / "posterior.safetensors").write_bytes(stored_posterior(extract(fit)))
     (folder / "config.toml").write_text(tomli_w.dumps({"fit": {"prior": "horseshoe", "device": "cpu"}}))
     return folder
 

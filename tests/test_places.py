@@ -33,17 +33,7 @@ from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.checkpoint import Interrupted, Keeper, Snapshot, write
 from pyro_compress.types import Groups, Posterior, Splits
 
-STUDY = """
-datasets = ["digits"]
-networks = ["mlp"]
-sparsities = [0]
-seeds = [0]
-[fit]
-epochs = 1
-[[methods]]
-name = "SGD"
-prior = "none"
-"""
+STUDY = (Path(__file__).parents[1] / "scripts" / "studies" / "tiny.toml").read_text()
 SEARCH = 'trials = 1\n[fit]\nprior = "gaussian"\ndata = "digits"\nhidden = [4]\n'
 
 

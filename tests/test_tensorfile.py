@@ -3,8 +3,9 @@
 import pytest
 import torch
 from safetensors.torch import save
+from stored import stored
 
-from pyro_compress.tensorfile import KINDS, Later, TensorFile, tensor_bytes
+from pyro_compress.tensorfile import KINDS, Later, TensorFile, write_tensors
 
 TENSORS = {f"of {kind}": torch.ones(3).to(dtype) for kind, dtype in KINDS.items()} | {
     'b/\u00e9"x\\': torch.arange(12.0).view(3, 4).T,
@@ -18,7 +19,7 @@ TEXT = '{"x": "\u00e9\n\x1f\x7f"}'
 def test_bytes_are_those_of_safetensors() -> None:
     wanted = save({name: tensor.contiguous() for name, tensor in TENSORS.items()}, {"pyro_compress": TEXT})
     later = {name: Later(tuple(t.shape), lambda t=t: t, t.dtype) for name, t in TENSORS.items()}
-    assert tensor_bytes(TENSORS, TEXT) == tensor_bytes(later, TEXT) == wanted
+    assert stored(write_tensors, TENSORS, TEXT) == stored(write_tensors, later, TEXT) == wanted
     found = TensorFile(wanted)
     assert found.metadata == TEXT
     assert found.keys() == TENSORS.keys()
@@ -28,4 +29,4 @@ def test_bytes_are_those_of_safetensors() -> None:
 @pytest.mark.parametrize("cut", [0, 7, 9, 100, -1])
 def test_damaged_files_are_refused(cut: int) -> None:
     with pytest.raises(ValueError, match=r"header|announced|Expecting|Unterminated"):
-        TensorFile(tensor_bytes(TENSORS, TEXT)[:cut])
+        TensorFile(stored(write_tensors, TENSORS, TEXT)[:cut])

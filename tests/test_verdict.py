@@ -82,3 +82,11 @@ def test_nothing_is_praised_at_chance_level() -> None:
     report = Report("snr", 0.9, GOOD, GOOD, GOOD, GOOD, 100, 10, [4, 2], [3, 2], 8.0, 50, 400, {"header": 9})
     assert "8.0× smaller" in report_text(report, Path("a.pcn"))
     assert "smaller" not in report_text(replace(report, warnings=["at chance level before ..."]), Path("a.pcn"))
+
+
+def test_what_took_weights_out() -> None:
+    report = Report("snr", 0.9, GOOD, GOOD, GOOD, GOOD, 100, 10, [4, 2], [3, 2], 8.0, 50, 400, {"header": 9})
+    assert "criterion           snr, 90.0 % of the weights removed by it" in report_text(report, Path("a.pcn"))
+    text = report_text(replace(report, rounding="compensated"), Path("a.pcn"))
+    assert "rounding            compensated, 90.0 % of the weights rounded to zero" in text
+    assert "criterion" not in text

@@ -23,6 +23,7 @@ import pyro
 import pytest
 import torch
 from click.testing import CliRunner
+from stored import stored_posterior
 from torch import Tensor, nn
 
 from pyro_compress.bayes.model import Likelihood
@@ -34,7 +35,6 @@ from pyro_compress.networks.graph import capture
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import unfinished, unfinished_config
 from pyro_compress.runs.run import Keeping, fit_run, initial_net
-from pyro_compress.runs.waist import posterior_bytes
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.feed import Feed
 from pyro_compress.types import Data
@@ -174,7 +174,7 @@ CASES = {
 def fitted(world: World, config: FitConfig, out: Path, every: int = 1) -> tuple[str, int, list[float]]:
     run = fit_run(config, out, keeping=Keeping(every_epochs=every, resume=True), world=world)
     weights = torch.cat([tensor.flatten() for tensor in run.posterior.tensors.values()])
-    digest = hashlib.sha256(posterior_bytes(run.posterior)).hexdigest()
+    digest = hashlib.sha256(stored_posterior(run.posterior)).hexdigest()
     return digest, len(list(out.parent.iterdir())) if world.first else 0, weights.tolist()
 
 

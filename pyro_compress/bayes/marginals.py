@@ -28,7 +28,7 @@ from pyro_compress.foreign import of_type, shown
 from pyro_compress.networks.graph import Network
 from pyro_compress.runs.waist import GROUPINGS, check_tensors, read_tensors
 from pyro_compress.settings import FitConfig
-from pyro_compress.tensorfile import Given, Later, tensor_bytes, write_tensors
+from pyro_compress.tensorfile import Given, Later, write_tensors
 from pyro_compress.types import LayerShape, Posterior, blocks, rows_of
 
 FAMILIES: dict[str, type[Distribution]] = {"Normal": Normal, "LogNormal": LogNormal}
@@ -134,11 +134,6 @@ class TensorDraw:
 def write_marginals(file: IO[bytes], net: nn.Module, guide: Guide) -> None:
     """Marginals of a guide as safetensors: `loc/SITE`, `scale/SITE`, and what the sites stand for as metadata."""
     write_tensors(file, *_stored(net, guide))
-
-
-def marginals_bytes(net: nn.Module, guide: Guide) -> bytes:
-    """What `write_marginals` would write."""
-    return tensor_bytes(*_stored(net, guide))
 
 
 def _stored(net: nn.Module, guide: Guide) -> tuple[dict[str, Given], str]:

@@ -88,7 +88,7 @@ def report_text(report: Report, path: Path) -> str:
     smaller = "" if any("at chance level" in text for text in report.warnings) else f"; {report.ratio:.1f}× smaller"
     lines += [
         "",
-        f"criterion           {report.criterion}, {100 * report.sparsity:.1f} % of the weights removed by it",
+        removed_text(report),
         *([f"fine-tuning         {finetuning}"] if (finetuning := finetuning_text(report)) else []),
         f"parameters          {kept:,} of {total:,} kept ({100 * kept / total:.2f} %)",
         f"units in the file   {'-'.join(map(str, report.units_before))} -> {'-'.join(map(str, report.units_kept))}",
@@ -100,6 +100,14 @@ def report_text(report: Report, path: Path) -> str:
         f"{path}: {report.file_bytes:,} bytes; dense float32 {report.dense_bytes:,} bytes{smaller}",
     ]
     return "\n".join(lines)
+
+
+def removed_text(report: Report) -> str:
+    """What took weights out."""
+    share = f"{100 * report.sparsity:.1f} % of the weights"
+    if report.rounding:
+        return f"rounding            {report.rounding}, {share} rounded to zero"
+    return f"criterion           {report.criterion}, {share} removed by it"
 
 
 def fixed_point_text(report: Report) -> str:

@@ -41,7 +41,7 @@ class Report:
 
     Attributes:
         criterion: pruning criterion.
-        sparsity: share of the weights that the criterion removed.
+        sparsity: share of the weights that the criterion removed; with compensation, that were rounded to zero.
         validation_before: scores of the reference: the uncompressed posterior mean, or the weights that were given.
         validation_after: scores of the file, decoded.
         test_before: as above, on the test split.
@@ -63,6 +63,7 @@ class Report:
         teacher: network that was distilled into this one; empty for none.
         finetune_augment: how training images were changed in fine-tuning; empty for not at all.
         finetune_svi: whether it went on with SVI under the mask.
+        rounding: `compensated`, where that chose every integer and no criterion anything; else empty.
         within_tolerance: whether the file reaches on validation what was asked for (whatever else was: a sparsity, a
             rate, a bound on its bytes); None where nobody asked.
         warnings: what must be said of it in the last lines, and what to try; empty if all is well.
@@ -90,6 +91,7 @@ class Report:
     teacher: str = ""
     finetune_augment: str = ""
     finetune_svi: bool = False
+    rounding: str = ""
     within_tolerance: bool | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -159,6 +161,7 @@ def compress_run(
         network, removed = compress(posterior, splits, goal, how, device, watch, passes)
     sections = save(path, network, splits)
     found = report(goal.reference or posterior, path, splits, removed, sections)
+    found = replace(found, rounding="compensated" if isinstance(how, Compensation) else "")
     return judged(found, splits, target, _hints(goal, how))
 
 

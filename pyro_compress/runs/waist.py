@@ -15,7 +15,7 @@ from pyro_compress.foreign import json_of, of_type, record, shown, table
 from pyro_compress.networks.graph import graph_of
 from pyro_compress.pcn import gate
 from pyro_compress.pcn.meta import check_meta
-from pyro_compress.tensorfile import tensor_bytes, write_tensors
+from pyro_compress.tensorfile import write_tensors
 from pyro_compress.types import LayerPosterior, LayerShape, Posterior, Removal, blocks
 
 GROUPINGS = ("weight", "input", "output")
@@ -25,11 +25,6 @@ MAX_DIMENSIONS = 8
 def write_posterior(file: IO[bytes], posterior: Posterior) -> None:
     """A posterior as safetensors: `mean/NAME`, `std/NAME`, `unit_mean/NAME`, `unit_std/NAME`, `dense/NAME`."""
     write_tensors(file, *_stored(posterior))
-
-
-def posterior_bytes(posterior: Posterior) -> bytes:
-    """What `write_posterior` would write."""
-    return tensor_bytes(*_stored(posterior))
 
 
 def _stored(posterior: Posterior) -> tuple[dict[str, Tensor], str]:
