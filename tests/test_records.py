@@ -77,3 +77,32 @@ def test_errors_are_those_of_the_rows(mnist: Splits) -> None:
             error = 100 * (1 - evaluate(network, mnist, split).accuracy)
             wanted = pytest.approx(row[f"{split}_error_percent"], abs=0.0201)  # two images may tip over elsewhere
             assert error == wanted, (row["file"], split)
+
+
+RESULTS = (FOLDER.parents[1] / "results.md").read_text(encoding="utf-8")
+
+
+def numbers(line: str, pattern: str) -> list[float]:
+    cells = [cell.strip().replace("*", "").replace(",", "") for cell in line.strip("|").split("|")]
+    return [float(cell) for cell in cells if re.fullmatch(pattern, cell)]
+
+
+def test_rows_of_the_page_are_those_of_the_files() -> None:
+    """A line of a table of fine-tuned files has the bytes and both errors of one of them."""
+    lines = [line for line in RESULTS.splitlines() if line.startswith("| + ")]
+    known = {
+        (row["bytes"], *(round(row[f"{part}_error_percent"], 2) for part in ("validation", "test"))) for row in ROWS
+    }
+    found = {(bytes_, *errors[:2]) for line in lines for bytes_, *errors in [numbers(line, r"\d{4,5}|\d+\.\d\d")]}
+    assert len(lines) > 60
+    assert found <= known, sorted(found - known)
+
+
+def test_means_of_the_readme_stand_on_the_page_of_results() -> None:
+    """Each with its spread: one place holds them, and says from which rows they come."""
+    readme = (FOLDER.parents[2] / "README.md").read_text(encoding="utf-8")
+    told = set(
+        re.findall(r"[\d,.]+ ± [\d,.]+ (?:B|%)", readme.partition("## What it reaches")[2].partition("By rem")[0])
+    )
+    assert len(told) > 20
+    assert {one for one in told if one not in RESULTS and one.rsplit(" ", 1)[0] not in RESULTS} == set()
