@@ -1,16 +1,22 @@
-"""Where to compute: device, threads, memory allocator."""
+"""Where to compute: device, threads, memory allocator, and whether there is memory enough."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+FORCE = "PYRO_COMPRESS_IGNORE_MEMORY"
+"""Environment variable that lets a command begin whose estimate is too large."""
+GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = 1 << 30
+LARGE_BYTES = 8 << 20
+"""A tensor that is large: what freed ones leave behind between others adds up."""
 
 
 def prepare(device: str = "auto", threads: int = 0, deterministic: bool = False) -> str:
@@ -42,11 +48,28 @@ def prepare(device: str = "auto", threads: int = 0, deterministic: bool = False)
 
 def _keep_freed_memory() -> None:
     """Tell glibc to keep freed megabytes: it would give every step's temporaries back and fault them in again."""
+    _set_thresholds(_KEEP_BYTES)
+
+
+def _set_thresholds(size: int) -> None:
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
-            mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
+            mallopt(_M_TRIM_THRESHOLD, min(size, _KEEP_BYTES))
+            mallopt(_M_MMAP_THRESHOLD, min(size, _KEEP_BYTES))
+
+
+def give_back(largest: int) -> None:
+    """Tell glibc to give freed tensors of a large network back to the system, where nothing is trained.
+
+    What `prepare` keeps for the next step stays behind in pieces here, where every candidate has other shapes. Giving
+    memory back costs time; small networks go on as they are.
+
+    Args:
+        largest: bytes of the network's largest tensor.
+    """
+    if largest >= LARGE_BYTES:
+        _set_thresholds(largest // 2)
 
 
 def available_bytes(device: str) -> int | None:
@@ -70,3 +93,21 @@ def _left_in_group(group: Path) -> int | None:
     except (OSError, ValueError):  # no container, or no limit ("max")
         return None
     return most - used + int(stat.get("inactive_file", 0))
+
+
+def require(
+    needed: Mapping[str, int], device: str, what: str, remedy: str, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Refuse what does not fit.
+
+    Raises:
+        ValueError: the estimate exceeds what the device has left.
+    """
+    available = available_bytes(device)
+    if available is None or sum(needed.values()) <= available or environment.get(FORCE):
+        return
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in needed.items())
+    raise ValueError(
+        f"{what} needs about {sum(needed.values()) / GIB:.1f} GiB ({parts}), {device} has "
+        f"{available / GIB:.1f} left: {remedy} ({FORCE}=1 tries all the same)"
+    )

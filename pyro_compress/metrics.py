@@ -49,6 +49,7 @@ def evaluate_mixture(
     for network in networks:
         for outputs, part in zip(found, data, strict=True):
             outputs.append(logits_of(network, part.x))
+        del network  # the next one is as large
     task = TASKS[splits.task]
     scores = []
     for outputs, part in zip(found, data, strict=True):

@@ -106,6 +106,11 @@ class TensorFile(Mapping[str, Tensor]):
                 raise ValueError(f"truncated in tensor {name}")
         return tensor
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape, of tensors that nobody has read."""
+        return {name: shape for name, (_, shape, _) in self._places.items()}
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 

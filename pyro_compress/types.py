@@ -254,6 +254,11 @@ class Posterior:
         return {name: layer.mean for name, layer in self.layers.items()} | self.dense
 
     @property
+    def largest_bytes(self) -> int:
+        """Size of its largest tensor."""
+        return max(4 * tensor.numel() for tensor in self.tensors.values())
+
+    @property
     def parameters_total(self) -> int:
         """Values of the network that it all began with: what every ratio of sizes is a ratio to.
 
@@ -296,8 +301,8 @@ class Compressed:
         graph: its operations.
         tensors: its tensors.
         meta: where it comes from.
-        unfolded: operations and float32 tensors before batch norm became scale and shift, which goes into no file:
-            what a file is held against before it is written; None: nothing was folded.
+        unfolded: operations and float32 tensors, the weights of its layers apart, before batch norm became scale and
+            shift, which goes into no file: what a file is held against before it is written; None: nothing was folded.
     """
 
     graph: Graph
@@ -331,6 +336,10 @@ BLOCK = 1 << 20
 """Values that are worked on at a time, where what is worked out of a large tensor would be as large as it."""
 
 
+CACHED = 1 << 16
+"""Values that stay in a core's cache while one thing after the other is done to them."""
+
+
 def rows_of(shape: tuple[int, ...], most: int = BLOCK) -> list[slice]:
     """Parts of the first axis with so many values each, at least a row; of a single number everything."""
     if not shape:
@@ -339,9 +348,9 @@ def rows_of(shape: tuple[int, ...], most: int = BLOCK) -> list[slice]:
     return [slice(start, start + each) for start in range(0, shape[0], each)]
 
 
-def blocks(values: T) -> Iterator[T]:
+def blocks(values: T, most: int = BLOCK) -> Iterator[T]:
     """The same parts of a tensor or an array, as views."""
-    return (values[rows] if values.ndim else values for rows in rows_of(tuple(values.shape)))
+    return (values[rows] if values.ndim else values for rows in rows_of(tuple(values.shape), most))
 
 
 def nonzero(values: T) -> int:

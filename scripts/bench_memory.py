@@ -1,15 +1,17 @@
 """Peak memory of every command on large networks, beside what its guard says before it begins.
 
-    python scripts/bench_memory.py [--hidden 4200,4500] [--only fit:gaussian compress inspect] [--json FILE] [--smoke]
+    python scripts/bench_memory.py [--hidden 4200,4500] [--only CASE ...] [--json docs/results/memory.json]
+    python scripts/bench_memory.py --small       one of each kind, 2.5 million weights: about two minutes
 
-Every case runs in a process of its own. `growth` is the peak of resident memory from the moment the guard looks, which
-is what the guard speaks of; `above_start` the same from when the command has done a tiny network, its libraries loaded.
-`x` is that in multiples of the network's float32 size. For `compress` and `inspect` a run is made without a fit: random
-features, a last layer that is trained, spreads drawn. Their threads are torch's default; fits have one.
+Every case runs in a process of its own. `growth` is the peak of resident memory, in MiB, from the moment the guard
+looks: what the guard speaks of; `ratio` is its estimate over that. `x` is the growth less that of a tiny network, in
+multiples of the network's float32 size. For commands on a run one is made without a fit: random features, a last layer
+that is trained, spreads drawn. Everything has one thread, `--threads` for commands.
 
     fit:PRIOR:eager|captured[:checkpoints]    two epochs; with checkpoints after each
     resume:PRIOR:eager                        the same, interrupted and gone on with
-    compress, inspect, evaluate               of a run with a Gaussian posterior
+    evaluate, inspect, compress[:HOW]         of a run with a Gaussian posterior; HOW is sparsity, bit-price,
+                                              compensated, finetune, weights (a network of somebody else's)
 """
 
 import argparse
@@ -35,7 +37,8 @@ from pyro_compress.deploy.memory import high_water_mib
 MIB = 1 << 20
 PRIORS = ("gaussian", "log-uniform", "horseshoe", "normal-jeffreys")
 FITS = [f"fit:{prior}:{mode}" for prior in PRIORS for mode in ("eager", "captured")]
-CASES = [*FITS, "fit:gaussian:eager:checkpoints", "resume:gaussian:eager", "compress", "inspect", "evaluate"]
+SMALL = "1500,1600"
+TINY = "16,16"
 
 
 def resident_mib() -> float:
@@ -51,6 +54,8 @@ class Watched:
         self.said, self.at = 0.0, 0.0
 
     def __call__(self, needed: dict[str, int], *_: Any) -> None:
+        if self.said:
+            return  # a part of what was told of before
         self.said, self.at = sum(needed.values()) / MIB, resident_mib()
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
 
@@ -104,35 +109,51 @@ def made_run(hidden: str, path: Path) -> None:
         write_posterior(file, Posterior(capture(net, splits.input_shape), layers, dense, "snr", config.provenance))
     with (path / "guide.safetensors").open("wb") as file:
         write_marginals(file, model.net, guide)
+    torch.save(tensors, path.parent / "net.pt")
+    (path.parent / "hidden").write_text(hidden)
+
+
+def compressed(*options: str) -> Callable[[Path], list[str]]:
+    """Arguments of `compress`."""
+    return lambda folder: [
+        "compress", str(folder / "run"), "--out", str(folder / "network.pcn"), "--json", "--reorder", "0", *options
+    ]  # fmt: skip
 
 
 COMMANDS: dict[str, Callable[[Path], list[str]]] = {
-    "compress": lambda folder: ["compress", str(folder / "run"), "--out", str(folder / "network.pcn"), "--json"],
-    "inspect": lambda folder: ["inspect", str(folder / "run"), "--json"],
     "evaluate": lambda folder: ["evaluate", str(folder / "run"), "--json"],
-}
+    "inspect": lambda folder: ["inspect", str(folder / "run"), "--json", "--draws", "50"],
+    "compress": compressed(),
+    "compress:sparsity": compressed("--sparsity", "0.8", "--coarseness", "0.25"),
+    "compress:bit-price": compressed("--sparsity", "0.5", "--coarseness", "0.25", "--bit-price", "1"),
+    "compress:compensated": compressed("--rounding", "compensated"),
+    "compress:finetune": compressed("--sparsity", "0.9", "--finetune", "1", "--masked-epochs", "0", "--rate", "1"),
+    "compress:weights": lambda folder: [
+        "compress", "--net", "mlp", "--hidden", (folder / "hidden").read_text(), "--init", str(folder / "net.pt"),
+        "--data", "digits", "--out", str(folder / "network.pcn"), "--json", "--sparsity", "0.5", "--coarseness", "0.25",
+    ],
+}  # fmt: skip
+CASES = [*FITS, "fit:gaussian:eager:checkpoints", "resume:gaussian:eager", *COMMANDS]
+FEW = ["fit:gaussian:eager:checkpoints", "fit:horseshoe:eager", *COMMANDS]
 
 
-def one(case: str, hidden: str, batch: int, folder: Path) -> dict[str, Any]:
+def one(case: str, hidden: str, batch: int, folder: Path, threads: int) -> dict[str, Any]:
     """Run one case in this process."""
     from pyro_compress.cli.main import main as command
-    from pyro_compress.runs import budget
+    from pyro_compress.runs import budget, command_budget
 
-    kind, *rest = case.split(":")
-    arguments = COMMANDS[kind](folder) if kind in COMMANDS else fit([kind, *rest], hidden, batch, folder)
-    if kind == "resume":
+    if case in COMMANDS:
+        arguments = [*COMMANDS[case](folder), "--threads", str(threads)]
+    else:
+        arguments = fit(case.split(":"), hidden, batch, folder)
+    if case.startswith("resume"):
         interrupted(arguments)
         arguments = ["fit", "--resume", str(folder / "run")]
-    if kind in COMMANDS:  # what it loads whatever it works on is no part of what a network costs
-        with tempfile.TemporaryDirectory() as small:
-            made_run("16,16", Path(small) / "run")
-            command(COMMANDS[kind](Path(small)), standalone_mode=False)
-    start, watched, began = resident_mib(), Watched(), time.perf_counter()
-    budget.require, busy = watched, time.process_time()
+    watched, began, busy = Watched(), time.perf_counter(), time.process_time()
+    budget.require = command_budget.require = watched
     command(arguments, standalone_mode=False)
-    peak = high_water_mib()
     return {
-        "growth_mib": peak - watched.at, "estimate_mib": watched.said, "above_start_mib": peak - start,
+        "growth_mib": high_water_mib() - watched.at, "estimate_mib": watched.said,
         "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - busy,
     }  # fmt: skip
 
@@ -146,29 +167,40 @@ def interrupted(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
 
 
-def measured(case: str, options: argparse.Namespace) -> dict[str, Any]:
+def measured(case: str, hidden: str, options: argparse.Namespace) -> dict[str, Any]:
     """One case in a process of its own."""
-    sizes = [64, *map(int, options.hidden.split(",")), 10]
+    sizes = [64, *map(int, hidden.split(",")), 10]
     weights = sum((before + 1) * after for before, after in itertools.pairwise(sizes))
+    more = ["--hidden", hidden, "--batch", str(options.batch), "--threads", str(options.threads)]
     with tempfile.TemporaryDirectory() as folder:
         if case in COMMANDS:
-            command = [sys.executable, __file__, "--make", folder, "--hidden", options.hidden]
-            subprocess.run(command, check=True, capture_output=True)
-        command = [sys.executable, __file__, "--one", case, folder, "--hidden", options.hidden]
-        done = subprocess.run([*command, "--batch", str(options.batch)], capture_output=True, text=True)
+            subprocess.run([sys.executable, __file__, "--make", folder, *more], check=True, capture_output=True)
+        command = [sys.executable, __file__, "--one", case, folder, *more]
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{case}: {done.stderr.strip().splitlines()[-1]}")
     row = json.loads(done.stdout.splitlines()[-1])
-    size = 4 * weights / MIB
-    told = {"case": case, "hidden": options.hidden, "batch": options.batch, "weights": weights, "float32_mib": size}
-    return told | row | {"x": row["above_start_mib"] / size, "estimate_ratio": row["estimate_mib"] / row["growth_mib"]}
+    told = {"case": case, "hidden": hidden, "batch": options.batch, "threads": options.threads, "weights": weights}
+    return told | row | {"estimate_ratio": row["estimate_mib"] / row["growth_mib"]}
+
+
+def told(row: dict[str, Any], tiny: dict[str, Any] | None) -> dict[str, Any]:
+    """A row with what it holds beyond a tiny network, in multiples of its float32 size; printed."""
+    size = 4 * row["weights"] / MIB
+    row |= {"float32_mib": size, "x": (row["growth_mib"] - tiny["growth_mib"]) / size if tiny else None}
+    numbers = f"{row['weights']:12,}{row['growth_mib']:9.0f}{row['estimate_mib']:9.0f}{row['estimate_ratio']:7.2f}"
+    times = "      -" if row["x"] is None else f"{row['x']:7.1f}"
+    print(f"{row['case']:<34}{numbers}{times}{row['seconds']:7.0f}{row['cpu_seconds']:7.0f}", flush=True)
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", default="4200,4500", help="19.2 million weights; digits in, 10 classes out")
     parser.add_argument("--batch", type=int, default=500)
-    parser.add_argument("--only", nargs="+", default=CASES, metavar="CASE")
+    parser.add_argument("--only", nargs="+", metavar="CASE", help="default: all")
+    parser.add_argument("--threads", type=int, default=1, help="of commands")
+    parser.add_argument("--small", action="store_true", help=f"one of each kind at {SMALL}")
     parser.add_argument("--json", type=Path, help="rows are added to those it holds")
     parser.add_argument("--smoke", action="store_true", help="a tiny network, one fit")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
@@ -178,20 +210,23 @@ def main() -> None:
         made_run(options.hidden, options.make / "run")
         return
     if options.one:
-        print(json.dumps(one(options.one[0], options.hidden, options.batch, Path(options.one[1]))))
+        case, folder = options.one
+        print(json.dumps(one(case, options.hidden, options.batch, Path(folder), options.threads)))
         return
     if options.smoke:
-        options.hidden, options.only = "16,16", ["fit:gaussian:eager:checkpoints"]
+        options.hidden, options.only = TINY, ["fit:gaussian:eager:checkpoints"]
+    if options.small:
+        options.hidden, options.only = SMALL, options.only or FEW
     machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
-    print(f"{machine}\n{'case':<34}{'weights':>12}{'growth':>9}{'guard':>9}{'ratio':>7}{'x':>7}{'s':>7}")
-    for case in options.only:
-        row = measured(case, options) | {"machine": machine}
-        numbers = f"{row['weights']:12,}{row['growth_mib']:9.0f}{row['estimate_mib']:9.0f}{row['estimate_ratio']:7.2f}"
-        print(f"{case:<34}{numbers}{row['x']:7.1f}{row['seconds']:7.0f}", flush=True)
+    names = ("growth", 9), ("guard", 9), ("ratio", 7), ("x", 7), ("s", 7), ("cpu s", 7)
+    print(f"{machine}\n{'case':<34}{'weights':>12}" + "".join(f"{name:>{width}}" for name, width in names))
+    for case in options.only or CASES:
+        tiny = measured(case, TINY, options) if case in COMMANDS and options.hidden != TINY else None
+        row = told(measured(case, options.hidden, options), tiny) | {"machine": machine}
         if options.json:
             rows = json.loads(options.json.read_text()) if options.json.is_file() else []
-            same = {(r["case"], r["hidden"], r["batch"]) for r in [row]}
-            rows = [r for r in rows if (r["case"], r["hidden"], r["batch"]) not in same]
+            keys = ("case", "hidden", "batch", "threads")
+            rows = [old for old in rows if any(old[key] != row[key] for key in keys)]
             options.json.write_text(json.dumps([*rows, row], indent=1) + "\n")
 
 

@@ -84,7 +84,7 @@ FLOORS = [
         "compression/curvature",
         "compression/survivors",
     },
-    {"compression/finetune", "compression/compensation"},
+    {"compression/finetune", "compression/compensation", "compression/candidates"},
     {"training/sparse", "networks/draws", "compression/search", "bayes/*"},
     {
         "training/baselines",

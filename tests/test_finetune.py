@@ -17,6 +17,7 @@ from click.testing import CliRunner
 import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.compression import search
+from pyro_compress.compression.candidates import Candidates
 from pyro_compress.compression.finetune import finetune
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
@@ -389,9 +390,9 @@ def test_no_file_that_fits_is_better(run: Run, digits: Splits, most: int) -> Non
     """Against a walk over sparsities and steps, each as it is written."""
     network, _ = search.compress(run.posterior, digits, pc.Goal(max_bytes=most))
     assert len(file.dumps(network)[0]) <= most
-    every = search._Search(run.posterior, digits, "snr", "cpu")
+    every = Candidates(run.posterior, digits, "snr", "cpu")
     walked = [
-        every.candidate(every.masks(1 - kept), Grid(coarseness), 127)
+        every.candidate(1 - kept, Grid(coarseness))
         for kept in search.KEPT[::8] for coarseness in search.COARSENESS[::2]
     ]  # fmt: skip
     fitting = [every.scores_of(one).nll_nats for one in walked if len(file.dumps(one)[0]) <= most]

@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
+from pyro_compress import machine
 from pyro_compress.bayes.fit import fit_posterior
-from pyro_compress.machine import available_bytes, prepare
-from pyro_compress.runs import budget
-from pyro_compress.runs.budget import GIB, check_memory, needed_bytes
+from pyro_compress.cli.main import main
+from pyro_compress.machine import GIB, available_bytes, prepare
+from pyro_compress.runs import budget, command_budget
+from pyro_compress.runs.budget import check_memory, needed_bytes
 from pyro_compress.runs.config import resolve
+from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper, Snapshot, read, write
@@ -131,25 +135,59 @@ def test_memory_is_estimated_and_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert needed_bytes(net, many, config)["evaluation"] > budget.SCORED * 30 * 80_000
     assert needed_bytes(net, splits, replace(config, compile="on"))["libraries"] == budget.LIBRARIES["captured"]
     check_memory(net, splits, config)
-    monkeypatch.setattr(budget, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(machine, "available_bytes", lambda device: 1000)
     with pytest.raises(ValueError, match=r"this fit needs about 0.2 GiB \(libraries 0.2, parameters 0.0, minibatch"):
         check_memory(net, splits, config)
-    check_memory(net, splits, config, {budget.FORCE: "1"})
+    check_memory(net, splits, config, {machine.FORCE: "1"})
 
 
-@pytest.mark.parametrize("command", budget.COMMANDS)
-def test_commands_are_refused_by_the_size_of_a_run(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fit on sixty examples."""
+    folder = tmp_path_factory.mktemp("guards")
+    return fit_run(replace(CONFIG, data=arrays(folder / "a.npz"), epochs=2), folder / "run").path
+
+
+@pytest.mark.parametrize("command", command_budget.COMMANDS)
+def test_commands_are_refused_by_the_headers_of_a_run(
+    command: str, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "posterior.safetensors").write_bytes(bytes(1000))
-    budget.check_command(command, tmp_path)
-    needed = budget.LIBRARIES["eager"] + int(budget.COMMANDS[command] * 1000)
-    monkeypatch.setattr(budget, "available_bytes", lambda device: needed)
-    budget.check_command(command, tmp_path)
-    monkeypatch.setattr(budget, "available_bytes", lambda device: needed - 1)
-    with pytest.raises(ValueError, match=f"{command} of .* needs about 0.2 GiB .*: use a machine with more memory"):
-        budget.check_command(command, tmp_path)
-    budget.check_command(command, tmp_path, {budget.FORCE: "1"})
+    """Weights 4 × 6 and 6 × 3 with biases, inputs of 90 rows, of which 30 are tested at a time."""
+    held, run = command_budget.COMMANDS[command], load_run(small_run)
+    shapes = {name: tuple(tensor.shape) for name, tensor in run.posterior.tensors.items()}
+    parts = command_budget.needed_by(command, run.posterior.graph, shapes, run.sizes, 1000)
+    assert parts["libraries"] == held.fixed
+    assert parts["data"] == 4 * 4 * 90
+    assert parts["network"] == int(held.network * 4 * (24 + 6 + 18 + 3) + held.layer * 4 * 24)
+    assert 4 * 30 * (6 + 6) <= parts["evaluation"] - budget.SCORED * 30 * 3 <= 4 * 30 * (6 + 6 + 6)
+    needed = sum(parts.values()) - 1000 + (small_run / "posterior.safetensors").stat().st_size
+    monkeypatch.setattr(machine, "available_bytes", lambda device: needed)
+    command_budget.check_command(command, small_run)
+    monkeypatch.setattr(machine, "available_bytes", lambda device: needed - 1)
+    with pytest.raises(ValueError, match=f"{command} of .* needs about 0.[12] GiB .*: use a machine with more memory"):
+        command_budget.check_command(command, small_run)
+    command_budget.check_command(command, small_run, {machine.FORCE: "1"})
+    command_budget.check_command(command, tmp_path)  # no run: whoever reads it says so
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compress", "RUN"], ["compress", "RUN", "--bit-price", "1"], ["compress", "RUN", "--rounding", "compensated"],
+        ["compress", "RUN", "--finetune", "1"], ["inspect", "RUN"], ["evaluate", "RUN"], ["report", "RUN"],
+        ["compress", "--net", "mlp", "--hidden", "6", "--init", "START", "--data", "DATA"],
+    ],
+)  # fmt: skip
+def test_commands_ask_their_guard_before_they_begin(
+    arguments: list[str], small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = small_run.parent / "start.pt"
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).state_dict(), start)
+    monkeypatch.setattr(machine, "available_bytes", lambda device: 1000)
+    names = {"RUN": str(small_run), "START": str(start), "DATA": str(small_run.parent / "a.npz")}
+    done = CliRunner().invoke(main, [names.get(word, word) for word in arguments])
+    assert done.exit_code == 1
+    assert f"{machine.FORCE}=1 tries all the same" in done.stderr
 
 
 def test_this_machine_says_what_it_has_left() -> None:

@@ -1,15 +1,36 @@
 """What is worked out in parts is what it is as a whole."""
 
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from pyro_compress.bayes import marginals
 from pyro_compress.bayes.marginals import Marginals, Sites, draw, kl_by_tensor
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.compression.precision import quantize, step_size
+from pyro_compress.compression import search
+from pyro_compress.compression.candidates import Candidates
+from pyro_compress.compression.precision import quantize, size_of, step_size
 from pyro_compress.compression.prune import Ranking, kept, masks_at, scores, unit_scores
-from pyro_compress.pcn import codec
-from pyro_compress.types import Graph, LayerPosterior, LayerShape, Posterior, blocks, nonzero, rows_of
+from pyro_compress.compression.rounding import Grid
+from pyro_compress.compression.target import Target, Trial, Watch
+from pyro_compress.metrics import evaluate_mixture
+from pyro_compress.networks.graph import capture
+from pyro_compress.pcn import codec, file
+from pyro_compress.types import (
+    Compressed,
+    Graph,
+    LayerPosterior,
+    LayerShape,
+    Posterior,
+    Splits,
+    blocks,
+    nonzero,
+    rows_of,
+)
 
 
 @pytest.fixture
@@ -48,7 +69,7 @@ def test_steps_and_integers(posterior: Posterior) -> None:
     layer = posterior.layers["a"]
     mask = layer.mean > 0.3
     typical = float(layer.mean[mask].double().square().mean().sqrt())
-    step = step_size(layer, mask, 0.1)
+    step = step_size(size_of(layer.mean, mask), 0.1)
     assert step == pytest.approx(0.1 * typical, rel=1e-6)
     codes = quantize(layer.mean, step).codes
     assert (codes == torch.round(layer.mean.double() / step).int().numpy()).all()
@@ -75,3 +96,64 @@ def test_draws_in_parts(prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kl == pytest.approx(kl_in_parts, rel=1e-12)
     assert one.log_prior == pytest.approx(other.log_prior, rel=1e-12)
     assert one.log_posterior == pytest.approx(other.log_posterior, rel=1e-12)
+
+
+def test_integers_of_multiples_and_of_others() -> None:
+    """Multiples of a step are told by float32; a value that float32 would put on the wrong side of a half is not."""
+    step = float(torch.tensor(0.1))
+    grid = torch.arange(-500, 500).float() * step
+    for values in (grid, grid + 0.05, torch.randn(1000), torch.tensor([0.25, 2.5 * step, -7.5 * step])):
+        assert (quantize(values, step).codes == torch.round(values.double() / step).int().numpy()).all()
+
+
+def test_networks_are_let_go_one_by_one(digits: Splits) -> None:
+    """Whoever scores a mixture keeps none of its networks, and whoever draws them none of the draws."""
+    alive: list[weakref.ref] = []
+
+    def drawn() -> Iterator[nn.Module]:
+        for _ in range(3):
+            assert not any(one() for one in alive)
+            network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+            alive.append(weakref.ref(network))
+            yield network
+            del network
+
+    (scores,) = evaluate_mixture(drawn(), digits, ["validation"])
+    assert len(alive) == 3
+    assert 0 <= scores.error <= 1
+
+
+def test_a_search_keeps_only_what_may_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates that no order of units makes the smallest are let go before the next is built."""
+    alive: list[weakref.ref] = []
+
+    def finished() -> Iterator[tuple[Compressed, float]]:
+        for size in (90, 70, 71, 80):
+            assert sum(one() is not None for one in alive) <= 1
+            network = Compressed(Graph((), (1,)), {}, {"size": size})
+            alive.append(weakref.ref(network))
+            yield network, size / 100
+            del network
+
+    monkeypatch.setattr(search, "_size", lambda network: network.meta["size"])
+    network, removed = search._best(finished(), 0)
+    assert (network.meta["size"], removed) == (70, 0.7)
+
+
+def test_what_misses_its_target_is_not_counted_in_bytes(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    graph, weights = capture(net, (64,)), {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    layer = LayerPosterior(weights["1.weight"], torch.full((10, 64), 0.1))
+    posterior = Posterior(graph, {"1.weight": layer}, {"1.bias": weights["1.bias"]}, "snr", {})
+    candidates, counted = Candidates(posterior, digits, "snr", "cpu", [0.5]), list[int]()
+    scored = candidates.scores(candidates.draft(0.5, Grid(0.25)))
+    monkeypatch.setattr(file, "dumps", lambda *_, **__: counted.append(1) or (b"12", {}))
+    missed, reached = (Target(replace(scored, nll_nats=scored.nll_nats + gap), 0.0, 0.0) for gap in (-1.0, 1.0))
+    assert candidates.trial(0.5, Grid(0.25), missed) == (scored, None)
+    assert not counted
+    assert candidates.trial(0.5, Grid(0.25), reached) == (scored, 2)
+    seen: list[Trial] = []
+    candidates.watch = Watch(candidate=seen.append)
+    assert candidates.trial(0.5, Grid(0.25), missed) == (scored, 2)
+    assert (len(counted), seen[0].bytes, seen[0].sparsity) == (2, 2, 0.5)
+    assert candidates.scores_of(candidates.candidate(0.5, Grid(0.25))) == scored

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.compression.fixed_point import fixed_point, fixed_point_of, occupied, significant_bits
-from pyro_compress.compression.precision import bits_step
+from pyro_compress.compression.precision import Size, bits_step, size_of
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.rounding import LEAST_STD, Grid, Rounding, cheapest, rounded_weights
 from pyro_compress.compression.search import to_module
@@ -100,9 +100,10 @@ def test_bits_by_hand(bits: tuple[int, ...], run: Run, digits: Splits) -> None:
 
 def test_the_largest_weight_is_the_largest_integer() -> None:
     one = layer(0.1)
-    step = bits_step(one, one.mean != 0, 5)
+    step = bits_step(size_of(one.mean, one.mean != 0), 5)
     assert torch.round(one.mean.abs().max() / step) == 15
-    assert bits_step(one, torch.zeros_like(one.mean, dtype=torch.bool), 5) == 1.0
+    assert size_of(one.mean, torch.zeros_like(one.mean, dtype=torch.bool)) == Size(0.0, 0.0)
+    assert bits_step(Size(0.0, 0.0), 5) == 1.0
 
 
 def test_significant_bits_are_the_fewest_that_round_as_little() -> None:

@@ -239,7 +239,9 @@ def _some(total: int, most: int) -> Tensor:
     """All indices, or `most` seeded ones in order."""
     if total <= most:
         return torch.arange(total)
-    return torch.randperm(total, generator=torch.Generator().manual_seed(ROW_SEED))[:most].sort().values
+    kind = torch.int32 if total < 1 << 31 else torch.int64  # the same order in half of the memory
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(ROW_SEED), dtype=kind)
+    return order[:most].long().sort().values
 
 
 def _constants(posterior: Posterior, plan: dict[str, _Stored], kl: dict[str, float]) -> dict[str, np.ndarray]:

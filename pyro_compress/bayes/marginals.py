@@ -253,7 +253,10 @@ def networks(posterior: Posterior, marginals: Marginals, draws: int, seed: int) 
             torch.set_rng_state(state)
             drawn = draw(marginals)
             state = torch.get_rng_state()
-        yield drawn_network(posterior, drawn)
+        network = drawn_network(posterior, drawn)
+        del drawn
+        yield network
+        del network
 
 
 def drawn_network(posterior: Posterior, drawn: dict[str, TensorDraw]) -> Network:

@@ -245,12 +245,15 @@ def compress(
         if curve:
             check_curve(curve, out, force)
         trials, started = list[Trial](), time.perf_counter()
-        source = _of_run(run, data_dir, named) if run else _of_weights(data_dir, named, options, as_json)
+        command = _command(options)
+        source = (
+            _of_run(command, run, data_dir, named) if run else _of_weights(command, data_dir, named, options, as_json)
+        )
         device = prepare(options.pop("device"), options.pop("threads"))
         with search_options(options, as_json) as (goal, how, watch):
             report = compress_run(
                 source.posterior, source.splits, out, replace(goal, reference=source.reference), how, device,
-                replace(watch, candidate=trials.append), reorder,
+                replace(watch, candidate=trials.append if curve else None), reorder,
             )  # fmt: skip
         seconds = {"posterior_seconds": source.seconds, "seconds": time.perf_counter() - started}
     for sentence in report.warnings:
@@ -292,9 +295,18 @@ class Source(NamedTuple):
     seconds: float = 0.0
 
 
-def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
+def _command(options: dict[str, Any]) -> str:
+    """What is asked for, by its name in `command_budget.COMMANDS`."""
+    if options["finetune"] is not None:
+        return "compress --finetune"
+    if options["rounding"] == "compensated":
+        return "compress --rounding compensated"
+    return "compress --bit-price" if any(options["bit_price"]) else "compress"
+
+
+def _of_run(command: str, run: Path, data_dir: str, named: dict[str, Any]) -> Source:
     from pyro_compress.networks.outputs import doubtful_end
-    from pyro_compress.runs.budget import check_command
+    from pyro_compress.runs.command_budget import check_command
     from pyro_compress.runs.folder import load_run
     from pyro_compress.training.history import read_history
     from pyro_compress.training.settled import unsettled
@@ -303,7 +315,7 @@ def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
     if given := [name for name, default in NETWORK.items() if named[name] != default and name != "data"]:
         option = {"how": "posterior", "folder": "run"}.get(given[0], given[0].replace("_", "-"))
         raise ValueError(f"--{option} goes with --net, without the run folder {run}")
-    check_command("compress", run)
+    check_command(command, run)
     loaded = load_run(run, data)
     source = Source(loaded.posterior, loaded.splits(data_dir))
     keep(doubtful_end(source.posterior.graph, source.splits.task))
@@ -311,7 +323,7 @@ def _of_run(run: Path, data_dir: str, named: dict[str, Any]) -> Source:
     return source
 
 
-def _of_weights(data_dir: str, named: dict[str, Any], options: dict[str, Any], quiet: bool) -> Source:
+def _of_weights(command: str, data_dir: str, named: dict[str, Any], options: dict[str, Any], quiet: bool) -> Source:
     from pyro_compress.runs.post_training import load_trained, posterior_around
     from pyro_compress.settings import FitConfig
 
@@ -324,7 +336,7 @@ def _of_weights(data_dir: str, named: dict[str, Any], options: dict[str, Any], q
         prior="log-uniform", data_dir=data_dir, device=options["device"], threads=options["threads"],
         **{name: value for name, value in named.items() if name != "how"},
     )  # fmt: skip
-    trained = load_trained(config, folder)
+    trained = load_trained(config, folder, command)
     if options["rounding"] == "compensated" and options["finetune"] is None:
         return Source(trained.network, trained.splits, trained.network)  # it takes its own curvature
     with epoch_printer() if not quiet else nullcontext(lambda epoch: None) as on_epoch:

@@ -18,7 +18,7 @@ from pyro_compress.compression.curvature import (
     most_values,
     sensitivities,
 )
-from pyro_compress.compression.packing import packed
+from pyro_compress.compression.packing import before_folding, packed
 from pyro_compress.compression.prune import removed_share
 from pyro_compress.compression.search import BIAS_LEVELS, PRECISION_TOLERANCE, origin_of, to_module
 from pyro_compress.compression.shrink import shrink
@@ -190,7 +190,7 @@ class _Search:
     def __init__(self, posterior: Posterior, splits: Splits, goal: Goal, device: str, watch: Watch):
         self.posterior, self.splits, self.goal, self.device, self.watch = posterior, splits, goal, device, watch
         self.target = target_of(posterior, splits, goal, device)
-        self.reached: list[tuple[float, Rounded, Quality, float]] = []
+        self.best: tuple[float, Rounded, Quality, float] | None = None
 
     def calibrate(self, seed: int) -> None:
         """Draw examples, as many as fit into `VALUES`, and take the sensitivity of the outputs."""
@@ -206,7 +206,8 @@ class _Search:
         """The network as a file holds it."""
         graph, small = shrink(self.posterior.graph, dict(rounded.tensors))
         held = packed(graph, small, rounded.steps, levels)
-        return Compressed(graph, held, origin_of(self.posterior, self.splits, "magnitude"), (graph, small))
+        told = origin_of(self.posterior, self.splits, "magnitude")
+        return Compressed(graph, held, told, before_folding(graph, small))
 
     def scores_of(self, network: Compressed) -> Quality:
         return evaluate(to_module(network).to(self.device), self.splits, "validation", self.device, network.noise)
@@ -217,19 +218,21 @@ class _Search:
         network = self.candidate(rounded, BIAS_LEVELS[0])
         size, scored = len(file.dumps(network)[0]), self.scores_of(network)
         zeros = removed_share({name: rounded.tensors[name] != 0 for name in self.posterior.layers})
-        self.watch.candidate(Trial(zeros, 0.0, setting.price, size, scored.error, scored.nll_nats))
+        if self.watch.candidate is not None:
+            self.watch.candidate(Trial(zeros, 0.0, setting.price, size, scored.error, scored.nll_nats))
         bounded = self.goal.max_bytes is not None
         good = size <= self.goal.max_bytes if self.goal.max_bytes is not None else self.target.reached(scored)
-        if good:
-            self.reached.append((scored.nll_nats if bounded else size, rounded, scored, math.log(setting.price)))
+        worth = scored.nll_nats if bounded else size
+        if good and (self.best is None or worth < self.best[0]):
+            self.best = worth, rounded, scored, math.log(setting.price)
         return good
 
     def bisect(self, damping: float, descending: bool) -> None:
         """Look for the border between prices that reach the goal and those that do not."""
         low, high = (math.log(price) for price in PRICES)
         steps = STEPS
-        if self.reached:
-            best = min(self.reached, key=lambda one: one[0])[3]
+        if self.best is not None:
+            best = self.best[3]
             low, high, steps = best - NEAR, best + NEAR, NEAR_STEPS
         for _ in range(steps):
             middle = (low + high) / 2
@@ -241,10 +244,10 @@ class _Search:
 
     def finished(self) -> tuple[Compressed, float]:
         """The best candidate, its biases as coarse as the target allows."""
-        if not self.reached:
+        if self.best is None:
             wanted = f"fits into {self.goal.max_bytes} bytes" if self.goal.max_bytes else f"reaches {self.target}"
             raise ValueError(f"no candidate {wanted}; allow more, or fine-tune with --finetune")
-        _, rounded, scored, _ = min(self.reached, key=lambda one: one[0])
+        _, rounded, scored, _ = self.best
         target = self.target
         if self.goal.max_bytes is not None:
             target = Target(scored, PRECISION_TOLERANCE, NLL_PER_ACCURACY * PRECISION_TOLERANCE)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_compress.compression.precision import chosen, sum_of_squares
+from pyro_compress.compression.precision import size_of
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.shrink import trace_shrink
 from pyro_compress.types import Masks, Posterior, count, nonzero
@@ -61,7 +61,7 @@ def bit_widths(posterior: Posterior, masks: Masks) -> list[int]:
     """Bits per weight, layer by layer, sign and exponent included, from the mean variance of what the masks keep."""
     bits = list[int]()
     for name, layer in posterior.layers.items():
-        variance = sum_of_squares(chosen(layer.std, masks[name])) / max(nonzero(masks[name]), 1)
+        variance = size_of(layer.std, masks[name]).mean_square
         bits.append(significant_bits(variance) + EXPONENT_AND_SIGN if variance else FLOAT32)
     return bits
 

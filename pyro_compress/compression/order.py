@@ -40,15 +40,25 @@ def reordered(network: Compressed, passes: int | None = None) -> Compressed:
     Returns:
         A network that computes the same up to the rounding of sums in another order.
     """
-    values = sum(tensor.codes.size for tensor in network.tensors.values() if isinstance(tensor, Quantized))
-    if passes is None:
-        passes = min(MOST_PASSES, CODED // max(values, 1)) if COMPILED else 0
-    if passes == 0 or not 0 < values <= sections.MAX_CONTEXT_VALUES:
+    passes = passes_over(network, passes)
+    if passes == 0:
         return network
     search = _Search(network)
     if search.units:
-        search.run(passes * values)
+        search.run(passes * _values(network))
     return search.found()
+
+
+def passes_over(network: Compressed, passes: int | None = None) -> int:
+    """As many as `reordered` spends on a network; 0: it leaves the units where they are."""
+    values = _values(network)
+    if passes is None:
+        passes = min(MOST_PASSES, CODED // max(values, 1)) if COMPILED else 0
+    return passes if 0 < values <= sections.MAX_CONTEXT_VALUES else 0
+
+
+def _values(network: Compressed) -> int:
+    return sum(tensor.codes.size for tensor in network.tensors.values() if isinstance(tensor, Quantized))
 
 
 class _Search:

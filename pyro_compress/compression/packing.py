@@ -12,14 +12,15 @@ statistics anew (`networks.graph.renewed_statistics`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_compress.compression.precision import MAX_CODE, bias_step, quantize, snapped
-from pyro_compress.networks.graph import STATISTICS_ROLES, WEIGHTED, foldable_norms, run_node
+from pyro_compress.networks.graph import STATISTICS_ROLES, WEIGHTED, foldable_norms
+from pyro_compress.pcn import gate
 from pyro_compress.types import Graph, Node, Quantized
 
 LEVELS = 127
@@ -31,15 +32,17 @@ CONSTANT = 1e-6
 
 
 def packed(
-    graph: Graph, tensors: Mapping[str, Tensor], steps: Mapping[str, float], levels: int = LEVELS
-) -> dict[str, Quantized | np.ndarray]:
-    """Every tensor as integers; float32 where values are too far apart for one step.
+    graph: Graph, tensors: Mapping[str, Tensor], steps: Mapping[str, float], levels: int = LEVELS,
+    names: Collection[str] | None = None,
+) -> dict[str, Quantized | np.ndarray]:  # fmt: skip
+    """Tensors as integers; float32 where values are too far apart for one step.
 
     Args:
         graph: the network.
         tensors: its tensors; those with a step are multiples of it already, or are rounded to one.
         steps: of the weights, and of biases that were trained on a grid.
         levels: code of the largest bias, and of the typical value of every other vector.
+        names: of those that are wanted; None: all.
     """
     biases = {node.parameters["bias"] for node in graph.nodes if node.op in WEIGHTED and "bias" in node.parameters}
     scales = {node.parameters["weight"] for node in foldable_norms(graph)}
@@ -50,6 +53,8 @@ def packed(
     known |= {name: 1.0 for name in statistics} | dict(steps)
     found: dict[str, Quantized | np.ndarray] = {}
     for name, tensor in folded(graph, tensors).items():
+        if names is not None and name not in names:
+            continue
         if name in known:
             step = known[name]
         elif name in biases:
@@ -58,6 +63,17 @@ def packed(
             step = vector_step(tensor, levels * SCALE_LEVELS if name in scales else levels)
         found[name] = tensor.numpy() if step is None else quantize(tensor, step)
     return found
+
+
+def before_folding(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple[Graph, dict[str, Tensor]] | None:
+    """What `folded` changes, to be held against it later (`Compressed.unfolded`); None where it changes nothing.
+
+    Weights are left out: folding leaves them alone, and the file has them.
+    """
+    if all(node.op != "batch_norm" for node in graph.nodes):
+        return None
+    weights = {node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED}
+    return graph, {name: tensor for name, tensor in tensors.items() if name not in weights}
 
 
 def folded(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -113,8 +129,5 @@ def _ranks(graph: Graph, tensors: Mapping[str, Tensor]) -> list[int]:
     """Number of dimensions of every node's value, the batch included; nothing is computed."""
     if all(node.op != "batch_norm" for node in graph.nodes):
         return []
-    values = [torch.zeros(1, *graph.input_shape, device="meta")]
-    for node in graph.nodes[1:]:
-        parameters = {role: tensors[name].to("meta").float() for role, name in node.parameters.items()}
-        values.append(run_node(node, [values[i] for i in node.inputs], parameters))
-    return [value.dim() for value in values]
+    plan = gate.check(graph, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, gate.UNLIMITED)
+    return [1 + len(shape) for shape in plan.shapes]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_compress.atomic import write_atomically
@@ -20,6 +21,7 @@ from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.target import Goal, Target, Watch, target_of
 from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.compression.verdict import at_chance, hints_of, outside
+from pyro_compress.machine import give_back
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.networks.graph import Network, widths
 from pyro_compress.pcn import file, runner
@@ -151,6 +153,8 @@ def compress_run(
     """
     check_file(path, "pcn", force=True)
     goal = goal or Goal()
+    if not isinstance(how, Tuning):
+        give_back(posterior.largest_bytes)
     target = target_of(posterior, splits, goal, device)
     if isinstance(how, Tuning):
         network, removed = compress_finetuned(posterior, splits, how, goal, device, watch, passes)
@@ -160,6 +164,7 @@ def compress_run(
     else:
         network, removed = compress(posterior, splits, goal, how, device, watch, passes)
     sections = save(path, network, splits)
+    del network  # what counts from here on is what lies on disk
     found = report(goal.reference or posterior, path, splits, removed, sections)
     found = replace(found, rounding="compensated" if isinstance(how, Compensation) else "")
     return judged(found, splits, target, _hints(goal, how))
@@ -201,7 +206,10 @@ def save(path: Path, network: Compressed, splits: Splits) -> dict[str, int]:
     decoded = file.loads(data, UNLIMITED)
     x = splits.validation.x[:CHECKED]
     if network.unfolded is not None:
-        _check_folded(*network.unfolded, x)
+        graph, before = network.unfolded
+        weights = {n: torch.from_numpy(file.dense(t)) for n, t in network.tensors.items() if n not in before}
+        _check_folded(graph, weights | before, x)
+        del weights
     wanted = logits_of(to_module(network), x).numpy()
     got = runner.run(decoded, x.numpy())
     scale = max(float(np.abs(wanted).max()), 1.0)
@@ -212,9 +220,7 @@ def save(path: Path, network: Compressed, splits: Splits) -> dict[str, int]:
 
 
 def _check_folded(graph: Graph, tensors: dict[str, Tensor], x: Tensor) -> None:
-    if all(node.op != "batch_norm" for node in graph.nodes):
-        return
-    wanted, got = (logits_of(Network(graph, given).eval(), x) for given in (tensors, folded(graph, tensors)))
+    wanted, got = (logits_of(Network(graph, given, own=True).eval(), x) for given in (tensors, folded(graph, tensors)))
     gap, scale = float((got - wanted).abs().max()), max(float(wanted.abs().max()), 1e-6)
     if not gap <= FOLDED * scale:
         raise RuntimeError(f"with batch norm as scale and shift the network is off by {gap:.2g}; nothing was written")
@@ -228,7 +234,8 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
     size = os.path.getsize(path)
     first = posterior.removals[0] if posterior.removals else None
     criterion = network.meta["criterion"]
-    fixed = fixed_point_of(posterior, after.state_dict(), criterion)
+    values = after.state_dict()
+    fixed = fixed_point_of(posterior, values, criterion)
     return Report(
         criterion=criterion,
         sparsity=sparsity,
@@ -239,7 +246,7 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
         parameters_total=total,
         parameters_kept=network.parameters,
         units_before=first.widths_before if first else widths(posterior.graph, posterior.tensors),
-        units_kept=widths(network.graph, {name: file.dense(t) for name, t in network.tensors.items()}),
+        units_kept=widths(network.graph, values),
         bits_per_kept_weight=8 * size / max(network.parameters, 1),
         file_bytes=size,
         dense_bytes=4 * total,

@@ -3,53 +3,56 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_compress.pcn.codec import nearest_exponent, quarter_power
-from pyro_compress.types import LayerPosterior, Quantized, blocks
+from pyro_compress.types import CACHED, Quantized, blocks
 
 MAX_CODE = 1 << 14
 
 
-def step_size(layer: LayerPosterior, kept: Tensor, coarseness: float) -> float:
-    """Step of a layer's uniform grid: `coarseness` times the typical size of what it holds.
+class Size(NamedTuple):
+    """How large the values are that a mask keeps of a tensor: their mean square, and the largest magnitude."""
 
-    The typical size is the root mean square of the kept weights.
+    mean_square: float
+    largest: float
+
+
+def size_of(values: Tensor, kept: Tensor) -> Size:
+    """Measure what a mask keeps; 0 and 0 if that is nothing.
 
     Args:
-        layer: posterior moments.
-        kept: mask of the weights that stay.
+        values: a tensor.
+        kept: mask of the values that stay.
+    """
+    number, squares, largest = 0, 0.0, 0.0
+    for part, mask in zip(blocks(values), blocks(kept), strict=True):
+        found = torch.from_numpy(part.numpy()[mask.numpy()])  # torch's own indexing holds the place of every one
+        if len(found):
+            number, squares = number + len(found), squares + float(found.double().square().sum())
+            largest = max(largest, float(max(found.max(), -found.min())))
+    return Size(squares / max(number, 1), largest)
+
+
+def step_size(size: Size, coarseness: float) -> float:
+    """Step of a layer's uniform grid: `coarseness` times the root mean square of what it holds.
+
+    Args:
+        size: of the weights that stay.
         coarseness: 1 rounds at the scale of the weights themselves, 1/16 is fine.
     """
-    values = chosen(layer.mean, kept)
-    if not len(values) or not values.any():
+    if not size.largest:
         return 1.0
-    typical = math.sqrt(sum_of_squares(values) / len(values))
-    return float(np.float32(max(coarseness * typical, _largest(values) / MAX_CODE)))
+    return float(np.float32(max(coarseness * math.sqrt(size.mean_square), size.largest / MAX_CODE)))
 
 
-def chosen(values: Tensor, mask: Tensor) -> Tensor:
-    """Values under a mask, in a row; torch's own indexing holds the place of every one of them."""
-    return torch.from_numpy(values.numpy()[mask.numpy()])
-
-
-def sum_of_squares(values: Tensor) -> float:
-    """In double precision."""
-    return sum(float(part.double().square().sum()) for part in blocks(values))
-
-
-def _largest(values: Tensor) -> float:
-    return float(max(values.max(), -values.min()))
-
-
-def bits_step(layer: LayerPosterior, kept: Tensor, bits: int) -> float:
+def bits_step(size: Size, bits: int) -> float:
     """Step at which the largest kept weight is the largest integer of so many bits, sign included."""
-    values = chosen(layer.mean, kept)
-    largest = _largest(values) if len(values) else 0.0
-    return float(np.float32(largest / (2 ** (bits - 1) - 1))) if largest else 1.0
+    return float(np.float32(size.largest / (2 ** (bits - 1) - 1))) if size.largest else 1.0
 
 
 def snapped(step: float) -> float:
@@ -66,8 +69,11 @@ def bias_step(bias: Tensor, levels: int) -> float:
 def quantize(values: Tensor, step: float) -> Quantized:
     """Round to the nearest multiple of a step."""
     codes = torch.empty(values.shape, dtype=torch.int32)
-    for source, target in zip(blocks(values), blocks(codes), strict=True):
-        target.copy_(torch.round(source.double() / step).to(torch.int32))
+    for source, target in zip(blocks(values, CACHED), blocks(codes, CACHED), strict=True):
+        near = torch.round(source / step)
+        if not torch.equal(near * step, source):  # weights on their grid are multiples; for others this is too coarse
+            near = torch.round(source.double() / step)
+        target.copy_(near)
     return Quantized(codes.numpy(), step)
 
 

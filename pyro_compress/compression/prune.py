@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_compress.types import BLOCK, LayerPosterior, Masks, Posterior, nonzero, rows_of
+from pyro_compress.types import BLOCK, CACHED, LayerPosterior, Masks, Posterior, nonzero, rows_of
 
 Sparsity = float | Mapping[str, float]
 """Share of the weights to remove: of all layers together, or of each by the name of its weight tensor."""
@@ -105,14 +105,14 @@ def scores(posterior: Posterior, criterion: str) -> dict[str, Tensor]:
     return {name: score.expand_as(posterior.layers[name].mean) for name, score in found.items()}
 
 
-def _parts(layer: LayerPosterior) -> Iterator[tuple[slice, LayerPosterior]]:
+def _parts(layer: LayerPosterior, most: int = BLOCK) -> Iterator[tuple[slice, LayerPosterior]]:
     """A layer in blocks of rows, each with the scales that belong to it."""
     out = len(layer.mean)
 
     def of(scale: Tensor | None, rows: slice) -> Tensor | None:
         return scale if scale is None or len(scale) != out else scale[rows]
 
-    for rows in rows_of(tuple(layer.mean.shape)):
+    for rows in rows_of(tuple(layer.mean.shape), most):
         units = of(layer.unit_mean, rows), of(layer.unit_std, rows)
         yield rows, LayerPosterior(layer.mean[rows], layer.std[rows], *units, layer.grouping)
 
@@ -139,12 +139,12 @@ def mean_signal_to_noise(layer: LayerPosterior) -> float:
 
 
 class Ranking:
-    """All weights of a posterior in the order of their scores; nothing of their size is kept of it.
+    """All weights of a posterior in the order of their scores; a byte per weight is kept of it.
 
     Args:
         posterior: the waist.
         criterion: name in `CRITERIA`.
-        shares: of the weights to remove that will be asked for: their thresholds are found in one go.
+        shares: of the weights to remove that will be asked for, 255 at most: what falls where is found in one go.
 
     Raises:
         ValueError: as `scores`.
@@ -153,13 +153,17 @@ class Ranking:
     def __init__(self, posterior: Posterior, criterion: str, shares: Iterable[float] = ()):
         _refuse_unfit(posterior, criterion)
         self.layers, self.criterion, self.shares = posterior.layers, criterion, tuple(shares)
-        self.found: dict[tuple[str, int], float] = {}
+        self.found: dict[tuple[tuple[str, ...], int], float] = {}
+        self.drops: list[int] = []
+        self.survived: dict[str, Tensor] = {}
 
     def masks(self, sparsity: Sparsity) -> Masks:
         """As `masks_at` on the scores."""
         if isinstance(sparsity, Mapping):
             _check_shares(sparsity, self.layers)
             thresholds = {name: self._threshold((name,), float(share)) for name, share in sparsity.items()}
+        elif known := self._known(sparsity):
+            return known
         else:
             thresholds = dict.fromkeys(self.layers, self._threshold(tuple(self.layers), sparsity))
         return {name: self._mask(layer, thresholds[name]) for name, layer in self.layers.items()}
@@ -169,20 +173,37 @@ class Ranking:
             return torch.ones_like(layer.mean, dtype=torch.bool)
         return _marked(layer, self.criterion, lambda score: score >= least)
 
+    def _known(self, share: float) -> Masks | None:
+        """Masks at one of the shares that were announced: of each weight it is known how many of these it survives."""
+        _check_share(share)
+        total = sum(layer.mean.numel() for layer in self.layers.values())
+        if share not in self.shares or not 0 < round(share * total) < total:
+            return None
+        if not self.survived:
+            ordered = self._ordered(tuple(self.layers), total)
+            self.drops = sorted({drop for each in self.shares if 0 < (drop := round(each * total)) < total})
+            thresholds = torch.from_numpy(ordered[self.drops])
+            del ordered
+            for name, layer in self.layers.items():
+                self.survived[name] = torch.empty(layer.mean.shape, dtype=torch.uint8)
+                for rows, part in _parts(layer, CACHED):
+                    score = CRITERIA[self.criterion](part).expand_as(part.mean).contiguous()
+                    self.survived[name][rows] = torch.bucketize(score, thresholds, out_int32=True, right=True)
+        least = self.drops.index(round(share * total)) + 1
+        return {name: survived >= least for name, survived in self.survived.items()}
+
     def _threshold(self, names: tuple[str, ...], share: float) -> float | None:
         """The least score that stays in the named layers together; None: all stay."""
         _check_share(share)
         total = sum(self.layers[name].mean.numel() for name in names)
-        drop, key = round(share * total), "\n".join(names)
+        drop = round(share * total)
         if drop == 0:
             return None
         if drop >= total:
             return math.inf
-        if (key, drop) not in self.found:
-            ordered = self._ordered(names, total)
-            drops = {drop, *(round(each * total) for each in self.shares)}
-            self.found |= {(key, each): float(ordered[each]) for each in drops if each < total}
-        return self.found[key, drop]
+        if (names, drop) not in self.found:
+            self.found[names, drop] = float(self._ordered(names, total)[drop])
+        return self.found[names, drop]
 
     def _ordered(self, names: tuple[str, ...], total: int) -> np.ndarray:
         found, place = np.empty(total, np.float32), 0

@@ -8,15 +8,16 @@ coder what its integer costs.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pyro_compress.compression.precision import bits_step, rounded, step_size
+from pyro_compress.compression.precision import Size, bits_step, rounded, size_of, step_size
 from pyro_compress.compression.rate import LARGEST, Rate
 from pyro_compress.pcn.layout import Layout, layouts
-from pyro_compress.types import LayerPosterior, Masks, Posterior, rows_of
+from pyro_compress.types import CACHED, LayerPosterior, Masks, Posterior, rows_of
 
 PASSES = 3
 """The price of an integer depends on those around: they are chosen so many times."""
@@ -69,8 +70,23 @@ def check_bits(bits: tuple[int, ...], posterior: Posterior) -> None:
         raise ValueError(f"{len(bits)} bit widths for {len(posterior.layers)} layers: give one, or one per layer")
 
 
-def rounded_weights(posterior: Posterior, masks: Masks, grid: Grid) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The masked posterior mean on a grid, as a decoder computes it, and the step of every weight tensor."""
+def sizes_of(posterior: Posterior, masks: Masks) -> dict[str, Size]:
+    """How large the weights are that masks keep, layer by layer."""
+    return {name: size_of(layer.mean, masks[name]) for name, layer in posterior.layers.items()}
+
+
+def rounded_weights(
+    posterior: Posterior, masks: Masks, grid: Grid, sizes: Mapping[str, Size] | None = None
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The masked posterior mean on a grid, as a decoder computes it, and the step of every weight tensor.
+
+    Args:
+        posterior: the waist.
+        masks: of the weights that stay.
+        grid: how to round.
+        sizes: `sizes_of` these, if they are known.
+    """
+    sizes = sizes or sizes_of(posterior, masks)
     found: dict[str, Tensor] = {}
     steps: dict[str, float] = {}
     bits = grid.bits * len(posterior.layers) if len(grid.bits) == 1 else grid.bits
@@ -78,14 +94,14 @@ def rounded_weights(posterior: Posterior, masks: Masks, grid: Grid) -> tuple[dic
     places = layouts(posterior.graph, shapes) if grid.price else {}
     for index, (name, layer) in enumerate(posterior.layers.items()):
         mask = masks[name]
-        steps[name] = bits_step(layer, mask, bits[index]) if bits else step_size(layer, mask, grid.coarseness)
+        steps[name] = bits_step(sizes[name], bits[index]) if bits else step_size(sizes[name], grid.coarseness)
         if grid.price:
             values = torch.where(mask, layer.mean, 0.0)
             values = cheapest(values, layer, steps[name], places[name], grid.price) * steps[name]
             found[name] = rounded(values, steps[name])
             continue
         found[name] = torch.empty(layer.mean.shape)
-        for rows in rows_of(tuple(mask.shape)):
+        for rows in rows_of(tuple(mask.shape), CACHED):
             found[name][rows] = rounded(torch.where(mask[rows], layer.mean[rows], 0.0), steps[name])
     return found, steps
 

@@ -10,33 +10,26 @@ sparsity whose file fits; the best few by validation NLL are finished and filled
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from pyro_compress.compression.order import COMPILED, reordered
-from pyro_compress.compression.packing import packed
-from pyro_compress.compression.prune import Ranking, Sparsity, removed_share
-from pyro_compress.compression.rounding import Grid, Rounding, check_bits, rounded_weights
-from pyro_compress.compression.shrink import shrink
+from pyro_compress.compression.candidates import BIAS_LEVELS as BIAS_LEVELS
+from pyro_compress.compression.candidates import Candidates, Draft
+from pyro_compress.compression.candidates import origin_of as origin_of
+from pyro_compress.compression.candidates import to_module as to_module
+from pyro_compress.compression.order import passes_over, reordered
+from pyro_compress.compression.prune import Sparsity, removed_share
+from pyro_compress.compression.rounding import Grid, Rounding, check_bits
 from pyro_compress.compression.target import (
     NLL_PER_ACCURACY,
     Goal,
     Target,
-    Trial,
     Watch,
     default_nll_tolerance,
     target_of,
 )
-from pyro_compress.data.splits import told
-from pyro_compress.metrics import evaluate
-from pyro_compress.networks.graph import Network, batch_statistics
 from pyro_compress.pcn import file
-from pyro_compress.scores import Quality
-from pyro_compress.types import Compressed, Masks, Posterior, Quantized, Splits
+from pyro_compress.types import Compressed, Masks, Posterior, Splits
 
 COARSENESS = tuple(2.0 ** (-k / 2) for k in range(9))
 """Grid of step sizes, relative to each layer's own scale, coarsest first."""
@@ -44,8 +37,6 @@ FINER = tuple(2.0 ** (-k / 2) for k in range(9, 17))
 """Step sizes that are tried where none of `COARSENESS` reaches the target: a few bits more, but an answer."""
 KEPT = tuple(0.93**k for k in range(90))
 """Grid of kept shares of the weights."""
-BIAS_LEVELS = (127, 63, 31, 15, 7, 3)
-"""Codes of the largest bias, finest first."""
 FINALISTS, CLOSE = 4, 1.2
 """How many candidates are coded in context before one is chosen, and up to which multiple of the smallest one's static
 size: the context coder takes more off some files than off others, by about that much."""
@@ -57,75 +48,6 @@ PRECISION_TOLERANCE = 0.001
 """Accuracy that rounding may cost where the sparsity is given."""
 Chosen = tuple[Sparsity, Grid]
 """Sparsity, and how to round."""
-
-
-class _Search:
-    """Builds and scores candidates for one posterior."""
-
-    def __init__(self, posterior: Posterior, splits: Splits, criterion: str, device: str, watch: Watch | None = None):
-        self.posterior, self.splits, self.device, self.criterion = posterior, splits, device, criterion
-        self.ranking, self.watch = Ranking(posterior, criterion, [1 - kept for kept in KEPT]), watch or Watch()
-
-    def masks(self, sparsity: Sparsity) -> Masks:
-        return self.ranking.masks(sparsity)
-
-    def candidate(self, masks: Masks, grid: Grid | None, levels: int) -> Compressed:
-        """Mask, round, shrink; a grid of None keeps float32."""
-        layers = self.posterior.layers
-        if grid is None:
-            weights = {name: torch.where(masks[name], layer.mean, 0.0) for name, layer in layers.items()}
-            steps = dict[str, float]()
-        else:
-            weights, steps = rounded_weights(self.posterior, masks, grid)
-        tensors = self.posterior.dense | weights
-        del weights
-        tensors |= self.statistics(tensors)
-        graph, small = shrink(self.posterior.graph, tensors, set(self.posterior.layers))
-        held: dict[str, Quantized | np.ndarray] = {name: tensor.numpy() for name, tensor in small.items()}
-        if grid is not None:
-            held = packed(graph, small, steps, levels)
-        told = origin_of(self.posterior, self.splits, self.criterion)
-        return Compressed(graph, held, told, None if grid is None else (graph, small))
-
-    def statistics(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What batch norm sees now that weights are gone and rounded, from training examples."""
-        there = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        found = batch_statistics(self.posterior.graph, there, self.splits.train.x)
-        return {name: tensor.cpu() for name, tensor in found.items()}
-
-    def scores_of(self, network: Compressed) -> Quality:
-        module = to_module(network).to(self.device)
-        return evaluate(module, self.splits, "validation", self.device, network.noise)
-
-    def bytes_of(self, chosen: Chosen, levels: int = BIAS_LEVELS[0]) -> int:
-        """Size of a candidate's file before its units are put in order; without a compiled coder an upper bound."""
-        network = self.candidate(self.masks(chosen[0]), chosen[1], levels)
-        return len(file.dumps(network, in_context=COMPILED)[0])
-
-    def trial(self, sparsity: Sparsity, grid: Grid) -> tuple[Trial, Quality]:
-        """Size and scores of one candidate, told to whoever draws the curve."""
-        masks = self.masks(sparsity)
-        network = self.candidate(masks, grid, BIAS_LEVELS[0])
-        size, scored = len(file.dumps(network, in_context=False)[0]), self.scores_of(network)
-        trial = Trial(removed_share(masks), grid.coarseness, grid.price, size, scored.error, scored.nll_nats)
-        self.watch.candidate(trial)
-        return trial, scored
-
-
-def origin_of(posterior: Posterior, splits: Splits, criterion: str) -> dict[str, Any]:
-    """What a compressed file says of where it comes from."""
-    inputs = told(str(posterior.provenance.get("data", "")), splits)
-    return posterior.provenance | inputs | {"criterion": criterion, "parameters_total": posterior.parameters_total}
-
-
-def to_module(network: Compressed) -> Network:
-    """An ordinary torch module with the file's values."""
-    tensors = {name: torch.from_numpy(file.dense(t)) for name, t in network.tensors.items()}
-    return Network(
-        network.graph,
-        {n: t if isinstance(network.tensors[n], Quantized) else t.clone() for n, t in tensors.items()},
-        own=True,
-    ).eval()
 
 
 def compress(
@@ -161,7 +83,7 @@ def compress(
         0.5
     """
     goal, rounding, watch = goal or Goal(), rounding or Rounding(), watch or Watch()
-    search = _Search(posterior, splits, goal.criterion or posterior.criterion, device, watch)
+    search = _candidates(posterior, splits, goal, device, watch)
     grids = grids_of(rounding, posterior, goal.sparsity is not None)
     if goal.max_bytes is not None:
         return _within(search, grids, goal.max_bytes, passes)
@@ -171,28 +93,48 @@ def compress(
     else:
         target = target_of(posterior, splits, goal, device)
         finalists = _smallest(search, grids, target)
-    found = [(_made(search, one, _levels(search, one, target)), one) for one in finalists]
-    if len(found) > 1:
-        sizes = [_size(network) for network, _ in found]
-        found = [pair for pair, size in zip(found, sizes, strict=True) if size <= NEARLY * min(sizes)]
-    found = [(reordered(network, passes), one) for network, one in found]
-    best, chosen = min(found, key=lambda pair: _size(pair[0])) if len(found) > 1 else found[0]
-    return best, removed_share(search.masks(chosen[0]))
+    if len(finalists) == 1:
+        network, removed = _finished(search, finalists[0], target)
+        return reordered(network, passes), removed
+    return _best((_finished(search, chosen, target) for chosen in finalists), passes)
 
 
-def _made(search: _Search, chosen: Chosen, levels: int) -> Compressed:
-    return search.candidate(search.masks(chosen[0]), chosen[1], levels)
+def _candidates(
+    posterior: Posterior, splits: Splits, goal: Goal, device: str = "cpu", watch: Watch | None = None
+) -> Candidates:
+    shares = [1 - kept for kept in KEPT]
+    return Candidates(posterior, splits, goal.criterion or posterior.criterion, device, shares, watch)
+
+
+def _finished(search: Candidates, chosen: Chosen, target: Target) -> tuple[Compressed, float]:
+    """A candidate with biases as coarse as a target allows, and the share of the weights that it removes."""
+    draft = search.draft(*chosen)
+    return search.network(draft, _levels(search, draft, target)), draft.removed
+
+
+def _best(finished: Iterable[tuple[Compressed, float]], passes: int | None) -> tuple[Compressed, float]:
+    """The smallest, the units of those that are nearly as small put in order; the others are let go at once."""
+    near = list[tuple[int, Compressed, float]]()
+    for network, removed in finished:
+        near.append((_size(network), network, removed))
+        least = min(size for size, *_ in near)
+        near = [one for one in near if one[0] <= NEARLY * least]
+        if not any(passes_over(one, passes) for _, one, _ in near):
+            near = [min(near, key=lambda one: one[0])]
+        del network  # the next one is as large
+    ordered = [(reordered(network, passes), removed) for _, network, removed in near]
+    return min(ordered, key=lambda one: _size(one[0])) if len(ordered) > 1 else ordered[0]
 
 
 def _size(network: Compressed) -> int:
     return len(file.dumps(network)[0])
 
 
-def _levels(search: _Search, chosen: Chosen, target: Target) -> int:
+def _levels(search: Candidates, draft: Draft, target: Target) -> int:
     """The coarsest biases with which a candidate still reaches a target; the finest, if none do."""
     best = BIAS_LEVELS[0]
     for levels in BIAS_LEVELS[1:]:
-        if not target.reached(search.scores_of(_made(search, chosen, levels))):
+        if not target.reached(search.scores(draft, levels)):
             break
         best = levels
     return best
@@ -204,13 +146,13 @@ def prune(posterior: Posterior, splits: Splits, goal: Goal, target: Target, devi
     Returns:
         The masks, and the share of the weights that they remove.
     """
-    search, sparsity = _Search(posterior, splits, goal.criterion or posterior.criterion, device), goal.sparsity
+    search, sparsity = _candidates(posterior, splits, goal, device), goal.sparsity
     if sparsity is None:
         low, high = 0, len(KEPT)
         while high - low > 1:
             middle = (low + high) // 2
-            network = search.candidate(search.masks(1 - KEPT[middle]), None, BIAS_LEVELS[0])
-            low, high = (middle, high) if target.reached(search.scores_of(network)) else (low, middle)
+            good = target.reached(search.scores(search.draft(1 - KEPT[middle], None)))
+            low, high = (middle, high) if good else (low, middle)
         sparsity = 1 - KEPT[low]
     masks = search.masks(sparsity)
     return masks, removed_share(masks)
@@ -228,11 +170,11 @@ def remove_units(
         tolerance: validation accuracy that may be lost.
         device: where candidates are evaluated.
     """
-    search = _Search(posterior, splits, criterion or posterior.criterion, device)
-    full = search.candidate(search.masks(0.0), None, BIAS_LEVELS[0])
-    target = Target(search.scores_of(full), tolerance, float("inf"))
-    candidates = (search.candidate(search.masks(1 - kept), None, BIAS_LEVELS[0]) for kept in reversed(KEPT))
-    return next((network for network in candidates if target.reached(search.scores_of(network))), full)
+    search = _candidates(posterior, splits, Goal(criterion), device)
+    full = search.draft(0.0, None)
+    target = Target(search.scores(full), tolerance, float("inf"))
+    drafts = (search.draft(1 - kept, None) for kept in reversed(KEPT))
+    return search.network(next((draft for draft in drafts if target.reached(search.scores(draft))), full))
 
 
 def grids_of(rounding: Rounding, posterior: Posterior, at_sparsity: bool) -> list[Grid]:
@@ -254,17 +196,17 @@ def grids_of(rounding: Rounding, posterior: Posterior, at_sparsity: bool) -> lis
     return [Grid(step, (), price) for price in rounding.prices for step in steps]
 
 
-def _at(search: _Search, grids: list[Grid], sparsity: Sparsity) -> tuple[Chosen, Target]:
+def _at(search: Candidates, grids: list[Grid], sparsity: Sparsity) -> tuple[Chosen, Target]:
     """The coarsest steps that cost next to nothing at a sparsity."""
-    pruned = search.scores_of(search.candidate(search.masks(sparsity), None, BIAS_LEVELS[0]))
+    pruned = search.scores(search.draft(sparsity, None))
     target = Target(
         pruned, PRECISION_TOLERANCE, default_nll_tolerance(PRECISION_TOLERANCE, len(search.splits.validation))
     )
     trials = [(sparsity, grid) for grid in grids]
-    return next((t for t in trials if target.reached(search.trial(*t)[1])), trials[-1]), target
+    return next((t for t in trials if target.reached(search.trial(*t, target)[0])), trials[-1]), target
 
 
-def _smallest(search: _Search, grids: list[Grid], target: Target) -> list[Chosen]:
+def _smallest(search: Candidates, grids: list[Grid], target: Target) -> list[Chosen]:
     """The few that reach the target with the fewest bytes, as far as static tables know."""
     reached = list[tuple[int, Chosen]]()
     cheapest = min(grid.price for grid in grids)
@@ -275,10 +217,10 @@ def _smallest(search: _Search, grids: list[Grid], target: Target) -> list[Chosen
         low, high = -1, len(KEPT)  # KEPT[low] reaches the target, KEPT[high] does not
         while high - low > 1:
             middle = (low + high) // 2
-            trial, scored = search.trial(1 - KEPT[middle], grid)
-            if target.reached(scored):
+            scored, size = search.trial(1 - KEPT[middle], grid, target)
+            if size is not None and target.reached(scored):
                 low = middle
-                reached.append((trial.bytes, (1 - KEPT[middle], grid)))
+                reached.append((size, (1 - KEPT[middle], grid)))
             else:
                 high = middle
         search.watch.trial(min(index + 1, len(grids)), len(grids))
@@ -290,45 +232,53 @@ def _smallest(search: _Search, grids: list[Grid], target: Target) -> list[Chosen
     return [chosen for size, chosen in reached[:FINALISTS] if size <= CLOSE * reached[0][0]]
 
 
-def _within(search: _Search, grids: list[Grid], max_bytes: int, passes: int | None) -> tuple[Compressed, float]:
+def _within(search: Candidates, grids: list[Grid], max_bytes: int, passes: int | None) -> tuple[Compressed, float]:
     """The lowest validation NLL among the files that fit, each as large as it may be."""
     fitting = list[tuple[float, int, Grid]]()
     for index, grid in enumerate(grids):
         low, high = -1, len(KEPT) - 1  # KEPT[high] may fit, KEPT[low] does not
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if search.bytes_of((1 - KEPT[middle], grid)) <= max_bytes else (middle, high)
-        if search.bytes_of((1 - KEPT[high], grid)) <= max_bytes:
-            fitting.append((search.trial(1 - KEPT[high], grid)[0].validation_nll_nats, high, grid))
+            low, high = (low, middle) if search.bytes_of(1 - KEPT[middle], grid) <= max_bytes else (middle, high)
+        if high < len(KEPT) - 1 or search.bytes_of(1 - KEPT[high], grid) <= max_bytes:
+            fitting.append((search.trial(1 - KEPT[high], grid)[0].nll_nats, high, grid))
         search.watch.trial(index + 1, len(grids))
     fitting.sort(key=lambda one: one[0])
     few = FINALISTS if passes == 0 else FINALISTS // 2  # an order takes seconds
-    finished = [_filled(search, high, grid, max_bytes, passes) for _, high, grid in fitting[:few]]
-    if not finished:
+    if not fitting:
         raise ValueError(f"no candidate fits into {max_bytes} bytes; allow more with --max-bytes")
-    return min(finished, key=lambda one: search.scores_of(one[0]).nll_nats)
+    best: tuple[float, Compressed, float] | None = None
+    for _, high, grid in fitting[:few]:
+        network, removed = _filled(search, high, grid, max_bytes, passes)
+        nats = search.scores_of(network).nll_nats
+        best = (nats, network, removed) if best is None or nats < best[0] else best
+        del network  # the next one is as large
+    assert best
+    return best[1:]
 
 
-def _filled(search: _Search, high: int, grid: Grid, max_bytes: int, passes: int | None) -> tuple[Compressed, float]:
+def _filled(search: Candidates, high: int, grid: Grid, max_bytes: int, passes: int | None) -> tuple[Compressed, float]:
     """A file that fits, and what it removes: coarser biases and an order of units make room for more."""
     start = fuller(high, grid, 0.0)
-    scored = search.scores_of(_made(search, start, BIAS_LEVELS[0]))
-    target = Target(scored, PRECISION_TOLERANCE, NLL_PER_ACCURACY * PRECISION_TOLERANCE)
-    levels = _levels(search, start, target)
-    best = reordered(_made(search, start, levels), passes)
-    order = _size(best) / search.bytes_of(start, levels)
+    draft = search.draft(*start)
+    target = Target(search.scores(draft), PRECISION_TOLERANCE, NLL_PER_ACCURACY * PRECISION_TOLERANCE)
+    levels, start_removed = _levels(search, draft, target), draft.removed
+    best = reordered(search.network(draft, levels), passes)
+    del draft
+    order = _size(best) / search.bytes_of(*start, levels)
     low, above = 0.0, 1.0
     for _ in range(FILLED):
         middle = (low + above) / 2
-        fits = order * search.bytes_of(fuller(high, grid, middle), levels) <= max_bytes
+        fits = order * search.bytes_of(*fuller(high, grid, middle), levels) <= max_bytes
         low, above = (middle, above) if fits else (low, middle)
     for share in (low, low - 0.05, low - 0.1):  # an order gains a little more on some files than on others
         if share > 0:
-            chosen = fuller(high, grid, share)
-            network = reordered(_made(search, chosen, levels), passes)
+            draft = search.draft(*fuller(high, grid, share))
+            removed, network = draft.removed, reordered(search.network(draft, levels), passes)
+            del draft
             if _size(network) <= max_bytes:
-                return network, removed_share(search.masks(chosen[0]))
-    return best, removed_share(search.masks(start[0]))
+                return network, removed
+    return best, start_removed
 
 
 def fuller(index: int, grid: Grid, share: float) -> Chosen:

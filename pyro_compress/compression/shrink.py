@@ -15,11 +15,13 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_compress.networks.graph import POINTWISE, WEIGHTED, run_node
-from pyro_compress.types import Graph, Node, blocks, rows_of
+from pyro_compress.pcn import gate
+from pyro_compress.types import CACHED, Graph, Node, blocks, rows_of
 
 ANYWHERE = (*POINTWISE, "add", "subtract", "multiply", "divide")
 """Operations that keep channels apart wherever they lie."""
@@ -136,24 +138,22 @@ class _Work:
         self.parent: list[int] = []  # union-find over spaces
         self.fixed: set[int] = set()  # spaces whose channels all stay
         self.alive: dict[int, Tensor] = {}
+        self.seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     # --- forward: constants and spaces
 
     def fold(self) -> None:
         """Find constants, fold them into the biases behind them, and name the spaces."""
-        examples: list[Tensor] = []  # on no device: only their shapes matter
-        for index, node in enumerate(self.nodes):
+        sizes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        shapes = gate.check(Graph(tuple(self.nodes), self.input_shape), sizes, gate.UNLIMITED).shapes
+        for index, (node, shape) in enumerate(zip(self.nodes, shapes, strict=True)):
             if node.op == "input":
-                example = torch.zeros(1, *self.input_shape, device="meta")
                 channels = self.input_shape[0]
                 value = _Value(self.input_shape, _varying(channels), self.new_space(channels, fixed=True))
             else:
-                parameters = {role: self.tensors[name].to("meta").float() for role, name in node.parameters.items()}
-                example = run_node(node, [examples[i] for i in node.inputs], parameters)
-                value = self.flow(index, node, tuple(example.shape[1:]))
+                value = self.flow(index, node, shape)
             if node.op in BY_CHANNEL:
                 self.share(self.nodes[index], value)
-            examples.append(example)
             self.values.append(value)
         self.fixed.add(self.find(self.values[-1].space))
 
@@ -221,7 +221,7 @@ class _Work:
                 offset[rows] = torch.nansum(reads[rows] * (part.flatten(2).sum(2) if part.dim() > 2 else part), 1)
                 weight[rows].masked_fill_(~reads[rows].isnan().view(*part.shape[:2], *[1] * (part.dim() - 2)), 0)
         bias = self.bias(index, offset)
-        constant = torch.where(self.tensors[name].flatten(1).any(1), torch.nan, bias)
+        constant = torch.where(self.occupied(name)[0] > 0, torch.nan, bias)
         if groups != 1 and into == 1:  # depthwise: channel i makes the outputs i·m, ..., i·m + m - 1
             return _Value(shape, constant, source.space, source.factor * (out // groups))
         if groups != 1:
@@ -229,8 +229,15 @@ class _Work:
         axis = len(shape) if node.op == "linear" else 1
         return _Value(shape, constant, self.new_space(out, fixed=groups != 1), 1, axis)
 
+    def occupied(self, name: str) -> tuple[Tensor, Tensor]:
+        """`_occupied` of a weight, looked at anew only where it has changed."""
+        if name not in self.seen:
+            self.seen[name] = _occupied(self.tensors[name])
+        return self.seen[name]
+
     def changeable(self, name: str) -> Tensor:
-        """A weight that may be changed in place."""
+        """A weight that is about to be changed in place."""
+        self.seen.pop(name, None)
         if name in self.shared:
             self.tensors[name] = self.tensors[name].clone()
             self.shared.remove(name)
@@ -303,15 +310,13 @@ class _Work:
             node = self.nodes[index]
             if node.op not in WEIGHTED:
                 continue
-            weight, source = self.tensors[node.parameters["weight"]], self.read[index]
+            name, source = node.parameters["weight"], self.read[index]
             dead = ~self.live(self.values[index])
-            if (weight.flatten(1).any(1) & dead).any():
-                weight = self.changeable(node.parameters["weight"])
-                weight[dead] = 0
+            if ((self.occupied(name)[0] > 0) & dead).any():
+                self.changeable(name)[dead] = 0
                 died = True
             if node.attributes.get("groups", 1) == 1:
-                columns = weight.any(0) if weight.dim() == 2 else weight.any(0).flatten(1).any(1)
-                read[self.find(source.space)] |= columns.view(-1, source.factor).any(1)
+                read[self.find(source.space)] |= self.occupied(name)[1].view(-1, source.factor).any(1)
         for space, channels in read.items():
             channels &= self.alive[space]
             if not channels.any():  # no operation takes an empty tensor: one channel stays
@@ -374,9 +379,8 @@ class _Work:
         made = {self.find(space): torch.zeros(len(alive)) for space, alive in self.alive.items()}
         for node, value in zip(self.nodes, self.values, strict=True):
             if node.op in WEIGHTED:
-                weight = self.tensors[node.parameters["weight"]]
-                rows = torch.cat([(part != 0).flatten(1).sum(1) for part in blocks(weight)])
-                made[self.find(value.space)] += rows.view(-1, value.factor).sum(1)
+                counts = self.occupied(node.parameters["weight"])[0]
+                made[self.find(value.space)] += counts.view(-1, value.factor).sum(1)
         found = {}
         for space, counts in made.items():
             live = self.alive[space].nonzero().flatten()
@@ -385,13 +389,23 @@ class _Work:
         return found
 
 
+def _occupied(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """How many values of every row of a weight are not zero, and which columns hold any that is not."""
+    counts, columns = [], np.zeros(weight.shape[1], bool)
+    for part in blocks(weight, CACHED):
+        used = (part != 0).numpy().reshape(len(part), weight.shape[1], -1)
+        counts += [np.count_nonzero(row) for row in used]
+        columns |= used.any(0).any(1)
+    return torch.tensor(counts), torch.from_numpy(columns)
+
+
 def _cut(tensor: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
     """Some rows of a tensor, and of these some columns: a copy."""
     width = () if columns is None else (len(columns),)
     found = tensor.new_empty((len(rows), *width, *tensor.shape[1 + len(width) :]))
-    for part in rows_of((len(rows), *tensor.shape[1:])):
+    for part in rows_of((len(rows), *tensor.shape[1:]), CACHED):
         taken = tensor[rows[part]]
-        found[part] = taken if columns is None else taken[:, columns]
+        found[part] = taken if columns is None else taken.index_select(1, columns)
     return found
 
 

@@ -76,12 +76,12 @@ class Watch:
 
     Attributes:
         trial: progress of a search, called with (done, total).
-        candidate: called with every candidate.
+        candidate: called with every candidate; None spares what nobody else asks, the size of those that miss.
         epoch: called after every epoch of fine-tuning with (epoch, epochs, non-zero values).
     """
 
     trial: Callable[[int, int], None] = lambda done, total: None
-    candidate: Callable[[Trial], None] = lambda candidate: None
+    candidate: Callable[[Trial], None] | None = None
     epoch: Callable[[int, int, int], None] = lambda epoch, epochs, kept: None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_compress.compression.finetune import Teach, finetuned
 from pyro_compress.compression.order import reordered
+from pyro_compress.compression.packing import before_folding
 from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.search import origin_of, prune, to_module
 from pyro_compress.compression.target import Goal, Target, Trial, Watch, target_of
@@ -101,10 +102,12 @@ def compress_finetuned(
     def tune(rate: float) -> tuple[Compressed, Trial, bool]:
         recipe = replace(how, rate=rate)
         work = finetuned(posterior, masks, splits.train, recipe, teach, watch.epoch)
-        network = Compressed(work.graph, work.packed(), told | {"rate": rate}, (work.graph, work.unfolded()))
+        before = before_folding(work.graph, work.unfolded())
+        network = Compressed(work.graph, work.packed(), told | {"rate": rate}, before)
         network = network if goal.max_bytes is None else reordered(network, passes)
         trial, reached = measured(network, splits, target, removed, rate)
-        watch.candidate(trial)
+        if watch.candidate is not None:
+            watch.candidate(trial)
         return network, trial, reached if goal.max_bytes is None else trial.bytes <= goal.max_bytes
 
     if tuning.rate is not None:
@@ -174,22 +177,24 @@ def _fullest(tune: Tune) -> Compressed:
     Two rates of the grid are about a fifth of the bytes apart; between the last that does not fit and the first that
     does, `FILLED` more are tried.
     """
-    found = list[tuple[float, Compressed]]()
+    best: tuple[float, Compressed] | None = None
 
     def fits(rate: float) -> bool:
+        nonlocal best
         network, trial, small = tune(rate)
-        found.extend([(trial.validation_nll_nats, network)] if small else [])
+        if small and (best is None or trial.validation_nll_nats < best[0]):
+            best = trial.validation_nll_nats, network
         return small
 
     low, high = -1, len(RATES)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(RATES[middle]) else (middle, high)
-    if not found:
+    if best is None:
         raise ValueError(f"no rate from {RATES[0]:g} to {RATES[-1]:g} fits; give --rate, or allow more")
     if low >= 0:
         loose, tight = RATES[low], RATES[high]
         for _ in range(FILLED):
             rate = (loose * tight) ** 0.5
             loose, tight = (loose, rate) if fits(rate) else (rate, tight)
-    return min(found, key=lambda one: one[0])[1]
+    return best[1]

@@ -18,11 +18,11 @@ from pyro_compress.compression.prune import THRESHOLDS, kept, mean_signal_to_noi
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.inspection import arviz_compat
 from pyro_compress.inspection.arviz_compat import HIGH
-from pyro_compress.machine import prepare
+from pyro_compress.machine import give_back, prepare
 from pyro_compress.metrics import evaluate, evaluate_mixture
 from pyro_compress.networks.graph import Network
 from pyro_compress.pcn import file
-from pyro_compress.runs.budget import check_command
+from pyro_compress.runs.command_budget import check_command
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.scores import Quality
 from pyro_compress.settings import FitConfig
@@ -164,6 +164,7 @@ def inspect_run(
     prepare("cpu", threads)
     check_command("inspect", path)
     run = load_run(path, data)
+    give_back(run.posterior.largest_bytes)
     splits = run.splits(data_dir)
     diagnosis, sampled, kl = None, None, dict[str, float]()
     if run.config.prior != "none":

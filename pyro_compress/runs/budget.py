@@ -1,24 +1,18 @@
-"""What a fit, `compress` or `inspect` will hold in memory, estimated before it begins, and refused if too much."""
+"""What a fit will hold in memory, estimated before it begins, and refused if too much."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from pyro_compress.machine import available_bytes
+from pyro_compress.machine import require
 from pyro_compress.metrics import BATCH_VALUES
 from pyro_compress.settings import COMPILE_STEPS, FitConfig
 from pyro_compress.types import Splits
-
-FORCE = "PYRO_COMPRESS_IGNORE_MEMORY"
-"""Environment variable that lets a fit begin whose estimate is too large."""
-GIB = 1 << 30
-
 
 MIB = 1 << 20
 LIBRARIES = {"eager": 190 * MIB, "captured": 270 * MIB}
@@ -39,8 +33,6 @@ SCORED = 40
 """Bytes per row and output of a split that is scored: its probabilities and their errors, in double precision."""
 EVALUATED = 1000
 """Rows that are evaluated at a time, at most."""
-COMMANDS = {"compress": 3.3, "inspect": 3.0}
-"""Command -> multiples of a run's posterior file that it holds: means and spreads are two of a network's own size."""
 
 
 def mode_of(config: FitConfig, steps: int) -> str:
@@ -117,38 +109,3 @@ def check_memory(
         needed_bytes(net, splits, config), config.device, "this fit",
         "use a smaller network, a smaller --batch-size, or --accumulate", environment,
     )  # fmt: skip
-
-
-def check_command(command: str, run: Path, environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse to look at a run, or to compress it, where that does not fit; told by the sizes of its files.
-
-    Args:
-        command: name in `COMMANDS`.
-        run: the run folder.
-        environment: may hold `FORCE`.
-
-    Raises:
-        ValueError: as for `check_memory`.
-    """
-    path = run / "posterior.safetensors"
-    size = path.stat().st_size if path.is_file() else 0
-    needed = {"libraries": LIBRARIES["eager"], "network": int(COMMANDS[command] * size)}
-    require(needed, "cpu", f"{command} of {run}", "use a machine with more memory", environment)
-
-
-def require(
-    needed: Mapping[str, int], device: str, what: str, remedy: str, environment: Mapping[str, str] = os.environ
-) -> None:
-    """Refuse what does not fit.
-
-    Raises:
-        ValueError: the estimate exceeds what the device has left.
-    """
-    available = available_bytes(device)
-    if available is None or sum(needed.values()) <= available or environment.get(FORCE):
-        return
-    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in needed.items())
-    raise ValueError(
-        f"{what} needs about {sum(needed.values()) / GIB:.1f} GiB ({parts}), {device} has "
-        f"{available / GIB:.1f} left: {remedy} ({FORCE}=1 tries all the same)"
-    )

@@ -26,6 +26,7 @@ from pyro_compress.networks.bounded import bounded, check_outputs, shown
 from pyro_compress.networks.graph import Network
 from pyro_compress.pcn import file
 from pyro_compress.pcn.gate import MAX_MEMORY_MIB, Limits, Plan, limited
+from pyro_compress.runs.command_budget import check_command
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.scores import Quality
 from pyro_compress.settings import Reading
@@ -83,6 +84,7 @@ class _Loaded(NamedTuple):
 
 def _load(target: Path, data_dir: str, data: str | None, limits: Limits) -> _Loaded:
     if target.is_dir():
+        check_command("evaluate", target)
         return _load_run(load_run(target), data_dir, data)
     compressed = file.read(target, limits)
     meta, shape, plan = compressed.meta, compressed.graph.input_shape, file.plan_of(compressed)
@@ -103,7 +105,7 @@ def _load_run(run: Run, data_dir: str, data: str | None) -> _Loaded:
     known = filled(own or PREPROCESSING.get(config.data) or _found(run, data_dir), plan.output)
     where, share, how = config.data_dir, config.validation, config.reading
     return _Loaded(
-        Network(posterior.graph, posterior.tensors).eval(), shape, config.data, known, how, posterior.noise,
+        Network(posterior.graph, posterior.tensors, own=True).eval(), shape, config.data, known, how, posterior.noise,
         lambda other, folder: load_splits(other or config.data, folder or where, share, False, how, own, shape), plan,
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from pyro_compress.doubts import doubt
 from pyro_compress.metrics import evaluate, residual_noise
 from pyro_compress.networks.graph import Network, capture
 from pyro_compress.networks.outputs import doubtful_end
+from pyro_compress.runs.command_budget import check_network
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import check_run_folder
 from pyro_compress.runs.run import fit_run, initial_net, made_from
@@ -106,7 +107,7 @@ POSTERIORS: dict[str, Callable[[Trained, OnEpoch], Posterior]] = {
 """Ways to a posterior around given weights: a short variational fit that starts there, or one pass of curvature."""
 
 
-def load_trained(config: FitConfig, folder: Path | None = None) -> Trained:
+def load_trained(config: FitConfig, folder: Path | None = None, command: str = "compress") -> Trained:
     """Load the data and the weights that a configuration names, and fill in the recipe of a short fit around them.
 
     The recipe: no pretraining, batch norm frozen, means that move slowly (a tenth of the prior's own rate) and scales
@@ -115,9 +116,10 @@ def load_trained(config: FitConfig, folder: Path | None = None) -> Trained:
     Args:
         config: names `net`, `init` and `data`; what else it leaves open is filled in.
         folder: where to keep the fit.
+        command: what will be done with it, a name in `command_budget.COMMANDS`.
 
     Raises:
-        ValueError: no weights named, weights that do not fit, what `capture` refuses.
+        ValueError: no weights named, weights that do not fit, what `capture` refuses, too little memory.
     """
     if not config.init:
         raise ValueError("a network without trained weights: name them with --init, or train with `pyro-compress fit`")
@@ -136,6 +138,7 @@ def load_trained(config: FitConfig, folder: Path | None = None) -> Trained:
     net = initial_net(config, splits).eval()
     tensors = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     graph = capture(net, splits.input_shape, splits.outputs, trained=False)
+    check_network(command, graph, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, config.net)
     doubt(log, doubtful_end(graph, splits.task))
     if any(node.op == "batch_norm" for node in graph.nodes):
         config = replace(config, batch_norm="frozen")

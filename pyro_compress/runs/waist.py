@@ -15,7 +15,7 @@ from pyro_compress.foreign import json_of, of_type, record, shown, table
 from pyro_compress.networks.graph import graph_of
 from pyro_compress.pcn import gate
 from pyro_compress.pcn.meta import check_meta
-from pyro_compress.tensorfile import write_tensors
+from pyro_compress.tensorfile import TensorFile, write_tensors
 from pyro_compress.types import LayerPosterior, LayerShape, Posterior, Removal, blocks
 
 GROUPINGS = ("weight", "input", "output")
@@ -119,15 +119,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ValueError: a damaged or foreign file.
         OSError: it cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            told = (file.metadata() or {}).get("pyro_compress", "")
-            found = table(json_of(told, "its metadata"), "its metadata")
-            return found, {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(str(error)) from error
+    file = TensorFile(path)
+    return table(json_of(file.metadata, "its metadata"), "its metadata"), {name: file[name] for name in sorted(file)}
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,112 @@
+"""What a command will hold in memory, estimated from the shapes of a network before anything is read, and refused.
+
+A network's own size is that of its tensors as float32; a posterior has a mean and a spread of each weight.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from pyro_compress.foreign import json_of, of_type, read_toml, table
+from pyro_compress.machine import require
+from pyro_compress.metrics import BATCH_VALUES
+from pyro_compress.networks.graph import graph_of
+from pyro_compress.pcn import gate
+from pyro_compress.runs.budget import EVALUATED, MIB, SCORED
+from pyro_compress.tensorfile import TensorFile
+from pyro_compress.types import Graph
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Held(NamedTuple):
+    """What a command holds at its peak beside the posterior that it was given, measured (`scripts/bench_memory.py`).
+
+    Attributes:
+        fixed: bytes, whatever the network: libraries that it loads, the reader of a data set.
+        network: multiples of the network's own size.
+        layer: multiples of its largest tensor's.
+    """
+
+    fixed: int
+    network: float
+    layer: float = 0.0
+
+
+COMMANDS = {
+    "evaluate": Held(60 * MIB, 0.0),
+    "inspect": Held(180 * MIB, 3.2),
+    "compress": Held(90 * MIB, 3.3),
+    "compress --bit-price": Held(90 * MIB, 3.3, 20.0),
+    "compress --rounding compensated": Held(90 * MIB, 3.3, 20.0),
+    "compress --finetune": Held(90 * MIB, 3.3),
+}
+
+
+def needed_by(command: str, graph: Graph, shapes: Shapes, rows: Mapping[str, int], posterior: int) -> dict[str, int]:
+    """Estimate of what a command will hold, part by part.
+
+    Args:
+        command: name in `COMMANDS`.
+        graph: the network.
+        shapes: of its tensors.
+        rows: split -> number of its examples, those that are still to be read.
+        posterior: bytes of it that are still to be read.
+    """
+    held, plan = COMMANDS[command], gate.check(graph, shapes, gate.UNLIMITED)
+    sizes, each = [4 * math.prod(shape) for shape in shapes.values()], math.prod(graph.input_shape)
+    scored = max((rows.get(split, 0) for split in ("validation", "test")), default=0)
+    batch = min(EVALUATED, scored, max(1, BATCH_VALUES // max(each, 1)))
+    return {
+        "libraries": held.fixed,
+        "data": 4 * each * sum(rows.values()),
+        "posterior": posterior,
+        "network": int(held.network * sum(sizes) + held.layer * max(sizes)),
+        "evaluation": 4 * batch * plan.peak + SCORED * scored * math.prod(plan.output),
+    }
+
+
+def check_command(command: str, run: Path, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse to work on a run where that does not fit, told by the headers of its files.
+
+    Args:
+        command: name in `COMMANDS`.
+        run: the run folder; what is wrong with it says whoever reads it.
+        environment: may hold `machine.FORCE`.
+
+    Raises:
+        ValueError: the estimate exceeds what the machine has left.
+    """
+    path = run / "posterior.safetensors"
+    try:
+        file = TensorFile(path)
+        graph = graph_of(table(json_of(file.metadata, "its metadata"), "its metadata").get("graph"))
+        shapes = {name.partition("/")[2]: shape for name, shape in file.shapes.items() if not name.startswith("unit_")}
+        rows = of_type(read_toml(run / "config.toml").get("splits", {}), dict[str, int], "splits")
+        needed = needed_by(command, graph, shapes, rows, path.stat().st_size)
+    except (ValueError, OSError):
+        return
+    require(needed, "cpu", f"{command} of {run}", "use a machine with more memory", environment)
+
+
+def check_network(
+    command: str, graph: Graph, shapes: Shapes, what: str, environment: Mapping[str, str] = os.environ
+) -> None:
+    """The same for a network that is at hand, with its data: a posterior around it has a spread per weight.
+
+    Args:
+        command: name in `COMMANDS`.
+        graph: the network.
+        shapes: of its tensors.
+        what: the network, in words.
+        environment: as above.
+
+    Raises:
+        ValueError: as above.
+    """
+    needed = needed_by(command, graph, shapes, {}, 4 * sum(map(math.prod, shapes.values())))
+    require(needed, "cpu", f"{command} of {what}", "use a machine with more memory", environment)
