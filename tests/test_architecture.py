@@ -98,7 +98,7 @@ FLOORS = [
     },
     {"compression/pipeline"},
     {"runs/config", "runs/budget"},
-    {"runs/folder"},
+    {"runs/folder", "runs/command_budget"},
     {"runs/run", "studies/tables", "studies/identity"},
     {
         "runs/evaluation",
