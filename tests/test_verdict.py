@@ -1,12 +1,15 @@
 """What the last lines of a report say: outside of what was asked for, at chance level; nothing where all is well."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from pyro_compress.cli.console import report_text
+from pyro_compress.cli.main import main
 from pyro_compress.compression.pipeline import Report
 from pyro_compress.compression.target import Goal, Target
 from pyro_compress.compression.verdict import at_chance, hints_of, outside
@@ -90,3 +93,53 @@ def test_what_took_weights_out() -> None:
     text = report_text(replace(report, rounding="compensated"), Path("a.pcn"))
     assert "rounding            compensated, 90.0 % of the weights rounded to zero" in text
     assert "criterion" not in text
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that knows the digits a little."""
+    out = tmp_path_factory.mktemp("verdict") / "run"
+    fit = "fit --prior log-uniform --hidden 8 --limit 400 --epochs 8 --pretrain-epochs 7 --lr 0.02 --threads 1 --out"
+    result = CliRunner().invoke(main, [*fit.split(), str(out)])
+    assert result.exit_code == 0, result.output
+    return out
+
+
+WAYS = {
+    "compress RUN": None,
+    "compress RUN --tolerance 0.002": None,
+    "compress RUN --sparsity 0.97": True,
+    "compress RUN --sparsity 0 --coarseness 9": True,
+    "compress RUN --bits 2": None,
+    "compress RUN --sparsity 0.5 --bits 2": True,
+    "compress RUN --bit-price 0.01": None,
+    "compress RUN --max-bytes 150": True,
+    "compress RUN --max-bytes 6000": False,
+    "compress RUN --target-error 0.5": False,
+    "compress RUN --finetune 1 --rate 60": True,
+    "compress RUN --finetune 1": None,
+    "export RUN --ensemble 2": None,
+    "export RUN --ensemble 2 --sparsity 0.98": True,
+}
+"""Ways in which the README makes a file, some of them too far; whether they are outside of what was asked for, where
+that is no accident."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_success_outside_the_tolerance_without_a_word(way: str, run: Path, tmp_path: Path) -> None:
+    """Exit code 0 outside of what was asked for is said in the last lines and in the JSON; else nothing is written."""
+    command, _, *options = way.split()
+    export = command == "export"
+    out = tmp_path / ("f.onnx" if export else "f.pcn")
+    cheap = [] if export else ["--threads", "1", "--reorder", "0"]
+    result = CliRunner().invoke(main, [command, str(run), *options, *cheap, "--out", str(out), "--json"])
+    if result.exit_code:
+        assert WAYS[way] is None
+        assert result.stderr.startswith("Error: no ")
+        assert not out.exists()
+        return
+    told, said = json.loads(result.stdout), "outside the tolerance" in " ".join(result.stderr.split())
+    assert WAYS[way] in (None, said)
+    if not export:
+        assert told["within_tolerance"] is not said
+        assert any("outside the tolerance" in text for text in told["warnings"]) is said

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from pyro_compress.atomic import sync_folder, sync_tree
 from pyro_compress.compression.search import to_module
+from pyro_compress.compression.target import Goal, target_of
+from pyro_compress.compression.verdict import outside
 from pyro_compress.data.splits import filled, load_splits, preprocessing_of, reading_of
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.deploy import arrays, onnx_files, torch_files
@@ -27,6 +29,7 @@ from pyro_compress.deploy.c import library as c_library
 from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.ensemble import ensemble
+from pyro_compress.doubts import keep
 from pyro_compress.kinds import foreign_to_export, is_export
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.bounded import bounded, check_outputs
@@ -109,6 +112,8 @@ class Exported:
         return asdict(self) | {"path": str(self.path)}
 
 
+HINTS = ("a smaller --sparsity (or none: those below the threshold go)", "a larger --ensemble")
+"""What to try where an ensemble is outside the tolerance of the posterior mean."""
 OPTIONS = ("int8", "sparse", "raw", "float32")
 """Fields of a `Request` that go with some formats only."""
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -254,7 +259,10 @@ def _source(
     config = (run := load_run(path)).config
     where = data_dir or config.data_dir
     splits = load_splits(data or config.data, where, config.validation, reading=config.reading, known=run.known)
-    return ensemble(path, members.number, splits, members.sparsity, members.seed), splits
+    drawn = ensemble(path, members.number, splits, members.sparsity, members.seed)
+    scores = evaluate(to_module(drawn), splits, "validation", noise=drawn.noise)
+    keep(outside(target_of(run.posterior, splits, Goal()), scores, HINTS))
+    return drawn, splits
 
 
 def _exporter(out: Path, request: Request) -> Exporter:

@@ -83,7 +83,7 @@ def _facts(inspection: Inspection, compressed: Quality | None, network: Path | N
         size = os.path.getsize(network)
         facts += [
             ("bytes on disk", f"{size:,}"),
-            ("times smaller than float32", f"{dense / size:.0f}×"),
+            ("smaller than float32", f"{dense / size:,.0f}×"),
             (f"{measured(compressed)[0]} of the file", measured(compressed)[1]),
         ]
     else:
@@ -149,10 +149,10 @@ def _commands(inspection: Inspection, network: Path | None) -> str:
         lines.append(f"pyro-compress evaluate {network.name}")
     lines += [f"pyro-compress inspect {run.name}", f"pyro-compress report {run.name} --out report.html"]
     note = (
-        "" if network is None else " The options of compress that made the file are not stored; these are its defaults."
+        "" if network is None else "The options of compress that made the file are not stored; these are its defaults. "
     )
     return (
-        f'<pre>{escape(chr(10).join(lines))}</pre><p class="note">config.toml, less folders and machine:{note}</p>'
+        f'<pre>{escape(chr(10).join(lines))}</pre><p class="note">{note}config.toml, less folders and machine:</p>'
         f"<pre>{escape(_configuration(run))}</pre>"
     )
 
