@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--dense", type=Path, help="run folder of the original network")
     parser.add_argument("--members", nargs="+", type=int, default=[5, 10])
     parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--batches", default="1,16,256")
     parser.add_argument("--data-dir", default=os.environ.get("PYRO_COMPRESS_DATA", ""))
     parser.add_argument("--name", help="of the rows; default: that of the source")
     parser.add_argument("--out", type=Path, default=Path("docs/results/deploy.json"))
@@ -138,7 +139,7 @@ def main() -> None:
         for what, source in asked:
             name = f"{what} {options.name or source.name}"
             if what == "speed":
-                (told,) = bench_files([source], options.dense, seconds=options.seconds, threads=1)
+                (told,) = bench_files([source], options.dense, options.batches, options.seconds, threads=1)
                 rows = kept(told.as_dict() | {"file": source.name})
             elif what == "exports":
                 rows = exports(source, options.data_dir)

@@ -19,8 +19,9 @@ from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.target import Goal
 from pyro_compress.runs.folder import load_run
-from pyro_compress.studies.compare import compare_file, read_results
+from pyro_compress.studies.compare import compare_file
 from pyro_compress.studies.figures import accuracy_against_bytes, new_figure, save
+from pyro_compress.studies.results import read_results
 from pyro_compress.studies.tables import Row
 
 SMOKE = Path(__file__).parent / "studies/smoke.toml"

@@ -12,8 +12,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pyro_compress.cli.commands import run_script
-from pyro_compress.studies.compare import compare_file, read_results
+from pyro_compress.studies.compare import compare_file
 from pyro_compress.studies.figures import new_figure, save, training_curves
+from pyro_compress.studies.results import read_results
 
 SMOKE = Path(__file__).parent / "studies/smoke.toml"
 

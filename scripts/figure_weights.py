@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 
 from pyro_compress.cli.commands import run_script
 from pyro_compress.runs.folder import load_run
-from pyro_compress.studies.compare import compare_file, read_results
+from pyro_compress.studies.compare import compare_file
 from pyro_compress.studies.figures import STYLES, new_figure, save, weight_distributions
+from pyro_compress.studies.results import read_results
 
 SMOKE = Path(__file__).parent / "studies/smoke.toml"
 

@@ -48,7 +48,7 @@ from pyro_compress.runs.folder import load_run, unfinished
 from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.settings import FitConfig, tupled
 from pyro_compress.studies import plan as studies
-from pyro_compress.studies.compare import read_results
+from pyro_compress.studies.results import read_results
 from pyro_compress.training.checkpoint import Interrupted, Keeper
 from pyro_compress.training.history import read_history
 from pyro_compress.tuning.plan import read_plan

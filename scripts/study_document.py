@@ -19,8 +19,9 @@ from pathlib import Path
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.cli.commands import run_script
-from pyro_compress.studies.compare import cached_rows, compare, compare_file, csv_text, read_results
+from pyro_compress.studies.compare import compare, compare_file
 from pyro_compress.studies.plan import of_studies, plan, read_study
+from pyro_compress.studies.results import cached_rows, csv_text, read_results
 from pyro_compress.studies.tables import Row, exceeds_noise, grid, markdown_table, read_csv, spread, table
 
 ROOT = Path(__file__).parents[1]

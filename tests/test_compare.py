@@ -23,7 +23,7 @@ from pyro_compress.networks.graph import Network
 from pyro_compress.runs.config import config_toml
 from pyro_compress.runs.evaluation import evaluate_target
 from pyro_compress.runs.folder import load_run, unfinished
-from pyro_compress.studies import compare
+from pyro_compress.studies import compare, results
 from pyro_compress.studies import identity as named
 from pyro_compress.studies.identity import config_hash, differing, earlier_hash, identity, run_folder
 from pyro_compress.studies.plan import of_studies, plan, read_study
@@ -393,11 +393,11 @@ def test_rows_of_an_earlier_version_count_where_they_are_the_same_fit(study: Pat
     path.parent.mkdir()
     stored = {key: value for key, value in asdict(planned.config).items() if key != "accumulate"}  # added later
     path.write_text(json.dumps({"config": stored, "rows": rows}))
-    found = compare.cached_rows(planned, tmp_path)
+    found = results.cached_rows(planned, tmp_path)
     assert found is not None
     assert [row.accuracy for row in found] == [0.9] * len(planned.sparsities)
     path.write_text(json.dumps({"config": stored | {"momentum": 0.8}, "rows": rows}))  # a default of then
-    assert compare.cached_rows(planned, tmp_path) is None
+    assert results.cached_rows(planned, tmp_path) is None
 
 
 def test_runs_of_an_earlier_version_count_where_they_are_the_same_fit(

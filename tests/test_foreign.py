@@ -31,8 +31,8 @@ from pyro_compress.runs.folder import load_run, stored_config, unfinished
 from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.runs.waist import read_posterior
 from pyro_compress.settings import FitConfig
-from pyro_compress.studies.compare import csv_text, read_results
 from pyro_compress.studies.plan import read_study
+from pyro_compress.studies.results import csv_text, read_results
 from pyro_compress.studies.tables import Row, read_csv
 from pyro_compress.training.checkpoint import Interrupted, Keeper
 from pyro_compress.training.history import read_history

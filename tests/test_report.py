@@ -21,7 +21,7 @@ from pyro_compress.inspection.gallery import pixel_importance
 from pyro_compress.inspection.plots import pruning_animation
 from pyro_compress.runs.folder import load_run
 from pyro_compress.studies import ranking, tables
-from pyro_compress.studies.compare import read_results
+from pyro_compress.studies.results import read_results
 from pyro_compress.training.snapshots import read_snapshots
 
 SMALL = ["--hidden", "20,10", "--epochs", "6", "--device", "cpu", "--threads", "1"]

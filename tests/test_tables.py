@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pyro_compress.studies.compare import csv_text
+from pyro_compress.studies.results import csv_text
 from pyro_compress.studies.tables import Row, exceeds_noise, markdown, plain, read_csv, t_quantile, winner
 
 

@@ -59,17 +59,17 @@ def compare(
             announce_code(read_toml(study), study)
         from pyro_compress.studies import compare as comparison
         from pyro_compress.studies import plan as studies
-        from pyro_compress.studies import tables
+        from pyro_compress.studies import results, tables
 
         read = studies.read_study(study)
         out = out or Path("studies") / read.name
         check_results(out, is_study, study, "compare")
         read = replace(read, seeds=seeds or read.seeds)
         planned = studies.plan(read, data_dir, device, threads)
-        wanted = [one for one in planned if not table or comparison.cached_rows(one, out)]
+        wanted = [one for one in planned if not table or results.cached_rows(one, out)]
         if not wanted:
             raise ValueError(f"{out} holds no row of {study}; run it without --table")
-        comparison.keep_study(study, out)
+        results.keep_study(study, out)
         try:
             outcomes = comparison.compare(wanted, out, jobs, outcome_line)
         except KeyboardInterrupt:

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from pyro_compress.compression.pipeline import Report
     from pyro_compress.deploy.export import Exported
     from pyro_compress.deploy.measured import Bench
-    from pyro_compress.inspection.summary import Agreement, Inspection
+    from pyro_compress.inspection.restarts import Agreement
+    from pyro_compress.inspection.summary import Inspection
     from pyro_compress.scores import Quality
-    from pyro_compress.studies.compare import Outcome
+    from pyro_compress.studies.results import Outcome
     from pyro_compress.training.history import Epoch
     from pyro_compress.tuning.outcome import Outcome as Searched
 

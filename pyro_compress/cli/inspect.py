@@ -51,7 +51,7 @@ def inspect_command(runs: tuple[Path, ...], restarts: bool, as_json: bool, **opt
 def _restarts(
     runs: tuple[Path, ...], as_json: bool, data_dir: str, draws: int, threads: int, data: str, **_: Any
 ) -> str:
-    from pyro_compress.inspection.summary import compare_restarts
+    from pyro_compress.inspection.restarts import compare_restarts
 
     found = compare_restarts(runs, data_dir, draws, threads, data)
     return json.dumps([vars(agreement) for agreement in found]) if as_json else restarts_text(found)

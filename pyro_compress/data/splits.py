@@ -6,7 +6,6 @@ Images are float32 in [0, 1] with shape `(n, channels, height, width)`; tables b
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,12 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_compress.data import tabular
 from pyro_compress.data.datasets import DATASETS as DATASETS
 from pyro_compress.data.datasets import Arrays
 from pyro_compress.data.folders import load_folder
-from pyro_compress.data.held_out import drawn, limited, partition, rows_of
-from pyro_compress.data.labels import Labels, doubts, named, places, reordered
+from pyro_compress.data.held_out import limited, partition, rows_of
+from pyro_compress.data.labels import Labels, named, places
 from pyro_compress.data.npz import (
     BYTES,
     LABELS,
@@ -32,6 +30,7 @@ from pyro_compress.data.npz import (
     read_npz,
     wanted,
 )
+from pyro_compress.data.outputs import classes_of, say, splits_of, standardized, with_targets
 from pyro_compress.data.preprocessing import PREPROCESSING as PREPROCESSING
 from pyro_compress.data.preprocessing import filled as filled
 from pyro_compress.data.preprocessing import numbered as numbered
@@ -40,16 +39,11 @@ from pyro_compress.data.preprocessing import preprocessing_of as preprocessing_o
 from pyro_compress.data.preprocessing import reading_of as reading_of
 from pyro_compress.data.preprocessing import told as told
 from pyro_compress.data.streaming import ArrayFile
-from pyro_compress.data.table_files import Table, is_table, read_table
-from pyro_compress.doubts import doubt
+from pyro_compress.data.table_files import is_table
+from pyro_compress.data.table_splits import table_data, table_splits
 from pyro_compress.pcn.meta import ENTRIES
 from pyro_compress.settings import Reading
-from pyro_compress.types import Column, Data, Preprocessing, Quantity, Splits
-
-log = logging.getLogger(__name__)
-
-TEST_SHARE = 0.2
-"""Share of a table's rows that is held out where no table with test rows is given."""
+from pyro_compress.types import Data, Preprocessing, Splits
 
 
 def load_splits(
@@ -136,21 +130,16 @@ def split(
     if shape and tuple(x["train"].shape[1:]) != tuple(shape):
         got = tuple(x["train"].shape[1:])
         raise ValueError(f"{name}: one example has shape {got}; this network takes {tuple(shape)}")
-    _say(name, doubtful_inputs(x["train"], scale) if not known else [])
+    say(name, doubtful_inputs(x["train"], scale) if not known else [])
     labels = {part: y for part, (_, y) in given.items()}
     if reading.task == "regression":
         names = [f"target {i}" for i in range(labels["train"].shape[1])]
         parts = _held_out({part: Data(x[part], labels[part]) for part in x}, validation, reading, name)
-        parts, targets = _with_targets(parts, names, name, known)
-        return _splits(parts, (), scale=scale, targets=targets)
-    classes, numbers = _classes({f"{name}: y_{part}": y for part, y in labels.items()}, arrays.classes, name, known)
+        parts, targets = with_targets(parts, names, name, known)
+        return splits_of(parts, (), scale=scale, targets=targets)
+    classes, numbers = classes_of({f"{name}: y_{part}": y for part, y in labels.items()}, arrays.classes, name, known)
     found = {part: Data(x[part], torch.from_numpy(rows)) for part, rows in zip(labels, numbers, strict=True)}
-    return _splits(_held_out(found, validation, reading, name), classes, scale=scale)
-
-
-def _splits(parts: Sequence[Data], classes: tuple[str, ...], **known: Any) -> Splits:
-    train, validation, test = parts
-    return Splits(train, validation, test, classes, **known)
+    return splits_of(_held_out(found, validation, reading, name), classes, scale=scale)
 
 
 def _scale(arrays: Arrays, name: str, known: Preprocessing | None) -> float:
@@ -215,126 +204,6 @@ def _held_out(found: dict[str, Data], validation: float | None, reading: Reading
     return [rows_of(train, kept) if len(kept) < len(train) else train, found["validation"], found["test"]]
 
 
-def _classes(
-    labels: dict[str, Labels], declared: Sequence[str], name: str, known: Preprocessing | None
-) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """Names of the classes in the order of the outputs, and the class numbers of every array.
-
-    Args:
-        labels: of every array, by what it is called in messages; the first is the training set's.
-        declared: names that the data give their classes.
-        name: of the data.
-        known: what is known of the network that they are for.
-
-    Raises:
-        ValueError: a single class, or one that the training examples never show.
-    """
-    by_name = {what: named(one, declared, what) for what, one in labels.items()}
-    if known and known.classes and not declared:
-        return known.classes, [places(one, known.classes, what) for what, one in by_name.items()]
-    first, train = next(iter(by_name.items()))
-    own, shown = train.names, set(train.rows.tolist())
-    if len(shown) < 2 and not known:
-        raise ValueError(f"{first} holds one class, {own[min(shown)]!r}: there is nothing to tell apart")
-    numbers = [places(one, own, what, f"{first} shows", by_number=False) for what, one in by_name.items()]
-    if known and known.classes:
-        there = np.array(reordered(own, known.classes, name), np.int64)
-        return known.classes, [there[rows] for rows in numbers]
-    for what, rows in zip(by_name, numbers, strict=True):
-        if new := [place for place in np.unique(rows).tolist() if place not in shown]:
-            row = int((rows == new[0]).argmax()) + 1
-            raise ValueError(f"{what} holds class {own[new[0]]!r} (row {row}), which {first} never shows")
-    absent = [f"class {one!r} has no training example" for place, one in enumerate(own) if place not in shown]
-    _say(name, [*doubts(labels[first] if not declared else train), *absent[:1]])
-    return own, numbers
-
-
-def _say(name: str, doubtful: Sequence[str]) -> None:
-    for sentence in doubtful:
-        doubt(log, f"{name}: {sentence}")
-
-
-def _with_targets(
-    parts: Sequence[Data], names: Sequence[str], name: str, known: Preprocessing | None
-) -> tuple[list[Data], tuple[Quantity, ...]]:
-    """Parts with targets in standard deviations of the first, the training rows, and what these are."""
-    try:
-        targets = known.targets if known and known.targets else ()
-        targets = targets or tabular.quantities(parts[0].y.double().numpy(), names)
-        return [standardized(part, targets) for part in parts], targets
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def standardized(data: Data, targets: Sequence[Quantity]) -> Data:
-    """Data whose targets are in standard deviations; as they are, where there are none."""
-    if not targets:
-        return data
-    if data.y.shape[1] != len(targets):
-        raise ValueError(f"{data.y.shape[1]} targets, but the network predicts {len(targets)}")
-    return Data(data.x, torch.from_numpy(tabular.standardized(data.y.double().numpy(), targets)))
-
-
-def table_splits(path: Path, validation: float | None, reading: Reading, known: Preprocessing | None = None) -> Splits:
-    """Splits of a table; means, spreads and categories are those of the training rows, unless they are known.
-
-    Raises:
-        ValueError: what `tabular` refuses.
-    """
-    table = _table(path, reading)
-    classification = reading.task == "classification"
-    classes, y = _table_classes(table, reading, path, known) if classification else ((), _targets(table, reading))
-    rows = np.arange(len(y))
-    if not reading.test_data:
-        rows, out = drawn(rows, TEST_SHARE, y if classification else None, f"test split in {path}")
-    held_in, held_out = (rows[part] for part in partition(y[rows], validation, reading, str(path)))
-    columns = known.columns if known else ()
-    columns = columns or tabular.columns_of(table, reading.target, held_in, path)
-    parts = [_rows_of_table(table, columns, y, rows, path) for rows in (held_in, held_out)]
-    if reading.test_data:
-        parts.append(_table_data(Path(reading.test_data), columns, reading, classes))
-    else:
-        parts.append(_rows_of_table(table, columns, y, out, path))
-    targets: tuple[Quantity, ...] = ()
-    if not classification:
-        parts, targets = _with_targets(parts, reading.target, str(path), known)
-    return _splits(parts, classes, columns=columns, targets=targets)
-
-
-def _table(path: Path, reading: Reading) -> Table:
-    table = read_table(path, reading.target if reading.task == "classification" else ())
-    tabular.check_targets(table, reading.target, reading.task, path)
-    return table
-
-
-def _table_classes(
-    table: Table, reading: Reading, path: Path, known: Preprocessing | None
-) -> tuple[tuple[str, ...], np.ndarray]:
-    what = f"{path}: column {reading.target[0]!r}"
-    classes, (numbers,) = _classes({what: tabular.labels_of(table, reading, path)}, (), str(path), known)
-    return classes, numbers
-
-
-def _targets(table: Table, reading: Reading) -> np.ndarray:
-    """Targets in their own units, `(n, targets)`."""
-    return np.stack([table[name].astype(np.float64) for name in reading.target], 1)
-
-
-def _rows_of_table(table: Table, columns: Sequence[Column], y: np.ndarray, rows: np.ndarray, path: Path) -> Data:
-    part = {name: values[rows] for name, values in table.items()}
-    return Data(torch.from_numpy(tabular.inputs_of(part, columns, path)), torch.from_numpy(y[rows]))
-
-
-def _table_data(path: Path, columns: Sequence[Column], reading: Reading, classes: Sequence[str]) -> Data:
-    """All rows of a table, targets in their own units."""
-    table = _table(path, reading)
-    if reading.task == "classification":
-        y = places(tabular.labels_of(table, reading, path), classes, f"{path}: column {reading.target[0]!r}")
-    else:
-        y = _targets(table, reading)
-    return _rows_of_table(table, columns, y, np.arange(len(y)), path)
-
-
 def load_examples(path: Path, known: Preprocessing | None = None, reading: Reading | None = None) -> Data:
     """Labelled examples of a `.npz` file (its `x` and `y`, or `x_test` and `y_test`) or of a table.
 
@@ -352,7 +221,7 @@ def load_examples(path: Path, known: Preprocessing | None = None, reading: Readi
     if is_table(path):
         if not known.columns:
             raise ValueError(f"{path}: this network was not fitted on a table; give a .npz file")
-        return standardized(_table_data(path, known.columns, reading, known.classes), known.targets)
+        return standardized(table_data(path, known.columns, reading, known.classes), known.targets)
     arrays = read_npz(path)
     for suffix in ("", "_test"):
         if f"x{suffix}" in arrays and f"y{suffix}" in arrays:

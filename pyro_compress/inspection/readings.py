@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.inspection.arviz_compat import HIGH
-from pyro_compress.inspection.summary import Agreement, Inspection, LayerSummary, Sampled
+from pyro_compress.inspection.restarts import Agreement
+from pyro_compress.inspection.summary import Inspection, LayerSummary, Sampled
 from pyro_compress.training.settled import drift
 
 

@@ -21,8 +21,6 @@ unfinished fit is gone on with.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import platform
@@ -32,7 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -42,7 +40,7 @@ from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.data.splits import load_splits
 from pyro_compress.doubts import gathered, keep
-from pyro_compress.foreign import cell, json_of, of_type, printable, table
+from pyro_compress.foreign import printable
 from pyro_compress.locks import Silence, claimed, locked
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
@@ -52,29 +50,27 @@ from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.scores import Scores
 from pyro_compress.settings import FitConfig
-from pyro_compress.studies.identity import config_hash, differing, run_folder
+from pyro_compress.studies.identity import config_hash, run_folder
 from pyro_compress.studies.plan import CHOOSE_BY, DRAWS, Planned, plan, read_study
-from pyro_compress.studies.tables import COLUMNS, Row, markdown, row_of
+from pyro_compress.studies.results import (
+    Outcome,
+    failed_path,
+    keep_study,
+    lock_path,
+    rows_path,
+    settled,
+    write_results,
+)
+from pyro_compress.studies.tables import Row
 from pyro_compress.training.history import read_history
 from pyro_compress.types import Posterior, Splits
 
-STUDY_COPY = "study.toml"
 POLL_SECONDS = 1.0
 """Between two looks at fits that other processes work on."""
 LOOK_SECONDS = 10.0
 """Between two looks at whether a process that works on a fit still gives signs."""
 STOP_SECONDS = 10.0
 """For a fit to write its checkpoint, once the process that began it is gone."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one fit: its rows, or why there are none, and what is doubtful of them."""
-
-    planned: Planned
-    rows: tuple[Row, ...]
-    failure: str = ""
-    doubts: tuple[str, ...] = ()
 
 
 OnOutcome = Callable[[Outcome, int, int], None]
@@ -165,7 +161,7 @@ def _tried(
 
 def _say_who_is_silent(waiting: dict[int, Planned], out: Path, silence: Silence) -> None:
     for one in waiting.values():
-        silence.tell(_lock_path(one, out))
+        silence.tell(lock_path(one, out))
 
 
 def attempt(planned: Planned, out: Path, began: float) -> Outcome | None:
@@ -178,7 +174,7 @@ def attempt(planned: Planned, out: Path, began: float) -> Outcome | None:
     """
     if outcome := settled(planned, out, began):
         return outcome
-    with claimed(_lock_path(planned, out)) as free:
+    with claimed(lock_path(planned, out)) as free:
         if not free:
             return None
         if outcome := settled(planned, out, began):  # by whoever held it just now
@@ -186,21 +182,10 @@ def attempt(planned: Planned, out: Path, began: float) -> Outcome | None:
         with gathered() as doubts:  # perhaps in a process of its own
             outcome = replace(run_one(planned, out), doubts=tuple(doubts))
         if outcome.failure:
-            write_atomically(_failed_path(planned, out), outcome.failure.encode())
+            write_atomically(failed_path(planned, out), outcome.failure.encode())
         else:
-            _failed_path(planned, out).unlink(missing_ok=True)
+            failed_path(planned, out).unlink(missing_ok=True)
         return outcome
-
-
-def settled(planned: Planned, out: Path, began: float) -> Outcome | None:
-    """What is known of a fit: the rows of whenever it was evaluated, or a failure noted since `began`."""
-    if (rows := cached_rows(planned, out)) is not None:
-        return Outcome(planned, rows)
-    failed = _failed_path(planned, out)
-    try:
-        return Outcome(planned, (), failed.read_text()) if failed.stat().st_mtime >= began else None
-    except FileNotFoundError:  # none, or none any more
-        return None
 
 
 def run_one(planned: Planned, out: Path) -> Outcome:
@@ -217,7 +202,7 @@ def run_one(planned: Planned, out: Path) -> Outcome:
         "candidates": [config_hash(candidate) for candidate in planned.configs],
         "rows": [asdict(row) for row in rows],
     }
-    write_atomically(_rows_path(planned, out), (json.dumps(document, indent=1) + "\n").encode())
+    write_atomically(rows_path(planned, out), (json.dumps(document, indent=1) + "\n").encode())
     return Outcome(planned, rows)
 
 
@@ -245,46 +230,6 @@ def last_epoch(folder: Path) -> dict[str, Any]:
     if not (epochs := read_history(folder)):
         raise ValueError(f"{folder} has no history")
     return epochs[-1]
-
-
-def _rows_path(planned: Planned, out: Path) -> Path:
-    """Where its rows lie, or will: under the name of an earlier version, where that made them as they are asked for."""
-    path, earlier = out / "rows" / f"{planned.hash}.json", out / "rows" / f"{planned.earlier_hash}.json"
-    return earlier if not path.is_file() and earlier.is_file() and _serves(earlier, planned) else path
-
-
-def _serves(path: Path, planned: Planned) -> bool:
-    """Whether what an earlier version stored was made by one of the configurations that are asked for."""
-    try:
-        stored = json.loads(path.read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return any(not differing(stored, config) for config in planned.configs)
-
-
-def _lock_path(planned: Planned, out: Path) -> Path:
-    return out / "rows" / f"{planned.hash}.lock"
-
-
-def _failed_path(planned: Planned, out: Path) -> Path:
-    return out / "rows" / f"{planned.hash}.failed"
-
-
-def cached_rows(planned: Planned, out: Path) -> tuple[Row, ...] | None:
-    """Rows of an earlier evaluation, under the study's present labels; None where a sparsity is missing."""
-    try:
-        path = _rows_path(planned, out)
-        rows = [row_of(row, str(path)) for row in table(json_of(path.read_bytes(), str(path)), str(path))["rows"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if not set(planned.sparsities) <= {row.sparsity for row in rows}:
-        return None
-    method = planned.method
-    return tuple(
-        replace(row, method=method.name, variant=method.row_variant(row.ensemble))
-        for row in rows
-        if row.sparsity in planned.sparsities
-    )
 
 
 def evaluated(planned: Planned, config: FitConfig, folder: Path) -> tuple[Row, ...]:
@@ -334,70 +279,8 @@ def _row(
     )
 
 
-def write_results(outcomes: list[Outcome], out: Path) -> None:
-    """Write study.csv, study.json and study.md."""
-    rows = [row for outcome in outcomes for row in outcome.rows]
-    runs = {}
-    for outcome in outcomes:
-        path = _rows_path(outcome.planned, out)
-        if path.exists():
-            document = table(json_of(path.read_bytes(), str(path)), str(path))
-            document["rows"] = [asdict(row) for row in outcome.rows]
-            runs[outcome.planned.hash] = document
-    failures = {o.planned.hash: o.failure for o in outcomes if o.failure}
-    write_atomically(out / "study.csv", csv_text(rows).encode())
-    document = {"runs": runs, "failures": failures}
-    write_atomically(out / "study.json", (json.dumps(document, indent=1) + "\n").encode())
-    write_atomically(out / "study.md", (markdown(rows) + "\n").encode())
-
-
-def csv_text(rows: list[Row]) -> str:
-    """The rows as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: cell(value) for name, value in asdict(row).items()} for row in rows)
-    return text.getvalue()
-
-
 def compare_file(study: Path, out: Path, data_dir: str = "", jobs: int = 1) -> list[Row]:
     """Run a study file on the CPU, one thread per fit, and give its rows."""
     planned = plan(read_study(study), data_dir, "cpu", 1)
     keep_study(study, out)
     return [row for outcome in compare(planned, out, jobs) for row in outcome.rows]
-
-
-def keep_study(study: Path, out: Path) -> None:
-    """Put a copy of the study file beside its results."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / STUDY_COPY, study.read_bytes())
-
-
-def read_results(out: Path) -> list[Row]:
-    """Rows of a results folder, extras included.
-
-    Raises:
-        ValueError: no results folder.
-    """
-    return [row for run in read_document(out)["runs"].values() for row in run["rows"]]
-
-
-def read_document(out: Path) -> dict[str, Any]:
-    """What `study.json` of a results folder says, its rows read.
-
-    Raises:
-        ValueError: no results folder.
-    """
-    path = out / "study.json"
-    try:
-        document = table(json_of(path.read_bytes(), str(path)), str(path))
-        runs = {name: table(run, f"{path}: {name}") for name, run in table(document["runs"], f"{path}: runs").items()}
-        told = {
-            name: run
-            | {"rows": [row_of(row, f"{path}: {name}") for row in of_type(run["rows"], list[Any], f"{path}: rows")]}
-            | {key: table(run[key], f"{path}: {key}") for key in ("versions", "machine")}
-            for name, run in runs.items()
-        }
-        return {"runs": told, "failures": of_type(document.get("failures", {}), dict[str, str], f"{path}: failures")}
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{out} is no results folder of compare (it needs study.json): {error}") from error

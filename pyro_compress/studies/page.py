@@ -17,7 +17,7 @@ from pyro_compress.inspection import page, plots
 from pyro_compress.inspection.page import Picture
 from pyro_compress.studies import figures as study_plots
 from pyro_compress.studies import ranking, tables
-from pyro_compress.studies.compare import STUDY_COPY, read_document, read_results
+from pyro_compress.studies.results import STUDY_COPY, read_document, read_results
 from pyro_compress.studies.tables import Row
 from pyro_compress.training.history import read_history
 
