@@ -30,7 +30,7 @@ from pyro_compress.studies.identity import config_hash
 from pyro_compress.tuning.front import hypervolume
 from pyro_compress.tuning.plan import Plan
 from pyro_compress.tuning.space import after_the_waist
-from pyro_compress.tuning.storage import SAMPLERS, open_storage, open_study, quietly
+from pyro_compress.tuning.storage import SAMPLERS, open_study, opened_storage, quietly
 from pyro_compress.tuning.workers import Work, begin, coordinates, finished, run_worker
 
 REFERENCE_ERROR, DENSE_PER_REFERENCE = 0.1, 50
@@ -63,8 +63,8 @@ def row(options: argparse.Namespace, config: FitConfig, arm: tuple[str, str, int
         begin(work)
     started = time.process_time()
     run_worker(work)
-    with quietly():
-        trials = finished(open_study(plan, open_storage(out), plan.fidelities[-1]).get_trials())
+    with quietly(), opened_storage(out) as storage:
+        trials = finished(open_study(plan, storage, plan.fidelities[-1]).get_trials())
     points = [coordinates(trial) for trial in trials if "error" in trial.user_attrs]
     reference = (math.log10(REFERENCE_ERROR), math.log10(4 * sum(layers.values()) / DENSE_PER_REFERENCE))
     logs = [(math.log10(max(error, 0.5 / len(splits.validation))), math.log10(size)) for error, size in points]

@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 from pyro_compress.cli.commands import run_script
@@ -73,26 +72,18 @@ def server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@cache
-def storage(out: Path, url: str) -> object:
-    """The study's storage, opened once."""
-    from pyro_compress.tuning.storage import open_storage
-
-    return open_storage(out, url)
-
-
-def trials(out: Path, url: str) -> list:
+def trials(storage: object) -> list:
     """What the study's storage holds."""
     from pyro_compress.tuning.storage import optuna, quietly
 
     with quietly():
-        return optuna.load_study(study_name="two-workers", storage=storage(out, url)).get_trials()
+        return optuna.load_study(study_name="two-workers", storage=storage).get_trials()
 
 
-def fitting(outs: list[Path], url: str) -> bool:
+def fitting(outs: list[Path], url: str, storage: object) -> bool:
     """Whether the second worker is in the middle of a fit."""
     name = f"{platform.node()}:{outs[1].resolve()}/0" if url else "0"
-    running = [t.user_attrs for t in trials(outs[0], url) if t.state.name == "RUNNING"]
+    running = [t.user_attrs for t in trials(storage) if t.state.name == "RUNNING"]
     return any(t.get("worker") == name and "fit" in t and not (outs[1] / "runs" / t["fit"]).is_dir() for t in running)
 
 
@@ -110,6 +101,7 @@ def wait_for(what: str, condition, worker: subprocess.Popen) -> object:
 def search(options: argparse.Namespace, url: str) -> dict:
     """Begin a study, start two workers, kill the second in the middle of a trial; what became of it all."""
     from pyro_compress.tuning.plan import read_plan
+    from pyro_compress.tuning.storage import opened_storage
     from pyro_compress.tuning.workers import Work, begin
 
     folder = Path(options.out)
@@ -131,11 +123,12 @@ def search(options: argparse.Namespace, url: str) -> dict:
     )
     if not options.smoke:  # its few trials would be over by then
         wait_for("it started", (outs[0] / "workers" / f"{0 if options.apart else 1}.lock").exists, first)
-    wait_for("a fit of its own", lambda: fitting(outs, url), second)
-    second.send_signal(signal.SIGKILL)
-    second.wait()
-    outcome = json.loads(first.communicate()[0])
-    found = trials(outs[0], url)
+    with opened_storage(outs[0], url) as storage:
+        wait_for("a fit of its own", lambda: fitting(outs, url, storage), second)
+        second.send_signal(signal.SIGKILL)
+        second.wait()
+        outcome = json.loads(first.communicate()[0])
+        found = trials(storage)
     killed = [t for t in found if t.state.name == "FAIL"]
     retried = [t for t in found if t.user_attrs.get("retry_of") in {t.number for t in killed}]
     return {

@@ -94,14 +94,14 @@ def test_elbo_falls_and_nothing_global_is_left(name: str, grouping: str, bias_pr
     net = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
     before = {key: value.clone() for key, value in net.state_dict().items()}
     config = FitConfig(
-        prior=name, grouping=grouping, bias_prior=bias_prior, epochs=30, pretrain_epochs=2, kl_warmup=0.0,
-        batch_size=50, lr=1e-2, device="cpu",
+        prior=name, grouping=grouping, bias_prior=bias_prior, epochs=10, pretrain_epochs=2, kl_warmup=0.0,
+        batch_size=100, lr=3e-2, device="cpu",
     )  # fmt: skip
     fit = fit_posterior(net, splits, resolve(config, len(splits.train)))
     assert not list(pyro.get_param_store().keys())
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
     elbo = [epoch.negative_elbo_nats for epoch in fit.history if epoch.phase == "svi"]
-    assert len(elbo) == 28
+    assert len(elbo) == 8
     assert elbo[-1] < elbo[0]
     posterior = extract(fit)
     assert list(posterior.layers) == ["0.weight", "2.weight"]

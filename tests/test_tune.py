@@ -29,7 +29,7 @@ from pyro_compress.pcn import file
 from pyro_compress.studies.identity import config_hash
 from pyro_compress.tuning.front import hypervolume, on_front
 from pyro_compress.tuning.plan import point_of, read_plan
-from pyro_compress.tuning.storage import SAMPLERS, open_storage, quietly
+from pyro_compress.tuning.storage import SAMPLERS, opened_storage, quietly
 from pyro_compress.tuning.workers import Work, begin, revive, run_worker
 from pyro_compress.types import Splits
 
@@ -59,8 +59,8 @@ def invoke(command: str, *arguments: str | Path) -> Result:
 
 
 def trials_of(out: Path, name: str = "small") -> list[optuna.trial.FrozenTrial]:
-    with quietly():
-        return optuna.load_study(study_name=name, storage=open_storage(out)).get_trials()
+    with quietly(), opened_storage(out) as storage:
+        return optuna.load_study(study_name=name, storage=storage).get_trials()
 
 
 def completed(out: Path) -> list[optuna.trial.FrozenTrial]:
@@ -371,14 +371,14 @@ def test_a_stopped_worker_is_left_behind(tmp_path: Path, caplog: pytest.LogCaptu
     study = written(tmp_path, HEAD.replace("6", "1"))
     work = Work(*read_plan(study, device="cpu", threads=1), tmp_path / "out", grace=0.3)
     begin(work)
-    with quietly():
-        running = optuna.load_study(study_name="small", storage=open_storage(work.out)).ask()
+    with quietly(), opened_storage(work.out) as storage:
+        running = optuna.load_study(study_name="small", storage=storage).ask()
         running.set_user_attr("worker", "1")
     with FileLock(work.out / "workers" / "1.lock"):
         run_worker(work)
         assert trials_of(work.out)[0].state == optuna.trial.TrialState.RUNNING
     assert "trial 0 is left out: " in caplog.text
     assert "go on with --resume" in caplog.text
-    with quietly():
-        revive(work, optuna.load_study(study_name="small", storage=open_storage(work.out)), "0")
+    with quietly(), opened_storage(work.out) as storage:
+        revive(work, optuna.load_study(study_name="small", storage=storage), "0")
     assert [trial.state.name for trial in trials_of(work.out)] == ["FAIL", "WAITING"]

@@ -36,7 +36,7 @@ from pyro_compress.pcn import file
 from pyro_compress.studies.identity import identity
 from pyro_compress.tuning.plan import Plan, Point, point_of
 from pyro_compress.tuning.published import PUBLISHED
-from pyro_compress.tuning.storage import open_storage, open_study, quietly
+from pyro_compress.tuning.storage import open_study, opened_storage, quietly
 from pyro_compress.tuning.trial import file_of, measure
 from pyro_compress.tuning.workers import Work, coordinates, finished, front_of, minutes_of
 from pyro_compress.types import Splits
@@ -106,8 +106,7 @@ def conclude(work: Work) -> Outcome:
         ValueError: no trial was completed.
         OSError: the folder cannot be written.
     """
-    with quietly(), locked(work.out / "outcome.lock"):
-        storage = open_storage(work.out, work.url, work.grace)
+    with quietly(), locked(work.out / "outcome.lock"), opened_storage(work.out, work.url, work.grace) as storage:
         studies = {epochs: open_study(work.plan, storage, epochs) for epochs in work.plan.fidelities}
         trials = {epochs: study.get_trials() for epochs, study in studies.items()}
         write_atomically(work.out / "trials.csv", _csv(trials, work.plan).encode())

@@ -51,8 +51,9 @@ def quietly() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def open_storage(out: Path, url: str = "", grace: float = 60.0) -> BaseStorage:
-    """The journal in a study's folder, or a data base.
+@contextmanager
+def opened_storage(out: Path, url: str = "", grace: float = 60.0) -> Iterator[BaseStorage]:
+    """The journal in a study's folder, or a data base, whose connections are closed at the end of the block.
 
     Args:
         out: the study's folder.
@@ -63,7 +64,17 @@ def open_storage(out: Path, url: str = "", grace: float = 60.0) -> BaseStorage:
         ValueError: the data base cannot be reached, or its driver is missing.
     """
     if not url:
-        return JournalStorage(JournalFileBackend(str(out / "journal.log")))
+        yield JournalStorage(JournalFileBackend(str(out / "journal.log")))  # opens its file anew for every look
+        return
+    storage = _data_base(url, grace)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _data_base(url: str, grace: float) -> RDBStorage:
     interval = max(int(grace / 4), 1)
     try:
         return RDBStorage(

@@ -34,8 +34,8 @@ from pyro_compress.tuning.front import on_front
 from pyro_compress.tuning.plan import Plan, point_of
 from pyro_compress.tuning.storage import (
     create_studies,
-    open_storage,
     open_study,
+    opened_storage,
     quietly,
     requeue,
     samplers,
@@ -89,8 +89,8 @@ def begin(work: Work) -> None:
     """
     for name in ("runs", "files", "workers"):
         (work.out / name).mkdir(parents=True, exist_ok=True)
-    with quietly():
-        create_studies(work.plan, open_storage(work.out, work.url, work.grace))
+    with quietly(), opened_storage(work.out, work.url, work.grace) as storage:
+        create_studies(work.plan, storage)
 
 
 def run_worker(work: Work) -> None:
@@ -100,8 +100,7 @@ def run_worker(work: Work) -> None:
         ValueError: no such study, or every trial fails.
     """
     (work.out / "workers").mkdir(parents=True, exist_ok=True)
-    with quietly(), registered(work) as name:
-        storage = open_storage(work.out, work.url, work.grace)
+    with quietly(), registered(work) as name, opened_storage(work.out, work.url, work.grace) as storage:
         below: Study | None = None
         for index, epochs in enumerate(work.plan.fidelities):
             study = open_study(work.plan, storage, epochs)
