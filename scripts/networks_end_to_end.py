@@ -117,9 +117,10 @@ def post_training(options: argparse.Namespace, folder: Path) -> list[dict]:
     from pyro_compress.runs.run import fit_run
     from pyro_compress.settings import FitConfig
 
+    widths = {"hidden": tuple(map(int, options.hidden.split(",")))} if options.hidden else {}
     config = FitConfig(
         prior="none", net=options.net, data=options.data, data_dir=options.data_dir, device="cpu", threads=1,
-        epochs=options.train_epochs,
+        epochs=options.train_epochs, **widths,
     )  # fmt: skip
     trained = fit_run(config, folder / "trained").posterior.tensors
     save_file({name: tensor.contiguous() for name, tensor in trained.items()}, folder / "weights.safetensors")
@@ -128,6 +129,7 @@ def post_training(options: argparse.Namespace, folder: Path) -> list[dict]:
         out = folder / f"{how}-{finetune}.pcn"
         command = ["--net", options.net, "--init", str(folder / "weights.safetensors"), "--data", options.data]
         command += ["--data-dir", options.data_dir, "--posterior", how, "--out", str(out), "--json", "--threads", "1"]
+        command += ["--hidden", options.hidden] if options.hidden else []
         command += ["--finetune", str(finetune)] if finetune else []
         command += ["--epochs", str(options.epochs)] if options.epochs and how == "svi" else []
         told, seconds = ran(command)
@@ -205,6 +207,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=0, help="SVI epochs; default 4, or the command's own")
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--net", default="lenet-300-100")
+    parser.add_argument("--hidden", default="", help="widths of the hidden layers, where --net takes them")
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--data-dir", default="")
     parser.add_argument("--train-epochs", type=int, default=10)
@@ -215,7 +218,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         options.nets, options.examples, options.epochs, options.batch = ["lenet-5-relu"], 300, 1, 60
-        options.data, options.net, options.train_epochs, options.finetune = "digits", "lenet-300-100", 3, 1
+        options.data, options.net, options.train_epochs, options.finetune = "digits", "mlp", 3, 1
+        options.hidden = "30,20"
     with tempfile.TemporaryDirectory() as folder:
         if options.one:
             print(json.dumps(end_to_end(options.one, options, Path(folder))))

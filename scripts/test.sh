@@ -15,6 +15,7 @@ if [ -z "${PYRO_COMPRESS_DATA:-}" ] && [ -d ../shared/data ]; then
   PYRO_COMPRESS_DATA="$(cd ../shared/data && pwd)"
   export PYRO_COMPRESS_DATA
 fi
+unset PYTHONDONTWRITEBYTECODE  # modules and tests are compiled once, not once a process
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

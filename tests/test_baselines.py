@@ -139,7 +139,7 @@ def test_sgd_is_that_of_torch(digits: Splits) -> None:
                     v.mul_(0.5).add_(g)
                     p.sub_(0.1 * v)
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
-        assert torch.allclose(p, q, atol=1e-6)
+        assert torch.allclose(p, q, rtol=1e-4, atol=1e-5)  # a step is 0.1 of a gradient
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ ENGINE_ROWS = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bench") / "run"
-    fit = ["fit", "--prior", "log-uniform", "--hidden", "30,20", "--epochs", "8", "--threads", "1", "--device", "cpu"]
+    fit = ["fit", "--prior", "log-uniform", "--hidden", "30,20", "--epochs", "8", "--batch-size", "100"]
+    fit += ["--threads", "1", "--device", "cpu"]
     for command in ([*fit, "--out", str(out)], ["compress", str(out), "--sparsity", "0.8"]):
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, result.output

@@ -110,14 +110,19 @@ def close(got: Tensor, wanted: Tensor, tolerance: float) -> None:
     assert float((got.double() - wanted.double()).abs().max()) <= tolerance * max(float(wanted.abs().max()), 1.0)
 
 
+def tens(number: int, quick: int) -> list[Any]:
+    """Tens of networks, of which the later ones are left to the whole suite."""
+    return [pytest.param(ten, marks=pytest.mark.slow if ten >= quick else ()) for ten in range(number)]
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("tens", range(20))
+@pytest.mark.parametrize("tens", tens(20, quick=4))
 def test_module_and_graph_are_the_same(tens: int) -> None:
     for seed in range(10 * tens, 10 * tens + 10):
         held(seed, *draw(seed))
 
 
-@pytest.mark.parametrize("tens", range(4))
+@pytest.mark.parametrize("tens", tens(4, quick=1))
 def test_networks_on_sequences(tens: int) -> None:
     """Linear layers have their channels last there, batch norm behind the batch."""
     for seed in range(10 * tens, 10 * tens + 10):
@@ -255,10 +260,10 @@ def test_a_number_per_example_has_no_channels() -> None:
 
 def test_any_name_may_be_given_to_a_part() -> None:
     net = Named().eval()
-    graph, x = capture(net, (6,)), torch.randn(4, 6)
+    graph, x = capture(net, (6,)), torch.randn(4, 6).double()
     for kind in (Network, Layered):
-        made = kind(graph, net.state_dict()).eval()
-        assert torch.allclose(made(x), net(x), atol=1e-6)
+        made = kind(graph, net.state_dict()).double().eval()
+        close(made(x), net.double()(x), 1e-12)
         assert "running_scale" in dict(made.named_parameters())
         assert {"paths.running_mean", "graph.weight"} <= set(made.state_dict())
     bayes = bayesianize(net, PRIORS["gaussian"], among=plain_weights(net, graph))
@@ -270,7 +275,7 @@ def test_folding_a_constant_makes_a_bias_of_its_own() -> None:
     torch.manual_seed(1)
     net = nn.Sequential(ByHand(6, 5), nn.Sigmoid(), ByHand(5, 4), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
     net[5].bias = net[3].bias
-    graph, x = capture(net, (6,)), torch.randn(4, 6)
+    graph, x = capture(net, (6,)), torch.randn(4, 6).double()
     tensors = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
     for name in ("0.weight", "3.weight"):
         tensors[name][:2] = 0

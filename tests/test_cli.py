@@ -27,7 +27,8 @@ from pyro_compress.training.live import LOGS
 from pyro_compress.training.point import OPTIMIZERS, SCHEDULES
 from pyro_compress.training.sparse import PRUNING
 
-SMALL = ["--net", "mlp", "--hidden", "30,20", "--epochs", "12", "--device", "cpu", "--threads", "1"]
+SMALL = ["--net", "mlp", "--hidden", "30,20", "--epochs", "12", "--batch-size", "100"]
+SMALL += ["--device", "cpu", "--threads", "1"]
 REPORT_KEYS = {
     "test_accuracy_before", "test_accuracy_after", "validation_accuracy_before", "validation_accuracy_after",
     "test_nll_nats_after", "test_ece_after", "parameters_total", "parameters_kept", "units_kept", "file_bytes",

@@ -40,6 +40,7 @@ out-of-domain = {digits = "digits"}
 [fit]
 hidden = [12]
 epochs = 3
+batch-size = 200
 [[methods]]
 name = "SGD"
 variant = "Adam"
@@ -222,12 +223,13 @@ def test_rows_are_what_evaluate_says(study: Path, tmp_path: Path) -> None:
     assert [row.ensemble for row in other.rows] == [False, True, False, True]
 
 
-def test_a_fit_that_fails_does_not_stop_the_others(study: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_a_fit_that_fails_does_not_stop_the_others(jobs: str, study: Path, tmp_path: Path) -> None:
     study.write_text(
         STUDY.replace('variant = "Adam"', 'lr = 1e30\nvariant = "Adam"').partition('[[methods]]\nname = "gr')[0]
         + '[[methods]]\nname = "b"\nprior = "none"\n'
     )
-    result = invoke(study, "--out", tmp_path / "out", "--jobs", "2")
+    result = invoke(study, "--out", tmp_path / "out", "--jobs", jobs)
     assert result.exit_code == 1
     assert "2 of 4 fits failed; the first: loss is nan" in result.stderr
     assert len(read_csv((tmp_path / "out/study.csv").read_text())) == 4
@@ -247,7 +249,7 @@ def test_ensemble_of_a_posterior_without_noise_is_its_mean(study: Path, tmp_path
     x = run.splits().validation.x
     quiet = replace(pruned, layers=still)
     mean = Network(quiet.graph, quiet.tensors)(x).softmax(1)
-    assert (Ensemble(quiet, 3)(x).exp() - mean).abs().max() < 1e-6
+    assert (Ensemble(quiet, 3)(x).exp() - mean).abs().max() < 1e-5
     assert (Ensemble(pruned, 3)(x).exp().sum(1) - 1).abs().max() < 1e-5
     assert not has_spread(quiet)
 
@@ -317,6 +319,7 @@ def worker(study: Path, out: Path, log: Path) -> None:
         compare.compare(planned, out)
 
 
+@pytest.mark.slow
 def test_processes_share_a_study(study: Path, tmp_path: Path) -> None:
     """Two processes on one folder: every fit once, a failure too, and the tables of one process."""
     study.write_text(STUDY + '[[methods]]\nname = "diverging"\nprior = "none"\nlr = 1e30\n')

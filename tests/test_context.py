@@ -109,6 +109,7 @@ def test_tables_are_what_they_say() -> None:
     assert off[8:-8].max() < 0.02
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 65535)), max_size=300))
 def test_bits_with_any_probability_come_back(bits: list[tuple[int, int]]) -> None:
     coder = PYTHON.Coder()

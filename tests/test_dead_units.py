@@ -166,16 +166,16 @@ def test_layered_trains_like_the_network(name: str, splits: Splits) -> None:
     """Same outputs, gradients and batch-norm statistics, in training mode and in evaluation mode."""
     torch.manual_seed(5)
     net = NETS[name]()
-    layered = Layered(capture(net, splits.input_shape), net.state_dict(), momenta(net))
-    assert layered.state_dict().keys() == net.state_dict().keys()
-    x = splits.train.x[:20]
+    layered = Layered(capture(net, splits.input_shape), net.state_dict(), momenta(net)).double()
+    assert layered.state_dict().keys() == net.double().state_dict().keys()
+    x = splits.train.x[:20].double()
     for mode in (True, False):
         wanted, found = net.train(mode)(x), layered.train(mode)(x)
-        assert torch.allclose(found, wanted, atol=1e-6)
+        assert torch.allclose(found, wanted)
         wanted.square().sum().backward()
         found.square().sum().backward()
     for key, parameter in layered.named_parameters():
-        assert torch.allclose(parameter.grad, net.get_parameter(key).grad, rtol=1e-4, atol=1e-5), key
+        assert torch.allclose(parameter.grad, net.get_parameter(key).grad), key
     for key, buffer in layered.named_buffers():
         assert torch.allclose(buffer, net.get_buffer(key)), key
     assert sum(type(m) in (nn.Linear, nn.Conv2d) for m in layered.modules()) == sum(

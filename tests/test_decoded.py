@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from test_shrink import PROBLEMS, prepared
+from test_shrink import PROBLEMS, close, doubled, prepared
 
 from pyro_compress.cli.main import main
 from pyro_compress.compression.shrink import shrink
@@ -59,10 +59,10 @@ def test_every_network_goes_on(name: str, tmp_path: Path) -> None:
     assert all(fresh[key].isfinite().all() for key in fresh)
     assert all((fresh[key] != left[key]).any() for key in names)
     put_weights(net, read_weights(str(path)), "file", "file")
-    wanted = Network(small, left).eval()(x)
-    torch.testing.assert_close(net.eval()(x), wanted, rtol=1e-5, atol=1e-5)
+    x, wanted = x.double(), Network(small, doubled(left)).eval()(x.double())
     again = capture(net, graph.input_shape)
-    torch.testing.assert_close(Network(again, net.state_dict()).eval()(x), wanted, rtol=1e-5, atol=1e-5)
+    close(Network(again, doubled(net.state_dict())).eval()(x), wanted)
+    close(net.double().eval()(x), wanted)
     assert sorted(node.op for node in again.nodes) == sorted(node.op for node in small.nodes)
 
 

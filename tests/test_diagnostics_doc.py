@@ -21,6 +21,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", SESSION, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command and line runs; counts may differ a little between machines, verdicts may not."""
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +27,14 @@ from pyro_compress.types import Splits
 
 pytest.importorskip("onnxruntime")
 needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
-SMALL = FitConfig(prior="log-uniform", hidden=(30, 20), epochs=15, device="cpu", threads=1, compile="off")
+SMALL = FitConfig(
+    prior="log-uniform", hidden=(30, 20), epochs=10, batch_size=64, device="cpu", threads=1, compile="off"
+)
 
 
 @pytest.fixture(scope="module", params=["log-uniform", "horseshoe"])
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("ensemble") / request.param
-    return fit_run(FitConfig(**{**vars(SMALL), "prior": request.param}), folder)
+def run(request: pytest.FixtureRequest, shared: Callable[[FitConfig], Run]) -> Run:
+    return shared(replace(SMALL, prior=request.param))
 
 
 def invoke(*arguments: str | Path) -> tuple[int, str]:
@@ -66,9 +69,9 @@ def test_every_format(run: Run, out: str, tmp_path: Path) -> None:
     assert told["after"]["accuracy"] == told["before"]["accuracy"]
 
 
-def test_uncertainty(digits: Splits, tmp_path: Path) -> None:
+def test_uncertainty(digits: Splits, shared: Callable[[FitConfig], Run]) -> None:
     """More draws predict better than one: lower NLL on the test digits, by a concave score (Jensen)."""
-    run = fit_run(SMALL, tmp_path / "run")
+    run = shared(SMALL)
     many = ensemble(run.path, 8, digits)
     with torch.no_grad():
         together = evaluate(to_module(many), digits, "validation").nll_nats

@@ -145,6 +145,7 @@ def test_steps_that_are_no_quarter_power_take_five_bytes() -> None:
     assert file.loads(file.dumps(odd)[0]).tensors["w"].step == np.float32(0.3)  # type: ignore[union-attr]
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.int32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(-99, 99)))
 def test_round_trip(codes: np.ndarray) -> None:
     assert same(file.loads(file.dumps(tiny(codes))[0]), tiny(codes))
@@ -163,7 +164,7 @@ def test_every_truncation_and_bit_flip_is_refused() -> None:
                 file.loads(bytes(broken))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_forged_files_decode_or_are_refused(draw: st.DataObject) -> None:
     """Bytes changed anywhere behind the version, with a checksum that fits."""

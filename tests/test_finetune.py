@@ -34,15 +34,12 @@ from pyro_compress.networks.graph import Network, run_graph
 from pyro_compress.pcn import context, file, runner
 from pyro_compress.pcn.layout import layouts, plain
 from pyro_compress.runs.folder import Run
-from pyro_compress.runs.run import fit_run
-from pyro_compress.settings import FitConfig
 from pyro_compress.types import Compressed, Graph, Node, Posterior, Splits
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    config = FitConfig(prior="log-uniform", hidden=(60, 20), epochs=30, seed=1, device="cpu")
-    return fit_run(config, tmp_path_factory.mktemp("runs") / "svd")
+def run(fitted_run: Run) -> Run:
+    return fitted_run
 
 
 def masks(posterior: Posterior, ratio: float = 0.22) -> dict[str, torch.Tensor]:
@@ -50,7 +47,7 @@ def masks(posterior: Posterior, ratio: float = 0.22) -> dict[str, torch.Tensor]:
 
 
 def tuned(run: Run, splits: Splits, **how: float) -> Compressed:
-    recipe = FineTune(**({"epochs": 6, "batch_size": 64} | how))  # type: ignore[arg-type]
+    recipe = FineTune(**({"epochs": 4, "batch_size": 128} | how))  # type: ignore[arg-type]
     return Compressed(*finetune(run.posterior, masks(run.posterior), splits.train, recipe), {})
 
 
@@ -183,7 +180,7 @@ def test_sharpness_aware_fine_tuning_ends_in_flatter_places(run: Run, digits: Sp
     """What it minimises is smaller than without: the loss at the worst weights nearby, a minibatch at a time."""
 
     def worst_loss(sam_rho: float) -> float:
-        found = tuned(run, digits, epochs=30, rate=0.0, step=0.2, svi=svi, sam_rho=sam_rho)
+        found = tuned(run, digits, epochs=24, batch_size=64, rate=0.0, step=0.2, svi=svi, sam_rho=sam_rho)
         tensors = {name: torch.from_numpy(file.dense(tensor)) for name, tensor in found.tensors.items()}
         work, losses = Survivors(found.graph, tensors, FineTune(sam_rho=0.3), {}), []
         for x, y in zip(digits.train.x.split(64), digits.train.y.split(64), strict=True):

@@ -14,7 +14,8 @@ from pyro_compress.inspection import arviz_compat
 from pyro_compress.inspection.readings import k_hat
 from pyro_compress.runs.folder import load_run
 
-SMALL = ["--net", "mlp", "--hidden", "20,10", "--epochs", "8", "--device", "cpu", "--threads", "1"]
+SMALL = ["--net", "mlp", "--hidden", "20,10", "--epochs", "8", "--batch-size", "200"]
+SMALL += ["--device", "cpu", "--threads", "1"]
 FEW = ["--draws", "50", "--rows", "60", "--threads", "1"]
 
 

@@ -1,5 +1,6 @@
 """Every closed-form KL against quadrature and Monte Carlo, over a grid with extremes: values and gradients."""
 
+import functools
 import math
 
 import numpy as np
@@ -17,13 +18,16 @@ SCALES = [1e-6, 1e-3, 0.1, 1.0, 1e3]
 LOG_SCALES = [1e-6, 1e-3, 0.1, 1.0, 3.0]  # of log-normals: e^{s²/2} leaves float64 long before s = 1e3
 
 
+HERMITE = functools.cache(np.polynomial.hermite_e.hermegauss)
+
+
 def double(*values: float) -> list[Tensor]:
     return [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in values]
 
 
 def gauss_hermite(function, order: int = 400) -> float:
     """Expectation of a function of a standard normal variable."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(order)
+    nodes, weights = HERMITE(order)
     keep = weights > 0
     return float((weights[keep] * function(nodes[keep])).sum() / math.sqrt(2 * math.pi))
 

@@ -114,7 +114,7 @@ def test_a_convolutional_network_fits(prior: str, estimator: str, net: str) -> N
     x = torch.randn(240, 2, 6, 6) * 0.5 + torch.stack([y == 1, y == 2], 1)[:, :, None, None]
     data = Data(x, y)
     splits = Splits(data, data, data, ("a", "b", "c"))
-    config = FitConfig(prior=prior, estimator=estimator, epochs=8, batch_size=60, lr=1e-2, device="cpu", samples=2)
+    config = FitConfig(prior=prior, estimator=estimator, epochs=4, batch_size=60, lr=3e-2, device="cpu", samples=2)
     module = ConvBlock() if net == "residual" else depthwise()
     fit = fit_posterior(module, splits, resolve(config, 240))
     assert fit.history[-1].validation_accuracy > 0.7  # a third is chance
@@ -138,7 +138,7 @@ def test_batch_norm_has_the_statistics_of_the_posterior_mean(batch_norm: str) ->
     posterior = extract(fit)
     wanted = net.state_dict() if batch_norm == "frozen" else batch_statistics(fit.graph, posterior.tensors, x)
     for name in ("norm.running_mean", "norm.running_var"):
-        assert torch.allclose(posterior.dense[name], wanted[name], atol=1e-6)
+        assert torch.allclose(posterior.dense[name], wanted[name], rtol=1e-4, atol=1e-5)
         assert torch.equal(posterior.dense[name], fit.model.net.state_dict()[name])
     scored = evaluate(Network(fit.graph, posterior.tensors).eval(), splits, "validation")
     assert scored.nll_nats == pytest.approx(fit.history[-1].validation_nll_nats, rel=1e-5)

@@ -24,7 +24,7 @@ from pyro_compress.studies import ranking, tables
 from pyro_compress.studies.results import read_results
 from pyro_compress.training.snapshots import read_snapshots
 
-SMALL = ["--hidden", "20,10", "--epochs", "6", "--device", "cpu", "--threads", "1"]
+SMALL = ["--hidden", "20,10", "--epochs", "6", "--batch-size", "200", "--device", "cpu", "--threads", "1"]
 STUDY = """
 name = "small"
 datasets = ["digits"]
@@ -35,6 +35,7 @@ out-of-domain = {digits = "digits"}
 [fit]
 hidden = [20]
 epochs = 4
+batch-size = 200
 [[methods]]
 name = "SGD"
 prior = "none"

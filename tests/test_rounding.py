@@ -19,15 +19,12 @@ from pyro_compress.metrics import evaluate
 from pyro_compress.networks.graph import Network
 from pyro_compress.pcn import file
 from pyro_compress.runs.folder import Run
-from pyro_compress.runs.run import fit_run
-from pyro_compress.settings import FitConfig
 from pyro_compress.types import LayerPosterior, Quantized, Splits
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    config = FitConfig(prior="log-uniform", hidden=(40, 20), epochs=30, seed=1, device="cpu")
-    return fit_run(config, tmp_path_factory.mktemp("runs") / "svd")
+def run(fitted_run: Run) -> Run:
+    return fitted_run
 
 
 def layer(std: float, shape: tuple[int, int] = (30, 40)) -> LayerPosterior:
@@ -122,9 +119,9 @@ def test_fixed_point_counts_by_hand(run: Run) -> None:
     bits = [
         significant_bits(float(layer.std[masks[name]].square().mean())) + 4 for name, layer in posterior.layers.items()
     ]
-    total = 64 * 40 + 40 + 40 * 20 + 20 + 200 + 10
+    total = 64 * 60 + 60 + 60 * 20 + 20 + 200 + 10
     found = fixed_point(posterior, masks, by_units=True)
-    left = [55 * 38, 38 * 20, 200]
+    left = [55 * 58, 58 * 20, 200]
     assert found.bits == bits
     assert found.pruned == pytest.approx(total / sum(left))
     assert found.reduced == pytest.approx(32 * total / sum(n * b for n, b in zip(left, bits, strict=True)))

@@ -87,6 +87,7 @@ def test_bench_estimators(tmp_path: Path) -> None:
     assert set(rows) == {"weight", "local", "flipout"}
 
 
+@pytest.mark.slow
 def test_bench_step(tmp_path: Path) -> None:
     script = next(path for path in SCRIPTS if path.stem == "bench_step")
     run(script, "--smoke", "--json", "rows.json", cwd=tmp_path)
@@ -184,6 +185,7 @@ def test_study_document_keeps_methods_that_share_a_fit(tmp_path: Path) -> None:
         assert line in document.read_text()
 
 
+@pytest.mark.slow
 def test_networks_end_to_end(tmp_path: Path) -> None:
     document = tmp_path / "d.md"
     document.write_text("before\n<!-- table networks -->\nold\n<!-- end -->\nafter\n")
@@ -230,6 +232,7 @@ def test_ablation(tmp_path: Path) -> None:
     assert "old" not in text
 
 
+@pytest.mark.slow
 def test_fuzz_files(tmp_path: Path) -> None:
     """In a process of its own, as it forks: torch's gradients do not survive that where they were taken before."""
     command = [sys.executable, script("fuzz_files"), "--smoke", "--keep", "hostile"]

@@ -2,11 +2,16 @@
 
 import copy
 import functools
+import json
 import math
+import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import COMMON
+from filelock import FileLock
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import MobileNetV2
 
@@ -14,7 +19,7 @@ from pyro_compress.compression.shrink import shrink
 from pyro_compress.deploy.onnx_operations import OPERATIONS
 from pyro_compress.networks import vision
 from pyro_compress.networks.attention import split_attention
-from pyro_compress.networks.graph import _RUN, WEIGHTED, Network, capture, run_graph, run_node, widths
+from pyro_compress.networks.graph import _RUN, WEIGHTED, Network, capture, graph_of, run_graph, run_node, widths
 from pyro_compress.networks.nets import NETS, build_net
 from pyro_compress.pcn import file, gate, runner
 from pyro_compress.types import Compressed, Graph, Node
@@ -276,8 +281,12 @@ PROBLEMS |= {name: (build_net(name, (1, 16, 16), 3, (20, 10)), (1, 16, 16)) for 
 
 @functools.cache
 def captured(name: str) -> Graph:
-    """Every network is exported once."""
-    return capture(*PROBLEMS[name])
+    """Every network is exported once for all files and all processes of the suite."""
+    path = Path(os.environ[COMMON]) / f"{name}.json"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            path.write_text(json.dumps(asdict(capture(*PROBLEMS[name]))))
+        return graph_of(json.loads(path.read_text()))
 
 
 def prepared(name: str, rows: float, columns: float) -> tuple[nn.Module, Tensor, tuple, dict[str, Tensor]]:

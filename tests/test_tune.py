@@ -1,6 +1,7 @@
 """Searches on the embedded digits: spaces, fronts, reused fits, workers that end before their time, the outcome."""
 
 import csv
+import gc
 import json
 import math
 import os
@@ -43,6 +44,7 @@ FIT = """
 data = "digits"
 prior = "log-uniform"
 hidden = [8]
+limit = 400
 epochs = 3
 """
 ONE_FIT = FIT + "[space.fit]\n"
@@ -290,6 +292,22 @@ def test_what_may_change_while_a_study_goes_on(searched: Path, tmp_path: Path) -
     assert "no study 'small' to go on with" in invoke("tune", study, "--out", tmp_path / "new", "--resume").output
     other = written(tmp_path, study.read_text().replace("hidden = [8]", "hidden = [9]"), "")
     assert "was begun with another fit" in invoke("tune", other, "--out", out, "--resume").output
+
+
+def test_a_data_base_is_closed_behind_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connection is left to the garbage collector, also where a command is refused."""
+    study, out = written(tmp_path, HEAD.replace("6", "1")), tmp_path / "out"
+    monkeypatch.setenv("PYRO_COMPRESS_STORAGE", f"sqlite:///{tmp_path / 'trials.db'}")
+    gc.disable()
+    try:
+        assert invoke("tune", study, "--out", out).exit_code == 0
+        assert "go on with --resume" in invoke("tune", study, "--out", tmp_path / "other").output
+        other = written(tmp_path, study.read_text().replace("hidden = [8]", "hidden = [9]"), "")
+        assert "was begun with another fit" in invoke("tune", other, "--out", out, "--resume").output
+        opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    finally:
+        gc.enable()
+    assert not [path for path in opened if path.endswith("trials.db")]
 
 
 def interrupted(work: Work) -> None:

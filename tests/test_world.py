@@ -200,16 +200,16 @@ def test_all_processes_hold_the_same_network(size: int, tmp_path: Path) -> None:
         assert len(epochs_of(tmp_path / name / "run")) <= 4
 
 
-POINT = replace(TINY, prior="none", epochs=3, pretrain_epochs=None)
+POINT = replace(TINY, prior="none", epochs=3, pretrain_epochs=None, optimizer="sgd", lr=0.1)
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_without_noise_it_is_the_fit_of_one_process(size: int, tmp_path: Path) -> None:
-    """Twelve Adam steps, unequal and empty shares among them: up to rounding, which Adam magnifies."""
+    """Twelve steps, unequal and empty shares among them: up to rounding, which Adam would magnify."""
     shared = together(size, fitted, POINT, tmp_path / "together")
     _, _, wanted = fitted(ALONE, POINT, tmp_path / "alone")
     for _, _, found in shared:
-        assert torch.allclose(torch.tensor(found), torch.tensor(wanted), atol=2e-5)
+        assert torch.allclose(torch.tensor(found), torch.tensor(wanted), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
