@@ -68,7 +68,7 @@ def test_stored_is_fitted(prior: str, bias_prior: str, tmp_path: Path) -> None:
         assert torch.equal(marginals.sites[site].loc.float(), q.loc)
         assert torch.equal(marginals.sites[site].scale.float(), q.scale)
     posterior = extract(fit)
-    draws = [draw(marginals) for _ in range(400)]
+    draws = [draw(marginals) for _ in range(200)]
     for name, layer in posterior.layers.items():
         values = torch.stack([d[name].value for d in draws])
         z = (values.mean(0) - layer.mean) / (layer.std / math.sqrt(len(draws)))
@@ -108,7 +108,7 @@ def test_k_hat_is_pyros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     Its programs must be vectorised, which ours are not: its weights are computed one by one instead. Both have 1,000
     draws of their own, so each k has a standard error of about (1 + k) / sqrt(95).
     """
-    fit, marginals = fitted(tmp_path, nn.Linear(3, 2), prior="gaussian", lr_scale=2e-2, epochs=200)
+    fit, marginals = fitted(tmp_path, nn.Linear(3, 2), prior="gaussian", lr_scale=5e-2, lr=3e-2, epochs=80)
     data = toy().train
 
     def weights(model, guide, *args, num_samples, **kwargs):
@@ -248,18 +248,18 @@ def test_size_and_time_of_the_file(net: str, tmp_path: Path) -> None:
     """Under 5 MB and written in under 10 s for both LeNets (on random images: size and time don't see them)."""
     from pyro_compress.networks.nets import build_net
 
-    x, y = torch.rand(600, 1, 28, 28), torch.arange(600) % 10
+    x, y = torch.rand(100, 1, 28, 28), torch.arange(100) % 10
     splits = Splits(Data(x, y), Data(x[:60], y[:60]), Data(x[:60], y[:60]), tuple("0123456789"))
-    config = resolve(FitConfig(prior="horseshoe", epochs=1, pretrain_epochs=0, batch_size=300, device="cpu"), 600)
+    config = resolve(FitConfig(prior="horseshoe", epochs=1, pretrain_epochs=0, batch_size=50, device="cpu"), 100)
     fit = fit_posterior(build_net(net, (1, 28, 28), 10, ()), splits, config)
     (tmp_path / "guide.safetensors").write_bytes(stored(write_marginals, fit.model.net, fit.guide))
     marginals = read_marginals(tmp_path / "guide.safetensors", config, extract(fit))
-    size = Size(rows=100)  # the other 400 rows are 6 bytes per draw each
+    size = Size(rows=20)  # the other 480 rows are 6 bytes per draw each
     data = arviz_compat.inference_data(diagnose(extract(fit), marginals, splits.train, size).groups)
     started = time.perf_counter()
     arviz_compat.write_netcdf(data, tmp_path / "a.nc")
     assert time.perf_counter() - started < 10
-    assert os.path.getsize(tmp_path / "a.nc") + 400 * 200 * 6 < 5_000_000
+    assert os.path.getsize(tmp_path / "a.nc") + 480 * 200 * 6 < 5_000_000
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x08\0\0\0\0\0\0\0{}      "])

@@ -50,8 +50,8 @@ def test_split_attention_computes_the_same(bias: bool) -> None:
     for parameter in given.parameters():
         nn.init.normal_(parameter, std=0.5)
     x, y = torch.randn(2, 5, 12).double(), torch.randn(2, 7, 12).double()
+    split = split_attention(given).double()
     wanted = given.double()["mix"](x, y, y)[0]
-    split = split_attention(given)
     assert type(split["mix"]) is Attention
     assert type(given["mix"]) is nn.MultiheadAttention
     assert torch.allclose(split["mix"](x, y, y)[0], wanted)
