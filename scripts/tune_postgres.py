@@ -15,7 +15,6 @@ import os
 import platform
 import pwd
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -98,6 +97,16 @@ def wait_for(what: str, condition, worker: subprocess.Popen) -> object:
     sys.exit(f"waited five minutes in vain for {what}")
 
 
+@contextmanager
+def running(command: list[str], **options) -> Iterator[subprocess.Popen]:
+    """A process that does not outlive the block, however that ends."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def search(options: argparse.Namespace, url: str) -> dict:
     """Begin a study, start two workers, kill the second in the middle of a trial; what became of it all."""
     from pyro_compress.tuning.plan import read_plan
@@ -116,18 +125,17 @@ def search(options: argparse.Namespace, url: str) -> dict:
         sys.exit(f"{outs[0]} is there already; choose another --out")
     started = time.perf_counter()
     begin(Work(*read_plan(study, device="cpu", threads=1), outs[0], url, 4.0))
-    second = subprocess.Popen([*command, "--out", str(outs[1]), "--worker"], env=environment)
-    wait_for("it started", (outs[1] / "workers" / "0.lock").exists, second)
-    first = subprocess.Popen(
-        [*command, "--out", str(outs[0]), "--resume", "--json"], env=environment, stdout=subprocess.PIPE
-    )
-    if not options.smoke:  # its few trials would be over by then
-        wait_for("it started", (outs[0] / "workers" / f"{0 if options.apart else 1}.lock").exists, first)
-    with opened_storage(outs[0], url) as storage:
-        wait_for("a fit of its own", lambda: fitting(outs, url, storage), second)
-        second.send_signal(signal.SIGKILL)
-        second.wait()
-        outcome = json.loads(first.communicate()[0])
+    one = [*command, "--out", str(outs[0]), "--resume", "--json"]
+    other = [*command, "--out", str(outs[1]), "--worker"]
+    with opened_storage(outs[0], url) as storage, running(other, env=environment) as second:
+        wait_for("it started", (outs[1] / "workers" / "0.lock").exists, second)
+        with running(one, env=environment, stdout=subprocess.PIPE) as first:
+            if not options.smoke:  # its few trials would be over by then
+                wait_for("it started", (outs[0] / "workers" / f"{0 if options.apart else 1}.lock").exists, first)
+            wait_for("a fit of its own", lambda: fitting(outs, url, storage), second)
+            second.kill()
+            second.wait()
+            outcome = json.loads(first.communicate()[0])
         found = trials(storage)
     killed = [t for t in found if t.state.name == "FAIL"]
     retried = [t for t in found if t.user_attrs.get("retry_of") in {t.number for t in killed}]

@@ -245,7 +245,7 @@ def test_everything_stored_counts(name: str) -> None:
 
 @pytest.mark.parametrize("net", ["lenet-300-100", "lenet-5-relu"])
 def test_size_and_time_of_the_file(net: str, tmp_path: Path) -> None:
-    """Under 5 MB and written in under 10 s for both LeNets (on random images: size and time don't see them)."""
+    """Under 5 MB, written in under 10 s of the processor, for both LeNets (on random images: neither sees them)."""
     from pyro_compress.networks.nets import build_net
 
     x, y = torch.rand(100, 1, 28, 28), torch.arange(100) % 10
@@ -256,9 +256,9 @@ def test_size_and_time_of_the_file(net: str, tmp_path: Path) -> None:
     marginals = read_marginals(tmp_path / "guide.safetensors", config, extract(fit))
     size = Size(rows=20)  # the other 480 rows are 6 bytes per draw each
     data = arviz_compat.inference_data(diagnose(extract(fit), marginals, splits.train, size).groups)
-    started = time.perf_counter()
+    started = time.process_time()
     arviz_compat.write_netcdf(data, tmp_path / "a.nc")
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert os.path.getsize(tmp_path / "a.nc") + 480 * 200 * 6 < 5_000_000
 
 
