@@ -163,13 +163,20 @@ def test_a_validation_split_of_one_s_own(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({}, ""),
+        ({"x_train": np.ones_like(X)}, "all inputs are the same number"),
+        (
+            {"x_train": np.zeros((40, 9, 8, 3)) + X[:40, :1, None, None], "x_test": np.zeros((20, 9, 8, 3))},
+            r"shape \(9, 8, 3\) look like images whose colours come last; here they come first, \(3, 9, 8\)",
+        ),
+        ({"x_test": X[:20]}, "the test examples are training examples too"),
+        ({"x_test": X[-20:]}, "test scores are those of rows that were fitted"),
         ({"x_train": (X * 255).astype(np.int64)}, "inputs reach 25. and are taken as they are"),
         ({"x_train": (X * 20).astype(np.uint8)}, "bytes of at most 19 are divided by 255"),
         ({"classes": np.array(list("abcde"))}, "class 'e' has no training example"),
     ],
 )
 def test_doubtful_inputs_are_said(changes: dict[str, np.ndarray], said: str, tmp_path: Path, caplog) -> None:
-    values = {"x_train": X, "x_test": X[:20]} | changes
+    values = {"x_train": X, "x_test": X[19::-1]} | changes
     with caplog.at_level(logging.WARNING, "pyro_compress"):
         load_splits(saved(tmp_path / "a.npz", **values))
     assert re.search(said, caplog.text)

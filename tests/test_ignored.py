@@ -46,6 +46,8 @@ REFUSED = [
     ("inspect run run --restarts --rows 9 --netcdf n.nc", "--rows, --netcdf goes without --restarts"),
     ("inspect run --force", "--force goes with --netcdf"),
     ("report results --draws 100", "--draws goes with a run; this folder holds the results of compare"),
+    ("inspect run --rows 9 --all-rows", "--rows goes without --all-rows"),
+    ("export file.pcn -o model.onnx --int8 --int8-dynamic", "--int8 and --int8-dynamic exclude each other"),
     ("export file.pcn -o model.onnx --seed 3", "--seed goes with --ensemble K"),
     ("compare study.toml --table --jobs 2", "--jobs goes without --table"),
     ("compare study.toml --markdown --json", "--markdown and --json exclude each other"),

@@ -301,3 +301,20 @@ def test_bench_distributed(tmp_path: Path) -> None:
     assert row["processes"] == 2
     assert row["same_parameters"]
     assert row["bytes_per_step"] > 4 * 2 * row["weights"]  # means and scales
+
+
+def test_digits_chain(tmp_path: Path) -> None:
+    told = run(script("digits_chain"), "--smoke", "--out", "rows.json", cwd=tmp_path)
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert [one["prior"] for one in row["stages"]] == ["horseshoe", "log-uniform"]
+    assert f"| 0 | {row['stages'][0]['report']['file_bytes']:,} B (" in told
+    assert run(script("digits_chain"), "--table", "--out", "rows.json", cwd=tmp_path) == told
+
+
+@pytest.mark.slow
+def test_bench_deploy(tmp_path: Path) -> None:
+    told = run(script("bench_deploy"), "--smoke", "--out", "rows.json", cwd=tmp_path)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert list(rows) == ["speed network.pcn", "exports network.pcn", "ensemble run"]
+    assert len(rows["exports network.pcn"]["rows"]) == 10
+    assert run(script("bench_deploy"), "--table", "--out", "rows.json", cwd=tmp_path) == told

@@ -3,6 +3,7 @@
 import datetime
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -246,3 +247,25 @@ def test_a_file_of_numbered_classes_is_evaluated_on_its_table(tmp_path: Path, mo
     same, later = (json.loads(one.stdout) for one in results[2:4])
     assert later["nll_nats"] < 2 * same["nll_nats"] + 1
     assert "new.csv: column 'y' holds class '2' (row 1); the network knows 0, 1" in results[4].output
+
+
+def two(path: Path, names: str) -> Path:
+    """A column of names, one of numbers."""
+    return csv(path, kind=list(names) * 20, size=[float(i) for i in range(20 * len(names))])
+
+
+def test_rows_that_training_never_showed_are_said(tmp_path: Path, caplog) -> None:
+    """Names that the training rows lack, a test table that is the training table."""
+    train, test = two(tmp_path / "a.csv", "abc"), two(tmp_path / "b.csv", "abz")
+    reading = Reading("regression", ("size",))
+    with caplog.at_level(logging.WARNING):
+        load_splits(str(train), reading=replace(reading, test_data=str(test)))
+    assert "b.csv: column 'kind': 20 of 60 rows hold names that training never showed, the first 'z'" in caplog.text
+    caplog.clear()
+    load_splits(str(train), reading=replace(reading, test_data=f"{tmp_path}/../{tmp_path.name}/a.csv"))
+    assert "a.csv is its own --test-data: test scores are those of rows that were fitted" in caplog.text
+
+
+def test_a_target_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="target 'size' is named twice"):
+        load_splits(str(two(tmp_path / "a.csv", "abc")), reading=Reading("regression", ("size", "size")))

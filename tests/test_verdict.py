@@ -143,3 +143,17 @@ def test_no_success_outside_the_tolerance_without_a_word(way: str, run: Path, tm
     if not export:
         assert told["within_tolerance"] is not said
         assert any("outside the tolerance" in text for text in told["warnings"]) is said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--criterion snr", "criterion 'snr' needs a posterior's spread, and these are point weights: take magnitude"),
+        ("--bit-price 0.1", "a price per bit is weighed against a posterior's spread, and these are point weights"),
+    ],
+)
+def test_point_weights_have_no_spread(options: str, said: str, tmp_path: Path) -> None:
+    fit = "fit --prior none --hidden 4 --limit 100 --epochs 1 --threads 1 --out"
+    assert CliRunner().invoke(main, [*fit.split(), str(tmp_path / "run")]).exit_code == 0
+    result = CliRunner().invoke(main, ["compress", str(tmp_path / "run"), *options.split(), "--sparsity", "0.3"])
+    assert (result.exit_code, result.stderr) == (1, f"Error: {said}\n")

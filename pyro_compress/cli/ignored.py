@@ -76,6 +76,12 @@ def _named_data(values: Values) -> bool:
     return str(values["data"]) in DATASETS
 
 
+def _no_folder(values: Values) -> bool:
+    """A data set by name, or a file; what is not there is told later."""
+    path = Path(values["data"] or "")
+    return _named_data(values) or path.is_file() or (bool(path.suffix) and not path.is_dir())
+
+
 def _without_scales(values: Values) -> bool:
     if values["lr_group"] is None or values["prior"] == "none":
         return False
@@ -120,10 +126,8 @@ FIT = (
         ("lr_group",), _without_scales, "goes with a prior that has scales of groups or layers; this one has none",
     ),
     Ignored(("download", "data_dir"), lambda values: not _named_data(values), BY_NAME),
-    Ignored(("workers", "in_memory_mib"), lambda values: not Path(values["data"]).is_dir(), FROM_FOLDER),
-    Ignored(
-        ("image_size",), lambda values: not Path(values["data"]).is_dir(), "goes with a folder of images as --data",
-    ),
+    Ignored(("workers", "in_memory_mib"), _no_folder, FROM_FOLDER),
+    Ignored(("image_size",), _no_folder, "goes with a folder of images as --data"),
     Ignored(("series",), _named_data, "goes with arrays of your own as --data; this data set holds images"),
 )  # fmt: skip
 
@@ -154,7 +158,7 @@ COMPRESS = (
         "goes with --teacher RUN",
     ),
     Ignored(
-        ("image_size",), lambda values: values["run"] is None and not Path(values["data"] or "").is_dir(),
+        ("image_size",), lambda values: values["run"] is None and _no_folder(values),
         "goes with a folder of images as --data",
     ),
     Ignored(
@@ -167,7 +171,7 @@ COMPRESS = (
     ),
     Ignored(
         ("workers", "in_memory_mib"),
-        lambda values: values["run"] is None and bool(values["data"]) and not Path(values["data"]).is_dir(),
+        lambda values: values["run"] is None and _no_folder(values),
         FROM_FOLDER,
     ),
 )  # fmt: skip
@@ -183,6 +187,7 @@ INSPECT = (
     Ignored(
         ("rows", "all_rows", "netcdf", "force", "seed"), lambda values: values["restarts"], "goes without --restarts"
     ),
+    Ignored(("rows",), lambda values: values["all_rows"], "goes without --all-rows"),
     Ignored(("force",), lambda values: values["netcdf"] is None, "goes with --netcdf: nothing else is written"),
 )
 
@@ -196,6 +201,9 @@ REPORT = (
 
 EXPORT = (
     Ignored(("seed",), lambda values: values["ensemble"] is None, "goes with --ensemble K, whose draws it seeds"),
+    Ignored(
+        ("int8",), lambda values: values["int8_dynamic"], "and --int8-dynamic exclude each other: give one of them"
+    ),
 )
 
 COMPARE = (

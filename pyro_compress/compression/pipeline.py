@@ -153,6 +153,8 @@ def compress_run(
     """
     check_file(path, "pcn", force=True)
     goal = goal or Goal()
+    if isinstance(how, Rounding) and any(how.prices) and posterior.criterion == "magnitude":
+        raise ValueError("a price per bit is weighed against a posterior's spread, and these are point weights")
     if not isinstance(how, Tuning):
         give_back(posterior.largest_bytes)
     target = target_of(posterior, splits, goal, device)

@@ -81,7 +81,8 @@ def refuse_unfit(criterion: str, own: str, groups: bool) -> None:
         groups: whether the posterior has group scales.
 
     Raises:
-        ValueError: unknown criterion, a group criterion without groups, `group-mode` of Gaussian scales.
+        ValueError: unknown criterion, a group criterion without groups, `group-mode` of Gaussian scales, `snr` of
+            point weights.
     """
     if criterion not in CRITERIA:
         raise ValueError(f"unknown criterion {criterion!r}; allowed: {', '.join(CRITERIA)}")
@@ -90,6 +91,8 @@ def refuse_unfit(criterion: str, own: str, groups: bool) -> None:
             "criterion 'group-mode' is for log-normal scales (horseshoe); these are Gaussian, where a negative one "
             "counts as much as a positive one: take group-snr, snr or magnitude"
         )
+    if criterion == "snr" and own == "magnitude":
+        raise ValueError("criterion 'snr' needs a posterior's spread, and these are point weights: take magnitude")
     if criterion.startswith("group-") and not groups:
         raise ValueError(f"criterion {criterion!r} needs a prior with group scales; this posterior has none")
 

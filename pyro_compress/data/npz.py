@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 CHUNK_VALUES = 1 << 22
 BYTES = 255.0
 """What bytes are divided by that are no mere yes and no."""
+COLOURS = (1, 3, 4)
+"""How many channels images have, most of them."""
 LARGE = 100
 """Inputs beyond this train badly; so do bytes of which only a tenth is used."""
 VALIDATION = ("validation", "val", "valid")
@@ -185,10 +187,18 @@ def _exceeds(x: Any, bound: int) -> bool:
 
 
 def doubtful_inputs(x: Any, scale: float) -> list[str]:
-    """What is doubtful about the range of training examples that are held in memory."""
+    """What is doubtful about the range and the layout of training examples that are held in memory."""
     if not isinstance(x, Tensor):
         return []
     largest = float(x.abs().max())
+    if x.ndim == 4 and x.shape[3] in COLOURS and x.shape[1] not in COLOURS:
+        own = tuple(x.shape[1:])
+        return [
+            f"examples of shape {own} look like images whose colours come last; here they come first, "
+            f"{own[2:] + own[:2]}: transpose them, as in np.moveaxis(x, -1, 1)"
+        ]
+    if float(x.min()) == float(x.max()):
+        return ["all inputs are the same number: they say nothing"]
     if scale == 1 and largest > LARGE:
         return [
             f"inputs reach {largest:g} and are taken as they are; networks learn from values around 1: divide them "

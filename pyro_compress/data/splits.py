@@ -130,7 +130,7 @@ def split(
     if shape and tuple(x["train"].shape[1:]) != tuple(shape):
         got = tuple(x["train"].shape[1:])
         raise ValueError(f"{name}: one example has shape {got}; this network takes {tuple(shape)}")
-    say(name, doubtful_inputs(x["train"], scale) if not known else [])
+    say(name, [*doubtful_inputs(x["train"], scale), *_shared(arrays)] if not known else [])
     labels = {part: y for part, (_, y) in given.items()}
     if reading.task == "regression":
         names = [f"target {i}" for i in range(labels["train"].shape[1])]
@@ -140,6 +140,16 @@ def split(
     classes, numbers = classes_of({f"{name}: y_{part}": y for part, y in labels.items()}, arrays.classes, name, known)
     found = {part: Data(x[part], torch.from_numpy(rows)) for part, rows in zip(labels, numbers, strict=True)}
     return splits_of(_held_out(found, validation, reading, name), classes, scale=scale)
+
+
+def _shared(arrays: Arrays) -> list[str]:
+    """That the test examples are the first or the last of the training examples."""
+    train, test = arrays.x_train, arrays.x_test
+    if not (isinstance(train, np.ndarray) and isinstance(test, np.ndarray) and len(test) <= len(train)):
+        return []
+    if not any(np.array_equal(test, part) for part in (train[: len(test)], train[len(train) - len(test) :])):
+        return []
+    return ["the test examples are training examples too: test scores are those of rows that were fitted"]
 
 
 def _scale(arrays: Arrays, name: str, known: Preprocessing | None) -> float:

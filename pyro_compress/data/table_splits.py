@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from pyro_compress.data.held_out import drawn, partition
 from pyro_compress.data.labels import places
 from pyro_compress.data.outputs import classes_of, splits_of, with_targets
 from pyro_compress.data.table_files import Table, read_table
+from pyro_compress.doubts import doubt
 from pyro_compress.settings import Reading
 from pyro_compress.types import Column, Data, Preprocessing, Quantity, Splits
+
+log = logging.getLogger(__name__)
 
 TEST_SHARE = 0.2
 """Share of a table's rows that is held out where no table with test rows is given."""
@@ -37,6 +41,8 @@ def table_splits(path: Path, validation: float | None, reading: Reading, known: 
     columns = columns or tabular.columns_of(table, reading.target, held_in, path)
     parts = [_rows_of_table(table, columns, y, rows, path) for rows in (held_in, held_out)]
     if reading.test_data:
+        if Path(reading.test_data).resolve() == path.resolve():
+            doubt(log, f"{path} is its own --test-data: test scores are those of rows that were fitted")
         parts.append(table_data(Path(reading.test_data), columns, reading, classes))
     else:
         parts.append(_rows_of_table(table, columns, y, out, path))

@@ -42,6 +42,8 @@ def check_targets(table: Table, target: Sequence[str], task: str, path: Path) ->
         raise ValueError(f"{path}: name the column that is to be predicted with --target; it holds {listed}")
     if unknown := [name for name in target if name not in table]:
         raise ValueError(f"{path} has no column {unknown[0]!r}; it holds {listed}")
+    if twice := [name for name in target if target.count(name) > 1]:
+        raise ValueError(f"target {twice[0]!r} is named twice; give every --target once")
     if len(table) == len(set(target)):
         raise ValueError(f"{path}: no column is left as an input beside {', '.join(target)}")
     if task == "classification" and len(target) > 1:
@@ -131,9 +133,19 @@ def inputs_of(table: Table, columns: Sequence[Column], path: Path) -> np.ndarray
             raise ValueError(f"{path}: column {column.name!r} must hold {wanted}, as in the training data")
         if column.categories:
             parts.append((values[:, None] == np.array(column.categories)).astype(np.float32))
+            _say_unknown(values, parts[-1].any(1), f"{path}: column {column.name!r}")
         else:
             parts.append(((values.astype(np.float64) - column.mean) / column.std).astype(np.float32)[:, None])
     return np.concatenate(parts, 1)
+
+
+def _say_unknown(values: np.ndarray, known: np.ndarray, what: str) -> None:
+    if not known.all():
+        strange = values[~known]
+        told = (
+            f"{len(strange)} of {len(values)} rows hold names that training never showed, the first {str(strange[0])!r}"
+        )
+        doubt(log, f"{what}: {told}")
 
 
 def labels_of(table: Table, reading: Reading, path: Path) -> Labels:
