@@ -61,7 +61,7 @@ class Node:
     """One operation of a captured network.
 
     Attributes:
-        op: name of the operation (see `pyro_compress.networks.graph`).
+        op: name of the operation (see `pyro_compress.graph.operations.table`).
         inputs: indices of the nodes it reads; node 0 is the network's input.
         parameters: role (`weight`, `bias`, ...) -> tensor name.
         attributes: JSON values (stride, padding, ...).

@@ -27,9 +27,9 @@ from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.search import compress, prune, to_module
 from pyro_compress.compression.target import Goal, target_of
 from pyro_compress.compression.tuned import Teacher, Tuning, compress_finetuned
+from pyro_compress.graph.network import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.graph import Network
 from pyro_compress.pcn import file
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.runs.run import fit_run

@@ -16,9 +16,9 @@ import torch
 
 from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.prune import masks_at, scores
+from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import masked
-from pyro_compress.networks.graph import Network
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig

@@ -77,7 +77,7 @@ def made_run(hidden: str, path: Path) -> None:
     from pyro_compress.bayes.guides import build_guide, starts_of
     from pyro_compress.bayes.marginals import write_marginals
     from pyro_compress.bayes.model import classifier
-    from pyro_compress.networks.graph import capture
+    from pyro_compress.graph.capture import capture
     from pyro_compress.runs.config import config_toml
     from pyro_compress.runs.waist import write_posterior
     from pyro_compress.types import LayerPosterior, Posterior

@@ -22,8 +22,8 @@ from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.fixed_point import occupied
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.search import remove_units, to_module
+from pyro_compress.graph.ir import widths
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.graph import widths
 from pyro_compress.runs.folder import Run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig

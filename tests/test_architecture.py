@@ -13,6 +13,9 @@ import pyro_compress
 ROOT = Path(pyro_compress.__file__).parent
 MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.rglob("*.py"))
 
+FAMILIES = ("layers", "single", "norms", "pools", "moves", "resizing", "reductions")
+"""Modules of operations and of their rules; `several` reads two of them."""
+
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
     {
@@ -31,6 +34,14 @@ FLOORS = [
     {"placing"},
     {"kinds"},
     {"places"},
+    {"graph/operations/row"},
+    {"graph/operations/fits"},
+    {
+        f"graph/operations/{family}"
+        for family in ("layers", "single", "norms", "pools", "moves", "resizing", "reductions")
+    },
+    {"graph/operations/several"},
+    {"graph/operations/table"},
     {
         "inspection/arviz_compat",
         "data/augment",
@@ -45,6 +56,14 @@ FLOORS = [
         "networks/checkpoints",
         "pcn/*",
     },
+    {"graph/calls", "graph/faces/c", "graph/faces/c_text", "graph/faces/onnx", "graph/ir"},
+    {"graph/rules/row"},
+    {f"graph/rules/{family}" for family in FAMILIES},
+    {"graph/rules/several"},
+    {"graph/rules/table"},
+    {"graph/reading", "graph/network"},
+    {"graph/checked", "graph/statistics"},
+    {"graph/capture"},
     {
         "data/tabular",
         "data/npz",
@@ -63,13 +82,7 @@ FLOORS = [
         "networks/attention",
         "networks/naming",
         "networks/normalized",
-        "networks/graph",
-        "networks/checked",
         "networks/outputs",
-        "networks/reading",
-        "networks/aten",
-        "networks/aten_shapes",
-        "networks/calls",
         "training/point",
     },
     {"networks/layered", "networks/bounded", "runs/waist"},
@@ -126,25 +139,14 @@ FLOORS = [
 ]
 SIDEWAYS = {
     ("pcn/schema", "pcn/names"),
-    ("pcn/schema", "pcn/shapes"),
-    *[("pcn/meta", f"pcn/{room}") for room in ("names", "schema")],
-    *[("pcn/gate", f"pcn/{room}") for room in ("names", "schema", "shapes")],
+    ("pcn/meta", "pcn/names"),
+    *[("pcn/gate", f"pcn/{room}") for room in ("names", "schema")],
     ("pcn/header", "pcn/codec"),
     ("pcn/header", "pcn/gate"),
     ("pcn/header", "pcn/templates"),
     *[("pcn/sections", f"pcn/{room}") for room in ("codec", "context", "layout")],
     *[("pcn/file", f"pcn/{room}") for room in ("codec", "gate", "header", "layout", "meta", "sections")],
-    *[("pcn/runner", f"pcn/{room}") for room in ("file", "gate", "operations")],
-    ("networks/aten", "networks/aten_shapes"),
-    ("networks/aten", "networks/calls"),
-    ("networks/aten_shapes", "networks/calls"),
-    ("networks/reading", "networks/aten"),
-    ("networks/reading", "networks/calls"),
-    ("networks/checked", "networks/reading"),
-    ("networks/outputs", "networks/checked"),
-    ("networks/graph", "networks/checked"),
-    ("networks/graph", "networks/reading"),
-    ("training/point", "networks/graph"),
+    *[("pcn/runner", f"pcn/{room}") for room in ("file", "gate")],
     ("bayes/kl", "bayes/distributions"),
     ("bayes/priors", "bayes/distributions"),
     ("bayes/priors", "bayes/kl"),
@@ -181,19 +183,18 @@ SIDEWAYS = {
     *[("bayes/fit", f"bayes/{room}") for room in ("capture", "dead_units", "elbo", "extract", "layers", "model")],
     *[("bayes/fit", f"bayes/{room}") for room in ("stage", "step")],
     ("deploy/onnx_model", "deploy/crop"),
-    ("deploy/onnx_model", "deploy/onnx_operations"),
     ("deploy/onnx_files", "deploy/engines"),
     ("deploy/onnx_files", "deploy/onnx_model"),
-    ("deploy/arrays", "deploy/standalone"),
+    *[("deploy/arrays", f"deploy/{room}") for room in ("program", "standalone")],
+    ("deploy/program", "deploy/standalone"),
     ("deploy/engines", "deploy/arrays"),
     ("deploy/engines", "deploy/torch_files"),
     ("deploy/memory", "deploy/engines"),
     ("deploy/c/layout", "deploy/c/plan"),
-    *[("deploy/c/layers", f"deploy/{room}") for room in ("c/layout", "c/plan", "c/text")],
-    *[("deploy/c/operations", f"deploy/{room}") for room in ("c/layers", "c/plan", "c/text")],
+    *[("deploy/c/layers", f"deploy/{room}") for room in ("c/layout", "c/plan")],
+    *[("deploy/c/operations", f"deploy/{room}") for room in ("c/layers", "c/plan")],
     *[("deploy/c/source", f"deploy/{room}") for room in ("c/layers", "c/layout", "c/operations", "c/plan")],
-    *[("deploy/c/source", f"deploy/{room}") for room in ("c/templates", "c/text")],
-    ("deploy/c/library", "deploy/c/text"),
+    ("deploy/c/source", "deploy/c/templates"),
     ("deploy/engines", "deploy/c/library"),
     *[(f"deploy/{hall}", f"deploy/{room}") for hall in ("export", "bench") for room in ("c/library", "c/source")],
     *[("deploy/export", f"deploy/{room}") for room in ("arrays", "card", "ensemble", "onnx_files", "torch_files")],

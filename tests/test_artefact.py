@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from pyro_compress.bayes.fit import minibatch_weight
 from pyro_compress.compression.prune import masks_at, scores
+from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.networks.draws import masked
-from pyro_compress.networks.graph import Network
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Posterior, Splits

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from pyro_compress.compression.prune import masks_at, scores
-from pyro_compress.networks.graph import capture
+from pyro_compress.graph.capture import capture
 from pyro_compress.networks.nets import mlp
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import initial_net

@@ -46,10 +46,14 @@ from pyro_compress.bayes.stage import first_stage
 from pyro_compress.compression import packing
 from pyro_compress.compression.packing import folded
 from pyro_compress.compression.shrink import shrink
+from pyro_compress.graph.calls import Call
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.ir import first_weights
+from pyro_compress.graph.network import Network
+from pyro_compress.graph.operations.table import is_weighted
+from pyro_compress.graph.rules.table import RULES
+from pyro_compress.graph.statistics import renewed_statistics
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks import aten
-from pyro_compress.networks.calls import Call
-from pyro_compress.networks.graph import WEIGHTED, Network, capture, first_weights, renewed_statistics
 from pyro_compress.networks.layered import Layered
 from pyro_compress.networks.outputs import with_columns
 from pyro_compress.pcn import file, runner
@@ -97,7 +101,7 @@ def used(graph: Graph, net: nn.Module) -> dict[str, Tensor]:
 def cut(graph: Graph, tensors: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     """With dead rows and columns in every weight."""
     generator, found = torch.Generator().manual_seed(seed), {name: tensor.clone() for name, tensor in tensors.items()}
-    weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
+    weights = [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]
     for name in weights:
         weight = found[name]
         if name != weights[-1]:
@@ -206,8 +210,8 @@ def test_what_is_refused_is_one_line(name: str, capfd: pytest.CaptureFixture) ->
 
 def test_a_misread_operation_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a reader gets wrong is found by running module and graph side by side."""
-    monkeypatch.setitem(aten.READERS, "leaky_relu", lambda call: ("relu", [call["self"]], {}, call["negative_slope"]))
-    monkeypatch.setitem(aten.READERS, "tanh", lambda call: ("relu", [call["self"]], {}, {}))
+    wrong = replace(RULES["tanh"], reads={"tanh": lambda call: ("relu", [call["self"]], {}, {})})
+    monkeypatch.setitem(RULES, "tanh", wrong)
     net = nn.Sequential(nn.Linear(6, 3), nn.ModuleDict({"x": nn.Tanh()})["x"], nn.Tanh())
     with pytest.raises(ValueError, match=r"something else on a batch of 3: aten.tanh.default in 1$"):
         capture(net, (6,))

@@ -17,9 +17,9 @@ from click.testing import CliRunner, Result
 
 from pyro_compress.cli.main import main
 from pyro_compress.compression.prune import masks_at, scores
+from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import Ensemble, has_spread, masked
-from pyro_compress.networks.graph import Network
 from pyro_compress.runs.config import config_toml
 from pyro_compress.runs.evaluation import evaluate_target
 from pyro_compress.runs.folder import load_run, unfinished

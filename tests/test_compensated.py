@@ -23,7 +23,8 @@ from pyro_compress.compression.compensation import (
 )
 from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_targets, moments, patches, sensitivities
 from pyro_compress.compression.target import Goal
-from pyro_compress.networks.graph import Network, capture
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.network import Network
 from pyro_compress.networks.nets import build_net
 from pyro_compress.pcn.sections import context_bits
 from pyro_compress.types import Node

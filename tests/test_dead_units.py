@@ -20,7 +20,8 @@ from pyro_compress.bayes.stage import Stage, first_stage
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.data.splits import load_splits
-from pyro_compress.networks.graph import Network, capture
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.network import Network
 from pyro_compress.networks.layered import Layered, momenta
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import load_run

@@ -13,7 +13,9 @@ from test_shrink import PROBLEMS, close, doubled, prepared
 
 from pyro_compress.cli.main import main
 from pyro_compress.compression.shrink import shrink
-from pyro_compress.networks.graph import WEIGHTED, Network, capture
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.network import Network
+from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.pcn import file
@@ -54,7 +56,7 @@ def test_every_network_goes_on(name: str, tmp_path: Path) -> None:
     path = tmp_path / "n.pcn"
     path.write_bytes(file.dumps(Compressed(small, {k: v.numpy() for k, v in left.items()}, {}), in_context=False)[0])
     net = build_net(str(path), graph.input_shape, 3)
-    names = [node.parameters["weight"] for node in small.nodes if node.op in WEIGHTED]
+    names = [node.parameters["weight"] for node in small.nodes if is_weighted(node.op)]
     fresh = net.state_dict()
     assert all(fresh[key].isfinite().all() for key in fresh)
     assert all((fresh[key] != left[key]).any() for key in names)

@@ -16,8 +16,8 @@ import pyro_compress
 from pyro_compress import atomic
 from pyro_compress.atomic import appended, write_atomically
 from pyro_compress.deploy import export
+from pyro_compress.graph.capture import capture
 from pyro_compress.kinds import is_export
-from pyro_compress.networks.graph import capture
 from pyro_compress.placing import recover, replaced, unfinished
 from pyro_compress.runs import run as runs
 from pyro_compress.runs.folder import load_run

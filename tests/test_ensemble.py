@@ -16,10 +16,10 @@ from pyro_compress.cli.main import main
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.search import to_module
 from pyro_compress.deploy.ensemble import ensemble
+from pyro_compress.graph.network import Network
+from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import mixture
-from pyro_compress.networks.graph import Network
-from pyro_compress.pcn.operations import RUN
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
@@ -84,7 +84,7 @@ def test_uncertainty(digits: Splits, shared: Callable[[FitConfig], Run]) -> None
 
 
 def _values(network, x: torch.Tensor) -> list[torch.Tensor]:
-    from pyro_compress.networks.graph import run_node
+    from pyro_compress.graph.rules.table import run_node
 
     module, values = to_module(network), [x]
     tensors = module.state_dict()
@@ -100,7 +100,7 @@ def test_mixture_is_stable() -> None:
     certain[0, 0, 3] = certain[1, 0, 4] = 200
     expected = np.full(10, -200, np.float32)
     expected[3:5] = -np.log(2)
-    np.testing.assert_allclose(RUN["mixture"](*certain, {}, {})[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(OPERATIONS["mixture"].run(*certain, {}, {})[0], expected, rtol=1e-5)
 
 
 def test_refusals(run: Run, tmp_path: Path) -> None:

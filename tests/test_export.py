@@ -92,6 +92,15 @@ def test_every_operation_in_every_format(name: str, quantized: bool, tmp_path: P
         close(torch.from_numpy(outputs), wanted, 2e-5)
 
 
+def test_attributes_that_are_whole_numbers(tmp_path: Path) -> None:
+    """A file may say 1 where an operation of ONNX wants 1.0."""
+    network = file.read(Path(__file__).parent / "golden" / "layouts-version-4.pcn")
+    onnx_files.write_onnx(network, card(network, SCORES, 7), tmp_path / "a.onnx")
+    x = torch.rand(3, *network.graph.input_shape)
+    wanted = to_module(network)(x).detach().numpy()
+    assert np.allclose(onnx_files.load_onnx(tmp_path / "a.onnx")(x.numpy()), wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["residual", "mlp", "conv1d"])
 def test_torch_programs(name: str, tmp_path: Path) -> None:
     network = problem(name, True)

@@ -16,7 +16,9 @@ from test_shrink import PROBLEMS, prepared
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.shrink import shrink
-from pyro_compress.networks.graph import Network, capture, graph_of
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.ir import graph_of
+from pyro_compress.graph.network import Network
 from pyro_compress.networks.nets import build_net
 from pyro_compress.pcn import codec, file, gate, header
 from pyro_compress.types import Compressed, Graph, Node, Quantized

@@ -29,8 +29,8 @@ from pyro_compress.compression.survivors import Survivors, distilled
 from pyro_compress.compression.target import Watch
 from pyro_compress.compression.tuned import Teacher, Tuning, logits_by
 from pyro_compress.data.augment import AUGMENTATIONS
+from pyro_compress.graph.network import Network, run_graph
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.graph import Network, run_graph
 from pyro_compress.pcn import context, file, runner
 from pyro_compress.pcn.layout import layouts, plain
 from pyro_compress.runs.folder import Run
@@ -275,7 +275,7 @@ def test_steps_are_powers_of_a_fourth_root(step: float) -> None:
 
 def test_layouts_follow_the_flattening(digits: Splits) -> None:
     net = pc.build_net("lenet-5-relu", (1, 28, 28), 10)
-    from pyro_compress.networks.graph import capture
+    from pyro_compress.graph.capture import capture
 
     graph = capture(net, (1, 28, 28))
     found = layouts(graph, {name: tuple(t.shape) for name, t in net.state_dict().items()})

@@ -19,8 +19,8 @@ from pyro_compress.bayes.layers import bayes_layers, bayesianize
 from pyro_compress.bayes.model import Fit, classifier
 from pyro_compress.bayes.predict import predictive
 from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.graph.network import Network
 from pyro_compress.metrics import logits_of
-from pyro_compress.networks.graph import Network
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import point_plan

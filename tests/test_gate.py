@@ -8,14 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_compress.networks.graph import _RUN, run_node
+from pyro_compress.graph.operations import row as rows
+from pyro_compress.graph.operations.table import OPERATIONS
+from pyro_compress.graph.rules.table import run_node
 from pyro_compress.pcn import names, schema
-from pyro_compress.pcn.operations import RUN
 from pyro_compress.types import Node
-
-
-def test_every_operation_has_a_row() -> None:
-    assert set(schema.OPERATIONS) == set(RUN) == set(_RUN)
 
 
 def test_names_of_torch_are_those_of_torch() -> None:
@@ -31,22 +28,22 @@ class Chance(random.Random):
     def sizes(self, rank: int, least: int = 1, most: int = 3) -> list[int]:
         return [self.randint(least, most) for _ in range(rank)]
 
-    def value(self, kind: schema.Kind, rank: int) -> Any:
+    def value(self, kind: rows.Kind, rank: int) -> Any:
         some = max(rank + self.choice((-1, -1, -1, 0)), 1)
         return {
-            schema.NUMBER: lambda: self.choice((-1.5, 0, 0.5, 2)),
-            schema.EPSILON: lambda: self.choice((1e-5, 0.1)),
-            schema.NUMBER_OR_NONE: lambda: self.choice((None, 0.5)),
-            schema.BOOL: lambda: self.random() < 0.5,
-            schema.INDEX: lambda: self.randint(0, 3),
-            schema.COUNT: lambda: self.randint(1, 4),
-            schema.AXES: lambda: self.sample(range(1, rank + 2), self.randint(1, rank + 1)),
-            schema.SIZES: lambda: self.sizes(some),
-            schema.SHAPE: lambda: self.sizes(self.randint(0, 3)),
-            schema.BORDERS: lambda: self.sizes(some, 0, 2),
-            schema.BORDER: lambda: self.sizes(2 * self.randint(1, rank + 1), 0, 2),
-            schema.PADDING: lambda: [self.sizes(some, 0, 2), self.sizes(some, 0, 2)],
-            schema.MODE: lambda: self.choice(("constant", "reflect", "replicate", "circular")),
+            rows.NUMBER: lambda: self.choice((-1.5, 0, 0.5, 2)),
+            rows.EPSILON: lambda: self.choice((1e-5, 0.1)),
+            rows.NUMBER_OR_NONE: lambda: self.choice((None, 0.5)),
+            rows.BOOL: lambda: self.random() < 0.5,
+            rows.INDEX: lambda: self.randint(0, 3),
+            rows.COUNT: lambda: self.randint(1, 4),
+            rows.AXES: lambda: self.sample(range(1, rank + 2), self.randint(1, rank + 1)),
+            rows.SIZES: lambda: self.sizes(some),
+            rows.SHAPE: lambda: self.sizes(self.randint(0, 3)),
+            rows.BORDERS: lambda: self.sizes(some, 0, 2),
+            rows.BORDER: lambda: self.sizes(2 * self.randint(1, rank + 1), 0, 2),
+            rows.PADDING: lambda: [self.sizes(some, 0, 2), self.sizes(some, 0, 2)],
+            rows.MODE: lambda: self.choice(("constant", "reflect", "replicate", "circular")),
         }[kind]()
 
     def tensor(self, op: str, x: tuple[int, ...], a: dict[str, Any]) -> tuple[int, ...]:
@@ -61,7 +58,7 @@ class Chance(random.Random):
         return ((*x, 1)[0 if len(x) < 2 else self.choice((0, 0, -2))],)
 
     def node(self, op: str) -> tuple[Node, list[tuple[int, ...]], dict[str, tuple[int, ...]]]:
-        row = schema.OPERATIONS[op]
+        row = OPERATIONS[op]
         rank = int(op[4]) + 1 if op.startswith("conv") and self.random() < 0.9 else None
         first = self.shape(rank)
         number = self.randint(row.inputs[0], min(row.inputs[1], 3))
@@ -72,6 +69,9 @@ class Chance(random.Random):
         attributes = {name: self.value(kind, len(first)) for name, kind in kinds.items()}
         if op == "reshape" and self.random() < 0.7:
             attributes["shape"] = self.choice(([int(np.prod(first))], list(reversed(first))))
+        if op == "expand" and self.random() < 0.7:
+            axes = [axis for axis, size in enumerate(first, 1) if size == 1] or [1]
+            attributes = {"axes": axes, "sizes": self.sizes(len(axes))}
         if op == "permute" and self.random() < 0.8:
             attributes["axes"] = self.sample(range(1, len(first) + 1), len(first)) or [1]
         roles = [*row.roles, *(role for role in row.may if self.random() < 0.5)]
@@ -82,7 +82,7 @@ class Chance(random.Random):
         return node, inputs, tensors
 
 
-@pytest.mark.parametrize("op", schema.OPERATIONS)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_what_passes_runs_in_torch_and_numpy(op: str) -> None:
     """300 random nodes of every operation: where the rule of shapes agrees, both run and give that shape."""
     chance, passed = Chance(op), 0
@@ -98,7 +98,7 @@ def test_what_passes_runs_in_torch_and_numpy(op: str) -> None:
         p = {role: torch.rand(shape) for role, shape in tensors.items()}
         with torch.no_grad():
             wanted = run_node(node, x, p)
-        got = RUN[op](*(one.numpy() for one in x), {k: v.numpy() for k, v in p.items()}, node.attributes)
+        got = OPERATIONS[op].run(*(one.numpy() for one in x), {k: v.numpy() for k, v in p.items()}, node.attributes)
         assert tuple(wanted.shape[1:]) == got.shape[1:] == made.shape, node
         assert np.allclose(got, wanted.numpy(), 1e-4, 1e-4, equal_nan=True), node
     assert passed >= 20

@@ -19,7 +19,7 @@ import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.deploy import arrays, torch_files
-from pyro_compress.networks.graph import capture
+from pyro_compress.graph.capture import capture
 from pyro_compress.pcn import file, gate, header, names, runner
 from pyro_compress.pcn.meta import ENTRIES, check_meta
 from pyro_compress.types import Compressed, Graph, Node

@@ -12,8 +12,9 @@ from pyro_compress.bayes.guides import MeanField, starts_of
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize
 from pyro_compress.bayes.model import classifier
 from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.graph.network import Network
+from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.graph import Network, batch_statistics
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Data, Splits

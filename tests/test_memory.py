@@ -17,8 +17,8 @@ from pyro_compress.compression.precision import quantize, size_of, step_size
 from pyro_compress.compression.prune import Ranking, kept, masks_at, scores, unit_scores
 from pyro_compress.compression.rounding import Grid
 from pyro_compress.compression.target import Target, Trial, Watch
+from pyro_compress.graph.capture import capture
 from pyro_compress.metrics import evaluate_mixture
-from pyro_compress.networks.graph import capture
 from pyro_compress.pcn import codec, file
 from pyro_compress.types import (
     Compressed,

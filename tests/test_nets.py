@@ -9,8 +9,11 @@ from torch import nn
 
 from pyro_compress.bayes.layers import bayes_layers, bayesianize
 from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.network import Network
+from pyro_compress.graph.operations.table import is_weighted
+from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.networks.attention import Attention, split_attention
-from pyro_compress.networks.graph import WEIGHTED, Network, batch_statistics, capture
 from pyro_compress.networks.nets import build_net
 
 
@@ -37,7 +40,7 @@ def test_every_layer_gets_a_prior(name: str, shape: tuple[int, ...], parameters:
     net = build_net(name, shape, 10)
     assert sum(parameter.numel() for parameter in net.parameters()) == parameters
     graph = capture(net, shape)
-    weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
+    weights = [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]
     bayes = bayesianize(net, PRIORS["log-uniform"])
     assert sorted(layer.shape.name for layer in bayes_layers(bayes)) == sorted(weights)
     assert len(weights) == layers

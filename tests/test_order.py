@@ -11,7 +11,7 @@ from pyro_compress.compression import order
 from pyro_compress.compression.order import moved, reordered
 from pyro_compress.compression.search import to_module
 from pyro_compress.compression.shrink import free_units, shrink
-from pyro_compress.networks.graph import capture
+from pyro_compress.graph.capture import capture
 from pyro_compress.pcn import file, runner
 from pyro_compress.types import Compressed, Graph, Quantized
 

@@ -9,7 +9,10 @@ from torch import nn
 
 import pyro_compress as pc
 from pyro_compress.compression.packing import folded, packed, vector_step
-from pyro_compress.networks.graph import WEIGHTED, Network, batch_statistics, capture, renewed_statistics
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.network import Network
+from pyro_compress.graph.operations.table import is_weighted
+from pyro_compress.graph.statistics import batch_statistics, renewed_statistics
 from pyro_compress.pcn import file
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import initial_net
@@ -52,7 +55,7 @@ def test_folded_batch_norm_computes_the_same_and_finds_its_statistics_again(name
 def test_everything_but_the_weights_is_rounded_finely(name: str) -> None:
     _, x, graph, tensors = prepared(name, 0.0, 0.0)
     tensors |= batch_statistics(graph, tensors, x)
-    weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
+    weights = [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]
     steps = {key: float(tensors[key].abs().max() or 1) / 8000 for key in weights}
     found = packed(graph, tensors, steps)
     dense = [key for key, tensor in found.items() if not isinstance(tensor, Quantized)]

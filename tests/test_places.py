@@ -21,9 +21,9 @@ from pyro_compress.cli.main import main
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.target import Goal
+from pyro_compress.graph.capture import capture
 from pyro_compress.inspection import arviz_compat
 from pyro_compress.kinds import KINDS, is_run
-from pyro_compress.networks.graph import capture
 from pyro_compress.placing import unfinished
 from pyro_compress.runs import run as runs
 from pyro_compress.runs.folder import load_run, unfinished_config

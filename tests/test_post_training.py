@@ -17,7 +17,9 @@ from pyro_compress.cli.main import main
 from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.target import Goal
 from pyro_compress.data.splits import load_splits
-from pyro_compress.networks.graph import Network, capture, renewed_statistics
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.network import Network
+from pyro_compress.graph.statistics import renewed_statistics
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.normalized import normalized
 from pyro_compress.networks.weights import put_weights, read_weights

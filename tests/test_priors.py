@@ -22,7 +22,7 @@ from pyro_compress.bayes.guides import MeanField, starts_of
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.compression.prune import CRITERIA, scores
-from pyro_compress.networks.graph import capture
+from pyro_compress.graph.capture import capture
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Data, LayerPosterior, LayerShape, Posterior, Splits

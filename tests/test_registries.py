@@ -19,7 +19,7 @@ from pyro_compress.data import augment, datasets, splits, tasks
 from pyro_compress.deploy.export import EXPORTERS
 from pyro_compress.inspection.readings import readings
 from pyro_compress.inspection.summary import inspect_run
-from pyro_compress.networks import graph, nets
+from pyro_compress.networks import nets
 from pyro_compress.runs.config import BASELINE_LR, resolve
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.post_training import POSTERIORS
@@ -72,7 +72,6 @@ def test_side_tables_have_a_row_for_each(table: str) -> None:
 def test_tables_name_only_what_there_is() -> None:
     assert set(space.BEFORE) <= {"none", *priors.PRIORS}
     assert set(splits.PREPROCESSING) <= set(datasets.DATASETS)
-    assert set(graph.WEIGHTED) <= set(graph._RUN)
     assert set(FINETUNING) - set(space.TAUGHT) <= set(space.FINETUNED)
 
 

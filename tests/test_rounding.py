@@ -15,8 +15,8 @@ from pyro_compress.compression.precision import Size, bits_step, size_of
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.rounding import LEAST_STD, Grid, Rounding, cheapest, rounded_weights
 from pyro_compress.compression.search import to_module
+from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.graph import Network
 from pyro_compress.pcn import file
 from pyro_compress.runs.folder import Run
 from pyro_compress.types import LayerPosterior, Quantized, Splits

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import MobileNetV2
 
 from pyro_compress.compression.shrink import shrink
-from pyro_compress.deploy.onnx_operations import OPERATIONS
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.ir import graph_of, widths
+from pyro_compress.graph.network import Network, run_graph
+from pyro_compress.graph.operations.table import OPERATIONS, is_weighted
+from pyro_compress.graph.rules.table import RULES, run_node
 from pyro_compress.networks import vision
 from pyro_compress.networks.attention import split_attention
-from pyro_compress.networks.graph import _RUN, WEIGHTED, Network, capture, graph_of, run_graph, run_node, widths
 from pyro_compress.networks.nets import NETS, build_net
 from pyro_compress.pcn import file, gate, runner
 from pyro_compress.types import Compressed, Graph, Node
@@ -160,6 +163,42 @@ class Points(nn.Module):
         return self.head(torch.cat((second * alone, first), 1))
 
 
+class Functions(nn.Module):
+    """Functions of single values one by one, the larger of two, variances."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 10), nn.Linear(10, 10)
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = torch.exp(-x.abs()) + torch.cos(x)
+        y = self.b(x).square()
+        x = torch.maximum(x, torch.log1p(y)) - torch.minimum(x, torch.erf(y))
+        x = x.var((2, 3)) + x.amin((2, 3))
+        x = self.d(nn.functional.logsigmoid(self.c(torch.rsqrt(x.abs() + 1) * x.clamp(min=-0.5))))
+        x = torch.expm1(0.1 * x).abs()
+        return self.head(torch.sqrt(x + 0.1) + torch.log(x + 1) + torch.reciprocal(x + 1) + (x + 0.1) ** 1.5)
+
+
+class Resized(nn.Module):
+    """Images of other sizes, repeated, turned, moved in a circle; pixels that were channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 12, 3), nn.Conv2d(3, 6, 3)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.interpolate(torch.relu(self.a(x)), scale_factor=2)
+        x = x + x.mean((2, 3), keepdim=True).expand_as(x)
+        x = torch.relu(self.b(x.roll((1, -2), (2, 3))))
+        x = nn.functional.interpolate(x, (5, 7), mode="bilinear").flip(3)
+        x = self.c(nn.functional.pixel_shuffle(x, 2))
+        return self.head(nn.functional.interpolate(x, (9, 9), mode="bilinear", align_corners=True).amax((2, 3)))
+
+
 PROBLEMS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "mlp": (
         nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 9), nn.Sigmoid(), nn.Linear(9, 3)),
@@ -269,6 +308,8 @@ PROBLEMS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "normalized": (Normalized(), (3, 8, 8)),
     "points": (Points(), (3, 20)),
     "tokens": (Tokens(), (1, 8, 8)),
+    "functions": (Functions(), (2, 6, 6)),
+    "resized": (Resized(), (2, 7, 7)),
 } | {
     "vgg-16": (vision.vgg_16((3, 32, 32), 3, width=4), (3, 32, 32)),
     "resnet-18": (vision.resnet_18((3, 16, 16), 3, width=4), (3, 16, 16)),
@@ -301,7 +342,7 @@ def prepared(name: str, rows: float, columns: float) -> tuple[nn.Module, Tensor,
     graph = captured(name)
     used = {tensor for node in graph.nodes for tensor in node.parameters.values()}
     tensors = {key: value.detach().clone() for key, value in net.state_dict().items() if key in used}
-    weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
+    weights = [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]
     for key in weights[:-1]:
         tensors[key][torch.rand(len(tensors[key])) < rows] = 0
     for key in weights:
@@ -321,10 +362,11 @@ def close(got: Tensor, wanted: Tensor, tolerance: float = 1e-12) -> None:
 
 
 def test_every_operation_is_everywhere() -> None:
-    """In torch, numpy, ONNX and the specification; only the ONNX export crops."""
-    assert set(_RUN) == set(runner.RUN) == set(OPERATIONS) - {"crop"}
+    """In torch, numpy, ONNX and the specification."""
+    assert OPERATIONS.keys() == RULES.keys()
+    assert all(rule.onnx for rule in RULES.values())
     told = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
-    assert [op for op in runner.RUN if f"`{op}`" not in told] == []
+    assert [op for op in OPERATIONS if f"`{op}`" not in told] == []
 
 
 @pytest.mark.parametrize("name", PROBLEMS)

@@ -147,7 +147,7 @@ def test_the_learned_noise_is_that_of_the_data(posterior) -> None:
     splits = generated()
     learned = posterior.noise * splits.targets[0].std
     assert learned == pytest.approx(NOISE, rel=0.1)
-    from pyro_compress.networks.graph import Network
+    from pyro_compress.graph.network import Network
 
     scores = evaluate(Network(posterior.graph, posterior.tensors).eval(), splits, "test", noise=posterior.noise)
     exact = 0.5 * math.log(2 * math.pi * math.e * NOISE**2)  # of the generating density, ± 0.037 on 375 rows
@@ -157,7 +157,7 @@ def test_the_learned_noise_is_that_of_the_data(posterior) -> None:
 def test_compression_of_a_regression_keeps_its_rmse(posterior) -> None:
     splits = generated()
     from pyro_compress.compression.search import to_module
-    from pyro_compress.networks.graph import Network
+    from pyro_compress.graph.network import Network
 
     before = evaluate(Network(posterior.graph, posterior.tensors).eval(), splits, "validation", noise=posterior.noise)
     network, removed = compress(posterior, splits, Goal(tolerance=0.05))

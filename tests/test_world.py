@@ -30,8 +30,8 @@ from pyro_compress.bayes.model import Likelihood
 from pyro_compress.bayes.stage import first_stage
 from pyro_compress.cli.main import main
 from pyro_compress.data.splits import load_splits
+from pyro_compress.graph.capture import capture
 from pyro_compress.machine import prepare
-from pyro_compress.networks.graph import capture
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import unfinished, unfinished_config
 from pyro_compress.runs.run import Keeping, fit_run, initial_net

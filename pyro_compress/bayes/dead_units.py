@@ -25,7 +25,7 @@ from pyro_compress.bayes.stage import Stage, first_stage
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.foreign import of_type, record
-from pyro_compress.networks.graph import graph_of, widths
+from pyro_compress.graph.ir import graph_of, widths
 from pyro_compress.networks.layered import Layered, momenta
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Removal

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_compress.bayes.marginals import Marginals, TensorDraw, draw, draw_prior, drawn_network, kl_by_tensor
 from pyro_compress.compression.prune import unit_scores
 from pyro_compress.data.tasks import TASKS
-from pyro_compress.networks.graph import Network
+from pyro_compress.graph.network import Network
 from pyro_compress.types import Data, Groups, LayerShape, Posterior
 
 ROW_SEED = 0

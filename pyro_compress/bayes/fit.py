@@ -18,8 +18,9 @@ from pyro_compress.bayes.model import Fit, Likelihood
 from pyro_compress.bayes.stage import Stage, bayesian, first_stage
 from pyro_compress.bayes.step import Rule, Step, eager
 from pyro_compress.doubts import doubt
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.metrics import residual_noise
-from pyro_compress.networks.graph import batch_statistics, capture
 from pyro_compress.networks.outputs import doubtful_end, with_columns
 from pyro_compress.settings import COMPILE_STEPS, FitConfig
 from pyro_compress.training.checkpoint import Keeper, restoring

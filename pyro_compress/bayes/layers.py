@@ -18,8 +18,8 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
 from pyro_compress.bayes.priors import Prior
-from pyro_compress.networks.checked import examples, outputs_of, trial
-from pyro_compress.networks.graph import WEIGHTED
+from pyro_compress.graph.checked import examples, outputs_of, trial
+from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.types import Graph, LayerShape, WeightDraw
 
 
@@ -209,12 +209,12 @@ def plain_weights(net: nn.Module, graph: Graph) -> list[str]:
         graph: what was captured of it.
 
     Example:
-        >>> from pyro_compress.networks.graph import capture
+        >>> from pyro_compress.graph.capture import capture
         >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
         >>> plain_weights(net, capture(net, (3,)))
         ['0.weight', '2.weight']
     """
-    used = {node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED}
+    used = {node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)}
     tried = trial(net)
     paths = [path for path, _ in tried.named_modules(remove_duplicate=False) if _weight_of(path) in used]
     calls: dict[str, list[bool]] = {path: [] for path in paths if operation_of(tried.get_submodule(path))}
@@ -234,7 +234,7 @@ def left_out(net: nn.Module, graph: Graph, plain: Collection[str], keep: tuple[s
         plain: names of the weights that can have a prior.
         keep: layers that the user keeps as they are.
     """
-    layers = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
+    layers = [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]
     values = [node.parameters["value"] for node in graph.nodes if node.op == "constant"]
     parameters = dict(net.named_parameters(remove_duplicate=False))
     wide = [name for name in values if name in parameters and sum(size > 1 for size in parameters[name].shape) > 1]

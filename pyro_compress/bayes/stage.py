@@ -16,7 +16,7 @@ from pyro_compress.bayes.layers import bayesianize, plain_weights
 from pyro_compress.bayes.model import Likelihood, Model
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import State, Tuned, tuned_parameters
-from pyro_compress.networks.graph import first_weights
+from pyro_compress.graph.ir import first_weights
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Graph, Removal
 

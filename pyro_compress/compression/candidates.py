@@ -22,8 +22,9 @@ from pyro_compress.compression.rounding import Grid, rounded_weights, sizes_of
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.compression.target import Target, Trial, Watch
 from pyro_compress.data.splits import told
+from pyro_compress.graph.network import Network
+from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.graph import Network, batch_statistics
 from pyro_compress.pcn import file
 from pyro_compress.scores import Quality
 from pyro_compress.types import Compressed, Graph, Masks, Posterior, Quantized, Splits

@@ -23,8 +23,9 @@ from pyro_compress.compression.prune import removed_share
 from pyro_compress.compression.search import BIAS_LEVELS, PRECISION_TOLERANCE, origin_of, to_module
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.compression.target import NLL_PER_ACCURACY, Goal, Target, Trial, Watch, target_of
+from pyro_compress.graph.operations.table import has_statistics, is_weighted
+from pyro_compress.graph.rules.table import run_node
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.graph import WEIGHTED, run_node
 from pyro_compress.pcn import file
 from pyro_compress.pcn.codec import quarter_power
 from pyro_compress.pcn.layout import layouts
@@ -98,7 +99,7 @@ class Calibrated:
         now: dict[int, list[Tensor]] = {0: parts}
         before: dict[int, list[Tensor]] = {0: parts}
         for index, node in enumerate(self.graph.nodes[1:], 1):
-            if node.op in WEIGHTED:
+            if is_weighted(node.op):
                 name, (source,) = node.parameters["weight"], node.inputs
                 found = moments(now[source], before[source], node, shapes[name])
                 problem = problem_of(
@@ -108,7 +109,7 @@ class Calibrated:
                 codes, exponent = rounded_layer(problem, self.exponents.get(index))
                 self.exponents[index], steps[name] = exponent, quarter_power(exponent)
                 tensors[name] = torch.from_numpy(codes).float().view(shapes[name]) * steps[name]
-            elif node.op == "batch_norm":
+            elif has_statistics(node.op):
                 tensors |= _statistics(now[node.inputs[0]], node.parameters)
             for values, given in ((before, self.tensors), (now, tensors)):
                 parameters = {role: given[name] for role, name in node.parameters.items()}

@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_compress.networks.graph import WEIGHTED, padded, run_node
+from pyro_compress.graph.operations.table import is_last, is_weighted
+from pyro_compress.graph.rules.layers import padded
+from pyro_compress.graph.rules.table import run_node
 from pyro_compress.types import Graph, Node
 
 DRAWS = 3
@@ -88,7 +90,7 @@ def sensitivities(
             for index, node in enumerate(graph.nodes[1:], 1):
                 given = {role: tensors[name].detach() for role, name in node.parameters.items()}
                 values[index] = run_node(node, [values[i] for i in node.inputs], given)
-                if node.op in WEIGHTED:
+                if is_weighted(node.op):
                     values[index].requires_grad_() if values[index].is_leaf else None
                     leaves[index] = values[index]
             outputs = values[len(graph.nodes) - 1]
@@ -96,7 +98,7 @@ def sensitivities(
                 wanted = gradient(outputs.detach(), generator)
                 found = torch.autograd.grad(outputs, list(leaves.values()), wanted, retain_graph=draw < DRAWS - 1)
                 for index, one in zip(leaves, found, strict=True):
-                    axis = -1 if graph.nodes[index].op == "linear" else 1
+                    axis = -1 if is_last(graph.nodes[index].op) else 1
                     channels = one.movedim(axis, -1).reshape(len(part), -1, one.shape[axis])
                     positions[index] = channels.shape[1]
                     sums[index] = sums.get(index, 0.0) + channels.square().mean(1).sum(0).double()

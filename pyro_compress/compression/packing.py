@@ -6,7 +6,7 @@ float32.
 
 In evaluation batch norm is `scale · x + shift`: two of its four vectors say everything. Its variances become 1 and its
 means 0, which takes a byte or two, and its weight and bias scale and shift. Training that goes on from a file takes the
-statistics anew (`networks.graph.renewed_statistics`).
+statistics anew (`graph.statistics.renewed_statistics`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from pyro_compress.compression.precision import MAX_CODE, bias_step, quantize, snapped
-from pyro_compress.networks.graph import STATISTICS_ROLES, WEIGHTED, foldable_norms
+from pyro_compress.graph.operations.norms import STATISTICS_ROLES
+from pyro_compress.graph.operations.table import has_statistics, is_last, is_weighted
+from pyro_compress.graph.statistics import foldable_norms
 from pyro_compress.pcn import gate
 from pyro_compress.types import Graph, Node, Quantized
 
@@ -44,11 +46,11 @@ def packed(
         levels: code of the largest bias, and of the typical value of every other vector.
         names: of those that are wanted; None: all.
     """
-    biases = {node.parameters["bias"] for node in graph.nodes if node.op in WEIGHTED and "bias" in node.parameters}
+    biases = {node.parameters["bias"] for node in graph.nodes if is_weighted(node.op) and "bias" in node.parameters}
     scales = {node.parameters["weight"] for node in foldable_norms(graph)}
     statistics = (node.parameters[role] for node in foldable_norms(graph) for role in STATISTICS_ROLES)
     known: dict[str, float | None] = {
-        node.parameters[role]: None for node in graph.nodes if node.op == "batch_norm" for role in STATISTICS_ROLES
+        node.parameters[role]: None for node in graph.nodes if has_statistics(node.op) for role in STATISTICS_ROLES
     }
     known |= {name: 1.0 for name in statistics} | dict(steps)
     found: dict[str, Quantized | np.ndarray] = {}
@@ -72,7 +74,7 @@ def before_folding(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple[Graph, 
     """
     if all(node.op != "batch_norm" for node in graph.nodes):
         return None
-    weights = {node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED}
+    weights = {node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)}
     return graph, {name: tensor for name, tensor in tensors.items() if name not in weights}
 
 
@@ -116,8 +118,8 @@ def _bias_for_it_alone(graph: Graph, norm: Node, ranks: list[int]) -> str | None
     """Name of the bias of the layer before batch norm, if these two meet nobody else and lie on the same axis."""
     (source,) = norm.inputs
     layer = graph.nodes[source]
-    name = layer.parameters.get("bias") if layer.op in WEIGHTED else None
-    if name is None or (layer.op == "linear" and ranks[source] != 2):  # on sequences a linear layer's axis is the last
+    name = layer.parameters.get("bias") if is_weighted(layer.op) else None
+    if name is None or (is_last(layer.op) and ranks[source] != 2):  # on sequences a linear layer's axis is the last
         return None
     readers = sum(node.inputs.count(source) for node in graph.nodes)
     uses = sum(node.parameters == norm.parameters for node in graph.nodes)
@@ -127,7 +129,7 @@ def _bias_for_it_alone(graph: Graph, norm: Node, ranks: list[int]) -> str | None
 
 def _ranks(graph: Graph, tensors: Mapping[str, Tensor]) -> list[int]:
     """Number of dimensions of every node's value, the batch included; nothing is computed."""
-    if all(node.op != "batch_norm" for node in graph.nodes):
+    if not any(has_statistics(node.op) for node in graph.nodes):
         return []
     plan = gate.check(graph, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, gate.UNLIMITED)
     return [1 + len(shape) for shape in plan.shapes]

@@ -21,9 +21,10 @@ from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.target import Goal, Target, Watch, target_of
 from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.compression.verdict import at_chance, hints_of, outside
+from pyro_compress.graph.ir import widths
+from pyro_compress.graph.network import Network
 from pyro_compress.machine import give_back
 from pyro_compress.metrics import evaluate, logits_of
-from pyro_compress.networks.graph import Network, widths
 from pyro_compress.pcn import file, runner
 from pyro_compress.pcn.gate import MAX_MEMORY_MIB, UNLIMITED, limited
 from pyro_compress.places import check_file

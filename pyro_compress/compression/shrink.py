@@ -4,9 +4,9 @@ Two passes over the graph. Forward: a channel whose weights are all zero emits a
 activations and are folded into the biases of the layers that read them. Backward: a channel that nobody reads is
 dead, and so is the row that makes it. Channels that must agree (both sides of an addition) form one *space* and go
 together. Where folding would not be exact (a non-zero constant entering a zero-padded convolution) the channel stays.
-So do all channels that meet an operation outside `SAME_CHANNELS`, which mixes them or moves them (layer norm,
-attention, a transposition), and those around a grouped convolution whose groups are wider than one channel: there the
-dead weights just stay zeros. A depthwise convolution keeps channels apart like batch norm does.
+So do all channels that meet an operation that mixes them or moves them (layer norm, attention, a transposition), and
+those around a grouped convolution whose groups are wider than one channel: there the dead weights just stay zeros. A
+depthwise convolution keeps channels apart like batch norm does. What an operation does to channels is in its row.
 """
 
 from __future__ import annotations
@@ -19,16 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_compress.networks.graph import POINTWISE, WEIGHTED, run_node
+from pyro_compress.graph.operations.row import Channels
+from pyro_compress.graph.operations.table import OPERATIONS, is_flattening, is_last, is_weighted
+from pyro_compress.graph.rules.table import run_node
 from pyro_compress.pcn import gate
 from pyro_compress.types import CACHED, Graph, Node, blocks, rows_of
-
-ANYWHERE = (*POINTWISE, "add", "subtract", "multiply", "divide")
-"""Operations that keep channels apart wherever they lie."""
-SAME_CHANNELS = (*ANYWHERE, "max_pool", "avg_pool", "mean", "sum", "amax", "slice", "batch_norm", "prelu", "pad")
-"""Those, and the ones that keep channels apart that lie behind the batch dimension."""
-BY_CHANNEL = (*WEIGHTED, "batch_norm", "prelu")
-"""Operations whose tensors have a first entry per output channel; `prelu` may also have one for all."""
 
 
 @dataclass
@@ -129,7 +124,7 @@ class _Work:
     def __init__(self, graph: Graph, tensors: dict[str, Tensor], spare: Collection[str] = ()):
         self.nodes, self.input_shape = list(graph.nodes), graph.input_shape
         self.uses = Counter(name for node in graph.nodes for name in node.parameters.values())
-        weights = {node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED}
+        weights = {node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)}
         self.tensors = {n: tensor if n in weights else tensor.double().clone() for n, tensor in tensors.items()}
         self.shared = weights - set(spare)
         self.values: list[_Value] = []
@@ -152,7 +147,7 @@ class _Work:
                 value = _Value(self.input_shape, _varying(channels), self.new_space(channels, fixed=True))
             else:
                 value = self.flow(index, node, shape)
-            if node.op in BY_CHANNEL:
+            if _is_by_channel(node):
                 self.share(self.nodes[index], value)
             self.values.append(value)
         self.fixed.add(self.find(self.values[-1].space))
@@ -165,12 +160,13 @@ class _Work:
 
     def flow(self, index: int, node: Node, shape: tuple[int, ...]) -> _Value:
         sources = [self.values[i] for i in node.inputs]
-        if node.op in WEIGHTED:
+        if is_weighted(node.op):
             self.read[index] = self.aligned(node, sources[0])
             return self.flow_weighted(index, node, self.read[index], shape)
-        if node.op == "reshape":
+        kind = OPERATIONS[node.op].channels
+        if kind is Channels.FLATTENED:
             return self.reshaped(sources[0], shape)
-        apart = node.op in ANYWHERE or (node.op in SAME_CHANNELS and sources[0].axis == 1)
+        apart = kind is Channels.APART or (kind is Channels.BEHIND_BATCH and sources[0].axis == 1)
         if not shape or not all(value.shape for value in sources):  # a number per example has no channels
             return self.mixed(sources, shape)
         sizes = {(value.axis, value.shape[value.axis - 1]) for value in sources}
@@ -179,15 +175,20 @@ class _Work:
         if not apart or sizes != {(sources[0].axis, shape[sources[0].axis - 1])}:
             return self.mixed(sources, shape)
         value = replace(sources[0], shape=shape)
-        if len(sources) == 2:
-            self.join(sources[0], sources[1])
-            value.constant = _of_two(node.op, sources[0].constant, sources[1].constant)
-        elif node.op in ("pad", "sum") or (node.op == "avg_pool" and "padding" in node.attributes):
-            value.constant = torch.where(value.constant == 0, value.constant, torch.nan)
-        elif node.op in (*POINTWISE, "batch_norm", "prelu"):
-            parameters = {role: self.tensors[name] for role, name in node.parameters.items()}
-            value.constant = run_node(node, [value.constant[None]], parameters)[0]
+        for other in sources[1:]:
+            self.join(sources[0], other)
+        value.constant = self.known(node, [source.constant for source in sources])
         return value
+
+    def known(self, node: Node, constants: list[Tensor]) -> Tensor:
+        """What becomes of channels that are the same everywhere."""
+        if (known := OPERATIONS[node.op].known) is None:
+            parameters = {role: self.tensors[name] for role, name in node.parameters.items()}
+            found = run_node(node, [constant[None] for constant in constants], parameters)[0]
+            return torch.where(found.isfinite(), found, torch.nan)  # infinity is nothing that a bias could be
+        with np.errstate(all="ignore"):
+            values = known([constant.cpu().numpy() for constant in constants], node.attributes)
+        return torch.from_numpy(values).to(constants[0].device)
 
     def mixed(self, sources: list[_Value], shape: tuple[int, ...]) -> _Value:
         """The output of an operation that does not keep channels apart: all of them stay, on both sides."""
@@ -197,7 +198,7 @@ class _Work:
 
     def aligned(self, node: Node, source: _Value) -> _Value:
         """A layer's input with its channels where the layer has its inputs; if they are elsewhere, all stay."""
-        axis = len(source.shape) if node.op == "linear" else 1
+        axis = len(source.shape) if is_last(node.op) else 1
         if source.axis == axis:
             return source
         self.fixed.add(self.find(source.space))
@@ -226,7 +227,7 @@ class _Work:
             return _Value(shape, constant, source.space, source.factor * (out // groups))
         if groups != 1:
             self.fixed.add(self.find(source.space))
-        axis = len(shape) if node.op == "linear" else 1
+        axis = len(shape) if is_last(node.op) else 1
         return _Value(shape, constant, self.new_space(out, fixed=groups != 1), 1, axis)
 
     def occupied(self, name: str) -> tuple[Tensor, Tensor]:
@@ -308,7 +309,7 @@ class _Work:
         died = False
         for index in reversed(range(1, len(self.nodes))):
             node = self.nodes[index]
-            if node.op not in WEIGHTED:
+            if not is_weighted(node.op):
                 continue
             name, source = node.parameters["weight"], self.read[index]
             dead = ~self.live(self.values[index])
@@ -340,19 +341,19 @@ class _Work:
                     tensors[name] = self.tensors[name].to(dtypes[name])
                     continue
                 size = len(self.tensors[name])
-                by_channel = node.op in BY_CHANNEL and size == len(value.constant)
+                by_channel = _is_by_channel(node) and size == len(value.constant)
                 rows[name] = keep if by_channel else torch.arange(size)
-                if node.op in WEIGHTED and role == "weight" and node.attributes.get("groups", 1) == 1:
+                if is_weighted(node.op) and role == "weight" and node.attributes.get("groups", 1) == 1:
                     source = self.read[index]
                     columns[name] = _entries(orders[self.find(source.space)], source.factor)
                 tensor = _cut(self.tensors[name], rows[name], columns.get(name))
                 tensors[name] = tensor.to(dtypes[name if name in dtypes else node.parameters["weight"]])
             for name in {name for name in node.parameters.values() if last[name] == index}:
                 del self.tensors[name]
-            if node.op == "reshape":
+            if is_flattening(node.op):
                 shape = [len(keep), *value.shape[1:]] if value.shape else []
                 node = replace(node, attributes={"shape": shape})
-            elif node.op in WEIGHTED and node.attributes.get("groups", 1) != 1:
+            elif is_weighted(node.op) and node.attributes.get("groups", 1) != 1:
                 source = self.read[index]
                 channels = len(_entries(orders[self.find(source.space)], source.factor))
                 each = len(source.constant) // node.attributes["groups"]
@@ -364,11 +365,11 @@ class _Work:
         """The spaces that are not fixed, with their tensors."""
         axes: dict[int, list[tuple[str, int, int]]] = {}
         for index, (node, value) in enumerate(zip(self.nodes, self.values, strict=True)):
-            if node.op in BY_CHANNEL:
+            if _is_by_channel(node):
                 made = axes.setdefault(self.find(value.space), [])
                 names = (n for n in node.parameters.values() if len(self.tensors[n]) == len(value.constant))
                 made += [(name, 0, value.factor) for name in names]
-            if node.op in WEIGHTED and node.attributes.get("groups", 1) == 1:
+            if is_weighted(node.op) and node.attributes.get("groups", 1) == 1:
                 source = self.read[index]
                 axes.setdefault(self.find(source.space), []).append((node.parameters["weight"], 1, source.factor))
         free = {space: dict.fromkeys(found) for space, found in axes.items() if space not in self.fixed}  # each once
@@ -378,7 +379,7 @@ class _Work:
         """Live channels of every space; free ones by the number of non-zero weights that make them, most first."""
         made = {self.find(space): torch.zeros(len(alive)) for space, alive in self.alive.items()}
         for node, value in zip(self.nodes, self.values, strict=True):
-            if node.op in WEIGHTED:
+            if is_weighted(node.op):
                 counts = self.occupied(node.parameters["weight"])[0]
                 made[self.find(value.space)] += counts.view(-1, value.factor).sum(1)
         found = {}
@@ -395,7 +396,7 @@ def _occupied(weight: Tensor) -> tuple[Tensor, Tensor]:
     for part in blocks(weight, CACHED):
         used = (part != 0).numpy().reshape(len(part), weight.shape[1], -1)
         counts += [np.count_nonzero(row) for row in used]
-        columns |= used.any(0).any(1)
+        columns |= used.any((0, 2))
     return torch.tensor(counts), torch.from_numpy(columns)
 
 
@@ -409,13 +410,8 @@ def _cut(tensor: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
     return found
 
 
-def _of_two(op: str, a: Tensor, b: Tensor) -> Tensor:
-    """What is known of two values' channels once they meet."""
-    if op == "multiply":
-        return torch.where((a == 0) | (b == 0), 0.0, a * b)
-    if op == "divide":
-        return torch.where(b == 0, torch.nan, a / b)
-    return a + b if op == "add" else a - b
+def _is_by_channel(node: Node) -> bool:
+    return node.op in OPERATIONS and OPERATIONS[node.op].by_channel
 
 
 def _entries(channels: Tensor, factor: int) -> Tensor:

@@ -15,7 +15,8 @@ from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
-from pyro_compress.networks.graph import WEIGHTED, run_graph, statistics_of
+from pyro_compress.graph.network import run_graph, statistics_of
+from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.pcn.layout import layouts
 from pyro_compress.types import Graph, Quantized
 
@@ -40,7 +41,7 @@ class Survivors:
         self.how, self.steps = how, dict[str, float]()
         self.loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
         self.generator = torch.Generator().manual_seed(how.seed)
-        weights = {n.parameters["weight"] for n in graph.nodes if n.op in WEIGHTED}
+        weights = {n.parameters["weight"] for n in graph.nodes if is_weighted(n.op)}
         self.optimizer: torch.optim.Adam | None = None
         self.hold(graph, {name: tensor.detach().clone() for name, tensor in tensors.items()}, weights)
         self.log_spread = {
@@ -216,7 +217,7 @@ class Survivors:
     def choose_steps(self) -> None:
         """Steps from powers of 2^(-1/4): of weights by their size in the layer, of biases by the recipe."""
         for node in self.graph.nodes:
-            if node.op in WEIGHTED:
+            if is_weighted(node.op):
                 weight = self.free[node.parameters["weight"]]
                 size = float(weight.square().mean().sqrt()) if len(weight) else 1.0
                 self.steps[node.parameters["weight"]] = snapped(self.how.step * size)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyro_compress.compression.prune import Sparsity
+from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.graph import Network
 from pyro_compress.scores import Quality
 from pyro_compress.types import Posterior, Splits
 

@@ -21,8 +21,8 @@ from pyro_compress.compression.packing import before_folding
 from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.search import origin_of, prune, to_module
 from pyro_compress.compression.target import Goal, Target, Trial, Watch, target_of
+from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate, logits_of
-from pyro_compress.networks.graph import Network
 from pyro_compress.pcn import file
 from pyro_compress.types import Compressed, Posterior, Splits
 

@@ -8,7 +8,6 @@ run.py         loads the folder, checks what it is fed, runs it: `python run.py 
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import io
 import json
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ import numpy as np
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.deploy import standalone
-from pyro_compress.pcn import operations
+from pyro_compress.deploy.program import program
 from pyro_compress.pcn.file import dense
 from pyro_compress.pcn.names import check_names
 from pyro_compress.types import Compressed
@@ -57,7 +56,7 @@ def write_folder(
     nodes = [asdict(node) for node in network.graph.nodes[1:]]
     shapes = {name: list(dense(tensor).shape) for name, tensor in network.tensors.items()}
     document = {**card, "nodes": nodes, "tensors": shapes, "sparse": sparse}
-    write_atomically(folder / "run.py", runner_source().encode())
+    write_atomically(folder / "run.py", program(node.op for node in network.graph.nodes).encode())
     write_atomically(folder / "network.json", (json.dumps(document, indent=1) + "\n").encode())
     return sparse
 
@@ -74,15 +73,13 @@ def _csr(values: np.ndarray) -> dict[str, np.ndarray]:
     return {"data": values[rows, columns], "indices": columns.astype(np.int32), "indptr": indptr.astype(np.int32)}
 
 
-def runner_source() -> str:
-    """`run.py`: the numpy operations of this package and `standalone`, in one file."""
-    own = inspect.getsource(standalone).replace(f"from {operations.__name__} import RUN, Parameters\n", "")
-    doc, _, rest = own.partition('"""\n')
-    return doc + '"""\n' + _without_docstring(inspect.getsource(operations)) + "\n" + rest
-
-
-def _without_docstring(source: str) -> str:
-    return source.partition('"""\n\n')[2]
+def _operations(folder: Path) -> list[str]:
+    """Operations of a folder's network; none where it does not say so."""
+    try:
+        card = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+        return [str(node["op"]) for node in card["nodes"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
 
 
 def load_runner(folder: Path) -> standalone.Runner:
@@ -91,7 +88,7 @@ def load_runner(folder: Path) -> standalone.Runner:
     Raises:
         ValueError: it is not the one that this version writes: no other code is run.
     """
-    if (folder / "run.py").read_text(encoding="utf-8") != runner_source():
+    if (folder / "run.py").read_text(encoding="utf-8") != program(_operations(folder)):
         raise ValueError(f"{folder / 'run.py'} is not the program that this version writes, and is not run")
     spec = importlib.util.spec_from_file_location("pyro_compress_exported_run", folder / "run.py")
     assert spec is not None

@@ -22,8 +22,9 @@ from pyro_compress.deploy.card import card
 from pyro_compress.deploy.engines import ENGINES, Call
 from pyro_compress.deploy.measured import Bench, Cell, Row
 from pyro_compress.deploy.memory import peak_memory
+from pyro_compress.graph.ir import widths
+from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.machine import prepare
-from pyro_compress.networks.graph import WEIGHTED, widths
 from pyro_compress.pcn import file
 from pyro_compress.pcn.gate import MAX_MEMORY_MIB, Limits, limited
 from pyro_compress.runs.folder import load_run
@@ -137,7 +138,7 @@ def _as_file(posterior: Posterior, tensors: dict[str, torch.Tensor], network: Co
 
 
 def _weights(network: Compressed) -> list[str]:
-    return [node.parameters["weight"] for node in network.graph.nodes if node.op in WEIGHTED]
+    return [node.parameters["weight"] for node in network.graph.nodes if is_weighted(node.op)]
 
 
 def _entries(variants: dict[str, Compressed], place: Path, device: str) -> tuple[list[_Entry], list[str]]:
@@ -167,7 +168,7 @@ def _entries(variants: dict[str, Compressed], place: Path, device: str) -> tuple
             except ValueError as error:
                 missing.append(f"no C row of the {variant} network: {error}")
     shrunken = variants["shrunken"]
-    if any(node.op in WEIGHTED and node.op != "linear" for node in shrunken.graph.nodes):
+    if any(is_weighted(node.op) and node.op != "linear" for node in shrunken.graph.nodes):
         missing.append("no CSR row: scipy has no sparse convolution")
     else:
         (folder := place / "csr").mkdir()

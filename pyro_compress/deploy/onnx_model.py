@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_compress.deploy.crop import cropped
-from pyro_compress.deploy.onnx_operations import OPERATIONS, Builder, Step
+from pyro_compress.graph.faces.onnx import Builder, Place, Step
+from pyro_compress.graph.rules.table import RULES
 from pyro_compress.pcn.file import shapes_of
 from pyro_compress.pcn.gate import made
 from pyro_compress.types import Compressed, Node
@@ -84,15 +85,30 @@ def _place_all(builder: Builder, first: str, output: str) -> tuple[int, ...]:
     names, shapes = [first], [graph.input_shape]
     taken = {name.partition(".")[0] for name in tensors}
     for index, node in enumerate(graph.nodes[1:], 1):
-        if node.op not in OPERATIONS:
-            raise ValueError(f"operation {node.op!r} has no ONNX counterpart here; known: {', '.join(OPERATIONS)}")
+        if (place := _placement(node.op)) is None:
+            known = ", ".join(op for op, rule in RULES.items() if rule.onnx)
+            raise ValueError(f"operation {node.op!r} has no ONNX counterpart here; known: {known}")
         name = output if index == len(graph.nodes) - 1 else _free(f"{node.op}_{index}", taken)
         read = [shapes[i] for i in node.inputs]
         step = Step([names[i] for i in node.inputs], name, node.parameters, node.attributes, read)
-        OPERATIONS[node.op](builder, step)
+        place(builder, step)
         names.append(name)
         shapes.append(_cropped(node) if node.op == "crop" else made(node, read, tensors).shape)
     return shapes[-1]
+
+
+def _placement(op: str) -> Place | None:
+    """How an operation is placed; the window of the input that `cropped` takes is one of exports alone."""
+    if op == "crop":
+        return _crop
+    return RULES[op].onnx if op in RULES else None
+
+
+def _crop(builder: Builder, step: Step) -> None:
+    starts, ends = step.attributes["starts"], step.attributes["ends"]
+    lists = {"starts": starts, "ends": ends, "axes": range(1, len(starts) + 1)}
+    names = [builder.constant(np.array(v, np.int64), f"{step.output}.{name}") for name, v in lists.items()]
+    builder.node("Slice", [*step.inputs, *names], step.output)
 
 
 def _free(name: str, taken: Set[str]) -> str:

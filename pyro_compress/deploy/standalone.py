@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from pyro_compress.pcn.operations import RUN, Parameters
+from pyro_compress.graph.operations.row import Parameters
+from pyro_compress.graph.operations.table import OPERATIONS
 
 
 class Runner:
@@ -48,7 +49,7 @@ class Runner:
             self._finished[index].append(i)
 
     def _function(self, node: dict[str, Any]) -> Callable[..., np.ndarray]:
-        return _sparse_linear if node["parameters"].get("weight") in self.card["sparse"] else RUN[node["op"]]
+        return _sparse_linear if node["parameters"].get("weight") in self.card["sparse"] else OPERATIONS[node["op"]].run
 
     def prepare(self, examples: np.ndarray) -> np.ndarray:
         """Inputs for the network, `(n, *shape)` float32 in the range it was trained on.

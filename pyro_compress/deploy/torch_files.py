@@ -15,7 +15,7 @@ from torch import nn
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.search import to_module
-from pyro_compress.networks.graph import Network
+from pyro_compress.graph.network import Network
 from pyro_compress.pcn.file import dense
 from pyro_compress.pcn.gate import DEFAULT, Limits, built, check
 from pyro_compress.pcn.names import check_names

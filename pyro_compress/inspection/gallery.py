@@ -12,11 +12,11 @@ from torch import Tensor
 from pyro_compress.bayes.diagnostics import Diagnosis
 from pyro_compress.bayes.marginals import networks, read_marginals
 from pyro_compress.compression.prune import CRITERIA, kept
+from pyro_compress.graph.network import Network
 from pyro_compress.inspection import arviz_compat, plots
 from pyro_compress.inspection.page import Picture
 from pyro_compress.inspection.summary import PREDICTIVE_DRAWS, Inspection
 from pyro_compress.metrics import logits_of
-from pyro_compress.networks.graph import Network
 from pyro_compress.training.snapshots import read_snapshots
 from pyro_compress.types import Posterior, Splits
 

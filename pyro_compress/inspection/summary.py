@@ -14,11 +14,11 @@ from pyro_compress.bayes.diagnostics import Diagnosis, Size, diagnose
 from pyro_compress.bayes.marginals import networks, read_marginals
 from pyro_compress.compression.prune import THRESHOLDS, kept, mean_signal_to_noise
 from pyro_compress.compression.shrink import shrink
+from pyro_compress.graph.network import Network
 from pyro_compress.inspection import arviz_compat
 from pyro_compress.inspection.arviz_compat import HIGH
 from pyro_compress.machine import give_back, prepare
 from pyro_compress.metrics import evaluate, evaluate_mixture
-from pyro_compress.networks.graph import Network
 from pyro_compress.pcn import file
 from pyro_compress.runs.command_budget import check_command
 from pyro_compress.runs.folder import Run, load_run

@@ -7,13 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.networks.layered import Layered
 from pyro_compress.pcn import file
 from pyro_compress.types import Compressed
 
 SUFFIX = ".pcn"
-START = {"layer_norm": 1.0, "group_norm": 1.0, "prelu": 0.25}
-"""Operations without a layer of their own -> what their weight starts at."""
 
 
 def decoded_weights(path: Path) -> dict[str, Tensor]:
@@ -74,9 +73,10 @@ def _restart(net: Layered) -> None:
     for node, path in zip(net._captured_graph.nodes, net._captured_paths, strict=True):
         if path:
             net.get_submodule(path).reset_parameters()  # type: ignore[operator]
-        elif node.op in START:
-            for role, name in node.parameters.items():
-                nn.init.constant_(net.get_parameter(name), START[node.op] if role == "weight" else 0.0)
+        elif node.op in OPERATIONS:
+            for role, value in OPERATIONS[node.op].starts.items():
+                if role in node.parameters:
+                    nn.init.constant_(net.get_parameter(node.parameters[role]), value)
 
 
 def _read(path: Path) -> Compressed:
@@ -93,7 +93,7 @@ def _tensors(found: Compressed) -> dict[str, Tensor]:
     """Values that are read as they are (a class token, positions) in the shape in which they meet a batch."""
     tensors = {name: torch.from_numpy(file.dense(tensor)).clone() for name, tensor in found.tensors.items()}
     for node in found.graph.nodes:
-        if node.op == "constant":
+        if "value" in node.parameters:
             name = node.parameters["value"]
             tensors[name] = tensors[name].reshape(1, *node.attributes["shape"])
     return tensors

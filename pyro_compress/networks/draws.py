@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_compress.data.tasks import TASKS
-from pyro_compress.networks.graph import Network
+from pyro_compress.graph.network import Network
 from pyro_compress.types import Masks, Posterior
 
 

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import skip_init
 
-from pyro_compress.networks.graph import WEIGHTED, Network, padded, run_node
+from pyro_compress.graph.network import Network
+from pyro_compress.graph.operations.table import has_statistics, is_weighted
+from pyro_compress.graph.rules.layers import padded
+from pyro_compress.graph.rules.table import run_node
 from pyro_compress.types import Graph, Node
 
 Momenta = dict[str, float | None]
@@ -44,7 +47,7 @@ class Layered(Network):
             if path:
                 bare = self.get_submodule(path)
                 parent, _, leaf = path.rpartition(".")
-                layer = _batch_norm(node, bare, momentum or {}, path) if node.op == "batch_norm" else _layer(node, bare)
+                layer = _batch_norm(node, bare, momentum or {}, path) if has_statistics(node.op) else _layer(node, bare)
                 for kind in ("_parameters", "_buffers"):
                     getattr(layer, kind).update(getattr(bare, kind))
                 setattr(self.get_submodule(parent), leaf, layer)
@@ -52,7 +55,7 @@ class Layered(Network):
 
     def _path(self, node: Node) -> str:
         """Path of the module that holds an operation's tensors, and no others; empty where there is none."""
-        if node.op not in (*WEIGHTED, "batch_norm"):
+        if not is_weighted(node.op) and not has_statistics(node.op):
             return ""
         paths = {name.rpartition(".")[0] for name in node.parameters.values()}
         named = all(name.rpartition(".")[2] == role for role, name in node.parameters.items())

@@ -22,8 +22,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pyro_compress.foreign import NO_CODE
+from pyro_compress.graph.checked import evaluating
 from pyro_compress.networks.attention import split_attention
-from pyro_compress.networks.checked import evaluating
 from pyro_compress.networks.decoded import SUFFIX, decoded_net
 from pyro_compress.networks.vision import fcn_1d, resnet_18, resnet_20, resnet_50, vgg_16, vit_tiny
 

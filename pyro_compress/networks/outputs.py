@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from pyro_compress.networks.checked import evaluating, examples
+from pyro_compress.graph.checked import evaluating, examples
 from pyro_compress.types import Graph
 
 ENDS = ("softmax", "sigmoid")

@@ -18,9 +18,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pyro_compress.graph.operations.row import MAX_RANK, MAX_SIZE, Made
+from pyro_compress.graph.operations.table import OPERATIONS, is_weighted, weighted
 from pyro_compress.pcn.names import check_names, shortened
-from pyro_compress.pcn.schema import MAX_RANK, MAX_SIZE, OPERATIONS, check_node
-from pyro_compress.pcn.shapes import Made
+from pyro_compress.pcn.schema import check_node
 from pyro_compress.types import Graph, Node
 
 MAX_NODES = 1 << 13
@@ -126,14 +127,14 @@ def check(graph: Graph, tensors: Mapping[str, tuple[int, ...]], limits: Limits =
         What is known of it before it runs.
 
     Raises:
-        ValueError: a name that is none, an operation that is unknown or not as its row in `schema.OPERATIONS` says,
+        ValueError: a name that is none, an operation that is unknown or not as its row in `OPERATIONS` says,
             shapes that do not fit, or more than the limits.
     """
     check_names(tensors)
     values = sum(map(math.prod, tensors.values()))
     _within(values, limits.values, "values declared")
-    if all(node.op not in WEIGHTED for node in graph.nodes):
-        raise ValueError(f"the network has no layer with weights ({', '.join(WEIGHTED)})")
+    if not any(is_weighted(node.op) for node in graph.nodes):
+        raise ValueError(f"the network has no layer with weights ({', '.join(weighted())})")
     _positive("the input", graph.input_shape)
     shapes, work, held, finished = [graph.input_shape], 0, math.prod(graph.input_shape), graph.finished
     peak = most = held
@@ -150,9 +151,6 @@ def check(graph: Graph, tensors: Mapping[str, tuple[int, ...]], limits: Limits =
         held -= sum(math.prod(shapes[i]) for i in finished[index])
         shapes.append(shape)
     return Plan(tuple(shapes), peak, most, work, values)
-
-
-WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
 
 
 def made(node: Node, inputs: list[tuple[int, ...]], tensors: Mapping[str, tuple[int, ...]]) -> Made:

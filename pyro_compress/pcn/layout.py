@@ -7,26 +7,24 @@ pixels per channel; any other has one 1 × 1 plane per input. Writer and reader 
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 
+from pyro_compress.graph.operations.table import OPERATIONS, is_flattening, is_weighted
 from pyro_compress.types import Graph
 
 Layout = tuple[int, int, int, int]
 """(rows, planes, height, width)."""
 
-WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
-KEEPS_CHANNELS: dict[int, tuple[str, ...]] = dict.fromkeys(
-    (2, 3, 4),
-    (
-        "relu", "tanh", "sigmoid", "silu", "gelu", "leaky_relu", "elu", "softplus", "mish", "sin", "prelu", "max_pool",
-        "avg_pool", "batch_norm", "pad", "add",
-    ),
-)  # fmt: skip
-"""Version of the format -> operations that a look back passes by, to their first input.
+NEWEST = 4
 
-Part of the format: with another list a file decodes into other weights. An operation that is new is looked past by a
-new version only.
-"""
-NEWEST = max(KEEPS_CHANNELS)
+
+def passed_by(version: int) -> frozenset[str]:
+    """Operations that a look back passes by, to their first input, in a version of the format.
+
+    Part of the format: with another set a file decodes into other weights.
+    """
+    rows = OPERATIONS.items()
+    return frozenset(op for op, row in rows if row.passed_since is not None and row.passed_since <= version)
 
 
 def layouts(graph: Graph, shapes: dict[str, tuple[int, ...]], version: int = NEWEST) -> dict[str, Layout]:
@@ -38,10 +36,10 @@ def layouts(graph: Graph, shapes: dict[str, tuple[int, ...]], version: int = NEW
         version: of the format.
     """
     found = {name: plain(shape) for name, shape in shapes.items()}
-    origins = _origins(graph, KEEPS_CHANNELS[version])
+    origins = _origins(graph, passed_by(version))
     for node in graph.nodes:
         name = node.parameters.get("weight", "")
-        if node.op == "linear" and node.inputs and len(shapes.get(name, ())) == 2:
+        if is_weighted(node.op) and node.inputs and len(shapes.get(name, ())) == 2:
             found[name] = _linear(graph, shapes, name, origins, node.inputs[0])
     return {name: layout for name, layout in found.items() if math.prod(layout)}
 
@@ -57,13 +55,13 @@ def _linear(graph: Graph, shapes: dict[str, tuple[int, ...]], name: str, origins
     """Follow the input back to where it was flattened, and from there to what made its channels."""
     rows, columns = shapes[name]
     source = origins[source]
-    if graph.nodes[source].op != "reshape" or not graph.nodes[source].inputs:
+    if not is_flattening(graph.nodes[source].op) or not graph.nodes[source].inputs:
         return rows, columns, 1, 1
     origin = origins[graph.nodes[source].inputs[0]]
     node = graph.nodes[origin]
     if origin == 0 and len(graph.input_shape) == 3 and math.prod(graph.input_shape) == columns:
         return (rows, *graph.input_shape)
-    channels = (*shapes.get(node.parameters.get("weight", ""), ()), 0)[0] if node.op in WEIGHTED else 0
+    channels = (*shapes.get(node.parameters.get("weight", ""), ()), 0)[0] if is_weighted(node.op) else 0
     if not channels or columns % channels:
         return rows, columns, 1, 1
     area = columns // channels
@@ -71,7 +69,7 @@ def _linear(graph: Graph, shapes: dict[str, tuple[int, ...]], name: str, origins
     return (rows, channels, side, side) if side * side == area else (rows, channels, 1, area)
 
 
-def _origins(graph: Graph, passed: tuple[str, ...]) -> list[int]:
+def _origins(graph: Graph, passed: Set[str]) -> list[int]:
     """Per node, where its channels come from: itself, or behind a chain of operations that are passed by."""
     found = list[int]()
     for index, node in enumerate(graph.nodes):

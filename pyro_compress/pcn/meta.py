@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from pyro_compress.graph.operations.row import Kind, is_number, is_whole
 from pyro_compress.pcn.names import shortened
-from pyro_compress.pcn.schema import Kind, is_number, is_whole
 from pyro_compress.types import Column, Quantity
 
 MAX_TEXT = 1 << 16

@@ -30,7 +30,7 @@ OF_MODULES = frozenset((
     "register_state_dict_pre_hook", "requires_grad_", "set_extra_state", "set_submodule", "share_memory", "state_dict",
     "to", "to_empty", "train", "training", "type", "xpu", "zero_grad", "_captured_graph",
 ))  # fmt: skip
-"""Attributes that every torch module has, and the one of `networks.graph.Network`: torch gives none of them to a tensor
+"""Attributes that every torch module has, and the one of `graph.network.Network`: torch gives none of them to a tensor
 or a layer either."""
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from pyro_compress.graph.operations.row import Parameters
+from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.pcn.file import dense, plan_of
-from pyro_compress.pcn.operations import RUN, Parameters
 from pyro_compress.types import Compressed, count
 
 BATCH_VALUES = 1 << 18
@@ -37,10 +38,10 @@ def run(network: Compressed, x: np.ndarray, batch: int | None = None) -> np.ndar
 def _run(network: Compressed, tensors: Parameters, x: np.ndarray) -> np.ndarray:
     values, finished = {0: x}, network.graph.finished
     for index, node in enumerate(network.graph.nodes[1:], 1):
-        if node.op not in RUN:
-            raise ValueError(f"unknown operation {node.op!r}; known: {', '.join(RUN)}")
+        if node.op not in OPERATIONS:
+            raise ValueError(f"unknown operation {node.op!r}; known: {', '.join(OPERATIONS)}")
         parameters = {role: tensors[name] for role, name in node.parameters.items()}
-        values[index] = RUN[node.op](*(values[i] for i in node.inputs), parameters, node.attributes)
+        values[index] = OPERATIONS[node.op].run(*(values[i] for i in node.inputs), parameters, node.attributes)
         for i in finished[index]:
             del values[i]
     return values[len(network.graph.nodes) - 1]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyro_compress.foreign import json_of, of_type, read_toml, table
+from pyro_compress.graph.ir import graph_of
 from pyro_compress.machine import require
 from pyro_compress.metrics import BATCH_VALUES
-from pyro_compress.networks.graph import graph_of
 from pyro_compress.pcn import gate
 from pyro_compress.runs.budget import EVALUATED, MIB, SCORED
 from pyro_compress.tensorfile import TensorFile

@@ -20,10 +20,10 @@ from pyro_compress.data.splits import (
     reading_of,
 )
 from pyro_compress.data.table_files import is_table
+from pyro_compress.graph.network import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate, scored
 from pyro_compress.networks.bounded import bounded, check_outputs, shown
-from pyro_compress.networks.graph import Network
 from pyro_compress.pcn import file
 from pyro_compress.pcn.gate import MAX_MEMORY_MIB, Limits, Plan, limited
 from pyro_compress.runs.command_budget import check_command

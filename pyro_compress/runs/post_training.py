@@ -15,8 +15,9 @@ from pathlib import Path
 from pyro_compress.compression.target import default_nll_tolerance
 from pyro_compress.data.splits import load_splits
 from pyro_compress.doubts import doubt
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate, residual_noise
-from pyro_compress.networks.graph import Network, capture
 from pyro_compress.networks.outputs import doubtful_end
 from pyro_compress.runs.command_budget import check_network
 from pyro_compress.runs.config import resolve

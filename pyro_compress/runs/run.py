@@ -19,8 +19,10 @@ from pyro_compress.atomic import appended, write_atomically, written
 from pyro_compress.data.splits import load_splits, preprocessing
 from pyro_compress.doubts import doubt
 from pyro_compress.foreign import of_type, toml
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.ir import head_of
+from pyro_compress.graph.statistics import renewed_statistics
 from pyro_compress.networks.decoded import SUFFIX, compressed_bytes, parameters_before
-from pyro_compress.networks.graph import capture, head_of, renewed_statistics
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.normalized import INPUTS, normalized
 from pyro_compress.networks.outputs import with_columns

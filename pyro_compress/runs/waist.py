@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_compress.foreign import json_of, of_type, record, shown, table
-from pyro_compress.networks.graph import graph_of
+from pyro_compress.graph.ir import graph_of
 from pyro_compress.pcn import gate
 from pyro_compress.pcn.meta import check_meta
 from pyro_compress.tensorfile import TensorFile, write_tensors

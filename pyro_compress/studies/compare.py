@@ -41,11 +41,11 @@ from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.data.splits import load_splits
 from pyro_compress.doubts import gathered, keep
 from pyro_compress.foreign import printable
+from pyro_compress.graph.network import Network
 from pyro_compress.locks import Silence, claimed, locked
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
 from pyro_compress.networks.draws import Ensemble, has_spread, masked
-from pyro_compress.networks.graph import Network
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.scores import Scores

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_compress.doubts import doubt
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.metrics import residual_noise
-from pyro_compress.networks.graph import WEIGHTED, capture
 from pyro_compress.networks.outputs import doubtful_end, with_columns
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper
@@ -48,7 +49,7 @@ def fit_baseline(
     config = config.on(splits.origin, splits.task)
     net = with_columns(net, splits.input_shape, splits.outputs)
     graph = capture(net, splits.input_shape, splits.outputs)
-    weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
+    weights = [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]
     net, plan = copy.deepcopy(net).to(config.device), point_plan(config)
     progress = Progress(splits, config, on_epoch, keeper or Keeper())
     if progress.world.first:
@@ -76,7 +77,7 @@ def point_plan(config: FitConfig) -> PointPlan:
 
 def point_posterior(graph: Graph, tensors: dict[str, Tensor], provenance: dict[str, Any]) -> Posterior:
     """A trained network as a posterior with standard deviation 0; its pruning criterion is the magnitude."""
-    weights = [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]
+    weights = [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]
     used = {name for node in graph.nodes for name in node.parameters.values()}
     return Posterior(
         graph=graph,

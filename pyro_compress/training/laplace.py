@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from pyro_compress.data.tasks import TASKS
-from pyro_compress.networks.graph import run_graph
+from pyro_compress.graph.network import run_graph
 from pyro_compress.types import Data, Graph, LayerPosterior, Posterior
 
 EXAMPLES = 2048

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from pyro_compress.networks.graph import WEIGHTED, first_weights
+from pyro_compress.graph.ir import first_weights
+from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.training.feed import Feed
 from pyro_compress.training.history import Diverged
 from pyro_compress.types import Graph
@@ -69,7 +70,7 @@ def dropped_inputs(net: nn.Module, graph: Graph, rate: float, input_rate: float 
     first = () if input_rate is None else first_weights(graph)
     modules = dict(net.named_modules(remove_duplicate=False))
     hooks = []
-    for name in [node.parameters["weight"] for node in graph.nodes if node.op in WEIGHTED]:
+    for name in [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]:
         layer = modules.get(name.rpartition(".")[0])
         p = input_rate if name in first else rate
         if p and isinstance(layer, nn.Linear | _ConvNd):

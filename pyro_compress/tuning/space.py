@@ -20,7 +20,8 @@ from typing import Any, get_type_hints
 
 from pyro_compress.compression.recipe import FineTune
 from pyro_compress.foreign import fits, of_type
-from pyro_compress.networks.graph import WEIGHTED, capture
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.runs.run import initial_net
 from pyro_compress.settings import FINETUNING, FitConfig
 from pyro_compress.types import Splits
@@ -129,7 +130,7 @@ def layer_sizes(config: FitConfig, splits: Splits) -> dict[str, int]:
         ValueError: the network is not supported.
     """
     net = initial_net(config, splits)
-    names = [n.parameters["weight"] for n in capture(net, splits.input_shape, trained=False).nodes if n.op in WEIGHTED]
+    names = [n.parameters["weight"] for n in capture(net, splits.input_shape, trained=False).nodes if is_weighted(n.op)]
     state = net.state_dict()
     kept = [name for name in names if not any(fnmatch(name.rpartition(".")[0], p) for p in config.keep)]
     return {name: state[name].numel() for name in kept}

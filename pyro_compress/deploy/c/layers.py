@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pyro_compress.deploy.c.layout import ROW
-from pyro_compress.deploy.c.plan import Step, Weights
-from pyro_compress.deploy.c.text import floats, integers, number
+from pyro_compress.graph.faces.c import Step, Weights
+from pyro_compress.graph.faces.c_text import floats, integers, number
 
 DENSE = 2 / 3
 """Share of non-zeros above which a linear layer is stored whole. For one example that takes half of the time then (at a

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyro_compress.deploy.c.plan import LAYERS, Step
+from pyro_compress.deploy.c.plan import is_layer
+from pyro_compress.graph.faces.c import Step
 from pyro_compress.types import count
 
 ROW = 8
@@ -45,7 +46,7 @@ def laid_out(steps: list[Step]) -> Layout:
 
 def _border(steps: list[Step]) -> tuple[int, int]:
     """The smallest value that alone is handed over between the last layer of long rows and the layer behind it."""
-    layers = [i for i, step in enumerate(steps) if step.op in LAYERS]
+    layers = [i for i, step in enumerate(steps) if is_layer(step)]
     wide = [i for i in layers if steps[i].shape[2] >= ROW]
     earliest = wide[-1] + 1 if wide else 0
     latest = next((i for i in layers if i >= earliest), len(steps))

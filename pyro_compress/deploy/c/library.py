@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyro_compress.deploy.c.text import identifier
+from pyro_compress.graph.faces.c_text import identifier
 
 PLAIN = ("-std=c99", "-O3")
 """How an export is compiled to be checked: as standard C, for any processor of the kind."""

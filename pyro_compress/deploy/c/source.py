@@ -22,7 +22,7 @@ from pyro_compress.deploy.c.layers import read
 from pyro_compress.deploy.c.layout import Layout, laid_out
 from pyro_compress.deploy.c.operations import constants, described, function
 from pyro_compress.deploy.c.plan import planned
-from pyro_compress.deploy.c.text import WIDTH, comment, identifier, indented, integers, number, string
+from pyro_compress.graph.faces.c_text import WIDTH, comment, identifier, indented, integers, number, string
 from pyro_compress.pcn.file import plan_of
 from pyro_compress.types import Compressed, count
 

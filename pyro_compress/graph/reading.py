@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._decomp import get_decompositions
 
-from pyro_compress.networks.aten import PARTS, READERS
-from pyro_compress.networks.calls import Call, Reading
+from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.rules.table import part_readers, readers
 from pyro_compress.types import Graph, Node
 
 MADE = ("lift_fresh_copy", "ones", "zeros", "full", "arange", "eye", "linspace", "tril", "triu")
 """Operations that make a tensor out of nothing."""
+ROUNDS = 4
+"""How often what an operation was taken apart into is taken apart."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,33 @@ def read(program: torch.export.ExportedProgram, input_shape: tuple[int, ...]) ->
     _refuse_changed_tensors(program)
     if _changes_views(program.graph):
         program = program.run_decompositions({})
-    return _Reading(program).read(input_shape)
+    return _Reading(_in_parts(program)).read(input_shape)
+
+
+def _in_parts(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """A program whose operations that nobody can read are spelled out as torch decomposes them, where it does."""
+    parts = program
+    for _ in range(ROUNDS):
+        missing = set(_unreadable(parts.graph))
+        if not missing:
+            return parts
+        implicit = torch.export.default_decompositions()
+        table = get_decompositions(list(missing)) | {op: implicit[op] for op in missing if op in implicit}
+        if not table:
+            break
+        parts = parts.run_decompositions(table)
+    return program  # what cannot be read is named as the network calls it
+
+
+def _unreadable(graph: fx.Graph) -> Iterator[torch._ops.OpOverload]:
+    known = readers().keys() | part_readers().keys()
+    for node in graph.nodes:
+        target = node.target
+        if node.op == "call_function" and isinstance(target, torch._ops.OpOverload):
+            name = target._schema.name.rpartition("::")[2]
+            computes = isinstance(node.meta.get("val"), Tensor | tuple | list)
+            if computes and (target.namespace != "aten" or (name not in known and name.removesuffix("_") not in known)):
+                yield target
 
 
 def told(node: fx.Node) -> str:
@@ -126,6 +155,7 @@ class _Reading:
         self.program, self.signature = program, program.graph_signature
         self.names = self.signature.inputs_to_parameters | self.signature.inputs_to_buffers
         self.owners = _owners(program.graph)
+        self.readers, self.parts = readers(), part_readers()
         self.nodes, self.place, self.made = [Node("input")], dict[str, int](), dict[str, int]()
 
     def read(self, input_shape: tuple[int, ...]) -> Read:
@@ -181,17 +211,17 @@ class _Reading:
 
     def reading(self, source: fx.Node, part: list[int], called: str) -> Reading:
         """What the operation's reader makes of it."""
-        readers: Mapping[str, Any] = PARTS if part else READERS
+        known_readers: Mapping[str, Any] = self.parts if part else self.readers
         known = isinstance(source.target, torch._ops.OpOverload) and source.target.namespace == "aten"
-        name = called if called in readers else called.removesuffix("_")
+        name = called if called in known_readers else called.removesuffix("_")
         if known and name in MADE:
             raise ValueError(f"{told(source)}: forward makes a tensor; make it in __init__, with register_buffer")
-        if not known or name not in readers:
-            supported = sorted(name for name in READERS | PARTS if not name.startswith("_"))
+        if not known or name not in known_readers:
+            supported = sorted(name for name in {*self.readers, *self.parts} if not name.startswith("_"))
             raise ValueError(f"unsupported operation {told(source)}; supported: {', '.join(supported)}")
         call = Call(source, self.names)
         try:
-            found: Reading = readers[name](call, *part)
+            found: Reading = known_readers[name](call, *part)
             call.refuse_unread()
         except (ValueError, LookupError, AttributeError, TypeError) as error:
             raise _refused(source, error) from error

@@ -39,6 +39,10 @@ class Call:
         self._looked_at.add(name)
         return self._given[name] if name in self._given else self._defaults[name]
 
+    def has(self, name: str) -> bool:
+        """Whether the operation has an argument of this name."""
+        return name in self._given or name in self._defaults
+
     def told_by_shape(self, *names: str) -> None:
         """These arguments say nothing that the shape of the output does not; those that are missing do not matter."""
         self._looked_at.update(names)

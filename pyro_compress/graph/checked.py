@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-from pyro_compress.networks.reading import Read, told
+from pyro_compress.graph.reading import Read, told
 from pyro_compress.types import Node
 
 BATCHES = (3, 1)

@@ -1,0 +1,1 @@
+"""Networks as data: operations, and what torch makes of them."""

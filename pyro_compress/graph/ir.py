@@ -1,0 +1,56 @@
+"""Graphs: from plain values, and what is read off them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pyro_compress.foreign import of_type, record, shown, table
+from pyro_compress.graph.operations.table import is_weighted
+from pyro_compress.types import Graph, Node
+
+
+def head_of(graph: Graph) -> list[str]:
+    """Names of the tensors of the last layer with weights."""
+    last = [node for node in graph.nodes if is_weighted(node.op)][-1:]
+    return [name for node in last for name in node.parameters.values()]
+
+
+def graph_of(document: Any) -> Graph:
+    """A graph from what `dataclasses.asdict` made of one, after a detour through JSON.
+
+    Raises:
+        ValueError: it is none: other fields or types, a node that reads one that comes later.
+    """
+    told = table(document, "graph")
+    nodes = [record(Node, node, "node") for node in of_type(told.get("nodes"), list[Any], "nodes")]
+    shape = of_type(told.get("input_shape"), list[int], "input_shape")
+    if not nodes or nodes[0] != Node("input", []):  # type: ignore[arg-type]
+        raise ValueError("the first node must be the input")
+    for index, node in enumerate(nodes[1:], 1):
+        if not node.inputs or not all(0 <= i < index for i in node.inputs):
+            raise ValueError(f"node {index} reads {shown(list(node.inputs))}; it may read nodes before it only")
+    return Graph(tuple(replace(node, inputs=tuple(node.inputs)) for node in nodes), tuple(shape))
+
+
+def first_weights(graph: Graph) -> list[str]:
+    """Names of the weights that read the input and nothing that another weight made."""
+    reads = {0: (True, False)}  # node -> whether it comes from the input, whether a weight lies between
+    found = []
+    for index, node in enumerate(graph.nodes[1:], 1):
+        sources = [reads[i] for i in node.inputs] if "value" not in node.parameters else []
+        from_input, weighted = any(one for one, _ in sources), any(two for _, two in sources)
+        if is_weighted(node.op) and from_input and not weighted:
+            found.append(node.parameters["weight"])
+        reads[index] = from_input, weighted or is_weighted(node.op)
+    return found
+
+
+def widths(graph: Graph, tensors: Mapping[str, Any]) -> list[int]:
+    """Live inputs of the first layer with weights, then the number of outputs of every such layer, in order."""
+    weights = [tensors[node.parameters["weight"]] for node in graph.nodes if is_weighted(node.op)]
+    first = weights[0]
+    live = (first != 0).reshape(first.shape[0], first.shape[1], math.prod(first.shape[2:])).any(2).any(0)
+    return [int(live.sum()), *(int(weight.shape[0]) for weight in weights)]

@@ -1,0 +1,80 @@
+"""`Network`: a `Graph` as an ordinary module.
+
+The graph is what lets a run folder or a compressed file be rebuilt without the source code of the network, be made
+smaller unit by unit, and be run by numpy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from pyro_compress.graph.operations.norms import STATISTICS_ROLES
+from pyro_compress.graph.operations.table import has_statistics
+from pyro_compress.graph.rules.table import run_node
+from pyro_compress.types import Graph, Node
+
+
+def run_graph(
+    graph: Graph, tensors: Mapping[str, Tensor], x: Tensor, before: Callable[[Node, list[Tensor]], None] | None = None
+) -> Tensor:
+    """Map inputs `(batch, *input_shape)` to the network's output, given its tensors by name.
+
+    A value is let go with its last reader: a deep network on many images would else hold all of its activations.
+
+    Args:
+        graph: the network.
+        tensors: its tensors.
+        x: inputs.
+        before: called with every operation and its inputs, before it runs; may change `tensors`.
+    """
+    values, finished = {0: x}, graph.finished
+    for index, node in enumerate(graph.nodes[1:], 1):
+        inputs = [values[i] for i in node.inputs]
+        if before:
+            before(node, inputs)
+        values[index] = run_node(node, inputs, {role: tensors[name] for role, name in node.parameters.items()})
+        for i in finished[index]:
+            del values[i]
+    return values[len(graph.nodes) - 1]
+
+
+class Network(nn.Module):
+    """Runs a `Graph` on given tensors. Its `state_dict` has the names of the captured network; batch norm is frozen.
+
+    What it has of its own bears a name that no network gives a part of itself.
+
+    Args:
+        graph: the network.
+        tensors: its tensors by name.
+        own: take them as they are; else they are copied.
+    """
+
+    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], own: bool = False):
+        super().__init__()
+        self._captured_graph = graph
+        statistics = statistics_of(graph)
+        used = [name for node in graph.nodes for name in node.parameters.values()]
+        for name in dict.fromkeys(used):
+            *path, leaf = name.split(".")
+            parent: nn.Module = self
+            for part in path:
+                if part not in parent._modules:
+                    parent.add_module(part, nn.Module())
+                parent = parent.get_submodule(part)
+            value = tensors[name] if tensors[name].is_floating_point() else tensors[name].float()
+            value = value if own else value.clone()
+            if name in statistics:
+                parent.register_buffer(leaf, value)
+            else:
+                parent.register_parameter(leaf, nn.Parameter(value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map inputs `(batch, *input_shape)` to the network's output."""
+        return run_graph(self._captured_graph, dict(self.named_parameters()) | dict(self.named_buffers()), x)
+
+
+def statistics_of(graph: Graph) -> set[str]:
+    """Names of the running statistics of batch norm."""
+    return {node.parameters[role] for node in graph.nodes if has_statistics(node.op) for role in STATISTICS_ROLES}

@@ -1,0 +1,1 @@
+"""Every operation without torch: its row of the table."""

@@ -1,0 +1,93 @@
+"""Layers with weights."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from pyro_compress.graph.operations.fits import expect, image, lengths, of_rank, per_channel, places
+from pyro_compress.graph.operations.row import (
+    COUNT,
+    PADDING,
+    SIZES,
+    Attributes,
+    Channels,
+    Made,
+    Operation,
+    Parameters,
+    Roles,
+    Rule,
+    Shape,
+)
+
+
+def _linear(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    y = x @ p["weight"].T
+    return y + p["bias"] if "bias" in p else y
+
+
+def _conv(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    weight = p["weight"]
+    rank, groups = weight.ndim - 2, a.get("groups", 1)
+    before, after = a["padding"]
+    x = np.pad(x, [(0, 0), (0, 0), *zip(before, after, strict=True)])
+    reach = [d * (k - 1) + 1 for d, k in zip(a["dilation"], weight.shape[2:], strict=True)]
+    axes = tuple(range(2, 2 + rank))
+    windows = sliding_window_view(x, reach, axes)  # (batch, channels, *positions, *reach)
+    strides = [slice(None, None, s) for s in a["stride"]]
+    dilations = [slice(None, None, d) for d in a["dilation"]]
+    windows = windows[(slice(None), slice(None), *strides, *dilations)]
+    outputs = []
+    for part, kernel in zip(np.split(windows, groups, 1), np.split(weight, groups, 0), strict=True):
+        kernel_axes = tuple(range(2 + rank, 2 + 2 * rank))
+        outputs.append(np.tensordot(part, kernel, ((1, *kernel_axes), (1, *range(2, 2 + rank)))))
+    y = np.moveaxis(np.concatenate(outputs, -1), -1, 1)
+    return y + p["bias"].reshape(-1, *[1] * rank) if "bias" in p else y
+
+
+def _linear_shape(x: Sequence[Shape], p: Roles, a: Attributes) -> Made:
+    """`(..., in)` -> `(..., out)`."""
+    weight = of_rank(p, "weight", 2)
+    expect(bool(x[0]) and x[0][-1] == weight[1], f"a weight of shape {weight} on values of shape {x[0]}")
+    per_channel(p, ("bias",), weight[0])
+    shape = (*x[0][:-1], weight[0])
+    return Made(shape, math.prod(x[0]) * weight[0])
+
+
+def _conv_shape(rank: int) -> Rule:
+    """`(channels, *positions)` -> `(filters, *positions)`."""
+
+    def rule(x: Sequence[Shape], p: Roles, a: Attributes) -> Made:
+        weight, groups = of_rank(p, "weight", rank + 2), a.get("groups", 1)
+        channels, *sizes = image(x[0], rank)
+        fits = weight[1] * groups == channels and weight[0] % groups == 0
+        expect(fits, f"a weight of shape {weight} in {groups} groups on {channels} channels")
+        per_channel(p, ("bias",), weight[0])
+        before, after = a["padding"]
+        lengths(rank, a["stride"], a["dilation"], before, after)
+        reach = [d * (k - 1) + 1 for d, k in zip(a["dilation"], weight[2:], strict=True)]
+        padded = [size + b + e for size, b, e in zip(sizes, before, after, strict=True)]
+        positions = places(padded, reach, a["stride"])
+        taps = math.prod(weight[1:])
+        windows = math.prod(positions) * taps
+        return Made((weight[0], *positions), windows * weight[0], 2 * windows + channels * math.prod(padded))
+
+    return rule
+
+
+def _layer(rule: Rule, convolves: bool) -> Operation:
+    window = {"stride": SIZES, "padding": PADDING, "dilation": SIZES} if convolves else {}
+    return Operation(
+        _conv if convolves else _linear, rule, roles=("weight",), may=("bias",), attributes=window,
+        options={"groups": COUNT} if convolves else {}, channels=Channels.MADE, by_channel=True,
+        last=not convolves,
+    )  # fmt: skip
+
+
+LAYERS = {
+    "linear": _layer(_linear_shape, convolves=False),
+    "conv1d": _layer(_conv_shape(1), convolves=True),
+    "conv2d": _layer(_conv_shape(2), convolves=True),
+    "conv3d": _layer(_conv_shape(3), convolves=True),
+}

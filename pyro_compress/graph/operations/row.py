@@ -1,0 +1,144 @@
+"""What an operation is, without torch: what a file may say of it, how numpy runs it, what it does to channels.
+
+A module of this folder has one family of operations; `table.OPERATIONS` has them all. To add one, give it a row here
+and one in `pyro_compress.graph.rules`, which says what torch makes of it. This folder imports numpy and itself alone,
+because the folder export ships it as it stands.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MAX_RANK = 7
+"""Dimensions of a value or a tensor, the batch not counted."""
+MAX_SIZE = 1 << 31
+MAX_NUMBER = 3.4028234663852886e38
+"""Largest float32."""
+MAX_INPUTS = 1024
+"""Values that one operation reads."""
+
+Parameters = dict[str, np.ndarray]
+Shape = tuple[int, ...]
+Roles = Mapping[str, Shape]
+Attributes = Mapping[str, Any]
+
+
+class Made(NamedTuple):
+    """What an operation makes of one example.
+
+    Attributes:
+        shape: of its output.
+        work: multiply-adds, or what takes as long.
+        scratch: values that it holds while it runs, beside inputs and output.
+    """
+
+    shape: Shape
+    work: int
+    scratch: int = 0
+
+
+Run = Callable[..., np.ndarray]
+"""`(inputs..., parameters, attributes) -> value`, where the first dimension of every value is the batch."""
+Rule = Callable[[Sequence[Shape], Roles, Attributes], Made]
+"""Shapes of the inputs and of the tensors by role, without the batch dimension; given attributes of the right kinds, it
+computes with whole numbers alone, and raises `ValueError` where torch or numpy would refuse to run."""
+Known = Callable[[Sequence[np.ndarray], Attributes], np.ndarray]
+"""Value of every channel of the inputs, float64, NaN where it varies -> the same of the output."""
+
+
+class Kind(NamedTuple):
+    """A type of attribute: whether a value is one, and what to call it."""
+
+    allows: Callable[[Any], bool]
+    told: str
+
+
+class Channels(Enum):
+    """What an operation does to channels."""
+
+    APART = "keeps them apart, wherever they lie"
+    BEHIND_BATCH = "keeps them apart where they are the first dimension behind the batch"
+    FLATTENED = "keeps them apart where it flattens what lies behind them"
+    MADE = "makes new ones: a layer whose weight has the shape (out, in / groups, *kernel)"
+    MIXED = "mixes or moves them"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What belongs to an operation.
+
+    Attributes:
+        run: it in numpy.
+        shape: its rule of shapes.
+        inputs: fewest and most values that it reads.
+        roles: of the tensors that it must have; `may` of those that it may have.
+        attributes: those that it must have; `options` those that it may have.
+        channels: what it does to them.
+        known: what becomes of a channel that has the same value everywhere; None: the operation is run on that value.
+        by_channel: whether its tensors have a first entry per channel of its output (or one for all).
+        last: whether a layer reads and makes channels along the last axis, not the first behind the batch.
+        affine: where, on trained weights, it is one multiplication and one addition per channel: these two, from its
+            tensors by role.
+        starts: role -> value at which such a tensor starts to be trained, for operations that no module of torch has.
+        passed_since: version of the format from which `pcn.layout` looks back through it; None: it does not. Part of
+            the format: with another number a file decodes into other weights.
+    """
+
+    run: Run
+    shape: Rule
+    inputs: tuple[int, int] = (1, 1)
+    roles: tuple[str, ...] = ()
+    may: tuple[str, ...] = ()
+    attributes: Mapping[str, Kind] = field(default_factory=dict)
+    options: Mapping[str, Kind] = field(default_factory=dict)
+    channels: Channels = Channels.MIXED
+    known: Known | None = None
+    by_channel: bool = False
+    last: bool = False
+    affine: Callable[[Mapping[str, Any], Attributes], tuple[Any, Any]] | None = None
+    starts: Mapping[str, float] = field(default_factory=dict)
+    passed_since: int | None = None
+
+
+def is_whole(value: Any, least: int = 0) -> bool:
+    """Whether a JSON value is a whole number in range; true and false are none."""
+    return type(value) is int and least <= value < MAX_SIZE
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number that float32 can hold; true, infinity and NaN are none."""
+    return type(value) in (int, float) and -MAX_NUMBER <= value <= MAX_NUMBER
+
+
+def _list(of: Callable[[Any], bool], least: int = 1, most: int = MAX_RANK) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and least <= len(value) <= most and all(map(of, value))
+
+
+NUMBER = Kind(is_number, "a finite number")
+EPSILON = Kind(lambda value: is_number(value) and value >= 0, "a number that is not negative")
+NUMBER_OR_NONE = Kind(lambda value: value is None or is_number(value), "a finite number or null")
+BOOL = Kind(lambda value: isinstance(value, bool), "true or false")
+INDEX = Kind(is_whole, "a whole number")
+COUNT = Kind(lambda value: is_whole(value, 1), "a positive whole number")
+AXES = Kind(_list(lambda value: is_whole(value, 1)), "a list of axes, counted from 1")
+SIZES = Kind(_list(lambda value: is_whole(value, 1)), "a list of positive whole numbers")
+SHAPE = Kind(_list(lambda value: is_whole(value, 1), 0), "a list of positive whole numbers")
+BORDERS = Kind(_list(is_whole), "a list of whole numbers")
+BORDER = Kind(_list(is_whole, 0, 2 * MAX_RANK), "a list of whole numbers, two per dimension")
+PADDING = Kind(_list(_list(is_whole), 2, 2), "two lists of whole numbers")
+MODE = Kind(
+    lambda value: value in ("constant", "reflect", "replicate", "circular"), "constant, reflect, replicate or circular"
+)
+
+
+def unchanged(known: Sequence[np.ndarray], a: Attributes) -> np.ndarray:
+    """Values stay, or are chosen among equal ones."""
+    return known[0]
+
+
+def zeros(known: Sequence[np.ndarray], a: Attributes) -> np.ndarray:
+    """Only zero stays what it is."""
+    return np.where(known[0] == 0, 0.0, np.nan)

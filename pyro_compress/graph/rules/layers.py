@@ -1,0 +1,80 @@
+"""Layers with weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.faces.c import Layer
+from pyro_compress.graph.faces.onnx import Builder, Step
+from pyro_compress.graph.rules.row import Rule, check_rank, each
+
+
+def _read_linear(call: Call) -> Reading:
+    return "linear", [call["input"]], {"weight": call["weight"], "bias": call["bias"]}, {}
+
+
+def _read_conv(call: Call) -> Reading:
+    kernel = call["weight"].meta["val"].shape[2:]
+    rank = len(kernel)
+    check_rank(call, rank)
+    stride, dilation, padding = each(call["stride"], rank), each(call["dilation"], rank), call["padding"]
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        before, after = [t // 2 for t in total], [t - t // 2 for t in total]
+    else:
+        before = after = each(0 if padding == "valid" else padding, rank)
+    attributes = {"stride": stride, "padding": [before, after], "dilation": dilation}
+    if (groups := call["groups"]) != 1:
+        attributes["groups"] = groups
+    return f"conv{rank}d", [call["input"]], {"weight": call["weight"], "bias": call["bias"]}, attributes
+
+
+def padded(x: Tensor, attributes: dict[str, Any]) -> tuple[Tensor, list[int]]:
+    """The input of a convolution, padded where its sides differ, and the padding that is left to torch."""
+    before, after = attributes["padding"]
+    if before == after:
+        return x, before
+    around = [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
+    return F.pad(x, around), [0] * len(before)
+
+
+def _conv(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
+    x, padding = padded(x, a)
+    conv = (F.conv1d, F.conv2d, F.conv3d)[len(padding) - 1]
+    return conv(x, p["weight"], p.get("bias"), a["stride"], padding, a["dilation"], a.get("groups", 1))
+
+
+def _place_linear(builder: Builder, step: Step) -> None:
+    weight = builder.tensor(step.parameters["weight"])
+    bias = [builder.tensor(step.parameters["bias"])] if "bias" in step.parameters else []
+    if len(step.shapes[0]) == 1:
+        builder.node("Gemm", [*step.inputs, weight, *bias], step.output, transB=1)
+        return
+    turned = builder.node("Transpose", [weight], f"{step.output}.weight", perm=[1, 0])
+    product = builder.node("MatMul", [*step.inputs, turned], f"{step.output}.product" if bias else step.output)
+    if bias:
+        builder.node("Add", [product, *bias], step.output)
+
+
+def _place_conv(builder: Builder, step: Step) -> None:
+    parameters = [builder.tensor(step.parameters[role]) for role in ("weight", "bias") if role in step.parameters]
+    attributes = step.attributes
+    before, after = attributes["padding"]
+    builder.node(
+        "Conv", [*step.inputs, *parameters], step.output, strides=attributes["stride"], pads=[*before, *after],
+        dilations=attributes["dilation"], group=attributes.get("groups", 1),
+    )  # fmt: skip
+
+
+RULES = {
+    "linear": Rule(
+        lambda x, p, a: F.linear(x, p["weight"], p.get("bias")), {"linear": _read_linear}, onnx=_place_linear, c=Layer()
+    ),
+    "conv1d": Rule(_conv, {"conv1d": _read_conv}, onnx=_place_conv, c=Layer()),
+    "conv2d": Rule(_conv, {"conv2d": _read_conv}, onnx=_place_conv, c=Layer()),
+    "conv3d": Rule(_conv, {"conv3d": _read_conv}, onnx=_place_conv),
+}

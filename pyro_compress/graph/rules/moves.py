@@ -1,0 +1,343 @@
+"""What moves values and computes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.faces import c, onnx
+from pyro_compress.graph.faces.c_text import floats
+from pyro_compress.graph.rules.row import Rule
+from pyro_compress.pcn.file import dense
+from pyro_compress.types import Node, count
+
+# --- readers
+
+
+def _read_reshape(call: Call) -> Reading:
+    call.told_by_shape("size", "shape", "dim", "sizes", "start_dim", "end_dim")
+    shape, before = call.shape, call.before
+    if any(not isinstance(size, int) for size in shape[1:]) or str(shape[:1]) != str(before[:1]):
+        raise ValueError("it moves the batch dimension, which is not supported")
+    return "reshape", [call.first], {}, {"shape": list(shape[1:])}
+
+
+def _read_permute(call: Call) -> Reading:
+    return _moved(call, [axis % len(call.before) for axis in call["dims"]])
+
+
+def _read_transpose(call: Call) -> Reading:
+    axes = list(range(len(call.before)))
+    one, two = (int(call[name]) % len(axes) for name in ("dim0", "dim1"))
+    axes[one], axes[two] = axes[two], axes[one]
+    return _moved(call, axes)
+
+
+def _moved(call: Call, axes: list[int]) -> Reading:
+    if axes[0] != 0:
+        raise ValueError("it moves the batch dimension, which is not supported")
+    return "permute", [call.first], {}, {"axes": axes[1:]}
+
+
+def _read_select(call: Call) -> Reading:
+    axis = call.axis(call["dim"])
+    return "select", [call.first], {}, {"axis": axis, "index": int(call["index"]) % call.before[axis]}
+
+
+def _read_slice(call: Call) -> Reading:
+    """A part of an axis, or all of it."""
+    ends = [call[name] for name in ("start", "end", "step")]
+    if call.before == call.shape:
+        call.told_by_shape("dim")
+        return "identity", [call.first], {}, {}
+    axis = call.axis(call["dim"])
+    return _part(call, axis, *slice(*ends).indices(call.before[axis]))
+
+
+def _part(call: Call, axis: int, start: int, stop: int, step: int = 1) -> Reading:
+    attributes = {"axis": axis, "start": start, "stop": stop} | ({"step": step} if step != 1 else {})
+    return "slice", [call.first], {}, attributes
+
+
+def _read_part_of_split(call: Call, part: int) -> Reading:
+    call.told_by_shape("chunks", "split_size", "split_sizes")
+    axis = call.axis(call["dim"])
+    sizes = [value.shape[axis] for value in call.node.meta["val"]]
+    return _part(call, axis, sum(sizes[:part]), sum(sizes[: part + 1]))
+
+
+def _read_part_of_unbound(call: Call, part: int) -> Reading:
+    return "select", [call.first], {}, {"axis": call.axis(call["dim"]), "index": part}
+
+
+def _read_expand(call: Call) -> Reading:
+    """A parameter that is repeated for every example is repeated by its node anyway."""
+    call.told_by_shape("size", "other")
+    call.without_effect("implicit")
+    if call.first.name in call.tensors and call.before[1:] == call.shape[1:]:
+        return "identity", [call.first], {}, {}
+    if len(call.before) != len(call.shape) or str(call.before[0]) != str(call.shape[0]):
+        raise ValueError("supported along dimensions of size 1 behind the batch, and for parameters along the batch")
+    pairs = enumerate(zip(call.before[1:], call.shape[1:], strict=True), 1)
+    sizes = {axis: after for axis, (before, after) in pairs if before != after}
+    if not sizes:
+        return "identity", [call.first], {}, {}
+    return "expand", [call.first], {}, {"axes": list(sizes), "sizes": list(sizes.values())}
+
+
+def _read_narrow(call: Call) -> Reading:
+    axis, start, length = call.axis(call["dim"]), int(call["start"]), int(call["length"])
+    return _part(call, axis, start % call.before[axis], start % call.before[axis] + length)
+
+
+def _read_flip(call: Call) -> Reading:
+    return "flip", [call["self"]], {}, {"axes": sorted(call.axis(axis) for axis in call["dims"])}
+
+
+def _read_roll(call: Call) -> Reading:
+    axes, shifts = list(call["dims"]), list(call["shifts"])
+    if not axes:
+        raise ValueError("it works across the batch dimension, which is not supported")
+    total: dict[int, int] = {}
+    for axis, shift in zip(map(call.axis, axes), shifts, strict=True):
+        total[axis] = (total.get(axis, 0) + shift) % call.before[axis]
+    return "roll", [call["self"]], {}, {"shifts": list(total.values()), "axes": list(total)}
+
+
+def _read_concat(call: Call) -> Reading:
+    return "concat", list(call["tensors"]), {}, {"axis": call.axis(call["dim"])}
+
+
+def _read_pad(call: Call) -> Reading:
+    mode, sizes = call["mode"], list(call["pad"])
+    if mode == "constant" and (call["value"] or 0) != 0:
+        raise ValueError("padding with a constant other than 0 is not supported")
+    call.without_effect("value")
+    if min(sizes, default=0) < 0:
+        raise ValueError(f"padding by {sizes}: less than nothing is not supported; take a part of the value")
+    return "pad", [call["self"]], {}, {"sizes": sizes, "mode": mode}
+
+
+# --- torch
+
+
+def _concat(*arguments: Any) -> Tensor:
+    *inputs, _, attributes = arguments
+    return torch.cat(inputs, attributes["axis"])
+
+
+def _constant(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
+    value, shape = p["value"].to(x.dtype), (1, *a["shape"])
+    value = value if value.shape == shape else value.reshape(shape)  # `capture` reads no reshape of a parameter
+    return value.expand(x.shape[0], *a["shape"])
+
+
+def _expand(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
+    sizes = dict(zip(a["axes"], a["sizes"], strict=True))
+    return x.expand([sizes.get(axis, -1) for axis in range(x.dim())])
+
+
+def _slice(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
+    return x[(slice(None),) * a["axis"] + (slice(a["start"], a["stop"], a.get("step", 1)),)]
+
+
+# --- ONNX
+
+
+def _place_reshape(builder: onnx.Builder, step: onnx.Step) -> None:
+    shape = step.attributes["shape"]
+    if len(shape) == 1:
+        builder.node("Flatten", step.inputs, step.output, axis=1)
+    else:
+        target = builder.constant(np.array([0, *shape], np.int64), f"{step.output}.shape")
+        builder.node("Reshape", [*step.inputs, target], step.output)
+
+
+def _place_pad(builder: onnx.Builder, step: onnx.Step) -> None:
+    sizes, rank = step.attributes["sizes"], len(step.shapes[0]) + 1
+    pads = np.zeros((2, rank), np.int64)
+    for place in range(len(sizes) // 2):  # torch names the last dimension first, (before, after) each
+        pads[:, rank - 1 - place] = sizes[2 * place : 2 * place + 2]
+    modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    amounts = builder.constant(pads.reshape(-1), f"{step.output}.pads")
+    builder.node("Pad", [*step.inputs, amounts], step.output, mode=modes[step.attributes["mode"]])
+
+
+def _place_permute(builder: onnx.Builder, step: onnx.Step) -> None:
+    builder.node("Transpose", step.inputs, step.output, perm=[0, *step.attributes["axes"]])
+
+
+def _place_select(builder: onnx.Builder, step: onnx.Step) -> None:
+    index = builder.constant(np.array(step.attributes["index"], np.int64), f"{step.output}.index")
+    builder.node("Gather", [*step.inputs, index], step.output, axis=step.attributes["axis"])
+
+
+def _place_slice(builder: onnx.Builder, step: onnx.Step) -> None:
+    a = step.attributes
+    numbers = {"starts": a["start"], "ends": a["stop"], "axes": a["axis"], "steps": a.get("step", 1)}
+    names = [builder.constant(np.array([n], np.int64), f"{step.output}.{name}") for name, n in numbers.items()]
+    builder.node("Slice", [*step.inputs, *names], step.output)
+
+
+def _place_expand(builder: onnx.Builder, step: onnx.Step) -> None:
+    sizes = dict(zip(step.attributes["axes"], step.attributes["sizes"], strict=True))
+    wanted = [sizes.get(axis, 1) for axis in range(len(step.shapes[0]) + 1)]
+    shape = builder.constant(np.array(wanted, np.int64), f"{step.output}.shape")
+    builder.node("Expand", [*step.inputs, shape], step.output)
+
+
+def _place_flip(builder: onnx.Builder, step: onnx.Step) -> None:
+    axes = step.attributes["axes"]
+    numbers = {"starts": [-1] * len(axes), "ends": [np.iinfo(np.int64).min] * len(axes), "axes": axes}
+    numbers["steps"] = [-1] * len(axes)
+    names = [builder.constant(np.array(v, np.int64), f"{step.output}.{name}") for name, v in numbers.items()]
+    builder.node("Slice", [*step.inputs, *names], step.output)
+
+
+def _place_roll(builder: onnx.Builder, step: onnx.Step) -> None:
+    """Axis by axis, the places in the order in which they will lie."""
+    pairs = list(zip(step.attributes["axes"], step.attributes["shifts"], strict=True))
+    found = step.inputs[0]
+    for place, (axis, shift) in enumerate(pairs, 1):
+        order = np.roll(np.arange(step.shapes[0][axis - 1]), shift).astype(np.int64)
+        name = step.output if place == len(pairs) else f"{step.output}.{place}"
+        found = builder.node("Gather", [found, builder.constant(order, f"{name}.order")], name, axis=axis)
+
+
+def _place_constant(builder: onnx.Builder, step: onnx.Step) -> None:
+    """A tensor of one example, repeated for the batch, whose size only the input knows."""
+    shape = step.attributes["shape"]
+    value = dense(builder.network.tensors[step.parameters["value"]]).reshape(1, *shape)
+    batch = builder.node("Shape", step.inputs, f"{step.output}.batch", start=0, end=1)
+    rest = builder.constant(np.array(shape, np.int64), f"{step.output}.shape")
+    whole = builder.node("Concat", [batch, rest], f"{step.output}.whole", axis=0)
+    builder.node("Expand", [builder.constant(value, f"{step.output}.value"), whole], step.output)
+
+
+# --- C
+
+
+def _c_reshape(planning: c.Planning, node: Node, index: int) -> int:
+    """Nothing: values lie in memory as torch numbers them."""
+    return planning.value[node.inputs[0]]
+
+
+def _c_pad(planning: c.Planning, node: Node, index: int) -> int:
+    first = node.inputs[0]
+    return planning.padded(first, _pad_sources(node, planning.shapes[first]), 0.0)
+
+
+def _pad_sources(node: Node, shape: tuple[int, ...]) -> list[list[int]]:
+    """Where every row and every column of a padded value comes from; -1 is the border of zeros."""
+    sizes, mode = node.attributes["sizes"], node.attributes["mode"]
+    if any(sizes[2 * (len(shape) - 1) :]):
+        raise ValueError("padding of channels is not supported in C")
+    modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    sources = []
+    for place, size in ((1, c.spatial(shape)[1]), (0, c.spatial(shape)[2])):  # torch names the last dimension first
+        around = tuple(sizes[2 * place : 2 * place + 2]) or (0, 0)
+        filled = {"constant_values": -1} if mode == "constant" else {}
+        sources.append(np.pad(np.arange(size), around, modes[mode], **filled).tolist())  # type: ignore[call-overload]
+    return sources
+
+
+def _c_place_part(planning: c.Planning, node: Node, index: int) -> int:
+    """Part of an axis; a single entry is one in a shape without that axis."""
+    first, a = node.inputs[0], node.attributes
+    before = c.spatial(planning.shapes[first])
+    place = 0 if a["axis"] == 1 else a["axis"] + 2 - len(planning.shapes[first])
+    one = {"start": a["index"], "stop": a["index"] + 1} if "index" in a else a
+    taken = range(one["start"], one["stop"], one.get("step", 1))
+    channels, height, width = (len(taken) if i == place else size for i, size in enumerate(before))
+    told = {"place": place, "start": taken.start, "step": taken.step}
+    value = planning.value[first]
+    return planning.add(c.Step("slice", [value], [before], (channels, height, width), attributes=told))
+
+
+def _c_slice(tag: str, step: c.Step, per: str) -> str:
+    """Part of an axis, in steps."""
+    a, (_, rows, columns) = step.attributes, step.shapes[0]
+    k, r, q = (
+        f"({name} * {a['step']} + {a['start']})" if place == a["place"] else name for place, name in enumerate("crq")
+    )
+    channels, height, width = step.shape
+    return f"""
+        for (size_t c = 0; c < {channels}; c++)
+        for (size_t r = 0; r < {height}; r++)
+        for (size_t q = 0; q < {width}; q++)
+        {c.each(per)}
+        y[((c * {height} + r) * {width} + q){per} + l] = x[(({k} * {rows} + {r}) * {columns} + {q}){per} + l];"""
+
+
+def _c_place_concat(planning: c.Planning, node: Node, index: int) -> int:
+    if node.attributes["axis"] != 1:
+        raise ValueError("joining values along other axes than the channels is not supported in C")
+    return c.placed(planning, node, index)
+
+
+def _c_concat(tag: str, step: c.Step, per: str) -> str:
+    lines, start = [], 0
+    for number, shape in enumerate(step.shapes):
+        name = f"x{number if len(step.shapes) > 1 else ''}"
+        lines.append(f"for (size_t i = 0; i < {count(shape)}{per}; i++)\ny[{start}{per} + i] = {name}[i];")
+        start += count(shape)
+    return "\n".join(lines)
+
+
+def _c_place_constant(planning: c.Planning, node: Node, index: int) -> int:
+    shape = c.spatial(planning.shapes[index])
+    weights = c.Weights(dense(planning.network.tensors[node.parameters["value"]]), np.ones(1), np.zeros(1))
+    return planning.add(c.Step("constant", [planning.value[node.inputs[0]]], [shape], shape, weights))
+
+
+def _c_constant(tag: str, step: c.Step, per: str) -> str:
+    return f"""
+        (void)x;
+        for (size_t i = 0; i < {count(step.shape)}; i++)
+        {c.each(per)}
+        y[i{per} + l] = {tag}_values[i];"""
+
+
+def _c_values(tag: str, step: c.Step) -> str:
+    assert step.weights is not None
+    return floats(f"{tag}_values", step.weights.codes.reshape(-1))
+
+
+RULES = {
+    "reshape": Rule(
+        lambda x, p, a: x.reshape(x.shape[0], *a["shape"]),  # len(x) would fix the batch in torch.export
+        dict.fromkeys(("flatten", "view", "reshape", "unflatten", "unsqueeze", "squeeze"), _read_reshape),
+        onnx=_place_reshape, c=c.Stepped(None, _c_reshape),
+    ),
+    "pad": Rule(
+        lambda x, p, a: F.pad(x, a["sizes"], a["mode"]), {"pad": _read_pad}, onnx=_place_pad, c=c.Stepped(None, _c_pad)
+    ),
+    "permute": Rule(
+        lambda x, p, a: x.permute(0, *a["axes"]), {"permute": _read_permute, "transpose": _read_transpose},
+        onnx=_place_permute,
+    ),
+    "select": Rule(
+        lambda x, p, a: x.select(a["axis"], a["index"]), {"select": _read_select}, {"unbind": _read_part_of_unbound},
+        _place_select, c.Stepped(None, _c_place_part),
+    ),
+    "slice": Rule(
+        _slice, {"slice": _read_slice, "narrow": _read_narrow},
+        dict.fromkeys(("chunk", "split", "split_with_sizes"), _read_part_of_split),
+        _place_slice, c.Stepped(_c_slice, _c_place_part),
+    ),
+    "expand": Rule(
+        _expand, {"expand": _read_expand, "expand_as": _read_expand},
+        onnx=_place_expand,
+    ),
+    "flip": Rule(lambda x, p, a: x.flip(a["axes"]), {"flip": _read_flip}, onnx=_place_flip),
+    "roll": Rule(lambda x, p, a: x.roll(a["shifts"], a["axes"]), {"roll": _read_roll}, onnx=_place_roll),
+    "concat": Rule(
+        _concat, {"cat": _read_concat}, onnx=onnx.over_axis("Concat"), c=c.Stepped(_c_concat, _c_place_concat)
+    ),
+    "constant": Rule(_constant, onnx=_place_constant, c=c.Stepped(_c_constant, _c_place_constant, _c_values)),
+}  # fmt: skip

@@ -1,0 +1,187 @@
+"""Normalisation, and slopes per channel."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch.nn.functional as F
+
+from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.faces import c
+from pyro_compress.graph.faces.c_text import floats, number
+from pyro_compress.graph.faces.onnx import Builder, Step
+from pyro_compress.graph.rules.row import Rule
+from pyro_compress.pcn.file import dense
+from pyro_compress.types import Node, count
+
+
+def _read_batch_norm(call: Call) -> Reading:
+    call.without_effect("momentum", "cudnn_enabled")
+    if call["training"]:
+        raise ValueError(
+            "batch norm without running statistics makes of one example something else in every batch; keep them "
+            "(track_running_stats=True)"
+        )
+    return _batch_normed(call)
+
+
+def _batch_normed(call: Call) -> Reading:
+    call.without_effect("momentum")
+    roles = {role: call[role] for role in ("weight", "bias", "running_mean", "running_var")}
+    if (roles["weight"] is None) != (roles["bias"] is None):
+        raise ValueError("batch norm is supported with weight and bias, or with neither")
+    return "batch_norm", [call["input"]], roles, {"eps": call["eps"]}
+
+
+def _read_batch_norm_part(call: Call, part: int) -> Reading:
+    if part:
+        raise ValueError("the statistics of batch norm are not supported as values")
+    return _batch_normed(call)
+
+
+def _read_layer_norm(call: Call) -> Reading:
+    call.without_effect("cudnn_enable")
+    if len(call["normalized_shape"]) != 1:
+        raise ValueError("layer norm is supported over the last dimension only")
+    return "layer_norm", [call["input"]], {"weight": call["weight"], "bias": call["bias"]}, {"eps": call["eps"]}
+
+
+def _read_group_norm(call: Call) -> Reading:
+    call.without_effect("cudnn_enabled")
+    roles = {"weight": call["weight"], "bias": call["bias"]}
+    return "group_norm", [call["input"]], roles, {"groups": call["num_groups"], "eps": call["eps"]}
+
+
+def _read_instance_norm(call: Call) -> Reading:
+    """Group norm with a group per channel."""
+    call.without_effect("running_mean", "running_var", "momentum", "cudnn_enabled")
+    if not call["use_input_stats"]:
+        raise ValueError("instance norm is supported without running statistics only")
+    roles = {"weight": call["weight"], "bias": call["bias"]}
+    return "group_norm", [call["input"]], roles, {"groups": call.before[1], "eps": call["eps"]}
+
+
+def _read_prelu(call: Call) -> Reading:
+    return "prelu", [call["self"]], {"weight": call["weight"]}, {}
+
+
+def _place_batch_norm(builder: Builder, step: Step) -> None:
+    channels = dense(builder.network.tensors[step.parameters["running_mean"]]).shape
+    absent = {"weight": np.ones(channels, np.float32), "bias": np.zeros(channels, np.float32)}
+    tensors = [
+        builder.tensor(step.parameters[role]) if role in step.parameters
+        else builder.constant(absent[role], f"{step.output}.{role}")
+        for role in ("weight", "bias", "running_mean", "running_var")
+    ]  # fmt: skip
+    builder.node("BatchNormalization", [*step.inputs, *tensors], step.output, epsilon=float(step.attributes["eps"]))
+
+
+def _place_layer_norm(builder: Builder, step: Step) -> None:
+    size = step.shapes[0][-1:]
+    scale = (
+        builder.tensor(step.parameters["weight"]) if "weight" in step.parameters
+        else builder.constant(np.ones(size, np.float32), f"{step.output}.weight")
+    )  # fmt: skip
+    bias = [builder.tensor(step.parameters["bias"])] if "bias" in step.parameters else []
+    builder.node("LayerNormalization", [*step.inputs, scale, *bias], step.output, epsilon=float(step.attributes["eps"]))
+
+
+def _place_group_norm(builder: Builder, step: Step) -> None:
+    """Instance norm of groups; ONNX's own group norm has changed what its scale means from opset to opset."""
+    out, groups, shape = step.output, step.attributes["groups"], step.shapes[0]
+    rows = builder.constant(np.array([0, groups, -1], np.int64), f"{out}.rows")
+    back = builder.constant(np.array([0, *shape], np.int64), f"{out}.shape")
+    ones = builder.constant(np.ones(groups, np.float32), f"{out}.ones")
+    zeros = builder.constant(np.zeros(groups, np.float32), f"{out}.zeros")
+    found = builder.node("Reshape", [*step.inputs, rows], f"{out}.grouped")
+    found = builder.node(
+        "InstanceNormalization", [found, ones, zeros], f"{out}.normalized", epsilon=float(step.attributes["eps"])
+    )
+    left = [(role, op) for role, op in (("weight", "Mul"), ("bias", "Add")) if role in step.parameters]
+    found = builder.node("Reshape", [found, back], f"{out}.whole" if left else out)
+    for place, (role, op) in enumerate(left, 1):
+        values = builder.by_channel(step, role)
+        found = builder.node(op, [found, values], out if place == len(left) else f"{out}.{op}")
+
+
+def _place_prelu(builder: Builder, step: Step) -> None:
+    builder.node("PRelu", [*step.inputs, builder.by_channel(step, "weight")], step.output)
+
+
+def _c_place(planning: c.Planning, node: Node, index: int) -> int:
+    """A step with a number per channel, or two."""
+    p = {role: dense(planning.network.tensors[name]) for role, name in node.parameters.items()}
+    shape = c.spatial(planning.shapes[index])
+    scale = np.broadcast_to(p.get("weight", np.ones(1)), shape[:1])
+    weights = c.Weights(np.zeros(0), scale, p.get("bias", np.zeros(shape[0])))
+    first = planning.value[node.inputs[0]]
+    return planning.add(c.Step(node.op, [first], [shape], shape, weights, dict(node.attributes)))
+
+
+def _c_prelu(tag: str, step: c.Step, per: str) -> str:
+    channels, pixels = step.shape[0], count(step.shape[1:])
+    return f"""
+        for (size_t o = 0; o < {channels}; o++)
+        for (size_t i = 0; i < {pixels}{per}; i++) {{
+        const float v = x[o * {pixels}{per} + i];
+        y[o * {pixels}{per} + i] = v < 0 ? v * {tag}_scale[o] : v;
+        }}"""
+
+
+def _c_group_norm(tag: str, step: c.Step, per: str) -> str:
+    groups, pixels = step.attributes["groups"], count(step.shape[1:])
+    size = count(step.shape) // groups
+    return f"""
+        for (size_t g = 0; g < {groups}; g++)
+        {c.each(per)} {{
+        float mean = 0, spread = 0;
+        for (size_t i = 0; i < {size}; i++)
+        mean += x[(g * {size} + i){per} + l];
+        mean /= {size};
+        for (size_t i = 0; i < {size}; i++) {{
+        const float v = x[(g * {size} + i){per} + l] - mean;
+        spread += v * v;
+        }}
+        spread = 1 / sqrtf(spread / {size} + {number(step.attributes["eps"])});
+        for (size_t i = g * {size}; i < (g + 1) * {size}; i++)
+        y[i{per} + l] = (x[i{per} + l] - mean) * spread * {tag}_scale[i / {pixels}] + {tag}_bias[i / {pixels}];
+        }}"""
+
+
+def _c_scale(tag: str, step: c.Step) -> str:
+    assert step.weights is not None
+    return floats(f"{tag}_scale", step.weights.scale)
+
+
+def c_scale_and_bias(tag: str, step: c.Step) -> str:
+    """The tables of a step with two numbers per channel."""
+    assert step.weights is not None
+    return floats(f"{tag}_scale", np.atleast_1d(step.weights.scale)) + floats(f"{tag}_bias", step.weights.bias)
+
+
+RULES = {
+    "batch_norm": Rule(
+        lambda x, p, a: F.batch_norm(
+            x, p["running_mean"], p["running_var"], p.get("weight"), p.get("bias"), eps=a["eps"]
+        ),
+        {"batch_norm": _read_batch_norm},
+        {"_native_batch_norm_legit_no_training": _read_batch_norm_part},
+        _place_batch_norm,
+    ),
+    "layer_norm": Rule(
+        lambda x, p, a: F.layer_norm(x, x.shape[-1:], p.get("weight"), p.get("bias"), a["eps"]),
+        {"layer_norm": _read_layer_norm},
+        onnx=_place_layer_norm,
+    ),
+    "group_norm": Rule(
+        lambda x, p, a: F.group_norm(x, a["groups"], p.get("weight"), p.get("bias"), a["eps"]),
+        {"group_norm": _read_group_norm, "instance_norm": _read_instance_norm},
+        onnx=_place_group_norm,
+        c=c.Stepped(_c_group_norm, _c_place, c_scale_and_bias),
+    ),
+    "prelu": Rule(
+        lambda x, p, a: F.prelu(x, p["weight"]),
+        {"prelu": _read_prelu},
+        onnx=_place_prelu,
+        c=c.Stepped(_c_prelu, _c_place, _c_scale),
+    ),
+}

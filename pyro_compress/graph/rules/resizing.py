@@ -1,0 +1,102 @@
+"""Images and series of another size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.faces import c, onnx
+from pyro_compress.graph.rules.row import Rule
+from pyro_compress.types import Node
+
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+"""What torch calls linear interpolation, by the number of dimensions."""
+
+
+def _read_nearest(call: Call) -> Reading:
+    _whole_scale(call)
+    before, after = call.before[2:], call.shape[2:]
+    if any(a % b for a, b in zip(after, before, strict=True)):
+        raise ValueError(f"nearest neighbours from {list(before)} to {list(after)}: only whole factors are supported")
+    return "upsample", [call.first], {}, {"factors": [a // b for a, b in zip(after, before, strict=True)]}
+
+
+def _read_linear(call: Call) -> Reading:
+    _whole_scale(call)
+    return "resize", [call.first], {}, {"sizes": list(call.shape[2:]), "corners": bool(call["align_corners"])}
+
+
+def _whole_scale(call: Call) -> None:
+    """Refuse factors that do not give whole sizes: torch counts places by the factor then, not by the sizes."""
+    call.told_by_shape("output_size")
+    names = [name for name in ("scale_factors", "scales", "scales_d", "scales_h", "scales_w") if call.has(name)]
+    given = [call[name] for name in names]
+    factors = [f for one in given if one is not None for f in (one if isinstance(one, list | tuple) else [one])]
+    sizes = call.before[2:]
+    if factors and any(abs(f * size - round(f * size)) > 1e-6 for f, size in zip(factors, sizes, strict=False)):
+        raise ValueError(f"factors {factors} of {list(sizes)} give no whole sizes; name the size instead")
+
+
+def _upsample(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
+    factors = [float(times) for times in a["factors"]]
+    return F.interpolate(x, scale_factor=factors, mode="nearest")
+
+
+def _resize(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
+    return F.interpolate(x, tuple(a["sizes"]), mode=LINEAR[len(a["sizes"])], align_corners=a["corners"])
+
+
+def _place_upsample(builder: onnx.Builder, step: onnx.Step) -> None:
+    factors = [1.0, 1.0, *map(float, step.attributes["factors"])]
+    scales = builder.constant(np.array(factors, np.float32), f"{step.output}.scales")
+    builder.node(
+        "Resize", [*step.inputs, "", scales], step.output, mode="nearest", nearest_mode="floor",
+        coordinate_transformation_mode="asymmetric",
+    )  # fmt: skip
+
+
+def _place_resize(builder: onnx.Builder, step: onnx.Step) -> None:
+    sizes = step.attributes["sizes"]
+    wanted = builder.constant(np.array(sizes, np.int64), f"{step.output}.sizes")
+    builder.node(
+        "Resize", [*step.inputs, "", "", wanted], step.output, mode="linear", axes=list(range(2, 2 + len(sizes))),
+        coordinate_transformation_mode="align_corners" if step.attributes["corners"] else "half_pixel",
+    )  # fmt: skip
+
+
+def _c_place(planning: c.Planning, node: Node, index: int) -> int:
+    if len(node.attributes["factors"]) > 2:
+        raise ValueError("volumes of another size are not supported in C")
+    return c.placed(planning, node, index)
+
+
+def _c_upsample(tag: str, step: c.Step, per: str) -> str:
+    channels, height, width = step.shape
+    _, rows, columns = step.shapes[0]
+    down, aside = [1] * (2 - len(step.attributes["factors"])) + step.attributes["factors"]
+    source = f"((c * {rows} + r / {down}) * {columns} + q / {aside})"
+    return f"""
+        for (size_t c = 0; c < {channels}; c++)
+        for (size_t r = 0; r < {height}; r++)
+        for (size_t q = 0; q < {width}; q++)
+        {c.each(per)}
+        y[((c * {height} + r) * {width} + q){per} + l] = x[{source}{per} + l];"""
+
+
+RULES = {
+    "upsample": Rule(
+        _upsample,
+        {f"upsample_nearest{rank}d": _read_nearest for rank in (1, 2, 3)},
+        onnx=_place_upsample,
+        c=c.Stepped(_c_upsample, _c_place),
+    ),
+    "resize": Rule(
+        _resize,
+        {f"upsample_{LINEAR[rank]}{rank}d": _read_linear for rank in (1, 2, 3)},
+        onnx=_place_resize,
+    ),
+}

@@ -1,0 +1,197 @@
+"""What several values become together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.faces import c
+from pyro_compress.graph.faces.c_text import number
+from pyro_compress.graph.faces.onnx import Builder, Step, plain
+from pyro_compress.graph.rules.row import Reader, Rule, is_number
+from pyro_compress.graph.rules.single import scaled
+from pyro_compress.types import count
+
+
+def _two(op: str) -> Reader:
+    """An operation on two values, of which one may be repeated along dimensions other than the batch."""
+
+    def read(call: Call) -> Reading:
+        a, b = call["self"], call["other"]
+        if not isinstance(a, torch.fx.Node) or not isinstance(b, torch.fx.Node):
+            raise ValueError("supported for two tensors only")
+        for value in (a, b):
+            if value.name not in call.tensors and value.meta["val"].dim() != len(call.shape):
+                raise ValueError("supported for two tensors with as many dimensions only")
+        return op, [a, b], {}, {}
+
+    return read
+
+
+def _read_add(call: Call) -> Reading:
+    return scaled(call, 1, call["other"]) if is_number(call["other"]) else _two("add")(call)
+
+
+def _read_sub(call: Call) -> Reading:
+    return scaled(call, 1, -call["other"]) if is_number(call["other"]) else _two("subtract")(call)
+
+
+def _read_rsub(call: Call) -> Reading:
+    if not is_number(call["other"]):
+        raise ValueError("supported for a number minus a value only")
+    return scaled(call, -1, call["other"])
+
+
+def _read_mul(call: Call) -> Reading:
+    return scaled(call, call["other"]) if is_number(call["other"]) else _two("multiply")(call)
+
+
+def _read_div(call: Call) -> Reading:
+    other = call["other"]
+    return scaled(call, 1 / other) if is_number(other) and other else _two("divide")(call)
+
+
+def _read_matmul(call: Call) -> Reading:
+    one, two = call["self"], call["other" if call.has("other") else "mat2"]
+    if one.meta["val"].dim() != two.meta["val"].dim() or one.meta["val"].dim() < 3:
+        raise ValueError("supported for two values with a batch dimension and as many dimensions only")
+    return "matmul", [one, two], {}, {}
+
+
+def _read_attention(call: Call) -> Reading:
+    if call["attn_mask"] is not None or call["enable_gqa"]:
+        raise ValueError("attention is supported without a mask and with as many keys' heads as queries' only")
+    values = [call[name] for name in ("query", "key", "value")]
+    return "attention", values, {}, {"causal": bool(call["is_causal"]), "scale": call["scale"]}
+
+
+def _mixture(logits: tuple[Tensor, ...]) -> Tensor:
+    """Log of the mean class probability; `deploy.ensemble` makes such nodes, no module is read as one."""
+    log_probs = torch.stack([one.log_softmax(1) for one in logits])
+    return log_probs.logsumexp(0) - math.log(len(logits))
+
+
+def _place_mixture(builder: Builder, step: Step) -> None:
+    axis = builder.constant(np.array([0], np.int64), f"{step.output}.axis")
+    members = [
+        builder.node(
+            "Unsqueeze",
+            [builder.node("LogSoftmax", [name], f"{step.output}.{place}", axis=1), axis],
+            f"{step.output}.{place}.stacked",
+        )
+        for place, name in enumerate(step.inputs)
+    ]
+    stacked = builder.node("Concat", members, f"{step.output}.members", axis=0)
+    total = builder.node("ReduceLogSumExp", [stacked, axis], f"{step.output}.sum", keepdims=0)
+    log_number = builder.constant(np.array(np.log(len(members)), np.float32), f"{step.output}.number")
+    builder.node("Sub", [total, log_number], step.output)
+
+
+def _place_attention(builder: Builder, step: Step) -> None:
+    """softmax(q kᵀ · scale + mask) v, spelled out: ONNX has had the operation since opset 23 only."""
+    q, k, v = step.inputs
+    out, (*_, length, size), keys = step.output, step.shapes[0], step.shapes[1][-2]
+    scale = step.attributes["scale"] if step.attributes["scale"] is not None else size**-0.5
+    axes = [*range(len(step.shapes[1]) - 1), len(step.shapes[1]), len(step.shapes[1]) - 1]
+    turned = builder.node("Transpose", [k], f"{out}.keys", perm=axes)
+    scores = builder.node("MatMul", [q, turned], f"{out}.scores")
+    factor = builder.constant(np.array(scale, np.float32), f"{out}.scale")
+    scores = builder.node("Mul", [scores, factor], f"{out}.scaled")
+    if step.attributes["causal"]:
+        mask = np.where(np.tri(length, keys, dtype=bool), 0, np.finfo(np.float32).min).astype(np.float32)
+        scores = builder.node("Add", [scores, builder.constant(mask, f"{out}.mask")], f"{out}.masked")
+    weights = builder.node("Softmax", [scores], f"{out}.weights", axis=-1)
+    builder.node("MatMul", [weights, v], out)
+
+
+def sign(between: str) -> Callable[[str, str], str]:
+    """An operator of C."""
+    return lambda one, other: f"{one} {between} {other}"
+
+
+def larger(one: str, other: str) -> str:
+    """The larger of two expressions."""
+    return f"{one} > {other} ? {one} : {other}"
+
+
+def smaller(one: str, other: str) -> str:
+    """The smaller of two expressions."""
+    return f"{one} < {other} ? {one} : {other}"
+
+
+def _c_two(become: Callable[[str, str], str]) -> c.Stepped:
+    """Two values, of which one may be repeated along a dimension where it has size 1."""
+
+    def body(tag: str, step: c.Step, per: str) -> str:
+        if step.shapes[0] == step.shapes[1]:
+            return f"for (size_t i = 0; i < {count(step.shape)}{per}; i++)\ny[i] = {become('x0[i]', 'x1[i]')};"
+        channels, height, width = step.shape
+        places = []
+        for k, h, w in step.shapes:
+            steps = (h * w if k > 1 else 0, w if h > 1 else 0, 1 if w > 1 else 0)
+            places.append(f"(c * {steps[0]} + r * {steps[1]} + q * {steps[2]}){per} + l")
+        found = become(*(f"x{index}[{place}]" for index, place in enumerate(places)))
+        return f"""
+            for (size_t c = 0; c < {channels}; c++)
+            for (size_t r = 0; r < {height}; r++)
+            for (size_t q = 0; q < {width}; q++)
+            {c.each(per)}
+            y[((c * {height} + r) * {width} + q){per} + l] = {found};"""
+
+    return c.Stepped(body)
+
+
+def _c_mixture(tag: str, step: c.Step, per: str) -> str:
+    """Log of the mean of the members' class probabilities."""
+    members, classes = len(step.shapes), step.shape[0]
+    names = ", ".join(f"x{i}" for i in range(members))
+    return f"""
+        const float *const members[{members}] = {{{names}}};
+        {c.each(per)} {{
+        float total[{members}];
+        for (size_t m = 0; m < {members}; m++) {{
+        float most = members[m][l], sum = 0;
+        for (size_t i = 0; i < {classes}; i++)
+        most = most > members[m][i{per} + l] ? most : members[m][i{per} + l];
+        for (size_t i = 0; i < {classes}; i++)
+        sum += expf(members[m][i{per} + l] - most);
+        total[m] = most + logf(sum);
+        }}
+        for (size_t i = 0; i < {classes}; i++) {{
+        float most = members[0][i{per} + l] - total[0], sum = 0;
+        for (size_t m = 1; m < {members}; m++)
+        most = most > members[m][i{per} + l] - total[m] ? most : members[m][i{per} + l] - total[m];
+        for (size_t m = 0; m < {members}; m++)
+        sum += expf(members[m][i{per} + l] - total[m] - most);
+        y[i{per} + l] = most + logf(sum) - {number(math.log(members))};
+        }}
+        }}"""
+
+
+RULES = {
+    "add": Rule(lambda x, y, p, a: x + y, {"add": _read_add}, onnx=plain("Add"), c=_c_two(sign("+"))),
+    "subtract": Rule(
+        lambda x, y, p, a: x - y, {"sub": _read_sub, "rsub": _read_rsub}, onnx=plain("Sub"), c=_c_two(sign("-"))
+    ),
+    "multiply": Rule(lambda x, y, p, a: x * y, {"mul": _read_mul}, onnx=plain("Mul"), c=_c_two(sign("*"))),
+    "divide": Rule(lambda x, y, p, a: x / y, {"div": _read_div}, onnx=plain("Div"), c=_c_two(sign("/"))),
+    "maximum": Rule(
+        lambda x, y, p, a: torch.maximum(x, y), {"maximum": _two("maximum")}, onnx=plain("Max"), c=_c_two(larger)
+    ),
+    "minimum": Rule(
+        lambda x, y, p, a: torch.minimum(x, y), {"minimum": _two("minimum")}, onnx=plain("Min"), c=_c_two(smaller)
+    ),
+    "mixture": Rule(lambda *given: _mixture(given[:-2]), onnx=_place_mixture, c=c.Stepped(_c_mixture)),
+    "matmul": Rule(lambda x, y, p, a: x @ y, {"matmul": _read_matmul, "bmm": _read_matmul}, onnx=plain("MatMul")),
+    "attention": Rule(
+        lambda q, k, v, p, a: F.scaled_dot_product_attention(q, k, v, is_causal=a["causal"], scale=a["scale"]),
+        {"scaled_dot_product_attention": _read_attention},
+        onnx=_place_attention,
+    ),
+}

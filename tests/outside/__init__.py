@@ -1,0 +1,1 @@
+"""What somebody else would write to add an operation."""
