@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._decomp import get_decompositions
 
 from pyro_compress.graph.calls import Call, Reading
-from pyro_compress.graph.rules.table import part_readers, readers
+from pyro_compress.graph.rules.table import RULES, part_readers, readers
 from pyro_compress.types import Graph, Node
 
 MADE = ("lift_fresh_copy", "ones", "zeros", "full", "arange", "eye", "linspace", "tril", "triu")
@@ -149,6 +149,7 @@ class _Reading:
         place: name of a value in the program -> index of the node that computes it, as things stand.
         made: the same, as it was when the value was computed.
         names: name of a value in the program -> name of the tensor in the network that it is.
+        shapes: theirs.
     """
 
     def __init__(self, program: torch.export.ExportedProgram):
@@ -156,6 +157,8 @@ class _Reading:
         self.names = self.signature.inputs_to_parameters | self.signature.inputs_to_buffers
         self.owners = _owners(program.graph)
         self.readers, self.parts = readers(), part_readers()
+        held = (node for node in program.graph.nodes if node.op == "placeholder" and node.name in self.names)
+        self.shapes = {self.names[node.name]: node.meta["val"].shape for node in held}
         self.nodes, self.place, self.made = [Node("input")], dict[str, int](), dict[str, int]()
 
     def read(self, input_shape: tuple[int, ...]) -> Read:
@@ -190,7 +193,12 @@ class _Reading:
         aten, _, called = str(source.target).partition(".")
         if (several and aten == "aten") or (part and not fx_node.users):  # a part is read where somebody wants it
             return
-        op, inputs, parameters, attributes = self.reading(source, part, called.partition(".")[0])
+        name = called.partition(".")[0]
+        reshapes = not part and aten == "aten" and name in RULES["reshape"].reads
+        if reshapes and (tensor := self.tensor_of(source.args[0])):
+            self.names[fx_node.name] = tensor  # where it is read like a value, its node gives it this shape
+            return
+        op, inputs, parameters, attributes = self.reading(source, part, name)
         try:
             if op == "identity" and (tensor := self.tensor_as_it_is(fx_node, inputs[0])):
                 self.names[fx_node.name] = tensor
@@ -255,7 +263,15 @@ class _Reading:
         """Name of the tensor that a layer has in a role."""
         if source.name not in self.names:
             raise ValueError(f"its {role} is no tensor of the network, but computed from others")
-        return self.names[source.name]
+        tensor = self.names[source.name]
+        if source.meta["val"].shape != self.shapes[tensor]:
+            raise ValueError(f"its {role} is {tensor} in another shape; store it in the shape in which it is used")
+        return tensor
+
+    def tensor_of(self, source: Any) -> str | None:
+        """Name of the tensor of the network that a value is, perhaps in another shape."""
+        held = isinstance(source, fx.Node) and source.name not in self.place
+        return self.names.get(source.name) if held else None
 
     def located(self, source: fx.Node, rank: int) -> int:
         """Index of a value; a parameter that is read like one (a class token, say) becomes a node of its own.
