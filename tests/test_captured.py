@@ -268,7 +268,7 @@ def test_any_name_may_be_given_to_a_part() -> None:
     graph, x = capture(net, (6,)), torch.randn(4, 6).double()
     for kind in (Network, Layered):
         made = kind(graph, net.state_dict()).double().eval()
-        close(made(x), net.double()(x), 1e-12)
+        close(made(x), copy.deepcopy(net).double()(x), 1e-12)
         assert "running_scale" in dict(made.named_parameters())
         assert {"paths.running_mean", "graph.weight"} <= set(made.state_dict())
     bayes = bayesianize(net, PRIORS["gaussian"], among=plain_weights(net, graph))
