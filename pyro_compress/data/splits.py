@@ -97,7 +97,7 @@ def _loaded(
             raise ValueError(f"{data!r}: series are arrays (n, channels, length), in a .npz file or as .npy files")
         return table_splits(path, validation, reading, known)
     if reading.target or reading.test_data:
-        raise ValueError(f"{data!r} is no table: target columns and test tables go with .csv and .parquet files")
+        raise ValueError(f"{data!r} is no table: target columns and test tables go with .csv, .tsv and .parquet files")
     if data in DATASETS:
         arrays = DATASETS[data](*source)
     elif path.suffix.lower() == ".npz":
