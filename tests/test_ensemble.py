@@ -39,7 +39,7 @@ def run(request: pytest.FixtureRequest, shared: Callable[[FitConfig], Run]) -> R
 
 def invoke(*arguments: str | Path) -> tuple[int, str]:
     result = CliRunner().invoke(main, ["export", *map(str, arguments)])
-    return result.exit_code, result.output if result.exit_code == 0 else result.stderr
+    return result.exit_code, result.stdout if result.exit_code == 0 else result.stderr
 
 
 def test_it_is_the_mixture_of_its_draws(run: Run, digits: Splits) -> None:
