@@ -15,6 +15,7 @@ that is trained, spreads drawn. Everything has one thread, `--threads` for comma
 """
 
 import argparse
+import importlib
 import itertools
 import json
 import os
@@ -167,19 +168,37 @@ def interrupted(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
 
 
+def forked(work: Callable[[], Any], log: Path) -> Any:
+    """What `work` gives, as JSON, in a process that has what commands import before their guard looks, and no more."""
+    for module in ("cli.main", "compression.pipeline", "runs.run", "runs.evaluation", "inspection.summary"):
+        importlib.import_module(f"pyro_compress.{module}")
+    out = log.with_suffix(".json")
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            for descriptor in (1, 2):
+                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+            out.write_text(json.dumps(work()))
+            code = 0
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(code)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        raise ValueError((log.read_text().strip().splitlines() or ["killed"])[-1])
+    return json.loads(out.read_text())
+
+
 def measured(case: str, hidden: str, options: argparse.Namespace) -> dict[str, Any]:
     """One case in a process of its own."""
     sizes = [64, *map(int, hidden.split(",")), 10]
     weights = sum((before + 1) * after for before, after in itertools.pairwise(sizes))
-    more = ["--hidden", hidden, "--batch", str(options.batch), "--threads", str(options.threads)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         if case in COMMANDS:
-            subprocess.run([sys.executable, __file__, "--make", folder, *more], check=True, capture_output=True)
-        command = [sys.executable, __file__, "--one", case, folder, *more]
-        done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{case}: {done.stderr.strip().splitlines()[-1]}")
-    row = json.loads(done.stdout.splitlines()[-1])
+            forked(lambda: made_run(hidden, folder / "run"), folder / "make.log")
+        row = forked(lambda: one(case, hidden, options.batch, folder, options.threads), folder / "one.log")
     told = {"case": case, "hidden": hidden, "batch": options.batch, "threads": options.threads, "weights": weights}
     return told | row | {"estimate_ratio": row["estimate_mib"] / row["growth_mib"]}
 
@@ -203,16 +222,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help=f"one of each kind at {SMALL}")
     parser.add_argument("--json", type=Path, help="rows are added to those it holds")
     parser.add_argument("--smoke", action="store_true", help="a tiny network, one fit")
-    parser.add_argument("--one", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
-    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.make:
-        made_run(options.hidden, options.make / "run")
-        return
-    if options.one:
-        case, folder = options.one
-        print(json.dumps(one(case, options.hidden, options.batch, Path(folder), options.threads)))
-        return
     if options.smoke:
         options.hidden, options.only = TINY, ["fit:gaussian:eager:checkpoints"]
     if options.small:

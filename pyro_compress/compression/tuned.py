@@ -22,12 +22,16 @@ from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.search import origin_of, prune, to_module
 from pyro_compress.compression.target import Goal, Target, Trial, Watch, target_of
 from pyro_compress.graph.network import Network
+from pyro_compress.machine import require
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.pcn import file
-from pyro_compress.types import Compressed, Posterior, Splits
+from pyro_compress.types import Compressed, Masks, Posterior, Splits, nonzero
 
 RATES = tuple(2.0 ** (k / 2) for k in range(-4, 9))
 """Grid of rates, in nats per nat of the description length."""
+PER_WEIGHT, PER_SURVIVOR = 28, 70
+"""Bytes that fine-tuning holds beside the posterior: of every weight, dense as a step computes with it and as dead units
+are looked for, and of every weight that is left, with gradient, moments and place."""
 FILLED = 2
 """Halvings of the step between two rates of the grid, one of which fits into a bound on the bytes."""
 
@@ -91,6 +95,7 @@ def compress_finetuned(
     goal, watch, how = goal or Goal(), watch or Watch(), tuning.how
     target = target_of(posterior, splits, goal, device)
     masks, removed = prune(posterior, splits, goal, target, device)
+    _check_memory(masks)
     teacher = tuning.teacher
     teach = None if teacher is None else logits_by(teacher, splits)
     told = origin_of(posterior, splits, goal.criterion or posterior.criterion)
@@ -122,6 +127,14 @@ def compress_finetuned(
     else:
         network = _highest(tune)
     return (network if goal.max_bytes is not None else reordered(network, passes)), removed
+
+
+def _check_memory(masks: Masks) -> None:
+    """Refuse to train what does not fit, now that it is known how many weights are left."""
+    network = PER_WEIGHT * sum(mask.numel() for mask in masks.values())
+    survivors = PER_SURVIVOR * sum(nonzero(mask) for mask in masks.values())
+    remedy = "remove more weights with --sparsity, or use a machine with more memory"
+    require({"network": network, "survivors": survivors}, "cpu", "fine-tuning", remedy)
 
 
 def measured(network: Compressed, splits: Splits, target: Target, removed: float, rate: float) -> tuple[Trial, bool]:
