@@ -168,6 +168,19 @@ def interrupted(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
 
 
+def fresh(arguments: list[str]) -> None:
+    """Run this script in an interpreter of its own and print what it prints."""
+    command = [sys.executable, __file__, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        assert child.stderr
+        for line in child.stdout:
+            print(line, end="", flush=True)
+        told = child.stderr.read().strip().splitlines()
+    if child.returncode:
+        raise ValueError(told[-1].removeprefix("Error: ") if told else "the cases ended without a word")
+
+
 def forked(work: Callable[[], Any], log: Path) -> Any:
     """What `work` gives, as JSON, in a process that has what commands import before their guard looks, and no more."""
     for module in ("cli.main", "compression.pipeline", "runs.run", "runs.evaluation", "inspection.summary"):
@@ -222,7 +235,11 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help=f"one of each kind at {SMALL}")
     parser.add_argument("--json", type=Path, help="rows are added to those it holds")
     parser.add_argument("--smoke", action="store_true", help="a tiny network, one fit")
+    parser.add_argument("--fresh", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not options.fresh:  # forks come from a process that has trained nothing
+        fresh([*sys.argv[1:], "--fresh"])
+        return
     if options.smoke:
         options.hidden, options.only = TINY, ["fit:gaussian:eager:checkpoints"]
     if options.small:

@@ -30,8 +30,8 @@ from pyro_compress.types import Compressed, Masks, Posterior, Splits, nonzero
 RATES = tuple(2.0 ** (k / 2) for k in range(-4, 9))
 """Grid of rates, in nats per nat of the description length."""
 PER_WEIGHT, PER_SURVIVOR = 28, 70
-"""Bytes that fine-tuning holds beside the posterior: of every weight, dense as a step computes with it and as dead units
-are looked for, and of every weight that is left, with gradient, moments and place."""
+"""Bytes that fine-tuning holds beside the posterior: of every weight, dense as a step computes with it, and of every
+weight that is left, with gradient, moments and place."""
 FILLED = 2
 """Halvings of the step between two rates of the grid, one of which fits into a bound on the bytes."""
 
