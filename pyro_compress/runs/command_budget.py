@@ -40,10 +40,10 @@ class Held(NamedTuple):
 COMMANDS = {
     "evaluate": Held(185 * MIB, 0.0),
     "inspect": Held(275 * MIB, 3.3),
-    "compress": Held(170 * MIB, 4.6),
-    "compress --bit-price": Held(170 * MIB, 4.6, 40.0),
-    "compress --rounding compensated": Held(170 * MIB, 4.6, 50.0),
-    "compress --finetune": Held(170 * MIB, 8.8),
+    "compress": Held(200 * MIB, 4.1),
+    "compress --bit-price": Held(200 * MIB, 4.1, 40.0),
+    "compress --rounding compensated": Held(200 * MIB, 4.1, 50.0),
+    "compress --finetune": Held(200 * MIB, 8.8),
 }
 """By command. A price per bit and compensated rounding work on a whole layer at once: what they hold of it is an upper
 bound, counted from their arrays. Fine-tuning is reckoned with a tenth of the weights left, and asked again once their
