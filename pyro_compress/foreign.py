@@ -21,6 +21,8 @@ MAX_TOML = 1 << 20
 """Bytes of a TOML file; what people write has a few thousand."""
 MAX_WHOLE = 1 << 63
 """Whole numbers are smaller than this, and larger than its negative: what fits into eight bytes."""
+LINE = 1000
+"""Characters of a line that says what is wrong; libraries repeat what stands in a file, all of it."""
 SHOWN = 60
 """Characters of a refused value that a message repeats."""
 ACTS = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
@@ -175,6 +177,12 @@ def printable(text: str) -> str:
     Line feeds and tabs stay.
     """
     return _ACTING_IN_TEXT.sub(lambda found: found[0].encode("unicode-escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """A message as it is printed: on one line, without what acts on a terminal, and not all of a long one."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= LINE else f"{line[: LINE // 2]} ... {line[-LINE // 2 :]}"
 
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")

@@ -112,9 +112,15 @@ def residual_noise(predict: Predict, splits: Splits, device: str = "cpu") -> flo
 
 
 def score(logits: Tensor, y: Tensor) -> Scores:
-    """Accuracy, NLL, expected calibration error and Brier score of logits `(n, classes)` against labels `(n,)`."""
+    """Accuracy, NLL, expected calibration error and Brier score of logits `(n, classes)` against labels `(n,)`.
+
+    Raises:
+        ValueError: outputs that are no numbers.
+    """
     log_probs = F.log_softmax(logits.double(), 1)
     probs = log_probs.exp()
+    if broken := int((~probs.isfinite()).any(1).sum()):
+        raise ValueError(f"the network's outputs are not finite (NaN or infinity) for {broken} of {len(y)} examples")
     onehot = F.one_hot(y, probs.shape[1])
     return Scores(
         accuracy=float((probs.argmax(1) == y).double().mean()),

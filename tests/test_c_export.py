@@ -80,6 +80,21 @@ def agrees(network: Compressed, path: Path, options: tuple[str, ...], batches: t
 
 
 @needs_compiler
+def test_operations_that_nobody_reads(tmp_path: Path) -> None:
+    convolution = {"stride": [1, 1], "padding": [[1, 1], [1, 1]], "dilation": [1, 1]}
+    nodes = (
+        Node("input"), Node("conv2d", (0,), {"weight": "c"}, convolution),
+        Node("permute", (1,), {}, {"axes": [3, 2, 1]}), Node("reshape", (0,), {}, {"shape": [64]}),
+        Node("linear", (3,), {"weight": "w"}), Node("tanh", (4,)), Node("relu", (4,)),
+    )  # fmt: skip
+    shapes = {"c": (2, 1, 3, 3), "w": (3, 64)}
+    tensors = {name: np.random.default_rng(0).standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    network = Compressed(Graph(nodes, (1, 8, 8)), tensors, {"data": "own.npz"})
+    assert [step.op for step in planned(network)] == ["linear"]
+    agrees(network, written(network, tmp_path / "net.c"), STRICT)
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     "name",
     [

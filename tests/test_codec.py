@@ -69,3 +69,10 @@ def test_codes_that_span_too_much_are_refused() -> None:
 def test_varint(value: int, data: str) -> None:
     assert codec.varint(value).hex() == data
     assert codec.Reader(bytes.fromhex(data)).varint() == value
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4)])
+def test_no_values(shape: tuple[int, ...]) -> None:
+    block = codec.encode(np.zeros(shape, np.int32))
+    assert block == b"\0"
+    assert codec.decode(block, shape).shape == shape

@@ -20,7 +20,7 @@ from pyro_compress.graph.capture import capture
 from pyro_compress.graph.ir import graph_of
 from pyro_compress.graph.network import Network
 from pyro_compress.networks.nets import build_net
-from pyro_compress.pcn import codec, file, gate, header
+from pyro_compress.pcn import codec, file, gate, header, sections
 from pyro_compress.types import Compressed, Graph, Node, Quantized
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -246,6 +246,13 @@ ONE = b'{"graph":{"input":[1],"nodes":[["linear",[0],{"weight":"w"},{}]]},"tenso
 def test_hostile_files(data: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         file.loads(data)
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, 1e-45, 2.0**-127, 2.0**111, float("inf"), float("nan")])
+def test_steps_that_are_none(step: float) -> None:
+    """A denormal one is zero in a process that has torch flush such numbers, and not in others."""
+    with pytest.raises(ValueError, match="impossible step"):
+        sections.read_step(codec.Reader(struct.pack("<f", step)))
 
 
 def test_written_atomically(tmp_path: Path) -> None:

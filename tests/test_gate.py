@@ -102,3 +102,28 @@ def test_what_passes_runs_in_torch_and_numpy(op: str) -> None:
         assert tuple(wanted.shape[1:]) == got.shape[1:] == made.shape, node
         assert np.allclose(got, wanted.numpy(), 1e-4, 1e-4, equal_nan=True), node
     assert passed >= 20
+
+
+def test_logarithms_of_large_values_keep_their_digits() -> None:
+    """A large number plus the logarithm is that number: the largest is taken off first, as torch does."""
+    for values in ([3e38, 3e38], [1e7, 1e7 + 1], [-3e38, 0.0]):
+        x = np.array([values], np.float32)
+        wanted = torch.from_numpy(x).log_softmax(1).numpy()
+        np.testing.assert_allclose(RUN["log_softmax"](x, {}, {"axis": 1}), wanted, rtol=1e-6)
+        np.testing.assert_allclose(RUN["mixture"](x, x, {}, {}), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"),
+    [
+        (1, True),
+        (-(1 << 53), True),
+        ((1 << 53) + 1, False),
+        (10**30, False),
+        (3e38, True),
+        (1e39, False),
+        (True, False),
+    ],
+)
+def test_whole_numbers_where_any_are_meant(value: float, fits: bool) -> None:
+    assert schema.is_number(value) == fits

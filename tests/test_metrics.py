@@ -25,6 +25,16 @@ def test_calibration_error_by_hand() -> None:
     assert calibration_error(torch.eye(2), torch.tensor([0, 1])) == 0
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_are_no_numbers(value: float) -> None:
+    logits = torch.zeros(3, 4)
+    logits[1, 2] = value
+    with pytest.raises(ValueError, match=r"outputs are not finite \(NaN or infinity\) for 1 of 3 examples"):
+        score(logits, torch.tensor([0, 1, 2]))
+    logits[1, 2] = -float("inf")  # a class that is ruled out
+    assert score(logits, torch.tensor([0, 1, 2])).accuracy == pytest.approx(1 / 3)
+
+
 def test_splits_by_name(digits: Splits) -> None:
     constant = evaluate(lambda x: torch.zeros(len(x), 10), digits, "test")
     assert constant.nll_nats == pytest.approx(np.log(10))

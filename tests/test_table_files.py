@@ -15,6 +15,7 @@ from pyro_compress.cli.main import main
 from pyro_compress.data import tabular
 from pyro_compress.data.splits import load_examples, load_splits, preprocessing
 from pyro_compress.settings import Reading
+from pyro_compress.types import Column, Quantity
 
 N = 60
 RNG = np.random.default_rng(0)
@@ -158,6 +159,11 @@ def test_a_constant_is_not_divided_by_its_rounding(values: np.ndarray, std: floa
 
 
 def test_numbers_too_large_for_a_spread_are_refused() -> None:
+    for values in ([0.0, 1e300], [1e300, 0.0]):
+        with pytest.raises(ValueError, match=r"t.csv: column 'a': row \d is too far from the training rows"):
+            tabular.inputs_of({"a": np.array(values)}, (Column("a", 0.5, 0.25),), Path("t.csv"))
+    with pytest.raises(ValueError, match="targets: row 1 is too far from the training rows"):
+        tabular.standardized(np.array([[1e300]]), (Quantity("t", 0.0, 0.5),))
     with pytest.raises(ValueError, match=r"values up to 1e\+300 are too large to be standardised"):
         tabular.moments(np.array([1e300, -1e300] * 30))
 

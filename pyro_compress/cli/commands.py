@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from pyro_compress.doubts import gathered
-from pyro_compress.foreign import printable
+from pyro_compress.foreign import one_line, printable
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")
 """What torch says where nothing is left: of the machine's limits, not a fault of ours."""
@@ -103,7 +103,7 @@ def one_line_errors() -> Iterator[None]:
         if isinstance(error, RuntimeError) and not any(told in str(error) for told in OUT_OF_MEMORY):
             raise
         text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        message = printable(" ".join(text.split()))
+        message = one_line(text)
         raise click.ClickException(message or type(error).__name__) from None
 
 

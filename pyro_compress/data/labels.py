@@ -25,6 +25,8 @@ IGNORED = (-100, -1, 255)
 TOLD = 10
 """So many names stand in a message."""
 BOOLS = ("False", "True")
+LAST_LETTER = 0x10FFFF
+"""Of Unicode."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,9 @@ def _encoded(y: np.ndarray, what: str, fractions: bool) -> tuple[np.ndarray, str
 
 
 def texts(values: np.ndarray, what: str) -> np.ndarray:
-    """Text of an array of bytes in UTF-8; other arrays as they are."""
+    """Text of an array of bytes in UTF-8; other arrays as they are, if text is text."""
+    if values.dtype.kind == "U" and (beyond := values.astype("<U").view("<u4") > LAST_LETTER).any():
+        raise ValueError(f"{what}: {int(beyond.sum())} characters are none (damaged)")
     if values.dtype.kind != "S":
         return values
     try:
@@ -132,7 +136,7 @@ KINDS: dict[str, Callable[[np.ndarray, str, bool], tuple[np.ndarray, str]]] = {
     "i": _whole,
     "u": _whole,
     "f": _floats,
-    "U": _texts,
+    "U": _encoded,
     "S": _encoded,
 }
 """Kind of a numpy type -> (array, what, fractions) -> sortable labels, and what kind they are."""

@@ -68,17 +68,25 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a `.npz` file, under names in lower case; nothing is unpickled, an array of objects comes empty."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    if not zipfile.is_zipfile(path):  # numpy would take it for a pickle, and offer to load it
+    if not _is_zip(path):  # numpy would take it for a pickle, and offer to load it
         raise ValueError(f"{path} is no .npz file")
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = {name.lower() if name.lower() not in archive else name: name for name in archive}
-            return {name: _array(archive, stored) for name, stored in names.items()}
-    except (OSError, EOFError, KeyError, TypeError, AttributeError, ValueError, zipfile.BadZipFile) as error:
+            found = {name: _array(archive, stored) for name, stored in names.items()}
+    except Exception as error:  # what is damaged or foreign fails in many ways
         raise ValueError(f"{path} is no readable .npz file: {error}") from error
+    return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}  # others come as bytes
 
 
-def _array(archive: Any, name: str) -> np.ndarray:
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # parts of a larger one
+        return False
+
+
+def _array(archive: Any, name: str) -> np.ndarray | bytes:
     try:
         return archive[name]
     except ValueError as error:

@@ -50,7 +50,7 @@ class ArrayFile:
         if self._mapped is None:
             try:
                 self._mapped = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            except (OSError, EOFError, ValueError) as error:
+            except Exception as error:  # what is damaged or foreign fails in many ways
                 raise ValueError(f"{self.path} is no readable .npy file: {error}") from error
         return self._mapped
 

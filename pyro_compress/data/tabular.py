@@ -135,7 +135,8 @@ def inputs_of(table: Table, columns: Sequence[Column], path: Path) -> np.ndarray
             parts.append((values[:, None] == np.array(column.categories)).astype(np.float32))
             _say_unknown(values, parts[-1].any(1), f"{path}: column {column.name!r}")
         else:
-            parts.append(((values.astype(np.float64) - column.mean) / column.std).astype(np.float32)[:, None])
+            found = (values.astype(np.float64) - column.mean) / column.std
+            parts.append(_float32(found, f"{path}: column {column.name!r}")[:, None])
     return np.concatenate(parts, 1)
 
 
@@ -146,6 +147,16 @@ def _say_unknown(values: np.ndarray, known: np.ndarray, what: str) -> None:
             f"{len(strange)} of {len(values)} rows hold names that training never showed, the first {str(strange[0])!r}"
         )
         doubt(log, f"{what}: {told}")
+
+
+def _float32(values: np.ndarray, what: str) -> np.ndarray:
+    """Standardised values in the network's precision: one far from the training rows may be beyond it."""
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    if (broken := ~np.isfinite(found)).any():
+        row = int(np.nonzero(broken)[0][0]) + 1
+        raise ValueError(f"{what}: row {row} is too far from the training rows to be standardised (no finite float32)")
+    return found
 
 
 def labels_of(table: Table, reading: Reading, path: Path) -> Labels:
@@ -167,6 +178,10 @@ def quantities(y: np.ndarray, names: Sequence[str]) -> tuple[Quantity, ...]:
 
 
 def standardized(y: np.ndarray, targets: Sequence[Quantity]) -> np.ndarray:
-    """Targets `(rows, targets)` as the network predicts them, float32."""
+    """Targets `(rows, targets)` as the network predicts them, float32.
+
+    Raises:
+        ValueError: one that float32 does not hold.
+    """
     means, stds = np.array([t.mean for t in targets]), np.array([t.std for t in targets])
-    return ((y - means) / stds).astype(np.float32)
+    return _float32((y - means) / stds, "targets")

@@ -70,8 +70,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _torch_file(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        _refuse_packed(path)
+    _refuse_packed(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or a foreign file fails in many ways
@@ -85,6 +84,8 @@ def _refuse_packed(path: Path) -> None:
         ValueError: a part of the file is packed, or the file is damaged.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
@@ -117,7 +118,8 @@ def _refused(reason: str) -> str:
             f"holds more than tensors ({more.group(1)}), and nothing is unpickled here: where you trust it, load it in "
             f"Python and save its state dict alone: {ALONE}"
         )
-    return f"holds no state dict that can be read (damaged, or no file of torch's): {reason.strip().splitlines()[0]}"
+    told = next(iter(reason.strip().splitlines()), "it ends too soon")
+    return f"holds no state dict that can be read (damaged, or no file of torch's): {told}"
 
 
 def _walk(value: Any, place: str, depth: int = 0) -> Iterator[Entry]:

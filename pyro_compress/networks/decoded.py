@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 
 import torch
@@ -76,7 +77,7 @@ def _restart(net: Layered) -> None:
         elif node.op in OPERATIONS:
             for role, value in OPERATIONS[node.op].starts.items():
                 if role in node.parameters:
-                    nn.init.constant_(net.get_parameter(node.parameters[role]), value)
+                    nn.init.constant_(operator.attrgetter(node.parameters[role])(net), value)
 
 
 def _read(path: Path) -> Compressed:

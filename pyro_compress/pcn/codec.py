@@ -125,7 +125,7 @@ def decode(block: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 def _matrix(codes: np.ndarray) -> np.ndarray:
     """View as `(out, rest)`; vectors are one row."""
-    return codes.reshape(len(codes), -1) if codes.ndim > 1 else codes.reshape(1, -1)
+    return codes.reshape(len(codes), math.prod(codes.shape[1:])) if codes.ndim > 1 else codes.reshape(1, -1)
 
 
 class _Block(NamedTuple):

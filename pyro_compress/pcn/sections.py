@@ -23,8 +23,8 @@ LOWEST, HIGHEST = -100, 19
 MAX_CONTEXT_VALUES = 1 << 20
 """Values that a file may code in context: what bounds the time to decode it."""
 MAX_CONTEXT_TENSORS = 1 << 10
-MAX_STEP = 2.0**110
-"""Times any code it is a float32."""
+MIN_STEP, MAX_STEP = 2.0**-126, 2.0**110
+"""A smaller one is zero where torch flushes such numbers; times any code the largest is a float32."""
 
 Tensors = dict[str, Quantized | np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
@@ -93,9 +93,9 @@ def read_dense(content: codec.Reader, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def read_step(reader: codec.Reader) -> float:
-    """A float32 step, positive, and small enough for its multiples."""
+    """A float32 step, positive and no denormal, and small enough for its multiples."""
     (step,) = struct.unpack("<f", reader.take(4))
-    if not 0 < step <= MAX_STEP:
+    if not MIN_STEP <= step <= MAX_STEP:
         raise ValueError(f"impossible step {step}")
     return float(step)
 

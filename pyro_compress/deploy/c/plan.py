@@ -17,7 +17,7 @@ from pyro_compress.graph.faces.c import Layer, Shape, Single, Step, Stepped, Wei
 from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.graph.rules.table import RULES
 from pyro_compress.pcn.file import dense, plan_of
-from pyro_compress.types import Compressed, Node, Quantized
+from pyro_compress.types import Compressed, Graph, Node, Quantized
 
 
 def supported() -> list[str]:
@@ -33,9 +33,12 @@ def is_layer(step: Step) -> bool:
 def planned(network: Compressed) -> list[Step]:
     """The steps of a network in order; the last one's output is the network's.
 
+    Operations whose value nobody reads become none.
+
     Raises:
         ValueError: an operation that the C export does not know; it is named.
     """
+    network = replace(network, graph=_read(network.graph))
     known = supported()
     for node in network.graph.nodes[1:]:
         if node.op not in known:
@@ -44,6 +47,18 @@ def planned(network: Compressed) -> list[Step]:
                 "export to model.onnx, or to a folder for numpy, which know them all"
             )
     return _Plan(network).steps
+
+
+def _read(graph: Graph) -> Graph:
+    """The graph without operations that do not lead to its output."""
+    last = len(graph.nodes) - 1
+    found = {0, last}
+    for index in range(last, 0, -1):
+        if index in found:
+            found.update(graph.nodes[index].inputs)
+    new = {old: place for place, old in enumerate(sorted(found))}
+    nodes = (replace(graph.nodes[old], inputs=tuple(new[i] for i in graph.nodes[old].inputs)) for old in new)
+    return replace(graph, nodes=tuple(nodes))
 
 
 class _Plan:

@@ -32,6 +32,12 @@ def softmax(x: np.ndarray, axis: int) -> np.ndarray:
     return np.asarray(raised / raised.sum(axis, keepdims=True))
 
 
+def log_softmax(x: np.ndarray, axis: int) -> np.ndarray:
+    """Logarithms of shares along an axis."""
+    x = x - x.max(axis, keepdims=True)  # first: a large number plus the logarithm may be that number
+    return np.asarray(x - np.log(np.exp(x).sum(axis, keepdims=True)))
+
+
 def log_sum_exp(x: np.ndarray, axis: int) -> np.ndarray:
     """Log of the sum of the exponentials along an axis, which is kept."""
     most = x.max(axis, keepdims=True)
@@ -95,6 +101,6 @@ REDUCTIONS = {
     ),
     "softmax": Operation(lambda x, p, a: softmax(x, a["axis"]), _over_axis_shape, attributes={"axis": COUNT}),
     "log_softmax": Operation(
-        lambda x, p, a: x - log_sum_exp(x, a["axis"]), _over_axis_shape, attributes={"axis": COUNT}
+        lambda x, p, a: log_softmax(x, a["axis"]), _over_axis_shape, attributes={"axis": COUNT}
     ),
 }

@@ -17,6 +17,8 @@ MAX_RANK = 7
 MAX_SIZE = 1 << 31
 MAX_NUMBER = 3.4028234663852886e38
 """Largest float32."""
+MAX_EXACT = 1 << 53
+"""Largest whole number where any number is meant: those up to it are floats, too; torch takes none beyond 2^63."""
 MAX_INPUTS = 1024
 """Values that one operation reads."""
 
@@ -110,7 +112,9 @@ def is_whole(value: Any, least: int = 0) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a number that float32 can hold; true, infinity and NaN are none."""
-    return type(value) in (int, float) and -MAX_NUMBER <= value <= MAX_NUMBER
+    if type(value) is int:
+        return abs(value) <= MAX_EXACT
+    return type(value) is float and -MAX_NUMBER <= value <= MAX_NUMBER
 
 
 def _list(of: Callable[[Any], bool], least: int = 1, most: int = MAX_RANK) -> Callable[[Any], bool]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pyro_compress.graph.operations.fits import broadcast, expect
-from pyro_compress.graph.operations.reductions import log_sum_exp, softmax
+from pyro_compress.graph.operations.reductions import log_softmax, log_sum_exp, softmax
 from pyro_compress.graph.operations.row import (
     BOOL,
     MAX_INPUTS,
@@ -24,7 +24,7 @@ from pyro_compress.graph.operations.row import (
 
 
 def _mixture(logits: tuple[np.ndarray, ...]) -> np.ndarray:
-    log_probs = np.stack([one - log_sum_exp(one, 1) for one in logits])
+    log_probs = np.stack([log_softmax(one, 1) for one in logits])
     return np.asarray(log_sum_exp(log_probs, 0)[0] - np.float32(math.log(len(logits))))
 
 

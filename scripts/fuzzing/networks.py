@@ -1,0 +1,256 @@
+"""Valid networks to begin with: three that hold every operation, and others that a grammar makes up.
+
+A network is a document as JSON has it: {"graph": {"input": shape, "nodes": [[operation, inputs, {role: tensor},
+{attribute: value}], ...]}, "tensors": [[name, shape, quantised], ...], "meta": {...}}.
+"""
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+from pyro_compress.pcn import gate
+from pyro_compress.pcn.schema import OPERATIONS
+from pyro_compress.types import Node
+
+ONE = {"stride": [1, 1], "padding": [[0, 0], [0, 0]], "dilation": [1, 1]}
+FLAT = ["reshape", [-1], {}, {"shape": [64]}]
+HEAD = ["linear", [-1], {"weight": "head.weight", "bias": "head.bias"}, {}]
+POINTWISE = [
+    ("relu", {}), ("tanh", {}), ("sigmoid", {}), ("silu", {}), ("hardswish", {}), ("hardsigmoid", {}), ("softplus", {}),
+    ("gelu", {"tanh": False}), ("leaky_relu", {"slope": 0.1}), ("elu", {"alpha": 1.0, "scale": 1.0}), ("mish", {}),
+    ("sin", {}), ("scale", {"factor": 2.0, "offset": 0.5}), ("clip", {"low": 0.0, "high": 6.0}),
+]  # fmt: skip
+CONV = ["conv2d", [0], {"weight": "c.weight", "bias": "c.bias"}, ONE | {"padding": [[1, 1], [1, 1]], "groups": 1}]
+NORM = ("weight", "bias", "running_mean", "running_var")
+SHAPES = {"c.weight": [4, 1, 3, 3], "c.bias": [4], "head.bias": [10]}
+NETWORKS: list[tuple[list[Any], dict[str, list[int]]]] = [
+    ([FLAT, *[[op, [-1], {}, told] for op, told in POINTWISE], HEAD], {"head.weight": [10, 64], "head.bias": [10]}),
+    (
+        [
+            CONV, ["batch_norm", [-1], {role: f"b.{role}" for role in NORM}, {"eps": 1e-5}],
+            ["prelu", [-1], {"weight": "p.weight"}, {}], ["group_norm", [-1], {}, {"groups": 2, "eps": 1e-5}],
+            ["pad", [-1], {}, {"sizes": [1, 1, 1, 1], "mode": "reflect"}],
+            ["max_pool", [-1], {}, {"kernel": [3, 3], "stride": [2, 2], "padding": [1, 1]}],
+            ["avg_pool", [-1], {}, {"kernel": [2, 2], "stride": [1, 1], "padding": [0, 0]}],
+            ["slice", [-1], {}, {"axis": 2, "start": 0, "stop": 4, "step": 1}],
+            ["amax", [-1], {}, {"axes": [3], "keepdim": True}],
+            ["mean", [-1], {}, {"axes": [2, 3]}], ["softmax", [-1], {}, {"axis": 1}], HEAD,
+        ],
+        SHAPES | {f"b.{role}": [4] for role in NORM} | {"p.weight": [4], "head.weight": [10, 4]},
+    ),
+    (
+        [
+            ["reshape", [0], {}, {"shape": [8, 8]}],
+            ["layer_norm", [1], {"weight": "n.weight", "bias": "n.bias"}, {"eps": 1e-5}],
+            ["linear", [2], {"weight": "q.weight"}, {}], ["attention", [3, 2, 2], {}, {"causal": False, "scale": None}],
+            ["permute", [4], {}, {"axes": [2, 1]}], ["matmul", [4, 5], {}, {}],
+            ["constant", [0], {"value": "v"}, {"shape": [8, 8]}],
+            ["add", [6, 7], {}, {}], ["subtract", [8, 7], {}, {}], ["multiply", [9, 8], {}, {}],
+            ["sigmoid", [10], {}, {}],
+            ["divide", [10, 11], {}, {}], ["concat", [12, 7], {}, {"axis": 1}],
+            ["select", [13], {}, {"axis": 1, "index": 15}],
+            ["linear", [14], {"weight": "head.weight", "bias": "head.bias"}, {}],
+            ["log_softmax", [15], {}, {"axis": 1}],
+            ["mixture", [15, 16], {}, {}],
+        ],
+        {"n.weight": [8], "n.bias": [8], "q.weight": [8, 8], "v": [1, 8, 8], "head.weight": [10, 8], "head.bias": [10]},
+    ),
+]  # fmt: skip
+META = {"prior": "horseshoe", "data": "digits", "seed": 0, "parameters_total": 700, "criterion": "snr", "limit": 100}
+MOST = 1 << 12
+"""Values of a made-up operation's output."""
+
+Shape = tuple[int, ...]
+Proposal = tuple[dict[str, list[int]], dict[str, Any]]
+"""Role -> shape of its tensor, and attributes."""
+
+
+def listed(number: int) -> dict[str, Any]:
+    """One of the three networks."""
+    nodes, shapes = NETWORKS[number]
+    told = [
+        [op, [index if i < 0 else i for i in inputs], dict(p), dict(a)]
+        for index, (op, inputs, p, a) in enumerate(nodes)
+    ]
+    tensors = [[name, list(shape), int(len(shape) > 1)] for name, shape in shapes.items()]
+    return {"graph": {"input": [1, 8, 8], "nodes": told}, "tensors": tensors, "meta": dict(META)}
+
+
+def made_up(chance: random.Random) -> dict[str, Any]:
+    """A network of random operations that fit each other, for images of digits more often than not."""
+    first = (1, 8, 8) if chance.random() < 0.7 else tuple(chance.randint(1, 6) for _ in range(chance.randint(1, 5)))
+    shapes, nodes, tensors = [first], list[list[Any]](), list[list[Any]]()
+    for _ in range(chance.randint(0, 9)):
+        if (found := proposed(chance.choice(list(OPERATIONS)), shapes, len(nodes), chance)) is not None:
+            node, more, shape = found
+            nodes, tensors, shapes = [*nodes, node], tensors + more, [*shapes, shape]
+    size = math.prod(shapes[-1])
+    if len(shapes[-1]) > 1 or chance.random() < 0.3:
+        nodes.append(["reshape", [len(nodes)], {}, {"shape": [size]}])
+    if len(shapes[-1]) < 1:
+        size = 1
+    outputs = 10 if chance.random() < 0.8 else chance.randint(1, 12)
+    nodes.append(["linear", [len(nodes)], {"weight": "head.weight", "bias": "head.bias"}, {}])
+    tensors += [["head.weight", [outputs, size], 1], ["head.bias", [outputs], 0]]
+    return {"graph": {"input": list(first), "nodes": nodes}, "tensors": tensors, "meta": dict(META)}
+
+
+def proposed(op: str, shapes: list[Shape], number: int, chance: random.Random) -> Any:
+    """A node of an operation behind values of these shapes, its tensors, its output's shape; None where none fits."""
+    row = OPERATIONS[op]
+    for _ in range(4):
+        inputs = [
+            _near_end(len(shapes), chance)
+            for _ in range(max(row.inputs[0], min(row.inputs[1], chance.choice((1, 2, 3)))))
+        ]
+        roles, attributes = arguments(op, shapes[inputs[0]], chance)
+        names = {role: f"n{number}.{role}" for role in roles}
+        node = Node(op, tuple(inputs), names, attributes)
+        try:
+            shape, *_ = gate.made(node, [shapes[i] for i in inputs], {names[r]: tuple(s) for r, s in roles.items()})
+        except ValueError:
+            continue
+        if 0 < math.prod(shape) <= MOST and len(shape) <= 8:
+            more = [[names[role], size, int(len(size) > 1)] for role, size in roles.items()]
+            return [op, inputs, names, attributes], more, shape
+    return None
+
+
+def _near_end(number: int, chance: random.Random) -> int:
+    return number - 1 if chance.random() < 0.7 else chance.randrange(number)
+
+
+def arguments(op: str, shape: Shape, chance: random.Random) -> Proposal:
+    """Tensors and attributes that may fit an operation on a value of this shape."""
+    made = ARGUMENTS.get(op, lambda shape, chance: ({}, {}))(shape, chance)
+    row = OPERATIONS[op]
+    roles = {role: size for role, size in made[0].items() if role in row.roles or chance.random() < 0.7}
+    return roles, {key: v for key, v in made[1].items() if key in row.attributes or chance.random() < 0.7}
+
+
+def number(chance: random.Random) -> float:
+    """A number such as people write, or one at an end of its range."""
+    return chance.choice((0.0, 1.0, -1.0, 0.5, 1e-5, -0.0, 1e-45, 3e38, -3e38, 1, 0, round(chance.gauss(0, 3), 3)))
+
+
+def _divisor(size: int, chance: random.Random) -> int:
+    return chance.choice([n for n in range(1, min(size, 64) + 1) if size % n == 0] or [1])
+
+
+def _factors(size: int, chance: random.Random) -> list[int]:
+    parts = list[int]()
+    while size > 1 and len(parts) < 5:
+        parts.append(_divisor(size, chance))
+        size //= parts[-1]
+    return [*parts, size]
+
+
+def _conv(rank: int) -> Callable[[Shape, random.Random], Proposal]:
+    def made(shape: Shape, chance: random.Random) -> Proposal:
+        channels = shape[0] if shape else 1
+        groups, filters = _divisor(channels, chance), chance.randint(1, 3)
+        groups = groups if chance.random() < 0.4 else 1
+        kernel = [chance.randint(1, 3) for _ in range(rank)]
+        sizes = {"weight": [filters * groups, channels // groups, *kernel], "bias": [filters * groups]}
+        padding = [[chance.choice((0, 0, 1, 2)) for _ in range(rank)] for _ in range(2)]
+        few = [[chance.choice((1, 1, 2)) for _ in range(rank)] for _ in range(2)]
+        return sizes, {"stride": few[0], "padding": padding, "dilation": few[1], "groups": groups}
+
+    return made
+
+
+def _pool(shape: Shape, chance: random.Random) -> Proposal:
+    rank = max(1, len(shape) - 1)
+    kernel = [chance.randint(1, 3) for _ in range(rank)]
+    told = {"kernel": kernel, "stride": [chance.randint(1, 3) for _ in range(rank)]}
+    return {}, told | {"padding": [chance.randint(0, k // 2) for k in kernel]}
+
+
+def _per_channel(axis: int, **attributes: Callable[[Shape, random.Random], Any]) -> Callable[..., Proposal]:
+    def made(shape: Shape, chance: random.Random) -> Proposal:
+        sizes = {role: [shape[axis] if shape else 1] for role in NORM}
+        return sizes, {name: value(shape, chance) for name, value in attributes.items()}
+
+    return made
+
+
+def _attributes(**values: Callable[[Shape, random.Random], Any]) -> Callable[..., Proposal]:
+    return lambda shape, chance: ({}, {name: value(shape, chance) for name, value in values.items()})
+
+
+def _eps(shape: Shape, chance: random.Random) -> float:
+    return chance.choice((1e-5, 0.0, 1e-12, 1.0, 1e-45, 3e38))
+
+
+def _axis(shape: Shape, chance: random.Random) -> int:
+    return chance.randint(1, max(1, len(shape)))
+
+
+def _axes(shape: Shape, chance: random.Random) -> list[int]:
+    return chance.sample(range(1, len(shape) + 1), chance.randint(1, len(shape))) if shape else [1]
+
+
+def _pad(shape: Shape, chance: random.Random) -> Proposal:
+    number = chance.randint(0, min(3, len(shape)))
+    mode = chance.choice(("constant", "reflect", "replicate", "circular"))
+    return {}, {"sizes": [chance.choice((0, 1, 1, 2, 5)) for _ in range(2 * number)], "mode": mode}
+
+
+def _slice(shape: Shape, chance: random.Random) -> Proposal:
+    axis = _axis(shape, chance)
+    size = shape[axis - 1] if shape else 1
+    start = chance.randrange(size)
+    return {}, {"axis": axis, "start": start, "stop": chance.randint(start + 1, size), "step": chance.randint(1, 3)}
+
+
+def _select(shape: Shape, chance: random.Random) -> Proposal:
+    axis = _axis(shape, chance)
+    return {}, {"axis": axis, "index": chance.randrange(shape[axis - 1] if shape else 1)}
+
+
+def _constant(shape: Shape, chance: random.Random) -> Proposal:
+    like = list(shape) if chance.random() < 0.6 else [chance.choice((1, n)) for n in shape]
+    return {"value": chance.choice((like, [1, *like], [math.prod(like)]))}, {"shape": like}
+
+
+def _clip(shape: Shape, chance: random.Random) -> Proposal:
+    low, high = sorted((number(chance), number(chance)))
+    return {}, {"low": low, "high": high}
+
+
+def _linear(shape: Shape, chance: random.Random) -> Proposal:
+    out = chance.randint(1, 12)
+    return {"weight": [out, shape[-1] if shape else 1], "bias": [out]}, {}
+
+
+def _bool(shape: Shape, chance: random.Random) -> bool:
+    return chance.random() < 0.5
+
+
+def _number(shape: Shape, chance: random.Random) -> float:
+    return number(chance)
+
+
+_REDUCED = _attributes(axes=_axes, keepdim=_bool)
+ARGUMENTS: dict[str, Callable[[Shape, random.Random], Proposal]] = {
+    "linear": _linear, "conv1d": _conv(1), "conv2d": _conv(2), "conv3d": _conv(3),
+    "gelu": _attributes(tanh=_bool), "leaky_relu": _attributes(slope=_number),
+    "elu": _attributes(alpha=_number, scale=_number), "scale": _attributes(factor=_number, offset=_number),
+    "clip": _clip, "prelu": lambda shape, chance: ({"weight": [chance.choice((1, shape[0] if shape else 1))]}, {}),
+    "reshape": lambda shape, chance: ({}, {"shape": _factors(math.prod(shape), chance)}),
+    "max_pool": _pool, "avg_pool": _pool, "batch_norm": _per_channel(0, eps=_eps),
+    "layer_norm": lambda shape, chance: (
+        {role: [shape[-1] if shape else 1] for role in NORM[:2]}, {"eps": _eps(shape, chance)}
+    ),
+    "group_norm": lambda shape, chance: (
+        {role: [shape[0] if shape else 1] for role in NORM[:2]},
+        {"groups": _divisor(shape[0] if shape else 1, chance), "eps": _eps(shape, chance)},
+    ),
+    "pad": _pad, "mean": _REDUCED, "sum": _REDUCED, "amax": _REDUCED,
+    "permute": lambda shape, chance: ({}, {"axes": chance.sample(range(1, len(shape) + 1), len(shape))}),
+    "select": _select, "slice": _slice, "concat": _attributes(axis=_axis), "constant": _constant,
+    "softmax": _attributes(axis=_axis), "log_softmax": _attributes(axis=_axis),
+    "attention": _attributes(causal=_bool, scale=lambda shape, chance: chance.choice((None, 0.5, number(chance)))),
+}  # fmt: skip
+"""Operation -> what may belong to it; those without a row have nothing."""
