@@ -109,8 +109,8 @@ def test_logarithms_of_large_values_keep_their_digits() -> None:
     for values in ([3e38, 3e38], [1e7, 1e7 + 1], [-3e38, 0.0]):
         x = np.array([values], np.float32)
         wanted = torch.from_numpy(x).log_softmax(1).numpy()
-        np.testing.assert_allclose(RUN["log_softmax"](x, {}, {"axis": 1}), wanted, rtol=1e-6)
-        np.testing.assert_allclose(RUN["mixture"](x, x, {}, {}), wanted, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(OPERATIONS["log_softmax"].run(x, {}, {"axis": 1}), wanted, rtol=1e-6)
+        np.testing.assert_allclose(OPERATIONS["mixture"].run(x, x, {}, {}), wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_logarithms_of_large_values_keep_their_digits() -> None:
     ],
 )
 def test_whole_numbers_where_any_are_meant(value: float, fits: bool) -> None:
-    assert schema.is_number(value) == fits
+    assert rows.is_number(value) == fits

@@ -17,10 +17,10 @@ from pyro_compress.deploy import arrays, onnx_model, torch_files
 from pyro_compress.deploy.c.source import source
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.export import Request, export
+from pyro_compress.graph.network import Network
 from pyro_compress.inspection.report import _byte_map
 from pyro_compress.networks.bounded import bounded
 from pyro_compress.networks.decoded import decoded_net
-from pyro_compress.networks.graph import Network
 from pyro_compress.networks.weights import read_weights
 from pyro_compress.pcn import file, gate, runner
 from pyro_compress.pcn.gate import Plan

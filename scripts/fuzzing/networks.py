@@ -9,8 +9,10 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from pyro_compress.graph.operations import row as rows
+from pyro_compress.graph.operations.row import Operation
+from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.pcn import gate
-from pyro_compress.pcn.schema import OPERATIONS
 from pyro_compress.types import Node
 
 ONE = {"stride": [1, 1], "padding": [[0, 0], [0, 0]], "dilation": [1, 1]}
@@ -123,10 +125,16 @@ def _near_end(number: int, chance: random.Random) -> int:
 
 def arguments(op: str, shape: Shape, chance: random.Random) -> Proposal:
     """Tensors and attributes that may fit an operation on a value of this shape."""
-    made = ARGUMENTS.get(op, lambda shape, chance: ({}, {}))(shape, chance)
     row = OPERATIONS[op]
+    made = ARGUMENTS[op](shape, chance) if op in ARGUMENTS else ({}, _by_kind(row, shape, chance))
     roles = {role: size for role, size in made[0].items() if role in row.roles or chance.random() < 0.7}
     return roles, {key: v for key, v in made[1].items() if key in row.attributes or chance.random() < 0.7}
+
+
+def _by_kind(row: Operation, shape: Shape, chance: random.Random) -> dict[str, Any]:
+    """Attributes of an operation that has no row in `ARGUMENTS`, each of its kind."""
+    kinds = {**row.attributes, **row.options}
+    return {name: BY_KIND[kind.told](shape, chance) for name, kind in kinds.items() if kind.told in BY_KIND}
 
 
 def number(chance: random.Random) -> float:
@@ -232,6 +240,11 @@ def _number(shape: Shape, chance: random.Random) -> float:
     return number(chance)
 
 
+BY_KIND: dict[str, Callable[[Shape, random.Random], Any]] = {
+    rows.NUMBER.told: _number, rows.EPSILON.told: _eps, rows.NUMBER_OR_NONE.told: _number, rows.BOOL.told: _bool,
+    rows.COUNT.told: _axis, rows.INDEX.told: lambda shape, chance: chance.randrange(4), rows.AXES.told: _axes,
+    rows.SHAPE.told: lambda shape, chance: [max(1, n * chance.choice((1, 1, 2))) for n in shape],
+}  # fmt: skip
 _REDUCED = _attributes(axes=_axes, keepdim=_bool)
 ARGUMENTS: dict[str, Callable[[Shape, random.Random], Proposal]] = {
     "linear": _linear, "conv1d": _conv(1), "conv2d": _conv(2), "conv3d": _conv(3),
@@ -253,4 +266,4 @@ ARGUMENTS: dict[str, Callable[[Shape, random.Random], Proposal]] = {
     "softmax": _attributes(axis=_axis), "log_softmax": _attributes(axis=_axis),
     "attention": _attributes(causal=_bool, scale=lambda shape, chance: chance.choice((None, 0.5, number(chance)))),
 }  # fmt: skip
-"""Operation -> what may belong to it; those without a row have nothing."""
+"""Operation -> what may belong to it; of those without a row the kinds say it."""

@@ -100,7 +100,5 @@ REDUCTIONS = {
         known=_of_nothing,
     ),
     "softmax": Operation(lambda x, p, a: softmax(x, a["axis"]), _over_axis_shape, attributes={"axis": COUNT}),
-    "log_softmax": Operation(
-        lambda x, p, a: log_softmax(x, a["axis"]), _over_axis_shape, attributes={"axis": COUNT}
-    ),
+    "log_softmax": Operation(lambda x, p, a: log_softmax(x, a["axis"]), _over_axis_shape, attributes={"axis": COUNT}),
 }
