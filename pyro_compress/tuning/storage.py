@@ -77,9 +77,13 @@ def opened_storage(out: Path, url: str = "", grace: float = 60.0) -> Iterator[Ba
 def _data_base(url: str, grace: float) -> RDBStorage:
     interval = max(int(grace / 4), 1)
     try:
-        return RDBStorage(
-            url, heartbeat_interval=interval, grace_period=max(int(grace), 2), heartbeat_stale_trial_callback=requeue
-        )
+        with quietly():
+            return RDBStorage(
+                url,
+                heartbeat_interval=interval,
+                grace_period=max(int(grace), 2),
+                heartbeat_stale_trial_callback=requeue,
+            )
     except Exception as error:  # whatever the driver raises: its classes are not known here
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
