@@ -135,8 +135,8 @@ def inputs_of(table: Table, columns: Sequence[Column], path: Path) -> np.ndarray
             parts.append((values[:, None] == np.array(column.categories)).astype(np.float32))
             _say_unknown(values, parts[-1].any(1), f"{path}: column {column.name!r}")
         else:
-            found = (values.astype(np.float64) - column.mean) / column.std
-            parts.append(_float32(found, f"{path}: column {column.name!r}")[:, None])
+            gap = values.astype(np.float64) - column.mean
+            parts.append(_divided(gap, column.std, f"{path}: column {column.name!r}")[:, None])
     return np.concatenate(parts, 1)
 
 
@@ -149,10 +149,10 @@ def _say_unknown(values: np.ndarray, known: np.ndarray, what: str) -> None:
         doubt(log, f"{what}: {told}")
 
 
-def _float32(values: np.ndarray, what: str) -> np.ndarray:
+def _divided(gap: np.ndarray, std: float | np.ndarray, what: str) -> np.ndarray:
     """Standardised values in the network's precision: one far from the training rows may be beyond it."""
     with np.errstate(over="ignore"):
-        found = values.astype(np.float32)
+        found: np.ndarray = (gap / std).astype(np.float32)
     if (broken := ~np.isfinite(found)).any():
         row = int(np.nonzero(broken)[0][0]) + 1
         raise ValueError(f"{what}: row {row} is too far from the training rows to be standardised (no finite float32)")
@@ -184,4 +184,4 @@ def standardized(y: np.ndarray, targets: Sequence[Quantity]) -> np.ndarray:
         ValueError: one that float32 does not hold.
     """
     means, stds = np.array([t.mean for t in targets]), np.array([t.std for t in targets])
-    return _float32((y - means) / stds, "targets")
+    return _divided(y - means, stds, "targets")
