@@ -282,6 +282,7 @@ def test_both_steps_average_the_same_minibatches(monkeypatch: pytest.MonkeyPatch
     assert ways[1] == [found and pytest.approx(found, rel=1e-4) for found in ways[0]]
 
 
+@pytest.mark.slow
 def test_compiled_fits_reach_the_eager_elbo(caplog: pytest.LogCaptureFixture) -> None:
     """Through inductor, with fast noise: the same bits twice; an ELBO within three standard deviations of seeds."""
     first = fit_with("on")
