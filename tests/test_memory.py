@@ -10,7 +10,7 @@ from torch import nn
 
 from pyro_compress import machine
 from pyro_compress.bayes import marginals
-from pyro_compress.bayes.marginals import Marginals, Sites, draw, kl_by_tensor
+from pyro_compress.bayes.marginals import Marginals, Sites, draw, draw_prior, kl_by_tensor
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.compression import search, tuned
 from pyro_compress.compression.candidates import Candidates
@@ -75,6 +75,31 @@ def test_steps_and_integers(posterior: Posterior) -> None:
     codes = quantize(layer.mean, step).codes
     assert (codes == torch.round(layer.mean.double() / step).int().numpy()).all()
     assert (codec.decode(codec.encode(codes), codes.shape) == codes).all()
+
+
+@pytest.mark.parametrize("prior", ["gaussian", "horseshoe"])
+def test_prior_draws_in_parts(prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights under one scale are drawn with the same one in every part, and spread as the prior says."""
+    shape = LayerShape("a", (20, 16), PRIORS[prior].groupings[0])
+    start = PRIORS[prior].start(shape, torch.randn(20, 16), 0.1)
+    families = {site: one.family for site, one in start.items()}
+    whole = Marginals(
+        Sites(families, {n: (one.loc, one.scale) for n, one in start.items()}), {"a": shape}, PRIORS[prior]
+    )
+    found = []
+    for most in (1 << 18, 64):
+        monkeypatch.setattr(marginals, "DRAWN", most)
+        torch.manual_seed(0)
+        drawn = draw_prior(whole)
+        assert drawn
+        one = drawn["a"]
+        assert torch.allclose(one.norms, one.value.norm(dim=1))
+        found.append(one)
+        assert (one.gate is None) == (shape.grouping == "weight")
+        assert one.gate is None or tuple(one.gate.shape) == shape.gate
+    assert len(whole.parts("a")) == 5
+    assert prior != "gaussian" or torch.equal(found[0].value, found[1].value)
+    assert found[0].sites.keys() >= found[1].sites.keys()
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "normal-jeffreys", "horseshoe"])

@@ -315,20 +315,26 @@ def _prior_trace(marginals: Marginals, shape: LayerShape, values: dict[str, Tens
 @torch.no_grad()
 def draw_prior(marginals: Marginals) -> dict[str, TensorDraw] | None:
     """One joint draw from the prior, None if it is improper; its log-densities are not evaluated (0)."""
-    found: dict[str, TensorDraw] = {}
-    for name, shape in marginals.shapes.items():
-        try:
-            weight, trace = _prior_trace(marginals, shape, {})
-        except ValueError:  # an improper prior has no draws
-            return None
-        sites = {
-            site: node["value"] for site, node in trace.nodes.items()
-            if node["type"] == "sample" and node["value"].numel() <= DRAWN
-        }  # fmt: skip
-        value = multiplied(weight)
-        norms = value.flatten(1).norm(dim=1) if value.dim() > 1 else value.abs()
-        found[name] = TensorDraw(value, norms, weight.gate, sites, 0.0, 0.0)
-    return found
+    try:
+        return {name: _draw_prior(marginals, name) for name in marginals.shapes}
+    except ValueError:  # an improper prior has no draws
+        return None
+
+
+def _draw_prior(marginals: Marginals, name: str) -> TensorDraw:
+    """In parts, as a draw from the posterior: sites that all rows share are drawn with the first part."""
+    whole, parts = marginals.shapes[name], marginals.parts(name)
+    value, norms = torch.empty(whole.weight), torch.empty(whole.weight[0])
+    sites, gates = dict[str, Tensor](), list[Tensor]()
+    for rows, shape in parts:
+        weight, trace = _prior_trace(marginals, shape, sites)
+        drawn = {site: node["value"] for site, node in trace.nodes.items() if node["type"] == "sample"}
+        sites |= {site: v for site, v in drawn.items() if len(parts) == 1 or not marginals.by_row(name, site)}
+        found = multiplied(weight)
+        value[rows], norms[rows] = found, found.flatten(1).norm(dim=1) if found.dim() > 1 else found.abs()
+        gates += [] if weight.gate is None else [weight.gate]
+    gate = None if not gates else gates[0] if whole.gate[0] == 1 else torch.cat(gates)
+    return TensorDraw(value, norms, gate, sites, 0.0, 0.0)
 
 
 @torch.no_grad()

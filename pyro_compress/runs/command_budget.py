@@ -39,7 +39,7 @@ class Held(NamedTuple):
 
 COMMANDS = {
     "evaluate": Held(185 * MIB, 0.0),
-    "inspect": Held(275 * MIB, 6.6),
+    "inspect": Held(275 * MIB, 4.0),
     "compress": Held(200 * MIB, 4.1),
     "compress --bit-price": Held(200 * MIB, 4.1, 40.0),
     "compress --rounding compensated": Held(200 * MIB, 4.1, 50.0),
