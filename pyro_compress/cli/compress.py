@@ -336,8 +336,9 @@ def _of_weights(command: str, data_dir: str, named: dict[str, Any], options: dic
         prior="log-uniform", data_dir=data_dir, device=options["device"], threads=options["threads"],
         **{name: value for name, value in named.items() if name != "how"},
     )  # fmt: skip
-    trained = load_trained(config, folder, command)
-    if options["rounding"] == "compensated" and options["finetune"] is None:
+    compensated = command == "compress --rounding compensated"
+    trained = load_trained(config, folder, command, "" if compensated else how)
+    if compensated:
         return Source(trained.network, trained.splits, trained.network)  # it takes its own curvature
     with epoch_printer() if not quiet else nullcontext(lambda epoch: None) as on_epoch:
         around = posterior_around(trained, how, on_epoch)

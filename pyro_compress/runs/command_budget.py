@@ -39,11 +39,11 @@ class Held(NamedTuple):
 
 COMMANDS = {
     "evaluate": Held(185 * MIB, 0.0),
-    "inspect": Held(275 * MIB, 4.0),
+    "inspect": Held(275 * MIB, 4.8),
     "compress": Held(200 * MIB, 4.1),
-    "compress --bit-price": Held(200 * MIB, 4.1, 40.0),
+    "compress --bit-price": Held(200 * MIB, 4.1, 34.0),
     "compress --rounding compensated": Held(200 * MIB, 4.1, 50.0),
-    "compress --finetune": Held(200 * MIB, 8.8),
+    "compress --finetune": Held(350 * MIB, 12.2),
 }
 """By command. A price per bit and compensated rounding work on a whole layer at once: what they hold of it is an upper
 bound, counted from their arrays. Fine-tuning is reckoned with a tenth of the weights left, and asked again once their
@@ -97,8 +97,9 @@ def check_command(command: str, run: Path, environment: Mapping[str, str] = os.e
 
 
 def check_network(
-    command: str, graph: Graph, shapes: Shapes, what: str, environment: Mapping[str, str] = os.environ
-) -> None:
+    command: str, graph: Graph, shapes: Shapes, what: str, gradients: int = 0,
+    environment: Mapping[str, str] = os.environ,
+) -> None:  # fmt: skip
     """The same for a network that is at hand, with its data: a posterior around it has a spread per weight.
 
     Args:
@@ -106,10 +107,12 @@ def check_network(
         graph: the network.
         shapes: of its tensors.
         what: the network, in words.
+        gradients: bytes that finding the spreads takes besides.
         environment: as above.
 
     Raises:
         ValueError: as above.
     """
     needed = needed_by(command, graph, shapes, {}, 4 * sum(map(math.prod, shapes.values())))
+    needed |= {"gradients": gradients}
     require(needed, "cpu", f"{command} of {what}", "use a machine with more memory", environment)

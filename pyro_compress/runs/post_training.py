@@ -6,6 +6,7 @@ To add a way, write a function `(Trained, on_epoch) -> Posterior` and add a row 
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.feed import batch_count
 from pyro_compress.training.history import OnEpoch
-from pyro_compress.training.laplace import laplace
+from pyro_compress.training.laplace import gradient_bytes, laplace
 from pyro_compress.types import Posterior, Splits
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,9 @@ POSTERIORS: dict[str, Callable[[Trained, OnEpoch], Posterior]] = {
 """Ways to a posterior around given weights: a short variational fit that starts there, or one pass of curvature."""
 
 
-def load_trained(config: FitConfig, folder: Path | None = None, command: str = "compress") -> Trained:
+def load_trained(
+    config: FitConfig, folder: Path | None = None, command: str = "compress", how: str = ""
+) -> Trained:  # fmt: skip
     """Load the data and the weights that a configuration names, and fill in the recipe of a short fit around them.
 
     The recipe: no pretraining, batch norm frozen, means that move slowly (a tenth of the prior's own rate) and scales
@@ -118,6 +121,7 @@ def load_trained(config: FitConfig, folder: Path | None = None, command: str = "
         config: names `net`, `init` and `data`; what else it leaves open is filled in.
         folder: where to keep the fit.
         command: what will be done with it, a name in `command_budget.COMMANDS`.
+        how: name in `POSTERIORS` of what will be found around it; empty: nothing will, or it asks by itself.
 
     Raises:
         ValueError: no weights named, weights that do not fit, what `capture` refuses, too little memory.
@@ -139,7 +143,9 @@ def load_trained(config: FitConfig, folder: Path | None = None, command: str = "
     net = initial_net(config, splits).eval()
     tensors = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     graph = capture(net, splits.input_shape, splits.outputs, trained=False)
-    check_network(command, graph, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, config.net)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    weights = sum(math.prod(shape) for shape in shapes.values() if len(shape) > 1)
+    check_network(command, graph, shapes, config.net, gradient_bytes(weights) if how == "laplace" else 0)
     doubt(log, doubtful_end(graph, splits.task))
     if any(node.op == "batch_norm" for node in graph.nodes):
         config = replace(config, batch_norm="frozen")

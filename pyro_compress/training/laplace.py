@@ -40,9 +40,9 @@ def laplace(trained: Posterior, train: Data, device: str = "cpu", seed: int = 0)
     rows = torch.randperm(len(train), generator=generator)[:EXAMPLES]
     weights = {name: layer.mean.to(device) for name, layer in trained.layers.items()}
     fixed = {name: tensor.to(device) for name, tensor in trained.dense.items()}
-    size = sum(weight.numel() for weight in weights.values())
+    number = _at_a_time(sum(weight.numel() for weight in weights.values()))
     squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for part in rows.split(max(1, min(64, CHUNK_VALUES // size))):
+    for part in rows.split(number):
         x = train.x[part].to(device)
         with torch.no_grad():
             outputs = run_graph(trained.graph, weights | fixed, x).cpu()
@@ -56,6 +56,16 @@ def laplace(trained: Posterior, train: Data, device: str = "cpu", seed: int = 0)
         layers[name] = LayerPosterior(trained.layers[name].mean, std.cpu())
     told: dict[str, Any] = trained.provenance | {"prior": "laplace"}
     return Posterior(trained.graph, layers, trained.dense, "snr", told)
+
+
+def gradient_bytes(weights: int) -> int:
+    """What `laplace` holds of gradients at most: of every example, their squares, and what becomes either."""
+    return 4 * 4 * weights * _at_a_time(weights)
+
+
+def _at_a_time(weights: int) -> int:
+    """Examples whose gradients are worked on together."""
+    return max(1, min(64, CHUNK_VALUES // weights))
 
 
 def squared_gradients(
