@@ -53,6 +53,14 @@ def test_help(tmp_path: Path) -> None:
         assert "--smoke" in run(script, "--help", cwd=tmp_path), script
 
 
+def test_compatibility(tmp_path: Path) -> None:
+    """A network of torchvision goes all the way, and nothing is written where somebody only tries."""
+    printed = run(script("compatibility"), "--smoke", cwd=tmp_path)
+    assert printed.startswith("torchvision squeezenet1_1: ")
+    assert "[('c', 'yes')]" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
     for stem, arguments, told in (
         ("figure_sparsity", ("--csv", "absent.csv"), "absent.csv"),

@@ -7,12 +7,13 @@ run.py         loads the folder, checks what it is fed, runs it: `python run.py 
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -88,12 +89,15 @@ def load_runner(folder: Path) -> standalone.Runner:
     Raises:
         ValueError: it is not the one that this version writes: no other code is run.
     """
-    if (folder / "run.py").read_text(encoding="utf-8") != program(_operations(folder)):
-        raise ValueError(f"{folder / 'run.py'} is not the program that this version writes, and is not run")
-    spec = importlib.util.spec_from_file_location("pyro_compress_exported_run", folder / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    path = folder / "run.py"
+    source = path.read_text(encoding="utf-8")
+    if source != program(_operations(folder)):
+        raise ValueError(f"{path} is not the program that this version writes, and is not run")
+    module = ModuleType("pyro_compress_exported_run")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where its dataclasses look for the names of their types
+    exec(
+        compile(source, path, "exec"), module.__dict__
+    )  # what was compared is what runs, and no bytecode is left behind
     runner: standalone.Runner = module.Runner(folder)
     return runner
