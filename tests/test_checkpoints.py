@@ -1,6 +1,8 @@
 """Checkpoints as people have them: one network's weights in every common form, and what is refused in one line."""
 
 import argparse
+import os
+import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
+from pyro_compress.networks.checkpoints import entries_of
 from pyro_compress.networks.weights import put_weights, read_weights
 
 State = dict[str, Tensor]
@@ -265,11 +268,35 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: parametrizations.orthogonal(nn.Linear(3, 3)).state_dict(),
         r"parametrizations.weight.* is not known here; .*remove_parametrizations",
     ),
+    "no values": (
+        lambda: trained().state_dict() | {"head.1.bias": torch.zeros(5, device="meta")},
+        "head.1.bias is a meta tensor, which holds no plain values; save the weights as float32",
+    ),
     "pairs of other shapes": (
         lambda: {"conv.weight_g": torch.zeros(4), "conv.weight_v": torch.zeros(4, 1, 3, 3)},
         r"conv.weight_g and conv.weight_v make no weight: lengths of shape \(4,\)",
     ),
 }
+
+
+class Shell:
+    """What runs a command where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch ran",)
+
+
+def test_a_plain_pickle_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch warns of its protocol and advises to unpickle it; neither reaches the user."""
+    monkeypatch.chdir(tmp_path)
+    Path("w.pt").write_bytes(pickle.dumps(Shell(), 4))
+    with pytest.raises(
+        ValueError, match=r"^w.pt holds more than tensors, or is damaged; nothing is unpickled"
+    ) as error:
+        entries_of(Path("w.pt"))
+    assert "weights_only" not in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not Path("ran").exists()
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pyro_compress.cli.console import report_text
+from pyro_compress.cli.console import ratio_text, report_text
 from pyro_compress.cli.main import main
 from pyro_compress.compression.pipeline import Report
 from pyro_compress.compression.target import Goal, Target
-from pyro_compress.compression.verdict import at_chance, hints_of, outside
+from pyro_compress.compression.verdict import at_chance, hints_of, larger, outside
 from pyro_compress.scores import RegressionScores, Scores
 from pyro_compress.types import Data, Quantity, Splits
 
@@ -157,3 +157,10 @@ def test_point_weights_have_no_spread(options: str, said: str, tmp_path: Path) -
     assert CliRunner().invoke(main, [*fit.split(), str(tmp_path / "run")]).exit_code == 0
     result = CliRunner().invoke(main, ["compress", str(tmp_path / "run"), *options.split(), "--sparsity", "0.3"])
     assert (result.exit_code, result.stderr) == (1, f"Error: {said}\n")
+
+
+def test_a_file_larger_than_its_network_says_so() -> None:
+    assert larger(226, 152).startswith("the file takes 226 bytes, the network's values as float32 152: ")
+    assert larger(151, 152) == ""
+    assert ratio_text(152 / 226) == "1.5× larger"
+    assert ratio_text(1054.4) == "1054.4× smaller"

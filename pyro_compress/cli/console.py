@@ -77,6 +77,11 @@ def trial_printer(quiet: bool) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+def ratio_text(ratio: float) -> str:
+    """How much smaller a file is than the network's values as float32, or larger."""
+    return f"{ratio:.1f}× smaller" if ratio >= 1 else f"{1 / max(ratio, 1e-9):.1f}× larger"
+
+
 def report_text(report: Report, path: Path) -> str:
     """The report for people."""
     rows = [("", *list(report.test_after.cells)[:3])]
@@ -86,7 +91,7 @@ def report_text(report: Report, path: Path) -> str:
             rows.append((f"{split} {when}", *list(scores.cells.values())[:3]))
     lines = ["".join(f"{cell:>20}" if i else f"{cell:<20}" for i, cell in enumerate(row)) for row in rows]
     kept, total = report.parameters_kept, report.parameters_total
-    smaller = "" if any("at chance level" in text for text in report.warnings) else f"; {report.ratio:.1f}× smaller"
+    smaller = "" if any("at chance level" in text for text in report.warnings) else f"; {ratio_text(report.ratio)}"
     lines += [
         "",
         removed_text(report),

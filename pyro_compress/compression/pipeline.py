@@ -20,7 +20,7 @@ from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress, to_module
 from pyro_compress.compression.target import Goal, Target, Watch, target_of
 from pyro_compress.compression.tuned import Tuning, compress_finetuned
-from pyro_compress.compression.verdict import at_chance, hints_of, outside
+from pyro_compress.compression.verdict import at_chance, hints_of, larger, outside
 from pyro_compress.graph.ir import widths
 from pyro_compress.graph.network import Network
 from pyro_compress.machine import give_back
@@ -188,7 +188,11 @@ def judged(found: Report, splits: Splits, target: Target, hints: list[str]) -> R
         target: what the file has to reach on validation.
         hints: what to try where it does not.
     """
-    told = [at_chance(found.validation_before, splits), outside(target, found.validation_after, hints)]
+    told = [
+        at_chance(found.validation_before, splits),
+        outside(target, found.validation_after, hints),
+        larger(found.file_bytes, found.dense_bytes),
+    ]
     reached = target.reached(found.validation_after)
     return replace(found, within_tolerance=reached, warnings=[text for text in told if text])
 

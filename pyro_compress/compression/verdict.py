@@ -31,6 +31,16 @@ def outside(target: Target, after: Quality, hints: Sequence[str]) -> str:
     )
 
 
+def larger(file_bytes: int, dense_bytes: int) -> str:
+    """That a file is larger than the network's values as they are, in words; empty if it is not."""
+    if file_bytes < dense_bytes:
+        return ""
+    return (
+        f"the file takes {file_bytes:,} bytes, the network's values as float32 {dense_bytes:,}: so small a network is "
+        "no smaller as a file, whose header says what it is"
+    )
+
+
 def hints_of(goal: Goal, finetuned: bool, rate: float | None, bits: bool) -> list[str]:
     """What brings a file back into the tolerance, by the options that took it out."""
     found = []

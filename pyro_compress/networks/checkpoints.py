@@ -8,6 +8,7 @@ name is the network's.
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -72,7 +73,9 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _torch_file(path: Path) -> Any:
     _refuse_packed(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of the file is in the message, where it fails
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or a foreign file fails in many ways
         raise ValueError(f"{path} {_refused(str(error))}") from error
 
@@ -100,7 +103,10 @@ def _refuse_packed(path: Path) -> None:
 
 
 def _unrolled(tensor: Tensor, name: str) -> Tensor:
-    """A tensor that is as large in memory as it says: one that repeats few values is none that training leaves."""
+    """A tensor of plain values, as large in memory as it says: one that repeats few is none that training leaves."""
+    if tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+        kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else "nested"
+        raise ValueError(f"{name} is a {kind} tensor, which holds no plain values; save the weights as float32")
     if tensor.layout is torch.strided and tensor.numel() > max(tensor.untyped_storage().nbytes(), REPEATED):
         raise ValueError(f"{name} of shape {tuple(tensor.shape)} repeats few values; save it with .contiguous()")
     return tensor.detach()
@@ -117,6 +123,11 @@ def _refused(reason: str) -> str:
         return (
             f"holds more than tensors ({more.group(1)}), and nothing is unpickled here: where you trust it, load it in "
             f"Python and save its state dict alone: {ALONE}"
+        )
+    if "weights_only" in reason or "Weights only" in reason:  # torch's advice is to unpickle it
+        return (
+            "holds more than tensors, or is damaged; nothing is unpickled here: where you trust it, load it and save "
+            f"its state dict alone: {ALONE}"
         )
     told = next(iter(reason.strip().splitlines()), "it ends too soon")
     return f"holds no state dict that can be read (damaged, or no file of torch's): {told}"
