@@ -303,6 +303,7 @@ def statistics_after(build: Callable[..., Step]) -> list[Tensor]:
     return [buffer.clone() for name, buffer in found.elbo.named_buffers()]
 
 
+@pytest.mark.slow
 def test_a_compiled_step_updates_batch_norm() -> None:
     """Through inductor, with noise of its own: means and variances within 1 % of the eager ones, after 40 steps."""
     one = statistics_after(lambda found, tuned: eager(found, tuned, Rule(), State.of(found, tuned)))

@@ -71,7 +71,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c == "compiled" else c for c in CASES])
 def test_stopped_anywhere_it_ends_the_same(case: str, splits: Splits, tmp_path: Path) -> None:
     """Stopped in the first phase, in the middle of an epoch, at the end of one; five steps make an epoch."""
     check_stopped(CASES[case], splits, tmp_path, [8] if case == "compiled" else [3, 5, 7])  # each life compiles

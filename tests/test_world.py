@@ -203,7 +203,8 @@ def test_all_processes_hold_the_same_network(size: int, tmp_path: Path) -> None:
 POINT = replace(TINY, prior="none", epochs=3, pretrain_epochs=None, optimizer="sgd", lr=0.1)
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
 def test_without_noise_it_is_the_fit_of_one_process(size: int, tmp_path: Path) -> None:
     """Twelve steps, unequal and empty shares among them: up to rounding, which Adam would magnify."""
     shared = together(size, fitted, POINT, tmp_path / "together")
