@@ -22,9 +22,10 @@ import torch
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.cli.commands import run_script
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.fixed_point import EXPONENT_AND_SIGN, FLOAT32, fixed_point
 from pyro_compress.compression.recipe import FineTune
-from pyro_compress.compression.search import compress, prune, to_module
+from pyro_compress.compression.search import compress, prune
 from pyro_compress.compression.target import Goal, target_of
 from pyro_compress.compression.tuned import Teacher, Tuning, compress_finetuned
 from pyro_compress.graph.network import Network

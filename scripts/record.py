@@ -20,11 +20,11 @@ from pathlib import Path
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.cli.commands import run_script
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.order import reordered
 from pyro_compress.compression.pipeline import compress_run, save
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.recipe import FineTune
-from pyro_compress.compression.search import to_module
 from pyro_compress.compression.target import Goal
 from pyro_compress.compression.tuned import Teacher, Tuning
 from pyro_compress.data.splits import load_splits

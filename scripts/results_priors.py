@@ -19,9 +19,10 @@ import torch
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.cli.commands import run_script
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.fixed_point import occupied
 from pyro_compress.compression.pipeline import compress_run
-from pyro_compress.compression.search import remove_units, to_module
+from pyro_compress.compression.search import remove_units
 from pyro_compress.graph.ir import widths
 from pyro_compress.metrics import evaluate
 from pyro_compress.runs.folder import Run

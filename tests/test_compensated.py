@@ -204,7 +204,7 @@ def test_a_network_keeps_its_outputs_better_than_by_rounding_to_the_nearest(trai
 
 @pytest.mark.parametrize("goal", [Goal(tolerance=0.01), Goal(max_bytes=700)])
 def test_goals_are_reached(trained, digits, goal: Goal) -> None:
-    from pyro_compress.compression.search import to_module
+    from pyro_compress.compression.candidates import to_module
     from pyro_compress.compression.target import target_of
     from pyro_compress.metrics import evaluate
     from pyro_compress.pcn import file

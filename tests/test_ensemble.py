@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from pyro_compress.bayes.marginals import networks, read_marginals
 from pyro_compress.cli.main import main
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.prune import kept
-from pyro_compress.compression.search import to_module
 from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.graph.network import Network
 from pyro_compress.graph.operations.table import OPERATIONS

@@ -16,7 +16,7 @@ from torch import nn
 import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.compression import precision
-from pyro_compress.compression.search import to_module
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.deploy import arrays, onnx_files, torch_files
 from pyro_compress.deploy.card import card

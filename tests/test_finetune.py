@@ -17,14 +17,13 @@ from click.testing import CliRunner
 import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.compression import search
-from pyro_compress.compression.candidates import Candidates
+from pyro_compress.compression.candidates import Candidates, to_module
 from pyro_compress.compression.finetune import finetune
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.rounding import Grid
-from pyro_compress.compression.search import to_module
 from pyro_compress.compression.survivors import Survivors, distilled
 from pyro_compress.compression.target import Watch
 from pyro_compress.compression.tuned import Teacher, Tuning, logits_by

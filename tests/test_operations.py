@@ -15,7 +15,8 @@ from torch import nn
 
 from pyro_compress.bayes.extract import extract
 from pyro_compress.bayes.fit import fit_posterior
-from pyro_compress.compression.search import compress, to_module
+from pyro_compress.compression.candidates import to_module
+from pyro_compress.compression.search import compress
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.compression.target import Goal
 from pyro_compress.deploy import arrays, onnx_files, torch_files

@@ -8,8 +8,8 @@ from test_shrink import PROBLEMS, close, prepared
 from torch import Tensor, nn
 
 from pyro_compress.compression import order
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.order import moved, reordered
-from pyro_compress.compression.search import to_module
 from pyro_compress.compression.shrink import free_units, shrink
 from pyro_compress.graph.capture import capture
 from pyro_compress.pcn import file, runner

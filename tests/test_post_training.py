@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pyro_compress.cli.main import main
-from pyro_compress.compression.search import compress, to_module
+from pyro_compress.compression.candidates import to_module
+from pyro_compress.compression.search import compress
 from pyro_compress.compression.target import Goal
 from pyro_compress.data.splits import load_splits
 from pyro_compress.graph.capture import capture

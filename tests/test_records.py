@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_compress.compression.search import to_module
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.data.splits import load_splits
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file, header

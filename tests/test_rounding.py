@@ -10,11 +10,11 @@ from click.testing import CliRunner
 
 import pyro_compress as pc
 from pyro_compress.cli.main import main
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.fixed_point import fixed_point, fixed_point_of, occupied, significant_bits
 from pyro_compress.compression.precision import Size, bits_step, size_of
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.rounding import LEAST_STD, Grid, Rounding, cheapest, rounded_weights
-from pyro_compress.compression.search import to_module
 from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file

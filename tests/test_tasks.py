@@ -156,7 +156,7 @@ def test_the_learned_noise_is_that_of_the_data(posterior) -> None:
 
 def test_compression_of_a_regression_keeps_its_rmse(posterior) -> None:
     splits = generated()
-    from pyro_compress.compression.search import to_module
+    from pyro_compress.compression.candidates import to_module
     from pyro_compress.graph.network import Network
 
     before = evaluate(Network(posterior.graph, posterior.tensors).eval(), splits, "validation", noise=posterior.noise)

@@ -23,8 +23,8 @@ from filelock import FileLock
 from optuna._hypervolume import compute_hypervolume
 
 from pyro_compress.cli.main import main
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.prune import masks_at
-from pyro_compress.compression.search import to_module
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
 from pyro_compress.studies.identity import config_hash

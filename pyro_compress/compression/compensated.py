@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pyro_compress.compression.candidates import BIAS_LEVELS, origin_of, to_module
 from pyro_compress.compression.compensation import problem_of, rounded_layer
 from pyro_compress.compression.curvature import (
     CHUNK,
@@ -20,7 +21,7 @@ from pyro_compress.compression.curvature import (
 )
 from pyro_compress.compression.packing import before_folding, packed
 from pyro_compress.compression.prune import removed_share
-from pyro_compress.compression.search import BIAS_LEVELS, PRECISION_TOLERANCE, origin_of, to_module
+from pyro_compress.compression.search import PRECISION_TOLERANCE
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.compression.target import NLL_PER_ACCURACY, Goal, Target, Trial, Watch, target_of
 from pyro_compress.graph.operations.table import has_statistics, is_weighted

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from pyro_compress.atomic import write_atomically
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.compensated import Compensation, compress_compensated
 from pyro_compress.compression.fixed_point import fixed_point_of
 from pyro_compress.compression.order import reordered
 from pyro_compress.compression.packing import folded
 from pyro_compress.compression.rounding import Rounding
-from pyro_compress.compression.search import compress, to_module
+from pyro_compress.compression.search import compress
 from pyro_compress.compression.target import Goal, Target, Watch, target_of
 from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.compression.verdict import at_chance, hints_of, larger, outside

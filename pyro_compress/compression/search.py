@@ -13,10 +13,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pyro_compress.compression.candidates import BIAS_LEVELS as BIAS_LEVELS
-from pyro_compress.compression.candidates import Candidates, Draft
-from pyro_compress.compression.candidates import origin_of as origin_of
-from pyro_compress.compression.candidates import to_module as to_module
+from pyro_compress.compression.candidates import BIAS_LEVELS, Candidates, Draft
 from pyro_compress.compression.order import passes_over, reordered
 from pyro_compress.compression.prune import Sparsity, removed_share
 from pyro_compress.compression.rounding import Grid, Rounding, check_bits

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pyro_compress.compression.candidates import origin_of, to_module
 from pyro_compress.compression.finetune import Teach, finetuned
 from pyro_compress.compression.order import reordered
 from pyro_compress.compression.packing import before_folding
 from pyro_compress.compression.recipe import FineTune
-from pyro_compress.compression.search import origin_of, prune, to_module
+from pyro_compress.compression.search import prune
 from pyro_compress.compression.target import Goal, Target, Trial, Watch, target_of
 from pyro_compress.graph.network import Network
 from pyro_compress.machine import require

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_compress.atomic import sync_folder, sync_tree
-from pyro_compress.compression.search import to_module
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.target import Goal, target_of
 from pyro_compress.compression.verdict import outside
 from pyro_compress.data.splits import filled, load_splits, preprocessing_of, reading_of

@@ -38,13 +38,12 @@ def program(operations: Iterable[str] = ()) -> str:
     Raises:
         ValueError: one comes from a module that needs more than numpy.
     """
-    known, own = set(operations), {module.__name__ for module in OWN}
-    foreign = {op: table.OPERATIONS[op] for op in table.OPERATIONS if op in known}
-    foreign = {op: row for op, row in foreign.items() if row.run.__module__ not in own}
-    names = dict.fromkeys([*(m.__name__ for m in OWN), *(row.run.__module__ for row in foreign.values())])
+    used, own = set(operations), [module.__name__ for module in OWN]
+    homes = {op: known.run.__module__ for op, known in table.OPERATIONS.items() if op in used}
+    foreign = {op: home for op, home in homes.items() if home not in own}
     imports: Imports = {}
-    parts = [_body(name, imports) for name in names]
-    parts += [f"OPERATIONS[{op!r}] = {_variable(op, row)}\n" for op, row in foreign.items()]
+    parts = [_body(name, imports) for name in dict.fromkeys([*own, *foreign.values()])]
+    parts += [f"OPERATIONS[{op!r}] = {_variable(op, home)}\n" for op, home in foreign.items()]
     parts.append(_body(standalone.__name__, imports))
     own_last = sorted(imports, key=lambda origin: (origin.startswith(("numpy", "import numpy")), origin))
     told = [f"from {o} import {', '.join(sorted(imports[o]))}" if imports[o] else o for o in own_last]
@@ -84,10 +83,9 @@ def _collect(node: ast.Import | ast.ImportFrom, module: str, imports: Imports) -
         imports[ast.unparse(node)] = set()
 
 
-def _variable(op: str, row: object) -> str:
+def _variable(op: str, home: str) -> str:
     """Under what name a module has the row of an operation."""
-    module = sys.modules[table.OPERATIONS[op].run.__module__]
-    names = [name for name, value in vars(module).items() if value is row]
+    names = [name for name, value in vars(sys.modules[home]).items() if value is table.OPERATIONS[op]]
     if not names:
-        raise ValueError(f"operation {op!r}: {module.__name__} has no variable that is its row; give it one")
+        raise ValueError(f"operation {op!r}: {home} has no variable that is its row; give it one")
     return names[0]

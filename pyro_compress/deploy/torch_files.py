@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pyro_compress.atomic import write_atomically
-from pyro_compress.compression.search import to_module
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.graph.network import Network
 from pyro_compress.pcn.file import dense
 from pyro_compress.pcn.gate import DEFAULT, Limits, built, check

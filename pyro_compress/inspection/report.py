@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.bayes.diagnostics import Size
-from pyro_compress.compression.search import to_module
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.inspection import page
 from pyro_compress.inspection.gallery import pictures
 from pyro_compress.inspection.page import Picture

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from pyro_compress.compression.search import to_module
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.data.splits import (
     PREPROCESSING,
     filled,

@@ -27,8 +27,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from pyro_compress.atomic import write_atomically
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.recipe import FineTune
-from pyro_compress.compression.search import to_module
 from pyro_compress.foreign import cell, json_of, of_type, record
 from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate

@@ -13,10 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.pipeline import save
 from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.rounding import Rounding
-from pyro_compress.compression.search import compress, to_module
+from pyro_compress.compression.search import compress
 from pyro_compress.compression.target import Goal
 from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.doubts import gathered

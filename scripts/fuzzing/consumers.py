@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fuzzing.attempts import check_line
-from pyro_compress.compression.search import to_module
+from pyro_compress.compression.candidates import to_module
 from pyro_compress.deploy import arrays, onnx_model, torch_files
 from pyro_compress.deploy.c.source import source
 from pyro_compress.deploy.card import card
