@@ -16,8 +16,8 @@ from safetensors.torch import save
 from torch import nn
 
 from pyro_compress import kinds, places
-from pyro_compress.cli.compress import Source
 from pyro_compress.cli.main import main
+from pyro_compress.cli.sources import Source
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.target import Goal
@@ -307,7 +307,7 @@ def test_a_curve_that_fails_does_not_fail_the_command(
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     posterior = point_posterior(capture(network, (1, 8, 8)), dict(network.state_dict()), {"data": "digits"})
     monkeypatch.setattr("pyro_compress.compression.curve.write_curve", full)
-    monkeypatch.setattr("pyro_compress.cli.compress._of_run", lambda *given: Source(posterior, digits))
+    monkeypatch.setattr("pyro_compress.cli.compress.of_run", lambda *given: Source(posterior, digits))
     result = CliRunner().invoke(main, ["compress", "run", "--sparsity", "0.1", "--curve", "c.csv", "--reorder", "0"])
     assert result.exit_code == 0, result.output
     assert (home / "run" / "network.pcn").is_file()

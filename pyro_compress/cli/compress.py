@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyro_compress.cli.commands import echo, one_line_errors
-from pyro_compress.cli.console import epoch_printer, report_text, trial_printer, tune_printer
+from pyro_compress.cli.console import report_text, trial_printer, tune_printer
 from pyro_compress.cli.ignored import COMPRESS, StrictCommand
 from pyro_compress.cli.options import (
-    RunPath,
-    Widths,
     announce_option,
     code_options,
     convert_defaults,
@@ -26,33 +24,19 @@ from pyro_compress.cli.options import (
     names_in,
     network_options,
 )
+from pyro_compress.cli.sources import NETWORK, command_of, default_name, of_run, of_weights
+from pyro_compress.cli.values import RunPath, Shares, Widths
 from pyro_compress.doubts import keep, kept
-from pyro_compress.settings import FINETUNING, Reading
+from pyro_compress.settings import FINETUNING
 
 if TYPE_CHECKING:
     from pyro_compress.compression.compensated import Compensation
     from pyro_compress.compression.rounding import Rounding
     from pyro_compress.compression.target import Goal, Watch
     from pyro_compress.compression.tuned import Tuning
-    from pyro_compress.types import Posterior, Splits
 
 AUGMENTATIONS = names_in("data/augment.py", "AUGMENTATIONS")
 CRITERIA = names_in("compression/prune.py", "CRITERIA")
-
-
-class Shares(click.ParamType):
-    """A share, or one per layer as `layer=share,...` or a TOML table."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | dict[str, float]:
-        """`"0.9"` -> `0.9`; `"fc1.weight=0.9,fc2.weight=0.5"` -> a dict."""
-        try:
-            if isinstance(value, str) and "=" in value:
-                value = dict(part.split("=") for part in value.split(","))
-            return {str(n): float(s) for n, s in value.items()} if isinstance(value, dict) else float(value)
-        except (TypeError, ValueError):
-            self.fail(f"{value!r}: give a share like 0.9, or layer=share,layer=share", param, ctx)
 
 
 def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
@@ -245,9 +229,9 @@ def compress(
         if curve:
             check_curve(curve, out, force)
         trials, started = list[Trial](), time.perf_counter()
-        command = _command(options)
+        command = command_of(options)
         source = (
-            _of_run(command, run, data_dir, named) if run else _of_weights(command, data_dir, named, options, as_json)
+            of_run(command, run, data_dir, named) if run else of_weights(command, data_dir, named, options, as_json)
         )
         device = prepare(options.pop("device"), options.pop("threads"))
         with search_options(options, as_json) as (goal, how, watch):
@@ -272,77 +256,6 @@ def compress(
             drawn = []
         if drawn and not as_json:
             echo(f"{len(trials)} candidates: {', '.join(map(str, drawn))}")
-
-
-def default_name(net: str) -> Path:
-    """The file of a network that is no run, in the working directory; that of a .pcn file has the same name."""
-    return Path(Path(net).name if net.endswith(".pcn") else f"{net.replace(':', '.')}.pcn")
-
-
-NETWORK = {
-    "net": None, "hidden": (500, 500), "init": None, "data": None, "validation": None, "how": "laplace", "epochs": None,
-    "input_mean": (), "input_std": (), "lr": None, "seed": 0, "folder": None,
-} | asdict(Reading())  # fmt: skip
-"""Parameters of `network_options`, and what they are where nobody says."""
-
-
-class Source(NamedTuple):
-    """What is compressed: a posterior, its data, what counts as before (None: its mean), seconds."""
-
-    posterior: Posterior
-    splits: Splits
-    reference: Posterior | None = None
-    seconds: float = 0.0
-
-
-def _command(options: dict[str, Any]) -> str:
-    """What is asked for, by its name in `command_budget.COMMANDS`."""
-    if options["finetune"] is not None:
-        return "compress --finetune"
-    if options["rounding"] == "compensated":
-        return "compress --rounding compensated"
-    return "compress --bit-price" if any(options["bit_price"]) else "compress"
-
-
-def _of_run(command: str, run: Path, data_dir: str, named: dict[str, Any]) -> Source:
-    from pyro_compress.networks.outputs import doubtful_end
-    from pyro_compress.runs.command_budget import check_command
-    from pyro_compress.runs.folder import load_run
-    from pyro_compress.training.history import read_history
-    from pyro_compress.training.settled import unsettled
-
-    data = named["data"] or ""
-    if given := [name for name, default in NETWORK.items() if named[name] != default and name != "data"]:
-        option = {"how": "posterior", "folder": "run"}.get(given[0], given[0].replace("_", "-"))
-        raise ValueError(f"--{option} goes with --net, without the run folder {run}")
-    check_command(command, run)
-    loaded = load_run(run, data)
-    source = Source(loaded.posterior, loaded.splits(data_dir))
-    keep(doubtful_end(source.posterior.graph, source.splits.task))
-    keep(unsettled(read_history(run), loaded.config.kl_weight))
-    return source
-
-
-def _of_weights(command: str, data_dir: str, named: dict[str, Any], options: dict[str, Any], quiet: bool) -> Source:
-    from pyro_compress.runs.post_training import load_trained, posterior_around
-    from pyro_compress.settings import FitConfig
-
-    if missing := [f"--{name}" for name in ("net", "init", "data") if not named[name]]:
-        raise ValueError(f"give a RUN folder, or --net, --init and --data; missing: {', '.join(missing)}")
-    folder, how = named.pop("folder"), named["how"]
-    if how == "laplace" and (given := [name for name in ("epochs", "lr") if named[name] is not None]):
-        raise ValueError(f"--{given[0]} goes with --posterior svi; a Laplace approximation trains nothing")
-    config = FitConfig(
-        prior="log-uniform", data_dir=data_dir, device=options["device"], threads=options["threads"],
-        **{name: value for name, value in named.items() if name != "how"},
-    )  # fmt: skip
-    compensated = command == "compress --rounding compensated"
-    trained = load_trained(config, folder, command, "" if compensated else how)
-    if compensated:
-        return Source(trained.network, trained.splits, trained.network)  # it takes its own curvature
-    with epoch_printer() if not quiet else nullcontext(lambda epoch: None) as on_epoch:
-        around = posterior_around(trained, how, on_epoch)
-    return Source(around.posterior, trained.splits, trained.network, around.seconds)
 
 
 @contextmanager

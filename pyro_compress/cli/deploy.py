@@ -11,7 +11,8 @@ import click
 from pyro_compress.cli.commands import Command, echo, one_line_errors
 from pyro_compress.cli.console import bench_text, export_text
 from pyro_compress.cli.ignored import EXPORT, StrictCommand
-from pyro_compress.cli.options import RunPath, data_options, device_options, memory_option
+from pyro_compress.cli.options import data_options, device_options, memory_option
+from pyro_compress.cli.values import RunPath
 
 
 @click.command(cls=StrictCommand, ignored=EXPORT, short_help="Write a .pcn file as ONNX, torch or numpy, verified.")

@@ -12,7 +12,6 @@ from pyro_compress.cli.commands import echo, one_line_errors
 from pyro_compress.cli.console import epoch_printer
 from pyro_compress.cli.ignored import FIT, StrictCommand
 from pyro_compress.cli.options import (
-    Widths,
     announce_code,
     announce_option,
     code_options,
@@ -23,6 +22,7 @@ from pyro_compress.cli.options import (
     names_in,
     reading_options,
 )
+from pyro_compress.cli.values import PriorOption, Widths
 from pyro_compress.doubts import keep
 from pyro_compress.foreign import file_name
 
@@ -36,22 +36,6 @@ OPTIMIZERS = names_in("training/point.py", "OPTIMIZERS")
 SCHEDULES = names_in("training/point.py", "SCHEDULES")
 LOGS = names_in("training/live.py", "LOGS")
 PRUNING = names_in("training/sparse.py", "PRUNING")
-
-
-class Option(click.ParamType):
-    """`name=number`."""
-
-    name = "name=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        """`"tau0=1e-5"` -> `("tau0", 1e-5)`."""
-        if isinstance(value, tuple):
-            return value
-        name, _, number = str(value).partition("=")
-        try:
-            return name, float(number)
-        except ValueError:
-            self.fail(f"{value!r}: give an option of the prior as name=number, like tau0=1e-5", param, ctx)
 
 
 def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
@@ -93,7 +77,7 @@ HEADINGS = {
 @click.option(
     "--prior-option",
     "prior_options",
-    type=Option(),
+    type=PriorOption(),
     multiple=True,
     help="Option of the prior, e.g. tau0=1e-5. Repeatable.",
 )

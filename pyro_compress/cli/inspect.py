@@ -11,7 +11,8 @@ import click
 from pyro_compress.cli.commands import echo, one_line_errors
 from pyro_compress.cli.console import inspection_text, restarts_text
 from pyro_compress.cli.ignored import INSPECT, REPORT, StrictCommand
-from pyro_compress.cli.options import RunPath, data_options
+from pyro_compress.cli.options import data_options
+from pyro_compress.cli.values import RunPath
 
 MOVED = click.option(
     "--data", default="", show_default=False, metavar="NAME", help="Where the run's data are now, if they were moved."

@@ -21,8 +21,9 @@ from pyro_compress.cli.deploy import bench, export
 from pyro_compress.cli.fit import fit
 from pyro_compress.cli.ignored import EVALUATE, StrictCommand
 from pyro_compress.cli.inspect import inspect_command, report
-from pyro_compress.cli.options import RunPath, data_options, device_options, memory_option
+from pyro_compress.cli.options import data_options, device_options, memory_option
 from pyro_compress.cli.tune import tune
+from pyro_compress.cli.values import RunPath
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

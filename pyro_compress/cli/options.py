@@ -11,22 +11,8 @@ from typing import Any
 import click
 
 from pyro_compress.cli.commands import echo
+from pyro_compress.cli.values import Numbers, Widths
 from pyro_compress.foreign import NO_CODE, code_named_in, shown
-
-
-class RunPath(click.Path):
-    """A path that may be a run folder; what a killed process left half done about it is finished before it is used."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(path_type=Path, exists=True, **options)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path."""
-        from pyro_compress.kinds import is_run
-        from pyro_compress.placing import recover
-
-        recover(Path(value), is_run)
-        return super().convert(value, param, ctx)
 
 
 def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,20 +166,6 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-class Numbers(click.ParamType):
-    """Comma-separated numbers, or a TOML array of them."""
-
-    name = "x,x,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """`"0.5,0.25"` or `[0.5, 0.25]` -> `(0.5, 0.25)`."""
-        parts = value.split(",") if isinstance(value, str) else value
-        try:
-            return tuple(float(part) for part in parts)
-        except (TypeError, ValueError):
-            self.fail(f"{value!r}: give numbers separated by commas, like 0.485,0.456,0.406", param, ctx)
-
-
 def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say what a network does to its inputs first."""
     std = click.option(
@@ -204,23 +176,6 @@ def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="The network subtracts it from its inputs: one number, or one per channel; default: what --init wants.",
     )  # fmt: skip
     return mean(std(command))
-
-
-class Widths(click.ParamType):
-    """Comma-separated positive integers, or a TOML array of them."""
-
-    name = "n,n,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """`"500,500"` or `[500, 500]` -> `(500, 500)`."""
-        parts = value.split(",") if isinstance(value, str) else value
-        try:
-            widths = tuple(int(part) for part in parts)
-        except (TypeError, ValueError):
-            widths = ()
-        if not widths or min(widths) < 1:
-            self.fail(f"{value!r}: give positive widths separated by commas, like 500,500", param, ctx)
-        return widths
 
 
 def names_in(module: str, registry: str) -> tuple[str, ...]:

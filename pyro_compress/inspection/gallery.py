@@ -13,7 +13,7 @@ from pyro_compress.bayes.diagnostics import Diagnosis
 from pyro_compress.bayes.marginals import networks, read_marginals
 from pyro_compress.compression.prune import CRITERIA, kept
 from pyro_compress.graph.network import Network
-from pyro_compress.inspection import arviz_compat, plots
+from pyro_compress.inspection import arviz_compat, drawing, plots
 from pyro_compress.inspection.page import Picture
 from pyro_compress.inspection.summary import PREDICTIVE_DRAWS, Inspection
 from pyro_compress.metrics import logits_of
@@ -34,7 +34,7 @@ def pictures(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits
     Raises:
         ValueError: matplotlib is not installed.
     """
-    with plots.style():
+    with drawing.style():
         return [picture for maker in MAKERS for picture in maker(inspection, diagnosis, splits)]
 
 
@@ -44,26 +44,26 @@ Maker = Callable[[Inspection, Diagnosis | None, Splits], Iterator[Picture]]
 def _training(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> Iterator[Picture]:
     if not inspection.history:
         return
-    figure, axes = plots.figure(1, 2, (6.0, 2.6))
+    figure, axes = drawing.figure(1, 2, (6.0, 2.6))
     plots.training_curves(axes[0], inspection.history)
     yield Picture(
         "Training",
         "Left: the objective and its KL part over the epochs with a posterior. Right: validation error (of a "
         "regression: RMSE) of the posterior mean. Shaded: epochs that trained point weights only.",
-        plots.svg(figure),
+        drawing.svg(figure),
     )
 
 
 def _scores(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> Iterator[Picture]:
     posterior, (criterion, threshold) = inspection.run.posterior, inspection.criterion
     scores = {name: CRITERIA[criterion](layer).flatten().numpy() for name, layer in posterior.layers.items()}
-    figure, axes = plots.figure(size=(5.0, 3.0))
+    figure, axes = drawing.figure(size=(5.0, 3.0))
     plots.score_histogram(axes[0, 0], scores, threshold, SCORE_NAMES[criterion])
     yield Picture(
         "What decides who goes",
         "Scores by layer; what lies left of the dotted threshold carries next to nothing. Two separate hills mean that "
         "any threshold between them gives the same network; one hill means that the threshold is a trade.",
-        plots.svg(figure),
+        drawing.svg(figure),
     )
 
 
@@ -75,7 +75,7 @@ def _groups(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits)
     }
     if not scales:
         return
-    figure, axes = plots.figure(size=(5.0, 4.2))
+    figure, axes = drawing.figure(size=(5.0, 4.2))
     plots.group_scales(axes[0, 0], scales)
     kinds = {layer.grouping: None for layer in inspection.run.posterior.layers.values() if layer.unit_mean is not None}
     kind = " or ".join(kinds)
@@ -83,7 +83,7 @@ def _groups(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits)
         "Group scales",
         f"One scale per {kind} of every layer, sorted: those far to the left multiply everything of their group by "
         "almost nothing, and the group can be removed.",
-        plots.svg(figure),
+        drawing.svg(figure),
     )
 
 
@@ -92,13 +92,13 @@ def _units(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) 
     size = inspection.run.posterior.layers[first.name].mean.shape[1]
     rows = [(f"inputs of {first.name}", first.inputs, size)]
     rows += [(f"units of {layer.name}", layer.outputs, layer.width) for layer in inspection.layers]
-    figure, axes = plots.figure(size=(5.0, 0.9 + 0.36 * len(rows)))
+    figure, axes = drawing.figure(size=(5.0, 0.9 + 0.36 * len(rows)))
     plots.unit_activity(axes[0, 0], rows)
     yield Picture(
         "Units above the threshold",
         "After the weights below the threshold are gone, a rule of thumb; the table says how many the file has. "
         "Only units that go altogether make a network faster.",
-        plots.svg(figure),
+        drawing.svg(figure),
     )
 
 
@@ -108,13 +108,13 @@ def _inputs(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits)
     if importance is None:
         return
     rows = _one_of_each_class(splits, 4)
-    figure, axes = plots.figure(1, 1 + len(rows), (6.0, 1.6))
+    figure, axes = drawing.figure(1, 1 + len(rows), (6.0, 1.6))
     plots.input_importance(axes[0], importance, splits.validation.x[rows, 0].numpy())
     yield Picture(
         "What the first layer reads",
         f"Norm of the kept weights of every pixel; {int((importance == 0).sum())} of {importance.size} pixels are not "
         "read at all (red on the examples).",
-        plots.svg(figure),
+        drawing.svg(figure),
     )
 
 
@@ -136,13 +136,13 @@ def _calibration(inspection: Inspection, diagnosis: Diagnosis | None, splits: Sp
     curves = {"posterior mean": _top(mean, data.y)}
     if diagnosis is not None:
         curves[f"{PREDICTIVE_DRAWS} draws averaged"] = _top(_drawn(inspection, data.x).mean(0), data.y)
-    figure, axes = plots.figure(size=(5.0, 3.2))
+    figure, axes = drawing.figure(size=(5.0, 3.2))
     plots.reliability(axes[0, 0], curves)
     yield Picture(
         "Reliability",
         "How often the network is right when it claims to be so sure, on the validation split; dots as large as the "
         "share of rows they stand for, bins of fewer than 5 rows left out. Below the diagonal: overconfident.",
-        plots.svg(figure),
+        drawing.svg(figure),
     )
 
 
@@ -168,26 +168,26 @@ def _examples(inspection: Inspection, diagnosis: Diagnosis | None, splits: Split
     strange = torch.stack([x[1].rot90(1, (1, 2)), x[2].flatten()[order].reshape(shape)])
     images = torch.cat([x, strange])
     titles = ["as trained"] * len(x) + ["turned", "shuffled"]
-    figure, axes = plots.figure(2, len(images), (6.0, 2.4))
+    figure, axes = drawing.figure(2, len(images), (6.0, 2.4))
     plots.predictive_examples(axes, images[:, 0].numpy(), _drawn(inspection, images).numpy(), splits.classes, titles)
     yield Picture(
         "Predictions of networks drawn from the posterior",
         f"Bars: mean over {PREDICTIVE_DRAWS} draws; lines: their 5–95 % range. Three validation images, then two that "
         "do not belong: a posterior that knows what it doesn't know spreads out there. Often it doesn't.",
-        plots.svg(figure),
+        drawing.svg(figure),
     )
 
 
 def _leave_one_out(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> Iterator[Picture]:
     if diagnosis is None:
         return
-    figure, axes = plots.figure(size=(5.0, 2.6))
+    figure, axes = drawing.figure(size=(5.0, 2.6))
     plots.pareto_k(axes[0, 0], arviz_compat.loo(arviz_compat.inference_data(diagnosis.groups)).pareto_k)
     yield Picture(
         "Leave-one-out, row by row",
         "Rows above the line depend so much on having been fitted that draws from this posterior cannot stand in for "
         "one without them.",
-        plots.svg(figure),
+        drawing.svg(figure),
     )
 
 
@@ -211,13 +211,13 @@ def _pruning(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits
 def _prior(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> Iterator[Picture]:
     if inspection.run.config.prior == "none":
         return
-    figure, axes = plots.figure(size=(5.0, 3.0))
+    figure, axes = drawing.figure(size=(5.0, 3.0))
     plots.prior_shapes(axes[0, 0])
     yield Picture(
         "Shapes of the priors",
         "All are compared at scale 1. A peak at zero pulls small weights in; flat tails leave large ones alone. "
         "Log-uniform has no finite mass: its height is arbitrary.",
-        plots.svg(figure),
+        drawing.svg(figure),
     )
 
 

@@ -1,72 +1,18 @@
-"""Pictures of a run, one function each: data in, the `Axes` they were drawn on out. Needs matplotlib (extra `inspect`).
-
-Nothing here touches `pyplot` or global settings: `figure` makes a figure with its axes, and `svg` turns it into text.
-"""
+"""Pictures of a run, one function each: data in, the `Axes` they were drawn on out. They need the extra `inspect`."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_compress.inspection.drawing import ACCENT, GREY, INK, SECOND, bare, colours, legend_above
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-INK, GREY, ACCENT, SECOND = "#1b2733", "#9aa5b1", "#c8452e", "#2f6f8f"
-LAYER_COLOURS = ("#2f6f8f", "#c8452e", "#5a8f3c", "#8a5a9e", "#c28a1e", "#4b5563")
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica", "sans-serif"],
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "pyro-compress",
-}
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """The package's look, for figures that are made and saved inside.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib import rc_context
-    except ImportError as error:
-        raise ValueError(f"pictures need matplotlib: pip install 'pyro-compress[inspect]' ({error})") from error
-    with rc_context(STYLE):
-        yield
-
-
-def figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (5.0, 3.0)) -> tuple[Figure, np.ndarray]:
-    """A figure in inches and its axes, `(rows, columns)`."""
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=size, layout="constrained")
-    return made, made.subplots(rows, columns, squeeze=False)
-
-
-def svg(made: Figure) -> str:
-    """A figure as SVG text, the same text every time."""
-    buffer = io.StringIO()
-    made.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 def training_curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]]) -> Sequence[Axes]:
@@ -117,7 +63,7 @@ def score_histogram(ax: Axes, scores: Mapping[str, np.ndarray], threshold: float
     everything = np.concatenate(list(logs.values()))
     low, high = np.percentile(everything, [0.2, 99.8])
     edges = np.linspace(low, high + 1e-6, 50).tolist()
-    for colour, (name, values) in zip(_colours(len(logs)), logs.items(), strict=True):
+    for colour, (name, values) in zip(colours(len(logs)), logs.items(), strict=True):
         weights = np.full(len(values), 100 / len(values))
         shown = values.clip(low, high)
         ax.hist(shown, edges, weights=weights, histtype="step", color=colour, label=name, linewidth=1.3)
@@ -125,7 +71,7 @@ def score_histogram(ax: Axes, scores: Mapping[str, np.ndarray], threshold: float
         ax.axvline(math.log10(threshold), color=INK, linestyle=":", label="threshold")
     ax.set_xlabel(f"log10 of {label}")
     ax.set_ylabel("% of the layer")
-    _legend_above(ax)
+    legend_above(ax)
     return ax
 
 
@@ -139,7 +85,7 @@ def group_scales(ax: Axes, scales: Mapping[str, tuple[np.ndarray, np.ndarray]]) 
     from matplotlib.collections import LineCollection
 
     offset = 0
-    for colour, (name, (mean, std)) in zip(_colours(len(scales)), scales.items(), strict=True):
+    for colour, (name, (mean, std)) in zip(colours(len(scales)), scales.items(), strict=True):
         order = np.argsort(-np.abs(mean))
         centre, spread = np.abs(mean)[order], std[order]
         low = np.maximum(centre - spread, centre / 30)
@@ -155,7 +101,7 @@ def group_scales(ax: Axes, scales: Mapping[str, tuple[np.ndarray, np.ndarray]]) 
     ax.set_ylim(offset, -2)
     ax.set_yticks([])
     ax.set_xlabel("group scale, posterior mean ± standard deviation")
-    _legend_above(ax)
+    legend_above(ax)
     return ax
 
 
@@ -202,7 +148,7 @@ def input_importance(axes: Sequence[Axes], importance: np.ndarray, examples: np.
     if len(axes) > 1:
         axes[1].set_title("not read: red")
     for ax in axes:
-        _bare(ax)
+        bare(ax)
     return axes
 
 
@@ -227,7 +173,7 @@ def reliability(ax: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], b
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("confidence")
     ax.set_ylabel("accuracy")
-    _legend_above(ax)
+    legend_above(ax)
     return ax
 
 
@@ -239,7 +185,7 @@ def pareto_k(ax: Axes, k: np.ndarray, limit: float = 0.7) -> Axes:
     ax.axhline(limit, color=INK, linestyle=":", linewidth=1)
     ax.set_xlabel("training row of the subset")
     ax.set_ylabel("Pareto k")
-    _legend_above(ax)
+    legend_above(ax)
     return ax
 
 
@@ -260,7 +206,7 @@ def predictive_examples(
     for i, title in enumerate(titles):
         axes[0, i].imshow(1 - images[i].clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes[0, i].set_title(title, fontsize=8)
-        _bare(axes[0, i])
+        bare(axes[0, i])
         ax, drawn = axes[1, i], probabilities[:, i]
         ax.bar(x, drawn.mean(0), color=SECOND, alpha=0.5, width=0.8)
         ax.vlines(x, np.percentile(drawn, 5, axis=0), np.percentile(drawn, 95, axis=0), color=INK, linewidth=1)
@@ -302,13 +248,13 @@ def pruning_animation(frames: np.ndarray, epochs: Sequence[int], limit: int = 30
 def prior_shapes(ax: Axes, names: Sequence[str] = ("gaussian", "spike-and-slab", "log-uniform", "horseshoe")) -> Axes:
     """Densities of the priors with their default options, horseshoe with scale 1; improper ones scaled to fit."""
     w = np.linspace(-3, 3, 1201)
-    for colour, name in zip(_colours(len(names)), names, strict=True):
+    for colour, name in zip(colours(len(names)), names, strict=True):
         ax.plot(w, DENSITIES[name](w), color=colour, label=name, linewidth=1.3)
     ax.set_ylim(1e-3, 30)
     ax.set_yscale("log")
     ax.set_xlabel("weight")
     ax.set_ylabel("prior density")
-    _legend_above(ax)
+    legend_above(ax)
     return ax
 
 
@@ -331,21 +277,3 @@ DENSITIES = {
     "horseshoe": _horseshoe,
 }
 """Marginal densities over one weight. With z ∝ 1/|z| and a normal raw weight, the weight is log-uniform itself."""
-
-
-def _colours(number: int) -> list[str]:
-    return [LAYER_COLOURS[i % len(LAYER_COLOURS)] for i in range(number)]
-
-
-def _legend_above(ax: Axes) -> None:
-    """A legend that hides nothing."""
-    handles, _ = ax.get_legend_handles_labels()
-    columns = 2 if len(handles) in (2, 4) else 3
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.2)
-
-
-def _bare(ax: Axes) -> None:
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_visible(False)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.foreign import printable
-from pyro_compress.inspection import page, plots
+from pyro_compress.inspection import drawing, page
 from pyro_compress.inspection.page import Picture
 from pyro_compress.studies import figures as study_plots
 from pyro_compress.studies import ranking, tables
@@ -130,7 +130,7 @@ def _drawn(title: str, reading: str, draw: Callable[[Axes], Axes]) -> Picture:
     figure, (ax,) = study_plots.new_figure()
     if len(draw(ax).get_legend_handles_labels()[1]) > study_plots.FEW:
         study_plots.name_once(figure)
-    return Picture(title, reading, plots.svg(figure))
+    return Picture(title, reading, drawing.svg(figure))
 
 
 def _curves(rows: Sequence[Row], results: Path) -> dict[str, list[float]]:

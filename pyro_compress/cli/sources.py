@@ -1,0 +1,109 @@
+"""What compress starts from: a run folder, or trained weights and data."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyro_compress.cli.console import epoch_printer
+from pyro_compress.doubts import keep
+from pyro_compress.settings import Reading
+
+if TYPE_CHECKING:
+    from pyro_compress.types import Posterior, Splits
+
+
+def default_name(net: str) -> Path:
+    """The file of a network that is no run, in the working directory; that of a .pcn file has the same name."""
+    return Path(Path(net).name if net.endswith(".pcn") else f"{net.replace(':', '.')}.pcn")
+
+
+NETWORK = {
+    "net": None, "hidden": (500, 500), "init": None, "data": None, "validation": None, "how": "laplace", "epochs": None,
+    "input_mean": (), "input_std": (), "lr": None, "seed": 0, "folder": None,
+} | asdict(Reading())  # fmt: skip
+"""Parameters of `network_options`, and what they are where nobody says."""
+
+
+class Source(NamedTuple):
+    """What is compressed: a posterior, its data, what counts as before (None: its mean), seconds."""
+
+    posterior: Posterior
+    splits: Splits
+    reference: Posterior | None = None
+    seconds: float = 0.0
+
+
+def command_of(options: dict[str, Any]) -> str:
+    """What is asked for, by its name in `command_budget.COMMANDS`."""
+    if options["finetune"] is not None:
+        return "compress --finetune"
+    if options["rounding"] == "compensated":
+        return "compress --rounding compensated"
+    return "compress --bit-price" if any(options["bit_price"]) else "compress"
+
+
+def of_run(command: str, run: Path, data_dir: str, named: dict[str, Any]) -> Source:
+    """The posterior of a run folder and the data it was fitted on.
+
+    Args:
+        command: name in `command_budget.COMMANDS`.
+        run: the folder.
+        data_dir: where data sets lie.
+        named: values of `NETWORK`; only `data` may be given, which is where the same data are now.
+
+    Raises:
+        ValueError: others are given, it would not go into memory, or the folder holds no such run.
+    """
+    from pyro_compress.networks.outputs import doubtful_end
+    from pyro_compress.runs.command_budget import check_command
+    from pyro_compress.runs.folder import load_run
+    from pyro_compress.training.history import read_history
+    from pyro_compress.training.settled import unsettled
+
+    data = named["data"] or ""
+    if given := [name for name, default in NETWORK.items() if named[name] != default and name != "data"]:
+        option = {"how": "posterior", "folder": "run"}.get(given[0], given[0].replace("_", "-"))
+        raise ValueError(f"--{option} goes with --net, without the run folder {run}")
+    check_command(command, run)
+    loaded = load_run(run, data)
+    source = Source(loaded.posterior, loaded.splits(data_dir))
+    keep(doubtful_end(source.posterior.graph, source.splits.task))
+    keep(unsettled(read_history(run), loaded.config.kl_weight))
+    return source
+
+
+def of_weights(command: str, data_dir: str, named: dict[str, Any], options: dict[str, Any], quiet: bool) -> Source:
+    """A posterior around weights that were trained elsewhere; what counts as before is the network that they make.
+
+    Args:
+        command: name in `command_budget.COMMANDS`.
+        data_dir: where data sets lie.
+        named: values of `NETWORK`.
+        options: `device` and `threads`.
+        quiet: whether no progress is shown.
+
+    Raises:
+        ValueError: options are missing or contradict, the weights do not fit, or it would not go into memory.
+    """
+    from pyro_compress.runs.post_training import load_trained, posterior_around
+    from pyro_compress.settings import FitConfig
+
+    if missing := [f"--{name}" for name in ("net", "init", "data") if not named[name]]:
+        raise ValueError(f"give a RUN folder, or --net, --init and --data; missing: {', '.join(missing)}")
+    folder, how = named.pop("folder"), named["how"]
+    if how == "laplace" and (given := [name for name in ("epochs", "lr") if named[name] is not None]):
+        raise ValueError(f"--{given[0]} goes with --posterior svi; a Laplace approximation trains nothing")
+    config = FitConfig(
+        prior="log-uniform", data_dir=data_dir, device=options["device"], threads=options["threads"],
+        **{name: value for name, value in named.items() if name != "how"},
+    )  # fmt: skip
+    compensated = command == "compress --rounding compensated"
+    trained = load_trained(config, folder, command, "" if compensated else how)
+    if compensated:
+        return Source(trained.network, trained.splits, trained.network)  # it takes its own curvature
+    with epoch_printer() if not quiet else nullcontext(lambda epoch: None) as on_epoch:
+        around = posterior_around(trained, how, on_epoch)
+    return Source(around.posterior, trained.splits, trained.network, around.seconds)

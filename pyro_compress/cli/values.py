@@ -1,0 +1,85 @@
+"""What options take: words of the command line, or values of a TOML file, made what a command works with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class RunPath(click.Path):
+    """A path that may be a run folder; what a killed process left half done about it is finished before it is used."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, exists=True, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        from pyro_compress.kinds import is_run
+        from pyro_compress.placing import recover
+
+        recover(Path(value), is_run)
+        return super().convert(value, param, ctx)
+
+
+class Numbers(click.ParamType):
+    """Comma-separated numbers, or a TOML array of them."""
+
+    name = "x,x,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """`"0.5,0.25"` or `[0.5, 0.25]` -> `(0.5, 0.25)`."""
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            return tuple(float(part) for part in parts)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r}: give numbers separated by commas, like 0.485,0.456,0.406", param, ctx)
+
+
+class Widths(click.ParamType):
+    """Comma-separated positive integers, or a TOML array of them."""
+
+    name = "n,n,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """`"500,500"` or `[500, 500]` -> `(500, 500)`."""
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            widths = tuple(int(part) for part in parts)
+        except (TypeError, ValueError):
+            widths = ()
+        if not widths or min(widths) < 1:
+            self.fail(f"{value!r}: give positive widths separated by commas, like 500,500", param, ctx)
+        return widths
+
+
+class PriorOption(click.ParamType):
+    """`name=number`."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """`"tau0=1e-5"` -> `("tau0", 1e-5)`."""
+        if isinstance(value, tuple):
+            return value
+        name, _, number = str(value).partition("=")
+        try:
+            return name, float(number)
+        except ValueError:
+            self.fail(f"{value!r}: give an option of the prior as name=number, like tau0=1e-5", param, ctx)
+
+
+class Shares(click.ParamType):
+    """A share, or one per layer as `layer=share,...` or a TOML table."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | dict[str, float]:
+        """`"0.9"` -> `0.9`; `"fc1.weight=0.9,fc2.weight=0.5"` -> a dict."""
+        try:
+            if isinstance(value, str) and "=" in value:
+                value = dict(part.split("=") for part in value.split(","))
+            return {str(n): float(s) for n, s in value.items()} if isinstance(value, dict) else float(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r}: give a share like 0.9, or layer=share,layer=share", param, ctx)
