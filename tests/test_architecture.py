@@ -34,7 +34,7 @@ FLOORS = [
     },
     {"placing"},
     {"kinds"},
-    {"places", "cli/values"},
+    {"places", "cli/values", "data/labels"},
     {"graph/operations/row"},
     {"graph/operations/fits"},
     {
@@ -49,7 +49,6 @@ FLOORS = [
         "data/tasks",
         "data/datasets",
         "data/images",
-        "data/labels",
         "data/layout",
         "data/preprocessing",
         "data/streaming",

@@ -37,12 +37,14 @@ KINDS = {
     "texts": (np.array(["cat", "dog", "an owl"])[PLACE], "an owl cat dog"),
     "encoded": (np.char.encode(np.array(["ä", "b", "c"])[PLACE], "utf-8"), "b c ä"),
     "numbers as texts": (np.array(["7", "07", "10"])[PLACE], "07 10 7"),
+    "no decimal numbers": (np.array(["²", "--1", "٣"])[PLACE], "--1 ² ٣"),
 }
 TRUTH = {
     "bools": (PLACE > 0).astype(int),
     "texts": np.array([1, 2, 0])[PLACE],
     "encoded": np.array([2, 0, 1])[PLACE],
     "numbers as texts": np.array([2, 0, 1])[PLACE],
+    "no decimal numbers": np.array([1, 0, 2])[PLACE],
 }
 """Places of the labels where they are not `PLACE`."""
 
@@ -81,6 +83,8 @@ def test_every_kind_of_label_names_its_classes(kind: str, tmp_path: Path) -> Non
         (np.eye(3)[PLACE] + np.eye(3)[0], "must be one-hot, row 1 is not"),
         (np.clip(np.eye(3)[PLACE] + np.eye(3)[1], 0, 1), "row 1 has 2 classes; classification needs one"),
         (np.zeros((60, 3)), "row 1 has 0 classes"),
+        (np.array(["a", " \t", "b"])[PLACE], "20 labels are empty, the first in row 2"),
+        (np.where(np.arange(60) == 5, 9, PLACE), r"1 of its 4 classes have a single row \(the first is row 6\)"),
         (PLACE.astype(complex), "must be whole numbers or names"),
         (PLACE.astype("datetime64[D]"), "must be whole numbers or names"),
         (np.array(["a", "b"])[PLACE % 2].astype(object), r"y_train holds Python objects.*y_train\.astype\(str\)"),
@@ -149,6 +153,9 @@ def test_names_that_data_declare(tmp_path: Path) -> None:
         (np.array(["Cat", "cat"])[PLACE % 2], "classes 'Cat' and 'cat' are two classes"),
         (np.array(["cat ", "cat"])[PLACE % 2], "are two classes"),
         (np.array(["é", "e\u0301"])[PLACE % 2], "are two classes"),
+        (np.array(["nan", "b"])[PLACE % 2], "label 'nan' is taken as a class of its own; if it marks missing labels"),
+        (np.array([" N/A", "b"])[PLACE % 2], "label ' N/A' is taken as a class"),
+        (np.array(["²", "--1"])[PLACE % 2], ""),
     ],
 )
 def test_doubtful_labels_are_said(y: np.ndarray, said: str) -> None:

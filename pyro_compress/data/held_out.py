@@ -57,5 +57,18 @@ def drawn(rows: np.ndarray, size: float, labels: np.ndarray | None, what: str) -
                 f"no {stratified}{what}: its {len(labels)} rows have {len(np.unique(labels))} different labels; "
                 "numbers are predicted with --task regression"
             ) from error
+        if labels is not None and (single := _single(labels)).size:
+            raise ValueError(
+                f"no {stratified}{what}: {len(single)} of its {len(np.unique(labels))} classes have a single row (the "
+                f"first is row {rows[single[0]] + 1}), and every class must be in both parts; give them more rows, or "
+                "leave them out"
+            ) from error
         raise ValueError(f"no {stratified}{what} of size {size:.3g}: {error}") from error
     return np.sort(rest), np.sort(chosen)
+
+
+def _single(labels: np.ndarray) -> np.ndarray:
+    """Places of the labels that no other is equal to."""
+    _, first, times = np.unique(labels, return_index=True, return_counts=True)
+    found: np.ndarray = np.sort(first[times == 1])
+    return found

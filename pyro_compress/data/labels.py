@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 IGNORED = (-100, -1, 255)
 """Numbers that often mark examples without a class."""
+MISSING = ("na", "n/a", "nan", "null", "none", "-", "?", "#n/a", "missing", "unknown", "<na>")
+"""Words that often mean that there is nothing; as categories and classes they are taken, and said."""
+WHOLE = re.compile("-?[0-9]+")
 TOLD = 10
 """So many names stand in a message."""
 BOOLS = ("False", "True")
@@ -109,7 +113,7 @@ def _floats(y: np.ndarray, what: str, fractions: bool) -> tuple[np.ndarray, str]
 
 
 def _texts(y: np.ndarray, what: str, fractions: bool) -> tuple[np.ndarray, str]:
-    if (missing := y == "").any():
+    if (missing := np.char.strip(y) == "").any():
         row = int(missing.argmax()) + 1
         raise ValueError(f"{what}: {int(missing.sum())} labels are empty, the first in row {row}")
     return y, "name"
@@ -208,7 +212,7 @@ def _other_name(name: str, number: dict[str, int]) -> str:
 
 
 def _numbers(names: Sequence[str]) -> bool:
-    return all(name.lstrip("-").isdigit() for name in names)
+    return all(WHOLE.fullmatch(name) for name in names)
 
 
 def _number(name: str) -> int:
@@ -240,7 +244,7 @@ def listed(names: Sequence[str]) -> str:
 
 def doubts(labels: Labels) -> list[str]:
     """What is doubtful about the labels of a training set."""
-    return [*_apart(labels), *_alike(labels.names)]
+    return [*_apart(labels), *_void(labels), *_alike(labels.names)]
 
 
 def _apart(labels: Labels) -> list[str]:
@@ -258,6 +262,13 @@ def _apart(labels: Labels) -> list[str]:
 
 def _marks(number: int, near: int) -> bool:
     return number in IGNORED and (number < 0 or abs(number - near) > 1)
+
+
+def _void(labels: Labels) -> list[str]:
+    """Texts that may be no class, but the mark of a missing one."""
+    if labels.kind != "name" or not (found := [name for name in labels.names if name.strip().casefold() in MISSING]):
+        return []
+    return [f"label {found[0]!r} is taken as a class of its own; if it marks missing labels, leave these examples out"]
 
 
 def _alike(names: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_compress.data.labels import MISSING
 from pyro_compress.doubts import doubt
 
 log = logging.getLogger(__name__)
@@ -23,8 +24,6 @@ SUFFIXES = (".csv", ".tsv", ".parquet")
 SEPARATORS = (",", ";", "\t", "|")
 MIXED = 20
 """A column of words of which most are numbers, more different ones than this, is a column of numbers."""
-MISSING = ("na", "n/a", "nan", "null", "none", "-", "?", "#n/a", "missing", "unknown")
-"""Words that often mean that there is nothing; as categories they are taken, and said."""
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 COMMA = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?")
