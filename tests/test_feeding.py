@@ -223,7 +223,7 @@ def test_bad_tables(text: str, target: tuple[str, ...], task: str, message: str,
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1.7e9, 0.5), (-3e-7, 2e-9), (4.0, 6e20), (5.0, 0.0)])
 def test_moments_have_the_digits_that_matter(mean: float, std: float) -> None:
     values = mean + std * np.random.default_rng(0).normal(size=1000)
-    found = tabular.moments(values)
+    found = tabular.moments(values, "a")
     assert found == pytest.approx((values.mean(), values.std()), abs=2e-7 * std, rel=1e-12)
     assert std == 0 or len(f"{found[1]!r}") <= 14
 

@@ -24,11 +24,12 @@ TARGET = [("bad", "good")[i % 2] for i in range(N)]
 READING = Reading(target=("y",))
 
 
-def csv(path: Path, separator: str = ",", encoding: str = "utf-8", **columns: list) -> Path:
+def csv(path: Path, separator: str = ",", encoding: str = "utf-8", end: str = "\n", **columns: list) -> Path:
     """A table of these columns and the target."""
     named = columns | {"y": TARGET}
     rows = [named, *zip(*named.values(), strict=True)]
-    path.write_text("\n".join(separator.join(str(cell) for cell in row) for row in rows) + "\n", encoding=encoding)
+    text = end.join(separator.join(str(cell) for cell in row) for row in rows) + end
+    path.write_bytes(text.encode(encoding))
     return path
 
 
@@ -48,15 +49,17 @@ WRITTEN = {
     "upper case": {"name": "T.CSV"},
     "decimal commas": {"separator": ";", "comma": True},
     "quoted decimal commas": {"comma": True, "quote": True},
+    "carriage returns": {"end": "\r"},
+    "no-break spaces": {"around": "\u00a0"},
 }
 
 
 @pytest.mark.parametrize("how", WRITTEN)
 def test_tables_of_any_country_hold_the_same_numbers(how: str, tmp_path: Path) -> None:
     options = dict(WRITTEN[how])
-    comma, quote = options.pop("comma", False), options.pop("quote", False)
+    comma, quote, around = options.pop("comma", False), options.pop("quote", False), options.pop("around", "")
     cells = [str(v).replace(".", ",") if comma else v for v in NUMBERS]
-    cells = [f'"{cell}"' if quote else cell for cell in cells]
+    cells = [f'"{cell}"' if quote else f"{around}{cell}{around}" for cell in cells]
     path = csv(tmp_path / str(options.pop("name", "t.csv")), a=cells, b=["x"] * N, **options)
     plain = column(csv(tmp_path / "plain.csv", a=list(NUMBERS), b=["x"] * N))
     assert torch.equal(column(path), plain)
@@ -77,6 +80,7 @@ def test_a_newline_in_quotes_belongs_to_the_cell(tmp_path: Path) -> None:
         (["null", "nan", "None"], ("None", "nan", "null")),
         (["0", "1", "3+"], ("0", "1", "3+")),
         (["true", "yes", "no"], ("no", "true", "yes")),
+        (["10 %", "20 %", "30 %"], ("10 %", "20 %", "30 %")),
     ],
 )
 def test_words_are_categories(cells: list[str], categories: tuple[str, ...], tmp_path: Path, caplog) -> None:
@@ -86,6 +90,7 @@ def test_words_are_categories(cells: list[str], categories: tuple[str, ...], tmp
     assert splits.input_shape == (3,)
     assert ("is taken as a category" in caplog.text) == ("NA" in cells or "nan" in cells)
     assert ("40 of 60 values are numbers; all are taken as categories" in caplog.text) == ("3+" in cells)
+    assert ("60 of 60 values are numbers; all are taken as categories" in caplog.text) == ("10 %" in cells)
 
 
 def mixed(word: str) -> list:
@@ -164,8 +169,8 @@ def test_numbers_too_large_for_a_spread_are_refused() -> None:
             tabular.inputs_of({"a": np.array(values)}, (Column("a", 0.5, 0.25),), Path("t.csv"))
     with pytest.raises(ValueError, match="targets: row 1 is too far from the training rows"):
         tabular.standardized(np.array([[1e300]]), (Quantity("t", 0.0, 0.5),))
-    with pytest.raises(ValueError, match=r"values up to 1e\+300 are too large to be standardised"):
-        tabular.moments(np.array([1e300, -1e300] * 30))
+    with pytest.raises(ValueError, match=r"^target a: values up to 1e\+300 are too large to be standardised"):
+        tabular.moments(np.array([1e300, -1e300] * 30), "target a")
 
 
 @pytest.mark.parametrize(
@@ -275,3 +280,44 @@ def test_rows_that_training_never_showed_are_said(tmp_path: Path, caplog) -> Non
 def test_a_target_is_named_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="target 'size' is named twice"):
         load_splits(str(two(tmp_path / "a.csv", "abc")), reading=Reading("regression", ("size", "size")))
+
+
+@pytest.mark.parametrize(
+    ("cells", "inputs"),
+    [
+        ([str(v) for v in NUMBERS], 1),
+        ([f"0{i:04}" for i in range(N)], N - N // 5 - 16),
+        (["1", "2", "3"] * 20, 3),
+    ],
+)
+def test_numbers_that_parquet_holds_as_text(cells: list[str], inputs: int, tmp_path: Path) -> None:
+    """Numbers, where there are many; codes with leading zeros and a few different numbers are categories."""
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"a": cells, "y": TARGET}), tmp_path / "t.parquet")
+    splits = load_splits(str(tmp_path / "t.parquet"), reading=READING)
+    assert splits.input_shape == (inputs,)
+
+
+def test_a_number_beyond_all_floats_is_none(tmp_path: Path) -> None:
+    cells = [f" \u00a0{v}" for v in NUMBERS]
+    cells[3] = " \u00a01e999"
+    with pytest.raises(ValueError, match=r"column 'a': 1 values are missing, NaN or infinite, the first in row 4"):
+        load_splits(str(csv(tmp_path / "t.csv", a=cells)), reading=READING)
+
+
+@pytest.mark.parametrize(
+    ("table", "target", "hint"),
+    [
+        ("a b y\n1 2 0\n", "y", "it holds a b y; that is one column: put commas"),
+        ("a:b:y\n1:2:0\n", "y", "that is one column"),
+        ("a, y\n1, 0\n", "y", "did you mean ' y'\\?"),
+        ("a,Y\n1,0\n", "y", "did you mean 'Y'\\?"),
+        ("a,b\n1,0\n", "y", "it holds a, b$"),
+    ],
+)
+def test_a_column_that_is_not_found_gets_a_hint(table: str, target: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(table)
+    with pytest.raises(ValueError, match=hint):
+        load_splits(str(tmp_path / "t.csv"), reading=Reading(target=(target,)))

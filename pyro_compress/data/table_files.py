@@ -132,7 +132,7 @@ def _check_missing(missing: np.ndarray, what: str) -> None:
 
 
 def _numbers_or_names(found: list[str], what: str) -> np.ndarray:
-    """Texts as they are, or the numbers with a decimal comma that they are.
+    """Texts as they are, or the numbers that they are: stored as text, between spaces, with a decimal comma.
 
     Raises:
         ValueError: numbers that cannot be read with certainty, or numbers with words between them.
@@ -146,19 +146,23 @@ def _numbers_or_names(found: list[str], what: str) -> np.ndarray:
     if len({DIGITS.sub("", text) for text in dressed}) > 1:  # codes, not one unit or currency
         dressed = []
     plain = len(found) - len(words)
-    if len(set(found)) > MIXED and plain + len(dressed) > len(found) / 2:
+    if not words and len(set(found)) > MIXED and not any(LEADING_ZERO.match(text) for text in found):
+        values = np.array([float(text) for text in found])
+        _check_missing(~np.isfinite(values), what)
+        return values
+    if words and len(set(found)) > MIXED and plain + len(dressed) > len(found) / 2:
         odd = next(text for text in words if text not in dressed or len(dressed) == len(words))
         raise ValueError(
             f"{what}: {plain + len(dressed)} of {len(found)} values are numbers, but not {odd!r} (row "
             f"{found.index(odd) + 1}); write every value as a plain number such as 1234.5, or leave the column out"
         )
-    _say_doubts(found, plain, what)
+    _say_doubts(found, plain + len(dressed), what)
     return np.array(found, dtype=np.str_)
 
 
-def _say_doubts(found: list[str], plain: int, what: str) -> None:
-    """What is doubtful about a column of categories."""
+def _say_doubts(found: list[str], numbers: int, what: str) -> None:
+    """What is doubtful about a column of categories, so many of which are numbers."""
     if void := [text for text in found if text.strip().casefold() in MISSING]:
         doubt(log, f"{what}: {void[0]!r} (row {found.index(void[0]) + 1}) is taken as a category of its own")
-    elif plain > len(found) / 2:
-        doubt(log, f"{what}: {plain} of {len(found)} values are numbers; all are taken as categories")
+    elif numbers > len(found) / 2:
+        doubt(log, f"{what}: {numbers} of {len(found)} values are numbers; all are taken as categories")

@@ -41,7 +41,7 @@ def check_targets(table: Table, target: Sequence[str], task: str, path: Path) ->
     if not target:
         raise ValueError(f"{path}: name the column that is to be predicted with --target; it holds {listed}")
     if unknown := [name for name in target if name not in table]:
-        raise ValueError(f"{path} has no column {unknown[0]!r}; it holds {listed}")
+        raise ValueError(f"{path} has no column {unknown[0]!r}; it holds {listed}{_hint(unknown[0], list(table))}")
     if twice := [name for name in target if target.count(name) > 1]:
         raise ValueError(f"target {twice[0]!r} is named twice; give every --target once")
     if len(table) == len(set(target)):
@@ -52,6 +52,14 @@ def check_targets(table: Table, target: Sequence[str], task: str, path: Path) ->
         raise ValueError(
             f"{path}: target {names[0]!r} holds names, regression needs numbers; use --task classification"
         )
+
+
+def _hint(wanted: str, there: list[str]) -> str:
+    """What may be wrong where a column is not found."""
+    if len(there) == 1 and wanted.casefold() in there[0].casefold():
+        return "; that is one column: put commas, semicolons, tabs or bars between columns"
+    near = [name for name in there if name.strip().casefold() == wanted.strip().casefold()]
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def columns_of(table: Table, target: Sequence[str], rows: np.ndarray, path: Path) -> tuple[Column, ...]:
@@ -91,13 +99,13 @@ def _names(values: np.ndarray, name: str, what: str) -> Column:
 
 def _numbers(values: np.ndarray, name: str, what: str) -> Column:
     """A constant column has no spread to be measured by: its own size stands in, at least 1."""
-    mean, std = moments(values)
+    mean, std = moments(values, what)
     if not std:
         doubt(log, f"{what} is the same in all training rows: it says nothing")
     return Column(name, mean, std or max(1.0, abs(mean)))
 
 
-def moments(values: np.ndarray) -> tuple[float, float]:
+def moments(values: np.ndarray, what: str) -> tuple[float, float]:
     """Mean and standard deviation in as many digits as matter, a few bytes of a file: to 10⁻⁷ of the latter.
 
     What only differs by rounding has no spread.
@@ -110,7 +118,7 @@ def moments(values: np.ndarray) -> tuple[float, float]:
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = float(values.mean()), float(values.std())
     if not math.isfinite(std):
-        raise ValueError(f"values up to {np.abs(values).max():g} are too large to be standardised")
+        raise ValueError(f"{what}: values up to {np.abs(values).max():g} are too large to be standardised")
     if std <= ROUNDING * unit * float(np.abs(values).max(initial=0.0)):
         std = 0.0
     digits = 7 - math.floor(math.log10(std)) if std else 15
@@ -171,7 +179,7 @@ def quantities(y: np.ndarray, names: Sequence[str]) -> tuple[Quantity, ...]:
     Raises:
         ValueError: a target that never changes.
     """
-    found = tuple(Quantity(n, *moments(column)) for n, column in zip(names, y.T, strict=True))
+    found = tuple(Quantity(n, *moments(column, f"target {n}")) for n, column in zip(names, y.T, strict=True))
     if flat := [one.name for one in found if not one.std > 0]:
         raise ValueError(f"target {flat[0]} is the same in all training rows; there is nothing to predict")
     return found
