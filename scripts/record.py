@@ -62,11 +62,11 @@ def sparsity(run: Run) -> float:
     return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 
-def record(run: Run, data_dir: str, how: FineTune, teacher: Teacher | None, path: Path) -> dict:
+def record(run: Run, data_dir: str, how: FineTune, teacher: Teacher | None, path: Path, passes: int) -> dict:
     """Compress a run into a file; its row."""
     report = compress_run(
         run.posterior, run.splits(data_dir), path, Goal(sparsity=sparsity(run)), Tuning(how, how.rate, teacher),
-        passes=PASSES,
+        passes=passes,
     )  # fmt: skip
     return {
         "file": path.name,
@@ -95,7 +95,7 @@ def record(run: Run, data_dir: str, how: FineTune, teacher: Teacher | None, path
     }
 
 
-def recode(folder: Path, data_dir: str) -> None:
+def recode(folder: Path, data_dir: str, passes: int) -> None:
     """Write every file of a folder anew, and what changes of its row."""
     table = folder / "records.json"
     if not table.is_file():
@@ -104,7 +104,7 @@ def recode(folder: Path, data_dir: str) -> None:
     for row in rows:
         path = folder / row["file"]
         splits = load_splits(row["dataset"], data_dir, row["fit"]["validation"])
-        before, network = path.stat().st_size, reordered(file.read(path), PASSES)
+        before, network = path.stat().st_size, reordered(file.read(path), passes)
         row["sections_bytes"] = save(path, network, splits)
         row["bytes"] = path.stat().st_size
         row["spelled_out_bytes"] = file.spelled_out_bytes(network, row["sections_bytes"]["header"], row["bytes"])
@@ -142,7 +142,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/records"))
     parser.add_argument("--recode", action="store_true", help="write the files of --out anew; nothing is fitted")
-    parser.add_argument("--smoke", action="store_true", help="one tiny row on the embedded digits")
+    parser.add_argument(
+        "--smoke", action="store_true", help="one tiny row on the embedded digits; --recode: few passes"
+    )
     return parser
 
 
@@ -168,8 +170,9 @@ def main() -> None:
     if options.smoke:
         options.data, options.net, options.seeds, options.rates, options.epochs = "digits", "mlp", [0], [2.0], 4
         recipe = replace(recipe, epochs=1, batch_size=64)
+    passes = 50 if options.smoke else PASSES
     if options.recode:
-        recode(options.out, options.data_dir)
+        recode(options.out, options.data_dir, passes)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     table = options.out / "records.json"
@@ -188,7 +191,7 @@ def main() -> None:
                 **{name: getattr(options, told) for name, told in FITS.items()},
             )  # fmt: skip
             run = fitted(config, options.runs / f"{options.data}-{options.net}-{seed}")
-            row = record(run, options.data_dir, replace(recipe, rate=rate, seed=seed), teacher, path)
+            row = record(run, options.data_dir, replace(recipe, rate=rate, seed=seed), teacher, path, passes)
             rows = [*rows, row | {"command": command(options, seed, rate)}]
             write_atomically(table, (json.dumps(rows, indent=1) + "\n").encode())
             shown = ("file", "bytes", "validation_error_percent", "test_error_percent")

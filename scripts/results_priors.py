@@ -141,7 +141,7 @@ def main() -> None:
             config = FitConfig(
                 prior=prior, data=options.data, data_dir=options.data_dir, net=options.net, seed=seed,
                 epochs=options.epochs, device="cpu", validation=options.validation, threads=options.threads,
-                hidden=(50, 50) if options.smoke else (500, 500),
+                hidden=(20, 10) if options.smoke else (500, 500),
             )  # fmt: skip
             rows = [*rows, row(config)]
             write_atomically(options.out, (json.dumps(rows, indent=1) + "\n").encode())

@@ -23,7 +23,11 @@ COMMON = "PYRO_COMPRESS_TESTS_COMMON"
 
 @pytest.fixture(scope="session", autouse=True)
 def _machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One thread, and no waiting for the disk: what durability is about has a disk of its own (`test_durable`)."""
+    """One thread; no waiting for the disk, nor for the best order of units: these have tests of their own.
+
+    `test_durable` has a disk that keeps what was synchronised; `test_order` says how long to search.
+    """
+    from pyro_compress.compression import order
     from pyro_compress.machine import prepare
 
     prepare("cpu", 1)
@@ -33,6 +37,7 @@ def _machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(COMMON, str(folder))
         patch.setattr(os, "fsync", lambda handle: None)
+        patch.setattr(order, "CODED", 100_000)
         yield
 
 
@@ -72,7 +77,7 @@ def digits() -> Splits:
 def _seed() -> None:
     import torch
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` asks after every kind of device
 
 
 @pytest.fixture(scope="session")

@@ -34,11 +34,15 @@ def perceptron() -> Compressed:
     return packed(capture(net, (1, 8, 8)), tensors)
 
 
+LARGE = ("resnet-20", "resnet-18", "resnet-50", "vgg-16", "vit-tiny", "inverted", "lenet-300-100")
+"""Networks with so many values that a few passes over them are many moves."""
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_another_order_computes_the_same(name: str) -> None:
     _, x, graph, tensors = prepared(name, 0.2, 0.2)
     network = packed(graph, tensors)
-    found = reordered(network, 30)
+    found = reordered(network, 30 if name not in LARGE else 4)
     assert found.graph == network.graph
     before, after = (to_module(one).double()(x.double()) for one in (network, found))
     close(after, before)

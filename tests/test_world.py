@@ -186,7 +186,8 @@ def epochs_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
 def test_all_processes_hold_the_same_network(size: int, tmp_path: Path) -> None:
     for name in CASES:
         (tmp_path / name).mkdir()
