@@ -110,6 +110,13 @@ def test_image_folders(tmp_path: Path) -> None:
         assert torch.equal(brighter_above, data.y == 0)
 
 
+def loose(folder: Path, number: int = 1) -> None:
+    """Images that lie in a folder itself."""
+    folder.mkdir(exist_ok=True)
+    for i in range(number):
+        Image.new("L", (4, 4), i).save(folder / f"{i}.png")
+
+
 def test_colour_size_and_a_missing_test_folder(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "rgb", "RGB", 8, ("train",))
     splits = load_splits(str(folder), reading=Reading(image_size=6))
@@ -126,6 +133,12 @@ def test_colour_size_and_a_missing_test_folder(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda f: None, "has neither a folder train .* nor a file x_train.npy"),
+        (lambda f: loose(f), "holds images such as 0.png, but no folder of a class"),
+        (lambda f: (loose(f / "a"), loose(f / "b")), r"no folder test: 2 of its 2 classes .* \(the first is row 1\)"),
+        (
+            lambda f: (loose(f / "a", 2), loose(f / "b", 2)),
+            "no folder test: 4 rows of 2 classes are too few for a part",
+        ),
         (lambda f: (f / "cats").mkdir(), "no images; they belong in .*CLASS"),
         (lambda f: (f / "train" / "a").mkdir(parents=True), "no images; they belong in"),
         (lambda f: (pictures(f), shutil.copytree(f / "test/above", f / "test/new")), "has class new, which the train"),

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_compress.data.datasets import SPLIT_SEED, Arrays
+from pyro_compress.data.datasets import Arrays
+from pyro_compress.data.held_out import drawn
 from pyro_compress.data.images import ImageFiles, whole_scale
 from pyro_compress.data.layout import Listed, listed, split_folders
 from pyro_compress.data.npz import VALIDATION
@@ -72,14 +73,8 @@ def _images(folder: Path, places: dict[str, Path], reading: Reading) -> Arrays:
 
 
 def _held_out(train: Listed, folder: Path) -> tuple[Listed, Listed]:
-    from sklearn.model_selection import train_test_split
-
-    rows = np.arange(len(train.y))
-    try:
-        kept, out = train_test_split(rows, test_size=TEST_SHARE, stratify=train.y, random_state=SPLIT_SEED)
-    except ValueError as error:
-        raise ValueError(f"{folder}: no folder test, and none can be held out: {error}") from error
-    return train.rows(np.sort(kept)), train.rows(np.sort(out))
+    kept, out = drawn(np.arange(len(train.y)), TEST_SHARE, train.y, f"test split in {folder}, which has no folder test")
+    return train.rows(kept), train.rows(out)
 
 
 def _stack(files: ImageFiles) -> np.ndarray:

@@ -12,6 +12,9 @@ from pyro_compress.data.streaming import Streamed
 from pyro_compress.settings import Reading
 from pyro_compress.types import Data
 
+FEW_CLASSES = 20
+"""With more, and one for every second row, labels may be numbers to predict."""
+
 
 def rows_of(data: Data, rows: np.ndarray) -> Data:
     """Some rows of data, in memory or not."""
@@ -52,7 +55,7 @@ def drawn(rows: np.ndarray, size: float, labels: np.ndarray | None, what: str) -
         rest, chosen = train_test_split(rows, test_size=size, stratify=labels, random_state=SPLIT_SEED)
     except ValueError as error:
         stratified = "" if labels is None else "stratified "
-        if labels is not None and len(np.unique(labels)) > len(labels) / 2:
+        if labels is not None and len(np.unique(labels)) > max(FEW_CLASSES, len(labels) / 2):
             raise ValueError(
                 f"no {stratified}{what}: its {len(labels)} rows have {len(np.unique(labels))} different labels; "
                 "numbers are predicted with --task regression"
@@ -62,6 +65,11 @@ def drawn(rows: np.ndarray, size: float, labels: np.ndarray | None, what: str) -
                 f"no {stratified}{what}: {len(single)} of its {len(np.unique(labels))} classes have a single row (the "
                 f"first is row {rows[single[0]] + 1}), and every class must be in both parts; give them more rows, or "
                 "leave them out"
+            ) from error
+        if labels is not None and 0 < size and len(labels) * (size if size < 1 else 1) < len(np.unique(labels)):
+            raise ValueError(
+                f"no {stratified}{what}: {len(labels)} rows of {len(np.unique(labels))} classes are too few for a part "
+                f"of {size:.3g} in which every class is; give it more rows, or hold out more of them"
             ) from error
         raise ValueError(f"no {stratified}{what} of size {size:.3g}: {error}") from error
     return np.sort(rest), np.sort(chosen)

@@ -67,6 +67,11 @@ def split_folders(folder: Path) -> dict[str, Path]:
     if found:
         raise ValueError(f"{folder} has a folder {next(iter(found.values())).name}, but none called train")
     inside = visible(folder)
+    if not inside and (loose := _loose(folder)):
+        raise ValueError(
+            f"{folder} holds images such as {loose[0].name}, but no folder of a class; put those of every class into a "
+            "folder of its own, CLASS/*.png or train/CLASS/*.png"
+        )
     if not inside:
         raise ValueError(f"{folder} has neither a folder train (images by class) nor a file x_train.npy")
     if len(inside) == 1 and len(visible(inside[0])) > 1:
@@ -97,9 +102,13 @@ def listed(folder: Path, classes: Sequence[str] | None = None) -> tuple[Listed, 
         labels += [label] * len(found)
     if not paths:
         raise ValueError(f"{folder}: no images; they belong in {folder / 'CLASS' / 'NAME.png'}")
-    if loose := [path for path in folder.iterdir() if path.is_file() and _is_image(path)]:
+    if loose := _loose(folder):
         doubt(log, f"{folder}: {len(loose)} images lie in no class folder and are passed over")
     return Listed(paths, np.array(labels, np.int64)), own
+
+
+def _loose(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and _is_image(path))
 
 
 def _images(folder: Path) -> list[Path]:
