@@ -40,7 +40,7 @@ class CapturedLinear(nn.Module):
 
 @pytest.fixture(scope="module")
 def posterior(tmp_path_factory: pytest.TempPathFactory) -> Posterior:
-    config = FitConfig(prior="gaussian", hidden=(30,), epochs=20, device="cpu", threads=1)
+    config = FitConfig(prior="gaussian", hidden=(30,), epochs=12, device="cpu", threads=1)
     return fit_run(config, tmp_path_factory.mktemp("artefact") / "run").posterior
 
 

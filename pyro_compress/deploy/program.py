@@ -6,6 +6,7 @@ import ast
 import inspect
 import sys
 from collections.abc import Iterable
+from functools import cache
 
 from pyro_compress.deploy import standalone
 from pyro_compress.graph.operations import (
@@ -52,14 +53,22 @@ def program(operations: Iterable[str] = ()) -> str:
 
 def _body(name: str, imports: Imports) -> str:
     """The source of a module without its docstring and its imports, of which those of other packages are collected."""
-    source = inspect.getsource(sys.modules[name])
-    lines = source.splitlines(keepends=True)
+    text, statements = _parts(inspect.getsource(sys.modules[name]))
+    for node in statements:
+        _collect(node, name, imports)
+    return text
+
+
+@cache
+def _parts(source: str) -> tuple[str, tuple[ast.Import | ast.ImportFrom, ...]]:
+    """A module's source without its docstring and its imports, and these; parsed once for all exports."""
+    lines, statements = source.splitlines(keepends=True), []
     for node in ast.parse(source).body:
         if _is_docstring(node) or isinstance(node, ast.Import | ast.ImportFrom):
             lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or 0) - node.lineno + 1)
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                _collect(node, name, imports)
-    return "".join(lines).strip("\n") + "\n"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            statements.append(node)
+    return "".join(lines).strip("\n") + "\n", tuple(statements)
 
 
 def _is_docstring(node: ast.stmt) -> bool:
