@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from pyro_compress.cli.commands import run_script
@@ -19,9 +20,15 @@ from pyro_compress.runs.folder import unfinished
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
 
-EPOCHS = 150
+CONFIG = FitConfig(hidden=(8,), epochs=150, threads=1, device="cpu")
 FIT = [sys.executable, "-m", "pyro_compress", "fit"]
-FRESH = ["--hidden", "8", "--epochs", str(EPOCHS), "--threads", "1", "--device", "cpu", "--checkpoint-epochs", "1"]
+
+
+def fresh(config: FitConfig) -> list[str]:
+    """Options of a fit from its beginning."""
+    told = {"hidden": config.hidden[0], "epochs": config.epochs, "limit": config.limit, "threads": 1, "device": "cpu"}
+    told["checkpoint-epochs"] = 1
+    return [word for name, value in told.items() for word in (f"--{name}", str(value))]
 
 
 def changed(path: Path) -> int:
@@ -47,18 +54,21 @@ def killed(command: list[str], started: Path, delay: float) -> bool:
         return True
 
 
-def survived(out: Path, generator: random.Random, most: int) -> int:
+def command(config: FitConfig, out: Path) -> list[str]:
+    """What begins a fit, or goes on with it."""
+    if any(unfinished(out).glob("checkpoint-*")):
+        return [*FIT, "--resume", str(out)]
+    return [*FIT, *fresh(config), "--force", "--out", str(out)]
+
+
+def survived(config: FitConfig, out: Path, generator: random.Random, most: int) -> int:
     """Fit, killed up to `most` times; how many kills it took."""
     kills = 0
     while kills < most:
-        resumable = any(unfinished(out).glob("checkpoint-*"))
-        command = [*FIT, *(["--resume", str(out)] if resumable else [*FRESH, "--force", "--out", str(out)])]
-        if not killed(command, unfinished(out) / "history.jsonl", generator.uniform(0, 1.5)):
+        if not killed(command(config, out), unfinished(out) / "history.jsonl", generator.uniform(0, 1.5)):
             return kills
         kills += 1
-    resumable = any(unfinished(out).glob("checkpoint-*"))
-    command = [*FIT, *(["--resume", str(out)] if resumable else [*FRESH, "--force", "--out", str(out)])]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command(config, out), check=True, capture_output=True)
     return kills
 
 
@@ -68,17 +78,18 @@ def main() -> None:
     parser.add_argument("--per-fit", type=int, default=5, help="kills of one fit, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--smoke", action="store_true", help="two kills")
+    parser.add_argument("--smoke", action="store_true", help="two kills of a shorter fit")
     options = parser.parse_args()
     if options.smoke:
         options.kills = options.per_fit = 2
+    config = replace(CONFIG, limit=300) if options.smoke else CONFIG
     generator, kills, fits = random.Random(options.seed), 0, []
     with tempfile.TemporaryDirectory() as folder:
-        straight = fit_run(FitConfig(hidden=(8,), epochs=EPOCHS, threads=1, device="cpu"), Path(folder) / "straight")
+        straight = fit_run(config, Path(folder) / "straight")
         wanted = (straight.path / "posterior.safetensors").read_bytes()
         while kills < options.kills:
             out = Path(folder) / f"run-{len(fits)}"
-            took = survived(out, generator, min(options.per_fit, options.kills - kills))
+            took = survived(config, out, generator, min(options.per_fit, options.kills - kills))
             same = (out / "posterior.safetensors").read_bytes() == wanted
             fits.append({"kills": took, "same_bytes": same})
             kills += took

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +19,7 @@ from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.data.splits import load_splits
 from pyro_compress.placing import LOCK, unfinished
 from pyro_compress.runs.config import resolve
-from pyro_compress.runs.folder import new_folder, unfinished_config
+from pyro_compress.runs.folder import Run, new_folder, unfinished_config
 from pyro_compress.runs.run import Keeping, fit_run, initial_net
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import fit_baseline
@@ -134,7 +134,8 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pyro_compress", "fit", *arguments]
 
 
-TINY = ("--hidden", "8", "--epochs", "40", "--threads", "1", "--device", "cpu", "--checkpoint-epochs", "1")
+SIGNALLED = FitConfig(hidden=(8,), epochs=40, limit=400, threads=1, device="cpu")
+TINY = ("--hidden", "8", "--epochs", "40", "--limit", "400", "--threads", "1", "--device", "cpu")
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
@@ -150,10 +151,12 @@ def test_a_signal_after_the_last_step_counts(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_signals(number: signal.Signals, tmp_path: Path) -> None:
+def test_signals(number: signal.Signals, shared: Callable[[FitConfig], Run], tmp_path: Path) -> None:
     """Whatever ends the process, resuming ends in the bytes of an uninterrupted fit."""
     out = tmp_path / "run"
-    process = subprocess.Popen(command(*TINY, "--out", str(out)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(*TINY, "--checkpoint-epochs", "1", "--out", str(out)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
     wait_for(unfinished(out), process)
     process.send_signal(number)
     error = process.communicate()[1].decode()
@@ -168,7 +171,7 @@ def test_signals(number: signal.Signals, tmp_path: Path) -> None:
         fit_run(config, out)
     fit_run(config, out, keeping=Keeping(resume=True))
     assert not unfinished(out).exists()
-    wanted = fit_run(FitConfig(hidden=(8,), epochs=40, threads=1, device="cpu"), tmp_path / "straight")
+    wanted = shared(SIGNALLED)
     assert (out / "posterior.safetensors").read_bytes() == (wanted.path / "posterior.safetensors").read_bytes()
     assert len((out / "history.jsonl").read_text().splitlines()) == 40
     with pytest.raises(ValueError, match="is complete; nothing to resume"):
@@ -189,7 +192,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         write_tensors(file, tensors, metadata)
 
     monkeypatch.setattr(pyro_compress.training.checkpoint, "write_tensors", full)
-    config = FitConfig(hidden=(8,), epochs=20, device="cpu")
+    config = FitConfig(hidden=(8,), epochs=5, pretrain_epochs=1, limit=150, device="cpu")
     with pytest.raises(OSError, match="No space left"):
         fit_run(config, tmp_path / "run", keeping=Keeping(every_epochs=1))
     monkeypatch.undo()
