@@ -7,7 +7,7 @@ import pytest
 from fuzzing import consumers
 from fuzzing.encoding import foreign
 from fuzzing.keeping import keep, passed
-from fuzzing.networks import ARGUMENTS, NETWORKS, listed, made_up
+from fuzzing.networks import NETWORKS, listed, made_up
 
 from pyro_compress.data.splits import load_splits
 from pyro_compress.data.streaming import ArrayFile
@@ -87,5 +87,4 @@ def test_changes_that_keep_a_network_valid_do(number: int | str) -> None:
 
 def test_every_operation_is_made_up() -> None:
     made = {node[0] for seed in range(400) for node in made_up(random.Random(seed))["graph"]["nodes"]}
-    assert made >= set(ARGUMENTS) - {"conv3d"}, set(ARGUMENTS) - made
-    assert len(made) > 0.8 * len(OPERATIONS), set(OPERATIONS) - made
+    assert made >= set(OPERATIONS), set(OPERATIONS) - made

@@ -1,4 +1,4 @@
-"""Valid networks to begin with: three that hold every operation, and others that a grammar makes up.
+"""Valid networks to begin with: four that hold operations of every kind, and others that a grammar makes up.
 
 A network is a document as JSON has it: {"graph": {"input": shape, "nodes": [[operation, inputs, {role: tensor},
 {attribute: value}], ...]}, "tensors": [[name, shape, quantised], ...], "meta": {...}}.
@@ -16,6 +16,7 @@ from pyro_compress.pcn import gate
 from pyro_compress.types import Node
 
 ONE = {"stride": [1, 1], "padding": [[0, 0], [0, 0]], "dilation": [1, 1]}
+CUBE = {"stride": [1] * 3, "padding": [[0] * 3, [1] * 3], "dilation": [1] * 3, "groups": 1}
 FLAT = ["reshape", [-1], {}, {"shape": [64]}]
 HEAD = ["linear", [-1], {"weight": "head.weight", "bias": "head.bias"}, {}]
 POINTWISE = [
@@ -58,6 +59,17 @@ NETWORKS: list[tuple[list[Any], dict[str, list[int]]]] = [
         ],
         {"n.weight": [8], "n.bias": [8], "q.weight": [8, 8], "v": [1, 8, 8], "head.weight": [10, 8], "head.bias": [10]},
     ),
+    (
+        [
+            ["upsample", [0], {}, {"factors": [2, 1]}], ["resize", [-1], {}, {"sizes": [4, 16], "corners": False}],
+            ["roll", [-1], {}, {"shifts": [1, 3], "axes": [2, 3]}], ["flip", [-1], {}, {"axes": [3]}],
+            ["reshape", [-1], {}, {"shape": [1, 4, 4, 4]}],
+            ["conv3d", [-1], {"weight": "d.weight", "bias": "d.bias"}, CUBE],
+            ["relu", [-1], {}, {}], ["amax", [-1], {}, {"axes": [2, 3, 4], "keepdim": True}],
+            ["expand", [-1], {}, {"axes": [4], "sizes": [5]}], ["reshape", [-1], {}, {"shape": [10]}], HEAD,
+        ],
+        {"d.weight": [2, 1, 2, 2, 2], "d.bias": [2], "head.weight": [10, 10], "head.bias": [10]},
+    ),
 ]  # fmt: skip
 META = {"prior": "horseshoe", "data": "digits", "seed": 0, "parameters_total": 700, "criterion": "snr", "limit": 100}
 MOST = 1 << 12
@@ -69,7 +81,7 @@ Proposal = tuple[dict[str, list[int]], dict[str, Any]]
 
 
 def listed(number: int) -> dict[str, Any]:
-    """One of the three networks."""
+    """One of the four networks."""
     nodes, shapes = NETWORKS[number]
     told = [
         [op, [index if i < 0 else i for i in inputs], dict(p), dict(a)]
@@ -84,7 +96,10 @@ def made_up(chance: random.Random) -> dict[str, Any]:
     first = (1, 8, 8) if chance.random() < 0.7 else tuple(chance.randint(1, 6) for _ in range(chance.randint(1, 5)))
     shapes, nodes, tensors = [first], list[list[Any]](), list[list[Any]]()
     for _ in range(chance.randint(0, 9)):
-        if (found := proposed(chance.choice(list(OPERATIONS)), shapes, len(nodes), chance)) is not None:
+        op = chance.choice(list(OPERATIONS))
+        if op in WANTED and (wanted := WANTED[op](shapes[-1], chance)) is not None:
+            nodes, shapes = [*nodes, ["reshape", [len(nodes)], {}, {"shape": wanted}]], [*shapes, tuple(wanted)]
+        if (found := proposed(op, shapes, len(nodes), chance)) is not None:
             node, more, shape = found
             nodes, tensors, shapes = [*nodes, node], tensors + more, [*shapes, shape]
     size = math.prod(shapes[-1])
@@ -154,6 +169,27 @@ def _factors(size: int, chance: random.Random) -> list[int]:
     return [*parts, size]
 
 
+def _of_rank(rank: int) -> Callable[[Shape, random.Random], list[int] | None]:
+    """The last value with so many dimensions, where it has others."""
+
+    def wanted(shape: Shape, chance: random.Random) -> list[int] | None:
+        if len(shape) == rank:
+            return None
+        left, parts = math.prod(shape), list[int]()
+        for _ in range(rank - 1):
+            parts.append(_divisor(left, chance))
+            left //= parts[-1]
+        return [*parts, left]
+
+    return wanted
+
+
+def _with_a_one(shape: Shape, chance: random.Random) -> list[int] | None:
+    """The last value with a dimension that can be repeated, where it has none."""
+    at = chance.randint(0, len(shape))
+    return None if 1 in shape or len(shape) > 5 else [*shape[:at], 1, *shape[at:]]
+
+
 def _conv(rank: int) -> Callable[[Shape, random.Random], Proposal]:
     def made(shape: Shape, chance: random.Random) -> Proposal:
         channels = shape[0] if shape else 1
@@ -217,6 +253,26 @@ def _select(shape: Shape, chance: random.Random) -> Proposal:
     return {}, {"axis": axis, "index": chance.randrange(shape[axis - 1] if shape else 1)}
 
 
+def _expand(shape: Shape, chance: random.Random) -> Proposal:
+    ones = [axis for axis, size in enumerate(shape, 1) if size == 1] or [1]
+    axes = chance.sample(ones, chance.randint(1, len(ones)))
+    return {}, {"axes": axes, "sizes": [chance.randint(1, 4) for _ in axes]}
+
+
+def _roll(shape: Shape, chance: random.Random) -> Proposal:
+    axes = _axes(shape, chance)
+    return {}, {"shifts": [chance.choice((0, 1, 2, 7, 1 << 30)) for _ in axes], "axes": axes}
+
+
+def _upsample(shape: Shape, chance: random.Random) -> Proposal:
+    return {}, {"factors": [chance.choice((1, 1, 2, 3)) for _ in shape[1:]]}
+
+
+def _resize(shape: Shape, chance: random.Random) -> Proposal:
+    sizes = [chance.choice((1, size, 2 * size, max(1, size // 2), chance.randint(1, 12))) for size in shape[1:]]
+    return {}, {"sizes": sizes, "corners": chance.random() < 0.5}
+
+
 def _constant(shape: Shape, chance: random.Random) -> Proposal:
     like = list(shape) if chance.random() < 0.6 else [chance.choice((1, n)) for n in shape]
     return {"value": chance.choice((like, [1, *like], [math.prod(like)]))}, {"shape": like}
@@ -260,6 +316,7 @@ ARGUMENTS: dict[str, Callable[[Shape, random.Random], Proposal]] = {
         {role: [shape[0] if shape else 1] for role in NORM[:2]},
         {"groups": _divisor(shape[0] if shape else 1, chance), "eps": _eps(shape, chance)},
     ),
+    "expand": _expand, "roll": _roll, "upsample": _upsample, "resize": _resize,
     "pad": _pad, "mean": _REDUCED, "sum": _REDUCED, "amax": _REDUCED,
     "permute": lambda shape, chance: ({}, {"axes": chance.sample(range(1, len(shape) + 1), len(shape))}),
     "select": _select, "slice": _slice, "concat": _attributes(axis=_axis), "constant": _constant,
@@ -267,3 +324,8 @@ ARGUMENTS: dict[str, Callable[[Shape, random.Random], Proposal]] = {
     "attention": _attributes(causal=_bool, scale=lambda shape, chance: chance.choice((None, 0.5, number(chance)))),
 }  # fmt: skip
 """Operation -> what may belong to it; of those without a row the kinds say it."""
+WANTED = {
+    "conv1d": _of_rank(2), "conv2d": _of_rank(3), "conv3d": _of_rank(4), "expand": _with_a_one,
+    "upsample": _of_rank(3), "resize": _of_rank(3),
+}  # fmt: skip
+"""Operation -> the shape to which the last value is brought before, None where it fits as it is."""
