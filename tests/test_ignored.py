@@ -41,6 +41,10 @@ REFUSED = [
     ("compress --net mlp --init w.pt --data digits --workers 3", "--workers goes with a folder as --data"),
     ("compress run --rounding compensated --bits 4 --criterion snr", "--criterion, --bits goes without --rounding"),
     ("compress run --target-error 0.1 --tolerance 0.1", "--tolerance and --target-error exclude each other"),
+    (
+        "compress run --max-bytes 9000 --nll-tolerance 0.1 --tolerance 0.1",
+        "--tolerance, --nll-tolerance and --max-bytes exclude each other",
+    ),
     ("compress run --finetune 3 --temperature 2", "--temperature goes with --teacher RUN"),
     ("evaluate run --data mine.npz --split train", "--split goes without a file as --data"),
     ("inspect run run --restarts --rows 9 --netcdf n.nc", "--rows, --netcdf goes without --restarts"),

@@ -154,6 +154,10 @@ COMPRESS = (
         "and --target-error exclude each other: an error to reach stands instead of a tolerance",
     ),
     Ignored(
+        ("tolerance", "nll_tolerance"), lambda values: values["max_bytes"] is not None,
+        "and --max-bytes exclude each other: the best file that fits stands instead of the smallest within a tolerance",
+    ),
+    Ignored(
         ("teacher_weight", "temperature"), lambda values: values["finetune"] and not values["teacher"],
         "goes with --teacher RUN",
     ),

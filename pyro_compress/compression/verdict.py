@@ -53,7 +53,7 @@ def hints_of(goal: Goal, finetuned: bool, rate: float | None, bits: bool) -> lis
     if rate is not None:
         found.append("a lower --rate (or none: it is searched for)")
     found.append("more epochs of --finetune" if finetuned else "--finetune EPOCHS")
-    return [*found, "more --tolerance"]
+    return found if goal.max_bytes is not None else [*found, "more --tolerance"]
 
 
 def at_chance(before: Quality, splits: Splits) -> str:
