@@ -10,6 +10,7 @@ that is trained, spreads drawn. Everything has one thread, `--threads` for comma
 
     fit:PRIOR:eager|captured[:checkpoints]    two epochs; with checkpoints after each
     resume:PRIOR:eager                        the same, interrupted and gone on with
+    inspect:horseshoe                         of a run with scales of groups
     evaluate, inspect, compress[:HOW]         of a run with a Gaussian posterior; HOW is sparsity, bit-price,
                                               compensated, finetune, weights (a network of somebody else's)
 """
@@ -72,19 +73,21 @@ def fit(case: list[str], hidden: str, batch: int, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def made_run(hidden: str, path: Path) -> None:
-    """A run folder of a network that knows the digits, with a Gaussian posterior, made without a fit."""
+def made_run(hidden: str, path: Path, prior: str = "gaussian") -> None:
+    """A run folder of a network that knows the digits, with a posterior of this prior's, made without a fit."""
     import pyro_compress as pc
+    from pyro_compress.bayes.extract import moments
     from pyro_compress.bayes.guides import build_guide, starts_of
+    from pyro_compress.bayes.layers import bayes_layers
     from pyro_compress.bayes.marginals import write_marginals
     from pyro_compress.bayes.model import classifier
     from pyro_compress.graph.capture import capture
     from pyro_compress.runs.config import config_toml
     from pyro_compress.runs.waist import write_posterior
-    from pyro_compress.types import LayerPosterior, Posterior
+    from pyro_compress.types import Posterior
 
     splits = pc.load_splits("digits")
-    asked = pc.FitConfig(prior="gaussian", data="digits", hidden=tuple(map(int, hidden.split(","))), epochs=2)
+    asked = pc.FitConfig(prior=prior, data="digits", hidden=tuple(map(int, hidden.split(","))), epochs=2)
     config = pc.resolve(asked, len(splits.train))
     net = pc.build_net("mlp", splits.input_shape, 10, config.hidden)
     with torch.no_grad():
@@ -95,19 +98,18 @@ def made_run(hidden: str, path: Path) -> None:
         F.cross_entropy(net[-1](features), splits.train.y).backward()
         optimizer.step()
     tensors = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    model = classifier(pc.bayesianize(net, pc.PRIORS["gaussian"]), len(splits.train))
+    model = classifier(pc.bayesianize(net, pc.PRIORS[prior]), len(splits.train))
     guide = build_guide("mean-field", model, starts_of(model.net, tensors, None), 0.0, ())
     with torch.no_grad():
         for log_scale in guide.log_scale.values():
             log_scale.add_(torch.randn_like(log_scale))
-    layers = {
-        n: LayerPosterior(t, guide.marginal(f"{n}.raw").scale.detach()) for n, t in tensors.items() if t.dim() > 1
-    }
+    layers = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in bayes_layers(model.net)}
     dense = {name: tensor for name, tensor in tensors.items() if name not in layers}
     path.mkdir()
     (path / "config.toml").write_text(config_toml(replace(config, data_dir=""), splits, [], 1))
     with (path / "posterior.safetensors").open("wb") as file:
-        write_posterior(file, Posterior(capture(net, splits.input_shape), layers, dense, "snr", config.provenance))
+        graph, criterion = capture(net, splits.input_shape), pc.PRIORS[prior].criterion
+        write_posterior(file, Posterior(graph, layers, dense, criterion, config.provenance))
     with (path / "guide.safetensors").open("wb") as file:
         write_marginals(file, model.net, guide)
     torch.save(tensors, path.parent / "net.pt")
@@ -123,7 +125,8 @@ def compressed(*options: str) -> Callable[[Path], list[str]]:
 
 COMMANDS: dict[str, Callable[[Path], list[str]]] = {
     "evaluate": lambda folder: ["evaluate", str(folder / "run"), "--json"],
-    "inspect": lambda folder: ["inspect", str(folder / "run"), "--json", "--draws", "50"],
+    "inspect": lambda folder: ["inspect", str(folder / "run"), "--json"],
+    "inspect:horseshoe": lambda folder: ["inspect", str(folder / "run"), "--json"],
     "compress": compressed(),
     "compress:sparsity": compressed("--sparsity", "0.8", "--coarseness", "0.25"),
     "compress:bit-price": compressed("--sparsity", "0.5", "--coarseness", "0.25", "--bit-price", "1"),
@@ -210,7 +213,8 @@ def measured(case: str, hidden: str, options: argparse.Namespace) -> dict[str, A
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if case in COMMANDS:
-            forked(lambda: made_run(hidden, folder / "run"), folder / "make.log")
+            prior = "horseshoe" if case.endswith(":horseshoe") else "gaussian"
+            forked(lambda: made_run(hidden, folder / "run", prior), folder / "make.log")
         row = forked(lambda: one(case, hidden, options.batch, folder, options.threads), folder / "one.log")
     told = {"case": case, "hidden": hidden, "batch": options.batch, "threads": options.threads, "weights": weights}
     return told | row | {"estimate_ratio": row["estimate_mib"] / row["growth_mib"]}

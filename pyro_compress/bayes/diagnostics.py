@@ -105,16 +105,15 @@ def diagnose(
     chosen = seeded_rows(train, size.rows)
     subset = Data(train.x[chosen], train.y[chosen])
     plan = {name: _Stored(shape, marginals, size) for name, shape in marginals.shapes.items() if len(shape.weight) > 1}
-    collected = _Collected(plan)
+    collected = _Collected(plan, {"prior": size.prior_draws}, size.draws)
     ratio_rows = train if all_rows else subset
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for _ in range(size.draws):
             _draw_once(collected, posterior, marginals, subset, (ratio_rows, len(train)))
         for _ in range(size.prior_draws):
-            if (drawn := draw_prior(marginals)) is None:
+            if not _draw_prior_once(collected, marginals):
                 break
-            collected.draw("prior", drawn)
     kl = kl_by_tensor(marginals)
     values = collected.arrays()
     values["log_likelihood"]["y"] = told_apart(values["log_likelihood"]["y"])
@@ -143,6 +142,14 @@ def _draw_once(
     _add_densities(collected, drawn, float(likelihood.sum()) * examples / len(data))
 
 
+def _draw_prior_once(collected: _Collected, marginals: Marginals) -> bool:
+    """One network of the prior, let go when its weights are noted; False if there is none."""
+    if (drawn := draw_prior(marginals)) is None:
+        return False
+    collected.draw("prior", drawn)
+    return True
+
+
 def _outputs(network: Network, x: Tensor) -> Tensor:
     return torch.cat([network(part).double() for part in x.split(1000)])
 
@@ -164,14 +171,28 @@ def _add_densities(collected: _Collected, drawn: dict[str, TensorDraw], likeliho
 
 
 class _Collected:
-    """Draws by group and variable."""
+    """Draws by group and variable.
 
-    def __init__(self, plan: dict[str, _Stored]) -> None:
-        self.plan = plan
-        self.found: dict[str, dict[str, list[Tensor]]] = {}
+    Room for all draws of a variable is taken with its first: small tensors that are kept one by one come to lie between
+    large ones that are let go, and hold their memory apart.
+
+    Args:
+        plan: what is stored of each tensor.
+        draws: group -> how many there will be at most.
+        otherwise: the same of groups that are not named there.
+    """
+
+    def __init__(self, plan: dict[str, _Stored], draws: dict[str, int], otherwise: int) -> None:
+        self.plan, self.draws, self.otherwise = plan, draws, otherwise
+        self.found: dict[str, dict[str, np.ndarray]] = {}
+        self.counts: dict[tuple[str, str], int] = {}
 
     def add(self, group: str, name: str, value: Tensor) -> None:
-        self.found.setdefault(group, {}).setdefault(name, []).append(value)
+        found, count = self.found.setdefault(group, {}), self.counts.get((group, name), 0)
+        if name not in found:
+            room = (self.draws.get(group, self.otherwise), *value.shape)
+            found[name] = torch.empty(room, dtype=value.dtype).numpy()
+        found[name][count], self.counts[group, name] = value.numpy(), count + 1
 
     def draw(self, group: str, drawn: dict[str, TensorDraw]) -> None:
         for name, stored in self.plan.items():
@@ -181,7 +202,7 @@ class _Collected:
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
         """Group -> variable -> `(1, draws, ...)`."""
         return {
-            group: {name: torch.stack(values)[None].numpy() for name, values in variables.items()}
+            group: {name: values[None, : self.counts[group, name]] for name, values in variables.items()}
             for group, variables in self.found.items()
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
@@ -112,15 +112,23 @@ def _check(posterior: Posterior) -> None:
         raise ValueError(f"layer {unread[0]} is read by no operation")
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_tensors(
+    path: Path, kept: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and tensors of a safetensors file of ours, whose header bounds what is allocated by the file's size.
+
+    Args:
+        path: the file.
+        kept: what to keep of a tensor by its name, before the next one is read; default: the tensor.
 
     Raises:
         ValueError: a damaged or foreign file.
         OSError: it cannot be read.
     """
     file = TensorFile(path)
-    return table(json_of(file.metadata, "its metadata"), "its metadata"), {name: file[name] for name in sorted(file)}
+    return table(json_of(file.metadata, "its metadata"), "its metadata"), {
+        name: kept(name, file[name]) for name in sorted(file)
+    }
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
