@@ -48,7 +48,7 @@ def written(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: as for `write_atomically`.
     """
-    target = path.resolve() if path.is_symlink() else path
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
     drop_left(target.parent, target.name)
     temporary = temporary_name(target)
     _WRITING.add(str(temporary))

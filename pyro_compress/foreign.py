@@ -11,6 +11,7 @@ import functools
 import json
 import math
 import re
+import stat
 import tomllib
 import types
 from collections.abc import Mapping
@@ -35,6 +36,22 @@ _ACTING, _ACTING_IN_TEXT = re.compile(f"[{ACTS}]"), re.compile(f"(?![\n\t])[{ACT
 _PLAIN: dict[Any, str] = {int: "a whole number", float: "a number", str: "plain text", bool: "true or false"}
 
 
+def ordinary(path: Path) -> Path:
+    """The path of a file or folder to be read, unless a read of it could wait or never end.
+
+    Raises:
+        ValueError: a pipe, a socket or a device lies there.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return path  # whoever reads it says why it cannot
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return path
+    kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+    raise ValueError(f"{path} is {kind}; write what it gives to a file, and give that one")
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file.
 
@@ -42,7 +59,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ValueError: it is none, or too large.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with ordinary(path).open("rb") as file:
         data = file.read(MAX_TOML + 1)
     return toml(data, str(path))
 

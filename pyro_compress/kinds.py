@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_compress.atomic import TEMPORARY
+from pyro_compress.foreign import ordinary
 from pyro_compress.placing import CHECKPOINTS, FRAMES, LOCK
 
 NAME = b"pyro-compress"
@@ -103,7 +104,7 @@ def is_run(folder: Path) -> bool:
 def is_export(folder: Path) -> bool:
     """Whether a folder is a complete export."""
     try:
-        card = json.loads((folder / "network.json").read_text())
+        card = json.loads(ordinary(folder / "network.json").read_text())
         return str(card["producer"]).startswith(NAME.decode()) and (folder / "run.py").is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -112,7 +113,7 @@ def is_export(folder: Path) -> bool:
 def is_study(folder: Path) -> bool:
     """Whether a folder holds results of `compare`."""
     try:
-        return "runs" in json.loads((folder / "study.json").read_text())
+        return "runs" in json.loads(ordinary(folder / "study.json").read_text())
     except (OSError, ValueError, TypeError):
         return _all_named(folder / "rows", r"[0-9a-f]+\.(json|failed|lock)|tables\.lock")
 

@@ -10,6 +10,7 @@ stopped, or hangs, keeps the lock but falls silent: who waits for it says so, in
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
@@ -21,6 +22,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pyro_compress.foreign import ordinary
+
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0
@@ -31,7 +34,7 @@ SILENT_SECONDS = 60.0
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file; wait for it where another process does, and say so where that one is silent."""
-    lock, silence = FileLock(path, is_singleton=False), Silence()
+    lock, silence = _lock(path), Silence()
     while True:
         try:
             lock.acquire(timeout=SILENT_SECONDS / 2)
@@ -48,7 +51,7 @@ def locked(path: Path) -> Iterator[None]:
 @contextmanager
 def claimed(path: Path) -> Iterator[bool]:
     """Hold a lock file, or be told False at once where another process does."""
-    lock = FileLock(path, is_singleton=False)
+    lock = _lock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -59,6 +62,17 @@ def claimed(path: Path) -> Iterator[bool]:
             yield True
     finally:
         lock.release()
+
+
+def _lock(path: Path) -> FileLock:
+    """The lock of a file. What is there and no lock file is none of ours: a link would be written to where it points.
+
+    Raises:
+        OSError: it is a link, or no ordinary file.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(errno.EINVAL, "is no ordinary file, so it is no lock of this program; move it away", str(path))
+    return FileLock(path, is_singleton=False)
 
 
 @contextmanager
@@ -123,6 +137,6 @@ def stopped(path: Path) -> str:
 
 def _signature(path: Path) -> str:
     try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
+        return ordinary(path).read_text(errors="replace").strip()
+    except (OSError, ValueError):
         return ""

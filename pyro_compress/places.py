@@ -28,6 +28,8 @@ def check_file(path: Path, kind: str, force: bool, option: str = "--out") -> Non
     """
     another = f"choose another {option}"
     check_name(path, another)
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path} is a link to what is not there; remove it, or {another}")
     path = located(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a file; {another}")
@@ -58,7 +60,7 @@ def check_folder(out: Path, known: Callable[[Path], list[str] | None], force: bo
     """
     another = "choose another --out"
     check_name(out, another)
-    here, place = Path.cwd(), out.resolve()
+    here, place = Path.cwd(), Path(os.path.realpath(out))
     if place == here or place in here.parents:
         raise ValueError(f"{out} is the working directory, or holds it, and is not replaced; {another}")
     out = located(out)

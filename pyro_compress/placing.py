@@ -59,6 +59,15 @@ def emptied(folder: Path) -> None:
             path.unlink()
 
 
+def unordinary(folder: Path) -> Path | None:
+    """What in a folder is a link, a pipe or a device, by which a write would reach elsewhere or wait; None: nothing."""
+    for place, names, files in os.walk(folder):
+        for path in [Path(place, name) for name in (*names, *files)]:
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                return path
+    return None
+
+
 def make_folders(folder: Path) -> None:
     """Make a folder and those above it, on the disk."""
     missing = [one for one in (folder, *folder.parents) if not one.is_dir()]
@@ -112,7 +121,7 @@ def recover(out: Path, complete: Complete) -> bool:
 
 def located(out: Path) -> Path:
     """Where a folder lies: where it is a link, what that points to."""
-    return out.resolve() if out.is_symlink() else out
+    return Path(os.path.realpath(out)) if out.is_symlink() else out
 
 
 def _tidied(out: Path, complete: Complete) -> bool:

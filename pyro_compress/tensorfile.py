@@ -17,6 +17,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from pyro_compress.foreign import ordinary
+
 KINDS = {
     "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "U32": torch.uint32,
     "I32": torch.int32, "BF16": torch.bfloat16, "F16": torch.float16, "U16": torch.uint16, "I16": torch.int16,
@@ -94,7 +96,7 @@ class TensorFile(Mapping[str, Tensor]):
             self.metadata, self._places, self._start = _header(file)
 
     def _opened(self) -> IO[bytes]:
-        return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else ordinary(self.source).open("rb")
 
     def __getitem__(self, name: str) -> Tensor:
         dtype, shape, start = self._places[name]

@@ -18,6 +18,7 @@ FAMILIES = ("layers", "single", "norms", "pools", "moves", "resizing", "reductio
 
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
+    {"foreign"},
     {
         "types",
         "settings",
@@ -28,7 +29,6 @@ FLOORS = [
         "locks",
         "atomic",
         "tensorfile",
-        "foreign",
         "doubts",
         "inspection/drawing",
     },

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_compress.doubts import doubt
+from pyro_compress.foreign import ordinary
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -105,7 +106,7 @@ def opened(path: Path) -> Image.Image:
     from PIL import Image
 
     try:
-        return Image.open(path)
+        return Image.open(ordinary(path))
     except Exception as error:  # as above
         raise _unreadable(path, error) from error
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_compress.data.datasets import Arrays
 from pyro_compress.data.labels import read_labels, texts
 from pyro_compress.data.streaming import ArrayFile, Streamed, scaled
+from pyro_compress.foreign import ordinary
 from pyro_compress.settings import Reading
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def class_names(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a `.npz` file, under names in lower case; nothing is unpickled, an array of objects comes empty."""
-    if not path.is_file():
+    if not ordinary(path).is_file():
         raise ValueError(f"{path}: no such file")
     if not _is_zip(path):  # numpy would take it for a pickle, and offer to load it
         raise ValueError(f"{path} is no .npz file")

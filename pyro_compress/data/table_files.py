@@ -17,6 +17,7 @@ import numpy as np
 
 from pyro_compress.data.labels import MISSING
 from pyro_compress.doubts import doubt
+from pyro_compress.foreign import ordinary
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def read_table(path: Path, labels: Sequence[str] = ()) -> Table:
         from pyarrow import parquet
     except ImportError as error:
         raise ValueError(f"tables need one more package ({error}); pip install 'pyro-compress[tabular]'") from error
+    ordinary(path)
     try:
         is_parquet = path.suffix.lower() == ".parquet"
         table = parquet.ParquetFile(path).read() if is_parquet else _read_csv(path, labels)

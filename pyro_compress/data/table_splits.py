@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def table_splits(path: Path, validation: float | None, reading: Reading, known: 
     columns = columns or tabular.columns_of(table, reading.target, held_in, path)
     parts = [_rows_of_table(table, columns, y, rows, path) for rows in (held_in, held_out)]
     if reading.test_data:
-        if Path(reading.test_data).resolve() == path.resolve():
+        if os.path.realpath(reading.test_data) == os.path.realpath(path):
             doubt(log, f"{path} is its own --test-data: test scores are those of rows that were fitted")
         parts.append(table_data(Path(reading.test_data), columns, reading, classes))
     else:

@@ -21,6 +21,7 @@ import numpy as np
 from pyro_compress.atomic import write_atomically
 from pyro_compress.deploy import standalone
 from pyro_compress.deploy.program import program
+from pyro_compress.foreign import ordinary
 from pyro_compress.pcn.file import dense
 from pyro_compress.pcn.names import check_names
 from pyro_compress.types import Compressed
@@ -77,7 +78,7 @@ def _csr(values: np.ndarray) -> dict[str, np.ndarray]:
 def _operations(folder: Path) -> list[str]:
     """Operations of a folder's network; none where it does not say so."""
     try:
-        card = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+        card = json.loads(ordinary(folder / "network.json").read_text(encoding="utf-8"))
         return [str(node["op"]) for node in card["nodes"]]
     except (OSError, ValueError, LookupError, TypeError):
         return []

@@ -45,6 +45,8 @@ def write_report(
         raise ValueError(f"{out.parent} is no folder; make it first, or choose another --out")
     if network is None and (run / "network.pcn").is_file():
         network = run / "network.pcn"
+    if network is not None:
+        file.read(network)  # refused before any time is spent
     inspection, diagnosis = inspect_run(run, data_dir, size, threads=threads, data=data)
     inspection = counted(inspection, network) if network else inspection
     splits = inspection.run.splits(data_dir)

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_compress.foreign import ordinary
+
 DEPTH = 6
 """How deep state dicts lie in a file, at most."""
 REPEATED = 1 << 16
@@ -43,7 +45,7 @@ def entries_of(path: Path) -> list[Entry]:
     Raises:
         ValueError: another kind of file, a damaged one, one that holds no tensors, or more than may be read safely.
     """
-    with path.open("rb") as stream:
+    with ordinary(path).open("rb") as stream:
         head = stream.read(9)
     if head[8:] == b"{":  # eight bytes of length, then a JSON object
         found = [Entry("", name, tensor) for name, tensor in _safetensors(path).items()]

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.foreign import ordinary
 from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.networks.layered import Layered
 from pyro_compress.pcn import file
@@ -86,7 +87,7 @@ def _read(path: Path) -> Compressed:
 
 
 def _check(path: Path) -> None:
-    if not path.is_file():
+    if not ordinary(path).is_file():
         raise ValueError(f"{path}: there is no such file")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.foreign import ordinary
 from pyro_compress.networks.checkpoints import entries_of
 from pyro_compress.networks.decoded import SUFFIX, decoded_weights
 from pyro_compress.networks.naming import ignored, named_for
@@ -35,7 +36,7 @@ def read_weights(source: str, own: Mapping[str, Tensor] | None = None) -> dict[s
     if source.startswith("torchvision:"):
         return _torchvision(source.removeprefix("torchvision:"))
     path = Path(source)
-    if not path.is_file():
+    if not ordinary(path).is_file():
         raise ValueError(f"{source}: no such file or run folder (weights also come as torchvision:WEIGHTS)")
     if path.suffix == SUFFIX:
         return decoded_weights(path)

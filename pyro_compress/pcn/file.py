@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_compress.foreign import ordinary
 from pyro_compress.pcn import codec, header, sections
 from pyro_compress.pcn.gate import DEFAULT, UNLIMITED, Limits, Plan, check
 from pyro_compress.pcn.layout import layouts
@@ -61,7 +62,7 @@ def read(path: Path, limits: Limits = DEFAULT) -> Compressed:
         ValueError: not such a file, a damaged one, or one that is too large.
         OSError: the file cannot be read.
     """
-    data = path.read_bytes()
+    data = ordinary(path).read_bytes()
     try:
         return loads(data, limits)
     except ValueError as error:

@@ -29,7 +29,7 @@ from pyro_compress.foreign import of_type, read_toml, shown, toml
 from pyro_compress.kinds import foreign_to_run, is_run
 from pyro_compress.pcn import gate
 from pyro_compress.places import check_folder, check_name
-from pyro_compress.placing import CHECKPOINTS, emptied, located, making, put_in_place, recover, unfinished
+from pyro_compress.placing import CHECKPOINTS, emptied, located, making, put_in_place, recover, unfinished, unordinary
 from pyro_compress.runs.config import check_ranges, options_of, preprocessing_in, read_config
 from pyro_compress.runs.waist import read_posterior
 from pyro_compress.settings import FitConfig, tupled
@@ -148,6 +148,8 @@ def new_folder(out: Path, force: bool, resume: bool = False) -> Iterator[Path]:
             )
         if not resume:
             emptied(folder)
+        elif odd := unordinary(folder):
+            raise ValueError(f"{odd} is no ordinary file or folder: no fit of this program left it; move it away")
         drop_left(folder)
         try:
             yield folder

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_compress.atomic import write_atomically
-from pyro_compress.foreign import cell, json_of, of_type, table
+from pyro_compress.foreign import cell, json_of, of_type, ordinary, table
 from pyro_compress.studies.identity import differing
 from pyro_compress.studies.plan import Planned
 from pyro_compress.studies.tables import COLUMNS, Row, markdown, row_of
@@ -40,7 +40,7 @@ def settled(planned: Planned, out: Path, began: float) -> Outcome | None:
         return Outcome(planned, rows)
     failed = failed_path(planned, out)
     try:
-        return Outcome(planned, (), failed.read_text()) if failed.stat().st_mtime >= began else None
+        return Outcome(planned, (), ordinary(failed).read_text()) if failed.stat().st_mtime >= began else None
     except FileNotFoundError:  # none, or none any more
         return None
 
@@ -54,7 +54,7 @@ def rows_path(planned: Planned, out: Path) -> Path:
 def _serves(path: Path, planned: Planned) -> bool:
     """Whether what an earlier version stored was made by one of the configurations that are asked for."""
     try:
-        stored = json.loads(path.read_text())["config"]
+        stored = json.loads(ordinary(path).read_text())["config"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return any(not differing(stored, config) for config in planned.configs)
@@ -74,7 +74,9 @@ def cached_rows(planned: Planned, out: Path) -> tuple[Row, ...] | None:
     """Rows of an earlier evaluation, under the study's present labels; None where a sparsity is missing."""
     try:
         path = rows_path(planned, out)
-        rows = [row_of(row, str(path)) for row in table(json_of(path.read_bytes(), str(path)), str(path))["rows"]]
+        rows = [
+            row_of(row, str(path)) for row in table(json_of(ordinary(path).read_bytes(), str(path)), str(path))["rows"]
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not set(planned.sparsities) <= {row.sparsity for row in rows}:
@@ -94,7 +96,7 @@ def write_results(outcomes: list[Outcome], out: Path) -> None:
     for outcome in outcomes:
         path = rows_path(outcome.planned, out)
         if path.exists():
-            document = table(json_of(path.read_bytes(), str(path)), str(path))
+            document = table(json_of(ordinary(path).read_bytes(), str(path)), str(path))
             document["rows"] = [asdict(row) for row in outcome.rows]
             runs[outcome.planned.hash] = document
     failures = {o.planned.hash: o.failure for o in outcomes if o.failure}
@@ -136,7 +138,7 @@ def read_document(out: Path) -> dict[str, Any]:
     """
     path = out / "study.json"
     try:
-        document = table(json_of(path.read_bytes(), str(path)), str(path))
+        document = table(json_of(ordinary(path).read_bytes(), str(path)), str(path))
         runs = {name: table(run, f"{path}: {name}") for name, run in table(document["runs"], f"{path}: runs").items()}
         told = {
             name: run

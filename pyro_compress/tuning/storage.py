@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyro_compress.foreign import ordinary
 from pyro_compress.tuning.plan import Plan
 from pyro_compress.tuning.space import Parameter
 
@@ -64,7 +65,9 @@ def opened_storage(out: Path, url: str = "", grace: float = 60.0) -> Iterator[Ba
         ValueError: the data base cannot be reached, or its driver is missing.
     """
     if not url:
-        yield JournalStorage(JournalFileBackend(str(out / "journal.log")))  # opens its file anew for every look
+        yield JournalStorage(
+            JournalFileBackend(str(ordinary(out / "journal.log")))
+        )  # opens its file anew for every look
         return
     storage = _data_base(url, grace)
     try:

@@ -1,0 +1,146 @@
+"""Pipes, devices, sockets and links where a file or folder is expected: one line, at once, and nothing written."""
+
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pyro_compress import placing
+from pyro_compress.cli.main import main
+from pyro_compress.foreign import ordinary
+from pyro_compress.locks import claimed
+from pyro_compress.placing import recover, unordinary
+from pyro_compress.runs.folder import Run, new_folder
+
+SECONDS = 30
+"""After so long a command waits for what never comes."""
+COMMANDS = {
+    "evaluate @.pcn": "is a pipe",
+    "export @.pcn -o out.onnx": "is a pipe",
+    "bench @.pcn": "is a pipe",
+    "report RUN --network @.pcn -o page.html": "is a pipe",
+    "compress RUN --config @.toml --out o.pcn": "is a pipe",
+    "compress --net @.pcn --init @.pcn --data digits --out o.pcn": "is a pipe",
+    "compress --net mlp --hidden 20 --init @.safetensors --data digits --out o.pcn": "is a pipe",
+    "fit --config @.toml": "is a pipe",
+    "fit --net @.pcn --data digits --out o": "is a pipe",
+    "fit --init @.pt --data digits --hidden 20 --out o": "is a pipe",
+    "fit --data @.npz --out o": "is a pipe",
+    "fit --data @.csv --target y --out o": "is a pipe",
+    "fit --data @.parquet --target y --out o": "is a pipe",
+    "fit --resume @": "has no unfinished fit",
+    "compare @.toml --out o": "is a pipe",
+    "tune @.toml --out o": "is a pipe",
+    "inspect @": "is no run folder",
+    "compress RUN --out @.pcn --force": "is no ordinary file",
+}
+"""Command -> a part of its line, where `@` is a pipe that nobody writes to."""
+
+
+@contextmanager
+def in_time() -> Iterator[None]:
+    """Fail where a read waits."""
+
+    def late(*_: Any) -> None:
+        raise TimeoutError("it waits")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def told(arguments: list[str]) -> str:
+    with in_time():
+        result = CliRunner().invoke(main, arguments)
+    assert result.exit_code in (1, 2), result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    return result.output.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_pipe_is_refused_at_once(command: str, tmp_path: Path, fitted_run: Run, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(fitted_run.path) if word == "RUN" else word for word in command.split()]
+    for word in {word for word in arguments if word.startswith("@")}:
+        os.mkfifo(word)
+    assert COMMANDS[command] in told(arguments)
+
+
+def test_what_is_no_file_has_a_name(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(os.path.relpath(tmp_path / "socket"))
+    for path, kind in (
+        (tmp_path / "pipe", "a pipe"),
+        (tmp_path / "socket", "a socket"),
+        (Path("/dev/zero"), "a device"),
+    ):
+        with pytest.raises(ValueError, match=rf"is {kind}; write what it gives to a file, and give that one"):
+            ordinary(path)
+    for path in (tmp_path, Path(__file__), tmp_path / "nothing"):
+        assert ordinary(path) == path
+
+
+@pytest.mark.parametrize("name", ["config.toml", "posterior.safetensors", "guide.safetensors", "history.jsonl"])
+@pytest.mark.parametrize("command", ["evaluate", "inspect --draws 50 --rows 20"])
+def test_a_run_with_a_pipe_in_it(name: str, command: str, tmp_path: Path, fitted_run: Run, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(fitted_run.path, "run")
+    (tmp_path / "run" / name).unlink()
+    os.mkfifo(tmp_path / "run" / name)
+    first, *more = command.split()
+    with in_time():
+        result = CliRunner().invoke(main, [first, "run", *more, "--json"])
+    assert result.exit_code == 0 or len(result.output.strip().splitlines()) == 1, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "posterior.safetensors", "config.toml", "frames/1.safetensors"])
+@pytest.mark.parametrize("linked", [True, False])
+def test_an_unfinished_fit_with_a_link_in_it_is_not_resumed(name: str, linked: bool, tmp_path: Path) -> None:
+    """Its history, posterior and configuration would be written to where the links point."""
+    folder, mine = tmp_path / ".run.unfinished", tmp_path / "mine"
+    (folder / name).parent.mkdir(parents=True)
+    mine.write_text("mine")
+    (folder / "checkpoint-000001.safetensors").touch()
+    (folder / name).symlink_to(mine) if linked else os.mkfifo(folder / name)
+    assert unordinary(folder) == folder / name
+    refused = pytest.raises(ValueError, match="is no ordinary file or folder: no fit of this program left it")
+    with in_time(), refused, new_folder(tmp_path / "run", False, resume=True):
+        pass
+    assert mine.read_text() == "mine"
+
+
+def test_a_lock_is_not_written_to_where_a_link_points(tmp_path: Path) -> None:
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    mine.write_text("mine")
+    run.mkdir()
+    (run / placing.LOCK).symlink_to(mine)
+    with pytest.raises(OSError, match="so it is no lock of this program"), claimed(run / placing.LOCK):
+        pass
+    assert not recover(run, lambda folder: True)
+    assert mine.read_text() == "mine"
+
+
+def test_a_link_to_nothing_is_not_written_through(tmp_path: Path, fitted_run: Run) -> None:
+    """A folder of somebody else may hold one under the name that a command writes to by default."""
+    shutil.copytree(fitted_run.path, tmp_path / "run")
+    (tmp_path / "run" / "report.html").symlink_to(tmp_path / "elsewhere")
+    assert "is a link to what is not there" in told(["report", str(tmp_path / "run")])
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_links_that_lead_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "loop.pcn").symlink_to(tmp_path / "loop.pcn")
+    assert "does not exist" in told(["evaluate", str(tmp_path / "loop.pcn")])
