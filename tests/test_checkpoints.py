@@ -105,6 +105,12 @@ FORMS: dict[str, tuple[str, Callable[[State], Any]]] = {
         },
     ),
     "no suffix": ("weights", lambda state: state),
+    "a list": ("w.pt", lambda state: [state]),
+    "a tuple": ("w.pt", lambda state: (3, {"model": prefixed(state, "module.")})),
+    "checkpointed layers": (
+        "w.pt",
+        lambda state: {n.replace("conv.", "conv._checkpoint_wrapped_module."): t for n, t in state.items()},
+    ),
     "state_dict": ("w.pt", lambda state: {"state_dict": state}),
     "model_state_dict": (
         "w.pt",
@@ -241,6 +247,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "an object": (lambda: {"w": Anything()}, r"holds more than tensors \(.*Anything\)"),
     "a numpy number": (lambda: {"acc": np.float64(0.9), **trained().state_dict()}, "holds more than tensors"),
     "no tensors": (lambda: {"epoch": 3}, "holds no state dict: tensors by name"),
+    "tensors without names": (lambda: [*trained().state_dict().values()], "holds no state dict: tensors by name"),
     "NaN": (
         lambda: broken(float("nan")),
         r"head.1.weight holds 1 of 80 values that are not finite, the first at \[2, 3\]",
@@ -270,7 +277,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no values": (
         lambda: trained().state_dict() | {"head.1.bias": torch.zeros(5, device="meta")},
-        "head.1.bias is a meta tensor, which holds no plain values; save the weights as float32",
+        "w.pt: head.1.bias is a meta tensor, which holds no plain values; save the weights as float32",
     ),
     "pairs of other shapes": (
         lambda: {"conv.weight_g": torch.zeros(4), "conv.weight_v": torch.zeros(4, 1, 3, 3)},
@@ -306,6 +313,15 @@ def test_what_is_refused_says_so_in_one_line(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         loaded(tmp_path / "w.pt")
     assert "\n" not in str(caught.value)
+
+
+def test_other_archives_are_named(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(trained().eval(), (torch.zeros(1, 1, 4, 4),)), tmp_path / "w.pt2")
+    with pytest.raises(ValueError, match=r"w.pt2 is an exported program, no state dict: .*torch.export.load"):
+        loaded(tmp_path / "w.pt2")
+    np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in trained().state_dict().items()})
+    with pytest.raises(ValueError, match=r"w.npz is an archive of numpy arrays, no state dict: .*np.load"):
+        loaded(tmp_path / "w.npz")
 
 
 def test_a_torchscript_program_is_named(tmp_path: Path) -> None:

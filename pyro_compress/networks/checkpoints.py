@@ -24,6 +24,14 @@ DEPTH = 6
 REPEATED = 1 << 16
 """Values that a tensor may have which repeats few."""
 ALONE = "torch.save(net.state_dict(), 'weights.pt')"
+FOREIGN = {
+    "/models/model.json": ("an exported program", "torch.save(torch.export.load(FILE).state_dict, 'weights.pt')"),
+    ".npy": (
+        "an archive of numpy arrays",
+        "torch.save({name: torch.from_numpy(array) for name, array in np.load(FILE).items()}, 'weights.pt')",
+    ),
+}
+"""Ending of a name in an archive that torch's checkpoints do not have -> what the archive is, and what to do."""
 
 
 class Entry(NamedTuple):
@@ -50,7 +58,7 @@ def entries_of(path: Path) -> list[Entry]:
     if head[8:] == b"{":  # eight bytes of length, then a JSON object
         found = [Entry("", name, tensor) for name, tensor in _safetensors(path).items()]
     elif head[:2] == b"PK" or head[:1] == b"\x80":
-        found = list(_walk(_torch_file(path), ""))
+        found = _named(path)
     else:
         raise ValueError(
             f"{path} is no safetensors file, and nothing that torch saved (weights also come as .pcn file, as "
@@ -59,6 +67,13 @@ def entries_of(path: Path) -> list[Entry]:
     if not found:
         raise ValueError(f"{path} holds no state dict: tensors by name; save one with {ALONE}")
     return found
+
+
+def _named(path: Path) -> list[Entry]:
+    try:
+        return list(_walk(_torch_file(path), ""))
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -97,6 +112,9 @@ def _refuse_packed(path: Path) -> None:
         raise ValueError(f"{path} holds no state dict that can be read (damaged): {error}") from error
     if any("/code/" in part.filename for part in parts):  # its program is packed, its tensors are not
         raise ValueError(f"{path} {_refused('TorchScript')}")
+    for ending, (kind, how) in FOREIGN.items():
+        if any(part.filename.endswith(ending) for part in parts):
+            raise ValueError(f"{path} is {kind}, no state dict: where you trust it, save its tensors alone: {how}")
     whole = sum(part.file_size for part in parts)
     if whole > path.stat().st_size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
         raise ValueError(
@@ -136,6 +154,8 @@ def _refused(reason: str) -> str:
 
 
 def _walk(value: Any, place: str, depth: int = 0) -> Iterator[Entry]:
+    if isinstance(value, (list, tuple)):  # of dicts; tensors in a row have no names
+        value = {index: inner for index, inner in enumerate(value) if not isinstance(inner, Tensor)}
     if not isinstance(value, Mapping) or depth > DEPTH:
         return
     for key, inner in value.items():

@@ -17,8 +17,11 @@ from pyro_compress.networks.composed import composed
 
 log = logging.getLogger(__name__)
 
-WRAPPERS = ("module", "model", "_orig_mod", "net", "network")
-"""Parts of names that DataParallel, Lightning, `torch.compile` and people's own wrappers put in, anywhere."""
+WRAPPERS = (
+    "module", "model", "_orig_mod", "net", "network", "_forward_module",
+    "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
+)  # fmt: skip
+"""Parts of names that DataParallel, Lightning, `torch.compile`, FSDP and people's own wrappers put in, anywhere."""
 IGNORED = ("total_ops", "total_params", "num_batches_tracked", "n_averaged")
 """What profilers, batch norm and averages count: no values of the network."""
 AVERAGED = ("ema", "swa", "teacher", "shadow", "averag")
