@@ -84,6 +84,10 @@ def test_every_kind_of_label_names_its_classes(kind: str, tmp_path: Path) -> Non
         (np.clip(np.eye(3)[PLACE] + np.eye(3)[1], 0, 1), "row 1 has 2 classes; classification needs one"),
         (np.zeros((60, 3)), "row 1 has 0 classes"),
         (np.array(["a", " \t", "b"])[PLACE], "20 labels are empty, the first in row 2"),
+        (
+            np.append(np.arange(25), np.full(35, 30)),
+            "25 of its 26 .* leave them out; numbers are predicted with --task",
+        ),
         (np.where(np.arange(60) == 5, 9, PLACE), r"1 of its 4 classes have a single row \(the first is row 6\)"),
         (PLACE.astype(complex), "must be whole numbers or names"),
         (PLACE.astype("datetime64[D]"), "must be whole numbers or names"),

@@ -61,10 +61,11 @@ def drawn(rows: np.ndarray, size: float, labels: np.ndarray | None, what: str) -
                 "numbers are predicted with --task regression"
             ) from error
         if labels is not None and (single := _single(labels)).size:
+            hint = "; numbers are predicted with --task regression" if len(np.unique(labels)) > FEW_CLASSES else ""
             raise ValueError(
                 f"no {stratified}{what}: {len(single)} of its {len(np.unique(labels))} classes have a single row (the "
                 f"first is row {rows[single[0]] + 1}), and every class must be in both parts; give them more rows, or "
-                "leave them out"
+                f"leave them out{hint}"
             ) from error
         if labels is not None and 0 < size and len(labels) * (size if size < 1 else 1) < len(np.unique(labels)):
             raise ValueError(
