@@ -199,6 +199,7 @@ class Resized(nn.Module):
         return self.head(nn.functional.interpolate(x, (9, 9), mode="bilinear", align_corners=True).amax((2, 3)))
 
 
+torch.manual_seed(0)  # the networks are the same whatever was imported before
 PROBLEMS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "mlp": (
         nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 9), nn.Sigmoid(), nn.Linear(9, 3)),
@@ -332,6 +333,7 @@ def captured(name: str) -> Graph:
 
 def prepared(name: str, rows: float, columns: float) -> tuple[nn.Module, Tensor, tuple, dict[str, Tensor]]:
     """A network with random statistics and biases, and its tensors with random dead rows and columns."""
+    graph = captured(name)  # draws numbers where it is the first
     torch.manual_seed(3)
     net, input_shape = PROBLEMS[name]
     for module in net.modules():
@@ -339,7 +341,6 @@ def prepared(name: str, rows: float, columns: float) -> tuple[nn.Module, Tensor,
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
             module.bias.data.normal_()
-    graph = captured(name)
     used = {tensor for node in graph.nodes for tensor in node.parameters.values()}
     tensors = {key: value.detach().clone() for key, value in net.state_dict().items() if key in used}
     weights = [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]
