@@ -416,3 +416,15 @@ def test_runs_of_an_earlier_version_count_where_they_are_the_same_fit(
     assert run_folder(config, tmp_path) == tmp_path / config_hash(config)
     assert "was fitted with other defaults: momentum 0.8, now 0.9; it is fitted anew" in caplog.text
     assert differing(asdict(config), config) == []
+
+
+def test_a_ranking_of_one_posterior_is_refused_before_any_fit(tmp_path: Path) -> None:
+    study = tmp_path / "one.toml"
+    study.write_text(
+        'name = "one"\ndatasets = ["digits"]\nnetworks = ["mlp"]\nsparsities = [0]\nseeds = [0]\n[fit]\nepochs = 1\n'
+        '[[methods]]\nname = "SGD"\nprior = "none"\n[[methods]]\nname = "log-uniform"\nprior = "log-uniform"\n'
+    )
+    done = CliRunner().invoke(main, ["compare", str(study), "--out", str(tmp_path / "out"), "--elpd"])
+    assert done.exit_code == 1
+    assert "has no two posteriors of the same data set and seed; --elpd ranks two or more" in done.output
+    assert not (tmp_path / "out").exists()

@@ -49,6 +49,7 @@ def compare(
 ) -> None:  # fmt: skip
     """Fit and prune what a study file names; resumes, and ends in one table (also CSV, JSON, Markdown in --out)."""
     with one_line_errors():
+        from collections import Counter
         from dataclasses import asdict, replace
 
         from pyro_compress.foreign import read_toml
@@ -69,6 +70,9 @@ def compare(
         wanted = [one for one in planned if not table or results.cached_rows(one, out)]
         if not wanted:
             raise ValueError(f"{out} holds no row of {study}; run it without --table")
+        fitted = Counter((one.config.data, one.config.seed) for one in wanted if one.config.prior != "none")
+        if elpd and max(fitted.values(), default=0) < 2:
+            raise ValueError(f"{study} has no two posteriors of the same data set and seed; --elpd ranks two or more")
         results.keep_study(study, out)
         try:
             outcomes = comparison.compare(wanted, out, jobs, outcome_line)
