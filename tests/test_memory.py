@@ -3,14 +3,27 @@
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pyro.distributions import LogNormal, Normal
 from torch import nn
 
+import pyro_compress as pc
 from pyro_compress import machine
 from pyro_compress.bayes import marginals
-from pyro_compress.bayes.marginals import Marginals, Sites, draw, draw_prior, kl_by_tensor
+from pyro_compress.bayes.marginals import (
+    Marginals,
+    Sites,
+    draw,
+    draw_prior,
+    kl_by_tensor,
+    log_density,
+    read_marginals,
+    write_marginals,
+)
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.compression import search, tuned
 from pyro_compress.compression.candidates import Candidates
@@ -193,3 +206,29 @@ def test_fine_tuning_asks_once_it_knows_the_survivors(monkeypatch: pytest.Monkey
     monkeypatch.setattr(machine, "available_bytes", lambda device: needed - 1)
     with pytest.raises(ValueError, match=r"fine-tuning needs about .*: remove more weights with --sparsity"):
         tuned._check_memory(masks)
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (5, 1), (5, 7)])
+@pytest.mark.parametrize("family", [Normal, LogNormal])
+def test_log_densities_are_those_of_every_element(family: Any, shape: tuple[int, ...]) -> None:
+    """A normal's parameters may be one for all, one per row, or one for each."""
+    p = family(torch.randn(shape).double(), torch.rand(shape).double() + 0.1).expand((5, 7)).to_event(2)
+    value = torch.rand(5, 7).double() + 0.1
+    assert log_density(p, value) == pytest.approx(float(p.log_prob(value).sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("prior", ["gaussian", "horseshoe"])
+def test_what_guide_and_posterior_have_in_common_is_held_once(prior: str, tmp_path: Path) -> None:
+    """Without scales a weight's location is its mean; with them it is another number."""
+    splits = pc.load_splits("digits")
+    net = pc.build_net("mlp", splits.input_shape, 10, (20,))
+    config = pc.resolve(pc.FitConfig(prior=prior, epochs=1, pretrain_epochs=0), len(splits.train))
+    fit = pc.fit_posterior(net, splits, config)
+    posterior = pc.extract(fit)
+    with (tmp_path / "guide.safetensors").open("wb") as file:
+        write_marginals(file, fit.model.net, fit.guide)
+    found = read_marginals(tmp_path / "guide.safetensors", config, posterior).sites.parameters
+    for name, layer in posterior.layers.items():
+        assert (found[f"{name}.raw"][0] is layer.mean) is (prior == "gaussian")
+        assert (found[f"{name}.raw"][1] is layer.std) is (prior == "gaussian")
+        assert torch.equal(found[f"{name}.raw"][0], fit.guide.marginal(f"{name}.raw").loc)

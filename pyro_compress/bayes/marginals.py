@@ -296,7 +296,7 @@ def _draw(marginals: Marginals, name: str) -> TensorDraw:
         value[rows], norms[rows] = found.float(), found.flatten(1).norm(dim=1) if found.dim() > 1 else found.abs()
         gates += [] if weight.gate is None else [weight.gate]
         counted = [s for s in drawn if rows is parts[0][0] or marginals.by_row(name, s)]
-        log_prior += sum(_log_density(trace.nodes[site]["fn"], drawn[site]) for site in counted)
+        log_prior += sum(log_density(trace.nodes[site]["fn"], drawn[site]) for site in counted)
     log_posterior -= sum(marginals.log_volumes[site] for site in marginals.of(name))
     gate = None if not gates else gates[0] if whole.gate[0] == 1 else torch.cat(gates)
     return TensorDraw(value, norms, gate, {site: v for site, (v, _) in early.items()}, log_prior, log_posterior)
@@ -315,7 +315,7 @@ def _sample(q: Distribution) -> tuple[Tensor, float]:
     return value, log_density
 
 
-def _log_density(p: Distribution, value: Tensor) -> float:
+def log_density(p: Distribution, value: Tensor) -> float:
     """Log-density of a value, summed over its elements; a normal's normaliser is worked out once, not for each."""
     base = p
     while isinstance(base, Independent):

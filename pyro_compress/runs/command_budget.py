@@ -39,7 +39,8 @@ class Held(NamedTuple):
 
 COMMANDS = {
     "evaluate": Held(185 * MIB, 0.0),
-    "inspect": Held(275 * MIB, 4.8),
+    "inspect": Held(295 * MIB, 2.5),
+    "inspect, scales": Held(325 * MIB, 4.5),
     "compress": Held(200 * MIB, 4.1),
     "compress --bit-price": Held(200 * MIB, 4.1, 34.0),
     "compress --rounding compensated": Held(200 * MIB, 4.1, 50.0),
@@ -47,7 +48,7 @@ COMMANDS = {
 }
 """By command. A price per bit and compensated rounding work on a whole layer at once: what they hold of it is an upper
 bound, counted from their arrays. Fine-tuning is reckoned with a tenth of the weights left, and asked again once their
-number is known (`compression.tuned`)."""
+number is known (`compression.tuned`). Where weights have scales, `inspect` holds the guide's parameters besides."""
 
 
 def needed_by(command: str, graph: Graph, shapes: Shapes, rows: Mapping[str, int], posterior: int) -> dict[str, int]:
@@ -90,10 +91,12 @@ def check_command(command: str, run: Path, environment: Mapping[str, str] = os.e
         graph = graph_of(table(json_of(file.metadata, "its metadata"), "its metadata").get("graph"))
         shapes = {name.partition("/")[2]: shape for name, shape in file.shapes.items() if not name.startswith("unit_")}
         rows = of_type(read_toml(run / "config.toml").get("splits", {}), dict[str, int], "splits")
+        if command == "inspect" and any(name.startswith("unit_") for name in file.shapes):
+            command = "inspect, scales"
         needed = needed_by(command, graph, shapes, rows, path.stat().st_size)
     except (ValueError, OSError):
         return
-    require(needed, "cpu", f"{command} of {run}", "use a machine with more memory", environment)
+    require(needed, "cpu", f"{command.partition(',')[0]} of {run}", "use a machine with more memory", environment)
 
 
 def check_network(
