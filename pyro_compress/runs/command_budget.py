@@ -43,7 +43,7 @@ COMMANDS = {
     "inspect, scales": Held(325 * MIB, 4.5),
     "compress": Held(200 * MIB, 4.1),
     "compress --bit-price": Held(200 * MIB, 4.1, 34.0),
-    "compress --rounding compensated": Held(200 * MIB, 4.1, 50.0),
+    "compress --rounding compensated": Held(225 * MIB, 4.1, 50.0),
     "compress --finetune": Held(350 * MIB, 12.2),
 }
 """By command. A price per bit and compensated rounding work on a whole layer at once: what they hold of it is an upper
