@@ -80,10 +80,12 @@ class Graph:
     Attributes:
         nodes: node 0 has the operation `input`.
         input_shape: shape of one example, without the batch dimension.
+        kind: type of the inputs: `float32`, or `int64` for numbers of words, characters or bytes.
     """
 
     nodes: tuple[Node, ...]
     input_shape: tuple[int, ...]
+    kind: str = "float32"
 
     @property
     def finished(self) -> list[list[int]]:
@@ -183,6 +185,12 @@ class Splits:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         return tuple(self.train.x.shape[1:])
+
+    @property
+    def kind(self) -> str:
+        """Type of the inputs, as `Graph.kind`."""
+        kind = getattr(self.train.x, "dtype", None)  # what stays on disk is read as float32
+        return "float32" if kind is None or kind.is_floating_point else "int64"
 
     @property
     def sizes(self) -> dict[str, int]:

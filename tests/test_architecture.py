@@ -13,7 +13,7 @@ import pyro_compress
 ROOT = Path(pyro_compress.__file__).parent
 MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.rglob("*.py"))
 
-FAMILIES = ("layers", "single", "norms", "pools", "moves", "resizing", "reductions")
+FAMILIES = ("kept", "layers", "single", "norms", "pools", "moves", "resizing", "reductions")
 """Modules of operations and of their rules; `several` reads two of them."""
 
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
@@ -43,6 +43,7 @@ FLOORS = [
     },
     {"graph/operations/several"},
     {"graph/operations/table"},
+    {"graph/operations/kept"},
     {
         "inspection/arviz_compat",
         "data/augment",
@@ -61,6 +62,7 @@ FLOORS = [
     {f"graph/rules/{family}" for family in FAMILIES},
     {"graph/rules/several"},
     {"graph/rules/table"},
+    {"graph/keeping"},
     {"graph/reading", "graph/network"},
     {"graph/checked", "graph/statistics"},
     {"graph/capture"},
@@ -143,6 +145,10 @@ SIDEWAYS = {
     ("pcn/meta", "pcn/names"),
     *[("pcn/gate", f"pcn/{room}") for room in ("names", "schema")],
     ("pcn/header", "pcn/codec"),
+    ("pcn/header", "pcn/names"),
+    ("pcn/header", "pcn/words"),
+    ("pcn/header", "pcn/names"),
+    ("pcn/header", "pcn/words"),
     ("pcn/header", "pcn/gate"),
     ("pcn/header", "pcn/templates"),
     *[("pcn/sections", f"pcn/{room}") for room in ("codec", "context", "layout")],
@@ -179,7 +185,8 @@ SIDEWAYS = {
     ("bayes/capture", "bayes/elbo"),
     ("bayes/capture", "bayes/noise"),
     ("bayes/capture", "bayes/step"),
-    *[("bayes/stage", f"bayes/{room}") for room in ("elbo", "guides", "layers", "model", "priors", "step")],
+    *[("bayes/stage", f"bayes/{room}") for room in ("elbo", "guides", "layers", "model", "priors", "step", "tensors")],
+    *[("bayes/tensors", f"bayes/{room}") for room in ("layers", "priors")],
     *[("bayes/dead_units", f"bayes/{room}") for room in ("extract", "layers", "model", "priors", "stage")],
     *[("bayes/fit", f"bayes/{room}") for room in ("capture", "dead_units", "elbo", "extract", "layers", "model")],
     *[("bayes/fit", f"bayes/{room}") for room in ("stage", "step")],

@@ -172,14 +172,8 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "a lost batch": (Own(lambda n, x: n.b(x).squeeze()), r"on a batch of 1, .* of shape \(3,\) for 1 examples"),
     "one output": (Own(lambda n, x: n.b(x)[:, :1]), r"gives outputs of shape \(1,\), the data ask for \(3,\)"),
     "outputs per position": (Own(lambda n, x: n.b(x)[:, None]), r"gives outputs of shape \(1, 3\), the data"),
-    "other examples": (Own(lambda n, x: n.b(x) - n.b(x).mean(0)), "aten.mean.dim: it works across the batch"),
+    "other examples": (Own(lambda n, x: n.b(x) - n.b(x).mean(0)), "depends on the others of its batch"),
     "always dropped": (Own(lambda n, x: F.dropout(n.b(x))), "drops values in evaluation mode too"),
-    "a threshold": (
-        of_class(nn.Softplus, 1, 2),
-        "softplus.default in 1: softplus is supported with a threshold",
-    ),
-    "alpha": (Own(lambda n, x: torch.add(n.b(x), n.b(x), alpha=2)), "aten.add.Tensor: alpha=2 is not supported"),
-    "rounding": (Own(lambda n, x: torch.div(n.b(x), 2, rounding_mode="floor")), "rounding_mode=floor is not support"),
     "double sums": (
         Own(lambda n, x: n.b(x[:, None]).sum(1, dtype=torch.float64)),
         "dtype=torch.float64 is not sup",
@@ -189,10 +183,6 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "a double buffer": (Own(lambda n, x: n.b(x) * n.d, d=torch.ones(3).double()), "it computes in float64; networks"),
     "a changed input": (Own(lambda n, x: n.b(x.sub_(0.5))), "aten.sub_.Tensor: it changes the input of the network"),
     "a changed buffer": (Own(lambda n, x: n.b(x) * n.d.add_(1), d=torch.ones(3)), "it changes d in place"),
-    "a tensor of forward": (Own(lambda n, x: n.b(x) + torch.ones(3)), "forward makes a tensor; make it in __init__"),
-    "a list of forward": (Own(lambda n, x: n.b(x) + torch.tensor([1.0, 2, 3])), "forward makes a tensor; make it in"),
-    "a weight twice": (Own(lambda n, x: n.b(n.a(F.linear(x, n.a.weight)))), "a.weight is used by several layers"),
-    "a computed weight": (Own(lambda n, x: F.linear(x, n.b.weight * 2)), "it reads tensors of the network alone"),
     "no statistics": (of_class(nn.BatchNorm1d, 3, track_running_stats=False), "in 1: batch norm without running stati"),
     "half": (of_class(nn.Identity).half(), "0.weight is float16; networks are float32"),
     "double": (of_class(nn.Identity).double(), "0.weight is float64; networks are float32"),
@@ -341,8 +331,7 @@ def test_tensors_are_read_in_other_shapes_but_not_as_weights() -> None:
     x = torch.randn(4, 6)
     assert torch.allclose(Network(graph, net.state_dict())(x), net(x), atol=1e-6)
     other = Own(lambda n, x: n.b(F.linear(x, n.flat.view(6, 6))), flat=torch.randn(36))
-    with pytest.raises(ValueError, match=r"its weight is flat in another shape; store it in the shape in which"):
-        capture(other, (6,), 3)
+    assert [node.op for node in capture(other, (6,), 3).nodes] == ["input", "aten", "linear"]
 
 
 class HeadFirst(nn.Module):

@@ -82,7 +82,7 @@ class Chance(random.Random):
         return node, inputs, tensors
 
 
-@pytest.mark.parametrize("op", OPERATIONS)
+@pytest.mark.parametrize("op", [op for op, row in OPERATIONS.items() if op != "aten" and not row.regroups])
 def test_what_passes_runs_in_torch_and_numpy(op: str) -> None:
     """300 random nodes of every operation: where the rule of shapes agrees, both run and give that shape."""
     chance, passed = Chance(op), 0

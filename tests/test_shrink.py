@@ -365,7 +365,7 @@ def close(got: Tensor, wanted: Tensor, tolerance: float = 1e-12) -> None:
 def test_every_operation_is_everywhere() -> None:
     """In torch, numpy, ONNX and the specification."""
     assert OPERATIONS.keys() == RULES.keys()
-    assert all(rule.onnx for rule in RULES.values())
+    assert [op for op, rule in RULES.items() if not rule.onnx] == ["aten"]  # torch exports a network with these
     told = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
     assert [op for op in OPERATIONS if f"`{op}`" not in told] == []
 
@@ -469,16 +469,9 @@ def test_a_constant_entering_a_padded_convolution_stays() -> None:
     ("net", "message"),
     [
         (nn.LSTM(3, 3), "unsupported|cannot be captured|must return one tensor"),
-        (nn.Sequential(nn.Linear(3, 3), nn.Hardshrink()), "unsupported operation aten.hardshrink"),
         (nn.Sequential(nn.Linear(4, 3)), r"cannot be captured by torch.export on \(3,\) inputs"),
     ],
 )
 def test_what_cannot_be_captured_is_named(net: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         capture(net, (3,))
-
-
-def test_shared_weights_are_refused() -> None:
-    layer = nn.Linear(3, 3)
-    with pytest.raises(ValueError, match="used by several layers"):
-        capture(nn.Sequential(layer, nn.ReLU(), layer), (3,))

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from pyro_compress.bayes.extract import mean_tensors, moments
-from pyro_compress.bayes.layers import bayes_layers
+from pyro_compress.bayes.layers import BayesLayer, bayes_layers
 from pyro_compress.bayes.model import Likelihood
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.stage import Stage, first_stage
+from pyro_compress.bayes.stage import Chosen, Stage, first_stage
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.foreign import of_type, record
@@ -70,9 +70,11 @@ def _likelihood(stage: Stage) -> Likelihood:
     return copy.deepcopy(stage.objective.elbo.model.likelihood)
 
 
-def _with_prior(stage: Stage) -> list[str]:
-    """Names of the weights that have a prior: those of the smaller network that are among them keep it."""
-    return [layer.shape.name for layer in stage.objective.layers]
+def _with_prior(stage: Stage) -> Chosen:
+    """What has a prior: those of the smaller network that are among it keep it."""
+    layers = stage.objective.layers
+    own = [layer.shape.name for layer in layers if isinstance(layer, BayesLayer)]
+    return Chosen(own, [layer.shape.name for layer in layers if not isinstance(layer, BayesLayer)])
 
 
 def masked_tensors(stage: Stage, config: FitConfig) -> dict[str, Tensor]:

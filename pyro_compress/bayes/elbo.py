@@ -18,7 +18,7 @@ from torch.distributions import kl_divergence
 
 from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.guides import Guide, MeanField
-from pyro_compress.bayes.layers import BayesLayer, bayes_layers
+from pyro_compress.bayes.layers import Drawn, bayes_layers
 from pyro_compress.bayes.model import Model
 
 
@@ -111,7 +111,7 @@ class Objective:
     """
 
     elbo: ELBOModule
-    layers: list[BayesLayer]
+    layers: list[Drawn]
     estimator: str
     closed_form: frozenset[str]
     size: int

@@ -22,7 +22,7 @@ from pyro.distributions import Distribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_compress.bayes.layers import BayesLayer, Bias, Operation, bias_value, multiplied
+from pyro_compress.bayes.layers import BayesLayer, Bias, Drawn, Operation, bias_value, multiplied
 from pyro_compress.bayes.priors import Marginal
 from pyro_compress.types import WeightDraw
 
@@ -32,7 +32,7 @@ VARIANCE_FLOOR = 1e-16
 class WeightSampling(Messenger):
     """One weight per minibatch, shared by its examples: the default meaning of `affine` (Blundell et al. 2015)."""
 
-    def __init__(self, marginal: Marginal, layers: list[BayesLayer], batch: int):
+    def __init__(self, marginal: Marginal, layers: list[Drawn], batch: int):
         super().__init__()
 
 
@@ -57,10 +57,11 @@ class LocalReparameterization(Messenger):
         batch: number of examples of the minibatch.
     """
 
-    def __init__(self, marginal: Marginal, layers: list[BayesLayer], batch: int):
+    def __init__(self, marginal: Marginal, layers: list[Drawn], batch: int):
         super().__init__()
         self.marginal, self.batch = marginal, batch
-        self.layers = {layer.shape.site: layer for layer in layers if layer.prior.closed_form}
+        own = [layer for layer in layers if isinstance(layer, BayesLayer)]  # other tensors are drawn as they are
+        self.layers = {layer.shape.site: layer for layer in own if layer.prior.closed_form}
         self.unread = tuple(f"{layer.shape.name}." for layer in self.layers.values())
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -109,7 +110,7 @@ class Flipout(Messenger):
     example. The group scales are shared by the minibatch.
     """
 
-    def __init__(self, marginal: Marginal, layers: list[BayesLayer], batch: int):
+    def __init__(self, marginal: Marginal, layers: list[Drawn], batch: int):
         super().__init__()
         self.marginal = marginal
 
@@ -155,7 +156,7 @@ def _gates(op: Operation, gate: Tensor | None, weight: torch.Size, dims: int) ->
     return (factor, None) if out == 1 and into == weight[1] else (None, factor)
 
 
-Estimator = Callable[[Marginal, list[BayesLayer], int], Messenger]
+Estimator = Callable[[Marginal, list[Drawn], int], Messenger]
 
 ESTIMATORS: dict[str, Estimator] = {
     "weight": WeightSampling,

@@ -38,6 +38,7 @@ def extract(fit: Fit) -> Posterior:
         if "weight" in node.parameters and tensors[node.parameters["weight"]].dim() > 1:
             name = node.parameters["weight"]
             layers[name] = found.get(name) or LayerPosterior(tensors[name], torch.zeros_like(tensors[name]))
+    layers |= {name: layer for name, layer in found.items() if name not in layers and layer.mean.dim() > 1}
     used = {name for node in fit.graph.nodes for name in node.parameters.values()}
     return Posterior(
         graph=fit.graph,
@@ -69,5 +70,6 @@ def mean_tensors(net: nn.Module, guide: Guide) -> dict[str, Tensor]:
     tensors = dict(net.state_dict())
     for layer in bayes_layers(net):
         for shape, prior in layer.parts:
-            tensors[shape.name] = moments(shape, prior, guide).mean.to(next(guide.parameters()).device)
+            mean = moments(shape, prior, guide).mean.to(next(guide.parameters()).device)
+            tensors |= dict.fromkeys(layer.aliases or (shape.name,), mean)
     return tensors

@@ -13,9 +13,9 @@ from pyro_compress.bayes.capture import captured
 from pyro_compress.bayes.dead_units import refuse_dropout, retold, told, without_dead_units
 from pyro_compress.bayes.elbo import kl_nats
 from pyro_compress.bayes.extract import mean_tensors, moments
-from pyro_compress.bayes.layers import bayes_layers, check_keep, left_out, plain_weights
+from pyro_compress.bayes.layers import bayes_layers, check_keep, left_out
 from pyro_compress.bayes.model import Fit, Likelihood
-from pyro_compress.bayes.stage import Stage, bayesian, first_stage
+from pyro_compress.bayes.stage import Stage, bayesian, chosen, first_stage
 from pyro_compress.bayes.step import Rule, Step, eager
 from pyro_compress.doubts import doubt
 from pyro_compress.graph.capture import capture
@@ -65,10 +65,10 @@ def fit_posterior(
     """
     config = config.on(splits.origin, splits.task)
     check_keep(net, config.keep)
-    net = with_columns(net, splits.input_shape, splits.outputs)
-    graph = capture(net, splits.input_shape, splits.outputs)
-    plain = plain_weights(net, graph)
-    bayesian(net, config, plain)  # refuses before any time is spent
+    net = with_columns(net, splits.input_shape, splits.outputs, splits.kind)
+    graph = capture(net, splits.input_shape, splits.outputs, kind=splits.kind)
+    among = chosen(net, graph)
+    bayesian(net, config, among)  # refuses before any time is spent
     if config.batch_norm == "frozen" and not any(node.op == "batch_norm" for node in graph.nodes):
         raise ValueError("the network has no batch norm whose statistics could be frozen: leave --batch-norm out")
     if config.shrink_every:
@@ -77,7 +77,10 @@ def fit_posterior(
         torch.manual_seed(config.seed)
         progress = Progress(splits, config, on_epoch, keeper or Keeper())
         if progress.world.first:
-            for sentence in (doubtful_end(graph, splits.task), left_out(net, graph, plain, config.keep)):
+            for sentence in (
+                doubtful_end(graph, splits.task),
+                left_out(net, graph, [*among.layers, *among.tensors], config.keep),
+            ):
                 doubt(log, sentence)
         start = copy.deepcopy(net).to(config.device)
         if progress.snapshot is None or progress.snapshot.phase == "point":
@@ -86,7 +89,7 @@ def fit_posterior(
             progress.train_point(start, plan)
         noise = residual_noise(start.eval(), splits, config.device) or 1.0
         likelihood = Likelihood(splits.task, len(splits.train), noise, progress.weights)
-        stage = first_stage(start, graph, likelihood, progress.example(2), config, plain)
+        stage = first_stage(start, graph, likelihood, progress.example(2), config, among)
         _refuse_what_layers_lack(stage, progress.example(2))
         stage = _Inference(progress, stage, on_layers).run()
     if progress.world.first:

@@ -89,7 +89,33 @@ def bias_value(bias: Bias) -> Tensor | None:
     return multiplied(bias) if isinstance(bias, WeightDraw) else bias
 
 
-class BayesLayer(nn.Module):
+class Drawn(nn.Module):
+    """What has a prior: a layer, or a tensor that is drawn before the network runs.
+
+    Args:
+        shape: name, shape and grouping of the weight.
+        prior: its prior.
+
+    Attributes:
+        aliases: all names of a tensor that several modules share; empty: it has one.
+    """
+
+    def __init__(self, shape: LayerShape, prior: Prior):
+        super().__init__()
+        self.shape, self.prior = shape, prior
+        self.aliases: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> list[tuple[LayerShape, Prior]]:
+        """What is drawn, and its prior."""
+        return [(self.shape, self.prior)]
+
+    def draw(self, device: str) -> tuple[WeightDraw, Bias]:
+        """Draw the weight from its prior; there may be a bias."""
+        return self.prior.draw(replace(self.shape, device=device)), None
+
+
+class BayesLayer(Drawn):
     """Stands in for one supported module: draws weight (and bias), then applies the module's operation.
 
     Args:
@@ -100,8 +126,8 @@ class BayesLayer(nn.Module):
     """
 
     def __init__(self, module: nn.Module, shape: LayerShape, prior: Prior, bias_prior: Prior | None = None):
-        super().__init__()
-        self.shape, self.prior, self.bias_prior = shape, prior, bias_prior
+        super().__init__(shape, prior)
+        self.bias_prior = bias_prior
         op = operation_of(module)
         assert op
         self.op = op
@@ -117,7 +143,7 @@ class BayesLayer(nn.Module):
     def parts(self) -> list[tuple[LayerShape, Prior]]:
         """What is drawn: the weight and its prior, then the bias and its prior, if it has one."""
         bias = [(self.bias_shape, self.bias_prior)] if self.bias_shape and self.bias_prior else []
-        return [(self.shape, self.prior), *bias]
+        return [*super().parts, *bias]
 
     def draw(self, device: str) -> tuple[WeightDraw, Bias]:
         """Draw weight and bias from their priors; a point-valued bias is returned as it is."""
@@ -139,6 +165,7 @@ def bayesianize(
     bias_prior: Prior | None = None,
     keep: tuple[str, ...] = (),
     among: Collection[str] | None = None,
+    more: bool = False,
 ) -> nn.Module:
     """Copy a network and give its supported layers (`OPS`) a prior; the given network stays as it is.
 
@@ -153,6 +180,7 @@ def bayesianize(
         keep: layers whose dotted path matches one of these patterns stay deterministic.
         among: names of the weights that may get a prior, of subclasses of the supported layers too (`plain_weights`);
             None: those of all layers that are exactly of a supported class.
+        more: whether there are tensors that get a prior later; then the network needs no layer that does.
 
     Raises:
         ValueError: no supported layer, a grouping that the prior does not allow, a module used twice.
@@ -175,7 +203,7 @@ def bayesianize(
     else:
         paths = [path for path, module in modules.items() if _weight_of(path) in among and operation_of(module)]
     chosen = [path for path in paths if not any(fnmatchcase(path, pattern) for pattern in keep)]
-    if not chosen:
+    if not chosen and not more:
         kinds = ", ".join(sorted(kind.__name__ for kind in OPS))
         raise ValueError(f"the network has no layer to put a prior on (supported: {kinds}; kept as is: {len(paths)})")
     _refuse_shared(net, paths)
@@ -221,7 +249,7 @@ def plain_weights(net: nn.Module, graph: Graph) -> list[str]:
     for path, found in calls.items():
         _watch(tried.get_submodule(path), found)
     for training in (False, True):
-        outputs_of(tried.train(training), examples(net, graph.input_shape, 3), "with its layers watched")
+        outputs_of(tried.train(training), examples(net, graph, 3), "with its layers watched")
     return [_weight_of(path) for path, found in calls.items() if found == [True, True]]
 
 
@@ -269,11 +297,16 @@ def check_keep(net: nn.Module, keep: tuple[str, ...]) -> None:
     Raises:
         ValueError: names the pattern, and the layers there are.
     """
-    paths = [path for path, module in net.named_modules(remove_duplicate=False) if operation_of(module)]
+    paths = [path for path, module in net.named_modules(remove_duplicate=False) if _has_weights(module)]
     for pattern in keep:
         if not any(fnmatchcase(path, pattern) for path in paths):
             more = f" and {len(paths) - 8} more" if len(paths) > 8 else ""
             raise ValueError(f"keep {pattern!r} matches no layer; the layers are {', '.join(paths[:8])}{more}")
+
+
+def _has_weights(module: nn.Module) -> bool:
+    own = module._parameters.values()
+    return operation_of(module) is not None or any(one is not None and one.dim() > 1 for one in own)
 
 
 def _grouping_of(module: nn.Module, grouping: str) -> str:
@@ -292,6 +325,7 @@ def _refuse_shared(net: nn.Module, paths: list[str]) -> None:
             raise ValueError(f"{first} and {path} share their weight, which is not supported; keep both with --keep")
 
 
-def bayes_layers(net: nn.Module) -> list[BayesLayer]:
-    """The layers with a prior, in network order."""
-    return [module for module in net.modules() if isinstance(module, BayesLayer)]
+def bayes_layers(net: nn.Module) -> list[Drawn]:
+    """The layers and tensors with a prior, in network order."""
+    layers = [module for module in net.modules() if isinstance(module, Drawn)]
+    return layers + [one for module in net.modules() for one in getattr(module, "_drawn_tensors", ())]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from pyro_compress.bayes.layers import bayesianize, plain_weights
 from pyro_compress.bayes.model import Likelihood, Model
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import State, Tuned, tuned_parameters
+from pyro_compress.bayes.tensors import drawable, with_tensors
 from pyro_compress.graph.ir import first_weights
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Graph, Removal
@@ -42,20 +44,39 @@ class Stage:
     removals: tuple[Removal, ...] = ()
 
 
-def bayesian(net: nn.Module, config: FitConfig, among: Collection[str]) -> nn.Module:
-    """A network with the priors of a resolved configuration, on those of some weights that it does not keep.
+class Chosen(NamedTuple):
+    """What may get a prior.
+
+    Attributes:
+        layers: names of the weights of layers (`plain_weights`).
+        tensors: names of other tensors (`drawable`).
+    """
+
+    layers: Collection[str]
+    tensors: Collection[str] = ()
+
+
+def chosen(net: nn.Module, graph: Graph) -> Chosen:
+    """Everything in a network that can have a prior."""
+    plain = plain_weights(net, graph)
+    return Chosen(plain, drawable(net, graph, plain))
+
+
+def bayesian(net: nn.Module, config: FitConfig, among: Chosen) -> nn.Module:
+    """A network with the priors of a resolved configuration, on what it does not keep.
 
     Raises:
         ValueError: what `bayesianize` refuses.
     """
     prior = PRIORS[config.prior].with_options(config.prior_options)
     bias_prior = None if config.bias_prior == "none" else prior
-    return bayesianize(net, prior, config.grouping, bias_prior, config.keep, among)
+    layered = bayesianize(net, prior, config.grouping, bias_prior, config.keep, among.layers, bool(among.tensors))
+    return with_tensors(layered, prior, config.grouping or prior.groupings[0], among.tensors, config.keep)
 
 
 def first_stage(
     net: nn.Module, graph: Graph, likelihood: Likelihood, example: tuple[Tensor, Tensor], config: FitConfig,
-    among: Collection[str] | None = None,
+    among: Chosen | None = None,
 ) -> Stage:  # fmt: skip
     """The program of a plain network, its posterior around the network's weights.
 
@@ -65,9 +86,9 @@ def first_stage(
         likelihood: the observed end of the program; the stage takes it over.
         example: a small minibatch, on the device.
         config: resolved.
-        among: names of the weights that may get a prior; None: all that can (`plain_weights`).
+        among: what may get a prior; None: all that can (`chosen`).
     """
-    among = plain_weights(net, graph) if among is None else among
+    among = chosen(net, graph) if among is None else among
     bayes_net = bayesian(net, config, among)
     model = Model(bayes_net, likelihood).to(config.device)
     weights: dict[str, Tensor] = {name: tensor.detach() for name, tensor in net.state_dict().items()}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_compress.compression.precision import MAX_CODE, bias_step, quantize, snapped
+from pyro_compress.graph.operations.kept import whole_tensors
 from pyro_compress.graph.operations.norms import STATISTICS_ROLES
 from pyro_compress.graph.operations.table import has_statistics, is_last, is_weighted
 from pyro_compress.graph.statistics import foldable_norms
@@ -52,7 +53,8 @@ def packed(
     known: dict[str, float | None] = {
         node.parameters[role]: None for node in graph.nodes if has_statistics(node.op) for role in STATISTICS_ROLES
     }
-    known |= {name: 1.0 for name in statistics} | dict(steps)
+    whole = {name: 1.0 for name in whole_tensors(graph)}
+    known |= {name: 1.0 for name in statistics} | dict(steps) | whole
     found: dict[str, Quantized | np.ndarray] = {}
     for name, tensor in folded(graph, tensors).items():
         if names is not None and name not in names:

@@ -122,7 +122,7 @@ class _Work:
     """The tensors while they are changed: weights as they came, copied before the first change, all else in double."""
 
     def __init__(self, graph: Graph, tensors: dict[str, Tensor], spare: Collection[str] = ()):
-        self.nodes, self.input_shape = list(graph.nodes), graph.input_shape
+        self.nodes, self.graph, self.input_shape = list(graph.nodes), graph, graph.input_shape
         self.uses = Counter(name for node in graph.nodes for name in node.parameters.values())
         weights = {node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)}
         self.tensors = {n: tensor if n in weights else tensor.double().clone() for n, tensor in tensors.items()}
@@ -140,7 +140,7 @@ class _Work:
     def fold(self) -> None:
         """Find constants, fold them into the biases behind them, and name the spaces."""
         sizes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-        shapes = gate.check(Graph(tuple(self.nodes), self.input_shape), sizes, gate.UNLIMITED).shapes
+        shapes = gate.check(self.graph, sizes, gate.UNLIMITED).shapes
         for index, (node, shape) in enumerate(zip(self.nodes, shapes, strict=True)):
             if node.op == "input":
                 channels = self.input_shape[0]
@@ -162,6 +162,8 @@ class _Work:
         sources = [self.values[i] for i in node.inputs]
         if is_weighted(node.op):
             self.read[index] = self.aligned(node, sources[0])
+            if self.uses[node.parameters["weight"]] > 1:
+                return self.flow_shared(node, self.read[index], shape)
             return self.flow_weighted(index, node, self.read[index], shape)
         kind = OPERATIONS[node.op].channels
         if kind is Channels.FLATTENED:
@@ -229,6 +231,13 @@ class _Work:
             self.fixed.add(self.find(source.space))
         axis = len(shape) if is_last(node.op) else 1
         return _Value(shape, constant, self.new_space(out, fixed=groups != 1), 1, axis)
+
+    def flow_shared(self, node: Node, source: _Value, shape: tuple[int, ...]) -> _Value:
+        """A layer whose weight is used elsewhere too: all channels stay on both sides."""
+        self.fixed.add(self.find(source.space))
+        channels = len(self.tensors[node.parameters["weight"]])
+        axis = len(shape) if is_last(node.op) else 1
+        return _Value(shape, _varying(channels), self.new_space(channels, fixed=True), 1, axis)
 
     def occupied(self, name: str) -> tuple[Tensor, Tensor]:
         """`_occupied` of a weight, looked at anew only where it has changed."""
@@ -359,7 +368,7 @@ class _Work:
                 each = len(source.constant) // node.attributes["groups"]
                 node = replace(node, attributes=node.attributes | {"groups": channels // each})
             nodes.append(node)
-        return Shrunk(Graph(tuple(nodes), self.input_shape), tensors, rows, columns)
+        return Shrunk(replace(self.graph, nodes=tuple(nodes)), tensors, rows, columns)
 
     def free(self) -> list[Units]:
         """The spaces that are not fixed, with their tensors."""

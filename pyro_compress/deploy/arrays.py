@@ -22,6 +22,7 @@ from pyro_compress.atomic import write_atomically
 from pyro_compress.deploy import standalone
 from pyro_compress.deploy.program import program
 from pyro_compress.foreign import ordinary
+from pyro_compress.graph.operations.kept import refuse_kept
 from pyro_compress.pcn.file import dense
 from pyro_compress.pcn.names import check_names
 from pyro_compress.types import Compressed
@@ -44,6 +45,7 @@ def write_folder(
         sparse_below: weights of linear layers with a smaller share of non-zeros are stored as CSR.
         smallest: matrices of fewer values stay dense.
     """
+    refuse_kept(network.graph, "numpy")
     check_names(network.tensors)  # they become names of files
     linear = {node.parameters["weight"] for node in network.graph.nodes if node.op == "linear"}
     sparse = []

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from pyro_compress.pcn.file import dense
-from pyro_compress.types import Compressed, Graph, Node, Quantized
+from pyro_compress.types import Compressed, Node, Quantized
 
 WORTH = 0.85
 """A window of more than this share of the inputs is not worth the copy."""
@@ -64,4 +64,4 @@ def _with_window(network: Compressed, name: str, window: tuple[slice, ...], size
         if flat and node.op == "reshape" and node.inputs == (0,):
             node = replace(node, attributes={"shape": [size]})
         nodes.append(replace(node, inputs=tuple(i + 1 for i in node.inputs)))
-    return Compressed(Graph(tuple(nodes), graph.input_shape), network.tensors | {name: smaller}, network.meta)
+    return Compressed(replace(graph, nodes=tuple(nodes)), network.tensors | {name: smaller}, network.meta)

@@ -67,4 +67,4 @@ def joined(parts: list[tuple[Graph, dict[str, torch.Tensor]]], meta: dict[str, o
             nodes.append(replace(node, inputs=inputs, parameters=parameters))
         outputs.append(len(nodes) - 1)
         tensors |= {f"member{number}.{name}": value.float().numpy() for name, value in values.items()}
-    return Compressed(Graph((*nodes, Node("mixture", tuple(outputs))), parts[0][0].input_shape), tensors, meta)
+    return Compressed(replace(parts[0][0], nodes=(*nodes, Node("mixture", tuple(outputs)))), tensors, meta)

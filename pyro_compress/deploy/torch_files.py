@@ -19,7 +19,7 @@ from pyro_compress.graph.network import Network
 from pyro_compress.pcn.file import dense
 from pyro_compress.pcn.gate import DEFAULT, Limits, built, check
 from pyro_compress.pcn.names import check_names
-from pyro_compress.types import Compressed, Graph
+from pyro_compress.types import Compressed
 
 KEY = "pyro_compress"
 """Under this key both formats hold the card (and the graph) as JSON; several keys would come in random order."""
@@ -52,7 +52,7 @@ def _without_keywords(network: Compressed) -> Compressed:
     ]
     check_names(new.values())
     tensors = {new[name]: tensor for name, tensor in network.tensors.items()}
-    return Compressed(Graph(tuple(nodes), network.graph.input_shape), tensors, network.meta)
+    return Compressed(replace(network.graph, nodes=tuple(nodes)), tensors, network.meta)
 
 
 def load_program(path: Path) -> nn.Module:

@@ -5,36 +5,42 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pyro_compress.graph.checked import compare, compare_training, exported, refuse_unsupported
-from pyro_compress.graph.operations.table import is_weighted
+from pyro_compress.graph.keeping import refuse_rounded
+from pyro_compress.graph.operations.kept import whole_tensors
 from pyro_compress.graph.reading import read
 from pyro_compress.graph.rules.table import run_node
 from pyro_compress.pcn import gate
 from pyro_compress.types import Graph
 
 
-def capture(net: nn.Module, input_shape: tuple[int, ...], outputs: int | None = None, trained: bool = True) -> Graph:
+def capture(
+    net: nn.Module, input_shape: tuple[int, ...], outputs: int | tuple[int, ...] | None = None, trained: bool = True,
+    kind: str = "float32",
+) -> Graph:  # fmt: skip
     """Read a network's operations, in evaluation mode, with a free batch dimension, and compare the two.
 
     Args:
         net: the network; it stays as it is.
         input_shape: shape of one example.
-        outputs: how many the data ask for; None: any.
+        outputs: how many the data ask for, or the shape of one example's; None: any.
         trained: whether the network itself is to be trained, and must return the same shape in training mode.
+        kind: type of the inputs: `float32`, or `int64` for numbers of words.
 
     Raises:
         ValueError: the network cannot be exported, uses an operation that is not supported, computes something else
             than what was read (operation and module path are named), or is none that a file could hold.
     """
     refuse_unsupported(net)
-    found = read(exported(net, input_shape), input_shape)
-    used = [(node.op, role, name) for node in found.graph.nodes for role, name in node.parameters.items()]
-    weights = [name for op, role, name in used if is_weighted(op) and role == "weight"]
-    if twice := sorted({name for name in weights if [name for *_, name in used].count(name) > 1}):
-        raise ValueError(f"{twice[0]} is used by several layers; networks that share weights are not supported")
-    gate.check(found.graph, {name: tuple(tensor.shape) for name, tensor in _used(net, found.graph)}, gate.UNLIMITED)
-    compare(net, found, run_node, outputs)
+    found = read(exported(net, input_shape, kind), input_shape, kind)
+    used = _used(net, found.graph)
+    whole = whole_tensors(found.graph)
+    for name, tensor in used:
+        if name in whole:
+            refuse_rounded(name, tensor)
+    gate.check(found.graph, {name: tuple(tensor.shape) for name, tensor in used}, gate.UNLIMITED)
+    compare(net, found, run_node, (outputs,) if isinstance(outputs, int) else outputs)
     if trained:
-        compare_training(net, input_shape)
+        compare_training(net, found.graph)
     return found.graph
 
 

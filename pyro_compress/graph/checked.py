@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
+from pyro_compress.graph.ir import tables
 from pyro_compress.graph.reading import Read, told
-from pyro_compress.types import Node
+from pyro_compress.types import Graph, Node
 
 BATCHES = (3, 1)
 """Batch sizes of the comparison; `torch.export` saw 2."""
@@ -44,8 +46,13 @@ def refuse_unsupported(net: nn.Module) -> None:
             raise ValueError(f"{name} is {kind}; networks are float32 here: call net.float() first")
 
 
-def exported(net: nn.Module, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+def exported(net: nn.Module, input_shape: tuple[int, ...], kind: str = "float32") -> torch.export.ExportedProgram:
     """A network in evaluation mode as `torch.export` reads it.
+
+    Args:
+        net: the network.
+        input_shape: shape of one example.
+        kind: type of its values.
 
     Raises:
         ValueError: it cannot; its first line of reasons.
@@ -53,7 +60,8 @@ def exported(net: nn.Module, input_shape: tuple[int, ...]) -> torch.export.Expor
     with evaluating(net), _quiet_torch():
         try:
             batch = ({0: torch.export.Dim.DYNAMIC},)
-            return torch.export.export(net, (torch.zeros(2, *input_shape, device=_device(net)),), dynamic_shapes=batch)
+            example = torch.zeros(2, *input_shape, dtype=getattr(torch, kind), device=_device(net))
+            return torch.export.export(net, (example,), dynamic_shapes=batch)
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             if "data-dependent" in reason:
@@ -83,7 +91,8 @@ def _quiet_torch() -> Iterator[None]:
     for logger in loggers:
         logger.disabled = True
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         for logger, disabled in zip(loggers, before, strict=True):
@@ -94,10 +103,13 @@ def _device(net: nn.Module) -> torch.device:
     return next(iter(net.parameters()), torch.zeros(())).device
 
 
-def examples(net: nn.Module, input_shape: tuple[int, ...], batch: int) -> Tensor:
-    """Random inputs, the same every time."""
-    generator = torch.Generator().manual_seed(batch)
-    return torch.randn(batch, *input_shape, generator=generator).to(_device(net))
+def examples(net: nn.Module, graph: Graph, batch: int) -> Tensor:
+    """Random inputs, the same every time; whole numbers are those that every table has that they are looked up in."""
+    generator, shape = torch.Generator().manual_seed(batch), (batch, *graph.input_shape)
+    if graph.kind != "float32":
+        most = min((len(_tensors(net)[name]) for name in tables(graph)), default=2)
+        return torch.randint(0, most, shape, generator=generator).to(_device(net))
+    return torch.randn(shape, generator=generator).to(_device(net))
 
 
 @torch.no_grad()
@@ -124,26 +136,27 @@ def outputs_of(net: nn.Module, x: Tensor, when: str) -> Tensor:
     return found
 
 
-def compare(net: nn.Module, found: Read, run: RunNode, outputs: int | None) -> None:
+def compare(net: nn.Module, found: Read, run: RunNode, outputs: tuple[int, ...] | None) -> None:
     """Hold what was read against the module, in evaluation mode.
 
     Args:
         net: the module.
         found: what was read from it.
         run: runs one operation.
-        outputs: how many the data ask for; None: any.
+        outputs: shape of one example's that the data ask for; None: any.
 
     Raises:
         ValueError: they differ, or the output has another shape than the data ask for.
     """
     tensors = {name: tensor.detach() for name, tensor in _tensors(net).items()}
     for batch in BATCHES:
-        x = examples(net, found.graph.input_shape, batch)
+        x = examples(net, found.graph, batch)
         with evaluating(net):
             wanted = outputs_of(net, x, f"in evaluation mode, on a batch of {batch},")
-        if outputs is not None and tuple(wanted.shape) != (batch, outputs):
-            shape = tuple(wanted.shape[1:])
-            raise ValueError(f"the network gives outputs of shape {shape}, the data ask for ({outputs},)")
+        if outputs is not None and tuple(wanted.shape) != (batch, *outputs):
+            raise ValueError(
+                f"the network gives outputs of shape {tuple(wanted.shape[1:])}, the data ask for {outputs}"
+            )
         values = [x]
         with torch.no_grad():
             for node in found.graph.nodes[1:]:
@@ -152,6 +165,10 @@ def compare(net: nn.Module, found: Read, run: RunNode, outputs: int | None) -> N
         if not _close(values[-1], wanted):
             where = _first_difference(found, tensors, x, values)
             raise ValueError(f"what was read of the network computes something else on a batch of {batch}: {where}")
+        with evaluating(net):
+            alone = outputs_of(net, x[-1:], "in evaluation mode, on a batch of 1,")
+        if not _close(alone, wanted[-1:]):
+            raise ValueError("what it gives for one example depends on the others of its batch, in evaluation mode too")
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
@@ -188,13 +205,13 @@ def trial(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net, {id(parameter): parameter for parameter in net.parameters()}).train()
 
 
-def compare_training(net: nn.Module, input_shape: tuple[int, ...]) -> None:
+def compare_training(net: nn.Module, graph: Graph) -> None:
     """Run a network in training mode, and hold the shape of its output against that in evaluation mode.
 
     Raises:
         ValueError: it fails, or returns something else.
     """
-    x = examples(net, input_shape, BATCHES[0])
+    x = examples(net, graph, BATCHES[0])
     with evaluating(net):
         wanted = outputs_of(net, x, "in evaluation mode")
     found = outputs_of(trial(net), x, "in training mode")

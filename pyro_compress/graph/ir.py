@@ -9,6 +9,7 @@ from typing import Any
 
 from pyro_compress.foreign import of_type, record, shown, table
 from pyro_compress.graph.operations.table import is_weighted
+from pyro_compress.pcn.gate import kind_of
 from pyro_compress.types import Graph, Node
 
 
@@ -30,9 +31,21 @@ def graph_of(document: Any) -> Graph:
     if not nodes or nodes[0] != Node("input", []):  # type: ignore[arg-type]
         raise ValueError("the first node must be the input")
     for index, node in enumerate(nodes[1:], 1):
-        if not node.inputs or not all(0 <= i < index for i in node.inputs):
+        if not all(0 <= i < index for i in node.inputs):
             raise ValueError(f"node {index} reads {shown(list(node.inputs))}; it may read nodes before it only")
-    return Graph(tuple(replace(node, inputs=tuple(node.inputs)) for node in nodes), tuple(shape))
+    kind = kind_of(told.get("kind", "float32"))
+    return Graph(tuple(replace(node, inputs=tuple(node.inputs)) for node in nodes), tuple(shape), kind)
+
+
+def tables(graph: Graph) -> list[str]:
+    """Names of the tensors that inputs of whole numbers are looked up in."""
+    found = []
+    for node in graph.nodes:
+        if node.op == "embedding" and node.inputs == (0,):
+            found.append(node.parameters["weight"])
+        if node.attributes.get("call") in ("embedding.default", "index.Tensor") and 0 in node.inputs:
+            found += [node.parameters[role] for role in ("t0",) if role in node.parameters]
+    return found
 
 
 def first_weights(graph: Graph) -> list[str]:

@@ -12,13 +12,17 @@ from torch import Tensor, fx
 from torch._decomp import get_decompositions
 
 from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.keeping import Keeping, name_of, value_of
+from pyro_compress.graph.operations.row import Value, in_rows
 from pyro_compress.graph.rules.table import RULES, part_readers, readers
+from pyro_compress.pcn import gate
 from pyro_compress.types import Graph, Node
 
-MADE = ("lift_fresh_copy", "ones", "zeros", "full", "arange", "eye", "linspace", "tril", "triu")
-"""Operations that make a tensor out of nothing."""
-ROUNDS = 4
-"""How often what an operation was taken apart into is taken apart."""
+PASSED_ON = tuple(getattr(torch.ops.aten, name).default for name in ("lift_fresh_copy", "detach", "detach_", "alias"))
+"""What stands between values that forward writes down and whatever reads them."""
+UNKNOWN = "unsupported operation"
+ROUNDS = 8
+"""How often a program is taken apart further."""
 
 
 @dataclass(frozen=True)
@@ -36,45 +40,72 @@ class Read:
     places: dict[str, int]
 
 
-def read(program: torch.export.ExportedProgram, input_shape: tuple[int, ...]) -> Read:
+def read(program: torch.export.ExportedProgram, input_shape: tuple[int, ...], kind: str = "float32") -> Read:
     """Read a program; where it changes a value in place that is also read under another shape, without such changes.
+
+    What has a row becomes a node of it; what has none, or has arguments that its row does not know, is kept for torch
+    to run (`graph.operations.kept`); what may not be kept is taken apart as torch decomposes it, and read again.
+
+    Args:
+        program: the exported network.
+        input_shape: shape of one example.
+        kind: type of its values.
 
     Raises:
         ValueError: an operation, an argument or an output that is not supported; it is named.
     """
-    kind = program.call_spec.out_spec
-    if kind is not None and not kind.is_leaf():
-        raise ValueError(f"the network returns a {kind.type.__name__}; it must return one tensor")
+    spec = program.call_spec.out_spec
+    if spec is not None and not spec.is_leaf():
+        raise ValueError(f"the network returns a {spec.type.__name__}; it must return one tensor")
     _refuse_changed_tensors(program)
     if _changes_views(program.graph):
         program = program.run_decompositions({})
-    return _Reading(_in_parts(program)).read(input_shape)
-
-
-def _in_parts(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """A program whose operations that nobody can read are spelled out as torch decomposes them, where it does."""
-    parts = program
+    refused: _Unreadable | None = None
     for _ in range(ROUNDS):
-        missing = set(_unreadable(parts.graph))
-        if not missing:
-            return parts
-        implicit = torch.export.default_decompositions()
-        table = get_decompositions(list(missing)) | {op: implicit[op] for op in missing if op in implicit}
-        if not table:
-            break
-        parts = parts.run_decompositions(table)
-    return program  # what cannot be read is named as the network calls it
+        try:
+            if unknown := list(_unknown(program.graph)):
+                message = f"{UNKNOWN} {told(unknown[0])}; see docs/networks.md"
+                raise _Unreadable(message, {node.target for node in unknown})  # type: ignore[misc]
+            return _Reading(program, kind).read(input_shape)
+        except _Unreadable as error:
+            refused = refused or error  # as the network calls it
+            if (parts := _in_parts(program, error.missing)) is None:
+                break
+            program = parts
+    assert refused
+    raise refused
 
 
-def _unreadable(graph: fx.Graph) -> Iterator[torch._ops.OpOverload]:
+class _Unreadable(ValueError):
+    """Operations that neither have a row nor may be kept."""
+
+    def __init__(self, reason: str, missing: set[torch._ops.OpOverload]):
+        super().__init__(reason)
+        self.missing = missing
+
+
+def _unknown(graph: fx.Graph) -> Iterator[fx.Node]:
+    """Operations whose name alone says that they cannot be read."""
     known = readers().keys() | part_readers().keys()
     for node in graph.nodes:
         target = node.target
         if node.op == "call_function" and isinstance(target, torch._ops.OpOverload):
             name = target._schema.name.rpartition("::")[2]
             computes = isinstance(node.meta.get("val"), Tensor | tuple | list)
-            if computes and (target.namespace != "aten" or (name not in known and name.removesuffix("_") not in known)):
-                yield target
+            read = target.namespace == "aten" and (name in known or name.removesuffix("_") in known)
+            if computes and not read and name_of(target) is None and target not in PASSED_ON:
+                yield node
+
+
+def _in_parts(
+    program: torch.export.ExportedProgram, missing: set[torch._ops.OpOverload]
+) -> torch.export.ExportedProgram | None:
+    """A program whose operations that nobody can read are spelled out as torch decomposes them; None: it does not."""
+    implicit = torch.export.default_decompositions()
+    table = get_decompositions(list(missing)) | {op: implicit[op] for op in missing if op in implicit}
+    if table or any(op._schema.is_mutable for op in missing):
+        return program.run_decompositions(table)
+    return None
 
 
 def told(node: fx.Node) -> str:
@@ -146,24 +177,27 @@ class _Reading:
 
     Attributes:
         nodes: what was read so far.
+        flows: what they give.
         place: name of a value in the program -> index of the node that computes it, as things stand.
         made: the same, as it was when the value was computed.
         names: name of a value in the program -> name of the tensor in the network that it is.
         shapes: theirs.
     """
 
-    def __init__(self, program: torch.export.ExportedProgram):
-        self.program, self.signature = program, program.graph_signature
+    def __init__(self, program: torch.export.ExportedProgram, kind: str):
+        self.program, self.signature, self.kind = program, program.graph_signature, kind
         self.names = self.signature.inputs_to_parameters | self.signature.inputs_to_buffers
         self.owners = _owners(program.graph)
         self.readers, self.parts = readers(), part_readers()
         held = (node for node in program.graph.nodes if node.op == "placeholder" and node.name in self.names)
-        self.shapes = {self.names[node.name]: node.meta["val"].shape for node in held}
+        self.shapes = {self.names[node.name]: tuple(map(int, node.meta["val"].shape)) for node in held}
         self.nodes, self.place, self.made = [Node("input")], dict[str, int](), dict[str, int]()
+        self.flows = list[Value]()
 
     def read(self, input_shape: tuple[int, ...]) -> Read:
         """The whole program as a graph, without what its output does not need."""
         last = 0
+        self.flows.append(in_rows(input_shape, kind=self.kind))
         for node in self.program.graph.nodes:
             if node.op == "placeholder" and node.name in self.signature.user_inputs:
                 self.place[node.name] = 0
@@ -171,7 +205,7 @@ class _Reading:
                 self.operation(node)
             elif node.op == "output":
                 last = self.output(node.args[0])
-        graph, kept = _needed(self.nodes, last, input_shape)
+        graph, kept = _needed(self.nodes, last, input_shape, self.kind)
         return Read(graph, self.program, {name: kept[index] for name, index in self.made.items() if index in kept})
 
     def output(self, found: Any) -> int:
@@ -193,46 +227,149 @@ class _Reading:
         aten, _, called = str(source.target).partition(".")
         if (several and aten == "aten") or (part and not fx_node.users):  # a part is read where somebody wants it
             return
+        if self.literal(fx_node) is not None:  # written down where it is read
+            return
         name = called.partition(".")[0]
         reshapes = not part and aten == "aten" and name in RULES["reshape"].reads
         if reshapes and (tensor := self.tensor_of(source.args[0])):
             self.names[fx_node.name] = tensor  # where it is read like a value, its node gives it this shape
             return
-        op, inputs, parameters, attributes = self.reading(source, part, name)
         try:
-            if op == "identity" and (tensor := self.tensor_as_it_is(fx_node, inputs[0])):
-                self.names[fx_node.name] = tensor
-                return
-            self.check(fx_node, inputs)
-            rank = max(given.meta["val"].dim() for given in inputs)
-            sources = tuple(self.located(given, rank) for given in inputs)
-            tensors = {role: self.named(role, given) for role, given in parameters.items() if given is not None}
-        except (ValueError, LookupError, AttributeError, TypeError) as error:
-            raise _refused(source, error) from error
-        if op == "identity":
-            self.put(fx_node, sources[0])
+            if not self.picked(fx_node, source, part, name):
+                self.by_row(fx_node, source, part, name)
             return
-        if op == "reshape" and self.nodes[sources[0]].attributes.get("shape") == []:
-            sources = self.nodes[sources[0]].inputs  # squeezed away, and back again
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            reason = error if isinstance(error, ValueError) else ValueError("its arguments are not those of a layer")
+        try:
+            self.keep(fx_node, source, part)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            known = str(reason) != UNKNOWN
+            message = f"{told(source)}: {reason}" if known else f"{UNKNOWN} {told(source)}; see docs/networks.md"
+            if isinstance(source.target, torch._ops.OpOverload):
+                raise _Unreadable(message, {source.target}) from error
+            raise ValueError(message) from error
+
+    def by_row(self, fx_node: fx.Node, source: fx.Node, part: list[int], name: str) -> None:
+        """Append an operation that has a row.
+
+        Raises:
+            ValueError: it has none, or other arguments, values or shapes than the row knows.
+        """
+        op, inputs, parameters, attributes = self.reading(source, part, name)
+        if op == "identity" and (tensor := self.tensor_as_it_is(fx_node, inputs[0])):
+            self.names[fx_node.name] = tensor
+            return
+        self.check(fx_node, inputs)
+        before = len(self.nodes)
+        tensors = {role: self.named(role, given) for role, given in parameters.items() if given is not None}
+        try:
+            sources = self.all_located(inputs)
+            if op == "identity":
+                if self.flows[sources[0]] != value_of(fx_node.meta["val"]):
+                    raise ValueError("it changes the type of values")
+                self.put(fx_node, sources[0])
+                return
+            if op == "reshape" and self.nodes[sources[0]].attributes.get("shape") == []:
+                sources = self.nodes[sources[0]].inputs  # squeezed away, and back again
+            self.append(fx_node, Node(op, sources, tensors, attributes))
+        except ValueError:
+            self.forget(before)
+            raise
+
+    def picked(self, fx_node: fx.Node, source: fx.Node, part: list[int], name: str) -> bool:
+        """Read an entry of an axis that was moved in front of the batch, as attention picks queries, keys and values.
+
+        Picked first and moved afterwards, the batch stays where it is.
+        """
+        moved = source.args[0] if source.args else None
+        if name not in ("select", "unbind") or not isinstance(moved, fx.Node) or bool(part) != (name == "unbind"):
+            return False
+        axes = _axes_of(moved)
+        call = Call(source)
+        if axes is None or call["dim"] != 0 or axes[0] == 0 or axes[1] != 0:
+            return False
+        whole = self.where(moved.args[0])  # type: ignore[arg-type]
+        if whole is None:
+            return False
+        axis, size = axes[0], self.flows[whole].shape[axes[0] - 1]
+        index = part[0] if part else int(call["index"]) % size
+        order = [place - (place > axis) for place in axes[1:]]
+        pick = Node("select", (whole,), {}, {"axis": axis, "index": index})
+        if order == sorted(order):
+            self.append(fx_node, pick)
+            return True
+        before = len(self.nodes)
+        self.nodes.append(pick)
+        self.flows.append(gate.flowing(pick, [self.flows[whole]], self.shapes)[0])
+        try:
+            self.append(fx_node, Node("permute", (before,), {}, {"axes": order[1:]}))
+        except ValueError:
+            self.forget(before)
+            raise
+        return True
+
+    def append(self, fx_node: fx.Node, node: Node) -> None:
+        """A node that gives what the program says.
+
+        Raises:
+            ValueError: the rule of shapes says something else, or refuses.
+        """
+        wanted = value_of(fx_node.meta["val"])
+        flow, _, _ = gate.flowing(node, [self.flows[i] for i in node.inputs], self.shapes)
+        if flow != wanted:
+            raise ValueError(f"it gives {wanted.kind} of shape {wanted.at[0]}, not {flow.kind} of shape {flow.at[0]}")
         self.put(fx_node, len(self.nodes))
-        self.nodes.append(Node(op, sources, tensors, attributes))
+        self.nodes.append(node)
+        self.flows.append(flow)
+
+    def keep(self, fx_node: fx.Node, source: fx.Node, part: list[int]) -> None:
+        """Append a call that torch runs as it is.
+
+        Raises:
+            ValueError: it may not be kept.
+        """
+        if isinstance(source.target, torch._ops.OpOverload) and source.target._schema.is_mutable:
+            raise ValueError("it changes a value in place")
+        self.append(fx_node, Keeping(self.where, self.tensor_named, self.literal).node(source, part))
+
+    def forget(self, length: int) -> None:
+        """Take back what was appended for an operation that is read otherwise."""
+        del self.nodes[length:], self.flows[length:]
+        self.place = {name: index for name, index in self.place.items() if index < length}
+
+    def where(self, source: fx.Node) -> int | None:
+        """Index of the node that computes a value; None: it is a tensor of the network."""
+        return self.place.get(self.owners[source.name])
+
+    def literal(self, source: fx.Node) -> Tensor | None:
+        """Values that forward writes down, where a value is that."""
+        name = self.signature.inputs_to_lifted_tensor_constants.get(source.name)
+        if name is None and source.target in PASSED_ON:
+            return self.literal(source.args[0])  # type: ignore[arg-type]
+        found = self.program.constants.get(name) if name else None
+        return found if isinstance(found, Tensor) else None
+
+    def tensor_named(self, source: fx.Node) -> tuple[str, tuple[int, ...]]:
+        """Name and shape of the tensor of the network that a value is.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if source.name not in self.names:
+            raise ValueError(f"it reads {source.name}, which is neither parameter nor buffer: use register_buffer")
+        name = self.names[source.name]
+        return name, self.shapes[name]
 
     def reading(self, source: fx.Node, part: list[int], called: str) -> Reading:
         """What the operation's reader makes of it."""
         known_readers: Mapping[str, Any] = self.parts if part else self.readers
         known = isinstance(source.target, torch._ops.OpOverload) and source.target.namespace == "aten"
         name = called if called in known_readers else called.removesuffix("_")
-        if known and name in MADE:
-            raise ValueError(f"{told(source)}: forward makes a tensor; make it in __init__, with register_buffer")
         if not known or name not in known_readers:
-            supported = sorted(name for name in {*self.readers, *self.parts} if not name.startswith("_"))
-            raise ValueError(f"unsupported operation {told(source)}; supported: {', '.join(supported)}")
+            raise ValueError(UNKNOWN)
         call = Call(source, self.names)
-        try:
-            found: Reading = known_readers[name](call, *part)
-            call.refuse_unread()
-        except (ValueError, LookupError, AttributeError, TypeError) as error:
-            raise _refused(source, error) from error
+        found: Reading = known_readers[name](call, *part)
+        call.refuse_unread()
         return found
 
     def put(self, fx_node: fx.Node, index: int) -> None:
@@ -245,19 +382,9 @@ class _Reading:
         return self.names.get(source.name) if same and source.name not in self.place else None
 
     def check(self, fx_node: fx.Node, inputs: list[fx.Node]) -> None:
-        """Refuse values that are not float32 or lost the batch."""
+        """Refuse what no row reads: tensors of the network alone."""
         if all(given.name in self.names for given in inputs) and fx_node.target is not torch.ops.aten.expand.default:
             raise ValueError("it reads tensors of the network alone: store what it computes as a parameter or buffer")
-        value, (batch,) = fx_node.meta["val"], self.batch
-        if value.dtype != torch.float32:
-            raise ValueError(f"it computes in {str(value.dtype).removeprefix('torch.')}; networks are float32")
-        if value.dim() == 0 or str(value.shape[0]) not in (str(batch), "1"):
-            raise ValueError("it moves the batch dimension, which is not supported")
-
-    @property
-    def batch(self) -> list[Any]:
-        """The batch's size, a symbol."""
-        return [n.meta["val"].shape[0] for n in self.program.graph.nodes if self.place.get(n.name) == 0][:1]
 
     def named(self, role: str, source: fx.Node) -> str:
         """Name of the tensor that a layer has in a role."""
@@ -273,36 +400,53 @@ class _Reading:
         held = isinstance(source, fx.Node) and source.name not in self.place
         return self.names.get(source.name) if held else None
 
-    def located(self, source: fx.Node, rank: int) -> int:
-        """Index of a value; a parameter that is read like one (a class token, say) becomes a node of its own.
+    def all_located(self, inputs: list[fx.Node]) -> tuple[int, ...]:
+        """Indices of values that meet; parameters among them become nodes of their own, with as many rows."""
+        rank = max(given.meta["val"].dim() for given in inputs)
+        there = [self.where(given) for given in inputs]
+        rows = [index for index in there if index is not None and self.flows[index].rows != 0]
+        partner = rows[0] if rows and self.flows[rows[0]].rows != 1 else 0
+        return tuple(
+            self.constant(given, rank, partner) if index is None else index
+            for given, index in zip(inputs, there, strict=True)
+        )
+
+    def constant(self, source: fx.Node, rank: int, partner: int) -> int:
+        """Index of a parameter that is read like a value (a class token, say): a node of its own.
 
         Args:
             source: what is read.
             rank: dimensions of what it meets; torch puts dimensions of 1 in front of a parameter that has fewer.
+            partner: a value with as many rows.
         """
-        name = self.owners[source.name]
-        if name in self.place:
-            return self.place[name]
-        if source.name not in self.names:
-            raise ValueError(f"it reads {source.name}, which is neither parameter nor buffer: use register_buffer")
-        tensor = self.names[source.name]
-        if tensor in self.signature.non_persistent_buffers:
-            raise ValueError(f"buffer {tensor} is not in the network's state_dict; register it as persistent")
+        key = f"{self.owners[source.name]} {rank} {partner}"
+        if key in self.place:
+            return self.place[key]
+        tensor, _ = self.tensor_named(source)
         own = tuple(source.meta["val"].shape)
         batch, *shape = (1,) * (rank - len(own)) + own
         if batch != 1:
             raise ValueError(f"{tensor} of shape {own} is read as a value; its first dimension must be 1")
-        self.place[name] = len(self.nodes)
-        self.nodes.append(Node("constant", (0,), {"value": tensor}, {"shape": shape}))
-        return self.place[name]
+        node = Node("constant", (partner,), {"value": tensor}, {"shape": shape})
+        self.place[key] = len(self.nodes)
+        self.flows.append(gate.flowing(node, [self.flows[partner]], self.shapes)[0])
+        self.nodes.append(node)
+        return self.place[key]
 
 
-def _refused(source: fx.Node, error: Exception) -> ValueError:
-    reason = error if isinstance(error, ValueError) else "its arguments are not those of a layer"
-    return ValueError(f"{told(source)}: {reason}")
+def _axes_of(node: fx.Node) -> list[int] | None:
+    """The order in which a transposition reads axes; None: it is none."""
+    if node.target not in (torch.ops.aten.permute.default, torch.ops.aten.transpose.int):
+        return None
+    rank = node.meta["val"].dim()
+    if node.target is torch.ops.aten.permute.default:
+        return [int(axis) % rank for axis in node.args[1]]  # type: ignore[union-attr]
+    axes, one, two = list(range(rank)), int(node.args[1]) % rank, int(node.args[2]) % rank  # type: ignore[arg-type]
+    axes[one], axes[two] = axes[two], axes[one]
+    return axes
 
 
-def _needed(nodes: list[Node], last: int, input_shape: tuple[int, ...]) -> tuple[Graph, dict[int, int]]:
+def _needed(nodes: list[Node], last: int, input_shape: tuple[int, ...], kind: str) -> tuple[Graph, dict[int, int]]:
     """The nodes that the last one needs, and where each of them went."""
     wanted = {0, last}
     for index in range(last, 0, -1):
@@ -310,4 +454,4 @@ def _needed(nodes: list[Node], last: int, input_shape: tuple[int, ...]) -> tuple
             wanted.update(nodes[index].inputs)
     kept = {old: new for new, old in enumerate(sorted(wanted))}
     moved = (replace(nodes[old], inputs=tuple(kept[i] for i in nodes[old].inputs)) for old in kept)
-    return Graph(tuple(moved), tuple(input_shape)), kept
+    return Graph(tuple(moved), tuple(input_shape), kind), kept

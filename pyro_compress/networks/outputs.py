@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_compress.graph.checked import evaluating, examples
-from pyro_compress.types import Graph
+from pyro_compress.types import Graph, Node
 
 ENDS = ("softmax", "sigmoid")
 """Operations that turn what a classifier should return into probabilities."""
 
 
-def with_columns(net: nn.Module, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+def with_columns(net: nn.Module, input_shape: tuple[int, ...], outputs: int, kind: str = "float32") -> nn.Module:
     """A network of one output that returns `(n,)`, as one that returns `(n, 1)`; any other as it is.
 
     Beside targets `(n, 1)`, outputs `(n,)` would be compared each with each.
@@ -23,12 +23,13 @@ def with_columns(net: nn.Module, input_shape: tuple[int, ...], outputs: int) -> 
         net: stays as it is; the result shares its tensors.
         input_shape: shape of one example.
         outputs: how many the data ask for.
+        kind: type of its inputs, as `Graph.kind`.
     """
     if outputs != 1:
         return net
     try:
         with evaluating(net), torch.random.fork_rng(), torch.no_grad():
-            found = net(examples(net, input_shape, 2))
+            found = net(examples(net, Graph((Node("input"),), input_shape, kind), 2))
     except Exception:  # whatever is wrong with it, capturing it says so
         return net
     if not isinstance(found, Tensor) or found.shape != (2,):

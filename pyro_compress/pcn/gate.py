@@ -14,11 +14,22 @@ same for metadata; `names.check_names` judges names alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_compress.graph.operations.row import MAX_RANK, MAX_SIZE, Made
+from pyro_compress.graph.operations.kept import MOST_CALLS, inferred
+from pyro_compress.graph.operations.row import (
+    BATCHES,
+    MAX_RANK,
+    MAX_SIZE,
+    Attributes,
+    Made,
+    Operation,
+    Roles,
+    Value,
+    in_rows,
+)
 from pyro_compress.graph.operations.table import OPERATIONS, is_weighted, weighted
 from pyro_compress.pcn.names import check_names, shortened
 from pyro_compress.pcn.schema import check_node
@@ -63,18 +74,23 @@ class Plan:
     """What is known of a network before it runs.
 
     Attributes:
-        shapes: of one example's value behind every node.
+        flows: the value behind every node.
         peak: values that running one example holds at a time.
         held: those of them that lie between two operations.
         work: multiply-adds per example.
         values: of all tensors.
     """
 
-    shapes: tuple[tuple[int, ...], ...]
+    flows: tuple[Value, ...]
     peak: int
     held: int
     work: int
     values: int
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of a row of every value: of all behind its first dimension."""
+        return tuple(flow.shape for flow in self.flows)
 
     @property
     def output(self) -> tuple[int, ...]:
@@ -82,7 +98,7 @@ class Plan:
         return self.shapes[-1]
 
 
-def built(nodes: Iterable[Any], input_shape: Any) -> Graph:
+def built(nodes: Iterable[Any], input_shape: Any, kind: Any = "float32") -> Graph:
     """A graph from JSON values, `[operation, inputs, {role: tensor}, {attribute: value}]` per node behind the input.
 
     Raises:
@@ -100,7 +116,18 @@ def built(nodes: Iterable[Any], input_shape: Any) -> Graph:
         if len(found) > MAX_NODES:
             raise ValueError(f"more than the {MAX_NODES} operations that a network may have")
         found.append(Node(op, tuple(inputs), parameters, attributes))
-    return Graph(tuple(found), shape_of(input_shape))
+    return Graph(tuple(found), shape_of(input_shape), kind_of(kind))
+
+
+def kind_of(kind: Any) -> str:
+    """The type of a network's inputs.
+
+    Raises:
+        ValueError: none that a network may have.
+    """
+    if kind not in ("float32", "int64"):
+        raise ValueError(f"inputs of type {shortened(kind)}; they are float32 or int64")
+    return str(kind)
 
 
 def shape_of(values: Any, most: int = MAX_RANK + 1) -> tuple[int, ...]:
@@ -136,36 +163,88 @@ def check(graph: Graph, tensors: Mapping[str, tuple[int, ...]], limits: Limits =
     if not any(is_weighted(node.op) for node in graph.nodes):
         raise ValueError(f"the network has no layer with weights ({', '.join(weighted())})")
     _positive("the input", graph.input_shape)
-    shapes, work, held, finished = [graph.input_shape], 0, math.prod(graph.input_shape), graph.finished
+    first = in_rows(graph.input_shape, kind=graph.kind)
+    flows, work, held, finished = [first], 0, first.size, graph.finished
     peak = most = held
+    _within(sum(node.op == "aten" for node in graph.nodes), MOST_CALLS, "operations of torch")
     for index, node in enumerate(graph.nodes[1:], 1):
         try:
-            shape, cost, scratch = made(node, [shapes[i] for i in node.inputs], tensors)
-            _positive("its output", shape)
-            work, held = work + cost, held + math.prod(shape)
+            flow, cost, scratch = flowing(node, [flows[i] for i in node.inputs], tensors)
+            _positive("its output", flow.at[0])
+            work, held = work + cost, held + flow.size
             _within(values + held + scratch, limits.values, "values held at a time")
             _within(work, limits.work, "multiply-adds per example")
         except ValueError as error:
             raise ValueError(f"node {index} ({node.op if node.op in OPERATIONS else 'unknown'}): {error}") from None
         peak, most = max(peak, held + scratch), max(most, held)
-        held -= sum(math.prod(shapes[i]) for i in finished[index])
-        shapes.append(shape)
-    return Plan(tuple(shapes), peak, most, work, values)
+        held -= sum(flows[i].size for i in finished[index])
+        flows.append(flow)
+    if flows[-1].rows != 1 or flows[-1].kind != "float32":
+        raise ValueError(
+            f"the network's output is {flows[-1].kind} of shape {flows[-1].at[0]} for {BATCHES[0]} examples"
+        )
+    return Plan(tuple(flows), peak, most, work, values)
 
 
-def made(node: Node, inputs: list[tuple[int, ...]], tensors: Mapping[str, tuple[int, ...]]) -> Made:
-    """What one operation makes of inputs of these shapes.
+def flowing(node: Node, inputs: Sequence[Value], tensors: Mapping[str, tuple[int, ...]]) -> tuple[Value, int, int]:
+    """What one operation makes of such values, its work per example, and what it holds beside.
+
+    Raises:
+        ValueError: not as its row says, or values that do not fit.
+    """
+    row, parameters = _parameters(node, tensors)
+    if node.op == "aten":
+        return inferred(node.attributes, inputs, parameters)
+    if other := [value.kind for value in inputs if value.kind not in row.takes]:
+        raise ValueError(f"it reads {other[0]}, not {' or '.join(row.takes)}")
+    rows = [value.rows for value in inputs]
+    most = max((number for number in rows if number is not None), default=0)
+    if None in rows:
+        return _loose(row, inputs, parameters, node.attributes)
+    if any(number != most and not (row.broadcasts and number == 0) for number in rows):
+        raise ValueError(f"values with {' and '.join(map(str, rows))} rows for every example")
+    shape, cost, scratch = row.shape([value.shape for value in inputs], parameters, node.attributes)
+    each = max(most, 1)
+    if row.regroups:
+        most, rest = divmod(each * math.prod(inputs[0].shape), math.prod(shape))
+        if rest or rows[0] == 0:
+            raise ValueError(f"{each} rows of shape {inputs[0].shape} for every example as rows of shape {shape}")
+    return in_rows(shape, most, row.gives), each * cost, each * scratch
+
+
+def _loose(row: Operation, inputs: Sequence[Value], p: Roles, a: Attributes) -> tuple[Value, int, int]:
+    """An operation on values whose first dimension is not the batch: it runs row by row all the same."""
+    found = list[tuple[int, ...]]()
+    each = work = scratch = 0
+    for place in (0, 1):
+        shapes = [value.at[place] for value in inputs]
+        length = max((shape[0] for shape in shapes if shape), default=0)
+        if row.regroups or any(not shape or shape[0] != length for shape in shapes):
+            raise ValueError(f"values of shapes {' and '.join(map(str, shapes[:4]))}")
+        shape, work, scratch = row.shape([shape[1:] for shape in shapes], p, a)
+        found.append((length, *shape))
+        each = max(each, length)
+    return Value((found[0], found[1]), row.gives), each * work, each * scratch
+
+
+def made(node: Node, inputs: Sequence[tuple[int, ...]], tensors: Mapping[str, tuple[int, ...]]) -> Made:
+    """What one operation makes of rows of these shapes.
 
     Raises:
         ValueError: not as its row says, or shapes that do not fit.
     """
+    row, parameters = _parameters(node, tensors)
+    return row.shape(inputs, parameters, node.attributes)
+
+
+def _parameters(node: Node, tensors: Mapping[str, tuple[int, ...]]) -> tuple[Operation, dict[str, tuple[int, ...]]]:
     row = check_node(node)
     if missing := [name for name in node.parameters.values() if name not in tensors]:
         raise ValueError(f"the graph uses tensors that the file does not hold: {shortened(missing[0])}")
     parameters = {role: tensors[name] for role, name in node.parameters.items()}
     for role, shape in parameters.items():
         _positive(f"its {role}", shape)
-    return row.shape(inputs, parameters, node.attributes)
+    return row, parameters
 
 
 def _positive(what: str, shape: tuple[int, ...]) -> None:

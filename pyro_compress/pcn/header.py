@@ -2,7 +2,9 @@
 
 Since version 2 it names a template and its widths where the network matches one, and spells the graph out where not.
 JSON is packed with raw deflate and a preset dictionary; version 3 has another one. Version 4 spells graphs out in fewer
-words (`shortened`); what names a template is still written as version 3.
+words (`shortened`); what names a template is still written as version 3. Version 5 is for networks that version 4
+cannot say: inputs that are whole numbers, operations that came later, operations that torch runs. It names the set of
+operations that it takes.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ import json
 import zlib
 from typing import Any
 
+from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.pcn.codec import Reader, varint
 from pyro_compress.pcn.gate import built, shape_of
+from pyro_compress.pcn.names import shortened as shortened_text
 from pyro_compress.pcn.templates import TEMPLATES, matching
+from pyro_compress.pcn.words import WORDS
 from pyro_compress.types import Graph
 
 MAX_HEADER = 1 << 20
@@ -76,11 +81,20 @@ DICTIONARY_4 = DICTIONARY_3 + (
 )
 """Preset deflate dictionary of a graph that is spelled out, part of format version 4."""
 
-DICTIONARIES = {2: (DICTIONARY, META_DICTIONARY), 3: (DICTIONARY_3, DICTIONARY_3), 4: (DICTIONARY_4, DICTIONARY_3)}
+OPERATION_SET = 5
+"""Newest set of operations that this program knows; a row says since which set it is there (`Operation.since`)."""
+DICTIONARIES = {
+    2: (DICTIONARY, META_DICTIONARY),
+    3: (DICTIONARY_3, DICTIONARY_3),
+    4: (DICTIONARY_4, DICTIONARY_3),
+    5: (WORDS, WORDS),
+}
 """Version -> dictionaries of a header that spells the network out, and of the metadata beside a template."""
 NEWEST = max(DICTIONARIES)
 OF_TEMPLATES = 3
 """Version that a file has whose header names a template."""
+OF_GRAPHS = 4
+"""Version that a file has whose header spells out what version 4 can say."""
 
 
 def write(graph: Graph, shapes: Shapes, meta: dict[str, Any]) -> tuple[int, bytes]:
@@ -94,8 +108,16 @@ def write(graph: Graph, shapes: Shapes, meta: dict[str, Any]) -> tuple[int, byte
         sizes = [len(graph.input_shape), *graph.input_shape, len(widths), *widths]
         packed = _deflate(_json(meta), DICTIONARIES[OF_TEMPLATES][1])
         return OF_TEMPLATES, b"".join(varint(n) for n in (number, *sizes)) + _sized(packed)
-    told = shortened(graph, shapes) | {"meta": meta}
-    return NEWEST, varint(0) + _sized(_deflate(_json(told), DICTIONARIES[NEWEST][0]))
+    told, needed = shortened(graph, shapes) | {"meta": meta}, set_of(graph)
+    version = OF_GRAPHS if needed <= OF_GRAPHS and graph.kind == "float32" else NEWEST
+    if version == NEWEST:
+        told["graph"] = {"operations": needed, "kind": graph.kind} | told["graph"]
+    return version, varint(0) + _sized(_deflate(_json(told), DICTIONARIES[version][0]))
+
+
+def set_of(graph: Graph) -> int:
+    """The oldest set of operations that has all of a graph's."""
+    return max((OPERATIONS[node.op].since for node in graph.nodes if node.op in OPERATIONS), default=1)
 
 
 def spelled_out(graph: Graph, shapes: Shapes, meta: dict[str, Any]) -> int:
@@ -151,7 +173,7 @@ def lengthened(document: Any) -> dict[str, Any]:
     if not any(isinstance(part, str) for tensor in tensors for part in tensor):
         named = dict.fromkeys(str(name) for _, _, parameters, _ in nodes for name in parameters.values())
         tensors = [[name, shape, 1] for name, shape in zip(named, tensors, strict=True)]
-    graph = {"input": document["graph"]["input"], "nodes": nodes}
+    graph = document["graph"] | {"nodes": nodes}
     return {"graph": graph, "tensors": tensors, "meta": document["meta"]}
 
 
@@ -191,7 +213,13 @@ def parse(text: bytes, version: int) -> tuple[Graph, Declared, dict[str, Any]]:
     try:
         if version >= 4:
             header = lengthened(header)
-        graph = built(header["graph"]["nodes"], header["graph"]["input"])
+        told = header["graph"]
+        known, kind = (told["operations"], told["kind"]) if version >= 5 else (OF_GRAPHS, "float32")
+        if type(known) is not int or known > OPERATION_SET:
+            raise ValueError(f"the network takes operation set {shortened_text(known)}; known: up to {OPERATION_SET}")
+        graph = built(told["nodes"], told["input"], kind)
+        if (needed := set_of(graph)) > known:
+            raise ValueError(f"the network has operations of set {needed}; the file says {known}")
         declared = [(name, shape_of(shape), bool(quantized)) for name, shape, quantized in header["tensors"]]
         names, meta = {name for name, _, _ in declared}, header["meta"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -16,7 +16,7 @@ HELD_VALUES = 1 << 26
 
 
 def run(network: Compressed, x: np.ndarray, batch: int | None = None) -> np.ndarray:
-    """Outputs of the network for inputs `(n, *input_shape)`, float32; `batch` of them at a time.
+    """Outputs of the network for inputs `(n, *input_shape)` of its graph's kind; `batch` of them at a time.
 
     Raises:
         ValueError: inputs of another shape, an operation that is not known, shapes that do not fit, or outputs that
@@ -28,7 +28,7 @@ def run(network: Compressed, x: np.ndarray, batch: int | None = None) -> np.ndar
     batch = batch or max(1, min(BATCH_VALUES // count(network.graph.input_shape), HELD_VALUES // plan.peak))
     tensors = {name: dense(tensor) for name, tensor in network.tensors.items()}
     with np.errstate(all="ignore"):  # what is no number at the end is said there
-        parts = [_run(network, tensors, x[i : i + batch].astype(np.float32)) for i in range(0, len(x), batch)]
+        parts = [_run(network, tensors, x[i : i + batch].astype(network.graph.kind)) for i in range(0, len(x), batch)]
     outputs = np.concatenate(parts)
     if broken := int((~np.isfinite(outputs.reshape(len(x), -1))).any(1).sum()):
         raise ValueError(f"{broken} of {len(x)} examples have outputs that are not finite (NaN or infinity)")

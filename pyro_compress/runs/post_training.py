@@ -142,7 +142,7 @@ def load_trained(
     config = resolve(config, examples)
     net = initial_net(config, splits).eval()
     tensors = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    graph = capture(net, splits.input_shape, splits.outputs, trained=False)
+    graph = capture(net, splits.input_shape, splits.outputs, trained=False, kind=splits.kind)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     weights = sum(math.prod(shape) for shape in shapes.values() if len(shape) > 1)
     check_network(command, graph, shapes, config.net, gradient_bytes(weights) if how == "laplace" else 0)

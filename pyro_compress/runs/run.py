@@ -305,12 +305,12 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
         own = net.state_dict()
         given = load_run(folder).posterior.tensors if folder.is_dir() else read_weights(config.init, own)
         given = {name: tensor for name, tensor in given.items() if name in own or name not in INPUTS}
-        head = head_of(capture(net, splits.input_shape, trained=False)) if config.new_head else ()
+        head = head_of(capture(net, splits.input_shape, trained=False, kind=splits.kind)) if config.new_head else ()
         put_weights(net, given, config.init, config.net, head)
         if folder.suffix == SUFFIX and any(isinstance(module, _BatchNorm) for module in net.modules()):
-            graph = capture(net, splits.input_shape, trained=False)
+            graph = capture(net, splits.input_shape, trained=False, kind=splits.kind)
             net.load_state_dict(renewed_statistics(graph, net.state_dict(), splits.train.x), strict=False)
-    net = with_columns(net, splits.input_shape, splits.outputs)
+    net = with_columns(net, splits.input_shape, splits.outputs, splits.kind)
     if not (config.input_mean or config.input_std):
         return net
     if config.net.endswith(SUFFIX):

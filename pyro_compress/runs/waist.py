@@ -107,7 +107,7 @@ def _check(posterior: Posterior) -> None:
     plan = gate.check(posterior.graph, shapes, allowed)
     if len(plan.output) != 1:
         raise ValueError(f"the network gives outputs of shape {plan.output}")
-    weights = {node.parameters.get("weight", "") for node in posterior.graph.nodes}
+    weights = {name for node in posterior.graph.nodes for name in node.parameters.values()}
     if unread := sorted(set(posterior.layers) - weights):
         raise ValueError(f"layer {unread[0]} is read by no operation")
 

@@ -47,8 +47,8 @@ def fit_baseline(
         Interrupted: a signal came, and a checkpoint was written.
     """
     config = config.on(splits.origin, splits.task)
-    net = with_columns(net, splits.input_shape, splits.outputs)
-    graph = capture(net, splits.input_shape, splits.outputs)
+    net = with_columns(net, splits.input_shape, splits.outputs, splits.kind)
+    graph = capture(net, splits.input_shape, splits.outputs, kind=splits.kind)
     weights = [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]
     net, plan = copy.deepcopy(net).to(config.device), point_plan(config)
     progress = Progress(splits, config, on_epoch, keeper or Keeper())

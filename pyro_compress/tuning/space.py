@@ -130,7 +130,11 @@ def layer_sizes(config: FitConfig, splits: Splits) -> dict[str, int]:
         ValueError: the network is not supported.
     """
     net = initial_net(config, splits)
-    names = [n.parameters["weight"] for n in capture(net, splits.input_shape, trained=False).nodes if is_weighted(n.op)]
+    names = [
+        n.parameters["weight"]
+        for n in capture(net, splits.input_shape, trained=False, kind=splits.kind).nodes
+        if is_weighted(n.op)
+    ]
     state = net.state_dict()
     kept = [name for name in names if not any(fnmatch(name.rpartition(".")[0], p) for p in config.keep)]
     return {name: state[name].numel() for name in kept}

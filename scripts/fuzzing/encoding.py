@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fuzzing.changes import hurt
+from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.pcn import codec, file, header, sections
 from pyro_compress.pcn.layout import layouts
 from pyro_compress.types import Compressed, Graph, Quantized
@@ -44,11 +45,13 @@ def foreign(told: Any, version: int, chance: random.Random, text: bytes | None =
 
     Args:
         told: the document.
-        version: 1 to 4.
+        version: 1 to 5; where there are operations that came later, it is 5.
         chance: draws the values.
         text: what is packed in its place.
         broken: the sections of the tensors are changed, too.
     """
+    if text is None and (newer := _newer(told)):
+        told, version = newer, header.NEWEST
     text = json.dumps(told).encode() if text is None else text
     try:
         tensors = tensors_of(told["tensors"], chance)
@@ -64,6 +67,17 @@ def foreign(told: Any, version: int, chance: random.Random, text: bytes | None =
         return sealed(file.MAGIC + b"\x01" + struct.pack("<I", len(head)) + head + body)
     body = _changed_parts(tensors, chance) if broken else sections.write(tensors, {}, False)[0]
     return sealed(file.MAGIC + bytes([version]) + codec.varint(0) + packed(text, dictionary) + body)
+
+
+def _newer(told: Any) -> dict[str, Any] | None:
+    """A document as version 5 has it, where it has operations that are as new; None: it has none."""
+    try:
+        names = {node[0] for node in told["graph"]["nodes"]}
+        if all(OPERATIONS[name].since <= header.OF_GRAPHS for name in names):
+            return None
+        return told | {"graph": {"operations": header.OPERATION_SET, "kind": "float32"} | told["graph"]}
+    except (TypeError, KeyError, IndexError):
+        return None
 
 
 def template(chance: random.Random, meta: Any) -> bytes:

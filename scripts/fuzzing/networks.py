@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pyro_compress.graph.operations import row as rows
-from pyro_compress.graph.operations.row import Operation
+from pyro_compress.graph.operations.row import Operation, in_rows
 from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.pcn import gate
 from pyro_compress.types import Node
@@ -71,6 +71,15 @@ NETWORKS: list[tuple[list[Any], dict[str, list[int]]]] = [
         {"d.weight": [2, 1, 2, 2, 2], "d.bias": [2], "head.weight": [10, 10], "head.bias": [10]},
     ),
 ]  # fmt: skip
+CALLS: list[list[Any]] = [
+    ["cumsum.default", 1], ["relu.default"], ["mul.Tensor", "tensor"], ["maximum.default", {"value": 0}],
+    ["add.Tensor", "tensor"],
+    ["masked_fill.Scalar", {"literal": [True], "kind": "bool", "shape": [1]}, {"number": "-inf"}],
+    ["roll.default", [1], [1]], ["slice.Tensor", 1, 0, 9223372036854775807], ["view.default", [{"batch": 1}, -1]],
+    ["topk.default", 1, 1], ["softmax.int", -1], ["permute.default", [0, 2, 1, 3]], ["hardtanh.default", -1, 1],
+    ["where.self", {"value": 0}, {"value": 0}], ["gather.default", 1, "tensor"], ["flip.default", [1]],
+]  # fmt: skip
+"""Operations of torch with their arguments behind the value that they read."""
 META = {"prior": "horseshoe", "data": "digits", "seed": 0, "parameters_total": 700, "criterion": "snr", "limit": 100}
 MOST = 1 << 12
 """Values of a made-up operation's output."""
@@ -125,9 +134,13 @@ def proposed(op: str, shapes: list[Shape], number: int, chance: random.Random) -
         names = {role: f"n{number}.{role}" for role in roles}
         node = Node(op, tuple(inputs), names, attributes)
         try:
-            shape, *_ = gate.made(node, [shapes[i] for i in inputs], {names[r]: tuple(s) for r, s in roles.items()})
+            read = [in_rows(shapes[i]) for i in inputs]
+            flow, *_ = gate.flowing(node, read, {names[r]: tuple(s) for r, s in roles.items()})
         except ValueError:
             continue
+        if flow.rows != 1 or flow.kind != "float32":
+            continue
+        shape = flow.shape
         if 0 < math.prod(shape) <= MOST and len(shape) <= 8:
             more = [[names[role], size, int(len(size) > 1)] for role, size in roles.items()]
             return [op, inputs, names, attributes], more, shape
@@ -278,6 +291,14 @@ def _constant(shape: Shape, chance: random.Random) -> Proposal:
     return {"value": chance.choice((like, [1, *like], [math.prod(like)]))}, {"shape": like}
 
 
+def _call(shape: Shape, chance: random.Random) -> Proposal:
+    """A call that torch runs as it is."""
+    name, *rest = chance.choice(CALLS)
+    tensor = {"tensor": "t0"} if chance.random() < 0.8 else {"tensor": "t0", "kind": "int64"}
+    told = [{"value": 0}, *(tensor if one == "tensor" else one for one in rest)]
+    return ({"t0": list(shape)} if "tensor" in rest else {}), {"call": name, "arguments": told}
+
+
 def _clip(shape: Shape, chance: random.Random) -> Proposal:
     low, high = sorted((number(chance), number(chance)))
     return {}, {"low": low, "high": high}
@@ -319,7 +340,7 @@ ARGUMENTS: dict[str, Callable[[Shape, random.Random], Proposal]] = {
     "expand": _expand, "roll": _roll, "upsample": _upsample, "resize": _resize,
     "pad": _pad, "mean": _REDUCED, "sum": _REDUCED, "amax": _REDUCED,
     "permute": lambda shape, chance: ({}, {"axes": chance.sample(range(1, len(shape) + 1), len(shape))}),
-    "select": _select, "slice": _slice, "concat": _attributes(axis=_axis), "constant": _constant,
+    "select": _select, "slice": _slice, "concat": _attributes(axis=_axis), "constant": _constant, "aten": _call,
     "softmax": _attributes(axis=_axis), "log_softmax": _attributes(axis=_axis),
     "attention": _attributes(causal=_bool, scale=lambda shape, chance: chance.choice((None, 0.5, number(chance)))),
 }  # fmt: skip

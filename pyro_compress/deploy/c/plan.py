@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from pyro_compress.graph.faces.c import Layer, Shape, Single, Step, Stepped, Weights, spatial, zero_border
+from pyro_compress.graph.operations.kept import refuse_kept
 from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.graph.rules.table import RULES
 from pyro_compress.pcn.file import dense, plan_of
@@ -38,6 +39,7 @@ def planned(network: Compressed) -> list[Step]:
     Raises:
         ValueError: an operation that the C export does not know; it is named.
     """
+    refuse_kept(network.graph, "C")
     network = replace(network, graph=_read(network.graph))
     known = supported()
     for node in network.graph.nodes[1:]:

@@ -13,6 +13,7 @@ from pyro_compress.graph.operations.row import (
     BORDERS,
     COUNT,
     INDEX,
+    KINDS,
     MAX_INPUTS,
     MODE,
     SHAPE,
@@ -58,6 +59,12 @@ def _reshape_shape(x: Sequence[Shape], p: Roles, a: Attributes) -> Made:
     shape = tuple(a["shape"])
     expect(math.prod(shape) == math.prod(x[0]), f"values of shape {x[0]} as {shape}")
     return Made(shape, math.prod(shape))
+
+
+def _regroup_shape(x: Sequence[Shape], p: Roles, a: Attributes) -> Made:
+    """Rows of another shape: windows of an image as examples, say, or back."""
+    shape = tuple(a["shape"])
+    return Made(shape, max(math.prod(shape), math.prod(x[0])))
 
 
 def _constant_shape(x: Sequence[Shape], p: Roles, a: Attributes) -> Made:
@@ -162,5 +169,8 @@ MOVES = {
         attributes={"shifts": BORDERS, "axes": AXES}, channels=Channels.BEHIND_BATCH, known=unchanged,
     ),
     "concat": Operation(_concat, _concat_shape, (1, MAX_INPUTS), attributes={"axis": COUNT}),
-    "constant": Operation(_constant, _constant_shape, roles=("value",), attributes={"shape": SHAPE}),
+    "regroup": Operation(
+        lambda x, p, a: x.reshape(-1, *a["shape"]), _regroup_shape, attributes={"shape": SHAPE}, regroups=True, since=5
+    ),
+    "constant": Operation(_constant, _constant_shape, roles=("value",), attributes={"shape": SHAPE}, takes=KINDS),
 }  # fmt: skip

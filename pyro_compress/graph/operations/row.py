@@ -5,6 +5,7 @@ and one in `pyro_compress.graph.rules`, which says what torch makes of it. This 
 because the folder export ships it as it stands.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -40,6 +41,52 @@ class Made(NamedTuple):
     shape: Shape
     work: int
     scratch: int = 0
+
+
+BATCHES = (2, 3)
+"""Numbers of examples for which shapes are inferred: what differs between the two depends on the batch."""
+KINDS = ("float32", "int64", "int32", "bool")
+"""Types of values."""
+
+
+class Value(NamedTuple):
+    """What flows between two operations, known before anything runs.
+
+    Most values have the examples in rows: their first dimension is the batch, or whole times as long. What is computed
+    from tensors of the network alone is one row for all of them. Values of torch's own operations may be neither.
+
+    Attributes:
+        at: its shape for each of `BATCHES` examples.
+        kind: its type, one of `KINDS`.
+    """
+
+    at: tuple[Shape, Shape]
+    kind: str = "float32"
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the first dimension for every example; 0: one for all of them; None: neither."""
+        two, three = self.at
+        if not two or two[1:] != three[1:]:
+            return None
+        if two[0] * 3 == three[0] * 2:
+            return two[0] // 2
+        return 0 if two[0] == three[0] == 1 else None
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of a row."""
+        return self.at[0][1:]
+
+    @property
+    def size(self) -> int:
+        """Values that an example takes."""
+        return -(-math.prod(self.at[0]) // BATCHES[0]) if self.rows else math.prod(self.at[0])
+
+
+def in_rows(shape: Shape, rows: int = 1, kind: str = "float32") -> Value:
+    """A value with so many rows of a shape for every example; 0: one row for all."""
+    return Value(((2 * rows or 1, *shape), (3 * rows or 1, *shape)), kind)
 
 
 Run = Callable[..., np.ndarray]
@@ -85,6 +132,10 @@ class Operation:
         affine: where, on trained weights, it is one multiplication and one addition per channel: these two, from its
             tensors by role.
         starts: role -> value at which such a tensor starts to be trained, for operations that no module of torch has.
+        broadcasts: whether it takes one row for all examples beside a row for each.
+        takes: types of the values that it reads; of its output, where that is another, `gives`.
+        regroups: whether it makes rows of another number from its input's.
+        since: version of the format from which a file may have it.
         passed_since: version of the format from which `pcn.layout` looks back through it; None: it does not. Part of
             the format: with another number a file decodes into other weights.
     """
@@ -102,6 +153,11 @@ class Operation:
     last: bool = False
     affine: Callable[[Mapping[str, Any], Attributes], tuple[Any, Any]] | None = None
     starts: Mapping[str, float] = field(default_factory=dict)
+    broadcasts: bool = False
+    takes: tuple[str, ...] = ("float32",)
+    gives: str = "float32"
+    regroups: bool = False
+    since: int = 1
     passed_since: int | None = None
 
 

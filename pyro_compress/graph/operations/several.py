@@ -79,7 +79,13 @@ def _quotient(known: Sequence[np.ndarray], a: Attributes) -> np.ndarray:
 
 def _of_two(run: Callable[[Any, Any], Any], known: Known, since: int | None = None) -> Operation:
     return Operation(
-        lambda x, y, p, a: run(x, y), _two_shape, (2, 2), channels=Channels.APART, known=known, passed_since=since
+        lambda x, y, p, a: run(x, y),
+        _two_shape,
+        (2, 2),
+        channels=Channels.APART,
+        known=known,
+        broadcasts=True,
+        passed_since=since,
     )
 
 

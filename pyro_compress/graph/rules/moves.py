@@ -22,9 +22,10 @@ from pyro_compress.types import Node, count
 def _read_reshape(call: Call) -> Reading:
     call.told_by_shape("size", "shape", "dim", "sizes", "start_dim", "end_dim")
     shape, before = call.shape, call.before
-    if any(not isinstance(size, int) for size in shape[1:]) or str(shape[:1]) != str(before[:1]):
+    if any(not isinstance(size, int) for size in shape[1:]) or isinstance(shape[0], int) != isinstance(before[0], int):
         raise ValueError("it moves the batch dimension, which is not supported")
-    return "reshape", [call.first], {}, {"shape": list(shape[1:])}
+    op = "reshape" if str(shape[0]) == str(before[0]) else "regroup"
+    return op, [call.first], {}, {"shape": list(shape[1:])}
 
 
 def _read_permute(call: Call) -> Reading:
@@ -156,6 +157,11 @@ def _place_reshape(builder: onnx.Builder, step: onnx.Step) -> None:
     else:
         target = builder.constant(np.array([0, *shape], np.int64), f"{step.output}.shape")
         builder.node("Reshape", [*step.inputs, target], step.output)
+
+
+def _place_regroup(builder: onnx.Builder, step: onnx.Step) -> None:
+    target = builder.constant(np.array([-1, *step.attributes["shape"]], np.int64), f"{step.output}.shape")
+    builder.node("Reshape", [*step.inputs, target], step.output)
 
 
 def _place_pad(builder: onnx.Builder, step: onnx.Step) -> None:
@@ -308,12 +314,15 @@ def _c_values(tag: str, step: c.Step) -> str:
     return floats(f"{tag}_values", step.weights.codes.reshape(-1))
 
 
+SHAPED = ("flatten", "view", "reshape", "unflatten", "unsqueeze", "squeeze", "_unsafe_view")
+
 RULES = {
     "reshape": Rule(
         lambda x, p, a: x.reshape(x.shape[0], *a["shape"]),  # len(x) would fix the batch in torch.export
-        dict.fromkeys(("flatten", "view", "reshape", "unflatten", "unsqueeze", "squeeze"), _read_reshape),
+        dict.fromkeys(SHAPED, _read_reshape),
         onnx=_place_reshape, c=c.Stepped(None, _c_reshape),
     ),
+    "regroup": Rule(lambda x, p, a: x.reshape(-1, *a["shape"]), onnx=_place_regroup),
     "pad": Rule(
         lambda x, p, a: F.pad(x, a["sizes"], a["mode"]), {"pad": _read_pad}, onnx=_place_pad, c=c.Stepped(None, _c_pad)
     ),

@@ -1,0 +1,289 @@
+"""Operations without a row: kept as torch calls them, from the module to the file and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_compress.compression.shrink import shrink
+from pyro_compress.deploy.arrays import write_folder
+from pyro_compress.deploy.c.plan import planned
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.network import Network
+from pyro_compress.graph.operations.kept import NAMES, whole_tensors
+from pyro_compress.pcn import file, gate, runner
+from pyro_compress.types import Compressed, Graph, Node, Quantized
+
+
+class Around(nn.Module):
+    """A function of values between two layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], inside: int = 12, last: int | None = None):
+        super().__init__()
+        self.first, self.function, self.last = nn.Linear(6, inside), function, nn.Linear(last or inside, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x)).flatten(1))
+
+
+class Tables(nn.Module):
+    """Positions looked up in a table by a buffer of whole numbers, a mask that forward makes, windows as examples."""
+
+    places: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.table = nn.Parameter(torch.randn(7, 4))
+        self.register_buffer("places", torch.tensor([3, 0, 6, 2]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)  # (batch, 4, 8)
+        rows = torch.relu(self.inner(y.view(-1, 2, 8)))  # two windows an example
+        bias = self.table[self.places].view(1, 4, 4)
+        scores = rows.view(-1, 4, 8) @ y.transpose(1, 2) + bias
+        mask = torch.ones(4, 4).tril() == 0
+        return self.last((scores.masked_fill(mask, float("-inf")).softmax(-1) @ y).mean(1))
+
+
+class Memory(nn.Module):
+    """Time in front of the batch, and a recurrent layer."""
+
+    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM):
+        super().__init__()
+        self.first, self.memory, self.last = nn.Linear(5, 6), kind(6, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, _ = self.memory(torch.relu(self.first(x.transpose(0, 1))))
+        return self.last(out[-1])
+
+
+def _shifted(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, x.cumsum(1)) + torch.arange(12.0)
+
+
+FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
+    "softplus": lambda: Around(nn.Softplus(2)),
+    "celu": lambda: Around(nn.CELU(2)),
+    "hardshrink": lambda: Around(nn.Hardshrink()),
+    "dilated": lambda: Around(lambda x: F.max_pool1d(x[:, None], 2, 1, dilation=3)[:, 0], last=9),
+    "ceil": lambda: Around(lambda x: F.avg_pool1d(x[:, None], 5, 5, ceil_mode=True)[:, 0], last=3),
+    "outside": lambda: Around(lambda x: F.avg_pool1d(x[:, None], 3, 1, 1, count_include_pad=False)[:, 0]),
+    "larger": lambda: Around(lambda x: torch.max(x, -2 * x)),
+    "places": lambda: Around(lambda x: x.max(1)[1][:, None].float() * x),
+    "where": lambda: Around(_shifted),
+    "sorted": lambda: Around(lambda x: x.sort(1, descending=True)[0] + x.topk(1, dim=1)[0]),
+    "merged": lambda: Around(lambda x: nn.functional.relu(x.view(-1, 3)).reshape(-1, 12)),
+    "einsum": lambda: Around(lambda x: torch.einsum("bi,bj->bij", x[:, :3], x[:, 3:7]), last=12),
+    "uneven": lambda: Around(lambda x: F.adaptive_avg_pool1d(x[:, None], 5)[:, 0], last=5),
+    "bicubic": lambda: Around(
+        lambda x: F.interpolate(x.view(-1, 1, 3, 4), size=(5, 5), mode="bicubic").flatten(1), last=25
+    ),
+    "tables": Tables,
+    "lstm": Memory,
+    "gru": lambda: Memory(nn.GRU),
+    "rnn": lambda: Memory(nn.RNN),
+}
+SHAPES = {"tables": (4, 5), "lstm": (4, 5), "gru": (4, 5), "rnn": (4, 5)}
+
+
+def taken(name: str) -> tuple[nn.Module, Graph, dict[str, Tensor], Tensor]:
+    torch.manual_seed(3)
+    net = FUNCTIONS[name]().eval()
+    shape = SHAPES.get(name, (6,))
+    graph = capture(net, shape, 3)
+    held = dict(net.named_parameters()) | dict(net.named_buffers())
+    return (
+        net,
+        graph,
+        {n: held[n].detach() for node in graph.nodes for n in node.parameters.values()},
+        torch.randn(3, *shape),
+    )
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_has_no_row_is_kept(name: str) -> None:
+    """Captured, through the file and back, in torch and in numpy; dead units around it leave exactly."""
+    net, graph, tensors, x = taken(name)
+    with torch.no_grad():
+        wanted = net(x).numpy()
+    network = Compressed(graph, {n: _stored(n, graph, tensor) for n, tensor in tensors.items()}, {})
+    again = file.loads(file.dumps(network)[0])
+    assert again.graph == graph
+    np.testing.assert_allclose(runner.run(again, x.numpy()), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(Network(graph, tensors)(x).detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
+    dead = {n: tensor.double() for n, tensor in tensors.items()}
+    dead["first.weight"][:2] = 0
+    small, left = shrink(graph, dead)
+    got = Network(small, left)(x.double())
+    np.testing.assert_allclose(got.detach(), Network(graph, dead)(x.double()).detach(), rtol=1e-9, atol=1e-9)
+
+
+def _stored(name: str, graph: Graph, tensor: Tensor) -> np.ndarray | Quantized:
+    if name in whole_tensors(graph):
+        return Quantized(tensor.numpy().astype(np.int32), 1.0)
+    return tensor.float().numpy()
+
+
+def test_rows_are_taken_where_they_serve() -> None:
+    """Attention as timm writes it: queries, keys and values picked from an axis in front of the batch."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).reshape(-1, 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+            return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, 5, 8).mean(1))
+
+    graph = capture(Attention(), (5, 8), 3)
+    assert [node.op for node in graph.nodes].count("aten") == 0
+    assert [node.attributes for node in graph.nodes if node.op == "select"] == [
+        {"axis": 2, "index": i} for i in range(3)
+    ]
+
+
+def test_shared_weights_stay_whole() -> None:
+    """A layer that is called twice: captured, and none of its units leaves."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4)
+    net = nn.Sequential(nn.Linear(3, 4), layer, nn.ReLU(), layer, nn.Linear(4, 3))
+    graph = capture(net, (3,), 3)
+    (name,) = {node.parameters["weight"] for node in graph.nodes[2:5] if node.parameters}
+    used = {one for node in graph.nodes for one in node.parameters.values()}
+    tensors = {one: tensor.detach().double() for one, tensor in net.state_dict().items() if one in used}
+    tensors[name][1] = 0
+    x = torch.randn(5, 3, dtype=torch.float64)
+    small, left = shrink(graph, tensors)
+    assert left[name].shape == (4, 4)
+    torch.testing.assert_close(Network(small, left)(x), Network(graph, tensors)(x), rtol=1e-12, atol=1e-12)
+
+
+def test_examples_that_know_of_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="what it gives for one example depends on the others"):
+        capture(Around(lambda x: x * x.sum()), (6,))
+    with pytest.raises(ValueError, match="what it gives for one example depends on the others"):
+        capture(Around(lambda x: x - x.mean(0)), (6,))
+
+
+def test_what_is_neither_is_named() -> None:
+    net = Around(Spectrum(), last=7)
+    with pytest.raises(ValueError, match=r"^unsupported operation aten\.fft_rfft\.default in function; see docs"):
+        capture(net, (6,))
+
+
+class Spectrum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft(x).abs()
+
+
+def test_exports_without_torch_name_it(tmp_path: Path) -> None:
+    _, graph, tensors, _ = taken("where")
+    network = Compressed(graph, {n: _stored(n, graph, t) for n, t in tensors.items()}, {})
+    with pytest.raises(ValueError, match=r"^C has no add, arange, cumsum, gt, where, which torch alone runs here"):
+        planned(network)
+    with pytest.raises(ValueError, match=r"^numpy has no add"):
+        write_folder(network, {}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_an_older_version_has_no_newer_operations() -> None:
+    _, graph, tensors, _ = taken("where")
+    network = Compressed(graph, {n: _stored(n, graph, t) for n, t in tensors.items()}, {})
+    assert file.dumps(network)[0][4] == 5
+    plain = capture(nn.Linear(3, 2), (3,))
+    assert file.dumps(Compressed(plain, {"weight": np.ones((2, 3), "f"), "bias": np.ones(2, "f")}, {}))[0][4] < 5
+
+
+HOSTILE: list[tuple[dict[str, object], str]] = [
+    ({"call": "rand.default", "arguments": [[2]]}, "its call is .*, not a functional operation"),
+    ({"call": "as_strided.default", "arguments": []}, "its call is .*, not a functional operation"),
+    ({"call": "set_.source_Storage", "arguments": []}, "its call is .*, not a functional operation"),
+    ({"call": "empty.memory_format", "arguments": [[9]]}, "its call is .*, not a functional operation"),
+    ({"call": "from_file.default", "arguments": ["/etc/passwd"]}, "its call is .*, not a functional operation"),
+    ({"call": "__class__.__init__", "arguments": []}, "its call is .*, not a functional operation"),
+    ({"call": "relu.default", "arguments": [{"value": 7}]}, "its arguments are not the values"),
+    ({"call": "relu.default", "arguments": [{"value": -1}]}, "not a list of arguments"),
+    ({"call": "relu.default", "arguments": [{"tensor": "t0"}]}, "its arguments are not the values"),
+    ({"call": "relu.default", "arguments": "x"}, "not a list of arguments"),
+    ({"call": "relu.default", "arguments": [[[[[[1]]]]]]}, "not a list of arguments"),
+    ({"call": "relu.default", "arguments": [{"number": "1e999"}]}, "not a list of arguments"),
+    ({"call": "relu.default", "arguments": [{"value": 0}], "keywords": {"out": {"value": 0}}}, "is refused by torch"),
+    ({"call": "full.default", "arguments": [[1 << 30, 1 << 20], 1]}, "values held at a time"),
+    ({"call": "repeat.default", "arguments": [{"value": 0}, [1 << 20, 1 << 30]]}, "values held at a time"),
+    ({"call": "view.default", "arguments": [{"value": 0}, [7, 7]]}, "view.default is refused by torch"),
+    ({"call": "to.dtype", "arguments": [{"value": 0}, {"kind": "float64"}]}, "not a list of arguments"),
+    ({"call": "select.int", "arguments": [{"value": 0}, 0, 9]}, "select.int is refused by torch"),
+    ({"call": "pad.default", "arguments": [{"value": 0}, [1, 1], "__import__('os')"]}, "its call is|not a list of"),
+    ({"call": "relu.default", "arguments": [{"value": 0}], "part": 3}, "is refused by torch"),
+    ({"call": "sum.default", "arguments": [{"value": 0}]}, "the network's output is"),
+    ({"call": "arange.default", "arguments": [1e308]}, "not a list of arguments"),
+    ({"call": "relu.default", "arguments": [None] * 20000}, "not a list of arguments"),
+]
+
+
+@pytest.mark.parametrize(("attributes", "message"), HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_calls(attributes: dict[str, object], message: str) -> None:
+    nodes = (Node("input"), Node("linear", (0,), {"weight": "w"}), Node("aten", (1,), {}, attributes))
+    with pytest.raises(ValueError, match=message) as told:
+        gate.check(Graph(nodes, (4,)), {"w": (4, 4)})
+    assert "\n" not in str(told.value)
+
+
+def test_indices_beyond_a_table_are_told() -> None:
+    """What only the values tell is one line, too."""
+    call = {
+        "call": "index_select.default",
+        "arguments": [{"value": 0}, 1, {"literal": [99], "kind": "int64", "shape": [1]}],
+    }
+    nodes = (Node("input"), Node("linear", (0,), {"weight": "w"}), Node("aten", (1,), {}, call))
+    network = Compressed(Graph(nodes, (4,)), {"w": np.ones((4, 4), "f")}, {})
+    gate.check(network.graph, {"w": (4, 4)})
+    with pytest.raises(ValueError, match=r"^index_select\.default: .*(index|INDICES) .*out of"):
+        runner.run(network, np.ones((2, 4), np.float32))
+
+
+AWARE = ("scaled_dot_product_attention.default", "index.Tensor", "lstm.input", "gru.input", "rnn_tanh.input",
+    "rnn_relu.input", "repeat_interleave.self_int")  # fmt: skip
+"""Tagged for cases that the file cannot name: dropout that is on, a mask of truth values as an index."""
+
+
+def test_names_are_functional() -> None:
+    """Nothing in the list writes, draws, allocates without values, or depends on values for its shape."""
+    wrong = {torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+    for name in sorted(NAMES):
+        operation, overload = name.split(".")
+        function = getattr(getattr(torch.ops.aten, operation), overload)
+        assert not function._schema.is_mutable, name
+        assert name in AWARE or not wrong & set(function.tags), name
+        assert all(isinstance(one.type, torch._C.TensorType | torch._C.ListType) for one in function._schema.returns)
+
+
+def test_the_specification_names_them() -> None:
+    told = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
+    assert "`aten`" in told
+    assert [name for name in sorted(NAMES) if f"`{name}`" not in told] == []
+    assert dataclasses.asdict(Graph((), ())) == {"nodes": (), "input_shape": (), "kind": "float32"}
+    assert json.loads(json.dumps(sorted(NAMES)))
+
+
+def test_values_that_forward_writes_down_travel_in_the_graph() -> None:
+    graph = capture(Around(lambda x: x + torch.tensor([1.0, 2, 3]).repeat(4)), (6,), 3)
+    told = [one for node in graph.nodes for one in node.attributes.get("arguments", ()) if isinstance(one, dict)]
+    assert {"literal": [1.0, 2.0, 3.0], "kind": "float32", "shape": [3]} in told
+
+
+def test_a_counter_is_found() -> None:
+    """What is drawn from elsewhere than the input is no literal."""
+    counts = iter(range(100))
+    with pytest.raises(ValueError, match="computes something else on a batch of 3"):
+        capture(Around(lambda x: x * (1 + next(counts))), (6,))
