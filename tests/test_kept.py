@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable
@@ -13,14 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_compress.bayes.extract import extract, mean_tensors
+from pyro_compress.bayes.fit import fit_posterior
+from pyro_compress.bayes.layers import bayes_layers
+from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.bayes.tensors import drawable, with_tensors
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.deploy.arrays import write_folder
 from pyro_compress.deploy.c.plan import planned
+from pyro_compress.deploy.card import card
+from pyro_compress.deploy.onnx_files import load_onnx, write_onnx
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network
 from pyro_compress.graph.operations.kept import NAMES, whole_tensors
 from pyro_compress.pcn import file, gate, runner
-from pyro_compress.types import Compressed, Graph, Node, Quantized
+from pyro_compress.runs.config import resolve
+from pyro_compress.scores import Scores
+from pyro_compress.settings import FitConfig
+from pyro_compress.types import Compressed, Data, Graph, Node, Quantized, Splits
 
 
 class Around(nn.Module):
@@ -287,3 +298,77 @@ def test_a_counter_is_found() -> None:
     counts = iter(range(100))
     with pytest.raises(ValueError, match="computes something else on a batch of 3"):
         capture(Around(lambda x: x * (1 + next(counts))), (6,))
+
+
+@pytest.mark.parametrize("name", ["tables", "where", "merged"])
+def test_torchs_exporter_writes_them_to_onnx(name: str, tmp_path: Path) -> None:
+    _, graph, tensors, x = taken(name)
+    network = Compressed(graph, {n: _stored(n, graph, t) for n, t in tensors.items()}, {})
+    path = tmp_path / "network.onnx"
+    write_onnx(network, card(network, Scores(0.0, 0.0, 0.0, 0.0), 1), path)
+    got = load_onnx(path)(x.numpy())
+    np.testing.assert_allclose(got, runner.run(network, x.numpy()), rtol=1e-4, atol=1e-5)
+
+
+FITTED = {
+    "embedding and lstm": (["embed.weight", "memory.weight_ih_l0", "memory.weight_hh_l0"], ["last.weight"]),
+    "shared": (["embed.weight"], []),
+}
+
+
+class Words(nn.Module):
+    """A network over numbers of words; its head may share the table of the embedding."""
+
+    def __init__(self, share: bool):
+        super().__init__()
+        self.embed = nn.Embedding(9, 6)
+        self.memory = None if share else nn.LSTM(6, 6, batch_first=True)
+        self.last = nn.Linear(6, 9)
+        if share:
+            self.last.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x)
+        return self.last((y if self.memory is None else self.memory(y)[0]).mean(1))
+
+
+@pytest.mark.parametrize("name", FITTED)
+@pytest.mark.parametrize("estimator", ["local", "weight"])
+def test_any_tensor_gets_a_prior(name: str, estimator: str, tmp_path: Path) -> None:
+    """Drawn once a pass, wherever it is held; fitted, extracted, compressed, written and read as any other weight."""
+    torch.manual_seed(0)
+    x = torch.randint(0, 9, (64, 5))
+    splits = Splits(*(Data(x, x[:, 0]) for _ in range(3)), tuple(map(str, range(9))))
+    config = resolve(FitConfig(prior="log-uniform", epochs=3, estimator=estimator, batch_size=16), 64)
+    net = Words(name == "shared")
+    fit = fit_posterior(net, splits, config)
+    drawn, layers = FITTED[name]
+    found = {one.shape.name: type(one).__name__ for one in bayes_layers(fit.model.net)}
+    alias = {"last.weight": "embed.weight"} if name == "shared" else {}
+    assert {alias.get(n, n): kind for n, kind in found.items()} == (
+        dict.fromkeys(drawn, "BayesTensor") | dict.fromkeys(layers, "BayesLayer")
+    )
+    posterior = extract(fit)
+    assert set(posterior.layers) == set(found)
+    assert all(bool((layer.std > 0).all()) for layer in posterior.layers.values())
+    if name == "shared":  # one site, and both names have its mean
+        (site,) = found
+        tensors = mean_tensors(fit.model.net, fit.guide)
+        assert torch.equal(tensors["embed.weight"], tensors["last.weight"])
+        assert torch.equal(tensors[site], posterior.layers[site].mean)
+    with torch.no_grad():
+        wanted = Network(posterior.graph, posterior.tensors)(x)
+    network = Compressed(posterior.graph, {n: t.numpy() for n, t in posterior.tensors.items()}, {})
+    again = file.loads(file.dumps(network)[0])
+    np.testing.assert_allclose(runner.run(again, x.numpy()), wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_draws_of_a_shared_tensor_are_one() -> None:
+    """Both uses of it see the same draw."""
+    net = Words(share=True)
+    graph = capture(net, (5,), kind="int64")
+    drawn = with_tensors(copy.deepcopy(net), PRIORS["gaussian"], "weight", drawable(net, graph, []), ())
+    with torch.no_grad():
+        drawn(torch.zeros(2, 5, dtype=torch.int64))
+    assert torch.equal(drawn.embed.weight, drawn.last.weight)
+    assert not torch.equal(drawn.embed.weight, net.embed.weight)

@@ -26,6 +26,7 @@ from pyro_compress.compression.prune import kept
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.foreign import of_type, record
 from pyro_compress.graph.ir import graph_of, widths
+from pyro_compress.graph.network import tensors_of
 from pyro_compress.networks.layered import Layered, momenta
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Removal
@@ -92,7 +93,8 @@ def widths_of(stage: Stage) -> list[int]:
 
 
 def _means(stage: Stage) -> dict[str, Tensor]:
-    tensors = mean_tensors(stage.objective.elbo.model.net, stage.objective.elbo.guide)
+    net = stage.objective.elbo.model.net
+    tensors = tensors_of(net) | mean_tensors(net, stage.objective.elbo.guide)
     used = dict.fromkeys(name for node in stage.graph.nodes for name in node.parameters.values())
     return {name: tensors[name].detach().cpu().clone() for name in used}
 

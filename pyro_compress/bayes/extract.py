@@ -9,6 +9,7 @@ from pyro_compress.bayes.guides import Guide
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Fit
 from pyro_compress.bayes.priors import PRIORS, Prior
+from pyro_compress.graph.network import tensors_of
 from pyro_compress.types import LayerPosterior, LayerShape, Posterior
 
 
@@ -31,7 +32,8 @@ def extract(fit: Fit) -> Posterior:
     """
     net, guide = fit.model.net, fit.guide
     found = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in bayes_layers(net)}
-    tensors = {name: tensor.detach().cpu() for name, tensor in mean_tensors(net, guide).items()}
+    given = tensors_of(net) | mean_tensors(net, guide)
+    tensors = {name: tensor.detach().cpu() for name, tensor in given.items()}
     layers: dict[str, LayerPosterior] = {}
     noise = fit.model.likelihood.noise
     for node in fit.graph.nodes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -242,7 +243,9 @@ def plain_weights(net: nn.Module, graph: Graph) -> list[str]:
         >>> plain_weights(net, capture(net, (3,)))
         ['0.weight', '2.weight']
     """
-    used = {node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)}
+    uses = Counter(name for node in graph.nodes for name in node.parameters.values())
+    weights = (node.parameters["weight"] for node in graph.nodes if is_weighted(node.op))
+    used = {name for name in weights if uses[name] == 1}
     tried = trial(net)
     paths = [path for path, _ in tried.named_modules(remove_duplicate=False) if _weight_of(path) in used]
     calls: dict[str, list[bool]] = {path: [] for path in paths if operation_of(tried.get_submodule(path))}

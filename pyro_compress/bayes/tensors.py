@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_compress.bayes.layers import Drawn, multiplied
+from pyro_compress.bayes.layers import Drawn
+from pyro_compress.bayes.layers import multiplied as weight_of
 from pyro_compress.bayes.priors import Prior
-from pyro_compress.graph.operations.kept import MULTIPLYING
-from pyro_compress.graph.operations.table import is_weighted
+from pyro_compress.graph.ir import multiplied
 from pyro_compress.types import Graph, LayerShape
 
 Places = list[tuple[nn.Module, str]]
@@ -41,7 +41,7 @@ class BayesTensor(Drawn):
 
     def put(self, device: str) -> None:
         """Draw it, and put it where the network holds it."""
-        value = multiplied(self.prior.draw(replace(self.shape, device=device)))
+        value = weight_of(self.prior.draw(replace(self.shape, device=device)))
         for module, leaf in self.places:
             setattr(module, leaf, value)
 
@@ -64,21 +64,7 @@ def drawable(net: nn.Module, graph: Graph, plain: Collection[str]) -> list[str]:
         ['0.weight']
     """
     parameters = dict(net.named_parameters(remove_duplicate=False))
-    passed: dict[int, set[str]] = {}  # node that moves tensors of the network alone -> which
-    found: dict[str, None] = {}
-    for index, node in enumerate(graph.nodes):
-        names = {name for i in node.inputs for name in passed.get(i, ())}
-        call = str(node.attributes.get("call", ""))
-        if is_weighted(node.op):
-            names.add(node.parameters["weight"])
-        elif node.op in ("aten", "lstm", "gru", "embedding"):
-            names |= set(node.parameters.values())
-        multiplies = node.op != "aten" or call.startswith("embedding") or MULTIPLYING.search(call)
-        if multiplies:
-            found |= dict.fromkeys(sorted(names))
-        elif node.op == "aten" and all(i in passed for i in node.inputs):
-            passed[index] = names
-    wide = (name for name in found if name in parameters and parameters[name].dim() > 1)
+    wide = (name for name in multiplied(graph) if name in parameters and parameters[name].dim() > 1)
     return [name for name in wide if name not in plain]
 
 

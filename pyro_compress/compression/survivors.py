@@ -15,7 +15,8 @@ from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
-from pyro_compress.graph.network import run_graph, statistics_of
+from pyro_compress.graph.ir import multiplied
+from pyro_compress.graph.network import fixed_of, run_graph
 from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.pcn.layout import layouts
 from pyro_compress.types import Graph, Quantized
@@ -41,7 +42,7 @@ class Survivors:
         self.how, self.steps = how, dict[str, float]()
         self.loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
         self.generator = torch.Generator().manual_seed(how.seed)
-        weights = {n.parameters["weight"] for n in graph.nodes if is_weighted(n.op)}
+        weights = {name for name in multiplied(graph) if tensors[name].dim() > 1}
         self.optimizer: torch.optim.Adam | None = None
         self.hold(graph, {name: tensor.detach().clone() for name, tensor in tensors.items()}, weights)
         self.log_spread = {
@@ -193,7 +194,7 @@ class Survivors:
 
     def _start(self, memory: list[dict[str, Tensor]]) -> None:
         """An optimizer and prices for the tensors as they are now."""
-        statistics = statistics_of(self.graph)
+        statistics = fixed_of(self.graph)
         trained = [t for name, t in self.free.items() if name not in statistics]
         spreads = list(self.log_spread.values()) if self.steps else []
         groups = [(trained, 1.0), (spreads, SPREAD_RATE)]
@@ -216,13 +217,14 @@ class Survivors:
     @torch.no_grad()
     def choose_steps(self) -> None:
         """Steps from powers of 2^(-1/4): of weights by their size in the layer, of biases by the recipe."""
-        for node in self.graph.nodes:
-            if is_weighted(node.op):
-                weight = self.free[node.parameters["weight"]]
+        layers = {node.parameters["weight"]: node for node in self.graph.nodes if is_weighted(node.op)}
+        for name in multiplied(self.graph):
+            if name in self.places:
+                weight = self.free[name]
                 size = float(weight.square().mean().sqrt()) if len(weight) else 1.0
-                self.steps[node.parameters["weight"]] = snapped(self.how.step * size)
-                if "bias" in node.parameters:
-                    self.steps[node.parameters["bias"]] = snapped(self.how.bias_step)
+                self.steps[name] = snapped(self.how.step * size)
+            if name in layers and "bias" in layers[name].parameters:
+                self.steps[layers[name].parameters["bias"]] = snapped(self.how.bias_step)
         self.bound_spreads()
         self._start([])
 

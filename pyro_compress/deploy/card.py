@@ -36,7 +36,7 @@ def card(network: Compressed, scores: Quality, examples: int, raw: bool = False)
     entry = {
         "name": INPUT_NAMES["uint8" if raw else "scaled" if scaled else "as is"],
         "shape": list(shape),
-        "dtype": "uint8" if raw else "float32",
+        "dtype": "uint8" if raw else network.graph.kind,
         "scale": known.scale,
         "range": [0, known.scale] if raw else [0, 1] if scaled else None,
         "meaning": _meaning(known, raw),

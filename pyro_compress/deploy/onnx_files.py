@@ -15,6 +15,7 @@ import numpy as np
 from pyro_compress.atomic import write_atomically
 from pyro_compress.deploy.engines import session
 from pyro_compress.deploy.onnx_model import build, describe
+from pyro_compress.deploy.onnx_torch import build_by_torch, has_kept
 from pyro_compress.types import Compressed
 
 CALIBRATION = 500
@@ -35,7 +36,8 @@ def write_onnx(
     network: Compressed, card: Mapping[str, Any], path: Path, integers: bool = True, crop: bool = True
 ) -> None:
     """Write a model that computes in float32; arguments as for `build`."""
-    write_atomically(path, build(network, card, integers, crop).SerializeToString(deterministic=True))
+    model = build_by_torch(network, card) if has_kept(network) else build(network, card, integers, crop)
+    write_atomically(path, model.SerializeToString(deterministic=True))
 
 
 def write_int8(
@@ -53,7 +55,7 @@ def write_int8(
     import onnx
     from onnxruntime import quantization
 
-    model = build(network, card, integers=False)
+    model = build_by_torch(network, card) if has_kept(network) else build(network, card, integers=False)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         inside, outside = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         onnx.save_model(model, inside)

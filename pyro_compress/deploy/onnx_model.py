@@ -53,7 +53,8 @@ def build(network: Compressed, card: Mapping[str, Any], integers: bool = True, c
             "Div", ["raw.float", builder.constant(np.array(entry["scale"], np.float32), "raw.scale")], "scaled"
         )
     outputs = _place_all(builder, first, card["output"])
-    kind = TensorProto.UINT8 if entry["dtype"] == "uint8" else TensorProto.FLOAT
+    kinds = {"uint8": TensorProto.UINT8, "int64": TensorProto.INT64}
+    kind = kinds.get(entry["dtype"], TensorProto.FLOAT)
     graph = helper.make_graph(
         builder.nodes,
         "pyro_compress",

@@ -35,7 +35,7 @@ def write_program(network: Compressed, card: Mapping[str, Any], path: Path) -> N
     """
     check_names(network.tensors)
     network = _without_keywords(network)
-    example = torch.zeros(2, *network.graph.input_shape)
+    example = torch.zeros(2, *network.graph.input_shape, dtype=getattr(torch, network.graph.kind))
     program = torch.export.export(to_module(network), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     content = io.BytesIO()  # torch's own writer ends in a C++ stack where the disk is full
     torch.export.save(program, content, extra_files={f"{KEY}.json": json.dumps(card)})
@@ -85,7 +85,7 @@ def load_safetensors(path: str | Path, limits: Limits = DEFAULT) -> Network:
         with safe_open(path, "pt") as file:
             told = json.loads(file.metadata()[KEY])["graph"]
             nodes = [[node[part] for part in PARTS] for node in told["nodes"][1:]]
-            graph, names = built(nodes, told["input_shape"]), list(file.keys())
+            graph, names = built(nodes, told["input_shape"], told.get("kind", "float32")), list(file.keys())
             check(graph, {name: tuple(file.get_slice(name).get_shape()) for name in names}, limits)
             tensors = {name: file.get_tensor(name).float() for name in names}
     except (SafetensorError, LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:

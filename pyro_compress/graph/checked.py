@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
+from pyro_compress.graph.changes import told
 from pyro_compress.graph.ir import tables
-from pyro_compress.graph.reading import Read, told
+from pyro_compress.graph.reading import Read
 from pyro_compress.types import Graph, Node
 
 BATCHES = (3, 1)

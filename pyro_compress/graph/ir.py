@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from pyro_compress.foreign import of_type, record, shown, table
-from pyro_compress.graph.operations.table import is_weighted
+from pyro_compress.graph.operations.kept import multiplies, whole_tensors
+from pyro_compress.graph.operations.table import OPERATIONS, is_weighted
 from pyro_compress.pcn.gate import kind_of
 from pyro_compress.types import Graph, Node
 
@@ -46,6 +47,29 @@ def tables(graph: Graph) -> list[str]:
         if node.attributes.get("call") in ("embedding.default", "index.Tensor") and 0 in node.inputs:
             found += [node.parameters[role] for role in ("t0",) if role in node.parameters]
     return found
+
+
+def multiplied(graph: Graph) -> list[str]:
+    """Names of the tensors that a network multiplies by, in its order: those whose zeros make it smaller.
+
+    Weights of layers, tables of embeddings, weights of recurrent layers, and whatever else goes into a product, also
+    behind operations that only move it. Some may have one dimension, or be no parameter.
+    """
+    passed: dict[int, set[str]] = {}  # node that moves tensors of the network alone -> which
+    found: dict[str, None] = {}
+    for index, node in enumerate(graph.nodes[1:], 1):
+        names = {name for i in node.inputs for name in passed.get(i, ())}
+        call = str(node.attributes.get("call", ""))
+        if is_weighted(node.op):
+            names.add(node.parameters["weight"])
+        elif node.op == "aten" or OPERATIONS[node.op].multiplies:
+            names |= set(node.parameters.values())
+        if node.op != "aten" or multiplies(call):
+            found |= dict.fromkeys(sorted(names))
+        elif all(i in passed for i in node.inputs):
+            passed[index] = names
+    whole = whole_tensors(graph)
+    return [name for name in found if name not in whole]
 
 
 def first_weights(graph: Graph) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from pyro_compress.graph.operations.kept import whole_tensors
 from pyro_compress.graph.operations.norms import STATISTICS_ROLES
 from pyro_compress.graph.operations.table import has_statistics
 from pyro_compress.graph.rules.table import run_node
@@ -54,7 +55,7 @@ class Network(nn.Module):
     def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], own: bool = False):
         super().__init__()
         self._captured_graph = graph
-        statistics = statistics_of(graph)
+        fixed = fixed_of(graph)
         used = [name for node in graph.nodes for name in node.parameters.values()]
         for name in dict.fromkeys(used):
             *path, leaf = name.split(".")
@@ -65,7 +66,7 @@ class Network(nn.Module):
                 parent = parent.get_submodule(part)
             value = tensors[name] if tensors[name].is_floating_point() else tensors[name].float()
             value = value if own else value.clone()
-            if name in statistics:
+            if name in fixed:
                 parent.register_buffer(leaf, value)
             else:
                 parent.register_parameter(leaf, nn.Parameter(value))
@@ -75,6 +76,12 @@ class Network(nn.Module):
         return run_graph(self._captured_graph, dict(self.named_parameters()) | dict(self.named_buffers()), x)
 
 
-def statistics_of(graph: Graph) -> set[str]:
-    """Names of the running statistics of batch norm."""
-    return {node.parameters[role] for node in graph.nodes if has_statistics(node.op) for role in STATISTICS_ROLES}
+def fixed_of(graph: Graph) -> set[str]:
+    """Names of the tensors that no training changes: running statistics of batch norm, and whole numbers."""
+    normed = (node for node in graph.nodes if has_statistics(node.op))
+    return {node.parameters[role] for node in normed for role in STATISTICS_ROLES} | whole_tensors(graph)
+
+
+def tensors_of(net: nn.Module) -> dict[str, Tensor]:
+    """A network's tensors by name: its state dict, and the buffers that it leaves out."""
+    return dict(net.named_buffers(remove_duplicate=False)) | dict(net.state_dict())

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch._decomp import get_decompositions
 
 from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.changes import axes_of, changes_views, owners, refuse_changed_tensors, told
 from pyro_compress.graph.keeping import Keeping, name_of, value_of
 from pyro_compress.graph.operations.row import Value, in_rows
 from pyro_compress.graph.rules.table import RULES, part_readers, readers
@@ -57,8 +58,8 @@ def read(program: torch.export.ExportedProgram, input_shape: tuple[int, ...], ki
     spec = program.call_spec.out_spec
     if spec is not None and not spec.is_leaf():
         raise ValueError(f"the network returns a {spec.type.__name__}; it must return one tensor")
-    _refuse_changed_tensors(program)
-    if _changes_views(program.graph):
+    refuse_changed_tensors(program)
+    if changes_views(program.graph):
         program = program.run_decompositions({})
     refused: _Unreadable | None = None
     for _ in range(ROUNDS):
@@ -108,70 +109,6 @@ def _in_parts(
     return None
 
 
-def told(node: fx.Node) -> str:
-    """An operation and the path of the module that calls it, for messages."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    path = str(stack[-1][0]).removeprefix("L['self']").lstrip(".") if stack else ""
-    return f"{node.target} in {path}" if path else str(node.target)
-
-
-# --- changes in place
-
-
-def _changes(graph: fx.Graph) -> Iterator[tuple[int, fx.Node, fx.Node]]:
-    """Operations in place: where they stand, they, and what they change."""
-    for index, node in enumerate(graph.nodes):
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            if node.target._schema.is_mutable and node.args and isinstance(node.args[0], fx.Node):
-                yield index, node, node.args[0]
-
-
-def _without_effect(node: fx.Node) -> bool:
-    """Whether an operation in place leaves its value as it is."""
-    return "dropout" in str(node.target) and not (node.args[1] and node.args[2])
-
-
-def _owners(graph: fx.Graph) -> dict[str, str]:
-    """Name of every value -> name under which the same tensor was first known: an operation in place gives it back."""
-    owners = {node.name: node.name for node in graph.nodes}
-    for _, node, changed in _changes(graph):
-        owners[node.name] = owners[changed.name]
-    return owners
-
-
-def _storage(node: fx.Node) -> int | None:
-    value = node.meta.get("val")
-    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
-
-
-def _refuse_changed_tensors(program: torch.export.ExportedProgram) -> None:
-    """A network must leave its input and its own tensors as they are."""
-    signature = program.graph_signature
-    names = signature.inputs_to_parameters | signature.inputs_to_buffers
-    names |= {name: "" for name in signature.user_inputs if isinstance(name, str)}
-    own = {_storage(node): names[node.name] for node in program.graph.nodes if node.name in names}
-    for _, node, changed in _changes(program.graph):
-        if (place := _storage(changed)) in own and not _without_effect(node):
-            raise ValueError(f"{told(node)}: it changes {own[place] or 'the input of the network'} in place")
-
-
-def _changes_views(graph: fx.Graph) -> bool:
-    """Whether a value is changed in place that is read afterwards as another tensor on the same memory."""
-    nodes, owners = list(graph.nodes), _owners(graph)
-    for index, node, changed in _changes(graph):
-        if _without_effect(node):
-            continue
-        place = _storage(changed)
-        views = {owners[node.name] for node in nodes[:index] if place is not None and _storage(node) == place}
-        others = views - {owners[changed.name]}
-        if any(owners[read.name] in others for node in nodes[index + 1 :] for read in node.all_input_nodes):
-            return True
-    return False
-
-
-# --- operations
-
-
 class _Reading:
     """One pass over an exported program.
 
@@ -187,7 +124,7 @@ class _Reading:
     def __init__(self, program: torch.export.ExportedProgram, kind: str):
         self.program, self.signature, self.kind = program, program.graph_signature, kind
         self.names = self.signature.inputs_to_parameters | self.signature.inputs_to_buffers
-        self.owners = _owners(program.graph)
+        self.owners = owners(program.graph)
         self.readers, self.parts = readers(), part_readers()
         held = (node for node in program.graph.nodes if node.op == "placeholder" and node.name in self.names)
         self.shapes = {self.names[node.name]: tuple(map(int, node.meta["val"].shape)) for node in held}
@@ -284,7 +221,7 @@ class _Reading:
         moved = source.args[0] if source.args else None
         if name not in ("select", "unbind") or not isinstance(moved, fx.Node) or bool(part) != (name == "unbind"):
             return False
-        axes = _axes_of(moved)
+        axes = axes_of(moved)
         call = Call(source)
         if axes is None or call["dim"] != 0 or axes[0] == 0 or axes[1] != 0:
             return False
@@ -432,18 +369,6 @@ class _Reading:
         self.flows.append(gate.flowing(node, [self.flows[partner]], self.shapes)[0])
         self.nodes.append(node)
         return self.place[key]
-
-
-def _axes_of(node: fx.Node) -> list[int] | None:
-    """The order in which a transposition reads axes; None: it is none."""
-    if node.target not in (torch.ops.aten.permute.default, torch.ops.aten.transpose.int):
-        return None
-    rank = node.meta["val"].dim()
-    if node.target is torch.ops.aten.permute.default:
-        return [int(axis) % rank for axis in node.args[1]]  # type: ignore[union-attr]
-    axes, one, two = list(range(rank)), int(node.args[1]) % rank, int(node.args[2]) % rank  # type: ignore[arg-type]
-    axes[one], axes[two] = axes[two], axes[one]
-    return axes
 
 
 def _needed(nodes: list[Node], last: int, input_shape: tuple[int, ...], kind: str) -> tuple[Graph, dict[int, int]]:

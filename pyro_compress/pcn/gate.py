@@ -160,7 +160,7 @@ def check(graph: Graph, tensors: Mapping[str, tuple[int, ...]], limits: Limits =
     check_names(tensors)
     values = sum(map(math.prod, tensors.values()))
     _within(values, limits.values, "values declared")
-    if not any(is_weighted(node.op) for node in graph.nodes):
+    if not any(is_weighted(node.op) or node.op == "aten" for node in graph.nodes):
         raise ValueError(f"the network has no layer with weights ({', '.join(weighted())})")
     _positive("the input", graph.input_shape)
     first = in_rows(graph.input_shape, kind=graph.kind)

@@ -17,7 +17,7 @@ from pyro_compress.compression.target import default_nll_tolerance
 from pyro_compress.data.splits import load_splits
 from pyro_compress.doubts import doubt
 from pyro_compress.graph.capture import capture
-from pyro_compress.graph.network import Network
+from pyro_compress.graph.network import Network, tensors_of
 from pyro_compress.metrics import evaluate, residual_noise
 from pyro_compress.networks.outputs import doubtful_end
 from pyro_compress.runs.command_budget import check_network
@@ -141,7 +141,7 @@ def load_trained(
     )  # fmt: skip
     config = resolve(config, examples)
     net = initial_net(config, splits).eval()
-    tensors = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    tensors = {name: tensor.detach() for name, tensor in tensors_of(net).items()}
     graph = capture(net, splits.input_shape, splits.outputs, trained=False, kind=splits.kind)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     weights = sum(math.prod(shape) for shape in shapes.values() if len(shape) > 1)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pyro_compress.doubts import doubt
 from pyro_compress.graph.capture import capture
-from pyro_compress.graph.operations.table import is_weighted
+from pyro_compress.graph.ir import multiplied
+from pyro_compress.graph.network import tensors_of
 from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.outputs import doubtful_end, with_columns
 from pyro_compress.settings import FitConfig
@@ -49,7 +50,8 @@ def fit_baseline(
     config = config.on(splits.origin, splits.task)
     net = with_columns(net, splits.input_shape, splits.outputs, splits.kind)
     graph = capture(net, splits.input_shape, splits.outputs, kind=splits.kind)
-    weights = [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    weights = [name for name in multiplied(graph) if name in parameters and parameters[name].dim() > 1]
     net, plan = copy.deepcopy(net).to(config.device), point_plan(config)
     progress = Progress(splits, config, on_epoch, keeper or Keeper())
     if progress.world.first:
@@ -60,7 +62,7 @@ def fit_baseline(
         torch.manual_seed(config.seed)
         with dropped_inputs(net, graph, config.dropout, config.dropout_input):
             progress.train_point(net, plan, begin)
-    tensors = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
+    tensors = {name: tensor.detach().cpu() for name, tensor in tensors_of(net).items()}
     noise = residual_noise(net.eval(), splits, config.device)
     told = config.provenance | ({} if noise is None else {"noise": noise})
     return point_posterior(graph, tensors, told), tuple(progress.history)
@@ -77,7 +79,7 @@ def point_plan(config: FitConfig) -> PointPlan:
 
 def point_posterior(graph: Graph, tensors: dict[str, Tensor], provenance: dict[str, Any]) -> Posterior:
     """A trained network as a posterior with standard deviation 0; its pruning criterion is the magnitude."""
-    weights = [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]
+    weights = [name for name in multiplied(graph) if tensors[name].dim() > 1]
     used = {name for node in graph.nodes for name in node.parameters.values()}
     return Posterior(
         graph=graph,

@@ -99,7 +99,7 @@ MOST_CALLS = 1 << 11
 MOST_EXACT = 1 << 24
 """Whole numbers up to it are exact as float32, which is how a network's tensors are stored."""
 NUMBERS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-MULTIPLYING = re.compile(r"mm|matmul|linear|conv|einsum|attention|lstm|gru|rnn|bilinear|outer|mv")
+MULTIPLYING = re.compile(r"^(bmm|mm|addmm|baddbmm|matmul|linear\.|conv|scaled_dot|lstm|gru|rnn|bilinear)")
 
 # --- what a file may say
 
@@ -152,8 +152,8 @@ def _literal(values: Any, shape: Any) -> bool:
     return numbers and isinstance(shape, list) and len(values) == math.prod(shape)
 
 
-def _are_arguments(value: Any, of: type) -> bool:
-    if not isinstance(value, of):
+def _are_arguments(value: Any, of: type[list[Any]] | type[dict[str, Any]]) -> bool:
+    if not isinstance(value, list | dict) or not isinstance(value, of):
         return False
     parts = value if isinstance(value, list) else list(value.values())
     named = isinstance(value, list) or all(isinstance(key, str) and key.isidentifier() for key in value)
@@ -261,7 +261,7 @@ def _inferred(
         raise ValueError(f"{attributes['call']} computes in {kind}; values are {', '.join(KINDS)}")
     read = [math.prod(one.at[0]) for one in inputs] + [math.prod(shape) for _, shape in parameters]
     made, most = math.prod(shapes[0]), max(read, default=0)
-    work = made * most if MULTIPLYING.search(attributes["call"]) else 16 * (made + sum(read))
+    work = made * most if MULTIPLYING.match(attributes["call"]) else 16 * (made + sum(read))
     return Value((shapes[0], shapes[1]), kind), work // BATCHES[0], made + sum(read)
 
 
@@ -282,6 +282,11 @@ def _without_values(
 
         with FakeTensorMode():
             return run()
+
+
+def multiplies(call: str) -> bool:
+    """Whether a call multiplies by what it reads, or looks rows up in it."""
+    return bool(MULTIPLYING.match(call)) or call.startswith(("embedding.", "index_select."))
 
 
 def roles_of(attributes: Attributes) -> set[str]:

@@ -135,6 +135,7 @@ class Operation:
         broadcasts: whether it takes one row for all examples beside a row for each.
         takes: types of the values that it reads; of its output, where that is another, `gives`.
         regroups: whether it makes rows of another number from its input's.
+        multiplies: whether its tensors are weights, though it is no layer that makes channels.
         since: version of the format from which a file may have it.
         passed_since: version of the format from which `pcn.layout` looks back through it; None: it does not. Part of
             the format: with another number a file decodes into other weights.
@@ -157,6 +158,7 @@ class Operation:
     takes: tuple[str, ...] = ("float32",)
     gives: str = "float32"
     regroups: bool = False
+    multiplies: bool = False
     since: int = 1
     passed_since: int | None = None
 

@@ -1,0 +1,66 @@
+"""ONNX of a network that has operations of torch: torch's own exporter writes it, with float32 weights."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pyro_compress.compression.candidates import to_module
+from pyro_compress.deploy.onnx_model import IR_VERSION, OPSET, describe
+from pyro_compress.types import Compressed
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def has_kept(network: Compressed) -> bool:
+    """Whether a network has operations that torch alone runs."""
+    return any(node.op == "aten" for node in network.graph.nodes)
+
+
+def build_by_torch(network: Compressed, card: Mapping[str, Any]) -> onnx.ModelProto:
+    """The network as a checked ONNX model with a free batch dimension.
+
+    Args:
+        network: what to export.
+        card: `pyro_compress.deploy.card.card`.
+
+    Raises:
+        ValueError: the exporter's package is missing, or an operation has no counterpart in ONNX.
+    """
+    import onnx
+    import torch
+
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            "ONNX of a network with operations of torch needs one more package; pip install onnxscript"
+        ) from None
+    graph = network.graph
+    example = torch.zeros(2, *graph.input_shape, dtype=getattr(torch, graph.kind))
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(
+                to_module(network), (example,), input_names=[card["input"]["name"]], output_names=[card["output"]],
+                dynamic_shapes=({0: torch.export.Dim("batch")},), dynamo=True, opset_version=OPSET, verbose=False,
+            )  # fmt: skip
+    except Exception as error:  # whatever the exporter says of an operation
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"torch's exporter to ONNX refuses the network: {reason}") from error
+    finally:
+        logging.disable(disabled)
+    assert made is not None
+    model = made.model_proto
+    model.ir_version = min(model.ir_version, IR_VERSION + 1)
+    describe(model, card)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ValueError(f"ONNX's checker refuses the model: {error}") from error
+    return model
