@@ -76,6 +76,157 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class TextScores:
+    """Quality of next-token prediction, over all tokens that have one after them.
+
+    Attributes:
+        bits: bits per token: what an ideal coder would spend on one, the NLL in nats over ln 2.
+        perplexity: `exp(nll_nats)`.
+        accuracy: share of the tokens that had been the most probable.
+        nll_nats: per token.
+        unit: what a token is: `byte`, `character` or `token`.
+    """
+
+    bits: float
+    perplexity: float
+    accuracy: float
+    nll_nats: float
+    unit: str = "token"
+
+    @property
+    def error(self) -> float:
+        """Bits per token."""
+        return self.bits
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """Heading -> number."""
+        return {
+            f"bits per {self.unit}": f"{self.bits:.4f}",
+            "perplexity": f"{self.perplexity:.3f}",
+            "accuracy": f"{100 * self.accuracy:.2f} %",
+            "NLL (nats)": f"{self.nll_nats:.4f}",
+        }
+
+    @property
+    def epoch(self) -> dict[str, float | None]:
+        """What the history keeps."""
+        return {"validation_accuracy": self.accuracy, "validation_nll_nats": self.nll_nats}
+
+    def within(self, reference: TextScores, tolerance: float) -> bool:
+        """Whether the bits per token grew by at most this share."""
+        return self.bits <= reference.bits * (1 + tolerance)
+
+    def reaches(self, error: float) -> bool:
+        """Whether the bits per token are no more than this."""
+        return self.bits <= error
+
+    def bound(self, tolerance: float) -> str:
+        """The bits per token that are still within the tolerance."""
+        return f"{self.bits * (1 + tolerance):.4f} bits per {self.unit}"
+
+
+@dataclass(frozen=True)
+class PositionScores:
+    """Quality of a class per position, over all positions that have a label.
+
+    Attributes:
+        accuracy: share of the positions that are right.
+        mean_iou: intersection over union of what is and what was taken for a class, its mean over the classes that are
+            in either.
+        macro_f1: F1 (twice the right ones over those that are plus those taken for it), its mean likewise.
+        nll_nats: per position.
+        judged: which of the first three the task is judged by.
+    """
+
+    accuracy: float
+    mean_iou: float
+    macro_f1: float
+    nll_nats: float
+    judged: str = "accuracy"
+
+    @property
+    def error(self) -> float:
+        """1 less what the task is judged by."""
+        return 1 - float(getattr(self, self.judged))
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """Heading -> number, what the task is judged by first."""
+        shares = {"accuracy": self.accuracy, "mean_iou": self.mean_iou, "macro_f1": self.macro_f1}
+        order = [self.judged, *(name for name in shares if name != self.judged)]
+        return {POSITION_HEADINGS[name]: f"{100 * shares[name]:.2f} %" for name in order} | {
+            "NLL (nats)": f"{self.nll_nats:.4f}"
+        }
+
+    @property
+    def epoch(self) -> dict[str, float | None]:
+        """What the history keeps."""
+        return {"validation_accuracy": self.accuracy, "validation_nll_nats": self.nll_nats}
+
+    def within(self, reference: PositionScores, tolerance: float) -> bool:
+        """Whether at most `tolerance` of what the task is judged by is lost."""
+        return self.error <= reference.error + tolerance
+
+    def reaches(self, error: float) -> bool:
+        """Whether the error is no larger than this."""
+        return self.error <= error
+
+    def bound(self, tolerance: float) -> str:
+        """What is still within the tolerance."""
+        return f"{POSITION_HEADINGS[self.judged]} of {1 - self.error - tolerance:.4f}"
+
+
+POSITION_HEADINGS = {"accuracy": "accuracy", "mean_iou": "mean IoU", "macro_f1": "macro F1"}
+"""Field of `PositionScores` -> what people call it."""
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """Quality of several labels of yes or no per example.
+
+    Attributes:
+        accuracy: share of all labels that are right, at a probability of a half.
+        exact_match: share of the examples of which every label is right.
+        macro_f1: F1 of a label, its mean over those that some example has or is given.
+        nll_nats: per example, of all its labels together.
+    """
+
+    accuracy: float
+    exact_match: float
+    macro_f1: float
+    nll_nats: float
+
+    @property
+    def error(self) -> float:
+        """Share of the labels that are wrong."""
+        return 1 - self.accuracy
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """Heading -> number."""
+        shares = {"label accuracy": self.accuracy, "exact match": self.exact_match, "macro F1": self.macro_f1}
+        return {name: f"{100 * n:.2f} %" for name, n in shares.items()} | {"NLL (nats)": f"{self.nll_nats:.4f}"}
+
+    @property
+    def epoch(self) -> dict[str, float | None]:
+        """What the history keeps."""
+        return {"validation_accuracy": self.accuracy, "validation_nll_nats": self.nll_nats}
+
+    def within(self, reference: LabelScores, tolerance: float) -> bool:
+        """Whether at most `tolerance` of the label accuracy is lost."""
+        return self.accuracy >= reference.accuracy - tolerance
+
+    def reaches(self, error: float) -> bool:
+        """Whether at most this share of the labels is wrong."""
+        return self.accuracy >= 1.0 - error
+
+    def bound(self, tolerance: float) -> str:
+        """The label accuracy that is still within the tolerance."""
+        return f"label accuracy of {self.accuracy - tolerance:.4f}"
+
+
+@dataclass(frozen=True)
 class RegressionScores:
     """Quality of a regression: RMSE and NLL in the targets' own units, and the RMSE relative to their spread.
 

@@ -14,7 +14,9 @@ FINETUNING = {
 
 COMPILE_STEPS = 5000
 """Fewer SVI steps than this do not pay back the compiler's half minute."""
-TOLD = ("task", "target", "test_data", "image_size", "series", "limit")
+TOLD = (
+    "task", "target", "test_data", "image_size", "series", "limit", "vocabulary", "context", "tokens", "pad", "ignore",
+)  # fmt: skip
 """Fields of `Reading` that a compressed file repeats where they are no defaults."""
 
 
@@ -31,6 +33,11 @@ class Reading:
         limit: training examples to keep, stratified; 0: all.
         in_memory_mib: data of which more would have to be held in memory are read while training.
         workers: processes that read them.
+        vocabulary: what the tokens of a text are: `bytes` or `characters`; empty: bytes, where there is a text.
+        context: tokens of a text that a network sees at a time.
+        tokens: how many kinds of tokens whole numbers in arrays are, from 0 on; 0: they are no tokens.
+        pad: token that fills up short sequences, which counts in no loss and no score; -1: there is none.
+        ignore: label of positions that have none, beside -100; -1: there is no other.
     """
 
     task: str = "classification"
@@ -41,6 +48,11 @@ class Reading:
     limit: int = 0
     in_memory_mib: float = 4096.0
     workers: int = 2
+    vocabulary: str = ""
+    context: int = 64
+    tokens: int = 0
+    pad: int = -1
+    ignore: int = -1
 
     def example_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of one example of an array, with the dimension of channels that it may leave out."""

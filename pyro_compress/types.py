@@ -101,7 +101,8 @@ class Graph:
 class Data:
     """Examples `x` of shape `(n, *input_shape)` (float32) and what belongs to them.
 
-    `y` holds class labels of shape `(n,)` (int64), or standardised targets of shape `(n, targets)` (float32).
+    `x` may be whole numbers of words, characters or bytes (int64), `(n, length)`. `y` holds class labels of shape
+    `(n,)` (int64), standardised targets of shape `(n, targets)` (float32), or what else a task says (`data.tasks`).
     """
 
     x: Tensor
@@ -154,6 +155,10 @@ class Preprocessing:
     targets: tuple[Quantity, ...] = ()
 
 
+PER_POSITION = ("next-token", "tagging", "segmentation")
+"""Tasks of a class per position."""
+
+
 @dataclass(frozen=True)
 class Splits:
     """Thresholds and recipes are chosen on `validation`; `test` is read once, at the end, by `metrics` alone.
@@ -170,16 +175,26 @@ class Splits:
     targets: tuple[Quantity, ...] = ()
     origin: dict[str, Any] = field(default_factory=dict)
     """Where they come from, as fields of `FitConfig` (`data`, `validation`, how they are read); empty: made by hand."""
+    task: str = ""
+    """Name in `pyro_compress.data.tasks.TASKS`; empty: regression where there are targets, else classification."""
+    tokens: int = 0
+    """How many kinds of tokens the inputs are of, numbered from 0; 0: they are no tokens."""
 
-    @property
-    def task(self) -> str:
-        """Name in `pyro_compress.data.tasks.TASKS`."""
-        return "regression" if self.targets else "classification"
+    def __post_init__(self) -> None:
+        """Fill in the task."""
+        object.__setattr__(self, "task", self.task or ("regression" if self.targets else "classification"))
 
     @property
     def outputs(self) -> int:
-        """Outputs of a network for these data: one per class, or per target."""
-        return len(self.targets) or len(self.classes)
+        """Outputs of a network for these data: one per class, per target or per label; per value of an input."""
+        return math.prod(self.input_shape) if self.task == "reconstruction" else len(self.targets) or len(self.classes)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one example's outputs: `(outputs,)`, with the positions after it where each has a class."""
+        if self.task == "reconstruction":
+            return self.input_shape
+        return (self.outputs, *(self.train.y.shape[1:] if self.task in PER_POSITION else ()))
 
     @property
     def input_shape(self) -> tuple[int, ...]:

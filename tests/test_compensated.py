@@ -21,7 +21,7 @@ from pyro_compress.compression.compensation import (
     rounded_at,
     rounded_layer,
 )
-from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_targets, moments, patches, sensitivities
+from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_of, moments, patches, sensitivities
 from pyro_compress.compression.target import Goal
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network
@@ -61,7 +61,7 @@ def test_sensitivities_are_mean_squared_gradients() -> None:
     net = nn.Sequential(nn.Conv1d(1, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2))
     graph = capture(net, (1, 5))
     x = torch.randn(2000, 1, 5)
-    found = sensitivities(graph, net.state_dict(), x, drawn_targets(0.5))
+    found = sensitivities(graph, net.state_dict(), x, drawn_of("regression", 0.5))
     convolution, linear = found.values()
     jacobian = torch.func.vmap(torch.func.jacrev(lambda h: net[3](torch.tanh(h).flatten())))(net[0](x).detach())
     exact = jacobian.square().sum(1).mean((0, 2)) / 0.5**2  # E[g²] = Σ_k (∂f_k/∂h)² / noise²

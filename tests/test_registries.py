@@ -137,13 +137,25 @@ def test_every_augmentation_keeps_shape_and_type(name: str, shape: tuple[int, ..
 
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_every_task_has_all_its_parts(name: str) -> None:
-    task, outputs = tasks.TASKS[name], torch.randn(6, 3)
-    y = torch.tensor([0, 1, 2, 0, 1, 2]) if name == "classification" else torch.randn(6, 3)
+    task = tasks.TASKS[name]
+    shape = (6, 3, 4) if task.positions or name == "reconstruction" else (6, 3)
+    outputs, y = torch.randn(shape), torch.randn(shape)
+    if name == "classification":
+        y = torch.tensor([0, 1, 2, 0, 1, 2])
+    elif task.positions:
+        y = torch.randint(0, 3, (6, 4))
+        y[0, 0] = 2
+    elif name == "multi-label":
+        y = (y > 0).float()
     assert task.loss(outputs, y, 0.5).shape == ()
     assert task.log_likelihood(outputs, y, 0.5).shape == (6,)
-    assert task.constant(y).shape == (6, 3)
-    assert task.predicted(outputs).shape == (6, 3)
+    assert task.constant(y).shape == shape
+    assert task.predicted(outputs).shape == shape
     assert task.uniform_nats(3) > 0
+    assert task.counted(y) == {"reconstruction": 72}.get(name, 24 if task.positions else 6)
+    assert tasks.constant_nats(task, y) > 0
+    assert task.sample(outputs, 0.5).shape == (y if name != "reconstruction" else outputs).shape
+    assert task.mixture([outputs, outputs]).shape[0] == 6
 
 
 @pytest.mark.parametrize("name", storage.SAMPLERS)

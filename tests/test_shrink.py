@@ -318,7 +318,11 @@ PROBLEMS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "vit-tiny": (split_attention(vision.vit_tiny((1, 16, 16), 3, width=12)), (1, 16, 16)),
     "fcn-1d": (vision.fcn_1d((2, 20), 3, width=6), (2, 20)),
 }
-PROBLEMS |= {name: (build_net(name, (1, 16, 16), 3, (20, 10)), (1, 16, 16)) for name in NETS if name not in PROBLEMS}
+KEPT = ("lstm", "gru", "gpt", "unet")
+"""Networks with operations that torch alone runs."""
+PROBLEMS |= {
+    name: (build_net(name, (1, 16, 16), 3, (20, 10)), (1, 16, 16)) for name in NETS if name not in (*PROBLEMS, *KEPT)
+}
 
 
 @functools.cache

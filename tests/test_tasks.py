@@ -28,9 +28,10 @@ from pyro_compress.compression.search import compress
 from pyro_compress.compression.target import Goal
 from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.data.npz import LABELS
-from pyro_compress.data.tasks import TASKS
+from pyro_compress.data.tasks import IGNORED, TASKS
 from pyro_compress.metrics import SCORES, evaluate, regression_scores
 from pyro_compress.runs.config import resolve
+from pyro_compress.scores import LabelScores, PositionScores, RegressionScores, TextScores
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import fit_baseline
 from pyro_compress.types import Data, Quantity, Splits
@@ -45,7 +46,11 @@ OUTPUTS = torch.tensor([[0.3, -1.0], [2.0, 0.5], [0.0, 0.1]], dtype=torch.float6
 
 @pytest.mark.parametrize(
     ("task", "y"),
-    [("classification", torch.tensor([0, 1, 1])), ("regression", torch.randn(3, 2, dtype=torch.float64))],
+    [
+        ("classification", torch.tensor([0, 1, 1])),
+        ("regression", torch.randn(3, 2, dtype=torch.float64)),
+        ("multi-label", torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)),
+    ],
 )
 def test_log_likelihood_is_the_program_s(task: str, y: torch.Tensor) -> None:
     program: Distribution = LIKELIHOODS[task](OUTPUTS, torch.tensor(math.log(0.7)))
@@ -61,7 +66,82 @@ def test_log_likelihood_is_the_program_s(task: str, y: torch.Tensor) -> None:
     assert torch.allclose(*gradients)
 
 
-FISHER = [("classification", (4,)), ("classification", (3, 2)), ("regression", (2,)), ("regression", (20,))]
+POSITIONS = torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+LABELLED = torch.tensor([[0, 3, 1, 2, 0], [-100, 1, 1, -100, 2], [3, 3, -100, 0, 1]])
+
+
+@pytest.mark.parametrize("task", ["next-token", "tagging", "segmentation"])
+def test_positions_without_a_label_count_for_nothing(task: str) -> None:
+    """The sum over the others of what each would be as a class of its own; the loss is the mean over them."""
+    row, given = TASKS[task], LABELLED != IGNORED
+    each = Categorical(logits=POSITIONS.movedim(1, -1)).log_prob(LABELLED.clamp(min=0)) * given
+    assert torch.allclose(row.log_likelihood(POSITIONS, LABELLED, None), each.sum(1))
+    assert torch.allclose(LIKELIHOODS[task](POSITIONS, torch.zeros(())).log_prob(LABELLED), each.sum(1))
+    assert row.counted(LABELLED) == 12
+    assert torch.allclose(row.loss(POSITIONS, LABELLED, 1.0), -each.sum() / 12)
+    logits = POSITIONS.clone().requires_grad_()
+    row.loss(logits, LABELLED, 1.0).backward()
+    assert logits.grad is not None
+    assert not logits.grad.movedim(1, -1)[~given].any()
+    nothing = torch.full_like(LABELLED, IGNORED)
+    assert row.loss(POSITIONS, nothing, 1.0) == 0
+
+
+def test_a_reconstruction_is_a_gaussian_of_every_value() -> None:
+    y = torch.randn(3, 2, 4)
+    means = y + 0.3
+    program = LIKELIHOODS["reconstruction"](means, torch.tensor(0.5).log())
+    assert torch.allclose(TASKS["reconstruction"].log_likelihood(means, y, 0.5), program.log_prob(y), atol=1e-5)
+    scores = evaluate(lambda x: x + 0.3, Splits(*[Data(y, y)] * 3, (), task="reconstruction"), "test", noise=0.5)
+    assert isinstance(scores, RegressionScores)
+    assert scores.rmse == pytest.approx(0.3)
+    assert scores.nll_nats == pytest.approx(-float(program.log_prob(y).sum()) / 24)
+
+
+def test_scores_of_positions_by_hand() -> None:
+    """Classes 0 and 1 of three, two positions without a label: 0 is right twice and given three times, 1 right once."""
+    y = torch.tensor([[0, 0, 1], [1, -100, -100]])
+    guesses = torch.tensor([[0, 0, 0], [1, 2, 2]])
+    logits = 3.0 * torch.nn.functional.one_hot(guesses, 3).movedim(-1, 1).double()
+    nats = [math.log(1 + 2 * math.exp(-3)) + (0 if right else 3) for right in (1, 1, 0, 1)]
+    splits = Splits(*[Data(torch.zeros(2, 3), y)] * 3, ("a", "b", "c"), task="segmentation")
+    scores = evaluate(lambda x: logits[: len(x)].float(), splits, "test")
+    assert isinstance(scores, PositionScores)
+    assert scores.accuracy == 0.75
+    assert scores.mean_iou == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert scores.macro_f1 == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert scores.nll_nats == pytest.approx(sum(nats) / 4)
+    assert scores.error == pytest.approx(1 - scores.mean_iou)
+    text = SCORES["next-token"](logits, y, (), None)
+    assert isinstance(text, TextScores)
+    assert text.bits == pytest.approx(sum(nats) / 4 / math.log(2))
+    assert text.perplexity == pytest.approx(math.exp(sum(nats) / 4))
+
+
+def test_scores_of_several_labels_by_hand() -> None:
+    y = torch.tensor([[1.0, 0, 0], [1, 1, 0]])
+    logits = torch.tensor([[1.0, -1, -1], [1, -1, -1]])
+    scores = SCORES["multi-label"](logits, y, (), None)
+    assert isinstance(scores, LabelScores)
+    assert (scores.accuracy, scores.exact_match, scores.macro_f1) == (pytest.approx(5 / 6), 0.5, 0.5)
+    assert scores.nll_nats == pytest.approx((6 * math.log(1 + math.exp(-1)) + 1) / 2)
+
+
+@pytest.mark.parametrize("worse", [0.01, 0.03])
+def test_a_tolerance_of_text_is_a_share_of_its_bits(worse: float) -> None:
+    before, after = (TextScores(bits, 2**bits, 0.5, bits * math.log(2)) for bits in (2.0, 2.0 * (1 + worse)))
+    assert after.within(before, 0.02) is (worse < 0.02)
+
+
+FISHER = [
+    ("multi-label", (3,)),
+    ("next-token", (3, 2)),
+    ("reconstruction", (2, 2)),
+    ("classification", (4,)),
+    ("classification", (3, 2)),
+    ("regression", (2,)),
+    ("regression", (20,)),
+]
 
 
 @pytest.mark.parametrize(("task", "shape"), FISHER)
@@ -72,12 +152,13 @@ def test_directions_of_every_task_span_its_fisher_information(task: str, shape: 
     """
     generator = torch.Generator().manual_seed(2)
     outputs = torch.randn(shape, generator=generator, dtype=torch.float64)
-    y = torch.zeros(1, *shape[1:], dtype=torch.int64) if task == "classification" else torch.zeros(1, *shape)
+    whole = task in ("classification", "next-token")
+    y = torch.zeros(1, *shape[1:], dtype=torch.int64) if whole else torch.zeros(1, *shape)
 
     def cost(flat: torch.Tensor) -> torch.Tensor:
         columns = flat.view(1, shape[0], -1)
-        if task == "regression":
-            return -TASKS[task].log_likelihood(columns[..., 0], y, 0.7).sum()
+        if task != "classification":
+            return -TASKS[task].log_likelihood(flat.view(1, *shape), y, 0.7).sum()
         labels = y.reshape(1, -1)
         parts = [TASKS[task].log_likelihood(columns[..., i], labels[:, i], None) for i in range(columns.shape[-1])]
         return -torch.stack(parts).sum()

@@ -1,4 +1,4 @@
-"""Priors that neither torch nor Pyro has."""
+"""Distributions that neither torch nor Pyro has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Categorical, constraints
+
+from pyro_compress.data.tasks import IGNORED, position_nats
 
 
 class LogUniform(TorchDistribution):
@@ -94,3 +96,33 @@ class ScaleMixtureBound(ScaleMixture):
     `-log Σ_k pi_k exp(-KL(q ‖ N(0, sigma_k²)))` (variational bound on the KL to a mixture, Hershey & Olsen 2007,
     eq. 20). It exceeds the KL by 0.5 to 2.5 nats per weight near zero, exactly where pruning happens.
     """
+
+
+class PositionLabels(TorchDistribution):
+    """A class for every position of an example, independent of each other: one event `(*positions)` per example.
+
+    Positions whose label is `pyro_compress.data.tasks.IGNORED` have probability 1.
+
+    Args:
+        logits: `(n, classes, *positions)`.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - torch's own protocol
+    support = constraints.independent(constraints.integer_interval(IGNORED, torch.inf), 1)
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits
+        super().__init__(logits.shape[:1], torch.Size((*logits.shape[2:],)), validate_args=False)
+
+    def expand(self, batch_shape: tuple[int, ...], _instance: Any = None) -> PositionLabels:
+        """The same for a batch of examples."""
+        return PositionLabels(self.logits.expand(*batch_shape, *self.logits.shape[1:]))
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """Classes, `sample_shape + (n, *positions)`."""
+        drawn: Tensor = Categorical(logits=self.logits.movedim(1, -1)).sample(torch.Size(sample_shape))
+        return drawn
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Nats of every example, `(n,)`."""
+        return -position_nats(self.logits, value).flatten(1).sum(1)

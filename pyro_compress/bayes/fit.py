@@ -65,8 +65,8 @@ def fit_posterior(
     """
     config = config.on(splits.origin, splits.task)
     check_keep(net, config.keep)
-    net = with_columns(net, splits.input_shape, splits.outputs, splits.kind)
-    graph = capture(net, splits.input_shape, splits.outputs, kind=splits.kind)
+    net = with_columns(net, splits.input_shape, splits.output_shape, splits.kind)
+    graph = capture(net, splits.input_shape, splits.output_shape, kind=splits.kind)
     among = chosen(net, graph)
     bayesian(net, config, among)  # refuses before any time is spent
     if config.batch_norm == "frozen" and not any(node.op == "batch_norm" for node in graph.nodes):

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import pyro
 import torch
-from pyro.distributions import Categorical, Distribution, Normal
+from pyro.distributions import Bernoulli, Categorical, Distribution, Normal
 from torch import Tensor, nn
 
+from pyro_compress.bayes.distributions import PositionLabels
 from pyro_compress.bayes.guides import Guide
+from pyro_compress.data.tasks import TASKS
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.history import Epoch
 from pyro_compress.types import Graph, Removal
@@ -24,9 +26,26 @@ def _targets(means: Tensor, log_noise: Tensor) -> Distribution:
     return Normal(means, log_noise.exp()).to_event(1)
 
 
+def _positions(logits: Tensor, log_noise: Tensor) -> Distribution:
+    return PositionLabels(logits)
+
+
+def _labels(logits: Tensor, log_noise: Tensor) -> Distribution:
+    return Bernoulli(logits=logits).to_event(1)
+
+
+def _values(means: Tensor, log_noise: Tensor) -> Distribution:
+    return Normal(means, log_noise.exp()).to_event(means.dim() - 1)
+
+
 LIKELIHOODS: dict[str, Callable[[Tensor, Tensor], Distribution]] = {
     "classification": _classes,
     "regression": _targets,
+    "next-token": _positions,
+    "tagging": _positions,
+    "segmentation": _positions,
+    "multi-label": _labels,
+    "reconstruction": _values,
 }
 """Task -> (outputs, log noise) -> distribution of what was observed."""
 LOG_NOISE_BOUNDS = (-7.0, 3.0)
@@ -39,7 +58,7 @@ class Likelihood(nn.Module):
     Args:
         task: name in `LIKELIHOODS`.
         size: examples in the training set.
-        noise: where regression's learned noise starts; a point estimate, one for all targets and examples.
+        noise: where a learned noise starts; a point estimate, one for all targets and examples.
         weights: of the classes, `(classes,)`: factors on each example's log-likelihood; None: all 1.
     """
 
@@ -48,7 +67,7 @@ class Likelihood(nn.Module):
     def __init__(self, task: str, size: int, noise: float = 1.0, weights: Tensor | None = None):
         super().__init__()
         self.task, self.size = task, size
-        self.log_noise = nn.Parameter(torch.tensor(noise).log()) if task == "regression" else None
+        self.log_noise = nn.Parameter(torch.tensor(noise).log()) if TASKS[task].noisy else None
         self.register_buffer("weights", weights)
 
     @property

@@ -126,7 +126,9 @@ FIT = (
         ("lr_group",), _without_scales, "goes with a prior that has scales of groups or layers; this one has none",
     ),
     Ignored(("download", "data_dir"), lambda values: not _named_data(values), BY_NAME),
-    Ignored(("workers", "in_memory_mib"), _no_folder, FROM_FOLDER),
+    Ignored(("workers",), _no_folder, FROM_FOLDER),
+    Ignored(("in_memory_mib",), lambda values: _no_folder(values) and values["task"] != "next-token", FROM_FOLDER),
+    Ignored(("vocabulary", "context"), lambda values: values["task"] != "next-token", "goes with --task next-token"),
     Ignored(("image_size",), _no_folder, "goes with a folder of images as --data"),
     Ignored(("series",), _named_data, "goes with arrays of your own as --data; this data set holds images"),
 )  # fmt: skip
@@ -144,6 +146,7 @@ COMPRESS = (
         (
             "hidden", "init", "validation", "how", "epochs", "input_mean", "input_std", "lr", "seed", "folder", "task",
             "target", "test_data", "image_size", "series", "limit", "in_memory_mib", "workers",
+            "vocabulary", "context", "tokens", "pad", "ignore",
         ),
         lambda values: values["run"] is not None,
         "goes with --net, without a run folder, which has its own",

@@ -84,7 +84,7 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed((
         click.option(
             "--task", type=click.Choice(names_in("data/tasks.py", "TASKS")), default="classification",
-            help="What is predicted: classes or numbers.",
+            help="What is predicted: classes, numbers, the next token of a text, a class per position, several labels.",
         ),
         click.option("--target", multiple=True, metavar="COLUMN", help="Column of a table to predict. Repeatable."),
         click.option(
@@ -105,6 +105,26 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--in-memory-mib", type=click.FloatRange(0), default=4096.0, metavar="MIB",
             help="Folders of more than this are read while training, not before.",
+        ),
+        click.option(
+            "--vocabulary", type=click.Choice(["", "bytes", "characters"]), default="", show_default=False,
+            metavar="[bytes|characters]",
+            help="With a text: what its tokens are; default: bytes.",
+        ),
+        click.option(
+            "--context", type=click.IntRange(2), default=64, help="With a text: tokens that the network sees at a time."
+        ),
+        click.option(
+            "--tokens", type=click.IntRange(0), default=0, metavar="N",
+            help="Whole numbers in arrays are tokens, from 0 to N - 1, not features or pixels.",
+        ),
+        click.option(
+            "--pad", type=click.IntRange(-1), default=-1, metavar="TOKEN",
+            help="Token that fills up short sequences; it counts in no loss and no score.",
+        ),
+        click.option(
+            "--ignore", type=click.IntRange(-1), default=-1, metavar="LABEL",
+            help="Label of positions that have none, beside -100.",
         ),
         click.option("--workers", type=click.IntRange(0), default=2, help="Processes that read them while training."),
     )):  # fmt: skip

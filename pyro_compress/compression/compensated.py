@@ -13,8 +13,7 @@ from pyro_compress.compression.compensation import problem_of, rounded_layer
 from pyro_compress.compression.curvature import (
     CHUNK,
     Sensitivity,
-    drawn_labels,
-    drawn_targets,
+    drawn_of,
     moments,
     most_values,
     sensitivities,
@@ -199,8 +198,7 @@ class _Search:
         graph, tensors, x = self.posterior.graph, self.posterior.tensors, self.splits.train.x
         number = min(IMAGES, len(x), max(CHUNK, VALUES // most_values(graph, tensors, x[:2])))
         rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:number]
-        noise = self.posterior.noise
-        gradient = drawn_labels if noise is None else drawn_targets(noise)
+        gradient = drawn_of(self.posterior.task, self.posterior.noise)
         chosen = x[rows]
         self.network = Calibrated(graph, tensors, chosen, sensitivities(graph, tensors, chosen, gradient, seed))
 

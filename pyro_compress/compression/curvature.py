@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_compress.data.tasks import TASKS
 from pyro_compress.graph.operations.table import is_last, is_weighted
 from pyro_compress.graph.rules.layers import padded
 from pyro_compress.graph.rules.table import run_node
@@ -60,14 +61,14 @@ class Moments:
 
 def drawn_labels(outputs: Tensor, generator: torch.Generator) -> Tensor:
     """Gradient of the cross-entropy at labels that the network itself draws."""
-    chances = outputs.softmax(1)
-    labels = torch.multinomial(chances, 1, generator=generator)[:, 0]
-    return chances - F.one_hot(labels, chances.shape[1])
+    return drawn_of("classification")(outputs, generator)
 
 
-def drawn_targets(noise: float) -> Noise:
-    """Gradient of the Gaussian negative log-likelihood at targets that the network itself draws."""
-    return lambda outputs, generator: torch.randn(outputs.shape, generator=generator) / noise
+def drawn_of(task: str, noise: float | None = None) -> Noise:
+    """The same of a task: at labels, or targets with this noise, that the network itself draws."""
+    if TASKS[task].noisy:
+        return lambda outputs, generator: torch.randn(outputs.shape, generator=generator) / (noise or 1.0)
+    return lambda outputs, generator: -TASKS[task].fisher(outputs, None, generator)[:, 0]
 
 
 def sensitivities(

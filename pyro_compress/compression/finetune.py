@@ -70,7 +70,7 @@ def finetuned(
             "--prior, or leave --finetune-svi out"
         )
     work = Survivors(posterior.graph, tensors | batch_statistics(posterior.graph, tensors, train.x), how, spreads)
-    loss, noise = TASKS[posterior.task].loss, posterior.noise or 1.0
+    loss, noise, counted = TASKS[posterior.task].loss, posterior.noise or 1.0, TASKS[posterior.task].counted(train.y)
     work.loss = lambda outputs, y: loss(outputs, y, noise)
     read = _reader(train, teacher, how, work.generator)
     total = how.masked_epochs + how.epochs
@@ -83,7 +83,7 @@ def finetuned(
         batches = order.split(how.batch_size)
         for index, rows in enumerate(batches):
             progress = (done + index / len(batches)) / stage
-            work.train(*read(rows), progress, len(train))
+            work.train(*read(rows), progress, counted)
         work.drop_dead_units()
         on_epoch(epoch + 1, total, work.kept())
     if not work.steps:

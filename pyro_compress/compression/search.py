@@ -25,6 +25,7 @@ from pyro_compress.compression.target import (
     default_nll_tolerance,
     target_of,
 )
+from pyro_compress.data.tasks import TASKS
 from pyro_compress.pcn import file
 from pyro_compress.types import Compressed, Masks, Posterior, Splits
 
@@ -196,9 +197,8 @@ def grids_of(rounding: Rounding, posterior: Posterior, at_sparsity: bool) -> lis
 def _at(search: Candidates, grids: list[Grid], sparsity: Sparsity) -> tuple[Chosen, Target]:
     """The coarsest steps that cost next to nothing at a sparsity."""
     pruned = search.scores(search.draft(sparsity, None))
-    target = Target(
-        pruned, PRECISION_TOLERANCE, default_nll_tolerance(PRECISION_TOLERANCE, len(search.splits.validation))
-    )
+    counted = TASKS[search.splits.task].counted(search.splits.validation.y)
+    target = Target(pruned, PRECISION_TOLERANCE, default_nll_tolerance(PRECISION_TOLERANCE, counted))
     trials = [(sparsity, grid) for grid in grids]
     return next((t for t in trials if target.reached(search.trial(*t, target)[0])), trials[-1]), target
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyro_compress.compression.prune import Sparsity
+from pyro_compress.data.tasks import TASKS
 from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
 from pyro_compress.scores import Quality
@@ -32,7 +33,7 @@ class Trial:
         rate: price of a bit in fine-tuning or in rounding; 0 without.
         bytes: size of the file before its units are put in another order (`order.py`); without fine-tuning an upper
             bound, as the context coder is left out.
-        validation_error: share of validation examples that it gets wrong; for regression the relative RMSE.
+        validation_error: share of validation examples that it gets wrong, or what else the task calls its error.
         validation_nll_nats: per example.
     """
 
@@ -52,11 +53,11 @@ class Goal:
         criterion: name in `CRITERIA`; the one that fits the prior if None.
         sparsity: share of the weights to remove, of all together or layer by layer; None searches for the smallest file
             within the tolerance.
-        tolerance: validation accuracy that may be lost against `reference`, in [0, 1]; for regression the share by
-            which the RMSE may grow.
+        tolerance: validation accuracy (mean IoU of segmentation) that may be lost against `reference`, in [0, 1]; for
+            regression and reconstruction the share by which the RMSE may grow, for next-token the bits per token.
         nll_tolerance: validation NLL that may be lost, in nats per example; `default_nll_tolerance` if None.
         target_error: validation error that may be reached, in [0, 1], instead of a tolerance; for regression the
-            RMSE in standard deviations of the targets.
+            RMSE in standard deviations of the targets, for next-token the bits per token.
         max_bytes: largest size of the file, instead of a tolerance.
         reference: what the tolerance counts against; the uncompressed posterior mean if None.
     """
@@ -123,14 +124,15 @@ def target_of(posterior: Posterior, splits: Splits, goal: Goal, device: str = "c
         raise ValueError(f"tolerance {tolerance}: allowed are values from 0 to 1 (0.005 is half a point)")
     if nll_tolerance is not None and not nll_tolerance >= 0:
         raise ValueError(f"nll_tolerance {nll_tolerance}: it must not be negative")
-    if target_error is not None and not 0 <= target_error <= 1:
+    if target_error is not None and not (0 <= target_error <= 1 or (target_error > 0 and splits.task == "next-token")):
         raise ValueError(f"target_error {target_error}: allowed are values from 0 to 1 (0.02 is two points)")
     given = goal.reference or posterior
     network = Network(given.graph, given.tensors, own=True).eval().to(device)
     reference = evaluate(network, splits, "validation", device, given.noise)
     if target_error is not None:
         return Target(reference, tolerance, math.inf if nll_tolerance is None else nll_tolerance, target_error)
-    nll = default_nll_tolerance(tolerance, len(splits.validation)) if nll_tolerance is None else nll_tolerance
+    counted = TASKS[splits.task].counted(splits.validation.y)
+    nll = default_nll_tolerance(tolerance, counted) if nll_tolerance is None else nll_tolerance
     return Target(reference, tolerance, nll)
 
 

@@ -152,7 +152,7 @@ def logits_by(teacher: Teacher, splits: Splits) -> Teach:
         ValueError: the teacher takes other inputs.
     """
     if splits.task != "classification":
-        raise ValueError("a teacher is matched in its class probabilities; regression is fine-tuned without --teacher")
+        raise ValueError(f"a teacher is matched in its class probabilities; leave --teacher out with {splits.task}")
     for graph in (posterior.graph for posterior in teacher.posteriors):
         if graph.input_shape != splits.input_shape:
             raise ValueError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pyro_compress.compression.target import Goal, Target
 from pyro_compress.data.tasks import TASKS
+from pyro_compress.metrics import constant_scores
 from pyro_compress.scores import Quality
 from pyro_compress.types import Splits
 
@@ -64,13 +65,13 @@ def at_chance(before: Quality, splits: Splits) -> str:
         splits: validation labels, or targets in standard deviations.
     """
     y = splits.validation.y
-    constant = TASKS[splits.task].constant(y)
-    if splits.targets:
-        wrong = float((constant - y).square().mean().sqrt())
+    task = TASKS[splits.task]
+    if task.noisy:
+        wrong = float((task.constant(y) - y).square().mean().sqrt()) if splits.targets else 1.0
         error = wrong / math.sqrt(2 * y.numel())
     else:
-        wrong = float((constant.argmax(1) != y).double().mean())
-        error = math.sqrt(wrong * (1 - wrong) / len(y))
+        wrong = constant_scores(splits.task, y).error
+        error = math.sqrt(max(wrong * (1 - wrong), 0.0) / task.counted(y))  # bits per token have none of this kind
     if before.error < wrong - SURE * error:
         return ""
     measure, cell = next(iter(before.cells.items()))

@@ -36,8 +36,10 @@ def load_folder(folder: Path, reading: Reading) -> Arrays:
     if (folder / "x_train.npy").is_file():
         return _arrays(folder, reading)
     places = split_folders(folder)
-    if reading.task != "classification":
-        raise ValueError(f"{folder}: images by class are for --task classification; regression takes arrays")
+    if reading.task not in ("classification", "reconstruction"):
+        raise ValueError(
+            f"{folder}: images by class are for --task classification or reconstruction; {reading.task} takes arrays"
+        )
     if reading.series:
         raise ValueError(f"{folder} holds images; series are arrays (n, channels, length)")
     return _images(folder, places, reading)

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from pyro_compress.data.datasets import Arrays
 from pyro_compress.data.labels import read_labels, texts
+from pyro_compress.data.positions import position_labels, tokens_in, without_lengths, yes_or_no
 from pyro_compress.data.streaming import ArrayFile, Streamed, scaled
 from pyro_compress.foreign import ordinary
 from pyro_compress.settings import Reading
+from pyro_compress.types import PER_POSITION
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +33,31 @@ VALIDATION = ("validation", "val", "valid")
 """Names of the arrays that hold a validation split, where a file brings one along."""
 
 
-def load_npz(path: Path) -> Arrays:
+def load_npz(path: Path, task: str = "classification") -> Arrays:
     """Read `x_train`, `y_train`, `x_test`, `y_test` from a `.npz` file, with `classes`, `x_val`, `y_val` if given."""
-    arrays = read_npz(path)
+    arrays = completed(read_npz(path), task, path)
     names = ("x_train", "y_train", "x_test", "y_test")
     x_train, y_train, x_test, y_test = wanted(arrays, names, path)
     own = [name for name in VALIDATION if f"x_{name}" in arrays and f"y_{name}" in arrays][:1]
     x_val, y_val = wanted(arrays, (f"x_{own[0]}", f"y_{own[0]}"), path) if own else (None, None)
     return Arrays(x_train, y_train, x_test, y_test, class_names(arrays, path), x_val, y_val)
+
+
+def completed(arrays: dict[str, np.ndarray], task: str, path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file with what a task makes of them.
+
+    The next tokens are those of the same sequences one further on, where no `y` says otherwise; labels beyond
+    `lengths` count for nothing; what is reconstructed needs no `y`.
+    """
+    for name in [name for name in arrays if name == "x" or name.startswith("x_")]:
+        x, label, lengths = arrays[name], f"y{name[1:]}", f"lengths{name[1:]}"
+        if label not in arrays and task == "next-token" and x.ndim == 2 and x.shape[1] > 1:
+            arrays |= {name: x[:, :-1], label: x[:, 1:]}
+        if label not in arrays and task == "reconstruction":
+            arrays[label] = x
+        if lengths in arrays and label in arrays and task in PER_POSITION:
+            arrays[label] = without_lengths(arrays[label], arrays[lengths], f"{path}: {lengths}")
+    return arrays
 
 
 def wanted(arrays: dict[str, np.ndarray], names: Sequence[str], path: Path) -> list[np.ndarray]:
@@ -108,6 +127,8 @@ def inputs(x: Any, what: str, scale: float, reading: Reading) -> Any:
     Raises:
         ValueError: no real numbers, NaN or infinite ones, raw values where scaled ones belong.
     """
+    if reading.tokens:
+        return tokens_in(x, what, reading)
     if isinstance(x, Streamed):
         _check_file(x, what)
         return x.divided(scale)
@@ -232,5 +253,13 @@ def _target_values(y: np.ndarray, what: str) -> Tensor:
     return torch.from_numpy(y.astype(np.float64))
 
 
-LABELS: dict[str, Callable[[np.ndarray, str], Any]] = {"classification": _class_labels, "regression": _target_values}
+LABELS: dict[str, Callable[[np.ndarray, str], Any]] = {
+    "classification": _class_labels,
+    "regression": _target_values,
+    "next-token": position_labels,
+    "tagging": position_labels,
+    "segmentation": position_labels,
+    "multi-label": yes_or_no,
+    "reconstruction": lambda y, what: y,
+}
 """Task -> (array, what it is) -> labels, or targets `(n, targets)` still in their own units."""

@@ -23,6 +23,7 @@ from pyro_compress.data.npz import (
     BYTES,
     LABELS,
     class_names,
+    completed,
     doubtful_inputs,
     input_scale,
     inputs,
@@ -31,6 +32,7 @@ from pyro_compress.data.npz import (
     wanted,
 )
 from pyro_compress.data.outputs import classes_of, say, splits_of, standardized, with_targets
+from pyro_compress.data.positions import MOST_CLASSES, check_labels, masked, own_targets, position_classes
 from pyro_compress.data.preprocessing import PREPROCESSING as PREPROCESSING
 from pyro_compress.data.preprocessing import filled as filled
 from pyro_compress.data.preprocessing import numbered as numbered
@@ -41,9 +43,10 @@ from pyro_compress.data.preprocessing import told as told
 from pyro_compress.data.streaming import ArrayFile
 from pyro_compress.data.table_files import is_table
 from pyro_compress.data.table_splits import table_data, table_splits
+from pyro_compress.data.text import is_text, text_examples, text_splits, with_vocabulary
 from pyro_compress.pcn.meta import ENTRIES
 from pyro_compress.settings import Reading
-from pyro_compress.types import Data, Preprocessing, Splits
+from pyro_compress.types import PER_POSITION, Data, Preprocessing, Splits
 
 
 def load_splits(
@@ -75,6 +78,8 @@ def load_splits(
     reading = reading or Reading()
     found = _loaded(data, (data_dir, download), validation, reading, (known, shape))
     _check_told(data, found)
+    if found.task == "next-token" and not reading.tokens:
+        reading = replace(reading, vocabulary=with_vocabulary(reading))
     how = {one.name: getattr(reading, one.name) for one in fields(Reading)}
     return replace(found, origin={"data": data, "validation": validation} | how)
 
@@ -92,6 +97,8 @@ def _loaded(
     network: tuple[Preprocessing | None, tuple[int, ...] | None],
 ) -> Splits:  # fmt: skip
     path, (known, shape) = Path(data), network
+    if data not in DATASETS and is_text(path, reading):
+        return text_splits(path, validation, reading, known)
     if is_table(path):
         if reading.series:
             raise ValueError(f"{data!r}: series are arrays (n, channels, length), in a .npz file or as .npy files")
@@ -101,7 +108,7 @@ def _loaded(
     if data in DATASETS:
         arrays = DATASETS[data](*source)
     elif path.suffix.lower() == ".npz":
-        arrays = load_npz(path)
+        arrays = load_npz(path, reading.task)
     elif path.is_dir():
         arrays = load_folder(path, reading)
     else:
@@ -119,7 +126,7 @@ def split(
     """Check and convert raw arrays, and hold out the validation split (seed `SPLIT_SEED`) where they bring none."""
     reading = reading or Reading()
     given = _labelled(arrays, name, reading)
-    scale = _scale(arrays, name, known)
+    scale = 1.0 if reading.tokens else _scale(arrays, name, known)
     x = {part: inputs(raw, f"{name}: x_{part}", scale, reading) for part, (raw, _) in given.items()}
     for part, values in x.items():
         if values.shape[1:] != x["train"].shape[1:]:
@@ -130,8 +137,14 @@ def split(
     if shape and tuple(x["train"].shape[1:]) != tuple(shape):
         got = tuple(x["train"].shape[1:])
         raise ValueError(f"{name}: one example has shape {got}; this network takes {tuple(shape)}")
-    say(name, [*doubtful_inputs(x["train"], scale), *_shared(arrays)] if not known else [])
+    doubtful = [] if reading.tokens else doubtful_inputs(x["train"], scale)
+    say(name, [*doubtful, *_shared(arrays)] if not known else [])
     labels = {part: y for part, (_, y) in given.items()}
+    if reading.task not in ("classification", "regression"):
+        declared, told = arrays.classes, known.classes if known else ()
+        found, classes = _of_task(x, labels, (declared, told), name, reading)
+        parts = _held_out(found, validation, reading, name)
+        return splits_of(parts, classes, scale=scale, task=reading.task, tokens=reading.tokens)
     if reading.task == "regression":
         names = [f"target {i}" for i in range(labels["train"].shape[1])]
         parts = _held_out({part: Data(x[part], labels[part]) for part in x}, validation, reading, name)
@@ -139,7 +152,35 @@ def split(
         return splits_of(parts, (), scale=scale, targets=targets)
     classes, numbers = classes_of({f"{name}: y_{part}": y for part, y in labels.items()}, arrays.classes, name, known)
     found = {part: Data(x[part], torch.from_numpy(rows)) for part, rows in zip(labels, numbers, strict=True)}
-    return splits_of(_held_out(found, validation, reading, name), classes, scale=scale)
+    return splits_of(_held_out(found, validation, reading, name), classes, scale=scale, tokens=reading.tokens)
+
+
+def _of_task(
+    x: dict[str, Any], labels: dict[str, Any], names: tuple[Sequence[str], Sequence[str]], name: str, reading: Reading
+) -> tuple[dict[str, Data], tuple[str, ...]]:
+    """Examples of a task that is neither classification nor regression, and the names of its classes.
+
+    Args:
+        x: part -> inputs.
+        labels: part -> labels, as `LABELS` reads them.
+        names: of the classes, as the data and as the network say.
+        name: of the data.
+        reading: task, and which positions count for nothing.
+    """
+    if reading.task == "reconstruction":
+        return {part: own_targets(values, f"{name}: x_{part}") for part, values in x.items()}, ()
+    declared, told = names
+    if reading.task == "multi-label":
+        first = labels["train"].shape[1]
+        wanted = len(told) or first
+        if wrong := [part for part, y in labels.items() if y.shape[1] != wanted]:
+            raise ValueError(f"{name}: y_{wrong[0]} has {labels[wrong[0]].shape[1]} labels, wanted are {wanted}")
+        if declared and len(declared) != first:
+            raise ValueError(f"{name}: {len(declared)} names of classes for {first} labels")
+        return {part: Data(x[part], y) for part, y in labels.items()}, tuple(told or declared or numbered(first))
+    masks = {part: masked(x[part], y, f"{name}: y_{part}", reading) for part, y in labels.items()}
+    classes = position_classes({f"{name}: y_{part}": y for part, y in masks.items()}, declared, told, reading)
+    return {part: Data(x[part], y) for part, y in masks.items()}, classes
 
 
 def _shared(arrays: Arrays) -> list[str]:
@@ -228,17 +269,25 @@ def load_examples(path: Path, known: Preprocessing | None = None, reading: Readi
             that the network does not know.
     """
     reading, known = reading or Reading(), known or Preprocessing(0.0, ())
+    if is_text(path, reading):
+        return text_examples(path, reading, known)
     if is_table(path):
         if not known.columns:
             raise ValueError(f"{path}: this network was not fitted on a table; give a .npz file")
         return standardized(table_data(path, known.columns, reading, known.classes), known.targets)
-    arrays = read_npz(path)
+    arrays = completed(read_npz(path), reading.task, path)
     for suffix in ("", "_test"):
         if f"x{suffix}" in arrays and f"y{suffix}" in arrays:
             x, y = wanted(arrays, (f"x{suffix}", f"y{suffix}"), path)
             what = f"{path}: x{suffix}"
             labels = _labels_beside(x, y, what, f"{path}: y{suffix}", reading)
-            found = inputs(x, what, known.scale or input_scale(Arrays(x, y, x, y)), reading)
+            scale = 1.0 if reading.tokens else known.scale or input_scale(Arrays(x, y, x, y))
+            found = inputs(x, what, scale, reading)
+            if reading.task == "reconstruction":
+                return own_targets(found, what)
+            if reading.task in PER_POSITION:
+                labels = masked(found, labels, f"{path}: y{suffix}", reading)
+                check_labels(labels, len(known.classes) or MOST_CLASSES, f"{path}: y{suffix}")
             if reading.task == "classification":
                 labels = torch.from_numpy(_known_places(labels, class_names(arrays, path), known, f"{path}: y{suffix}"))
             return standardized(Data(found, labels), known.targets)

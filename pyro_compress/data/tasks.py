@@ -1,9 +1,14 @@
 """Tasks: what a network's outputs mean, in plain torch.
 
 Classification: outputs are logits `(n, classes)`, labels `(n,)`. Regression: outputs are the means `(n, targets)` of a
-Gaussian over the standardised targets `(n, targets)`, with one standard deviation for all of them, the noise. To add a
-task, add a row here, its likelihood to `pyro_compress.bayes.model.LIKELIHOODS`, its scores to
-`pyro_compress.metrics.SCORES` and `pyro_compress.scores`.
+Gaussian over the standardised targets `(n, targets)`, with one standard deviation for all of them, the noise.
+Next-token prediction, tagging and segmentation: logits `(n, classes, *positions)`, labels `(n, *positions)`, of which
+`IGNORED` ones count in no loss and in no score. Multi-label: logits `(n, labels)`, each of a Bernoulli, and 0 or 1 as
+float32 `(n, labels)`. Reconstruction: outputs are means of the inputs' own shape, with one noise.
+
+To add a task, add a row here, its likelihood to `pyro_compress.bayes.model.LIKELIHOODS`, its scores to
+`pyro_compress.metrics.SCORES` and `pyro_compress.scores`, its labels to `pyro_compress.data.npz.LABELS`, its name to
+`pyro_compress.pcn.meta.TASKS`.
 """
 
 from __future__ import annotations
@@ -18,8 +23,12 @@ from torch import Tensor
 
 SMALLEST_NOISE = 1e-3
 """Noise below this, in standard deviations of the targets, is not believed: data that exact are not measured."""
+IGNORED = -100
+"""Label of a position that has none."""
 EXACT_TARGETS = 16
 """A regression's Fisher information is exact up to so many targets; of more, as many random directions stand for it."""
+CHUNK = 256
+"""Examples of which constant answers are worked on at a time."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +36,21 @@ class Task:
     """A likelihood without Pyro; `noise` is that of regression, any other task ignores it.
 
     Attributes:
-        loss: (outputs, y, noise) -> what point weights minimise: nats per example, up to a constant.
+        loss: (outputs, y, noise) -> what point weights minimise: nats per counted thing, up to a constant.
         log_likelihood: (outputs, y, noise) -> nats of every example, `(n,)`.
         predicted: outputs -> what people read: class probabilities, or the outputs themselves.
         sample: (outputs, noise) -> drawn labels or targets.
         mixture: outputs of several networks -> outputs of their mixture.
-        uniform_nats: outputs -> nats per example that knowing nothing costs.
+        uniform_nats: outputs -> nats per counted thing that knowing nothing costs.
         constant: labels or targets -> outputs `(n, classes)` or `(n, targets)` of the network that fits them best
             without looking at its input.
         fisher: (outputs `(n, ...)`, noise, generator) -> directions v in the space of the outputs, `(n, rows, ...)`,
             whose outer products, summed over rows, are in expectation the Fisher information of the outputs, the
             expected `∇ log p(y | f) ∇ log p(y | f)ᵀ` over labels drawn from the network's own prediction.
+        counted: labels or targets -> how many things the mean NLL is taken over: examples, positions with a label, or
+            values of all examples.
+        noisy: whether the likelihood has a noise that is learned.
+        positions: whether every position of an example has a class of its own.
     """
 
     loss: Callable[[Tensor, Tensor, float], Tensor]
@@ -48,6 +61,9 @@ class Task:
     uniform_nats: Callable[[int], float]
     constant: Callable[[Tensor], Tensor]
     fisher: Callable[[Tensor, float | None, torch.Generator], Tensor]
+    counted: Callable[[Tensor], int] = len
+    noisy: bool = False
+    positions: bool = False
 
 
 def _cross_entropy(logits: Tensor, y: Tensor, noise: float) -> Tensor:
@@ -125,6 +141,83 @@ def _draw_targets(outputs: Tensor, noise: float | None) -> Tensor:
     return (outputs + (noise or 0.0) * torch.randn(outputs.shape, dtype=outputs.dtype)).float()
 
 
+def labelled(y: Tensor) -> int:
+    """Positions that have a label; at least 1, as means are taken over them."""
+    return max(int((y != IGNORED).sum()), 1)
+
+
+def position_nats(logits: Tensor, y: Tensor) -> Tensor:
+    """NLL of every position, `(n, *positions)`; 0 where there is no label."""
+    return F.cross_entropy(logits, y, ignore_index=IGNORED, reduction="none")
+
+
+def _positions_loss(logits: Tensor, y: Tensor, noise: float) -> Tensor:
+    return position_nats(logits, y).sum() / (y != IGNORED).sum().clamp(min=1)
+
+
+def _positions_log_probability(logits: Tensor, y: Tensor, noise: float | None) -> Tensor:
+    return -position_nats(logits, y).flatten(1).sum(1)
+
+
+def _position_frequencies(y: Tensor) -> Tensor:
+    counts = y[y != IGNORED].bincount().double().clamp(min=0.5).log()
+    return counts.view(1, -1, *(1 for _ in y.shape[1:])).expand(len(y), -1, *y.shape[1:])
+
+
+def _draw_positions(logits: Tensor, noise: float | None) -> Tensor:
+    return _draw_classes(logits.movedim(1, -1), noise)
+
+
+def _labels_loss(logits: Tensor, y: Tensor, noise: float) -> Tensor:
+    return -_labels_log_probability(logits, y, noise).mean()
+
+
+def _labels_log_probability(logits: Tensor, y: Tensor, noise: float | None) -> Tensor:
+    return -F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="none").sum(1)
+
+
+def _mean_label_probability(logits: Sequence[Tensor]) -> Tensor:
+    """Log-odds of the mean probability over networks, `(n, labels)`."""
+    yes = torch.stack([F.logsigmoid(one) for one in logits]).logsumexp(0)
+    return yes - torch.stack([F.logsigmoid(-one) for one in logits]).logsumexp(0)
+
+
+def _drawn_label_scores(logits: Tensor, noise: float | None, generator: torch.Generator) -> Tensor:
+    """One row, `y - p` of drawn labels, whose outer product has the mean `diag(p (1 - p))`."""
+    chances = logits.sigmoid()
+    return (torch.bernoulli(chances, generator=generator) - chances)[:, None]
+
+
+def _values_loss(outputs: Tensor, y: Tensor, noise: float) -> Tensor:
+    return 0.5 * ((outputs - y) / noise).square().mean()
+
+
+def _values_log_density(outputs: Tensor, y: Tensor, noise: float | None) -> Tensor:
+    return log_density(outputs.flatten(1), y.flatten(1), noise)
+
+
+def constant_nats(task: Task, y: Tensor) -> float:
+    """NLL per counted thing of the best answer that looks at no input."""
+    parts = zip(task.constant(y).split(CHUNK), y.split(CHUNK), strict=True)
+    if task.noisy:
+        return -float(task.log_likelihood(task.constant(y), y, None).sum()) / task.counted(y)
+    return -sum(float(task.log_likelihood(outputs, part, None).sum()) for outputs, part in parts) / task.counted(y)
+
+
+POSITIONS = Task(
+    loss=_positions_loss,
+    log_likelihood=_positions_log_probability,
+    predicted=lambda logits: logits.softmax(1),
+    sample=_draw_positions,
+    mixture=mean_probability,
+    uniform_nats=math.log,
+    constant=_position_frequencies,
+    fisher=_drawn_scores,
+    counted=labelled,
+    positions=True,
+)
+"""A class per position."""
+
 TASKS: dict[str, Task] = {
     "classification": Task(
         loss=_cross_entropy,
@@ -145,6 +238,32 @@ TASKS: dict[str, Task] = {
         uniform_nats=lambda targets: 0.5 * targets * math.log(2 * math.pi * math.e),
         constant=lambda y: y.mean(0).expand_as(y),
         fisher=_scaled_axes,
+        noisy=True,
+    ),
+    "next-token": POSITIONS,
+    "tagging": POSITIONS,
+    "segmentation": POSITIONS,
+    "multi-label": Task(
+        loss=_labels_loss,
+        log_likelihood=_labels_log_probability,
+        predicted=torch.sigmoid,
+        sample=lambda logits, noise: torch.bernoulli(logits.sigmoid()).short(),
+        mixture=_mean_label_probability,
+        uniform_nats=lambda labels: labels * math.log(2),
+        constant=lambda y: y.double().mean(0).clamp(1e-6, 1 - 1e-6).logit().expand_as(y),
+        fisher=_drawn_label_scores,
+    ),
+    "reconstruction": Task(
+        loss=_values_loss,
+        log_likelihood=_values_log_density,
+        predicted=lambda outputs: outputs,
+        sample=_draw_targets,
+        mixture=lambda outputs: torch.stack(list(outputs)).mean(0),
+        uniform_nats=lambda values: 0.5 * math.log(2 * math.pi * math.e),
+        constant=lambda y: y.mean(0).expand_as(y),
+        fisher=_scaled_axes,
+        counted=Tensor.numel,
+        noisy=True,
     ),
 }
 

@@ -224,7 +224,7 @@ def export(
             f"{name}: one example has shape {splits.input_shape}; this network takes {network.graph.input_shape}"
         )
     plan = file.plan_of(network)
-    check_outputs(plan, splits.outputs, splits.task, name)
+    check_outputs(plan, splits.output_shape, splits.task, name)
     _check_room(plan, exporter, request)
     with replacing(out) as temporary:
         scores = evaluate(bounded(to_module(network), plan), splits, "test", noise=network.noise)

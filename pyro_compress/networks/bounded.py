@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from pyro_compress.pcn.gate import Plan
+from pyro_compress.types import Data
 
+MAY_HAVE_MORE = ("classification", "next-token", "tagging", "segmentation")
+"""Tasks whose networks may know classes that the data do not show."""
+THINGS = {"regression": "targets", "multi-label": "labels", "reconstruction": "values"}
+"""Task -> what a network has an output for; of others classes."""
 HELD_VALUES = 1 << 28
 """Values that a run holds at a time, unless a single example holds more: a gibibyte."""
 
@@ -33,22 +38,32 @@ def bounded(predict: Callable[[Tensor], Tensor], plan: Plan) -> Callable[[Tensor
     return run
 
 
-def check_outputs(plan: Plan, wanted: int, task: str, data: str) -> None:
-    """Check that a network gives one value per class (or more), or one per target.
+def check_outputs(plan: Plan, wanted: int | tuple[int, ...], task: str, data: str) -> None:
+    """Check that a network gives one value per class (or more), or one per target, at every position.
 
     Args:
         plan: what is known of the network.
-        wanted: classes or targets of the data.
+        wanted: classes or targets of the data, or the shape of one example's outputs.
         task: of the data.
         data: their name, for the message.
 
     Raises:
         ValueError: it does not.
     """
-    got = plan.output
-    if len(got) != 1 or got[0] < wanted or (task == "regression" and got[0] != wanted):
-        kind = "targets" if task == "regression" else "classes"
-        raise ValueError(f"{data} has {wanted} {kind}; this network gives outputs of shape {got}")
+    got, shape = plan.output, (wanted,) if isinstance(wanted, int) else tuple(wanted)
+    more = task in MAY_HAVE_MORE and got[:1] >= shape[:1]
+    if got[1:] != shape[1:] or len(got) != len(shape) or (got[0] != shape[0] and not more):
+        kind = THINGS.get(task, "classes")
+        told = f"{shape[0]} {kind}" if len(shape) == 1 else f"outputs of shape {shape}"
+        raise ValueError(f"{data} has {told}; this network gives outputs of shape {got}")
+
+
+def shape_of(examples: Data, task: str) -> tuple[int, ...]:
+    """Shape of one example's outputs that examples of unknown origin ask for at least."""
+    if task == "reconstruction":
+        return tuple(examples.x.shape[1:])
+    y = examples.y
+    return (y.shape[1],) if task == "multi-label" else (int(y.max()) + 1, *y.shape[1:])
 
 
 def shown(y: Tensor) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def decoded_net(path: Path, input_shape: tuple[int, ...], outputs: int) -> nn.Mo
     Args:
         path: the file.
         input_shape: shape of one example of the data.
-        outputs: how many they ask for.
+        outputs: how many they ask for; at every position, where each has a class.
 
     Raises:
         ValueError: not such a file, a damaged one, or a network for other data.
@@ -46,10 +47,10 @@ def decoded_net(path: Path, input_shape: tuple[int, ...], outputs: int) -> nn.Mo
     net = Layered(found.graph, _tensors(found))
     try:
         with torch.no_grad():
-            made = tuple(net.eval()(torch.zeros(1, *input_shape)).shape)
+            made = tuple(net.eval()(torch.zeros(1, *input_shape, dtype=getattr(torch, found.graph.kind))).shape)
     except (RuntimeError, IndexError) as error:
         raise ValueError(f"{path} holds no network that runs: {' '.join(str(error).split())}") from error
-    if made != (1, outputs):
+    if made[1:2] != (outputs,) and math.prod(made) != outputs:  # classes before positions, or as many values
         raise ValueError(f"{path} gives outputs of shape {made[1:]}, the data ask for {outputs}")
     _restart(net)
     return net.train()

@@ -25,7 +25,8 @@ from pyro_compress.foreign import NO_CODE
 from pyro_compress.graph.checked import evaluating
 from pyro_compress.networks.attention import split_attention
 from pyro_compress.networks.decoded import SUFFIX, decoded_net
-from pyro_compress.networks.vision import fcn_1d, resnet_18, resnet_20, resnet_50, vgg_16, vit_tiny
+from pyro_compress.networks.sequences import gpt, gru, lstm
+from pyro_compress.networks.vision import fcn_1d, resnet_18, resnet_20, resnet_50, unet, vgg_16, vit_tiny
 
 
 def mlp(input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...] = (500, 500)) -> nn.Module:
@@ -82,16 +83,29 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "resnet-50": resnet_50,
     "vit-tiny": vit_tiny,
     "fcn-1d": fcn_1d,
+    "lstm": lstm,
+    "gru": gru,
+    "gpt": gpt,
+    "unet": unet,
 }
 OTHERS = "torchvision:NAME, package.module:function or FILE.pcn"
 AUXILIARY = ("googlenet", "inception_v3")
 """Of torchvision's, those that have more heads while they are trained; they are built without."""
-OFFERED = ("input_shape", "classes", "hidden")
+OFFERED = ("input_shape", "classes", "hidden", "vocabulary")
 """What a function that builds a network may have parameters for."""
 
 
-def build_net(name: str, input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...] = ()) -> nn.Module:
-    """Build a network by name; a function receives those of the three arguments that it has parameters for.
+def build_net(
+    name: str, input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...] = (), vocabulary: int = 0
+) -> nn.Module:
+    """Build a network by name; a function receives those of the last four arguments that it has parameters for.
+
+    Args:
+        name: as the module says.
+        input_shape: shape of one example.
+        classes: outputs; at every position, where each has a class.
+        hidden: widths of hidden layers.
+        vocabulary: how many kinds of tokens the inputs are of; 0: they are no tokens.
 
     Of a `.pcn` file it is the architecture, with new random weights.
 
@@ -113,20 +127,20 @@ def build_net(name: str, input_shape: tuple[int, ...], classes: int, hidden: tup
     if name.endswith(SUFFIX):
         return decoded_net(Path(name), input_shape, classes)
     make = NETS[name] if name in NETS else _import(name)
-    offered = dict(zip(OFFERED, (input_shape, classes, hidden), strict=True))
+    offered = dict(zip(OFFERED, (input_shape, classes, hidden, vocabulary), strict=True))
     net = make(**{key: offered[key] for key in _wanted(name, make) if key in offered})
     if not isinstance(net, nn.Module):
         raise ValueError(f"{name} returned {net!r:.40}; it must return a torch.nn.Module")
-    return split_attention(_with_shapes(net, input_shape))
+    return split_attention(_with_shapes(net, input_shape, vocabulary))
 
 
-def _with_shapes(net: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+def _with_shapes(net: nn.Module, input_shape: tuple[int, ...], vocabulary: int) -> nn.Module:
     """A network whose lazy modules have seen an example, and know their shapes by it."""
     if not any(is_lazy(parameter) for parameter in net.parameters()):
         return net
     try:
         with torch.no_grad(), evaluating(net):
-            net(torch.zeros(2, *input_shape))
+            net(torch.zeros(2, *input_shape, dtype=torch.int64 if vocabulary else torch.float32))
     except Exception as error:
         raise ValueError(f"the network cannot read examples of shape {input_shape}: {error}") from error
     return net

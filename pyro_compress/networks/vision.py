@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 LARGE = 64
 """Images of this many pixels a side or more get the stem of ImageNet: a 7×7 convolution of stride 2, then pooling."""
@@ -137,3 +139,48 @@ def _he(net: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return net
+
+
+class _Twice(nn.Sequential):
+    """Two 3×3 convolutions, each with batch norm and ReLU."""
+
+    def __init__(self, into: int, out: int):
+        layers: list[nn.Module] = []
+        for channels in (into, out):
+            layers += [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+        super().__init__(*layers)
+
+
+class Unet(nn.Module):
+    """U-Net of three scales: halved by pooling, doubled by transposed convolutions, joined across."""
+
+    def __init__(self, channels: int, classes: int, width: int):
+        super().__init__()
+        self.down = nn.ModuleList([_Twice(channels, width), _Twice(width, 2 * width)])
+        self.middle = _Twice(2 * width, 4 * width)
+        self.up = nn.ModuleList([nn.ConvTranspose2d(2 * size, size, 2, stride=2) for size in (2 * width, width)])
+        self.join = nn.ModuleList([_Twice(2 * size, size) for size in (2 * width, width)])
+        self.head = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(n, classes, height, width)`."""
+        across = []
+        for block in self.down:
+            x = block(x)
+            across.append(x)
+            x = F.max_pool2d(x, 2)
+        x = self.middle(x)
+        for up, join, beside in zip(self.up, self.join, reversed(across), strict=True):
+            x = join(torch.cat([up(x), beside], 1))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def unet(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Small U-Net (Ronneberger et al. 2015): 16, 32 and 64 channels, a class for every pixel."""
+    if len(input_shape) != 3 or any(side % 4 or not side for side in input_shape[1:]):
+        raise ValueError(
+            f"unet takes images (channels, height, width) whose sides are multiples of 4, got {input_shape}; "
+            "--image-size brings them there"
+        )
+    return Unet(input_shape[0], classes, 16)

@@ -68,6 +68,10 @@ POSITIVE = Kind(_positive, "a positive number")
 BOOL = Kind(lambda value: isinstance(value, bool), "true or false")
 TEXTS = Kind(_texts, f"a list of texts of at most {MAX_TEXT} characters")
 
+TASKS = ("classification", "regression", "next-token", "tagging", "segmentation", "multi-label", "reconstruction")
+"""Names of `pyro_compress.data.tasks.TASKS`, which needs torch."""
+VOCABULARIES = ("bytes", "characters")
+
 ENTRIES: dict[str, Kind] = {
     "prior": TEXT,
     "data": TEXT,
@@ -75,13 +79,18 @@ ENTRIES: dict[str, Kind] = {
     "validation": Kind(_share, "a number between 0 and 1, or null"),
     "criterion": TEXT,
     "parameters_total": COUNT,
-    "task": Kind(lambda value: value in ("classification", "regression"), "classification or regression"),
+    "task": Kind(lambda value: value in TASKS, f"one of {', '.join(TASKS)}"),
     "noise": Kind(lambda value: value is None or _positive(value), "a positive number, or null"),
     "target": TEXTS,
     "test_data": TEXT,
     "image_size": WHOLE,
     "series": BOOL,
     "limit": WHOLE,
+    "vocabulary": Kind(lambda value: value in VOCABULARIES, f"one of {', '.join(VOCABULARIES)}"),
+    "context": COUNT,
+    "tokens": WHOLE,
+    "pad": WHOLE,
+    "ignore": WHOLE,
     "scale": POSITIVE,
     "classes": TEXTS,
     "columns": Kind(_records(Column, COLUMN), "a list of columns: name, mean and std, or categories"),

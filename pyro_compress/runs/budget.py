@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,15 +56,15 @@ def per_weight(config: FitConfig, steps: int) -> int:
     return known.get(config.prior, max(known.values())) * (2 if scales_too else 1)
 
 
-def activations(net: nn.Module, input_shape: tuple[int, ...]) -> list[int]:
+def activations(net: nn.Module, input_shape: tuple[int, ...], kind: str = "float32") -> list[int]:
     """Values that one example becomes on its way through a network, layer by layer, itself the first."""
     sizes = [math.prod(input_shape)]
     modes = [(module, module.training) for module in net.modules()]
     leaves = [module for module, _ in modes if not list(module.children())]
-    hooks = [leaf.register_forward_hook(lambda m, args, out: sizes.append(out.numel())) for leaf in leaves]
+    hooks = [leaf.register_forward_hook(lambda m, args, out: sizes.append(_values(out))) for leaf in leaves]
     try:
         with torch.no_grad():
-            net.eval()(torch.zeros(1, *input_shape))
+            net.eval()(torch.zeros(1, *input_shape, dtype=getattr(torch, kind)))
     except (RuntimeError, ValueError, AttributeError):
         pass  # whatever is wrong with the network, capturing it says so
     finally:
@@ -74,16 +75,23 @@ def activations(net: nn.Module, input_shape: tuple[int, ...]) -> list[int]:
     return sizes
 
 
+def _values(output: Any) -> int:
+    """Values of what a layer returns, a recurrent one also with its state."""
+    if isinstance(output, Tensor):
+        return output.numel()
+    return sum(map(_values, output)) if isinstance(output, tuple | list) else 0
+
+
 def needed_bytes(net: nn.Module, splits: Splits, config: FitConfig) -> dict[str, int]:
     """Estimate of what a fit will hold, part by part, beside the network that is there."""
     assert config.batch_size
     parameters = sum(parameter.numel() for parameter in net.parameters())
     steps = (config.epochs or 0) * math.ceil(len(splits.train) / config.batch_size)
-    batch, sizes = math.ceil(config.batch_size / config.accumulate), activations(net, splits.input_shape)
+    batch, sizes = math.ceil(config.batch_size / config.accumulate), activations(net, splits.input_shape, splits.kind)
     held = 2 if config.prior == "none" else PER_OUTPUT.get(config.estimator or "weight", max(PER_OUTPUT.values()))
     mode, weights = mode_of(config, steps), per_weight(config, steps) * parameters
     libraries = LIBRARIES[mode] if mode == "captured" else max(LIBRARIES[mode] - weights, STAYS)
-    minibatch = 4 * batch * (held * sum(sizes) + LIKELIHOOD * splits.outputs)
+    minibatch = 4 * batch * (held * sum(sizes) + LIKELIHOOD * math.prod(splits.output_shape))
     needed = {
         "libraries": libraries,
         "parameters": weights,
@@ -98,7 +106,8 @@ def needed_bytes(net: nn.Module, splits: Splits, config: FitConfig) -> dict[str,
 def evaluated_bytes(sizes: list[int], splits: Splits) -> int:
     """What scoring the validation split holds: two layers' values of a batch, and the scores of every class."""
     rows = min(EVALUATED, len(splits.validation), max(1, BATCH_VALUES // max(sizes[0], 1)))
-    return 4 * rows * 2 * max(sizes) + SCORED * len(splits.validation) * splits.outputs
+    scored = rows if len(splits.output_shape) > 1 else len(splits.validation)
+    return 4 * rows * 2 * max(sizes) + SCORED * scored * math.prod(splits.output_shape)
 
 
 def check_memory(

@@ -65,12 +65,13 @@ def needed_by(command: str, graph: Graph, shapes: Shapes, rows: Mapping[str, int
     sizes, each = [4 * math.prod(shape) for shape in shapes.values()], math.prod(graph.input_shape)
     scored = max((rows.get(split, 0) for split in ("validation", "test")), default=0)
     batch = min(EVALUATED, scored, max(1, BATCH_VALUES // max(each, 1)))
+    at_once = batch if len(plan.output) > 1 else scored  # a class per position is counted batch by batch
     return {
         "libraries": held.fixed,
         "data": 4 * each * sum(rows.values()),
         "posterior": posterior,
         "network": int(held.network * sum(sizes) + held.layer * max(sizes)),
-        "evaluation": 4 * batch * plan.peak + SCORED * scored * math.prod(plan.output),
+        "evaluation": 4 * batch * plan.peak + SCORED * at_once * math.prod(plan.output),
     }
 
 

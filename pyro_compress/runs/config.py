@@ -21,7 +21,7 @@ from pyro_compress.machine import prepare
 from pyro_compress.networks.decoded import SUFFIX
 from pyro_compress.networks.normalized import INPUTS
 from pyro_compress.networks.weights import torchvision_inputs
-from pyro_compress.pcn.meta import ENTRIES
+from pyro_compress.pcn.meta import ENTRIES, VOCABULARIES
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.guards import NAN_POLICIES
 from pyro_compress.training.point import OPTIMIZERS, SCHEDULES
@@ -207,12 +207,15 @@ def check_ranges(config: FitConfig) -> None:
     _one_of("batch_norm", config.batch_norm, ("update", "frozen"))
     _one_of("lr_schedule", config.lr_schedule, SCHEDULES)
     _one_of("task", config.task, TASKS)
+    _one_of("vocabulary", config.vocabulary, ("", *VOCABULARIES))
+    if config.context < 2:
+        raise ValueError(f"context {config.context}: give a whole number from 2 on")
+    if config.tokens < 0:
+        raise ValueError(f"tokens {config.tokens}: it must not be negative")
     _one_of("augment", config.augment, ("none", *AUGMENTATIONS))
     _one_of("class_weights", config.class_weights, ("none", "balanced"))
     if config.class_weights != "none" and config.task != "classification":
-        raise ValueError(
-            f"class_weights {config.class_weights!r} goes with classification; {config.task} has no classes"
-        )
+        raise ValueError(f"class_weights {config.class_weights!r} goes with classification, not with {config.task}")
     _one_of("nan_policy", config.nan_policy, NAN_POLICIES)
     _one_of("kl_schedule", config.kl_schedule, ("uniform", "blundell"))
 

@@ -20,10 +20,11 @@ from pyro_compress.data.splits import (
     reading_of,
 )
 from pyro_compress.data.table_files import is_table
+from pyro_compress.data.text import is_text
 from pyro_compress.graph.network import Network
 from pyro_compress.machine import prepare
-from pyro_compress.metrics import evaluate, scored
-from pyro_compress.networks.bounded import bounded, check_outputs, shown
+from pyro_compress.metrics import evaluate, in_units, scored, scored_as
+from pyro_compress.networks.bounded import bounded, check_outputs, shape_of, shown
 from pyro_compress.pcn import file
 from pyro_compress.pcn.gate import MAX_MEMORY_MIB, Limits, Plan, limited
 from pyro_compress.runs.command_budget import check_command
@@ -41,9 +42,10 @@ def evaluate_target(
 
     Args:
         target: run folder or file.
-        data: data set name, `.npz` file (with `x` and `y`, or as for fitting) or table; None: what it was fitted on.
+        data: data set name, `.npz` file (with `x` and `y`, or as for fitting), table or text; None: what it was fitted
+            on.
         split: `train`, `validation` or `test`; a `.npz` file given as `data` is scored on `x_test` (or `x`), a table
-            on all its rows.
+            on all its rows, a text that the network was not fitted on from its beginning to its end.
         data_dir: folder of the torchvision data sets.
         device: `auto`, `cpu` or `cuda`.
         threads: CPU threads; 0 leaves torch's default.
@@ -58,15 +60,27 @@ def evaluate_target(
     device = prepare(device, threads)
     loaded = _load(target, data_dir, data, limited(max_memory))
     network = bounded(loaded.network.to(device), loaded.plan)
-    if data is not None and (is_table(Path(data)) or Path(data).suffix.lower() == ".npz"):
+    if data is not None and _all_scored(data, loaded):
         examples = load_examples(Path(data), loaded.known, loaded.reading)
         _check_shape(data, tuple(examples.x.shape[1:]), loaded.input_shape)
-        check_outputs(loaded.plan, *shown(examples.y), data)
-        return scored(network, examples, loaded.known.targets, loaded.noise, device), len(examples)
+        if (task := loaded.reading.task) in ("classification", "regression"):
+            check_outputs(loaded.plan, *shown(examples.y), data)
+            return scored(network, examples, loaded.known.targets, loaded.noise, device), len(examples)
+        check_outputs(loaded.plan, shape_of(examples, task), task, data)
+        found = scored_as(task, network, examples, (), loaded.noise, device)
+        return in_units(found, loaded.reading.vocabulary), len(examples)
     splits = loaded.splits(data, data_dir)
     _check_shape(data or loaded.data, splits.input_shape, loaded.input_shape)
-    check_outputs(loaded.plan, splits.outputs, splits.task, data or loaded.data)
+    check_outputs(loaded.plan, splits.output_shape, splits.task, data or loaded.data)
     return evaluate(network, splits, split, device, loaded.noise), splits.sizes[split]
+
+
+def _all_scored(data: str, loaded: _Loaded) -> bool:
+    """Whether data are one set of examples: a table, a `.npz` file, or a text other than the network's own."""
+    path = Path(data)
+    if is_table(path) or path.suffix.lower() == ".npz":
+        return True
+    return is_text(path, loaded.reading) and path.absolute() != Path(loaded.data).absolute()
 
 
 class _Loaded(NamedTuple):

@@ -99,8 +99,8 @@ class Run:
         shape = self.posterior.graph.input_shape
         if splits.input_shape != shape:
             raise ValueError(f"{data}: one example has shape {splits.input_shape}; this network takes {shape}")
-        outputs, found = self.plan.output[0], splits.outputs
-        if self.data and not splits.targets:
+        outputs, found = self.plan.output[0], splits.output_shape[0]
+        if self.data and splits.task == "classification":
             found = len({int(y) for part in (splits.train, splits.validation) for y in part.y.unique()})
         if outputs != found:
             raise ValueError(f"{data}: {found} classes or targets; this network has {outputs} outputs")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pyro_compress.compression.target import default_nll_tolerance
 from pyro_compress.data.splits import load_splits
+from pyro_compress.data.tasks import TASKS
 from pyro_compress.doubts import doubt
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network, tensors_of
@@ -89,7 +90,8 @@ def _anchored(trained: Trained, fitted: Posterior) -> Posterior:
                  trained.config.device)
         for p in (trained.network, fitted)
     )  # fmt: skip
-    if found.nll_nats <= given.nll_nats + default_nll_tolerance(TOLERANCE, len(trained.splits.validation)):
+    counted = TASKS[trained.splits.task].counted(trained.splits.validation.y)
+    if found.nll_nats <= given.nll_nats + default_nll_tolerance(TOLERANCE, counted):
         return fitted
     layers = {name: replace(layer, mean=trained.network.layers[name].mean) for name, layer in fitted.layers.items()}
     return replace(fitted, layers=layers, dense=trained.network.dense)
@@ -142,7 +144,7 @@ def load_trained(
     config = resolve(config, examples)
     net = initial_net(config, splits).eval()
     tensors = {name: tensor.detach() for name, tensor in tensors_of(net).items()}
-    graph = capture(net, splits.input_shape, splits.outputs, trained=False, kind=splits.kind)
+    graph = capture(net, splits.input_shape, splits.output_shape, trained=False, kind=splits.kind)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     weights = sum(math.prod(shape) for shape in shapes.values() if len(shape) > 1)
     check_network(command, graph, shapes, config.net, gradient_bytes(weights) if how == "laplace" else 0)

@@ -295,7 +295,7 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
     """The plain network that a configuration names, seeded or carrying given weights."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        net = build_net(config.net, splits.input_shape, splits.outputs, config.hidden)
+        net = build_net(config.net, splits.input_shape, splits.outputs, config.hidden, splits.tokens)
         if config.init_range:
             with torch.no_grad():
                 for parameter in net.parameters():
@@ -310,7 +310,7 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
         if folder.suffix == SUFFIX and any(isinstance(module, _BatchNorm) for module in net.modules()):
             graph = capture(net, splits.input_shape, trained=False, kind=splits.kind)
             net.load_state_dict(renewed_statistics(graph, net.state_dict(), splits.train.x), strict=False)
-    net = with_columns(net, splits.input_shape, splits.outputs, splits.kind)
+    net = with_columns(net, splits.input_shape, splits.output_shape, splits.kind)
     if not (config.input_mean or config.input_std):
         return net
     if config.net.endswith(SUFFIX):

@@ -105,7 +105,7 @@ def _check(posterior: Posterior) -> None:
     size = sum(tensor.numel() for tensor in posterior.tensors.values())
     allowed = replace(gate.DEFAULT, values=gate.DEFAULT.values + 2 * size)  # the tensors are there already
     plan = gate.check(posterior.graph, shapes, allowed)
-    if len(plan.output) != 1:
+    if not plan.output:
         raise ValueError(f"the network gives outputs of shape {plan.output}")
     weights = {name for node in posterior.graph.nodes for name in node.parameters.values()}
     if unread := sorted(set(posterior.layers) - weights):

@@ -48,8 +48,8 @@ def fit_baseline(
         Interrupted: a signal came, and a checkpoint was written.
     """
     config = config.on(splits.origin, splits.task)
-    net = with_columns(net, splits.input_shape, splits.outputs, splits.kind)
-    graph = capture(net, splits.input_shape, splits.outputs, kind=splits.kind)
+    net = with_columns(net, splits.input_shape, splits.output_shape, splits.kind)
+    graph = capture(net, splits.input_shape, splits.output_shape, kind=splits.kind)
     parameters = dict(net.named_parameters(remove_duplicate=False))
     weights = [name for name in multiplied(graph) if name in parameters and parameters[name].dim() > 1]
     net, plan = copy.deepcopy(net).to(config.device), point_plan(config)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_compress.data.tasks import TASKS
+from pyro_compress.data.tasks import TASKS, constant_nats
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.history import Diverged, Epoch
 from pyro_compress.types import Splits
@@ -72,7 +72,8 @@ def exploded(kl_nats: float, log_likelihood_nats: float, before: Epoch | None, s
     """
     if before is None or before.kl_nats is None:
         return ""
-    uniform = len(splits.train) * TASKS[splits.task].uniform_nats(max(splits.outputs, 2))
+    task = TASKS[splits.task]
+    uniform = task.counted(splits.train.y) * task.uniform_nats(max(splits.outputs, 2))
     if kl_nats > EXPLODED * max(abs(before.kl_nats), uniform):
         return f"KL rose from {before.kl_nats:,.0f} to {kl_nats:,.0f} nats"
     if log_likelihood_nats < -EXPLODED * uniform:
@@ -93,7 +94,7 @@ def over_pruned(history: Sequence[Epoch], splits: Splits) -> str:
         splits: validation labels or targets, and their units.
     """
     task, y = TASKS[splits.task], splits.validation.y
-    constant = float(-task.log_likelihood(task.constant(y), y, None).mean())
+    constant = constant_nats(task, y)
     constant += sum(math.log(target.std) for target in splits.targets)
     best = min(history, key=lambda epoch: epoch.validation_nll_nats)
     lowest, last = best.validation_nll_nats, history[-1].validation_nll_nats

@@ -133,7 +133,8 @@ def _concat(*arguments: Any) -> Tensor:
 
 
 def _constant(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
-    value, shape = p["value"].to(x.dtype), (1, *a["shape"])
+    value, shape = p["value"], (1, *a["shape"])
+    value = value.to(x.dtype) if x.is_floating_point() else value  # beside tokens it stays what it is
     value = value if value.shape == shape else value.reshape(shape)  # `capture` reads no reshape of a parameter
     return value.expand(x.shape[0], *a["shape"])
 

@@ -1,0 +1,172 @@
+"""Text and tokens: windows that no two splits share, vocabularies that travel in the file, every command."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pyro_compress.cli.main import main
+from pyro_compress.data.splits import load_splits
+from pyro_compress.data.text import STRETCHES, UNKNOWN
+from pyro_compress.graph.capture import capture
+from pyro_compress.networks.nets import build_net
+from pyro_compress.networks.outputs import with_columns
+from pyro_compress.pcn import file
+from pyro_compress.settings import Reading
+
+WORDS = ("the", "weights", "of", "a", "network", "are", "drawn", "from", "its", "posterior", "näher", "\n")
+
+
+def text(words: int, seed: int = 0) -> str:
+    """Words one after the other, each deciding which two may follow it."""
+    generator, found, word = np.random.default_rng(seed), [], 0
+    for _ in range(words):
+        found.append(WORDS[word])
+        word = (2 * word + 1 + int(generator.integers(2))) % len(WORDS)
+    return " ".join(found)
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "story.txt"
+    path.write_text(text(1500), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("vocabulary", ["bytes", "characters"])
+def test_windows_are_stretches_of_the_text_and_no_two_splits_share_one(story: Path, vocabulary: str) -> None:
+    reading = Reading("next-token", vocabulary=vocabulary, context=12)
+    splits = load_splits(str(story), reading=reading)
+    whole = story.read_text(encoding="utf-8") if vocabulary == "characters" else story.read_bytes()
+    seen = []
+    for part in (splits.train, splits.validation, splits.test):
+        assert part.x.dtype == torch.int64
+        assert part.x.shape == part.y.shape == (len(part), 12)
+        assert torch.equal(part.x[:, 1:], part.y[:, :-1])
+        found = [[*row, last[-1]] for row, last in zip(part.x.tolist(), part.y.tolist(), strict=True)]
+        seen.append(
+            ["".join(splits.classes[i] for i in row) if vocabulary == "characters" else bytes(row) for row in found]
+        )
+    for windows in seen:
+        assert all(window in whole for window in windows)  # type: ignore[operator]
+    held = len(splits.validation) + len(splits.test)
+    assert held == pytest.approx(2 * len(splits.train) / 8, rel=0.05)
+    assert sum(map(len, seen)) * 12 <= len(whole)
+    assert (splits.kind, splits.output_shape) == ("int64", (len(splits.classes), 12))
+    assert splits.classes[0] == ("0" if vocabulary == "bytes" else UNKNOWN)
+    again = load_splits(str(story), reading=reading)
+    assert torch.equal(again.test.x, splits.test.x)
+
+
+def test_a_folder_is_read_without_links_doubles_and_what_is_no_text(story: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.txt").write_bytes(story.read_bytes())
+    (folder / "more" / "b.txt").write_bytes(b"z" * 700)
+    (folder / "twice.txt").write_bytes(story.read_bytes())
+    (folder / "link").symlink_to(folder / "a.txt")
+    (folder / "program").write_bytes(b"\0\1\2" * 900)
+    reading = Reading("next-token", context=8)
+    found, alone = load_splits(str(folder), reading=reading), load_splits(str(story), reading=reading)
+    assert sum(found.sizes.values()) == pytest.approx(sum(alone.sizes.values()) + 700 / 8, abs=STRETCHES)
+    assert not any((part.x == 1).any() for part in (found.train, found.validation, found.test))
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"short", {}, "too few"),
+        (b"", {}, "is empty"),
+        (b"\xff\xfe" * 9000, {"vocabulary": "characters"}, "no UTF-8"),
+        (b"word " * 9000, {"in_memory_mib": 0.1}, "--in-memory-mib"),
+    ],
+)
+def test_texts_that_cannot_be_read_say_why(
+    content: bytes, options: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_splits(str(tmp_path / "a.txt"), reading=Reading("next-token", **options))  # type: ignore[arg-type]
+
+
+def test_tokens_of_arrays_are_named_as_such(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(1, 9, (60, 7))
+    x[:, 5:] = 0
+    np.savez(tmp_path / "a.npz", x_train=x[:40], x_test=x[40:])
+    splits = load_splits(str(tmp_path / "a.npz"), reading=Reading("next-token", tokens=9, pad=0))
+    assert splits.train.x.shape[1] == 6
+    assert (splits.tokens, splits.outputs) == (9, 9)
+    assert (splits.train.y[:, 4:] == -100).all()
+    assert (splits.train.y[:, :4] > 0).all()
+    with pytest.raises(ValueError, match="tokens from 0 to 8, but --tokens 8"):
+        load_splits(str(tmp_path / "a.npz"), reading=Reading("next-token", tokens=8))
+
+
+NETS = [("lstm", (6,), 9, 30), ("gru", (6,), 30, 30), ("gpt", (6,), 30, 30), ("gru", (3, 6), 4, 0)]
+
+
+@pytest.mark.parametrize(("name", "shape", "classes", "vocabulary"), NETS)
+def test_built_in_networks_give_classes_before_positions(
+    name: str, shape: tuple[int, ...], classes: int, vocabulary: int
+) -> None:
+    plain = build_net(name, shape, classes, (), vocabulary)
+    kind = "int64" if vocabulary else "float32"
+    net = with_columns(plain, shape, (classes, 6), kind)
+    capture(net, shape, (classes, 6), kind=kind)
+    x = torch.randint(0, vocabulary, (2, 6)) if vocabulary else torch.randn(2, *shape)
+    assert torch.equal(net(x), plain(x).movedim(-1, 1))
+    if name == "gpt":
+        assert plain.head.weight is plain.tokens.weight
+        other = x.clone()
+        other[:, 4:] = 3
+        assert torch.allclose(plain(x)[:, :4], plain(other)[:, :4], atol=1e-5)  # what comes later is not seen
+
+
+def test_positions_and_classes_that_are_as_many_cannot_be_told_apart() -> None:
+    with pytest.raises(ValueError, match="choose another --context"):
+        with_columns(build_net("gru", (6,), 6, (), 6), (6,), (6, 6), "int64")
+
+
+@pytest.mark.parametrize("vocabulary", ["bytes", "characters"])
+def test_a_language_model_goes_through_every_command(story: Path, vocabulary: str, tmp_path: Path) -> None:
+    run, path = tmp_path / "run", tmp_path / "a.pcn"
+    common = ("fit", "--task", "next-token", "--data", str(story), "--context", "12", "--vocabulary", vocabulary)
+    how = (
+        "--net",
+        "gru",
+        "--prior",
+        "log-uniform",
+        "--epochs",
+        "2",
+        "--lr",
+        "1e-2",
+        "--limit",
+        "200",
+        "--device",
+        "cpu",
+    )
+    runner = CliRunner()
+
+    def called(*arguments: str) -> str:
+        result = runner.invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    called(*common, *how, "--out", str(run))
+    assert f"bits per {vocabulary[:-1]}" in called("compress", str(run), "--sparsity", "0.5", "--out", str(path))
+    meta = file.read(path).meta
+    assert (meta["task"], meta["vocabulary"], meta["context"]) == ("next-token", vocabulary, 12)
+    assert ("classes" in meta) is (vocabulary == "characters")
+    own = called("evaluate", str(path))
+    other = tmp_path / "other.txt"
+    other.write_text(text(200, seed=1) + "\u0416", encoding="utf-8")
+    whole = called("evaluate", str(path), "--data", str(other))
+    assert f"bits per {vocabulary[:-1]}" in own
+    assert (
+        f"on {(len(other.read_bytes() if vocabulary == 'bytes' else other.read_text(encoding='utf-8')) - 1) // 12} "
+        in whole
+    )
+    if vocabulary == "characters":
+        assert "bits per character" in called("inspect", str(run), "--draws", "50", "--rows", "20")
