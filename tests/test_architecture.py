@@ -77,7 +77,7 @@ FLOORS = [
         "training/checkpoint",
         "training/settled",
     },
-    {"data/npz"},
+    {"data/npz", "data/masks"},
     {"data/folders", "data/outputs"},
     {"data/table_splits"},
     {

@@ -18,6 +18,7 @@ from pyro_compress.data.datasets import Arrays
 from pyro_compress.data.held_out import drawn
 from pyro_compress.data.images import ImageFiles, whole_scale
 from pyro_compress.data.layout import Listed, listed, split_folders
+from pyro_compress.data.masks import load_masks
 from pyro_compress.data.npz import VALIDATION
 from pyro_compress.data.streaming import MIB, ArrayFile, Source, Streamed
 from pyro_compress.settings import Reading
@@ -35,6 +36,8 @@ def load_folder(folder: Path, reading: Reading) -> Arrays:
     """
     if (folder / "x_train.npy").is_file():
         return _arrays(folder, reading)
+    if reading.task == "segmentation":
+        return load_masks(folder, reading)
     places = split_folders(folder)
     if reading.task not in ("classification", "reconstruction"):
         raise ValueError(

@@ -89,7 +89,7 @@ def listed(folder: Path, classes: Sequence[str] | None = None) -> tuple[Listed, 
     Raises:
         ValueError: no images, or a class that the training images never show.
     """
-    by_class = {path.name: _images(path) for path in visible(folder)}
+    by_class = {path.name: images_in(path) for path in visible(folder)}
     if empty := [name for name, paths in by_class.items() if not paths and (classes is None or name not in classes)]:
         doubt(log, f"{folder}: folder {empty[0]} holds no images and is passed over")
     own = tuple(name for name, paths in by_class.items() if paths)
@@ -111,7 +111,8 @@ def _loose(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and _is_image(path))
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """Image files in a folder and below, in the order of their names."""
     below = (path for path in folder.rglob("*") if not any(map(leftover, path.relative_to(folder).parts)))
     return sorted(path for path in below if _is_image(path) and not path.is_dir())
 

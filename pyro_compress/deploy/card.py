@@ -9,7 +9,7 @@ from typing import Any
 from pyro_compress.data.splits import preprocessing_of
 from pyro_compress.pcn.file import plan_of
 from pyro_compress.scores import Quality
-from pyro_compress.types import Compressed, Preprocessing, count
+from pyro_compress.types import Compressed, Preprocessing
 
 INPUT_NAMES = {"uint8": "raw", "scaled": "scaled", "as is": "input"}
 """The input's name says what it takes, so that the one cannot be fed where the other is meant."""
@@ -43,11 +43,13 @@ def card(network: Compressed, scores: Quality, examples: int, raw: bool = False)
     }
     if known.columns:
         entry["columns"] = [asdict(column) for column in known.columns]
-    outputs = count(plan_of(network).output)
+    outputs = plan_of(network).output[0]
     scored = {"split": "test", "examples": examples, **asdict(scores)}
     if known.targets:
         told = {"output": "standardized", "targets": [asdict(target) for target in known.targets]}
         return _origin(network) | {"scores": scored, "input": entry, "classes": []} | told
+    if network.task == "reconstruction":
+        return _origin(network) | {"scores": scored, "input": entry, "classes": [], "output": "values"}
     names = known.classes if len(known.classes) == outputs else tuple(str(i) for i in range(outputs))
     return _origin(network) | {"accuracy": scored, "input": entry, "output": "logits", "classes": list(names)}
 

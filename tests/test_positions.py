@@ -1,0 +1,180 @@
+"""A class per position, several labels, inputs as targets: data, refusals, every command."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch import nn
+
+from pyro_compress.cli.main import main
+from pyro_compress.data.splits import load_splits
+from pyro_compress.networks.outputs import with_columns
+from pyro_compress.settings import Reading
+
+GENERATOR = np.random.default_rng(0)
+
+
+def shapes(n: int, side: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Bright squares and dark bars on noise, and the class of every pixel."""
+    generator = np.random.default_rng(n)
+    x, y = generator.integers(90, 160, (n, side, side)), np.zeros((n, side, side), np.uint8)
+    for image, mask in zip(x, y, strict=True):
+        top, left = generator.integers(0, side - 6, 2)
+        image[top : top + 5, left : left + 5], mask[top : top + 5, left : left + 5] = 240, 1
+        image[:, side - 2 :], mask[:, side - 2 :] = 20, 2
+    return x.astype(np.uint8), y
+
+
+def pictures(folder: Path, n: int = 30) -> Path:
+    for name, arrays in zip(("images", "masks"), shapes(n), strict=True):
+        (folder / name).mkdir(parents=True)
+        for i, one in enumerate(arrays):
+            Image.fromarray(one).save(folder / name / f"{i:03}.png")
+    return folder
+
+
+def called(*arguments: str) -> str:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def through(tmp_path: Path, data: Path, task: str, net: tuple[str, ...], *options: str) -> str:
+    """Fit, compress, evaluate, export; what evaluate says."""
+    run, path = tmp_path / "run", tmp_path / "a.pcn"
+    common = ("--task", task, "--data", str(data), *options)
+    called(
+        "fit", *common, *net, "--prior", "log-uniform", "--epochs", "2", "--batch-size", "16", "--lr", "3e-3",
+        "--device", "cpu", "--out", str(run),
+    )  # fmt: skip
+    called("compress", str(run), "--sparsity", "0.3", "--out", str(path))
+    if "gru" not in net:
+        called("export", str(path), "--out", str(tmp_path / "a.pt2"))
+    return called("evaluate", str(path))
+
+
+def test_masks_beside_images(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "a")
+    x, y = shapes(30)
+    void = y.copy()
+    void[:, 0] = 255
+    for i, one in enumerate(void):
+        Image.fromarray(one).save(folder / "masks" / f"{i:03}.png")
+    splits = load_splits(str(folder), reading=Reading("segmentation"))
+    assert splits.output_shape == (3, 16, 16)
+    assert splits.sizes == {"train": 16, "validation": 8, "test": 6}
+    whole = torch.from_numpy(x / np.float32(255))
+    for part in (splits.train, splits.validation, splits.test):
+        for image, labels in zip(part.x, part.y, strict=True):
+            (which,) = [i for i in range(30) if torch.allclose(whole[i], image[0])]
+            assert (labels[0] == -100).all()
+            assert torch.equal(labels[1:], torch.from_numpy(y[which, 1:].astype(np.int64)))
+
+
+def test_masks_of_black_and_white_are_two_classes(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "a")
+    for i, one in enumerate(shapes(30)[1]):
+        Image.fromarray(np.where(one > 0, 255, 0).astype(np.uint8)).save(folder / "masks" / f"{i:03}.png")
+    splits = load_splits(str(folder), reading=Reading("segmentation", image_size=8))
+    assert splits.output_shape == (2, 8, 8)
+    assert set(splits.train.y.unique().tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "masks" / "003.png").unlink(), "003.png has no mask"),
+        (lambda folder: Image.new("RGB", (16, 16)).save(folder / "masks" / "003.png"), "mode RGB"),
+        (lambda folder: Image.new("L", (16, 9)).save(folder / "masks" / "003.png"), "16×9 pixels, its image 16×16"),
+        (lambda folder: (folder / "masks").rename(folder / "other"), "needs a folder images and a folder masks"),
+    ],
+)
+def test_masks_that_do_not_fit_say_which(change, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    change(pictures(tmp_path / "a"))
+    with pytest.raises(ValueError, match=message):
+        load_splits(str(tmp_path / "a"), reading=Reading("segmentation"))
+
+
+def test_padding_lengths_and_labels_that_say_none(tmp_path: Path) -> None:
+    x, y = GENERATOR.integers(1, 6, (40, 5)), GENERATOR.integers(0, 3, (40, 5))
+    x[:, 4], y[:, 0] = 0, 9
+    lengths = np.full(40, 3)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, lengths_train=lengths, x_test=x, y_test=y)
+    reading = Reading("tagging", tokens=6, pad=0, ignore=9)
+    splits = load_splits(str(tmp_path / "a.npz"), reading=reading)
+    assert splits.outputs == 3
+    assert ((splits.train.y == -100).all(0)).tolist() == [True, False, False, True, True]
+    assert ((splits.test.y == -100).all(0)).tolist() == [True, False, False, False, True]
+    np.savez(tmp_path / "b.npz", x_train=x, y_train=y % 3, x_test=x, y_test=y)
+    with pytest.raises(ValueError, match="to 9, but there are 3 classes"):
+        load_splits(str(tmp_path / "b.npz"), reading=Reading("tagging", tokens=6))
+
+
+@pytest.mark.parametrize(
+    ("task", "y", "message"),
+    [
+        ("multi-label", np.full((40, 2), 2), "every label is 0 or 1"),
+        ("multi-label", np.zeros(40), "labels of 0 and 1"),
+        ("tagging", np.zeros((40, 3), int), r"labels of positions \(3,\)"),
+        ("tagging", np.zeros(40), "a class per position is wanted"),
+        ("tagging", np.full((40, 5), -100), "no position has a label"),
+    ],
+)
+def test_labels_of_another_kind_are_refused(task: str, y: np.ndarray, message: str, tmp_path: Path) -> None:
+    x = GENERATOR.random((40, 2, 5), np.float32)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(ValueError, match=message):
+        load_splits(str(tmp_path / "a.npz"), reading=Reading(task, series=True))
+
+
+class OneLogit(nn.Module):
+    def __init__(self, flat: bool):
+        super().__init__()
+        self.layer, self.flat = nn.Linear(4, 1), flat
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.layer(x)
+        return found[:, 0] if self.flat else found
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_one_logit_for_two_classes_is_their_bernoulli(flat: bool) -> None:
+    plain, x = OneLogit(flat), torch.randn(5, 4)
+    net = with_columns(plain, (4,), (2,))
+    assert torch.allclose(net(x).softmax(1)[:, 1], plain(x).flatten().sigmoid())
+
+
+def test_segmentation_goes_through_every_command(tmp_path: Path) -> None:
+    said = through(tmp_path, pictures(tmp_path / "data", 60), "segmentation", ("--net", "unet"))
+    assert "mean IoU" in said
+    assert "macro F1" in said
+
+
+def test_tagging_goes_through_every_command(tmp_path: Path) -> None:
+    x = GENERATOR.integers(0, 7, (300, 6))
+    y = np.cumsum(x, 1) % 3
+    np.savez(tmp_path / "a.npz", x_train=x[:200], y_train=y[:200], x_test=x[200:], y_test=y[200:])
+    said = through(tmp_path, tmp_path / "a.npz", "tagging", ("--net", "gru"), "--tokens", "7")
+    assert "macro F1" in said
+    np.savez(tmp_path / "b.npz", x=x[:50], y=y[:50])
+    assert "on 50 examples" in called("evaluate", str(tmp_path / "a.pcn"), "--data", str(tmp_path / "b.npz"))
+
+
+def test_several_labels_go_through_every_command(tmp_path: Path) -> None:
+    x = GENERATOR.standard_normal((400, 5)).astype(np.float32)
+    y = (x[:, :3] + 0.1 * x[:, 2:] > 0).astype(int)
+    np.savez(tmp_path / "a.npz", x_train=x[:300], y_train=y[:300], x_test=x[300:], y_test=y[300:])
+    assert "exact match" in through(tmp_path, tmp_path / "a.npz", "multi-label", ("--hidden", "12"))
+    np.savez(tmp_path / "b.npz", x=x[:50], y=y[:50])
+    assert "on 50 examples" in called("evaluate", str(tmp_path / "a.pcn"), "--data", str(tmp_path / "b.npz"))
+
+
+def test_an_autoencoder_goes_through_every_command(tmp_path: Path) -> None:
+    x = GENERATOR.random((300, 1, 1), np.float32) * np.ones((1, 4, 4), np.float32)
+    np.savez(tmp_path / "a.npz", x_train=x[:200], x_test=x[200:])
+    assert "RMSE" in through(tmp_path, tmp_path / "a.npz", "reconstruction", ("--hidden", "8"))
+    np.savez(tmp_path / "b.npz", x=x[:50])
+    assert "on 50 examples" in called("evaluate", str(tmp_path / "a.pcn"), "--data", str(tmp_path / "b.npz"))
