@@ -1,9 +1,10 @@
 """Which networks of others are taken, and how far: `python scripts/compatibility.py` writes docs/compatibility.md.
 
-Goes through torchvision's classifiers and segmentation networks and one network of each family of timm, untrained, at
-small sizes where their code allows it. Per network: is it captured (and then equal to its module), what share of its
-parameters carries a prior, are dead units removed exactly, does it come back from a file, and do numpy, ONNX and C
-compute the same. What is not is named with its reason. timm is used where it is installed; nothing is downloaded.
+Goes through torchvision's classifiers and segmentation networks, one network of each family of timm, and the usual
+architectures of transformers, untrained, at small sizes where their code allows it. Per network: is it captured (and
+then equal to its module), what share of its parameters carries a prior, are dead units removed exactly, does it come
+back from a file, and do numpy, ONNX and C compute the same. What is not is named with its reason. timm and transformers
+are used where they are installed; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -29,19 +31,22 @@ from pyro_compress.deploy import onnx_files
 from pyro_compress.deploy.c.plan import planned
 from pyro_compress.deploy.card import card
 from pyro_compress.graph.capture import capture
-from pyro_compress.graph.network import Network
+from pyro_compress.graph.checked import examples
+from pyro_compress.graph.ir import multiplied
+from pyro_compress.graph.network import Network, tensors_of
+from pyro_compress.graph.operations.kept import whole_tensors
 from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.networks.attention import split_attention
 from pyro_compress.pcn import file, gate, runner
 from pyro_compress.scores import Scores
-from pyro_compress.types import Compressed, Graph
+from pyro_compress.types import Compressed, Graph, Quantized
 
 ROOT = Path(__file__).parents[1]
 DEAD = 0.3
 """Share of the rows of every layer that is set to zero before removal."""
 CLOSE = 1e-3
 """Largest difference, relative to the largest output, that is rounding: deep untrained networks amplify it."""
-MINUTES = 4.0
+MINUTES = 3.0
 """Time that one network may take."""
 COLUMNS = ("captured", "prior", "removed", "file", "numpy", "onnx", "c")
 
@@ -55,12 +60,18 @@ class Found:
         parameters: how many it has.
         checks: column of the table -> `yes`, a share, or the reason why not.
         seconds: all of it together.
+        kept: operations that have no row, and torch alone runs.
     """
 
     name: str
     parameters: int = 0
     checks: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    kept: list[str] = field(default_factory=list)
+
+
+Make = Callable[[], tuple[Any, ...]]
+"""Makes a network; tells its input's shape, and its type where that is not float32."""
 
 
 @contextlib.contextmanager
@@ -79,19 +90,24 @@ def limited(minutes: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def torchvision_networks() -> dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]]:
+def torchvision_networks() -> dict[str, Make]:
     """Classifiers and segmentation networks of torchvision, with an input shape each."""
     from torchvision import models
 
-    def maker(name: str) -> Callable[[], tuple[nn.Module, tuple[int, ...]]]:
+    def maker(name: str) -> Make:
         size = 299 if name.startswith("inception") else 224 if name.startswith(("vit", "maxvit", "swin")) else 64
         size = 96 if name.startswith(("alexnet", "squeezenet", "densenet", "googlenet")) else size
 
-        def make() -> tuple[nn.Module, tuple[int, ...]]:
+        def make() -> tuple[Any, ...]:
             more: dict[str, Any] = {"weights": None}
             more |= {"weights_backbone": None} if name in models.list_models(module=models.segmentation) else {}
             more |= {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
-            return models.get_model(name, **more), (3, size, size)
+            net = models.get_model(name, **more)
+            return Picked(net, "out") if name in models.list_models(module=models.segmentation) else net, (
+                3,
+                size,
+                size,
+            )
 
         return make
 
@@ -99,7 +115,7 @@ def torchvision_networks() -> dict[str, Callable[[], tuple[nn.Module, tuple[int,
     return {f"torchvision {name}": maker(name) for name in names}
 
 
-def timm_networks() -> dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]]:
+def timm_networks() -> dict[str, Make]:
     """The smallest network of every family of timm."""
     try:
         import timm
@@ -107,8 +123,8 @@ def timm_networks() -> dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]
         print("timm is not installed: its networks are left out", file=sys.stderr)
         return {}
 
-    def maker(name: str) -> Callable[[], tuple[nn.Module, tuple[int, ...]]]:
-        def make() -> tuple[nn.Module, tuple[int, ...]]:
+    def maker(name: str) -> Make:
+        def make() -> tuple[Any, ...]:
             net = timm.create_model(name, pretrained=False, num_classes=10)
             return net, tuple(net.default_cfg["input_size"])
 
@@ -144,51 +160,136 @@ def _size_of_name(name: str) -> tuple[int, int, str]:
     return (0 if any(mark in name for mark in small) else 1, len(name), name)
 
 
-def tried(name: str, make: Callable[[], tuple[nn.Module, tuple[int, ...]]]) -> Found:
-    """Send one network through everything; the first thing that fails ends it."""
+class Picked(nn.Module):
+    """A network that returns several things, as one that returns the tensor of a name (`out`, `logits`, ...)."""
+
+    def __init__(self, net: nn.Module, name: str):
+        super().__init__()
+        self.net, self.name = net, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.net(x)[self.name]
+        return found
+
+
+def transformers_networks() -> dict[str, Make]:
+    """Small shapes of the usual architectures of transformers, untrained."""
+    try:
+        import transformers as hf
+    except ImportError:
+        print("transformers is not installed: its networks are left out", file=sys.stderr)
+        return {}
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    words = {"vocab_size": 100} | small
+    dim = {"vocab_size": 100, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
+    gpt = {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    sound = small | {
+        "conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3), "num_feat_extract_layers": 2,
+        "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "vocab_size": 20,
+    }  # fmt: skip
+    built: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+        "bert": (lambda: hf.BertForSequenceClassification(hf.BertConfig(**words)), (16,), "logits"),
+        "distilbert": (lambda: hf.DistilBertForSequenceClassification(hf.DistilBertConfig(**dim)), (16,), "logits"),
+        "roberta": (lambda: hf.RobertaForSequenceClassification(hf.RobertaConfig(**words)), (16,), "logits"),
+        "albert": (lambda: hf.AlbertForSequenceClassification(hf.AlbertConfig(**words)), (16,), "logits"),
+        "electra": (lambda: hf.ElectraForSequenceClassification(hf.ElectraConfig(**words)), (16,), "logits"),
+        "gpt2": (lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**gpt)), (16,), "logits"),
+        "gpt-neo": (lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**words)), (16,), "logits"),
+        "opt": (lambda: hf.OPTForCausalLM(hf.OPTConfig(
+            vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48,
+            word_embed_proj_dim=32)), (16,), "logits"),
+        "t5-encoder": (lambda: hf.T5EncoderModel(hf.T5Config(
+            vocab_size=100, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)), (16,), "last_hidden_state"),
+        "llama": (lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**words, num_key_value_heads=2)), (16,), "logits"),
+        "mistral": (lambda: hf.MistralForCausalLM(hf.MistralConfig(**words, num_key_value_heads=2)), (16,), "logits"),
+        "qwen2": (lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**words, num_key_value_heads=2)), (16,), "logits"),
+        "vit": (lambda: hf.ViTForImageClassification(hf.ViTConfig(**small, image_size=32, patch_size=8)),
+                (3, 32, 32), "logits"),
+        "wav2vec2": (lambda: hf.Wav2Vec2ForCTC(hf.Wav2Vec2Config(**sound)), (400,), "logits"),
+    }  # fmt: skip
+
+    def maker(name: str) -> Make:
+        build, shape, key = built[name]
+
+        def make() -> tuple[nn.Module, tuple[int, ...], str]:
+            net = build()
+            for way in ("use_cache", "output_attentions"):
+                if hasattr(net.config, way):
+                    setattr(net.config, way, False)
+            kind = "float32" if name in ("vit", "wav2vec2") else "int64"
+            return Picked(net, key), shape, kind
+
+        return make
+
+    return {f"transformers {name}": maker(name) for name in built}
+
+
+def tried(name: str, make: Make) -> Found:
+    """Send one network through everything; what is not captured ends it, any other column goes on to the next."""
     found, started = Found(name), time.monotonic()
     torch.manual_seed(0)
     try:
         with limited(MINUTES):
-            net, shape = make()
+            net, shape, *kind = make()
             net = split_attention(net).eval()
             found.parameters = sum(parameter.numel() for parameter in net.parameters())
-            _all(found, net, shape)
+            _all(found, net, shape, kind[0] if kind else "float32")
     except Exception as error:  # whatever it is, it is what the table says
-        column = next(column for column in COLUMNS if column not in found.checks)
-        found.checks[column] = " ".join(str(error).split())[:160] or type(error).__name__
+        column = next((column for column in COLUMNS if column not in found.checks), COLUMNS[-1])
+        found.checks[column] = _reason(error)
     found.seconds = round(time.monotonic() - started, 1)
     return found
 
 
-def _all(found: Found, net: nn.Module, shape: tuple[int, ...]) -> None:
-    graph = capture(net, shape, trained=False)
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _all(found: Found, net: nn.Module, shape: tuple[int, ...], kind: str) -> None:
+    graph = capture(net, shape, trained=False, kind=kind)
+    kept = sorted({node.attributes["call"].partition(".")[0] for node in graph.nodes if node.op == "aten"})
     found.checks["captured"] = "yes"
-    tensors = {name: tensor.detach().clone() for name, tensor in net.state_dict(keep_vars=True).items()}
+    found.kept = kept
     named = {name for node in graph.nodes for name in node.parameters.values()}
-    tensors = {name: tensor for name, tensor in tensors.items() if name in named}
-    weights = [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]
-    found.checks["prior"] = f"{sum(tensors[w].numel() for w in set(weights)) / found.parameters:.1%}"
-    x = torch.randn(2, *shape)
-    small = _removed(found, graph, tensors, weights, x)
-    network = Compressed(small[0], {name: t.float().numpy() for name, t in small[1].items()}, {})
+    tensors = {name: tensor.detach().clone().float() for name, tensor in tensors_of(net).items() if name in named}
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    priors = [name for name in multiplied(graph) if name in parameters and tensors[name].dim() > 1]
+    found.checks["prior"] = f"{sum(tensors[name].numel() for name in priors) / found.parameters:.1%}"
+    x = examples(net, graph, 2)
+    small = _removed(found, graph, tensors, x)
+    whole = whole_tensors(small[0])
+    packed = {n: Quantized(t.int().numpy(), 1.0) if n in whole else t.float().numpy() for n, t in small[1].items()}
+    network = Compressed(small[0], packed, {})
     wanted = Network(*small).eval()(x).detach().numpy()
+
+    def column(name: str, check: Callable[[], str]) -> None:
+        try:
+            found.checks[name] = check()
+        except TimeoutError:
+            raise
+        except Exception as error:
+            found.checks[name] = _reason(error)
+
     again = file.loads(file.dumps(network)[0], gate.UNLIMITED)
     found.checks["file"] = "yes" if again.graph == network.graph else "the graph differs"
-    found.checks["numpy"] = _agrees(runner.run(again, x.numpy()), wanted)
-    found.checks["onnx"] = _by_onnx(again, x, wanted)
-    planned(again)
-    found.checks["c"] = "yes"
+    told = " (torch runs " + ", ".join(kept[:3]) + (", ..." if len(kept) > 3 else "") + ")" if kept else ""
+    column("numpy", lambda: _agrees(runner.run(again, x.numpy()), wanted) + told)
+    column("onnx", lambda: _by_onnx(again, x, wanted))
+    column("c", lambda: "yes" if planned(again) else "")
 
 
-def _removed(found: Found, graph: Graph, tensors: dict[str, Tensor], weights: list[str], x: Tensor) -> Any:
+def _removed(found: Found, graph: Graph, tensors: dict[str, Tensor], x: Tensor) -> Any:
     """Dead rows everywhere but in the last layer; the smaller network against the masked one, in double precision."""
-    for name in weights[:-1]:
-        tensors[name][torch.rand(len(tensors[name])) < DEAD] = 0
-    double = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+    weights = [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]
+    for name in dict.fromkeys(weights[:-1]):
+        if name != weights[-1]:
+            tensors[name][torch.rand(len(tensors[name])) < DEAD] = 0
+    double = {name: tensor.double() for name, tensor in tensors.items()}
     small = shrink(graph, double)
     with torch.no_grad():
-        wanted, got = (Network(*one).eval()(x.double()) for one in ((graph, double), small))
+        x = x.double() if x.is_floating_point() else x
+        wanted, got = (Network(*one).eval()(x) for one in ((graph, double), small))
     gap = float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
     left = sum(t.numel() for t in small[1].values()) / sum(t.numel() for t in tensors.values())
     found.checks["removed"] = f"exact, {left:.0%} of the values left" if gap < 1e-9 else f"off by {gap:.1e}"
@@ -215,11 +316,14 @@ def page(rows: list[Found]) -> str:
     lines = ["# Networks of others", "", __doc__.split("\n\n")[1].replace("\n", " "), ""]
     for family in dict.fromkeys(row.name.split()[0] for row in rows):
         part = [row for row in rows if row.name.split()[0] == family]
-        good = sum(row.checks.get("onnx") == "yes" for row in part)
+        captured = sum(row.checks.get("captured") == "yes" for row in part)
+        back = sum(row.checks.get("file") == "yes" and row.checks.get("numpy", "").startswith("yes") for row in part)
+        rows_alone = sum(row.checks.get("captured") == "yes" and not row.kept for row in part)
         lines += [
             f"## {family}",
             "",
-            f"{good} of {len(part)} are captured and come back from a file and from ONNX.",
+            f"{captured} of {len(part)} are captured and equal to their module, {back} come back from a file and "
+            f"compute the same; {rows_alone} have nothing that torch alone runs.",
             "",
         ]
         lines += [head, "|" + " --- |" * 9]
@@ -240,20 +344,23 @@ def main() -> int:
     parser.add_argument("--only", default="", help="networks whose name contains this")
     parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "results" / "compatibility.json", help="JSON rows")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "compatibility.md", help="the document")
+    parser.add_argument("--missing", action="store_true", help="only those that have no row yet")
     parser.add_argument("--smoke", action="store_true", help="one small network of torchvision; nothing but its row")
     given = parser.parse_args()
-    networks = torchvision_networks() if given.smoke else torchvision_networks() | timm_networks()
+    networks = torchvision_networks()
+    if not given.smoke:
+        networks |= transformers_networks() | timm_networks()
     only = "torchvision squeezenet1_1" if given.smoke else given.only
-    rows = []
+    known = json.loads(given.rows.read_text()) if given.rows.exists() and not given.smoke else []
+    rows = {row["name"]: Found(**row) for row in known}
     for name, make in networks.items():
-        if only in name:
-            rows.append(tried(name, make))
-            last = list(rows[-1].checks.items())[-1:]
-            print(f"{name}: {rows[-1].seconds} s, {last}", flush=True)
-    if given.smoke:
-        return 0
-    given.rows.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    given.page.write_text(page(rows))
+        if only in name and not (given.missing and name in rows):
+            rows[name] = tried(name, make)
+            print(f"{name}: {rows[name].seconds} s, {rows[name].checks}", flush=True)
+            if not given.smoke:
+                given.rows.write_text(json.dumps([asdict(row) for row in rows.values()], indent=1) + "\n")
+    if not given.smoke:
+        given.page.write_text(page(list(rows.values())))
     return 0
 
 
