@@ -46,6 +46,8 @@ DEAD = 0.3
 """Share of the rows of every layer that is set to zero before removal."""
 CLOSE = 1e-3
 """Largest difference, relative to the largest output, that is rounding: deep untrained networks amplify it."""
+MOST_PARAMETERS = 40_000_000
+"""Larger networks are captured, compared with their module, and not taken further."""
 MINUTES = 3.0
 """Time that one network may take."""
 COLUMNS = ("captured", "prior", "removed", "file", "numpy", "onnx", "c")
@@ -125,8 +127,11 @@ def timm_networks() -> dict[str, Make]:
 
     def maker(name: str) -> Make:
         def make() -> tuple[Any, ...]:
-            net = timm.create_model(name, pretrained=False, num_classes=10)
-            return net, tuple(net.default_cfg["input_size"])
+            for smaller in ({"depth": 2}, {"depths": (1, 1, 1, 1)}, {}):
+                with contextlib.suppress(TypeError, AssertionError, IndexError, RuntimeError, ValueError):
+                    net = timm.create_model(name, pretrained=False, num_classes=10, **smaller)
+                    return net, tuple(net.default_cfg["input_size"])
+            raise ValueError(f"timm does not build {name}")
 
         return make
 
@@ -257,6 +262,9 @@ def _all(found: Found, net: nn.Module, shape: tuple[int, ...], kind: str) -> Non
     priors = [name for name in multiplied(graph) if name in parameters and tensors[name].dim() > 1]
     found.checks["prior"] = f"{sum(tensors[name].numel() for name in priors) / found.parameters:.1%}"
     x = examples(net, graph, 2)
+    if found.parameters > MOST_PARAMETERS:
+        found.checks["removed"] = "not tried, it is large"
+        return
     small = _removed(found, graph, tensors, x)
     whole = whole_tensors(small[0])
     packed = {n: Quantized(t.int().numpy(), 1.0) if n in whole else t.float().numpy() for n, t in small[1].items()}

@@ -13,7 +13,7 @@ import pyro_compress
 ROOT = Path(pyro_compress.__file__).parent
 MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.rglob("*.py"))
 
-FAMILIES = ("kept", "layers", "single", "norms", "pools", "moves", "resizing", "reductions")
+FAMILIES = ("kept", "layers", "single", "norms", "pools", "moves", "resizing", "reductions", "sequences")
 """Modules of operations and of their rules; `several` reads two of them."""
 
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
@@ -39,7 +39,7 @@ FLOORS = [
     {"graph/operations/fits"},
     {
         f"graph/operations/{family}"
-        for family in ("layers", "single", "norms", "pools", "moves", "resizing", "reductions")
+        for family in ("layers", "single", "norms", "pools", "moves", "resizing", "reductions", "sequences")
     },
     {"graph/operations/several"},
     {"graph/operations/table"},
@@ -63,6 +63,7 @@ FLOORS = [
     {"graph/rules/several"},
     {"graph/rules/table"},
     {"graph/keeping", "graph/changes"},
+    {"graph/idioms"},
     {"graph/reading", "graph/network"},
     {"graph/checked", "graph/statistics"},
     {"graph/capture"},

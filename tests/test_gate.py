@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pyro_compress.graph.operations import row as rows
+from pyro_compress.graph.operations.sequences import GATES
 from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.graph.rules.table import run_node
 from pyro_compress.pcn import names, schema
@@ -47,6 +48,9 @@ class Chance(random.Random):
         }[kind]()
 
     def tensor(self, op: str, x: tuple[int, ...], a: dict[str, Any]) -> tuple[int, ...]:
+        if op.startswith("conv_transpose"):
+            groups = a.get("groups", 1)
+            return ((*x, 1)[0], self.randint(1, 2), *self.sizes(int(op[-2])))
         if op.startswith("conv"):
             rank = int(op[4])
             groups = a.get("groups", 1)
@@ -59,7 +63,8 @@ class Chance(random.Random):
 
     def node(self, op: str) -> tuple[Node, list[tuple[int, ...]], dict[str, tuple[int, ...]]]:
         row = OPERATIONS[op]
-        rank = int(op[4]) + 1 if op.startswith("conv") and self.random() < 0.9 else None
+        rank = int(op[-2]) + 1 if op.startswith("conv") and self.random() < 0.9 else None
+        rank = 2 if op in GATES else rank
         first = self.shape(rank)
         number = self.randint(row.inputs[0], min(row.inputs[1], 3))
         inputs = [first, *(self.choice((first, first, self.shape(len(first)))) for _ in range(number - 1))]
@@ -74,9 +79,22 @@ class Chance(random.Random):
             attributes = {"axes": axes, "sizes": self.sizes(len(axes))}
         if op == "permute" and self.random() < 0.8:
             attributes["axes"] = self.sample(range(1, len(first) + 1), len(first)) or [1]
+        if op.startswith("conv_transpose"):
+            n = int(op[-2])
+            plain = {"stride": [1] * n, "padding": [0] * n, "dilation": [1] * n, "extra": [0] * n}
+            attributes |= {name: value for name, value in plain.items() if self.random() < 0.6}
         roles = [*row.roles, *(role for role in row.may if self.random() < 0.5)]
         tensors = {role: self.tensor(op, first, attributes) for role in roles}
-        if op.startswith(("conv", "linear")):
+        if op in GATES:
+            units, rows_ = self.randint(1, 3), GATES[op]
+            shapes = {"weight_ih": (rows_ * units, first[1]), "weight_hh": (rows_ * units, units)}
+            tensors = {role: shapes.get(role, (rows_ * units,)) for role in tensors}
+        elif op == "embedding":
+            tensors = {"weight": (self.randint(1, 5), self.randint(1, 3))}
+        elif op.startswith("conv_transpose"):
+            filters = tensors["weight"][1] * attributes.get("groups", 1)
+            tensors |= {"bias": (filters,)} if "bias" in tensors else {}
+        elif op.startswith(("conv", "linear")):
             tensors |= {"bias": tensors["weight"][:1]} if "bias" in tensors else {}
         node = Node(op, tuple(range(number)), {role: role for role in roles}, attributes)
         return node, inputs, tensors
@@ -94,7 +112,9 @@ def test_what_passes_runs_in_torch_and_numpy(op: str) -> None:
         except ValueError:
             continue
         passed += 1
-        x = [torch.rand(2, *shape) for shape in inputs]
+        whole = "float32" not in OPERATIONS[op].takes
+        most = tensors["weight"][0] if whole else 0
+        x = [torch.randint(0, most, (2, *shape)) if whole else torch.rand(2, *shape) for shape in inputs]
         p = {role: torch.rand(shape) for role, shape in tensors.items()}
         with torch.no_grad():
             wanted = run_node(node, x, p)

@@ -372,3 +372,67 @@ def test_draws_of_a_shared_tensor_are_one() -> None:
         drawn(torch.zeros(2, 5, dtype=torch.int64))
     assert torch.equal(drawn.embed.weight, drawn.last.weight)
     assert not torch.equal(drawn.embed.weight, net.embed.weight)
+
+
+class Recurrent(nn.Module):
+    """A table, a recurrent layer, and a head on all of its outputs or on the last state."""
+
+    def __init__(self, kind: type[nn.RNNBase], layers: int, both: bool, last: bool, bias: bool = True):
+        super().__init__()
+        self.table = nn.Embedding(11, 6)
+        self.memory = kind(6, 5, layers, batch_first=True, bidirectional=both, bias=bias)
+        self.head, self.last = nn.Linear(5 * (1 + both), 3), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, state = self.memory(self.table(x))
+        return self.head((state[0] if isinstance(state, tuple) else state)[-1] if self.last else y.mean(1))
+
+
+ROWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = {
+    "lstm": (lambda: Recurrent(nn.LSTM, 1, False, False), (7,), "int64", "embedding lstm mean linear"),
+    "deep lstm": (lambda: Recurrent(nn.LSTM, 2, False, True), (7,), "int64", "embedding lstm lstm select linear"),
+    "gru both ways": (
+        lambda: Recurrent(nn.GRU, 1, True, False), (7,), "int64", "embedding gru gru concat mean linear"
+    ),
+    "gru without biases": (
+        lambda: Recurrent(nn.GRU, 1, False, True, False), (4,), "int64", "embedding gru select linear"
+    ),
+    "upward": (lambda: nn.Sequential(
+        nn.ConvTranspose2d(2, 4, (2, 3), (2, 1), (1, 0), (1, 0), groups=2, dilation=(1, 2)), nn.ReLU(),
+        nn.Conv2d(4, 1, 1),
+    ), (2, 5, 4), "float32", "conv_transpose2d relu conv2d"),
+    "upward series": (lambda: nn.Sequential(nn.ConvTranspose1d(2, 3, 4, 2, 1, bias=False), nn.Conv1d(3, 1, 1)),
+                      (2, 5), "float32", "conv_transpose1d conv1d"),
+    "upward space": (lambda: nn.Sequential(nn.ConvTranspose3d(2, 3, 2, 2), nn.Conv3d(3, 1, 1)),
+                     (2, 2, 3, 2), "float32", "conv_transpose3d conv3d"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_sequences_and_transposed_convolutions_have_rows(name: str, tmp_path: Path) -> None:
+    """In torch, in numpy, in ONNX; the outputs are the module's."""
+    build, shape, kind, operations = ROWS[name]
+    torch.manual_seed(1)
+    net = build().eval()
+    graph = capture(net, shape, kind=kind)
+    assert " ".join(node.op for node in graph.nodes[1:]) == operations
+    tensors = {n: dict(net.named_parameters())[n].detach() for node in graph.nodes for n in node.parameters.values()}
+    x = torch.randint(0, 11, (3, *shape)) if kind == "int64" else torch.randn(3, *shape)
+    with torch.no_grad():
+        wanted = net(x).numpy()
+    network = Compressed(graph, {n: tensor.numpy() for n, tensor in tensors.items()}, {})
+    again = file.loads(file.dumps(network)[0])
+    np.testing.assert_allclose(runner.run(again, x.numpy()), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(Network(graph, tensors)(x).detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
+    path = tmp_path / "network.onnx"
+    write_onnx(network, card(network, Scores(0.0, 0.0, 0.0, 0.0), 1), path)
+    np.testing.assert_allclose(load_onnx(path)(x.numpy()), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_words_that_a_table_does_not_have_are_one_line() -> None:
+    build, shape, kind, _ = ROWS["lstm"]
+    net = build().eval()
+    graph = capture(net, shape, kind=kind)
+    network = Compressed(graph, {n: t.detach().numpy() for n, t in net.named_parameters()}, {})
+    with pytest.raises(ValueError, match="embedding: numbers from 0 to 11 in a table of 11 rows"):
+        runner.run(network, np.arange(5, 12)[None] * np.array([[0, 1, 1, 1, 1, 1, 1]]))

@@ -18,12 +18,13 @@ from pyro_compress.graph.operations import (
     reductions,
     resizing,
     row,
+    sequences,
     several,
     single,
     table,
 )
 
-OWN = (row, fits, layers, single, norms, pools, moves, resizing, reductions, several, table)
+OWN = (row, fits, layers, single, norms, pools, moves, resizing, reductions, sequences, several, table)
 """Modules in the order in which they read each other; no name stands in two of them."""
 
 Imports = dict[str, set[str]]

@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from torch._decomp import get_decompositions
 
 from pyro_compress.graph.calls import Call, Reading
-from pyro_compress.graph.changes import axes_of, changes_views, owners, refuse_changed_tensors, told
+from pyro_compress.graph.changes import changes_views, owners, refuse_changed_tensors, told
+from pyro_compress.graph.idioms import IDIOMS
 from pyro_compress.graph.keeping import Keeping, name_of, value_of
 from pyro_compress.graph.operations.row import Value, in_rows
 from pyro_compress.graph.rules.table import RULES, part_readers, readers
@@ -172,7 +173,7 @@ class _Reading:
             self.names[fx_node.name] = tensor  # where it is read like a value, its node gives it this shape
             return
         try:
-            if not self.picked(fx_node, source, part, name):
+            if not any(idiom(self, fx_node, source, part, name) for idiom in IDIOMS):
                 self.by_row(fx_node, source, part, name)
             return
         except (ValueError, LookupError, AttributeError, TypeError) as error:
@@ -213,37 +214,11 @@ class _Reading:
             self.forget(before)
             raise
 
-    def picked(self, fx_node: fx.Node, source: fx.Node, part: list[int], name: str) -> bool:
-        """Read an entry of an axis that was moved in front of the batch, as attention picks queries, keys and values.
-
-        Picked first and moved afterwards, the batch stays where it is.
-        """
-        moved = source.args[0] if source.args else None
-        if name not in ("select", "unbind") or not isinstance(moved, fx.Node) or bool(part) != (name == "unbind"):
-            return False
-        axes = axes_of(moved)
-        call = Call(source)
-        if axes is None or call["dim"] != 0 or axes[0] == 0 or axes[1] != 0:
-            return False
-        whole = self.where(moved.args[0])  # type: ignore[arg-type]
-        if whole is None:
-            return False
-        axis, size = axes[0], self.flows[whole].shape[axes[0] - 1]
-        index = part[0] if part else int(call["index"]) % size
-        order = [place - (place > axis) for place in axes[1:]]
-        pick = Node("select", (whole,), {}, {"axis": axis, "index": index})
-        if order == sorted(order):
-            self.append(fx_node, pick)
-            return True
-        before = len(self.nodes)
-        self.nodes.append(pick)
-        self.flows.append(gate.flowing(pick, [self.flows[whole]], self.shapes)[0])
-        try:
-            self.append(fx_node, Node("permute", (before,), {}, {"axes": order[1:]}))
-        except ValueError:
-            self.forget(before)
-            raise
-        return True
+    def add(self, node: Node) -> int:
+        """Append a node; returns its index."""
+        self.flows.append(gate.flowing(node, [self.flows[i] for i in node.inputs], self.shapes)[0])
+        self.nodes.append(node)
+        return len(self.nodes) - 1
 
     def append(self, fx_node: fx.Node, node: Node) -> None:
         """A node that gives what the program says.
@@ -365,9 +340,7 @@ class _Reading:
         if batch != 1:
             raise ValueError(f"{tensor} of shape {own} is read as a value; its first dimension must be 1")
         node = Node("constant", (partner,), {"value": tensor}, {"shape": shape})
-        self.place[key] = len(self.nodes)
-        self.flows.append(gate.flowing(node, [self.flows[partner]], self.shapes)[0])
-        self.nodes.append(node)
+        self.place[key] = self.add(node)
         return self.place[key]
 
 

@@ -38,7 +38,8 @@ def passed(document: Document) -> tuple[Graph, gate.Plan]:
     Raises:
         ValueError: it does not pass.
     """
-    graph = gate.built(document["graph"]["nodes"], document["graph"]["input"])
+    told = document["graph"]
+    graph = gate.built(told["nodes"], told["input"], told.get("kind", "float32"))
     shapes = {name: tuple(shape) for name, shape, _ in document["tensors"]}
     if len(shapes) < len(document["tensors"]):
         raise ValueError("a tensor twice")

@@ -72,6 +72,9 @@ def _fields(chance: random.Random) -> bytes:
         graph, _ = passed(document)
         shapes = {name: tuple(shape) for name, shape, _ in document["tensors"]}
         told = header.shortened(graph, shapes) | {"meta": document["meta"]}
+        told["graph"] = {
+            key: document["graph"][key] for key in ("operations", "kind") if key in document["graph"]
+        } | told["graph"]
         told = json.loads(json.dumps(told))
         changed(told, chance)
         return foreign(document, 4, chance, json.dumps(told).encode())

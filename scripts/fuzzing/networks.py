@@ -104,6 +104,13 @@ def made_up(chance: random.Random) -> dict[str, Any]:
     """A network of random operations that fit each other, for images of digits more often than not."""
     first = (1, 8, 8) if chance.random() < 0.7 else tuple(chance.randint(1, 6) for _ in range(chance.randint(1, 5)))
     shapes, nodes, tensors = [first], list[list[Any]](), list[list[Any]]()
+    kind: dict[str, Any] = {}
+    if chance.random() < 0.1:  # words instead of an image
+        rows, features = chance.randint(1, 9), chance.randint(1, 4)
+        nodes, tensors = [["embedding", [0], {"weight": "table"}, {}]], [["table", [rows, features], 1]]
+        kind = {"operations": 5, "kind": "int64"}
+        first = first[:3]
+        shapes = [(*first, features), (*first, features)]  # nothing else reads numbers of words
     for _ in range(chance.randint(0, 9)):
         op = chance.choice(list(OPERATIONS))
         if op in WANTED and (wanted := WANTED[op](shapes[-1], chance)) is not None:
@@ -112,14 +119,15 @@ def made_up(chance: random.Random) -> dict[str, Any]:
             node, more, shape = found
             nodes, tensors, shapes = [*nodes, node], tensors + more, [*shapes, shape]
     size = math.prod(shapes[-1])
-    if len(shapes[-1]) > 1 or chance.random() < 0.3:
+    if len(shapes[-1]) != 1 or chance.random() < 0.3:
         nodes.append(["reshape", [len(nodes)], {}, {"shape": [size]}])
     if len(shapes[-1]) < 1:
         size = 1
     outputs = 10 if chance.random() < 0.8 else chance.randint(1, 12)
     nodes.append(["linear", [len(nodes)], {"weight": "head.weight", "bias": "head.bias"}, {}])
     tensors += [["head.weight", [outputs, size], 1], ["head.bias", [outputs], 0]]
-    return {"graph": {"input": list(first), "nodes": nodes}, "tensors": tensors, "meta": dict(META)}
+    graph = kind | {"input": list(first), "nodes": nodes}
+    return {"graph": graph, "tensors": tensors, "meta": dict(META)}
 
 
 def proposed(op: str, shapes: list[Shape], number: int, chance: random.Random) -> Any:
@@ -213,6 +221,33 @@ def _conv(rank: int) -> Callable[[Shape, random.Random], Proposal]:
         padding = [[chance.choice((0, 0, 1, 2)) for _ in range(rank)] for _ in range(2)]
         few = [[chance.choice((1, 1, 2)) for _ in range(rank)] for _ in range(2)]
         return sizes, {"stride": few[0], "padding": padding, "dilation": few[1], "groups": groups}
+
+    return made
+
+
+def _conv_transpose(rank: int) -> Callable[[Shape, random.Random], Proposal]:
+    def made(shape: Shape, chance: random.Random) -> Proposal:
+        channels = shape[0] if shape else 1
+        groups = _divisor(channels, chance) if chance.random() < 0.3 else 1
+        filters, kernel = chance.randint(1, 3), [chance.randint(1, 3) for _ in range(rank)]
+        sizes = {"weight": [channels, filters, *kernel], "bias": [filters * groups]}
+        told = {
+            "stride": [chance.choice((1, 1, 2)) for _ in range(rank)],
+            "padding": [0] * rank,
+            "dilation": [1] * rank,
+        }
+        told |= {"extra": [chance.choice((0, 0, 1)) for _ in range(rank)]}
+        return sizes, told | {"groups": groups}
+
+    return made
+
+
+def _recurrent(gates: int) -> Callable[[Shape, random.Random], Proposal]:
+    def made(shape: Shape, chance: random.Random) -> Proposal:
+        units, rows = chance.randint(1, 4), gates
+        sizes = {"weight_ih": [rows * units, shape[-1] if shape else 1], "weight_hh": [rows * units, units]}
+        sizes |= {"bias_ih": [rows * units], "bias_hh": [rows * units]}
+        return sizes, {"reverse": chance.random() < 0.5}
 
     return made
 
@@ -337,6 +372,8 @@ ARGUMENTS: dict[str, Callable[[Shape, random.Random], Proposal]] = {
         {role: [shape[0] if shape else 1] for role in NORM[:2]},
         {"groups": _divisor(shape[0] if shape else 1, chance), "eps": _eps(shape, chance)},
     ),
+    **{f"conv_transpose{rank}d": _conv_transpose(rank) for rank in (1, 2, 3)},
+    "lstm": _recurrent(4), "gru": _recurrent(3),
     "expand": _expand, "roll": _roll, "upsample": _upsample, "resize": _resize,
     "pad": _pad, "mean": _REDUCED, "sum": _REDUCED, "amax": _REDUCED,
     "permute": lambda shape, chance: ({}, {"axes": chance.sample(range(1, len(shape) + 1), len(shape))}),
@@ -347,6 +384,7 @@ ARGUMENTS: dict[str, Callable[[Shape, random.Random], Proposal]] = {
 """Operation -> what may belong to it; of those without a row the kinds say it."""
 WANTED = {
     "conv1d": _of_rank(2), "conv2d": _of_rank(3), "conv3d": _of_rank(4), "expand": _with_a_one,
-    "upsample": _of_rank(3), "resize": _of_rank(3),
+    "upsample": _of_rank(3), "resize": _of_rank(3), "lstm": _of_rank(2), "gru": _of_rank(2),
+    **{f"conv_transpose{rank}d": _of_rank(rank + 1) for rank in (1, 2, 3)},
 }  # fmt: skip
 """Operation -> the shape to which the last value is brought before, None where it fits as it is."""

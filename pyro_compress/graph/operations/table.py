@@ -7,10 +7,11 @@ from pyro_compress.graph.operations.pools import POOLS
 from pyro_compress.graph.operations.reductions import REDUCTIONS
 from pyro_compress.graph.operations.resizing import RESIZING
 from pyro_compress.graph.operations.row import Channels, Operation
+from pyro_compress.graph.operations.sequences import SEQUENCES
 from pyro_compress.graph.operations.several import SEVERAL
 from pyro_compress.graph.operations.single import SINGLE
 
-OPERATIONS: dict[str, Operation] = LAYERS | SINGLE | NORMS | POOLS | MOVES | RESIZING | SEVERAL | REDUCTIONS
+OPERATIONS: dict[str, Operation] = LAYERS | SINGLE | NORMS | POOLS | MOVES | RESIZING | SEVERAL | REDUCTIONS | SEQUENCES
 
 
 def register(name: str, row: Operation) -> None:

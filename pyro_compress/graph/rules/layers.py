@@ -48,6 +48,30 @@ def _conv(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
     return conv(x, p["weight"], p.get("bias"), a["stride"], padding, a["dilation"], a.get("groups", 1))
 
 
+def _read_conv_transpose(call: Call) -> Reading:
+    rank = len(call["weight"].meta["val"].shape) - 2
+    check_rank(call, rank)
+    names = {"stride": "stride", "padding": "padding", "dilation": "dilation", "extra": "output_padding"}
+    attributes: dict[str, Any] = {name: each(call[given], rank) for name, given in names.items()}
+    attributes |= {} if call["groups"] == 1 else {"groups": call["groups"]}
+    roles = {"weight": call["weight"], "bias": call["bias"]}
+    return f"conv_transpose{rank}d", [call["input"]], roles, attributes
+
+
+def _conv_transpose(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
+    conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(a["stride"]) - 1]
+    return conv(x, p["weight"], p.get("bias"), a["stride"], a["padding"], a["extra"], a.get("groups", 1), a["dilation"])
+
+
+def _place_conv_transpose(builder: Builder, step: Step) -> None:
+    parameters = [builder.tensor(step.parameters[role]) for role in ("weight", "bias") if role in step.parameters]
+    a = step.attributes
+    builder.node(
+        "ConvTranspose", [*step.inputs, *parameters], step.output, strides=a["stride"], pads=[*a["padding"]] * 2,
+        dilations=a["dilation"], output_padding=a["extra"], group=a.get("groups", 1),
+    )  # fmt: skip
+
+
 def _place_linear(builder: Builder, step: Step) -> None:
     weight = builder.tensor(step.parameters["weight"])
     bias = [builder.tensor(step.parameters["bias"])] if "bias" in step.parameters else []
@@ -77,4 +101,10 @@ RULES = {
     "conv1d": Rule(_conv, {"conv1d": _read_conv}, onnx=_place_conv, c=Layer()),
     "conv2d": Rule(_conv, {"conv2d": _read_conv}, onnx=_place_conv, c=Layer()),
     "conv3d": Rule(_conv, {"conv3d": _read_conv}, onnx=_place_conv),
+    **{
+        f"conv_transpose{rank}d": Rule(
+            _conv_transpose, {f"conv_transpose{rank}d": _read_conv_transpose}, onnx=_place_conv_transpose
+        )
+        for rank in (1, 2, 3)
+    },
 }

@@ -7,7 +7,18 @@ from torch import Tensor
 from pyro_compress.graph.calls import Call, Reading
 from pyro_compress.graph.operations import table
 from pyro_compress.graph.operations.row import Operation
-from pyro_compress.graph.rules import kept, layers, moves, norms, pools, reductions, resizing, several, single
+from pyro_compress.graph.rules import (
+    kept,
+    layers,
+    moves,
+    norms,
+    pools,
+    reductions,
+    resizing,
+    sequences,
+    several,
+    single,
+)
 from pyro_compress.graph.rules.row import PartReader, Reader, Rule
 from pyro_compress.types import Node
 
@@ -20,6 +31,7 @@ RULES: dict[str, Rule] = (
     | resizing.RULES
     | several.RULES
     | reductions.RULES
+    | sequences.RULES
     | kept.RULES
 )
 
