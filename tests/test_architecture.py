@@ -105,6 +105,7 @@ FLOORS = [
         "compression/survivors",
     },
     {"compression/finetune", "compression/compensation", "compression/candidates"},
+    {"compression/calibrated"},
     {"training/sparse", "networks/draws", "compression/search", "bayes/*"},
     {
         "training/baselines",

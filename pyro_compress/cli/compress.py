@@ -24,7 +24,7 @@ from pyro_compress.cli.options import (
     names_in,
     network_options,
 )
-from pyro_compress.cli.sources import NETWORK, command_of, default_name, of_run, of_weights
+from pyro_compress.cli.sources import NETWORK, command_of, default_name, of_run, of_weights, rounding_of
 from pyro_compress.cli.values import RunPath, Shares, Widths
 from pyro_compress.doubts import keep, kept
 from pyro_compress.settings import FINETUNING
@@ -116,8 +116,9 @@ HEADINGS = {
     help="Largest file; the best that fits, instead of a tolerance.",
 )  # fmt: skip
 @click.option(
-    "--rounding", type=click.Choice(["nearest", "compensated"]), default="nearest",
-    help="compensated: every integer for what it costs outputs and file, the weights not yet rounded make up for it.",
+    "--rounding", type=click.Choice(["nearest", "compensated"]), default=None,
+    help="compensated (of --net, the default): every integer for what it costs outputs and file, the weights not yet "
+    "rounded make up for it. nearest (of RUN, the default): after pruning by a criterion.",
 )  # fmt: skip
 @click.option(
     "--bits", type=Widths(), default=None,
@@ -211,8 +212,9 @@ def compress(
 ) -> None:
     """Prune, round and shrink a network into one .pcn file, read back and re-evaluated.
 
-    The network is that of a run folder, or with --net, --init and --data one that was trained elsewhere: then a
-    posterior is fitted around its weights first, and its own accuracy is what the report counts against.
+    The network is that of a run folder, or with --net, --init and --data one that was trained elsewhere, whose own
+    accuracy is what the report counts against: its weights are rounded as they are, without any training. Where an
+    option asks for pruning or for fine-tuning, a posterior is found around them first.
     """
     with one_line_errors():
         from pyro_compress.compression.curve import check_curve, write_curve
@@ -229,10 +231,13 @@ def compress(
         if curve:
             check_curve(curve, out, force)
         trials, started = list[Trial](), time.perf_counter()
+        asked, options["seed"] = options["rounding"], named["seed"]
+        options["rounding"] = rounding_of(run, named, options)
         command = command_of(options)
         source = (
             of_run(command, run, data_dir, named) if run else of_weights(command, data_dir, named, options, as_json)
         )
+        options["rounding"] = asked or source.rounding
         device = prepare(options.pop("device"), options.pop("threads"))
         with search_options(options, as_json) as (goal, how, watch):
             report = compress_run(
@@ -246,7 +251,8 @@ def compress(
     echo(json.dumps(told) if as_json else report_text(report, out))
     if not run and not as_json:
         minutes = [seconds[name] / 60 for name in ("posterior_seconds", "seconds")]
-        echo(f"before: the weights of {named['init']}; {minutes[0]:.1f} of {minutes[1]:.1f} minutes their posterior")
+        spent = f"{minutes[0]:.1f} of {minutes[1]:.1f} minutes their posterior"
+        echo(f"before: the weights of {named['init']}; {spent if minutes[0] else f'{minutes[1]:.1f} minutes'}")
     if curve:
         try:
             drawn = write_curve(curve, trials)
@@ -276,7 +282,7 @@ def search_options(
     epochs, rate, teachers = (options.pop(name) for name in ("finetune", "rate", "teacher"))
     recipe = {field: value for name, field in FINETUNING.items() if (value := options.pop(name)) is not None}
     bits, prices, coarseness = (options.pop(name) for name in ("bits", "bit_price", "coarseness"))
-    compensated = options.pop("rounding") == "compensated"
+    compensated, seed = options.pop("rounding") == "compensated", options.pop("seed")
     goal = Goal(**options)
     if epochs is None:
         if rate is not None or teachers or recipe:
@@ -284,7 +290,7 @@ def search_options(
             raise ValueError(f"--rate, --teacher, {names} go with --finetune EPOCHS")
         with trial_printer(quiet) as on_trial:
             if compensated:
-                yield goal, Compensation(), Watch(on_trial)
+                yield goal, Compensation(seed=seed), Watch(on_trial)
                 return
             yield goal, Rounding(coarseness, bits or (), prices or (0.0,)), Watch(on_trial)
         return

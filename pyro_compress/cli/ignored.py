@@ -135,7 +135,7 @@ FIT = (
 
 COMPRESS = (
     Ignored(
-        ("criterion", "sparsity", "coarseness", "bits", "bit_price", "how", "folder", "finetune"),
+        ("criterion", "sparsity", "coarseness", "bits", "bit_price", "how", "folder", "epochs", "lr", "finetune"),
         lambda values: values["rounding"] == "compensated",
         "goes without --rounding compensated, which takes the means as they are and chooses every integer itself",
     ),

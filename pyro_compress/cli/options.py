@@ -158,15 +158,15 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--run", "folder", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
             help="With --posterior svi: keep the fit as a run folder.",
         ),
-        click.option("--seed", type=int, default=0, help="With --net: seeds the posterior."),
+        click.option("--seed", type=int, default=0, help="With --net: of calibration or posterior."),
         click.option("--lr", type=float, default=None, help="With --posterior svi: rate of the means; default 3e-4."),
         click.option(
             "--epochs", type=click.IntRange(1), default=None,
             help="With --posterior svi: of the fit around the weights; default: as many as 2,000 steps take, 3 to 30.",
         ),
         click.option(
-            "--posterior", "how", type=click.Choice(names_in("runs/post_training.py", "POSTERIORS")), default="laplace",
-            help="With --net: one pass of curvature (laplace), or a short fit that starts at the weights (svi).",
+            "--posterior", "how", type=click.Choice(names_in("runs/post_training.py", "POSTERIORS")), default=None,
+            help="With --net: prune by one pass of curvature (laplace), or by a short fit from the weights (svi).",
         ),
         click.option(
             "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,

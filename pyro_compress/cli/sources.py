@@ -21,19 +21,33 @@ def default_name(net: str) -> Path:
 
 
 NETWORK = {
-    "net": None, "hidden": (500, 500), "init": None, "data": None, "validation": None, "how": "laplace", "epochs": None,
+    "net": None, "hidden": (500, 500), "init": None, "data": None, "validation": None, "how": None, "epochs": None,
     "input_mean": (), "input_std": (), "lr": None, "seed": 0, "folder": None,
 } | asdict(Reading())  # fmt: skip
 """Parameters of `network_options`, and what they are where nobody says."""
 
 
 class Source(NamedTuple):
-    """What is compressed: a posterior, its data, what counts as before (None: its mean), seconds."""
+    """What is compressed: a posterior, its data, what counts as before (None: its mean), seconds, how it is rounded."""
 
     posterior: Posterior
     splits: Splits
     reference: Posterior | None = None
     seconds: float = 0.0
+    rounding: str = "nearest"
+
+
+POSTERIOR = ("how", "folder", "epochs", "lr")
+PRUNING = ("criterion", "sparsity", "coarseness", "bits", "bit_price", "finetune", "rate", "teacher")
+"""Options that ask for a posterior around given weights, and for what is done with one."""
+
+
+def rounding_of(run: Path | None, named: dict[str, Any], options: dict[str, Any]) -> str:
+    """How weights become integers: as it is asked for; else with compensation, for given weights and nothing else."""
+    if options["rounding"] is not None:
+        return str(options["rounding"])
+    asked = [named[name] for name in POSTERIOR] + [options[name] for name in PRUNING]
+    return "nearest" if run or any(value not in (None, ()) for value in asked) else "compensated"
 
 
 def command_of(options: dict[str, Any]) -> str:
@@ -88,12 +102,13 @@ def of_weights(command: str, data_dir: str, named: dict[str, Any], options: dict
     Raises:
         ValueError: options are missing or contradict, the weights do not fit, or it would not go into memory.
     """
+    from pyro_compress.compression.calibrated import unserved
     from pyro_compress.runs.post_training import load_trained, posterior_around
     from pyro_compress.settings import FitConfig
 
     if missing := [f"--{name}" for name in ("net", "init", "data") if not named[name]]:
         raise ValueError(f"give a RUN folder, or --net, --init and --data; missing: {', '.join(missing)}")
-    folder, how = named.pop("folder"), named["how"]
+    folder, how = named.pop("folder"), named["how"] or "laplace"
     if how == "laplace" and (given := [name for name in ("epochs", "lr") if named[name] is not None]):
         raise ValueError(f"--{given[0]} goes with --posterior svi; a Laplace approximation trains nothing")
     config = FitConfig(
@@ -102,8 +117,9 @@ def of_weights(command: str, data_dir: str, named: dict[str, Any], options: dict
     )  # fmt: skip
     compensated = command == "compress --rounding compensated"
     trained = load_trained(config, folder, command, "" if compensated else how)
-    if compensated:
-        return Source(trained.network, trained.splits, trained.network)  # it takes its own curvature
+    if compensated and not unserved(trained.network.graph, trained.network.layers):
+        # it takes its own curvature
+        return Source(trained.network, trained.splits, trained.network, rounding="compensated")
     with epoch_printer() if not quiet else nullcontext(lambda epoch: None) as on_epoch:
         around = posterior_around(trained, how, on_epoch)
     return Source(around.posterior, trained.splits, trained.network, around.seconds)

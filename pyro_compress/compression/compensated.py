@@ -1,137 +1,43 @@
-"""A trained network as integers without training: layer after layer, each making up for what those before it lost."""
+"""A trained network as integers without training, at the highest price of a bit that reaches what is asked for.
+
+The price is searched for on a logarithmic scale: between one that reaches the goal and one that does not, where the
+line through the two nearest candidates says. Then other dampings and the other order of columns are tried around it.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
+from pyro_compress.compression.calibrated import Rounded, Setting, calibrated, unserved
 from pyro_compress.compression.candidates import BIAS_LEVELS, origin_of, to_module
-from pyro_compress.compression.compensation import problem_of, rounded_layer
-from pyro_compress.compression.curvature import (
-    CHUNK,
-    Sensitivity,
-    drawn_of,
-    moments,
-    most_values,
-    sensitivities,
-)
+from pyro_compress.compression.curvature import drawn_of
+from pyro_compress.compression.order import COMPILED
 from pyro_compress.compression.packing import before_folding, packed
 from pyro_compress.compression.prune import removed_share
 from pyro_compress.compression.search import PRECISION_TOLERANCE
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.compression.target import NLL_PER_ACCURACY, Goal, Target, Trial, Watch, target_of
-from pyro_compress.graph.operations.table import has_statistics, is_weighted
-from pyro_compress.graph.rules.table import run_node
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
-from pyro_compress.pcn.codec import quarter_power
-from pyro_compress.pcn.layout import layouts
 from pyro_compress.scores import Quality
-from pyro_compress.types import Compressed, Graph, Posterior, Splits
+from pyro_compress.types import Compressed, Posterior, Splits
 
-IMAGES = 8192
-"""Most calibration examples."""
-VALUES = 1 << 28
-"""Values of activations that are held, about: a gibibyte of float32."""
-PRICES = (1e-9, 1e-5)
+PRICES = (1e-10, 6e-6)
 """Range of the first search for a price, in nats per bit and example."""
-STEPS, NEAR, NEAR_STEPS = 9, 0.6, 4
-"""Bisections of that range; then, with other settings, how far from the best price so far, on a logarithmic scale, and
-with how many."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a network is rounded.
-
-    Attributes:
-        price: nats per bit and example.
-        damping: of the moments, in units of their mean; more is safer with fewer examples and coarser steps.
-        descending: columns with the largest second moment first.
-    """
-
-    price: float
-    damping: float = 0.1
-    descending: bool = False
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """A rounded network.
-
-    Attributes:
-        tensors: all of them, weights on their grids, statistics of batch norm taken anew.
-        steps: weight tensor name -> step.
-    """
-
-    tensors: dict[str, Tensor]
-    steps: dict[str, float]
-
-
-@dataclass
-class Calibrated:
-    """A network with what is needed to round it at any price.
-
-    Attributes:
-        graph: the network.
-        tensors: as it was given.
-        x: calibration examples.
-        worth: sensitivity of the outputs of every layer, by its index.
-        exponents: of the steps that were found last, by layer; where the next search begins.
-    """
-
-    graph: Graph
-    tensors: dict[str, Tensor]
-    x: Tensor
-    worth: dict[int, Sensitivity]
-    exponents: dict[int, int] = field(default_factory=dict)
-
-    @torch.no_grad()
-    def rounded(self, setting: Setting) -> Rounded:
-        """Round every layer with weights, the first to the last, on what the rounded layers before it give it."""
-        tensors, steps = dict(self.tensors), dict[str, float]()
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        places, finished = layouts(self.graph, shapes), self.graph.finished
-        parts = list(self.x.split(CHUNK))
-        now: dict[int, list[Tensor]] = {0: parts}
-        before: dict[int, list[Tensor]] = {0: parts}
-        for index, node in enumerate(self.graph.nodes[1:], 1):
-            if is_weighted(node.op):
-                name, (source,) = node.parameters["weight"], node.inputs
-                found = moments(now[source], before[source], node, shapes[name])
-                problem = problem_of(
-                    self.tensors[name], found, self.worth[index], places[name], setting.price, setting.damping,
-                    setting.descending,
-                )  # fmt: skip
-                codes, exponent = rounded_layer(problem, self.exponents.get(index))
-                self.exponents[index], steps[name] = exponent, quarter_power(exponent)
-                tensors[name] = torch.from_numpy(codes).float().view(shapes[name]) * steps[name]
-            elif has_statistics(node.op):
-                tensors |= _statistics(now[node.inputs[0]], node.parameters)
-            for values, given in ((before, self.tensors), (now, tensors)):
-                parameters = {role: given[name] for role, name in node.parameters.items()}
-                shared = values is now and all(given[n] is self.tensors[n] for n in node.parameters.values())
-                if shared and all(a is b for i in node.inputs for a, b in zip(now[i], before[i], strict=True)):
-                    now[index] = before[index]
-                    continue
-                chunks = zip(*(values[i] for i in node.inputs), strict=True)
-                values[index] = [run_node(node, list(inputs), parameters) for inputs in chunks]
-            for i in finished[index]:
-                del now[i], before[i]
-        return Rounded(tensors, steps)
-
-
-def _statistics(parts: list[Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """Mean and variance by channel."""
-    axes = [axis for axis in range(parts[0].dim()) if axis != 1]
-    count = sum(part.numel() // part.shape[1] for part in parts)
-    mean = sum((part.double().sum(axes) for part in parts), torch.zeros(())) / count
-    shape = [-1 if axis == 1 else 1 for axis in range(parts[0].dim())]
-    square = sum(((part.double() - mean.view(shape)).square().sum(axes) for part in parts), torch.zeros(())) / count
-    return {names["running_mean"]: mean.float(), names["running_var"]: square.float()}
+OUTERMOST = (1e-13, 1e-3)
+"""Prices that are tried where none of them reaches a tolerance (hardly anything is lost), or fits into a bound."""
+STEPS, NEAR, NEAR_STEPS = 7, 0.8, 3
+"""Candidates of that search at most; then, with other settings, how far from the best price so far, on a logarithmic
+scale, and how many."""
+CLOSE = 0.04
+"""Two prices whose logarithms differ by less are one: a file's size by a hundredth or two."""
+INNER = 0.15
+"""Share of an interval of prices that its next candidate stays away from both ends."""
+SLOPE, BYTES = 0.9, 0.5
+"""Powers of the price that nats lost grow with and bytes fall with, about, before two candidates have shown it."""
+HOPELESS = 1.05
+"""A setting that would take so many times the best one's bytes, by these powers, is left."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +45,12 @@ class Compensation:
     """Rounding with compensation, in place of rounding to the nearest.
 
     Attributes:
-        dampings: that are tried.
+        dampings: in rising order; the search begins with the second and climbs.
         orders: that are tried: columns by descending second moment, or as they lie.
         seed: draws the calibration examples and the labels for the sensitivity of outputs.
     """
 
-    dampings: tuple[float, ...] = (0.1, 0.3, 0.03)
+    dampings: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     orders: tuple[bool, ...] = (False, True)
     seed: int = 0
 
@@ -155,8 +61,7 @@ def compress_compensated(
 ) -> tuple[Compressed, float]:  # fmt: skip
     """Round a network's weights with compensation, at the highest price of a bit that reaches the goal.
 
-    No label is looked at but those of the validation split, and nothing is trained. The price is searched for by
-    bisection on a logarithmic scale, for one damping and order of columns after the other; the smallest file among all
+    No label is looked at but those of the validation split, and nothing is trained. The smallest file among all
     candidates that reach the target is taken, with a bound on the bytes the one of the lowest validation NLL.
 
     Args:
@@ -171,36 +76,43 @@ def compress_compensated(
         The network as it goes into the file, and the share of its weights that became 0.
 
     Raises:
-        ValueError: a goal that names a sparsity, or that no candidate reaches.
+        ValueError: a goal that names a sparsity, or that no candidate reaches; other kinds of layers.
     """
     how, goal, watch = how or Compensation(), goal or Goal(), watch or Watch()
     if goal.sparsity is not None:
         raise ValueError("a sparsity is reached by pruning; rounding with compensation takes a tolerance or a size")
-    search = _Search(posterior, splits, goal, device, watch)
-    search.calibrate(how.seed)
-    settings = [(damping, order) for order in how.orders for damping in how.dampings]
-    for done, (damping, order) in enumerate(settings, 1):
-        search.bisect(damping, order)
-        watch.trial(done, len(settings))
+    if others := unserved(posterior.graph, posterior.layers):
+        raise ValueError(
+            f"rounding with compensation takes linear layers and convolutions whose weights are used once; {others[0]} is "
+            "none: use --rounding nearest"
+        )
+    search = _Search(posterior, splits, goal, device, watch, how.seed)
+    search.run(how)
     return search.finished()
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A rounded network, its setting, bytes, validation scores, whether it reaches the goal."""
+
+    rounded: Rounded
+    setting: Setting
+    size: int
+    scored: Quality
+    good: bool
 
 
 class _Search:
     """Candidates at many prices, and the best so far."""
 
-    def __init__(self, posterior: Posterior, splits: Splits, goal: Goal, device: str, watch: Watch):
+    def __init__(
+        self, posterior: Posterior, splits: Splits, goal: Goal, device: str, watch: Watch, seed: int = 0
+    ):  # fmt: skip
         self.posterior, self.splits, self.goal, self.device, self.watch = posterior, splits, goal, device, watch
         self.target = target_of(posterior, splits, goal, device)
-        self.best: tuple[float, Rounded, Quality, float] | None = None
-
-    def calibrate(self, seed: int) -> None:
-        """Draw examples, as many as fit into `VALUES`, and take the sensitivity of the outputs."""
-        graph, tensors, x = self.posterior.graph, self.posterior.tensors, self.splits.train.x
-        number = min(IMAGES, len(x), max(CHUNK, VALUES // most_values(graph, tensors, x[:2])))
-        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:number]
-        gradient = drawn_of(self.posterior.task, self.posterior.noise)
-        chosen = x[rows]
-        self.network = Calibrated(graph, tensors, chosen, sensitivities(graph, tensors, chosen, gradient, seed))
+        self.best: _Candidate | None = None
+        gradient = drawn_of(posterior.task, posterior.noise)
+        self.network = calibrated(posterior.graph, posterior.tensors, splits.train.x, gradient, seed)
 
     def candidate(self, rounded: Rounded, levels: int) -> Compressed:
         """The network as a file holds it."""
@@ -212,49 +124,115 @@ class _Search:
     def scores_of(self, network: Compressed) -> Quality:
         return evaluate(to_module(network).to(self.device), self.splits, "validation", self.device, network.noise)
 
-    def look(self, setting: Setting) -> bool:
-        """Whether a setting reaches the goal (and with a bound on the bytes, whether it fits)."""
+    def look(self, setting: Setting) -> _Candidate:
+        """Round at a setting."""
         rounded = self.network.rounded(setting)
-        network = self.candidate(rounded, BIAS_LEVELS[0])
-        size, scored = len(file.dumps(network)[0]), self.scores_of(network)
-        zeros = removed_share({name: rounded.tensors[name] != 0 for name in self.posterior.layers})
+        network, bound = self.candidate(rounded, BIAS_LEVELS[0]), self.goal.max_bytes
+        size, scored = len(file.dumps(network, in_context=COMPILED)[0]), self.scores_of(network)
         if self.watch.candidate is not None:
-            self.watch.candidate(Trial(zeros, 0.0, setting.price, size, scored.error, scored.nll_nats))
-        bounded = self.goal.max_bytes is not None
-        good = size <= self.goal.max_bytes if self.goal.max_bytes is not None else self.target.reached(scored)
-        worth = scored.nll_nats if bounded else size
-        if good and (self.best is None or worth < self.best[0]):
-            self.best = worth, rounded, scored, math.log(setting.price)
-        return good
+            self.watch.candidate(Trial(_zeros(self, rounded), 0.0, setting.price, size, scored.error, scored.nll_nats))
+        good = self.target.reached(scored) if bound is None else size <= bound
+        found = _Candidate(rounded, setting, size, scored, good)
+        if good and (self.best is None or self.worth(found) < self.worth(self.best)):
+            self.best = found
+        return found
 
-    def bisect(self, damping: float, descending: bool) -> None:
-        """Look for the border between prices that reach the goal and those that do not."""
+    def worth(self, candidate: _Candidate) -> float:
+        """What is to become small."""
+        return candidate.size if self.goal.max_bytes is None else candidate.scored.nll_nats
+
+    def off(self, candidate: _Candidate) -> float | None:
+        """How far a candidate is from the goal, as a logarithm that rises with the price; None where nothing says."""
+        if self.goal.max_bytes is not None:
+            return math.log(self.goal.max_bytes / candidate.size)
+        lost = candidate.scored.nll_nats - self.target.reference.nll_nats
+        allowed = self.target.nll_tolerance
+        return math.log(lost / allowed) if lost > 0 and 0 < allowed < math.inf else None
+
+    def run(self, how: Compensation) -> None:
+        """Climb along the dampings, then try the other orders."""
+        dampings, orders, (first, *others) = how.dampings, how.orders, how.orders
+        place = min(1, len(dampings) - 1)
+        total, done = len(dampings) + len(orders) - 1, 1
+        self.between(Setting(1.0, dampings[place], first))
+        self.watch.trial(done, total)
+        for way in (1, -1):
+            moved = False
+            while 0 <= place + way < len(dampings):
+                before = self.best
+                self.near(Setting(1.0, dampings[place + way], first))
+                done += 1
+                self.watch.trial(done, total)
+                if self.best is before:
+                    break
+                place, moved = place + way, True
+            if moved:
+                break
+        for descending in others:
+            self.near(Setting(1.0, dampings[place], descending))
+        self.watch.trial(total, total)
+
+    def between(self, setting: Setting) -> None:
+        """Look for the price at the goal's border, in the whole range."""
         low, high = (math.log(price) for price in PRICES)
-        steps = STEPS
+        self.search(setting, low, high, STEPS)
+        if self.best is None:
+            bound = self.goal.max_bytes is not None
+            self.look(replace(setting, price=OUTERMOST[bound]))
+
+    def near(self, setting: Setting) -> None:
+        """The same, around the best price so far."""
         if self.best is not None:
-            best = self.best[3]
-            low, high, steps = best - NEAR, best + NEAR, NEAR_STEPS
+            best = math.log(self.best.setting.price)
+            self.search(setting, best - NEAR, best + NEAR, NEAR_STEPS)
+
+    def search(self, setting: Setting, low: float, high: float, steps: int) -> None:
+        """Look at so many prices between two logarithms, the first in the middle."""
+        offs, middle, rises = dict[float, float | None](), (low + high) / 2, self.goal.max_bytes is None
+        best = self.best  # of the settings before
         for _ in range(steps):
-            middle = (low + high) / 2
-            good = self.look(Setting(math.exp(middle), damping, descending))
-            if good == (self.goal.max_bytes is None):
-                low = middle
-            else:
-                high = middle
+            found = self.look(replace(setting, price=math.exp(middle)))
+            offs[middle] = self.off(found)
+            low, high = (middle, high) if found.good == rises else (low, middle)
+            if high - low < CLOSE or (rises and best is not None and self.hopeless(found, best)):
+                break
+            middle = self.next_price(offs, low, high)
+
+    def next_price(self, offs: dict[float, float | None], low: float, high: float) -> float:
+        """Where the line through an interval's ends meets the goal, well inside of it; the middle where none does."""
+        left, right = offs.get(low), offs.get(high)
+        slope = SLOPE if self.goal.max_bytes is None else BYTES
+        if left is not None and right is not None and right > left:
+            wanted = low - left * (high - low) / (right - left)
+        elif left is not None and high not in offs:
+            wanted = low - left / slope
+        elif right is not None and low not in offs:
+            wanted = high - right / slope
+        else:
+            return (low + high) / 2
+        return min(max(wanted, low + INNER * (high - low)), high - INNER * (high - low))
+
+    def hopeless(self, found: _Candidate, best: _Candidate) -> bool:
+        """Whether a candidate's setting would take more bytes at the goal's border than the best one so far."""
+        off = self.off(found)
+        return off is not None and found.size * math.exp(off * BYTES / SLOPE) > HOPELESS * best.size
 
     def finished(self) -> tuple[Compressed, float]:
         """The best candidate, its biases as coarse as the target allows."""
         if self.best is None:
             wanted = f"fits into {self.goal.max_bytes} bytes" if self.goal.max_bytes else f"reaches {self.target}"
-            raise ValueError(f"no candidate {wanted}; allow more, or fine-tune with --finetune")
-        _, rounded, scored, _ = self.best
-        target = self.target
+            raise ValueError(f"no candidate {wanted}; allow more, or try --rounding nearest or --finetune EPOCHS")
+        rounded, target = self.best.rounded, self.target
         if self.goal.max_bytes is not None:
-            target = Target(scored, PRECISION_TOLERANCE, NLL_PER_ACCURACY * PRECISION_TOLERANCE)
+            target = Target(self.best.scored, PRECISION_TOLERANCE, NLL_PER_ACCURACY * PRECISION_TOLERANCE)
         best = self.candidate(rounded, BIAS_LEVELS[0])
         for levels in BIAS_LEVELS[1:]:
             coarser = self.candidate(rounded, levels)
             if not target.reached(self.scores_of(coarser)):
                 break
             best = coarser
-        return best, removed_share({name: rounded.tensors[name] != 0 for name in self.posterior.layers})
+        return best, _zeros(self, rounded)
+
+
+def _zeros(search: _Search, rounded: Rounded) -> float:
+    return removed_share({name: rounded.tensors[name] != 0 for name in search.posterior.layers})

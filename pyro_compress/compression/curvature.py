@@ -119,24 +119,35 @@ def most_values(graph: Graph, tensors: dict[str, Tensor], x: Tensor) -> int:
     return 2 * most // len(x)
 
 
-def patches(x: Tensor, node: Node, shape: tuple[int, ...]) -> Tensor:
+def patches(x: Tensor, node: Node, shape: tuple[int, ...], most: int = 0, seed: int = 0) -> Tensor:
     """What the rows of a layer's weight are multiplied with, `(positions, groups, n)`; padding as zeros.
 
     Args:
         x: the layer's inputs.
         node: the layer.
         shape: of its weight.
+        most: positions, drawn where there are more; 0: all.
+        seed: draws them.
     """
     if node.op == "linear":
-        return x.reshape(-1, 1, x.shape[-1])
+        x = x.reshape(-1, x.shape[-1])
+        return _drawn(x, 1, most, seed)[:, None]
     a, rank = node.attributes, len(shape) - 2
     x, padding = padded(x, a)
     x = F.pad(x, [size for size in reversed(padding) for _ in range(2)])
     for axis, (kernel, stride, dilation) in enumerate(zip(shape[2:], a["stride"], a["dilation"], strict=True), 2):
         x = x.unfold(axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-    groups = a.get("groups", 1)
-    x = x.movedim(1, 1 + rank)  # (batch, *positions, channels, *kernel)
-    return x.reshape(-1, groups, shape[1] * math.prod(shape[2:]))
+    x = _drawn(x.movedim(1, 1 + rank), 1 + rank, most, seed)  # (batch, *positions, channels, *kernel)
+    return x.reshape(-1, a.get("groups", 1), shape[1] * math.prod(shape[2:]))
+
+
+def _drawn(x: Tensor, axes: int, most: int, seed: int) -> Tensor:
+    """At most so many places of the first axes, as one axis; all of them where they are no more."""
+    count = math.prod(x.shape[:axes])
+    if not 0 < most < count:
+        return x
+    rows = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most]
+    return x[torch.unravel_index(rows, x.shape[:axes])]
 
 
 def moments(now: list[Tensor], before: list[Tensor], node: Node, shape: tuple[int, ...]) -> Moments:
@@ -146,12 +157,9 @@ def moments(now: list[Tensor], before: list[Tensor], node: Node, shape: tuple[in
     same = all(one is other for one, other in zip(now, before, strict=True))
     total, share = 0, POSITIONS // len(now)
     for index, (one, other) in enumerate(zip(now, before, strict=True)):
-        a = patches(one, node, shape)
-        b = a if same else patches(other, node, shape)
-        if len(a) > share:
-            rows = torch.randperm(len(a), generator=torch.Generator().manual_seed(index))[:share]
-            a, b = a[rows], b[rows]
+        a = patches(one, node, shape, share, index)
         second += a.permute(1, 2, 0) @ a.transpose(0, 1)
-        cross += 0.0 if same else b.permute(1, 2, 0) @ a.transpose(0, 1)
+        if not same:
+            cross += patches(other, node, shape, share, index).permute(1, 2, 0) @ a.transpose(0, 1)
         total += len(a)
     return Moments(second / total, (second if same else cross) / total)
