@@ -83,8 +83,8 @@ def compress_compensated(
         raise ValueError("a sparsity is reached by pruning; rounding with compensation takes a tolerance or a size")
     if others := unserved(posterior.graph, posterior.layers):
         raise ValueError(
-            f"rounding with compensation takes linear layers and convolutions whose weights are used once; {others[0]} is "
-            "none: use --rounding nearest"
+            "rounding with compensation takes linear layers and convolutions whose weights are used once; "
+            f"{others[0]} is none: use --rounding nearest"
         )
     search = _Search(posterior, splits, goal, device, watch, how.seed)
     search.run(how)
