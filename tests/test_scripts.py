@@ -324,3 +324,20 @@ def test_bench_deploy(tmp_path: Path) -> None:
     assert list(rows) == ["speed network.pcn", "exports network.pcn", "ensemble run"]
     assert len(rows["exports network.pcn"]["rows"]) == 10
     assert run(script("bench_deploy"), "--table", "--out", "rows.json", cwd=tmp_path) == told
+
+
+def test_post_training(tmp_path: Path) -> None:
+    """The table of files without training, its page and its rows; beside other methods under the same rule."""
+    document = tmp_path / "d.md"
+    document.write_text("before\n<!-- table without-training -->\nold\n<!-- end -->\nafter\n")
+    run(script("post_training_table"), "--smoke", "--json", "rows.json", "--document", str(document), cwd=tmp_path)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert all(row["within_tolerance"] for row in rows)
+    assert document.read_text().startswith("before\n<!-- table without-training -->\n\n| network | may be lost |")
+    assert document.read_text().endswith("<!-- end -->\nafter\n")
+    run(script("compare_post_training"), "--smoke", "--json", "compared.json", cwd=tmp_path)
+    compared = {row["method"]: row for row in json.loads((tmp_path / "compared.json").read_text())}
+    assert compared["pyro-compress"]["file_bytes"] == rows[0]["file_bytes"]
+    assert compared["pyro-compress"]["test"] == rows[0]["test_after"]
+    assert set(compared) == {"pyro-compress", "magnitude + xz", "int8 + zstd"}
