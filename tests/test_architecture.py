@@ -94,6 +94,7 @@ FLOORS = [
     {"networks/layered", "networks/bounded", "runs/waist"},
     {"networks/decoded", "metrics", "training/guards"},
     {"networks/nets", "networks/weights", "training/progress"},
+    {"compression/channels", "compression/recurrence"},
     {"compression/prune", "compression/precision", "compression/shrink", "compression/rate", "compression/recipe"},
     {"compression/packing"},
     {

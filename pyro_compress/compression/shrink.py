@@ -19,30 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_compress.compression.channels import Spaces, Value, varying
+from pyro_compress.compression.recurrence import needed, rows_of_units, silent
 from pyro_compress.graph.operations.row import Channels
 from pyro_compress.graph.operations.table import OPERATIONS, is_flattening, is_last, is_weighted
 from pyro_compress.graph.rules.table import run_node
 from pyro_compress.pcn import gate
 from pyro_compress.types import CACHED, Graph, Node, blocks, rows_of
-
-
-@dataclass
-class _Value:
-    """What is known of one node's output.
-
-    Attributes:
-        shape: of one example.
-        constant: value per channel, NaN where it varies, float64.
-        space: index of the set of channels it belongs to.
-        factor: entries along the axis per channel of the space (after flattening, the number of pixels).
-        axis: where the channels lie, the batch being 0: 1, or the last one behind a linear layer.
-    """
-
-    shape: tuple[int, ...]
-    constant: Tensor
-    space: int
-    factor: int = 1
-    axis: int = 1
 
 
 @dataclass(frozen=True)
@@ -127,12 +110,10 @@ class _Work:
         weights = {node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)}
         self.tensors = {n: tensor if n in weights else tensor.double().clone() for n, tensor in tensors.items()}
         self.shared = weights - set(spare)
-        self.values: list[_Value] = []
-        self.read: dict[int, _Value] = {}  # layer with weights -> its input, as it reads it
-        self.first: dict[str, _Value] = {}  # tensor by channel -> the first output that it is read for
-        self.parent: list[int] = []  # union-find over spaces
-        self.fixed: set[int] = set()  # spaces whose channels all stay
-        self.alive: dict[int, Tensor] = {}
+        self.values: list[Value] = []
+        self.read: dict[int, Value] = {}  # layer with weights -> its input, as it reads it
+        self.first: dict[str, Value] = {}  # tensor by channel -> the first output that it is read for
+        self.spaces = Spaces()
         self.seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     # --- forward: constants and spaces
@@ -144,21 +125,21 @@ class _Work:
         for index, (node, shape) in enumerate(zip(self.nodes, shapes, strict=True)):
             if node.op == "input":
                 channels = self.input_shape[0]
-                value = _Value(self.input_shape, _varying(channels), self.new_space(channels, fixed=True))
+                value = Value(self.input_shape, varying(channels), self.spaces.new(channels, fixed=True))
             else:
                 value = self.flow(index, node, shape)
             if _is_by_channel(node):
                 self.share(self.nodes[index], value)
             self.values.append(value)
-        self.fixed.add(self.find(self.values[-1].space))
+        self.spaces.fix(self.values[-1])
 
-    def share(self, node: Node, value: _Value) -> None:
+    def share(self, node: Node, value: Value) -> None:
         """A tensor by channel that several operations read is cut once: their channels go together."""
         for name in node.parameters.values():
             if len(self.tensors[name]) == len(value.constant):
-                self.join(self.first.setdefault(name, value), value)
+                self.spaces.join(self.first.setdefault(name, value), value)
 
-    def flow(self, index: int, node: Node, shape: tuple[int, ...]) -> _Value:
+    def flow(self, index: int, node: Node, shape: tuple[int, ...]) -> Value:
         sources = [self.values[i] for i in node.inputs]
         if is_weighted(node.op):
             self.read[index] = self.aligned(node, sources[0])
@@ -168,6 +149,15 @@ class _Work:
         kind = OPERATIONS[node.op].channels
         if kind is Channels.FLATTENED:
             return self.reshaped(sources[0], shape)
+        if kind is Channels.BEHIND and shape and all(value.axis == node.attributes["axis"] for value in sources):
+            constant = torch.cat([value.constant for value in sources])
+            return Value(shape, constant, self.spaces.behind(sources), sources[0].axis)
+        if kind is Channels.GATED and not any(self.uses[name] > 1 for name in node.parameters.values()):
+            return self.flow_recurrent(index, node, sources[0], shape)
+        if kind is Channels.LOOKED_UP and self.uses[node.parameters["weight"]] == 1:
+            table = self.tensors[node.parameters["weight"]]
+            constant = torch.where((table == 0).all(0), 0.0, torch.nan).double()
+            return Value(shape, constant, self.spaces.new(table.shape[1]), len(shape))
         apart = kind is Channels.APART or (kind is Channels.BEHIND_BATCH and sources[0].axis == 1)
         if not shape or not all(value.shape for value in sources):  # a number per example has no channels
             return self.mixed(sources, shape)
@@ -178,7 +168,7 @@ class _Work:
             return self.mixed(sources, shape)
         value = replace(sources[0], shape=shape)
         for other in sources[1:]:
-            self.join(sources[0], other)
+            self.spaces.join(sources[0], other)
         value.constant = self.known(node, [source.constant for source in sources])
         return value
 
@@ -192,22 +182,22 @@ class _Work:
             values = known([constant.cpu().numpy() for constant in constants], node.attributes)
         return torch.from_numpy(values).to(constants[0].device)
 
-    def mixed(self, sources: list[_Value], shape: tuple[int, ...]) -> _Value:
+    def mixed(self, sources: list[Value], shape: tuple[int, ...]) -> Value:
         """The output of an operation that does not keep channels apart: all of them stay, on both sides."""
-        self.fixed |= {self.find(value.space) for value in sources}
+        self.spaces.fix(*sources)
         channels = shape[0] if shape else 1
-        return _Value(shape, _varying(channels), self.new_space(channels, fixed=True))
+        return Value(shape, varying(channels), self.spaces.new(channels, fixed=True))
 
-    def aligned(self, node: Node, source: _Value) -> _Value:
+    def aligned(self, node: Node, source: Value) -> Value:
         """A layer's input with its channels where the layer has its inputs; if they are elsewhere, all stay."""
         axis = len(source.shape) if is_last(node.op) else 1
         if source.axis == axis:
             return source
-        self.fixed.add(self.find(source.space))
+        self.spaces.fix(source)
         size = source.shape[axis - 1]
-        return replace(source, constant=_varying(size), space=self.new_space(size, fixed=True), factor=1, axis=axis)
+        return replace(source, constant=varying(size), parts=self.spaces.new(size, fixed=True), axis=axis)
 
-    def flow_weighted(self, index: int, node: Node, source: _Value, shape: tuple[int, ...]) -> _Value:
+    def flow_weighted(self, index: int, node: Node, source: Value, shape: tuple[int, ...]) -> Value:
         name = node.parameters["weight"]
         out, into = self.tensors[name].shape[:2]
         groups = node.attributes.get("groups", 1)
@@ -226,18 +216,33 @@ class _Work:
         bias = self.bias(index, offset)
         constant = torch.where(self.occupied(name)[0] > 0, torch.nan, bias)
         if groups != 1 and into == 1:  # depthwise: channel i makes the outputs i·m, ..., i·m + m - 1
-            return _Value(shape, constant, source.space, source.factor * (out // groups))
+            return Value(shape, constant, tuple((space, factor * (out // groups)) for space, factor in source.parts))
         if groups != 1:
-            self.fixed.add(self.find(source.space))
+            self.spaces.fix(source)
         axis = len(shape) if is_last(node.op) else 1
-        return _Value(shape, constant, self.new_space(out, fixed=groups != 1), 1, axis)
+        return Value(shape, constant, self.spaces.new(out, fixed=groups != 1), axis)
 
-    def flow_shared(self, node: Node, source: _Value, shape: tuple[int, ...]) -> _Value:
+    def flow_recurrent(self, index: int, node: Node, source: Value, shape: tuple[int, ...]) -> Value:
+        """A recurrent layer: its units are channels of the output, and of its own recurrent weight."""
+        if source.axis != len(source.shape):
+            self.spaces.fix(source)
+            size = source.shape[-1]
+            source = replace(source, constant=varying(size), parts=self.spaces.new(size, fixed=True), axis=len(shape))
+        self.read[index] = source
+        into = self.tensors[node.parameters["weight_ih"]]
+        into[:, source.constant == 0] = 0  # it reads nothing there
+        tensors = {role: self.tensors[name] for role, name in node.parameters.items()}
+        quiet = silent(tensors, shape[-1])
+        tensors["weight_hh"][:, quiet] = 0
+        constant = torch.where(quiet, 0.0, torch.nan).double()
+        return Value(shape, constant, self.spaces.new(shape[-1]), len(shape))
+
+    def flow_shared(self, node: Node, source: Value, shape: tuple[int, ...]) -> Value:
         """A layer whose weight is used elsewhere too: all channels stay on both sides."""
-        self.fixed.add(self.find(source.space))
+        self.spaces.fix(source)
         channels = len(self.tensors[node.parameters["weight"]])
         axis = len(shape) if is_last(node.op) else 1
-        return _Value(shape, _varying(channels), self.new_space(channels, fixed=True), 1, axis)
+        return Value(shape, varying(channels), self.spaces.new(channels, fixed=True), axis)
 
     def occupied(self, name: str) -> tuple[Tensor, Tensor]:
         """`_occupied` of a weight, looked at anew only where it has changed."""
@@ -269,7 +274,7 @@ class _Work:
             return self.tensors[name]
         return offset
 
-    def reshaped(self, source: _Value, shape: tuple[int, ...]) -> _Value:
+    def reshaped(self, source: Value, shape: tuple[int, ...]) -> Value:
         """Flattening keeps channels, each as several entries; any other reshape fixes both sides."""
         if not shape or not source.shape:
             return self.mixed([source], shape)
@@ -277,64 +282,75 @@ class _Work:
         if not flattens or source.axis != 1 or shape[0] % source.shape[0]:
             return self.mixed([source], shape)
         times = shape[0] // source.shape[0]
-        return _Value(shape, source.constant.repeat_interleave(times), source.space, source.factor * times)
-
-    # --- spaces
-
-    def new_space(self, channels: int, fixed: bool = False) -> int:
-        self.parent.append(len(self.parent))
-        space = self.parent[-1]
-        self.alive[space] = torch.ones(channels, dtype=torch.bool)
-        if fixed:
-            self.fixed.add(space)
-        return space
-
-    def find(self, space: int) -> int:
-        while self.parent[space] != space:
-            space = self.parent[space]
-        return space
-
-    def join(self, a: _Value, b: _Value) -> None:
-        first, second = self.find(a.space), self.find(b.space)
-        if a.factor != b.factor or len(self.alive[first]) != len(self.alive[second]):
-            self.fixed |= {first, second}
-        elif first != second:
-            self.parent[second] = first
-            if second in self.fixed:
-                self.fixed.add(first)
-
-    def live(self, value: _Value) -> Tensor:
-        """Which entries along the channels' axis of a value are alive."""
-        return self.alive[self.find(value.space)].repeat_interleave(value.factor)
+        parts = tuple((space, factor * times) for space, factor in source.parts)
+        return Value(shape, source.constant.repeat_interleave(times), parts)
 
     # --- backward: who is read
 
     def sweep(self) -> bool:
         """One pass from the output to the input; True if something died."""
+        spaces = self.spaces
+        held = {spaces.find(space) for space in spaces.fixed}
         read = {
-            self.find(space): torch.full_like(alive, self.find(space) in self.fixed)
-            for space, alive in self.alive.items()
+            spaces.find(space): torch.full_like(alive, spaces.find(space) in held)
+            for space, alive in spaces.alive.items()
         }
         died = False
         for index in reversed(range(1, len(self.nodes))):
-            node = self.nodes[index]
+            node, value = self.nodes[index], self.values[index]
+            kind = OPERATIONS[node.op].channels
+            if index in self.read and kind is Channels.GATED:
+                died |= self.silence(node, ~spaces.live(value))
+                spaces.mark(read, self.read[index], (self.tensors[node.parameters["weight_ih"]] != 0).any(0))
+            elif kind is Channels.LOOKED_UP and value.axis == len(value.shape) and not self.mixes(value):
+                table, dead = self.tensors[node.parameters["weight"]], ~spaces.live(value)
+                died |= bool((table[:, dead] != 0).any())
+                table[:, dead] = 0
             if not is_weighted(node.op):
                 continue
             name, source = node.parameters["weight"], self.read[index]
-            dead = ~self.live(self.values[index])
+            dead = ~spaces.live(value)
             if ((self.occupied(name)[0] > 0) & dead).any():
                 self.changeable(name)[dead] = 0
                 died = True
             if node.attributes.get("groups", 1) == 1:
-                read[self.find(source.space)] |= self.occupied(name)[1].view(-1, source.factor).any(1)
+                spaces.mark(read, source, self.occupied(name)[1])
+        self.close(read)
         for space, channels in read.items():
-            channels &= self.alive[space]
+            channels &= spaces.alive[space]
             if not channels.any():  # no operation takes an empty tensor: one channel stays
-                channels[int(self.alive[space].to(torch.uint8).argmax())] = True
-            if not torch.equal(self.alive[space], channels):
-                self.alive[space] = channels
+                channels[int(spaces.alive[space].to(torch.uint8).argmax())] = True
+            if not torch.equal(spaces.alive[space], channels):
+                spaces.alive[space] = channels
                 died = True
         return died
+
+    def mixes(self, value: Value) -> bool:
+        """Whether a value's channels were not followed."""
+        return all(self.spaces.is_fixed(space) for space, _ in value.parts)
+
+    def silence(self, node: Node, dead: Tensor) -> bool:
+        """Zero all rows of dead units of a recurrent layer, and its columns that read them; True if any was not."""
+        changed = False
+        for role, name in node.parameters.items():
+            rows = self.tensors[name].view(-1, len(dead), *self.tensors[name].shape[1:])
+            changed |= bool((rows[:, dead] != 0).any())
+            rows[:, dead] = 0
+            if role == "weight_hh":
+                self.tensors[name][:, dead] = 0
+        return changed
+
+    def close(self, read: dict[int, Tensor]) -> None:
+        """Of units of recurrent layers those are read, too, whom a unit that is read needs."""
+        gated = [index for index in self.read if OPERATIONS[self.nodes[index].op].channels is Channels.GATED]
+        while True:
+            before = {space: channels.clone() for space, channels in read.items()}
+            for index in gated:
+                ((space, _),) = self.values[index].parts
+                space = self.spaces.find(space)
+                read[space] = needed(read[space], self.tensors[self.nodes[index].parameters["weight_hh"]])
+            if all(torch.equal(before[space], channels) for space, channels in read.items()):
+                return
 
     # --- the smaller network
 
@@ -344,7 +360,9 @@ class _Work:
         rows, columns, tensors = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
         last = {name: index for index, node in enumerate(self.nodes) for name in node.parameters.values()}
         for index, (node, value) in enumerate(zip(self.nodes, self.values, strict=True)):
-            keep = _entries(orders[self.find(value.space)], value.factor)
+            keep = self.spaces.kept(value, orders)
+            kind = OPERATIONS[node.op].channels if node.op in OPERATIONS else None
+            gated, looked_up = kind is Channels.GATED and index in self.read, kind is Channels.LOOKED_UP
             for role, name in node.parameters.items():
                 if self.tensors[name].dim() == 0:  # a number has no rows
                     tensors[name] = self.tensors[name].to(dtypes[name])
@@ -352,11 +370,17 @@ class _Work:
                 size = len(self.tensors[name])
                 by_channel = _is_by_channel(node) and size == len(value.constant)
                 rows[name] = keep if by_channel else torch.arange(size)
+                if gated:
+                    rows[name] = rows_of_units(keep, len(value.constant), size)
+                if (gated and role == "weight_hh") or (looked_up and not self.mixes(value)):
+                    columns[name] = keep
+                if gated and role == "weight_ih":
+                    columns[name] = self.spaces.kept(self.read[index], orders)
                 if is_weighted(node.op) and role == "weight" and node.attributes.get("groups", 1) == 1:
                     source = self.read[index]
-                    columns[name] = _entries(orders[self.find(source.space)], source.factor)
+                    columns[name] = self.spaces.kept(source, orders)
                 tensor = _cut(self.tensors[name], rows[name], columns.get(name))
-                tensors[name] = tensor.to(dtypes[name if name in dtypes else node.parameters["weight"]])
+                tensors[name] = tensor.to(dtypes[name] if name in dtypes else dtypes[node.parameters["weight"]])
             for name in {name for name in node.parameters.values() if last[name] == index}:
                 del self.tensors[name]
             if is_flattening(node.op):
@@ -364,7 +388,7 @@ class _Work:
                 node = replace(node, attributes={"shape": shape})
             elif is_weighted(node.op) and node.attributes.get("groups", 1) != 1:
                 source = self.read[index]
-                channels = len(_entries(orders[self.find(source.space)], source.factor))
+                channels = len(self.spaces.kept(source, orders))
                 each = len(source.constant) // node.attributes["groups"]
                 node = replace(node, attributes=node.attributes | {"groups": channels // each})
             nodes.append(node)
@@ -373,29 +397,36 @@ class _Work:
     def free(self) -> list[Units]:
         """The spaces that are not fixed, with their tensors."""
         axes: dict[int, list[tuple[str, int, int]]] = {}
+        stay = {self.spaces.find(space) for space in self.spaces.fixed | self.spaces.several}
         for index, (node, value) in enumerate(zip(self.nodes, self.values, strict=True)):
-            if _is_by_channel(node):
-                made = axes.setdefault(self.find(value.space), [])
+            kind = OPERATIONS[node.op].channels if node.op in OPERATIONS else None
+            if kind in (Channels.GATED, Channels.LOOKED_UP):  # theirs lie on other axes than `Units` tells
+                read = self.read[index].parts if index in self.read else ()
+                stay |= {self.spaces.find(space) for space, _ in (*value.parts, *read)}
+            if _is_by_channel(node) and len(value.parts) == 1:
+                ((space, factor),) = value.parts
+                made = axes.setdefault(self.spaces.find(space), [])
                 names = (n for n in node.parameters.values() if len(self.tensors[n]) == len(value.constant))
-                made += [(name, 0, value.factor) for name in names]
-            if is_weighted(node.op) and node.attributes.get("groups", 1) == 1:
-                source = self.read[index]
-                axes.setdefault(self.find(source.space), []).append((node.parameters["weight"], 1, source.factor))
-        free = {space: dict.fromkeys(found) for space, found in axes.items() if space not in self.fixed}  # each once
-        return [Units(len(self.alive[space]), tuple(found)) for space, found in free.items()]
+                made += [(name, 0, factor) for name in names]
+            if is_weighted(node.op) and node.attributes.get("groups", 1) == 1 and len(self.read[index].parts) == 1:
+                ((space, factor),) = self.read[index].parts
+                axes.setdefault(self.spaces.find(space), []).append((node.parameters["weight"], 1, factor))
+        free = {space: dict.fromkeys(found) for space, found in axes.items() if space not in stay}  # each once
+        return [Units(len(self.spaces.alive[space]), tuple(found)) for space, found in free.items()]
 
     def orders(self) -> dict[int, Tensor]:
         """Live channels of every space; free ones by the number of non-zero weights that make them, most first."""
-        made = {self.find(space): torch.zeros(len(alive)) for space, alive in self.alive.items()}
+        spaces = self.spaces
+        made = {spaces.find(space): torch.zeros(len(alive)) for space, alive in spaces.alive.items()}
         for node, value in zip(self.nodes, self.values, strict=True):
             if is_weighted(node.op):
-                counts = self.occupied(node.parameters["weight"])[0]
-                made[self.find(value.space)] += counts.view(-1, value.factor).sum(1)
+                spaces.count(made, value, self.occupied(node.parameters["weight"])[0])
+        held = {spaces.find(space) for space in spaces.fixed}
         found = {}
         for space, counts in made.items():
-            live = self.alive[space].nonzero().flatten()
+            live = spaces.alive[space].nonzero().flatten()
             order = torch.argsort(counts[live], descending=True, stable=True)
-            found[space] = live if space in self.fixed else live[order]
+            found[space] = live if space in held else live[order]
         return found
 
 
@@ -421,12 +452,3 @@ def _cut(tensor: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
 
 def _is_by_channel(node: Node) -> bool:
     return node.op in OPERATIONS and OPERATIONS[node.op].by_channel
-
-
-def _entries(channels: Tensor, factor: int) -> Tensor:
-    """Indices along the channels' axis of the entries of some channels, `factor` per channel."""
-    return (channels[:, None] * factor + torch.arange(factor)).flatten()
-
-
-def _varying(channels: int) -> Tensor:
-    return torch.full((channels,), torch.nan, dtype=torch.float64)

@@ -168,7 +168,9 @@ MOVES = {
         lambda x, p, a: np.roll(x, tuple(a["shifts"]), tuple(a["axes"])), _roll_shape,
         attributes={"shifts": BORDERS, "axes": AXES}, channels=Channels.BEHIND_BATCH, known=unchanged,
     ),
-    "concat": Operation(_concat, _concat_shape, (1, MAX_INPUTS), attributes={"axis": COUNT}),
+    "concat": Operation(
+        _concat, _concat_shape, (1, MAX_INPUTS), attributes={"axis": COUNT}, channels=Channels.BEHIND
+    ),
     "regroup": Operation(
         lambda x, p, a: x.reshape(-1, *a["shape"]), _regroup_shape, attributes={"shape": SHAPE}, regroups=True, since=5
     ),

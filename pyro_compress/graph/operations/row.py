@@ -112,6 +112,9 @@ class Channels(Enum):
     BEHIND_BATCH = "keeps them apart where they are the first dimension behind the batch"
     FLATTENED = "keeps them apart where it flattens what lies behind them"
     MADE = "makes new ones: a layer whose weight has the shape (out, in / groups, *kernel)"
+    BEHIND = "puts those of its inputs one behind the other, where it joins them along their axis"
+    GATED = "makes new ones along the last axis, each with a row in every gate of recurrent weights"
+    LOOKED_UP = "makes new ones along the last axis: the columns of a table"
     MIXED = "mixes or moves them"
 
 

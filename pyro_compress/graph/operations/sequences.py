@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 
 from pyro_compress.graph.operations.fits import expect, of_rank, per_channel
-from pyro_compress.graph.operations.row import BOOL, KINDS, Attributes, Made, Operation, Parameters, Roles, Rule, Shape
+from pyro_compress.graph.operations.row import (
+    BOOL,
+    KINDS,
+    Attributes,
+    Channels,
+    Made,
+    Operation,
+    Parameters,
+    Roles,
+    Rule,
+    Shape,
+)
 
 GATES = {"lstm": 4, "gru": 3}
 """Blocks of rows of a recurrent weight, one for each gate, each with a row for every hidden unit."""
@@ -84,14 +95,14 @@ def _recurrent_shape(gates: int) -> Rule:
 def _recurrent(run: Any, gates: int) -> Operation:
     return Operation(
         run, _recurrent_shape(gates), roles=("weight_ih", "weight_hh"), may=("bias_ih", "bias_hh"),
-        options={"reverse": BOOL}, multiplies=True, since=5,
+        options={"reverse": BOOL}, channels=Channels.GATED, multiplies=True, since=5,
     )  # fmt: skip
 
 
 SEQUENCES = {
     "embedding": Operation(
         _embedding, _embedding_shape, roles=("weight",), takes=tuple(kind for kind in KINDS if kind.startswith("int")),
-        multiplies=True, since=5,
+        channels=Channels.LOOKED_UP, multiplies=True, since=5,
     ),
     "lstm": _recurrent(_lstm, GATES["lstm"]),
     "gru": _recurrent(_gru, GATES["gru"]),
