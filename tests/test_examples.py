@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from pyro_compress.data.splits import load_splits
+from pyro_compress.settings import Reading
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODEL = EXAMPLES / "browser" / "model.onnx"
@@ -107,3 +108,15 @@ def test_the_page_prepares_drawings_as_mnist_was(mnist_dir: str, tmp_path: Path)
     for image in got:  # the centre of mass lies where MNIST has it, to half a pixel
         assert abs((image * rows).sum() / image.sum() - 14.5) < 0.51
         assert abs((image * columns).sum() / image.sum() - 14.5) < 0.51
+
+
+def test_digit_masks(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "digit_masks.py"), str(tmp_path / "scans"), "--images", "30"]
+    subprocess.run(command, check=True, capture_output=True)
+    splits = load_splits(str(tmp_path / "scans"), reading=Reading("segmentation"))
+    assert splits.input_shape == (1, 48, 48)
+    labels = splits.train.y
+    ground, ink, none = ((labels == 0).sum(), (labels > 0).sum(), (labels == -100).sum())
+    assert ground > ink > none > 0
+    bright = splits.train.x[:, 0]
+    assert abs(float(bright[labels > 0].mean() - bright[labels == 0].mean())) < 0.2  # no threshold tells them apart

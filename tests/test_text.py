@@ -1,5 +1,6 @@
 """Text and tokens: windows that no two splits share, vocabularies that travel in the file, every command."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.cli.main import main
 from pyro_compress.data.splits import load_splits
 from pyro_compress.data.text import STRETCHES, UNKNOWN
@@ -14,7 +16,9 @@ from pyro_compress.graph.capture import capture
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.outputs import with_columns
 from pyro_compress.pcn import file
-from pyro_compress.settings import Reading
+from pyro_compress.runs.config import resolve
+from pyro_compress.settings import FitConfig, Reading
+from pyro_compress.types import Data, Splits
 
 WORDS = ("the", "weights", "of", "a", "network", "are", "drawn", "from", "its", "posterior", "näher", "\n")
 
@@ -170,3 +174,21 @@ def test_a_language_model_goes_through_every_command(story: Path, vocabulary: st
     )
     if vocabulary == "characters":
         assert "bits per character" in called("inspect", str(run), "--draws", "50", "--rows", "20")
+
+
+def test_the_compiled_step_of_a_recurrent_layer_descends_as_the_eager_one() -> None:
+    """What its gradient needs only its kernel knows; the two draw noise of their own, hardly any here."""
+    x = torch.randint(0, 9, (60, 8), generator=torch.Generator().manual_seed(0))
+    data, found = Data(x[:, :-1], x[:, 1:]), {}
+    splits = Splits(data, data, data, tuple("012345678"), task="next-token", tokens=9)
+    for mode in ("on", "off"):
+        torch.manual_seed(0)
+        net = build_net("lstm", (7,), 9, (), 9)
+        config = FitConfig(
+            prior="gaussian", compile=mode, epochs=3, pretrain_epochs=0, batch_size=20, lr=3e-3, init_scale=1e-5,
+            device="cpu", task="next-token",
+        )  # fmt: skip
+        fit = fit_posterior(net, splits, resolve(config, 60))
+        found[mode] = fit.history[-1].expected_log_likelihood_nats or 0.0
+    assert found["on"] == pytest.approx(found["off"], rel=2e-3)
+    assert found["on"] > -60 * 7 * math.log(9)

@@ -97,7 +97,8 @@ HEADINGS = {
     "--tolerance",
     type=float,
     default=0.005,
-    help="Validation accuracy that may be lost (0.005: half a point); regression: share by which the RMSE may grow.",
+    help="Validation accuracy that may be lost (0.005: half a point); regression: share by which the RMSE may grow, "
+    "texts: the bits.",
 )
 @click.option(
     "--nll-tolerance",
@@ -107,8 +108,9 @@ HEADINGS = {
     help="Validation NLL that may be lost; default twice --tolerance, less below 3,000 examples.",
 )
 @click.option(
-    "--target-error", type=click.FloatRange(0, 1), default=None, metavar="SHARE",
-    help="Validation error that may be reached (0.02: two points; regression: RMSE / spread), instead of a tolerance.",
+    "--target-error", type=click.FloatRange(0), default=None, metavar="SHARE",
+    help="Validation error that may be reached (0.02: two points; regression: RMSE / spread; texts: bits), "
+    "instead of a tolerance.",
 )  # fmt: skip
 @click.option(
     "--max-bytes", type=click.IntRange(1), default=None,

@@ -23,11 +23,13 @@ def check_images(augment: Augment | None, data: Data) -> None:
     """Refuse to augment what is no image.
 
     Raises:
-        ValueError: its examples have no height and width.
+        ValueError: its examples have no height and width, or their pixels have labels or are targets.
     """
     if augment and len(data.x.shape) != 4:
         shape = tuple(data.x.shape[1:])
         raise ValueError(f"augmentation is for images (channels, height, width); one example has shape {shape}")
+    if augment and data.y.dim() > 2:
+        raise ValueError("augmentation changes images, and not what is said of their pixels: leave --augment out")
 
 
 def moved(x: Tensor, most: int, generator: torch.Generator) -> Tensor:

@@ -58,9 +58,10 @@ class Progress:
             self.turned = self.snapshot.numbers.get("turned")
 
     def example(self, size: int) -> tuple[Tensor, Tensor]:
-        """The first examples, on the device: what a minibatch looks like."""
+        """The first examples, on the device: what a minibatch looks like, in memory too."""
         train, device = self.splits.train, self.config.device
-        return train.x[:size].to(device), train.y[:size].to(device)
+        rows = torch.arange(min(size, len(train)))
+        return train.x[rows].to(device), train.y[rows].to(device)
 
     def keep(
         self, phase: str, tensors: Callable[[], dict[str, Tensor]], step: int, told: dict[str, Any] | None = None
