@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from pyro_compress.cli.main import main
-from pyro_compress.compression.calibrated import Calibrated, Setting, calibrated, unserved
+from pyro_compress.compression.calibrated import Calibrated, Setting, calibrated, unserved, work_of
 from pyro_compress.compression.compensated import compress_compensated
 from pyro_compress.compression.compensation import (
     Prices,
@@ -277,7 +277,14 @@ def test_layers_of_other_kinds_are_refused_by_name(digits) -> None:
         compress_compensated(shared, digits)
 
 
-def test_the_command(digits, tmp_path) -> None:
+def test_work_is_that_of_moments_and_algebra() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+    graph = capture(net, (2, 6, 6))
+    wanted = 9**2 * (2 * (2 * 60_000 + 4 * 9) + 3 * 4) + 64**2 * (2 * 4096 + 4 * 64 + 3 * 10)
+    assert work_of(graph, net.state_dict()) == wanted
+
+
+def test_the_command(digits, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network of others without training: within the tolerance, and smaller than by rounding to the nearest."""
     net = build_net("mlp", digits.input_shape, 10, (20,))
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
@@ -299,6 +306,11 @@ def test_the_command(digits, tmp_path) -> None:
         assert told["rounding"] == ("compensated" if way in ("default", "compensated") else "")
         size[way] = out.stat().st_size
     assert size["default"] == size["compensated"] < 0.8 * size["nearest"]
+    monkeypatch.setattr("pyro_compress.cli.sources.MOST_WORK", 1000)
+    done = CliRunner().invoke(main, ["compress", *given, "--out", str(tmp_path / "large.pcn"), "--json"])
+    (told,) = json.loads(done.stdout)["warnings"]
+    assert told.startswith("rounded to the nearest: compensation takes")
+    assert (tmp_path / "large.pcn").stat().st_size == size["nearest"]
     assert size["nearest"] == size["posterior"]
 
 

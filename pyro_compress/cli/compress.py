@@ -233,13 +233,14 @@ def compress(
         if curve:
             check_curve(curve, out, force)
         trials, started = list[Trial](), time.perf_counter()
-        asked, options["seed"] = options["rounding"], named["seed"]
+        options["seed"], options["asked"] = named["seed"], options["rounding"] is not None
         options["rounding"] = rounding_of(run, named, options)
         command = command_of(options)
         source = (
             of_run(command, run, data_dir, named) if run else of_weights(command, data_dir, named, options, as_json)
         )
-        options["rounding"] = asked or source.rounding
+        if not options.pop("asked"):
+            options["rounding"] = source.rounding
         device = prepare(options.pop("device"), options.pop("threads"))
         with search_options(options, as_json) as (goal, how, watch):
             report = compress_run(

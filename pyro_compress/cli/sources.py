@@ -37,6 +37,8 @@ class Source(NamedTuple):
     rounding: str = "nearest"
 
 
+MOST_WORK = 1e12
+"""Multiply-adds for one candidate, above which compensation is only done where it is asked for: half a minute or so."""
 POSTERIOR = ("how", "folder", "epochs", "lr")
 PRUNING = ("criterion", "sparsity", "coarseness", "bits", "bit_price", "finetune", "rate", "teacher")
 """Options that ask for a posterior around given weights, and for what is done with one."""
@@ -96,13 +98,12 @@ def of_weights(command: str, data_dir: str, named: dict[str, Any], options: dict
         command: name in `command_budget.COMMANDS`.
         data_dir: where data sets lie.
         named: values of `NETWORK`.
-        options: `device` and `threads`.
+        options: `device`, `threads`, and whether `--rounding` was `asked` for.
         quiet: whether no progress is shown.
 
     Raises:
         ValueError: options are missing or contradict, the weights do not fit, or it would not go into memory.
     """
-    from pyro_compress.compression.calibrated import unserved
     from pyro_compress.runs.post_training import load_trained, posterior_around
     from pyro_compress.settings import FitConfig
 
@@ -117,9 +118,23 @@ def of_weights(command: str, data_dir: str, named: dict[str, Any], options: dict
     )  # fmt: skip
     compensated = command == "compress --rounding compensated"
     trained = load_trained(config, folder, command, "" if compensated else how)
-    if compensated and not unserved(trained.network.graph, trained.network.layers):
-        # it takes its own curvature
-        return Source(trained.network, trained.splits, trained.network, rounding="compensated")
+    if compensated and (options["asked"] or not _spared(trained.network)):
+        return Source(trained.network, trained.splits, trained.network, rounding="compensated")  # its own curvature
     with epoch_printer() if not quiet else nullcontext(lambda epoch: None) as on_epoch:
         around = posterior_around(trained, how, on_epoch)
     return Source(around.posterior, trained.splits, trained.network, around.seconds)
+
+
+def _spared(network: Posterior) -> bool:
+    """Whether a network is spared compensation that nobody asked for: it cannot be done, or not soon, which is said."""
+    from pyro_compress.compression.calibrated import unserved, work_of
+
+    if unserved(network.graph, network.layers):
+        return True
+    if (work := work_of(network.graph, network.tensors)) <= MOST_WORK:
+        return False
+    keep(
+        f"rounded to the nearest: compensation takes {work:.0e} multiply-adds for each of a dozen candidates, "
+        "and mostly makes smaller files: --rounding compensated"
+    )
+    return True

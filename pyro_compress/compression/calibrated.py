@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from pyro_compress.compression.compensation import Found, problem_of, rounded_layer
 from pyro_compress.compression.curvature import (
     CHUNK,
+    POSITIONS,
     Moments,
     Noise,
     Sensitivity,
@@ -22,6 +24,7 @@ from pyro_compress.compression.curvature import (
 )
 from pyro_compress.graph.operations.table import has_statistics, is_weighted
 from pyro_compress.graph.rules.table import run_node
+from pyro_compress.pcn import gate
 from pyro_compress.pcn.codec import quarter_power
 from pyro_compress.pcn.layout import layouts
 from pyro_compress.pcn.sections import MAX_CONTEXT_VALUES
@@ -29,6 +32,8 @@ from pyro_compress.types import Graph
 
 IMAGES = 4096
 """Most calibration examples."""
+SOLVED, SWEPT = 4, 3
+"""Multiples of n³ that the algebra of n inputs takes, and rounds of compensation in the search for a step, about."""
 VALUES = 1 << 28
 """Values of activations that are held, about: a gibibyte of float32. Where all inputs of layers fit, they stay."""
 
@@ -154,6 +159,24 @@ def unserved(graph: Graph, names: Iterable[str]) -> list[str]:
     uses = Counter(name for node in graph.nodes for name in node.parameters.values())
     layers = {node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)}
     return [name for name in names if name not in layers or uses[name] > 1]
+
+
+def work_of(graph: Graph, tensors: Mapping[str, Tensor]) -> float:
+    """Multiply-adds of rounding a network once, about: moments of inputs, what is solved with them, and compensation.
+
+    Args:
+        graph: the network.
+        tensors: its tensors.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    made, total = gate.check(graph, shapes, gate.UNLIMITED).shapes, 0.0
+    for index, node in enumerate(graph.nodes):
+        if is_weighted(node.op):
+            rows, *inner = shapes[node.parameters["weight"]]
+            n, groups = math.prod(inner), node.attributes.get("groups", 1)
+            positions = min(POSITIONS, IMAGES * math.prod(made[index]) // rows)
+            total += n * n * (groups * (2 * positions + SOLVED * n) + SWEPT * rows)
+    return total
 
 
 def calibrated(

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from pyro_compress.compression.calibrated import IMAGES, VALUES
 from pyro_compress.foreign import json_of, of_type, read_toml, table
 from pyro_compress.graph.ir import graph_of
+from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.machine import require
 from pyro_compress.metrics import BATCH_VALUES
 from pyro_compress.pcn import gate
@@ -21,6 +23,8 @@ from pyro_compress.tensorfile import TensorFile
 from pyro_compress.types import Graph
 
 Shapes = Mapping[str, tuple[int, ...]]
+MOMENTS = 8 * 8
+"""Bytes for each entry of a layer's second moments: eight matrices in double precision."""
 
 
 class Held(NamedTuple):
@@ -65,14 +69,26 @@ def needed_by(command: str, graph: Graph, shapes: Shapes, rows: Mapping[str, int
     sizes, each = [4 * math.prod(shape) for shape in shapes.values()], math.prod(graph.input_shape)
     scored = max((rows.get(split, 0) for split in ("validation", "test")), default=0)
     batch = min(EVALUATED, scored, max(1, BATCH_VALUES // max(each, 1)))
+    calibration = _calibration(graph, shapes, plan) if command == "compress --rounding compensated" else 0
     at_once = batch if len(plan.output) > 1 else scored  # a class per position is counted batch by batch
     return {
         "libraries": held.fixed,
         "data": 4 * each * sum(rows.values()),
         "posterior": posterior,
         "network": int(held.network * sum(sizes) + held.layer * max(sizes)),
+        "calibration": calibration,
         "evaluation": 4 * batch * plan.peak + SCORED * at_once * math.prod(plan.output),
     }
+
+
+def _calibration(graph: Graph, shapes: Shapes, plan: gate.Plan) -> int:
+    """Bytes of the activations that calibration holds, twice, and of the moments of the layer with the most inputs."""
+    values = min(VALUES, 2 * IMAGES * plan.peak)
+    layers = [node for node in graph.nodes if is_weighted(node.op)]
+    squares = [
+        node.attributes.get("groups", 1) * math.prod(shapes[node.parameters["weight"]][1:]) ** 2 for node in layers
+    ]
+    return 2 * 4 * values + MOMENTS * max(squares, default=0)
 
 
 def check_command(command: str, run: Path, environment: Mapping[str, str] = os.environ) -> None:
