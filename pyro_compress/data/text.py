@@ -63,8 +63,8 @@ def text_splits(path: Path, validation: float | None, reading: Reading, known: P
     length = len(units) // STRETCHES
     if length <= reading.context:
         raise ValueError(
-            f"{path}: {len(units):,} {_kind(reading)} are too few: a hundred stretches are cut from a text, each with "
-            f"a window of {reading.context} and what follows it; {STRETCHES * (reading.context + 1):,} at least, or a "
+            f"{path}: {len(units):,} {with_vocabulary(reading)} are too few: a hundred stretches are cut from a text, "
+            f"each with a window of {reading.context} and what follows it; {STRETCHES * (reading.context + 1):,} at least, or a "
             "smaller --context"
         )
     order = np.random.default_rng(SPLIT_SEED).permutation(STRETCHES)
@@ -91,17 +91,15 @@ def text_examples(path: Path, reading: Reading, known: Preprocessing) -> Data:
     """
     units = _units(path, reading)
     if len(units) <= reading.context:
-        raise ValueError(f"{path}: {len(units):,} {_kind(reading)} hold no window of {reading.context} and one more")
+        raise ValueError(
+            f"{path}: {len(units):,} {with_vocabulary(reading)} hold no window of {reading.context} and one more"
+        )
     return _windows([_numbers(units, known.classes, reading)], reading)
 
 
 def with_vocabulary(reading: Reading) -> str:
     """The vocabulary of a text: bytes, where nobody says."""
     return reading.vocabulary or VOCABULARIES[0]
-
-
-def _kind(reading: Reading) -> str:
-    return with_vocabulary(reading)
 
 
 def _units(path: Path, reading: Reading) -> np.ndarray:
@@ -118,7 +116,7 @@ def _units(path: Path, reading: Reading) -> np.ndarray:
         texts = _without_doubles(_without_binaries(dict(zip(files, texts, strict=True)), path))
     elif not texts[0]:
         raise ValueError(f"{path} is empty")
-    if _kind(reading) == "bytes":
+    if with_vocabulary(reading) == "bytes":
         return np.frombuffer(b"".join(texts), np.uint8)
     try:
         joined = "".join(text.decode() for text in texts)
@@ -153,7 +151,7 @@ def _without_doubles(texts: Sequence[bytes]) -> list[bytes]:
 
 def _names(train: Sequence[np.ndarray], reading: Reading, known: Preprocessing | None) -> tuple[str, ...]:
     """Names of the tokens: numbers of bytes, or the characters that the training text shows."""
-    if _kind(reading) == "bytes":
+    if with_vocabulary(reading) == "bytes":
         return numbered(BYTES)
     if known and known.classes:
         return known.classes
@@ -166,9 +164,9 @@ def _holds(char: str) -> bool:
 
 
 def _numbers(units: np.ndarray, names: Sequence[str], reading: Reading) -> np.ndarray:
-    if _kind(reading) == "bytes":
+    if with_vocabulary(reading) == "bytes":
         return units
-    table = np.zeros(0x110000, np.int64)
+    table: np.ndarray = np.zeros(0x110000, np.int64)
     table[[ord(name) for name in names if len(name) == 1]] = [i for i, name in enumerate(names) if len(name) == 1]
     return table[units]
 
@@ -185,7 +183,7 @@ def _windows(stretches: Sequence[np.ndarray], reading: Reading) -> Data:
 
 
 def _say(found: dict[str, Data], names: Sequence[str], reading: Reading, path: str) -> None:
-    if _kind(reading) == "characters":
+    if with_vocabulary(reading) == "characters":
         unknown = {name: float((part.y == 0).double().mean()) for name, part in found.items()}
         if (most := max(unknown, key=lambda name: unknown[name])) and unknown[most] > 0.01:
             doubt(log, f"{path}: {100 * unknown[most]:.1f} % of the {most} characters are not in the vocabulary")
