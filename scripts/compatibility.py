@@ -48,6 +48,8 @@ CLOSE = 1e-3
 """Largest difference, relative to the largest output, that is rounding: deep untrained networks amplify it."""
 MOST_PARAMETERS = 40_000_000
 """Larger networks are captured, compared with their module, and not taken further."""
+LARGEST = [MOST_PARAMETERS]
+"""The limit in force (`--largest`)."""
 MINUTES = 3.0
 """Time that one network may take."""
 COLUMNS = ("captured", "prior", "removed", "file", "numpy", "onnx", "c")
@@ -262,7 +264,7 @@ def _all(found: Found, net: nn.Module, shape: tuple[int, ...], kind: str) -> Non
     priors = [name for name in multiplied(graph) if name in parameters and tensors[name].dim() > 1]
     found.checks["prior"] = f"{sum(tensors[name].numel() for name in priors) / found.parameters:.1%}"
     x = examples(net, graph, 2)
-    if found.parameters > MOST_PARAMETERS:
+    if found.parameters > LARGEST[0]:
         found.checks["removed"] = "not tried, it is large"
         return
     small = _removed(found, graph, tensors, x)
@@ -352,9 +354,11 @@ def main() -> int:
     parser.add_argument("--only", default="", help="networks whose name contains this")
     parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "results" / "compatibility.json", help="JSON rows")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "compatibility.md", help="the document")
+    parser.add_argument("--largest", type=int, default=MOST_PARAMETERS, help="no more than capturing beyond this size")
     parser.add_argument("--missing", action="store_true", help="only those that have no row yet")
     parser.add_argument("--smoke", action="store_true", help="one small network of torchvision; nothing but its row")
     given = parser.parse_args()
+    LARGEST[0] = given.largest
     networks = torchvision_networks()
     if not given.smoke:
         networks |= transformers_networks() | timm_networks()
