@@ -34,12 +34,18 @@ LEAST_SPREAD = 1e-6
 """Nats: a row whose log-likelihood varies less over the draws is certain."""
 
 
+AUTO = 0
+"""As many draws as go with the size of the network."""
+LARGE = 5_000_000
+"""Values of a network from which a hundred draws have to do."""
+
+
 @dataclass(frozen=True)
 class Size:
     """How much is drawn.
 
     Attributes:
-        draws: networks drawn from the posterior.
+        draws: networks drawn from the posterior; `AUTO`: 200, of large networks 100.
         rows: training rows whose likelihood is stored.
         weights: weights stored per layer, at most; fewer where the budget of the file asks for it.
         prior_draws: draws from the prior.

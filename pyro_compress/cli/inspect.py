@@ -19,12 +19,15 @@ MOVED = click.option(
 )
 
 
+DRAWS = "Networks drawn from the posterior, at least 50; default: 200, of networks of over five million values 100."
+
+
 @click.command(
     "inspect", cls=StrictCommand, ignored=INSPECT, short_help="What a run's posterior learned, and how far to trust it."
 )
 @click.argument("runs", type=RunPath(file_okay=False), nargs=-1, required=True)
 @click.option("--restarts", is_flag=True, help="Compare two or more runs that differ in their seed only.")
-@click.option("--draws", type=click.IntRange(50), default=200, help="Networks drawn from the posterior, at least 50.")
+@click.option("--draws", type=click.IntRange(50), default=None, help=DRAWS)
 @click.option("--rows", type=click.IntRange(1), default=500, help="Training rows of the leave-one-out estimate.")
 @click.option(
     "--all-rows", is_flag=True, help="k-hat from every training row instead of --rows: exact, slow on large sets."
@@ -50,22 +53,24 @@ def inspect_command(runs: tuple[Path, ...], restarts: bool, as_json: bool, **opt
 
 
 def _restarts(
-    runs: tuple[Path, ...], as_json: bool, data_dir: str, draws: int, threads: int, data: str, **_: Any
+    runs: tuple[Path, ...], as_json: bool, data_dir: str, draws: int | None, threads: int, data: str, **_: Any
 ) -> str:
     from pyro_compress.inspection.restarts import compare_restarts
 
-    found = compare_restarts(runs, data_dir, draws, threads, data)
+    found = compare_restarts(runs, data_dir, draws or 200, threads, data)
     return json.dumps([vars(agreement) for agreement in found]) if as_json else restarts_text(found)
 
 
-def _inspect(run: Path, as_json: bool, netcdf: Path | None, force: bool, draws: int, rows: int, **options: Any) -> str:
-    from pyro_compress.bayes.diagnostics import Size
+def _inspect(
+    run: Path, as_json: bool, netcdf: Path | None, force: bool, draws: int | None, rows: int, **options: Any
+) -> str:
+    from pyro_compress.bayes.diagnostics import AUTO, Size
     from pyro_compress.inspection.summary import inspect_run, save_netcdf
     from pyro_compress.places import check_file
 
     if netcdf is not None:
         check_file(netcdf, "netcdf", force, "--netcdf")
-    inspection, diagnosis = inspect_run(run, size=Size(draws=draws, rows=rows), **options)
+    inspection, diagnosis = inspect_run(run, size=Size(draws=draws or AUTO, rows=rows), **options)
     if netcdf is not None:
         save_netcdf(diagnosis, netcdf)
     return json.dumps(inspection.as_dict()) if as_json else inspection_text(inspection)
@@ -82,13 +87,13 @@ def _inspect(run: Path, as_json: bool, netcdf: Path | None, force: bool, draws: 
     default=None,
     help="A .pcn file of the run; default RUN/network.pcn, if there is one.",
 )
-@click.option("--draws", type=click.IntRange(50), default=200, help="Networks drawn from the posterior of a run.")
+@click.option("--draws", type=click.IntRange(50), default=None, help=DRAWS)
 @click.option("--force", is_flag=True, help="Replace an existing page.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default.")
 @MOVED
 @data_options
 def report(
-    folder: Path, out: Path | None, network: Path | None, draws: int, force: bool, threads: int, data: str,
+    folder: Path, out: Path | None, network: Path | None, draws: int | None, force: bool, threads: int, data: str,
     data_dir: str,
 ) -> None:  # fmt: skip
     """Write one self-contained HTML page: of a run (result, bytes, pictures, diagnostics) or of compare's results."""
@@ -106,8 +111,8 @@ def report(
 
             write_comparison(folder, out)
         else:
-            from pyro_compress.bayes.diagnostics import Size
+            from pyro_compress.bayes.diagnostics import AUTO, Size
             from pyro_compress.inspection.report import write_report
 
-            write_report(folder, out, network, data_dir, Size(draws=draws), threads, data)
+            write_report(folder, out, network, data_dir, Size(draws=draws or AUTO), threads, data)
     echo(f"{out}: {out.stat().st_size:,} bytes; open it in any browser, it loads nothing")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_compress.bayes.diagnostics import Diagnosis, Size, diagnose
+from pyro_compress.bayes.diagnostics import AUTO, LARGE, Diagnosis, Size, diagnose
 from pyro_compress.bayes.marginals import networks, read_marginals
 from pyro_compress.compression.prune import THRESHOLDS, kept, mean_signal_to_noise
 from pyro_compress.compression.shrink import shrink
@@ -167,7 +167,10 @@ def inspect_run(
     if run.config.prior != "none":
         arviz_compat.arviz()  # refuses before any time is spent
         marginals = read_marginals(path / "guide.safetensors", run.config, run.posterior)
-        diagnosis = diagnose(run.posterior, marginals, splits.train, size or Size(), seed, all_rows)
+        size = size or Size()
+        if size.draws == AUTO:
+            size = replace(size, draws=100 if run.posterior.parameters_total > LARGE else 200)
+        diagnosis = diagnose(run.posterior, marginals, splits.train, size, seed, all_rows)
         kl = diagnosis.kl_nats
         drawn = networks(run.posterior, marginals, PREDICTIVE_DRAWS, seed)
         scores = evaluate_mixture(drawn, splits, ("validation", "test"), run.posterior.noise)
