@@ -149,16 +149,16 @@ def test_table() -> None:
     assert table([("a", "bcd"), ("ef", "g")]) == ["a   bcd", "ef    g"]
 
 
-def test_large_networks_are_drawn_fewer_times(monkeypatch: pytest.MonkeyPatch, fitted_run: Path) -> None:
+def test_large_networks_are_drawn_fewer_times(monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
     """Unless somebody asks for more."""
     from pyro_compress.bayes.diagnostics import AUTO, Size
     from pyro_compress.inspection import summary
 
     small = Size(draws=AUTO, rows=20, weights=20, prior_draws=0)
     monkeypatch.setattr(summary, "LARGE", 1000)
-    inspection, _ = summary.inspect_run(fitted_run, size=small)
+    inspection, _ = summary.inspect_run(runs / "log-uniform", size=small)
     assert inspection.sampled is not None
     assert inspection.sampled.draws == 100
-    asked, _ = summary.inspect_run(fitted_run, size=replace(small, draws=50))
+    asked, _ = summary.inspect_run(runs / "log-uniform", size=replace(small, draws=50))
     assert asked.sampled is not None
     assert asked.sampled.draws == 50
