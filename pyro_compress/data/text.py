@@ -64,8 +64,8 @@ def text_splits(path: Path, validation: float | None, reading: Reading, known: P
     if length <= reading.context:
         raise ValueError(
             f"{path}: {len(units):,} {with_vocabulary(reading)} are too few: a hundred stretches are cut from a text, "
-            f"each with a window of {reading.context} and what follows it; give {STRETCHES * (reading.context + 1):,}, or "
-            "a smaller --context"
+            f"each with a window of {reading.context} and what follows it; give "
+            f"{STRETCHES * (reading.context + 1):,}, or a smaller --context"
         )
     order = np.random.default_rng(SPLIT_SEED).permutation(STRETCHES)
     test, held = round(SHARE * STRETCHES), max(1, round(share * STRETCHES))
