@@ -130,7 +130,7 @@ def timm_networks() -> dict[str, Make]:
     def maker(name: str) -> Make:
         def make() -> tuple[Any, ...]:
             for smaller in ({"depth": 2}, {"depths": (1, 1, 1, 1)}, {}):
-                with contextlib.suppress(TypeError, AssertionError, IndexError, RuntimeError, ValueError):
+                with contextlib.suppress(Exception):  # whatever a network of theirs says of what it does not take
                     net = timm.create_model(name, pretrained=False, num_classes=10, **smaller)
                     return net, tuple(net.default_cfg["input_size"])
             raise ValueError(f"timm does not build {name}")

@@ -436,3 +436,15 @@ def test_words_that_a_table_does_not_have_are_one_line() -> None:
     network = Compressed(graph, {n: t.detach().numpy() for n, t in net.named_parameters()}, {})
     with pytest.raises(ValueError, match="embedding: numbers from 0 to 11 in a table of 11 rows"):
         runner.run(network, np.arange(5, 12)[None] * np.array([[0, 1, 1, 1, 1, 1, 1]]))
+
+
+def test_values_of_no_size_are_for_torch_alone() -> None:
+    """Tokens in front of which there are none, as some transformers have them."""
+    graph = capture(Around(lambda x: torch.cat([x[:, :0], x], 1)), (6,), 3)
+    calls = [node.attributes["call"] for node in graph.nodes if node.op == "aten"]
+    assert calls == ["slice.Tensor", "cat.default"]
+    plan = gate.check(graph, {"first.weight": (12, 6), "first.bias": (12,), "last.weight": (3, 12), "last.bias": (3,)})
+    assert plan.output == (3,)
+    nodes = (Node("input"), Node("linear", (0,), {"weight": "w"}), *graph.nodes[2:3], Node("relu", (2,)))
+    with pytest.raises(ValueError, match=r"node 3 \(relu\): it reads a value of no size"):
+        gate.check(Graph(nodes, (4,)), {"w": (4, 4)})

@@ -210,6 +210,8 @@ def call(inputs: Sequence[Tensor], parameters: Mapping[str, Tensor], attributes:
         return found.reshape(told["shape"]) if "shape" in told else found
 
     operation, overload = attributes["call"].split(".")
+    if operation in ("view", "_unsafe_view"):  # what lies in memory otherwise than when it was read is copied
+        operation = "reshape"
     function = getattr(getattr(torch.ops.aten, operation), overload)
     keywords = {name: value(one) for name, one in attributes.get("keywords", {}).items()}
     if any(argument.name == "device" for argument in function._schema.arguments):
