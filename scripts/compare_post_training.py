@@ -14,8 +14,9 @@ tolerance (`pyro_compress.compression.target`). The test split is read once per 
 | int8 + zstd | nothing: ONNX Runtime, static, a scale per channel | of the ONNX model under zstd |
 
 NNCodec wants another numpy than this package: --nncodec-python names the Python of an environment that has it (`pip
-install nncodec`, which compiles C++); without, its rows are left out. A row that is there is not made again. `--smoke`
-makes a row of every method that is at hand on the embedded digits.
+install nncodec`, which compiles C++); without, its rows are left out. A row that is there is not made again. With
+--rows, those of this package are seed 0 of a file of `post_training_table.py`: the same command gives the same bytes.
+`--smoke` makes a row of every method that is at hand on the embedded digits.
 """
 
 import argparse
@@ -56,10 +57,13 @@ import sys
 import numpy as np
 from nncodec.nn import decode, encode
 given = dict(np.load(sys.argv[1]))
-stream = encode(given, args={"qp": int(sys.argv[3]), "use_dq": True, "results": sys.argv[4], "verbose": False})
-np.savez(sys.argv[2], bytes=len(stream), **{"t/" + name: value for name, value in decode(stream).items()})
+for line in sys.stdin:
+    args = {"qp": int(line), "use_dq": True, "results": sys.argv[3], "verbose": False}
+    stream = encode(given, args=args)
+    np.savez(sys.argv[2], bytes=len(stream), **{"t/" + name: value for name, value in decode(stream).items()})
+    print("coded", flush=True)
 """
-"""Encodes tensors at a quantisation parameter and decodes them, in an environment with nncodec."""
+"""Encodes tensors at one quantisation parameter after the other, and decodes them, in an environment with nncodec."""
 
 
 class Made(NamedTuple):
@@ -125,17 +129,22 @@ def nncodec(given: Trained, tolerance: float, target: Target, options: argparse.
         before, after = Path(folder) / "given.npz", Path(folder) / "coded.npz"
         np.savez(before, **{name: tensor.numpy() for name, tensor in given.network.tensors.items()})
 
-        def at(step: int) -> Made:
-            qp = step - 60
-            command = [options.nncodec_python, "-c", WORKER, str(before), str(after), str(qp), folder]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise ValueError(f"nncodec failed at qp {qp}: {done.stderr.strip().splitlines()[-1:]}")
-            coded = dict(np.load(after))
-            values = {name[2:]: torch.from_numpy(v).float() for name, v in coded.items() if name.startswith("t/")}
-            return Made(network_of(given, values), int(coded["bytes"]), f"qp {qp}")
+        command = [options.nncodec_python, "-c", WORKER, str(before), str(after), folder]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+            assert worker.stdin
+            assert worker.stdout
+            asked, told = worker.stdin, worker.stdout
 
-        return smallest(given, target, at, 60)
+            def at(step: int) -> Made:
+                qp = step - 60
+                print(qp, file=asked, flush=True)
+                if not any(line == "coded\n" for line in told):
+                    raise ValueError(f"nncodec failed at qp {qp}: see above")
+                coded = dict(np.load(after))
+                values = {name[2:]: torch.from_numpy(v).float() for name, v in coded.items() if name.startswith("t/")}
+                return Made(network_of(given, values), int(coded["bytes"]), f"qp {qp}")
+
+            return smallest(given, target, at, 60)
 
 
 def int8(given: Trained, tolerance: float, target: Target, options: argparse.Namespace) -> Made | None:
@@ -165,6 +174,18 @@ def row_of(name: str, method: str, given: Trained, tolerance: float, options: ar
         return row | {"file_bytes": None, "setting": "none reaches the tolerance"}
     scores = {split: asdict(evaluate(found.predict, given.splits, split)) for split in ("validation", "test")}
     return row | {"file_bytes": found.size, "setting": found.setting} | scores
+
+
+def known(path: Path | None, tolerances: list[float]) -> list[dict[str, Any]]:
+    """Rows of this package that `post_training_table.py` has made, seed 0 of each network and tolerance."""
+    made = [] if path is None else json.loads(path.read_text())
+    return [
+        {name: row[name] for name in ("network", "tolerance", "seconds", "file_bytes")}
+        | {"method": "pyro-compress", "setting": f"seed 0 of {path}", "dense_bytes": 4 * row["parameters_total"]}
+        | {split: row[f"{split}_after"] for split in ("validation", "test")}
+        for row in made
+        if row["seed"] == 0 and row["tolerance"] in tolerances
+    ]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -200,11 +221,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--tolerances", nargs="+", type=float, default=[0.001, 0.005, 0.01])
     parser.add_argument("--nncodec-python", default=None, metavar="PYTHON")
+    parser.add_argument("--rows", type=Path, default=None, help="Rows of post_training_table.py, for this package.")
     parser.add_argument("--json", type=Path, default=None, help="Rows, read and added to.")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     prepare("cpu", 1)
     rows = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
+    rows = rows or known(options.rows, options.tolerances)
     methods = [method for method in options.methods if method != "nncodec" or options.nncodec_python]
     with TemporaryDirectory() as folder:
         cases = tiny(options, Path(folder)) if options.smoke else {name: CASES[name] for name in options.networks}
