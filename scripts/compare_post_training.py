@@ -232,12 +232,13 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         cases = tiny(options, Path(folder)) if options.smoke else {name: CASES[name] for name in options.networks}
         for name, case in cases.items():
-            given = trained(case, options)
+            given = None
             for tolerance in options.tolerances:
                 for method in methods:
                     key = {"network": name, "method": method, "tolerance": tolerance}
                     if any(key.items() <= row.items() for row in rows):
                         continue
+                    given = given or trained(case, options)
                     rows.append(row_of(name, method, given, tolerance, options))
                     if options.json:
                         write_atomically(options.json, (json.dumps(rows, indent=1) + "\n").encode())

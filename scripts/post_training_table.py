@@ -146,13 +146,14 @@ def main() -> None:
     rows = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     with TemporaryDirectory() as folder:
         cases = tiny(options, Path(folder)) if options.smoke else {name: CASES[name] for name in options.networks}
-        given = {name: trained(case, options) for name, case in cases.items()}
+        given = dict[str, Trained]()
         for seed in options.seeds:
             for tolerance in options.tolerances:
                 for name in cases:
                     key = {"network": name, "tolerance": tolerance, "seed": seed}
                     if any(key.items() <= row.items() for row in rows):
                         continue
+                    given[name] = given.get(name) or trained(cases[name], options)
                     rows.append(row_of(name, given[name], tolerance, seed))
                     print(json.dumps({**key, **{k: rows[-1][k] for k in ("file_bytes", "seconds")}}), flush=True)
                     if options.json:
