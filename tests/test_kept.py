@@ -448,3 +448,8 @@ def test_values_of_no_size_are_for_torch_alone() -> None:
     nodes = (Node("input"), Node("linear", (0,), {"weight": "w"}), *graph.nodes[2:3], Node("relu", (2,)))
     with pytest.raises(ValueError, match=r"node 3 \(relu\): it reads a value of no size"):
         gate.check(Graph(nodes, (4,)), {"w": (4, 4)})
+
+
+def test_shapes_of_other_values_are_read() -> None:
+    graph = capture(Around(lambda x: x.view(-1, 3, 4).reshape_as(x) + x.view(-1, 3, 4).view_as(x)), (6,), 3)
+    assert "aten" not in [node.op for node in graph.nodes]

@@ -20,7 +20,7 @@ from pyro_compress.types import Node, count
 
 
 def _read_reshape(call: Call) -> Reading:
-    call.told_by_shape("size", "shape", "dim", "sizes", "start_dim", "end_dim")
+    call.told_by_shape("size", "shape", "dim", "sizes", "start_dim", "end_dim", "other")
     shape, before = call.shape, call.before
     if any(not isinstance(size, int) for size in shape[1:]) or isinstance(shape[0], int) != isinstance(before[0], int):
         raise ValueError("it moves the batch dimension, which is not supported")
@@ -315,7 +315,7 @@ def _c_values(tag: str, step: c.Step) -> str:
     return floats(f"{tag}_values", step.weights.codes.reshape(-1))
 
 
-SHAPED = ("flatten", "view", "reshape", "unflatten", "unsqueeze", "squeeze", "_unsafe_view")
+SHAPED = ("flatten", "view", "view_as", "reshape", "reshape_as", "unflatten", "unsqueeze", "squeeze", "_unsafe_view")
 
 RULES = {
     "reshape": Rule(
