@@ -132,7 +132,7 @@ class Largest(nn.Module):
         (lambda: split_attention(nn.Sequential(nn.MultiheadAttention(4, 2))), "^0: attention is supported with batch"),
         (lambda: capture(Masked(), (3, 4)), "^inner.mix: torch.nn.MultiheadAttention .*split_attention"),
         (lambda: capture(split_attention(Masked()), (3, 4)), "cannot be captured .*: attention masks are not supp"),
-        (lambda: capture(Largest(), (2, 7)), "no layer with weights"),
+        (lambda: capture(Largest(), (2, 7)), "the network's output is int64 of shape .*; it must be float32"),
     ],
 )
 def test_refusals_name_the_module(build: object, message: str) -> None:

@@ -72,21 +72,23 @@ NAMES = frozenset(
     masked_fill.Scalar masked_fill.Tensor matmul.default max.default max.dim max.other max_pool1d.default
     max_pool2d.default max_pool2d_with_indices.default max_pool3d.default maximum.default mean.default mean.dim
     min.default min.dim min.other minimum.default mish.default mm.default mul.Scalar mul.Tensor
-    _native_batch_norm_legit_no_training.default native_group_norm.default native_layer_norm.default ne.Scalar
-    ne.Tensor neg.default new_full.default new_ones.default new_zeros.default ones.default ones_like.default
-    permute.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu.default prod.default prod.dim_int
-    reciprocal.default reflection_pad1d.default reflection_pad2d.default reflection_pad3d.default relu.default
-    remainder.Scalar remainder.Tensor repeat.default repeat_interleave.self_int replication_pad1d.default
-    replication_pad2d.default replication_pad3d.default reshape.default rnn_relu.input rnn_tanh.input roll.default
-    round.default rsqrt.default rsub.Scalar rsub.Tensor scalar_tensor.default scaled_dot_product_attention.default
-    scatter.src scatter.value scatter_add.default select.int select_scatter.default sigmoid.default sign.default
-    silu.default sin.default sinh.default slice.Tensor slice_scatter.default _softmax.default softmax.int
-    softplus.default sort.default split.Tensor split_with_sizes.default sqrt.default squeeze.default squeeze.dim
-    squeeze.dims sub.Scalar sub.Tensor sum.default sum.dim_IntList t.default tan.default tanh.default to.dtype
-    _to_copy.default topk.default transpose.int tril.default triu.default trunc.default unbind.int unfold.default
-    _unsafe_view.default unsqueeze.default upsample_bicubic2d.vec upsample_bilinear2d.vec upsample_linear1d.vec
-    upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec upsample_trilinear3d.vec var.correction
-    var.dim var_mean.correction view.default where.self zeros.default zeros_like.default
+    _native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training.default native_group_norm.default
+    native_layer_norm.default ne.Scalar ne.Tensor neg.default new_full.default new_ones.default new_zeros.default
+    ones.default ones_like.default permute.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu.default
+    prod.default prod.dim_int reciprocal.default reflection_pad1d.default reflection_pad2d.default
+    reflection_pad3d.default relu.default remainder.Scalar remainder.Tensor repeat.default
+    repeat_interleave.self_int replication_pad1d.default replication_pad2d.default replication_pad3d.default
+    reshape.default rnn_relu.input rnn_tanh.input roll.default round.default rsqrt.default rsub.Scalar rsub.Tensor
+    scalar_tensor.default scaled_dot_product_attention.default scatter.src scatter.value scatter_add.default
+    select.int select_scatter.default sigmoid.default sign.default silu.default sin.default sinh.default
+    slice.Tensor slice_scatter.default _softmax.default softmax.int softplus.default sort.default split.Tensor
+    split_with_sizes.default sqrt.default squeeze.default squeeze.dim squeeze.dims sub.Scalar sub.Tensor sum.default
+    sum.dim_IntList t.default tan.default tanh.default to.dtype _to_copy.default topk.default transpose.int
+    tril.default triu.default trunc.default unbind.int unfold.default _unsafe_view.default unsqueeze.default
+    upsample_bicubic2d.vec _upsample_bicubic2d_aa.vec upsample_bilinear2d.vec _upsample_bilinear2d_aa.vec
+    upsample_linear1d.vec upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec
+    upsample_trilinear3d.vec var.correction var.dim var_mean.correction view.default where.self zeros.default
+    zeros_like.default
     """.split()
 )
 """Operations that may be kept, with their overloads, as `torch.ops.aten` calls them."""
