@@ -181,9 +181,8 @@ def check(graph: Graph, tensors: Mapping[str, tuple[int, ...]], limits: Limits =
         held -= sum(flows[i].size for i in finished[index])
         flows.append(flow)
     if flows[-1].rows != 1 or flows[-1].kind != "float32":
-        raise ValueError(
-            f"the network's output is {flows[-1].kind} of shape {flows[-1].at[0]} for {BATCHES[0]} examples"
-        )
+        told = f"{flows[-1].kind} of shape {flows[-1].at[0]} for {BATCHES[0]} examples"
+        raise ValueError(f"the network's output is {told}; it must be float32 with a row per example")
     return Plan(tuple(flows), peak, most, work, values)
 
 
