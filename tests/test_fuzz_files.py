@@ -86,5 +86,5 @@ def test_changes_that_keep_a_network_valid_do(number: int | str) -> None:
 
 
 def test_every_operation_is_made_up() -> None:
-    made = {node[0] for seed in range(400) for node in made_up(random.Random(seed))["graph"]["nodes"]}
+    made = {node[0] for seed in range(900) for node in made_up(random.Random(seed))["graph"]["nodes"]}
     assert made >= set(OPERATIONS), set(OPERATIONS) - made

@@ -238,6 +238,9 @@ HOSTILE: list[tuple[dict[str, object], str]] = [
     ({"call": "relu.default", "arguments": [{"value": 0}], "part": 3}, "is refused by torch"),
     ({"call": "sum.default", "arguments": [{"value": 0}]}, "the network's output is"),
     ({"call": "arange.default", "arguments": [1e308]}, "not a list of arguments"),
+    ({"call": "slice.Tensor", "arguments": [{"value": 0}, 0, 0, 3]}, "its shape depends on the batch in another way"),
+    ({"call": "view.default", "arguments": [{"value": 0}, [{"batch": 1}, -1]]}, "to count them by"),
+    ({"call": "view.default", "arguments": [{"value": 0}, [{"batch": 1}, -1]], "batch": 4}, "to count them by"),
     ({"call": "relu.default", "arguments": [None] * 20000}, "not a list of arguments"),
 ]
 

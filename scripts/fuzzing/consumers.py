@@ -55,7 +55,7 @@ def read(path: Path, out: Path) -> Read:
 
 def run_both(read: Read) -> None:
     """Torch and numpy, which agree where rounding does not grow."""
-    x = np.random.default_rng(0).random((2, *read.network.graph.input_shape)).astype(np.float32)
+    x = np.random.default_rng(0).random((2, *read.network.graph.input_shape)).astype(read.network.graph.kind)
     other = runner.run(read.network, x)
     one = bounded(to_module(read.network), read.plan)(torch.from_numpy(x)).detach().numpy()
     assert one.shape == other.shape == (2, *read.plan.output), f"torch {one.shape}, numpy {other.shape}"
@@ -99,7 +99,7 @@ def _folder(read: Read) -> None:
 
 
 def _folder_run(read: Read) -> None:
-    x = np.zeros((1, *read.network.graph.input_shape), np.float32)
+    x = np.zeros((1, *read.network.graph.input_shape), read.network.graph.kind)
     (folder := read.out / "arrays2").mkdir()
     arrays.write_folder(read.network, read.card, folder)
     assert arrays.load_runner(folder).run(x).shape == (1, *read.plan.output)

@@ -331,7 +331,8 @@ def _call(shape: Shape, chance: random.Random) -> Proposal:
     name, *rest = chance.choice(CALLS)
     tensor = {"tensor": "t0"} if chance.random() < 0.8 else {"tensor": "t0", "kind": "int64"}
     told = [{"value": 0}, *(tensor if one == "tensor" else one for one in rest)]
-    return ({"t0": list(shape)} if "tensor" in rest else {}), {"call": name, "arguments": told}
+    attributes = {"call": name, "arguments": told} | ({"batch": 0} if "batch" in str(rest) else {})
+    return ({"t0": list(shape)} if "tensor" in rest else {}), attributes
 
 
 def _clip(shape: Shape, chance: random.Random) -> Proposal:

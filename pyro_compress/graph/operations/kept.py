@@ -94,6 +94,8 @@ NAMES = frozenset(
 """Operations that may be kept, with their overloads, as `torch.ops.aten` calls them."""
 LEFT_OUT = ("device", "layout", "pin_memory", "memory_format", "non_blocking", "copy", "generator", "implicit")
 """Arguments that change no value: they are not kept."""
+MANY = 257
+"""A batch for which shapes must be what those for `BATCHES` say."""
 MOST = 1 << 14
 """Parts that the arguments of one call may have."""
 MOST_CALLS = 1 << 11
@@ -239,6 +241,10 @@ def inferred(attributes: Attributes, inputs: Sequence[Value], parameters: Roles)
     """
     if highest(attributes) >= len(inputs) or roles_of(attributes) != set(parameters):
         raise ValueError(f"{attributes['call']}: its arguments are not the values and tensors that it reads")
+    counts = any("batch" in one for one in _specials(attributes))
+    place = attributes.get("batch")
+    if counts != (place is not None) or (place is not None and (place >= len(inputs) or inputs[place].rows != 1)):
+        raise ValueError(f"{attributes['call']}: no value that it reads has a row for every example, to count them by")
     return _inferred(json.dumps(attributes), tuple(inputs), tuple(parameters.items()))
 
 
@@ -252,21 +258,25 @@ def _inferred(
     except ImportError:
         raise ValueError(f"{attributes['call']} is run by torch alone, which is not installed") from None
     shapes, kind = list[Shape](), "float32"
-    for place, batch in enumerate(BATCHES):
+    for batch in (*BATCHES, MANY):
         try:
             with torch.no_grad():
-                found = _without_values(torch, attributes, [(v.at[place], v.kind) for v in inputs], parameters, batch)
+                given = [(one.for_batch(batch), one.kind) for one in inputs]
+                found = _without_values(torch, attributes, given, parameters, batch)
         except Exception as error:  # whatever torch says of a call that is none
             reason = " ".join(str(error).split("\n")[0].split())[:120]
             raise ValueError(f"{attributes['call']} is refused by torch: {ascii(reason)[1:-1]}") from None
         shapes.append(tuple(map(int, found.shape)))
         kind = str(found.dtype).removeprefix("torch.")
+    value = Value((shapes[0], shapes[1]), kind)
+    if len({len(shape) for shape in shapes}) > 1 or value.for_batch(MANY) != shapes[2]:
+        raise ValueError(f"{attributes['call']}: its shape depends on the batch in another way than a multiple of it")
     if kind not in KINDS:
         raise ValueError(f"{attributes['call']} computes in {kind}; values are {', '.join(KINDS)}")
     read = [math.prod(one.at[0]) for one in inputs] + [math.prod(shape) for _, shape in parameters]
     made, most = math.prod(shapes[0]), max(read, default=0)
     work = made * most if MULTIPLYING.match(attributes["call"]) else 16 * (made + sum(read))
-    return Value((shapes[0], shapes[1]), kind), work // BATCHES[0], made + sum(read)
+    return value, work // BATCHES[0], made + sum(read)
 
 
 def _without_values(

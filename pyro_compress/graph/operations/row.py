@@ -78,6 +78,11 @@ class Value(NamedTuple):
         """Shape of a row."""
         return self.at[0][1:]
 
+    def for_batch(self, batch: int) -> Shape:
+        """Its shape for so many examples: every size grows evenly with them, or not at all."""
+        two, three = self.at
+        return tuple(a + (batch - BATCHES[0]) * (b - a) for a, b in zip(two, three, strict=True))
+
     @property
     def size(self) -> int:
         """Values that an example takes."""
