@@ -48,8 +48,6 @@ CLOSE = 1e-3
 """Largest difference, relative to the largest output, that is rounding: deep untrained networks amplify it."""
 MOST_PARAMETERS = 40_000_000
 """Larger networks are captured, compared with their module, and not taken further."""
-LARGEST = [MOST_PARAMETERS]
-"""The limit in force (`--largest`)."""
 MINUTES = 3.0
 """Time that one network may take."""
 COLUMNS = ("captured", "prior", "removed", "file", "numpy", "onnx", "c")
@@ -232,7 +230,7 @@ def transformers_networks() -> dict[str, Make]:
     return {f"transformers {name}": maker(name) for name in built}
 
 
-def tried(name: str, make: Make) -> Found:
+def tried(name: str, make: Make, largest: int = MOST_PARAMETERS) -> Found:
     """Send one network through everything; what is not captured ends it, any other column goes on to the next."""
     found, started = Found(name), time.monotonic()
     torch.manual_seed(0)
@@ -241,7 +239,7 @@ def tried(name: str, make: Make) -> Found:
             net, shape, *kind = make()
             net = split_attention(net).eval()
             found.parameters = sum(parameter.numel() for parameter in net.parameters())
-            _all(found, net, shape, kind[0] if kind else "float32")
+            _all(found, net, shape, kind[0] if kind else "float32", largest)
     except Exception as error:  # whatever it is, it is what the table says
         column = next((column for column in COLUMNS if column not in found.checks), COLUMNS[-1])
         found.checks[column] = _reason(error)
@@ -253,7 +251,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def _all(found: Found, net: nn.Module, shape: tuple[int, ...], kind: str) -> None:
+def _all(found: Found, net: nn.Module, shape: tuple[int, ...], kind: str, largest: int) -> None:
     graph = capture(net, shape, trained=False, kind=kind)
     kept = sorted({node.attributes["call"].partition(".")[0] for node in graph.nodes if node.op == "aten"})
     found.checks["captured"] = "yes"
@@ -264,7 +262,7 @@ def _all(found: Found, net: nn.Module, shape: tuple[int, ...], kind: str) -> Non
     priors = [name for name in multiplied(graph) if name in parameters and tensors[name].dim() > 1]
     found.checks["prior"] = f"{sum(tensors[name].numel() for name in priors) / found.parameters:.1%}"
     x = examples(net, graph, 2)
-    if found.parameters > LARGEST[0]:
+    if found.parameters > largest:
         found.checks["removed"] = "not tried, it is large"
         return
     small = _removed(found, graph, tensors, x)
@@ -358,7 +356,6 @@ def main() -> int:
     parser.add_argument("--missing", action="store_true", help="only those that have no row yet")
     parser.add_argument("--smoke", action="store_true", help="one small network of torchvision; nothing but its row")
     given = parser.parse_args()
-    LARGEST[0] = given.largest
     networks = torchvision_networks()
     if not given.smoke:
         networks |= transformers_networks() | timm_networks()
@@ -367,7 +364,7 @@ def main() -> int:
     rows = {row["name"]: Found(**row) for row in known}
     for name, make in networks.items():
         if only in name and not (given.missing and name in rows):
-            rows[name] = tried(name, make)
+            rows[name] = tried(name, make, given.largest)
             print(f"{name}: {rows[name].seconds} s, {rows[name].checks}", flush=True)
             if not given.smoke:
                 given.rows.write_text(json.dumps([asdict(row) for row in rows.values()], indent=1) + "\n")

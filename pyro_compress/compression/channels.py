@@ -68,7 +68,7 @@ class Spaces:
 
     def is_fixed(self, space: int) -> bool:
         """Whether the channels of a space all stay."""
-        return self.find(space) in {self.find(one) for one in self.fixed}
+        return self.find(space) in self.fixed
 
     def form(self, value: Value) -> list[tuple[int, int]]:
         """Channels and entries per channel of every part."""

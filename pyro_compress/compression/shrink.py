@@ -290,10 +290,10 @@ class _Work:
     def sweep(self) -> bool:
         """One pass from the output to the input; True if something died."""
         spaces = self.spaces
-        held = {spaces.find(space) for space in spaces.fixed}
         read = {
-            spaces.find(space): torch.full_like(alive, spaces.find(space) in held)
+            space: torch.full_like(alive, space in spaces.fixed)
             for space, alive in spaces.alive.items()
+            if spaces.find(space) == space
         }
         died = False
         for index in reversed(range(1, len(self.nodes))):
@@ -421,12 +421,11 @@ class _Work:
         for node, value in zip(self.nodes, self.values, strict=True):
             if is_weighted(node.op):
                 spaces.count(made, value, self.occupied(node.parameters["weight"])[0])
-        held = {spaces.find(space) for space in spaces.fixed}
         found = {}
         for space, counts in made.items():
             live = spaces.alive[space].nonzero().flatten()
             order = torch.argsort(counts[live], descending=True, stable=True)
-            found[space] = live if space in held else live[order]
+            found[space] = live if space in spaces.fixed else live[order]
         return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyro_compress.compression.candidates import to_module
-from pyro_compress.deploy.onnx_model import IR_VERSION, OPSET, describe
+from pyro_compress.deploy.onnx_model import IR_VERSION, OPSET, checked
 from pyro_compress.types import Compressed
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ def build_by_torch(network: Compressed, card: Mapping[str, Any]) -> onnx.ModelPr
     Raises:
         ValueError: the exporter's package is missing, or an operation has no counterpart in ONNX.
     """
-    import onnx
     import torch
 
     try:
@@ -58,9 +57,4 @@ def build_by_torch(network: Compressed, card: Mapping[str, Any]) -> onnx.ModelPr
     assert made is not None
     model = made.model_proto
     model.ir_version = min(model.ir_version, IR_VERSION + 1)
-    describe(model, card)
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ValueError(f"ONNX's checker refuses the model: {error}") from error
-    return model
+    return checked(model, card)

@@ -3,7 +3,7 @@
 Layout (little-endian; `docs/format.md` has the details):
 
     4 bytes   magic 93 50 43 4E
-    1 byte    version, 4; 3 where the header names a template
+    1 byte    version, 4; 3 where the header names a template, 5 where it says more than version 4 can
     ...       header: the network by a template's number and widths, or spelled out, and the metadata
     ...       one descriptor per tensor, the sections of those that stand alone, the stream of those coded in context
     4 bytes   CRC-32 of everything before

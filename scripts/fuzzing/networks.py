@@ -332,6 +332,7 @@ def _call(shape: Shape, chance: random.Random) -> Proposal:
     tensor = {"tensor": "t0"} if chance.random() < 0.8 else {"tensor": "t0", "kind": "int64"}
     told = [{"value": 0}, *(tensor if one == "tensor" else one for one in rest)]
     attributes = {"call": name, "arguments": told} | ({"batch": 0} if "batch" in str(rest) else {})
+    attributes |= {"part": 0} if name == "topk.default" else {}
     return ({"t0": list(shape)} if "tensor" in rest else {}), attributes
 
 

@@ -104,6 +104,7 @@ MOST_EXACT = 1 << 24
 """Whole numbers up to it are exact as float32, which is how a network's tensors are stored."""
 NUMBERS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 MULTIPLYING = re.compile(r"^(bmm|mm|addmm|baddbmm|matmul|linear\.|conv|scaled_dot|lstm|gru|rnn|bilinear)")
+"""Calls whose work is a product of sizes."""
 
 # --- what a file may say
 
@@ -226,8 +227,11 @@ def call(inputs: Sequence[Tensor], parameters: Mapping[str, Tensor], attributes:
         if isinstance(error, torch.OutOfMemoryError | NotImplementedError):
             raise
         raise ValueError(f"{attributes['call']}: {' '.join(str(error).split())[:120]}") from error
-    if isinstance(found, tuple | list) or "part" in attributes:
-        found = found[attributes.get("part", 0)]
+    part = attributes.get("part")
+    results: dict[int | None, Any] = dict(enumerate(found)) if isinstance(found, tuple | list) else {None: found}
+    if part not in results:
+        raise ValueError(f"{attributes['call']} has no result {part}")
+    found = results[part]
     if not isinstance(found, torch.Tensor):
         raise ValueError(f"{attributes['call']} gives no tensor")
     return found
@@ -360,14 +364,11 @@ def _shape(x: Sequence[Shape], p: Roles, a: Attributes) -> Made:
     raise ValueError(f"{a['call']} is an operation of torch: its shape is inferred by torch")
 
 
-KEPT = {
-    "aten": Operation(
-        _run, _shape, (0, MAX_INPUTS), may=tuple(f"t{i}" for i in range(64)),
-        attributes={"call": CALL, "arguments": ARGUMENTS},
-        options={"keywords": KEYWORDS, "part": INDEX, "batch": INDEX}, since=5,
-    ),
-}  # fmt: skip
-register("aten", KEPT["aten"])
+register("aten", Operation(
+    _run, _shape, (0, MAX_INPUTS), may=tuple(f"t{i}" for i in range(64)),
+    attributes={"call": CALL, "arguments": ARGUMENTS},
+    options={"keywords": KEYWORDS, "part": INDEX, "batch": INDEX}, since=5,
+))  # fmt: skip
 
 
 def refuse_kept(graph: Graph, where: str) -> None:
