@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Every check: ruff, mypy, pytest. `--all` runs the slow tests too (kills, servers, browsers, several processes), as
-# continuous integration does. Other arguments are passed on to pytest.
+# Every check: ruff, mypy, pytest. `--all` runs the slow tests too (kills, servers, browsers, several processes, long
+# fits) and the other ArviZ, as continuous integration does. Other arguments are passed on to pytest.
 # ArviZ 0.23 (Python 3.11) and 1.x (3.12 and newer) differ: where .venv has the one and an interpreter for the other is
 # installed (or named by PYTHON_ARVIZ), a small environment without torch checks what is written to disk against it too.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 set_up "[dev]"
+all=
 if [ "${1:-}" = --all ]; then
   shift
+  all=yes
   set -- -m "slow or not slow" "$@"
 fi
 
@@ -40,7 +42,7 @@ other_python() {
   done
 }
 
-if .venv/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then
+if [ -n "$all" ] && .venv/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then
   other="$(other_python)"
   if [ -z "$other" ]; then
     echo "ArviZ 1.x not checked: no Python 3.12 or newer found"

@@ -62,7 +62,7 @@ FLOORS = [
     {f"graph/rules/{family}" for family in FAMILIES},
     {"graph/rules/several"},
     {"graph/rules/table"},
-    {"graph/keeping", "graph/changes"},
+    {"graph/keeping", "graph/changes", "graph/recurrence_shapes"},
     {"graph/idioms"},
     {"graph/reading", "graph/network"},
     {"graph/checked", "graph/statistics"},

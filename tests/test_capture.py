@@ -161,9 +161,9 @@ def eight_steps(prior: str, estimator: str, samples: int, build: Callable[..., S
     [(*case, 1, "plain") for case in CASES]
     + [
         ("gaussian", "weight", 2, "clipped"),
-        ("horseshoe", "local", 2, "clipped"),
-        ("log-uniform", "local", 1, "accumulated"),
-        ("gaussian", "weight", 1, "shared"),
+        pytest.param("horseshoe", "local", 2, "clipped", marks=pytest.mark.slow),
+        pytest.param("log-uniform", "local", 1, "accumulated", marks=pytest.mark.slow),
+        pytest.param("gaussian", "weight", 1, "shared", marks=pytest.mark.slow),
     ],
 )
 def test_eight_steps_stay_together(
@@ -191,6 +191,7 @@ def test_eight_steps_stay_together(
         assert (a - b).norm() <= 0.02 * a.norm() + 1e-7
 
 
+@pytest.mark.slow
 def test_rules_change_the_gradient_as_they_say() -> None:
     """Clipping leaves the direction and bounds the norm; parts of a minibatch average to the whole."""
     gradients = {}

@@ -121,7 +121,7 @@ def tens(number: int, quick: int) -> list[Any]:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("tens", tens(20, quick=4))
+@pytest.mark.parametrize("tens", tens(20, quick=3))
 def test_module_and_graph_are_the_same(tens: int) -> None:
     for seed in range(10 * tens, 10 * tens + 10):
         held(seed, *draw(seed))

@@ -195,6 +195,7 @@ def test_own_network_own_data_and_start(tmp_path: Path) -> None:
     assert "does not fit network" in refused("fit", *SMALL, "--init", "base", "--out", "x")
 
 
+@pytest.mark.slow
 def test_existing_output_needs_force(run: Path, pcn: Path) -> None:
     before = (run / "posterior.safetensors").read_bytes()
     assert "is not empty" in refused("fit", *SMALL, "--out", run)

@@ -284,6 +284,7 @@ def test_work_is_that_of_moments_and_algebra() -> None:
     assert work_of(graph, net.state_dict()) == wanted
 
 
+@pytest.mark.slow
 def test_the_command(digits, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network of others without training: within the tolerance, and smaller than by rounding to the nearest."""
     net = build_net("mlp", digits.input_shape, 10, (20,))

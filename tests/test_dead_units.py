@@ -232,7 +232,7 @@ class Stopping(Keeper):
         super().after_step(finished_epoch, take)
 
 
-@pytest.mark.parametrize(("net", "compile"), [("mlp", "off"), ("conv", "off")])
+@pytest.mark.parametrize(("net", "compile"), [("mlp", "off"), pytest.param("conv", "off", marks=pytest.mark.slow)])
 def test_stopped_anywhere_it_ends_the_same(net: str, compile: str, splits: Splits, tmp_path: Path) -> None:
     """Before units leave, at the last step of the epoch they leave in, and after."""
     config = resolve(fit_config(compile=compile), len(splits.train))

@@ -48,7 +48,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+LARGE = {"resnet-50", "vit-tiny", "inverted"}
+"""Networks that take seconds."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in PROBLEMS]
+)
 def test_every_network_goes_on(name: str, tmp_path: Path) -> None:
     """Rebuilt with its weights, a shrunken network computes what the file says, and is read by `capture` again."""
     _, x, graph, tensors = prepared(name, 0.4, 0.2)

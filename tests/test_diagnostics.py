@@ -244,6 +244,7 @@ def test_everything_stored_counts(name: str) -> None:
 
 
 @pytest.mark.parametrize("net", ["lenet-300-100", "lenet-5-relu"])
+@pytest.mark.slow
 def test_size_and_time_of_the_file(net: str, tmp_path: Path) -> None:
     """Under 5 MB, written in under 10 s of the processor, for both LeNets (on random images: neither sees them)."""
     from pyro_compress.networks.nets import build_net

@@ -158,7 +158,10 @@ def moments(work: Callable[[Path], None], place: Path) -> int:
     return disk.calls
 
 
-@pytest.mark.parametrize("ending", ["kill", "power cut, names ahead", "power cut, names behind"])
+SLOW = [pytest.param(ending, marks=pytest.mark.slow) for ending in ("kill", "power cut, names behind")]
+
+
+@pytest.mark.parametrize("ending", ["power cut, names ahead", *SLOW])
 @pytest.mark.parametrize("replaces", [False, True])
 def test_a_fit_that_ends_anywhere_is_found_again(ending: str, replaces: bool, fits, tmp_path: Path) -> None:
     """Whatever call it ends before, a run is found, or the fit goes on; with --force there is one at any moment."""

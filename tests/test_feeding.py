@@ -298,6 +298,7 @@ def test_balanced_weights_scale_each_example_s_log_likelihood() -> None:
     assert torch.allclose(trace.nodes["y"]["log_prob_sum"], 2 * (weights[y] * nats).sum())  # 18 examples, 9 here
 
 
+@pytest.mark.slow
 def test_weights_raise_the_recall_of_a_rare_class() -> None:
     generator = torch.Generator().manual_seed(0)
     y = (torch.arange(400) % 20 == 0).long()
@@ -388,6 +389,7 @@ def test_streaming_gives_what_memory_gives(make, tmp_path: Path) -> None:
     assert torch.equal(torch.cat(list(left.test.x.split(7))), held.test.x)
 
 
+@pytest.mark.slow
 def test_workers_read_ahead_in_order_and_start_anywhere(tmp_path: Path) -> None:
     """Two epochs of one pair of workers, and what is left of an epoch after it was put back."""
     folder = str(arrays(tmp_path / "data"))

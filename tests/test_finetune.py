@@ -59,6 +59,7 @@ def survivors(run: Run, **how: float) -> Survivors:
     return work
 
 
+@pytest.mark.slow
 def test_a_higher_price_gives_a_smaller_file(run: Run, digits: Splits) -> None:
     free, cheap, dear = (tuned(run, digits, rate=rate) for rate in (0.0, 1.0, 8.0))
     sizes = [len(file.dumps(network)[0]) for network in (free, cheap, dear)]
@@ -180,6 +181,7 @@ def test_a_sharpness_aware_step_descends_from_the_worst_weights(run: Run, digits
 
 
 @pytest.mark.parametrize("svi", [False, True])
+@pytest.mark.slow
 def test_sharpness_aware_fine_tuning_ends_in_flatter_places(run: Run, digits: Splits, svi: bool) -> None:
     """What it minimises is smaller than without: the loss at the worst weights nearby, a minibatch at a time."""
 
@@ -345,6 +347,7 @@ def test_report_and_file_tell_of_fine_tuning(run: Run, tmp_path: Path) -> None:
     assert 100 * float(row.split(",")[4]) == pytest.approx(100 * (1 - told["validation_accuracy_after"]))
 
 
+@pytest.mark.slow
 def test_rates_are_searched_for(run: Run, digits: Splits, tmp_path: Path) -> None:
     trials: list = []
     how = FineTune(epochs=3, masked_epochs=1, batch_size=64)
@@ -386,7 +389,7 @@ def test_goals_without_fine_tuning(run: Run, tmp_path: Path) -> None:
     assert len(curve.read_text().splitlines()) > 20
 
 
-@pytest.mark.parametrize("most", [500, 900])
+@pytest.mark.parametrize("most", [500, pytest.param(900, marks=pytest.mark.slow)])
 def test_no_file_that_fits_is_better(run: Run, digits: Splits, most: int) -> None:
     """Against a walk over sparsities and steps, each as it is written."""
     network, _ = search.compress(run.posterior, digits, pc.Goal(max_bytes=most))

@@ -154,6 +154,7 @@ def test_guides_fit_and_extract(prior: str, guide: str) -> None:
     assert torch.allclose(draws.sum(2), torch.ones(3, 240), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_auto_normal_reaches_the_same_elbo() -> None:
     """Gaussian prior: 120 steps each; the negative ELBOs agree within 3 %, each a mean over 100 draws."""
     found = {}

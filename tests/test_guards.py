@@ -230,6 +230,7 @@ def test_over_pruned_regression_is_in_the_targets_units() -> None:
     assert over_pruned(told(3.0, 3.6), splits) == ""
 
 
+@pytest.mark.slow
 def test_a_posterior_that_gave_up_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A KL that counts a thousandfold leaves nothing of what the pretrained weights knew."""
     data = arrays(tmp_path / "a.npz")

@@ -160,6 +160,7 @@ def test_values_that_are_no_numbers_are_found_held_and_streamed(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_a_damaged_image_is_one_line_from_workers_too(workers: int, tmp_path: Path) -> None:
     path = folder(tmp_path, KINDS["L"][0])
     splits = load_splits(str(path), reading=Reading(in_memory_mib=0, workers=workers))

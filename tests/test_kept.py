@@ -306,7 +306,7 @@ def test_a_counter_is_found() -> None:
         capture(Around(lambda x: x * (1 + next(counts))), (6,))
 
 
-@pytest.mark.parametrize("name", ["tables", "where", "merged"])
+@pytest.mark.parametrize("name", [pytest.param("tables", marks=pytest.mark.slow), "where", "merged"])
 def test_torchs_exporter_writes_them_to_onnx(name: str, tmp_path: Path) -> None:
     _, graph, tensors, x = taken(name)
     network = Compressed(graph, {n: _stored(n, graph, t) for n, t in tensors.items()}, {})

@@ -92,6 +92,7 @@ def test_lifted_draws_are_those_of_the_program() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_fills_follow_the_seed() -> None:
     noise = Noise(torch.zeros(64), torch.zeros(64), ((True, 0, (64,)), (False, 0, (64,))))
     fill, drawn = fast_fill(noise), []

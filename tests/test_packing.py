@@ -132,6 +132,7 @@ def test_a_channel_that_never_varies_is_constant() -> None:
     assert torch.allclose(Network(graph, few)(x), Network(graph, tensors)(x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_fit_that_starts_at_a_file_trains_with_real_statistics(tmp_path: Path) -> None:
     """Batch norm's training mode must not change what the network computes by more than a minibatch's noise."""
     splits = pc.load_splits("digits")

@@ -191,6 +191,7 @@ def test_data_that_are_no_images(tmp_path: Path) -> None:
     assert "What the first layer reads" not in words
 
 
+@pytest.mark.slow
 def test_snapshots_become_an_animation(tmp_path: Path) -> None:
     """One frame per epoch with a posterior, the last of which is what `inspect` counts."""
     ok("fit", *SMALL, "--prior", "log-uniform", "--snapshots", "--out", tmp_path / "run")

@@ -75,6 +75,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_results_priors(tmp_path: Path) -> None:
     script = next(path for path in SCRIPTS if path.stem == "results_priors")
     run(script, "--smoke", "--out", "rows.json", cwd=tmp_path)
@@ -131,6 +132,7 @@ def pictures(stem: Path) -> bool:
 
 
 @pytest.mark.parametrize("stem", ["figure_weights", "figure_bytes"])
+@pytest.mark.slow
 def test_figures_of_runs(stem: str, results: Path, tmp_path: Path) -> None:
     run(script(stem), "--smoke", "--results", str(results), "--out", "figure", cwd=tmp_path)
     assert pictures(tmp_path / "figure")
@@ -143,6 +145,7 @@ def test_figures_of_rows(stem: str, results: Path, tmp_path: Path) -> None:
     assert pictures(tmp_path / "figure")
 
 
+@pytest.mark.slow
 def test_artefact(tmp_path: Path) -> None:
     lines = run(script("artefact"), "--smoke", cwd=tmp_path).splitlines()[2:]
     right, wrong, published = ([float(cell) for cell in line.split(" | ")[1:7]] for line in lines)
@@ -151,6 +154,7 @@ def test_artefact(tmp_path: Path) -> None:
     assert right[1] > wrong[1] + 30
 
 
+@pytest.mark.slow
 def test_study_document(tmp_path: Path) -> None:
     assert "| log-uniform (own recipe) |" in run(script("study_document"), "--smoke", cwd=tmp_path)
     document = tmp_path / "study.md"
@@ -166,6 +170,7 @@ def test_study_document(tmp_path: Path) -> None:
     assert document.read_text() == again
 
 
+@pytest.mark.slow
 def test_study_document_keeps_methods_that_share_a_fit(tmp_path: Path) -> None:
     """Added one after the other, each with its own rows and uncertainty; added again, nothing doubles."""
     results, document = tmp_path / "results", tmp_path / "study.md"
@@ -213,6 +218,7 @@ def test_compare_coders(tmp_path: Path) -> None:
     assert any(line.startswith("| version-1.pcn | ") for line in lines)
 
 
+@pytest.mark.slow
 def test_ablation(tmp_path: Path) -> None:
     """Every stage of three runs, the context coder never larger; a document gets means over seeds, published rows."""
     header, _, *lines = run(script("ablation"), "--smoke", cwd=tmp_path).splitlines()
@@ -260,6 +266,7 @@ def test_record(tmp_path: Path) -> None:
     assert "--shrink-every 1 --seeds 0 --rates 2" in row["command"]
 
 
+@pytest.mark.slow
 def test_bench_tune(tmp_path: Path) -> None:
     arguments = ("--smoke", "--modes", "layer-wise", "--out", "bench")
     first = run(script("bench_tune"), *arguments, cwd=tmp_path)
@@ -309,6 +316,7 @@ def test_bench_distributed(tmp_path: Path) -> None:
     assert row["bytes_per_step"] > 4 * 2 * row["weights"]  # means and scales
 
 
+@pytest.mark.slow
 def test_digits_chain(tmp_path: Path) -> None:
     told = run(script("digits_chain"), "--smoke", "--out", "rows.json", cwd=tmp_path)
     (row,) = json.loads((tmp_path / "rows.json").read_text())
@@ -326,6 +334,7 @@ def test_bench_deploy(tmp_path: Path) -> None:
     assert run(script("bench_deploy"), "--table", "--out", "rows.json", cwd=tmp_path) == told
 
 
+@pytest.mark.slow
 def test_post_training(tmp_path: Path) -> None:
     """The table of files without training, its page and its rows; beside other methods under the same rule."""
     document = tmp_path / "d.md"

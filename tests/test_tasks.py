@@ -223,6 +223,7 @@ def posterior():
     return extract(fit_posterior(net(), generated(), resolve(config, 1500)))
 
 
+@pytest.mark.slow
 def test_the_learned_noise_is_that_of_the_data(posterior) -> None:
     """Standard error of a standard deviation from 1,500 values: 1.8 %; the rest is what the network cannot fit."""
     splits = generated()

@@ -2,17 +2,22 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.cli.main import main
 from pyro_compress.data.splits import load_splits
 from pyro_compress.data.text import STRETCHES, UNKNOWN
+from pyro_compress.graph import recurrence_shapes
 from pyro_compress.graph.capture import capture
+from pyro_compress.graph.checked import exported
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.outputs import with_columns
 from pyro_compress.pcn import file
@@ -133,7 +138,7 @@ def test_positions_and_classes_that_are_as_many_cannot_be_told_apart() -> None:
         with_columns(build_net("gru", (6,), 6, (), 6), (6,), (6, 6), "int64")
 
 
-@pytest.mark.parametrize("vocabulary", ["bytes", "characters"])
+@pytest.mark.parametrize("vocabulary", ["bytes", pytest.param("characters", marks=pytest.mark.slow)])
 def test_a_language_model_goes_through_every_command(story: Path, vocabulary: str, tmp_path: Path) -> None:
     run, path = tmp_path / "run", tmp_path / "a.pcn"
     common = ("fit", "--task", "next-token", "--data", str(story), "--context", "12", "--vocabulary", vocabulary)
@@ -176,6 +181,7 @@ def test_a_language_model_goes_through_every_command(story: Path, vocabulary: st
         assert "bits per character" in called("inspect", str(run), "--draws", "50", "--rows", "20")
 
 
+@pytest.mark.slow
 def test_the_compiled_step_of_a_recurrent_layer_descends_as_the_eager_one() -> None:
     """What its gradient needs only its kernel knows; the two draw noise of their own, hardly any here."""
     x = torch.randint(0, 9, (60, 8), generator=torch.Generator().manual_seed(0))
@@ -192,3 +198,33 @@ def test_the_compiled_step_of_a_recurrent_layer_descends_as_the_eager_one() -> N
         found[mode] = fit.history[-1].expected_log_likelihood_nats or 0.0
     assert found["on"] == pytest.approx(found["off"], rel=2e-3)
     assert found["on"] > -60 * 7 * math.log(9)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}, {"batch_first": True}])
+def test_shapes_of_recurrent_layers_are_told_without_their_steps(options: dict[str, Any]) -> None:
+    """A layer over a million steps is captured as fast as any; what is told is what torch computes."""
+    x = torch.randn(3, 4, 5)
+    for layer in (nn.LSTM(5, 6, **options), nn.LSTM(5, 6, proj_size=2, **options), nn.GRU(5, 6, **options)):
+        outputs, states = layer(x)
+        with FakeTensorMode(allow_non_fake_inputs=True), recurrence_shapes.told():
+            told, told_states = layer(torch.empty(x.shape))
+        assert told.shape == outputs.shape
+        if isinstance(states, tuple):
+            assert [state.shape for state in told_states] == [state.shape for state in states]
+        else:
+            assert told_states.shape == states.shape
+        assert torch.equal(layer(x)[0], outputs)
+    net = nn.Sequential(Recurrent(1, 3), nn.Linear(3, 2))
+    exported(net, (1_000_000, 1))
+
+
+class Recurrent(nn.Module):
+    """The outputs of an LSTM."""
+
+    def __init__(self, inputs: int, units: int) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(inputs, units, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0]

@@ -158,6 +158,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_fit_serves_many_trials(searched: Path) -> None:
     out = searched / "out"
     for name in ("small", "small, 2 epochs"):
@@ -334,6 +335,7 @@ def interrupted(work: Work) -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed(tmp_path: Path) -> None:
     space = FIT.replace("epochs = 3", "epochs = 8") + "[space.fit]\nseed = {low = 0, high = 1000}\n"
     study = written(tmp_path, HEAD + "compressions-per-fit = 1\n", space)  # a fit per trial: the signal meets one

@@ -108,6 +108,7 @@ def tell(world: World) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_processes_tell_each_other() -> None:
     found = together(3, tell)
     seeds = [one.pop("noise") for one in found]
@@ -226,6 +227,7 @@ def test_with_noise_it_ends_where_one_process_does(tmp_path: Path) -> None:
     assert abs(found - float(wanted.mean())) < 5 * float(wanted.std()) * (1 + 1 / 4) ** 0.5
 
 
+@pytest.mark.slow
 def test_gradients_of_processes_are_unbiased() -> None:
     """Three processes on seven rows (3, 2 and 2) against one, 300 draws each: at most 5 standard errors apart."""
     splits = load_splits("digits")
@@ -302,6 +304,7 @@ def differing(world: World, out: Path) -> None:
     fit_run(replace(TINY, epochs=4 + world.rank), out, world=world)
 
 
+@pytest.mark.slow
 def test_processes_that_start_differently_refuse(tmp_path: Path) -> None:
     first, second = together(2, differing, tmp_path / "run")
     assert first[0] == second[0] == "ValueError"

@@ -37,7 +37,7 @@ LEAST_SPREAD = 1e-6
 AUTO = 0
 """As many draws as go with the size of the network."""
 LARGE = 5_000_000
-"""Values of a network from which a hundred draws have to do."""
+"""Values of a network from which eighty draws, and twenty from the prior, have to do."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Size:
     """How much is drawn.
 
     Attributes:
-        draws: networks drawn from the posterior; `AUTO`: 200, of large networks 100.
+        draws: networks drawn from the posterior; `AUTO`: 200, of large networks 80 (and 20 from the prior).
         rows: training rows whose likelihood is stored.
         weights: weights stored per layer, at most; fewer where the budget of the file asks for it.
         prior_draws: draws from the prior.

@@ -6,6 +6,7 @@ Images are `(n, height, width)` or `(n, channels, height, width)`. To add one, w
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,15 +46,23 @@ Load = Callable[[str, bool], Arrays]
 
 def digits(data_dir: str, download: bool) -> Arrays:
     """The 1,797 UCI handwritten digits (8×8, Alpaydin & Kaynak 1998) from scikit-learn; a fifth is the test set."""
-    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    bunch = load_digits()
-    x = (bunch.images / 16).astype(np.float32)
+    images, target = _digits()
+    x = (images / 16).astype(np.float32)
     x_train, x_test, y_train, y_test = train_test_split(
-        x, bunch.target, test_size=0.2, stratify=bunch.target, random_state=SPLIT_SEED
+        x, target, test_size=0.2, stratify=target, random_state=SPLIT_SEED
     )
     return Arrays(x_train, y_train, x_test, y_test, tuple(str(i) for i in range(10)))
+
+
+@functools.cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels; scikit-learn reads them from a text, which takes longer than an epoch on them."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return bunch.images, bunch.target
 
 
 def _torchvision(name: str, upright: bool = True, **options: Any) -> Load:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
+from pyro_compress.graph import recurrence_shapes
 from pyro_compress.graph.changes import told
 from pyro_compress.graph.ir import tables
 from pyro_compress.graph.reading import Read
@@ -58,7 +59,7 @@ def exported(net: nn.Module, input_shape: tuple[int, ...], kind: str = "float32"
     Raises:
         ValueError: it cannot; its first line of reasons.
     """
-    with evaluating(net), _quiet_torch():
+    with evaluating(net), _quiet_torch(), recurrence_shapes.told():
         try:
             batch = ({0: torch.export.Dim.DYNAMIC},)
             example = torch.zeros(2, *input_shape, dtype=getattr(torch, kind), device=_device(net))

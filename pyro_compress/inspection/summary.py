@@ -169,7 +169,8 @@ def inspect_run(
         marginals = read_marginals(path / "guide.safetensors", run.config, run.posterior)
         size = size or Size()
         if size.draws == AUTO:
-            size = replace(size, draws=100 if run.posterior.parameters_total > LARGE else 200)
+            large = run.posterior.parameters_total > LARGE
+            size = replace(size, draws=80, prior_draws=min(size.prior_draws, 20)) if large else replace(size, draws=200)
         diagnosis = diagnose(run.posterior, marginals, splits.train, size, seed, all_rows)
         kl = diagnosis.kl_nats
         drawn = networks(run.posterior, marginals, PREDICTIVE_DRAWS, seed)
