@@ -159,6 +159,12 @@ PER_POSITION = ("next-token", "tagging", "segmentation")
 """Tasks of a class per position."""
 
 
+def kind_of(x: Any) -> str:
+    """Type of examples, as `Graph.kind`; what stays on disk is read as float32."""
+    kind = getattr(x, "dtype", None)
+    return "float32" if kind is None or kind.is_floating_point else "int64"
+
+
 @dataclass(frozen=True)
 class Splits:
     """Thresholds and recipes are chosen on `validation`; `test` is read once, at the end, by `metrics` alone.
@@ -204,8 +210,7 @@ class Splits:
     @property
     def kind(self) -> str:
         """Type of the inputs, as `Graph.kind`."""
-        kind = getattr(self.train.x, "dtype", None)  # what stays on disk is read as float32
-        return "float32" if kind is None or kind.is_floating_point else "int64"
+        return kind_of(self.train.x)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -228,3 +228,28 @@ class Recurrent(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layer(x)[0]
+
+
+@pytest.mark.parametrize("kind", ["float32", "int64"])
+def test_numbers_and_tokens_are_not_taken_for_each_other(kind: str, tmp_path: Path) -> None:
+    """A network of the one, data of the other, in the same shape: one line from everybody who brings them together."""
+    net = nn.Sequential(
+        *([nn.Embedding(9, 2), nn.Flatten()] if kind == "int64" else [nn.Linear(4, 8)]), nn.Linear(8, 2)
+    )
+    graph = capture(net, (4,), kind=kind)
+    tensors = {name: value.detach().numpy() for name, value in net.state_dict().items()}
+    path = tmp_path / "network.pcn"
+    x = np.random.default_rng(0).integers(0, 9, (40, 4))
+    x = x if kind == "float32" else x.astype(np.float32)
+    data = tmp_path / "data.npz"
+    np.savez(data, x_train=x, y_train=np.arange(40) % 2, x_test=x, y_test=np.arange(40) % 2)
+    tokens = ("tokens (whole numbers)", "numbers")
+    message = "data.npz: examples are {}; this network reads {}".format(
+        *(tokens if kind == "float32" else tokens[::-1])
+    )
+    meta = {"parameters_total": 38, "tokens": 9} if kind == "float32" else {"parameters_total": 38}
+    path.write_bytes(file.dumps(file.Compressed(graph, tensors, meta))[0])
+    for command in (("evaluate", path, "--data", data), ("export", path, "--data", data, "-o", tmp_path / "x.onnx")):
+        result = CliRunner().invoke(main, [str(argument) for argument in command])
+        assert result.exit_code == 1
+        assert message in result.output

@@ -154,9 +154,10 @@ def logits_by(teacher: Teacher, splits: Splits) -> Teach:
     if splits.task != "classification":
         raise ValueError(f"a teacher is matched in its class probabilities; leave --teacher out with {splits.task}")
     for graph in (posterior.graph for posterior in teacher.posteriors):
-        if graph.input_shape != splits.input_shape:
+        if (graph.input_shape, graph.kind) != (splits.input_shape, splits.kind):
             raise ValueError(
-                f"the teacher takes inputs of shape {graph.input_shape}, these data have {splits.input_shape}"
+                f"the teacher takes inputs of shape {graph.input_shape} ({graph.kind}), these data have "
+                f"{splits.input_shape} ({splits.kind})"
             )
     networks = [Network(posterior.graph, posterior.tensors).eval() for posterior in teacher.posteriors]
 

@@ -32,7 +32,7 @@ from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.doubts import keep
 from pyro_compress.kinds import foreign_to_export, is_export
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.bounded import bounded, check_outputs
+from pyro_compress.networks.bounded import bounded, check_inputs, check_outputs
 from pyro_compress.pcn import file
 from pyro_compress.pcn.gate import BYTES_PER_VALUE, MAX_MEMORY_MIB, UNLIMITED, Limits, Plan, limited
 from pyro_compress.places import check_file, check_folder
@@ -219,10 +219,7 @@ def export(
         check_folder(out, lambda folder: foreign_to_export(folder) if is_export(folder) else None, force, "export")
     network, splits = _source(path, data, data_dir, members, limited(request.max_memory))
     name = data or str(network.meta.get("data", ""))
-    if splits.input_shape != network.graph.input_shape:
-        raise ValueError(
-            f"{name}: one example has shape {splits.input_shape}; this network takes {network.graph.input_shape}"
-        )
+    check_inputs(network.graph, splits.input_shape, splits.kind, name)
     plan = file.plan_of(network)
     check_outputs(plan, splits.output_shape, splits.task, name)
     _check_room(plan, exporter, request)

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from pyro_compress.pcn.gate import Plan
-from pyro_compress.types import Data
+from pyro_compress.types import Data, Graph
 
 MAY_HAVE_MORE = ("classification", "next-token", "tagging", "segmentation")
 """Tasks whose networks may know classes that the data do not show."""
 THINGS = {"regression": "targets", "multi-label": "labels", "reconstruction": "values"}
 """Task -> what a network has an output for; of others classes."""
+READ = {"float32": "numbers", "int64": "tokens (whole numbers)"}
+"""What inputs of a type are called."""
 HELD_VALUES = 1 << 28
 """Values that a run holds at a time, unless a single example holds more: a gibibyte."""
 
@@ -36,6 +38,25 @@ def bounded(predict: Callable[[Tensor], Tensor], plan: Plan) -> Callable[[Tensor
         return outputs
 
     return run
+
+
+def check_inputs(graph: Graph, shape: tuple[int, ...], kind: str, data: str) -> None:
+    """Check that examples are what a network reads.
+
+    Args:
+        graph: the network.
+        shape: of one example.
+        kind: type of its values, as `Graph.kind`.
+        data: name of the data, for the message.
+
+    Raises:
+        ValueError: they have another shape, or are numbers where it reads tokens, or tokens where it reads numbers.
+    """
+    if shape != graph.input_shape:
+        raise ValueError(f"{data}: one example has shape {shape}; this network takes {graph.input_shape}")
+    if kind != graph.kind:
+        told = [READ.get(each, each) for each in (kind, graph.kind)]
+        raise ValueError(f"{data}: examples are {told[0]}; this network reads {told[1]}")
 
 
 def check_outputs(plan: Plan, wanted: int | tuple[int, ...], task: str, data: str) -> None:

@@ -24,14 +24,14 @@ from pyro_compress.data.text import is_text
 from pyro_compress.graph.network import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate, in_units, scored, scored_as
-from pyro_compress.networks.bounded import bounded, check_outputs, shape_of, shown
+from pyro_compress.networks.bounded import bounded, check_inputs, check_outputs, shape_of, shown
 from pyro_compress.pcn import file
 from pyro_compress.pcn.gate import MAX_MEMORY_MIB, Limits, Plan, limited
 from pyro_compress.runs.command_budget import check_command
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.scores import Quality
 from pyro_compress.settings import Reading
-from pyro_compress.types import Preprocessing, Splits
+from pyro_compress.types import Graph, Preprocessing, Splits, kind_of
 
 
 def evaluate_target(
@@ -62,7 +62,7 @@ def evaluate_target(
     network = bounded(loaded.network.to(device), loaded.plan)
     if data is not None and _all_scored(data, loaded):
         examples = load_examples(Path(data), loaded.known, loaded.reading)
-        _check_shape(data, tuple(examples.x.shape[1:]), loaded.input_shape)
+        check_inputs(loaded.graph, tuple(examples.x.shape[1:]), kind_of(examples.x), data)
         if (task := loaded.reading.task) in ("classification", "regression"):
             check_outputs(loaded.plan, *shown(examples.y), data)
             return scored(network, examples, loaded.known.targets, loaded.noise, device), len(examples)
@@ -70,7 +70,7 @@ def evaluate_target(
         found = scored_as(task, network, examples, (), loaded.noise, device)
         return in_units(found, loaded.reading.vocabulary), len(examples)
     splits = loaded.splits(data, data_dir)
-    _check_shape(data or loaded.data, splits.input_shape, loaded.input_shape)
+    check_inputs(loaded.graph, splits.input_shape, splits.kind, data or loaded.data)
     check_outputs(loaded.plan, splits.output_shape, splits.task, data or loaded.data)
     return evaluate(network, splits, split, device, loaded.noise), splits.sizes[split]
 
@@ -87,7 +87,7 @@ class _Loaded(NamedTuple):
     """A network, and what is known of the data it was fitted on."""
 
     network: nn.Module
-    input_shape: tuple[int, ...]
+    graph: Graph
     data: str
     known: Preprocessing
     reading: Reading
@@ -105,7 +105,7 @@ def _load(target: Path, data_dir: str, data: str | None, limits: Limits) -> _Loa
     known, name = filled(preprocessing_of(meta), plan.output), str(meta.get("data", ""))
     how, share = reading_of(meta), meta.get("validation")
     return _Loaded(
-        to_module(compressed), shape, name, known, how, compressed.noise,
+        to_module(compressed), compressed.graph, name, known, how, compressed.noise,
         lambda other, folder: load_splits(other or name, folder, share, False, how, known, shape), plan,
     )  # fmt: skip
 
@@ -119,7 +119,8 @@ def _load_run(run: Run, data_dir: str, data: str | None) -> _Loaded:
     known = filled(own or PREPROCESSING.get(config.data) or _found(run, data_dir), plan.output)
     where, share, how = config.data_dir, config.validation, config.reading
     return _Loaded(
-        Network(posterior.graph, posterior.tensors, own=True).eval(), shape, config.data, known, how, posterior.noise,
+        Network(posterior.graph, posterior.tensors, own=True).eval(), posterior.graph, config.data, known, how,
+        posterior.noise,
         lambda other, folder: load_splits(other or config.data, folder or where, share, False, how, own, shape), plan,
     )  # fmt: skip
 
@@ -129,8 +130,3 @@ def _found(run: Run, data_dir: str) -> Preprocessing:
     if run.config.task == "regression" or is_table(Path(run.config.data)):
         return preprocessing(run.splits(data_dir))
     return Preprocessing(0.0, ())
-
-
-def _check_shape(data: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    if got != wanted:
-        raise ValueError(f"{data}: one example has shape {got}; this network takes {wanted}")

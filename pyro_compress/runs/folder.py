@@ -27,6 +27,7 @@ from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.data.splits import before, load_splits
 from pyro_compress.foreign import of_type, read_toml, shown, toml
 from pyro_compress.kinds import foreign_to_run, is_run
+from pyro_compress.networks.bounded import check_inputs
 from pyro_compress.pcn import gate
 from pyro_compress.places import check_folder, check_name
 from pyro_compress.placing import CHECKPOINTS, emptied, located, making, put_in_place, recover, unfinished, unordinary
@@ -96,9 +97,7 @@ class Run:
         return splits
 
     def _check_same(self, splits: Splits, data: str) -> None:
-        shape = self.posterior.graph.input_shape
-        if splits.input_shape != shape:
-            raise ValueError(f"{data}: one example has shape {splits.input_shape}; this network takes {shape}")
+        check_inputs(self.posterior.graph, splits.input_shape, splits.kind, data)
         outputs, found = self.plan.output[0], splits.output_shape[0]
         if self.data and splits.task == "classification":
             found = len({int(y) for part in (splits.train, splits.validation) for y in part.y.unique()})
