@@ -37,6 +37,7 @@ from pyro_compress.graph.network import Network, tensors_of
 from pyro_compress.graph.operations.kept import whole_tensors
 from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.networks.attention import split_attention
+from pyro_compress.networks.spelling import plainly_named
 from pyro_compress.pcn import file, gate, runner
 from pyro_compress.scores import Scores
 from pyro_compress.types import Compressed, Graph, Quantized
@@ -237,7 +238,7 @@ def tried(name: str, make: Make, largest: int = MOST_PARAMETERS) -> Found:
     try:
         with limited(MINUTES):
             net, shape, *kind = make()
-            net = split_attention(net).eval()
+            net = plainly_named(split_attention(net)).eval()
             found.parameters = sum(parameter.numel() for parameter in net.parameters())
             _all(found, net, shape, kind[0] if kind else "float32", largest)
     except Exception as error:  # whatever it is, it is what the table says

@@ -73,6 +73,7 @@ FLOORS = [
         "data/text",
         "data/held_out",
         "networks/composed",
+        "networks/spelling",
         "training/feed",
         "training/history",
         "training/checkpoint",

@@ -1,6 +1,7 @@
 """Built-in networks, torchvision's, attention with a layer per projection: held against torch's own."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.networks.attention import Attention, split_attention
 from pyro_compress.networks.nets import build_net
+from pyro_compress.networks.spelling import plainly_named
+from pyro_compress.networks.weights import put_weights, read_weights
+from pyro_compress.pcn.names import check_names
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("resnet-18", "resnet18"), ("resnet-50", "resnet50")])
@@ -145,3 +149,21 @@ def test_a_network_for_other_inputs_is_one_message(capfd: pytest.CaptureFixture)
     with pytest.raises(ValueError, match=r"cannot be captured by torch.export on \(4,\) inputs: a and b must have"):
         capture(nn.Sequential(nn.Linear(3, 2)), (4,))
     assert capfd.readouterr().err == ""
+
+
+def test_names_that_no_file_may_hold_are_spelled_plainly(tmp_path: Path) -> None:
+    """RegNet calls its blocks `block1-0`; a file of ours, and weights under the old names, go with the new ones."""
+    torch.manual_seed(0)
+    given = torchvision.models.regnet_y_400mf(num_classes=3).eval()
+    before = list(given.state_dict())
+    torch.save(given.state_dict(), tmp_path / "given.pt")
+    net = build_net("torchvision:regnet_y_400mf", (3, 32, 32), 3).eval()
+    put_weights(net, read_weights(str(tmp_path / "given.pt"), net.state_dict()), "given.pt", "regnet")
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(net(x), given(x))
+    check_names(net.state_dict())
+    assert list(plainly_named(given).state_dict()) == list(net.state_dict())
+    assert list(given.state_dict()) == before
+    assert plainly_named(net) is net
+    both = nn.ModuleDict({"a-b": nn.Linear(1, 1), "a_b": nn.Linear(2, 1)})
+    assert {name: m.in_features for name, m in plainly_named(both).named_children()} == {"a_b_": 1, "a_b": 2}

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_compress.doubts import doubt
 from pyro_compress.networks.checkpoints import Entry
 from pyro_compress.networks.composed import composed
+from pyro_compress.networks.spelling import spelled
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +44,12 @@ def ignored(name: str) -> bool:
 
 def unwrapped(name: str) -> str:
     """A name without the parts that wrappers put in."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
-
-
-def _as_it_is(name: str) -> str:
-    return name
+    return ".".join(part for part in spelled(name).split(".") if part not in WRAPPERS)
 
 
 Form = Callable[[str], str]
 ROUNDS: tuple[tuple[Callable[[list[Entry]], list[Entry]], Form], ...] = (
-    (list, _as_it_is), (composed, _as_it_is), (list, unwrapped), (composed, unwrapped),
+    (list, spelled), (composed, spelled), (list, unwrapped), (composed, unwrapped),
 )  # fmt: skip
 """How tensors and names are read, until all of a network's fit: the least change first."""
 

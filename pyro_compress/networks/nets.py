@@ -26,6 +26,7 @@ from pyro_compress.graph.checked import evaluating
 from pyro_compress.networks.attention import split_attention
 from pyro_compress.networks.decoded import SUFFIX, decoded_net
 from pyro_compress.networks.sequences import gpt, gru, lstm
+from pyro_compress.networks.spelling import plainly_named
 from pyro_compress.networks.vision import fcn_1d, resnet_18, resnet_20, resnet_50, unet, vgg_16, vit_tiny
 
 
@@ -123,7 +124,7 @@ def build_net(
         11173962
     """
     if name.startswith("torchvision:"):
-        return split_attention(_torchvision(name.removeprefix("torchvision:"), classes))
+        return plainly_named(split_attention(_torchvision(name.removeprefix("torchvision:"), classes)))
     if name.endswith(SUFFIX):
         return decoded_net(Path(name), input_shape, classes)
     make = NETS[name] if name in NETS else _import(name)
@@ -131,7 +132,7 @@ def build_net(
     net = make(**{key: offered[key] for key in _wanted(name, make) if key in offered})
     if not isinstance(net, nn.Module):
         raise ValueError(f"{name} returned {net!r:.40}; it must return a torch.nn.Module")
-    return split_attention(_with_shapes(net, input_shape, vocabulary))
+    return plainly_named(split_attention(_with_shapes(net, input_shape, vocabulary)))
 
 
 def _with_shapes(net: nn.Module, input_shape: tuple[int, ...], vocabulary: int) -> nn.Module:

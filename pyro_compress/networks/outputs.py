@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_compress.graph.checked import evaluating, examples
+from pyro_compress.networks.spelling import plainly_named
 from pyro_compress.types import Graph, Node
 
 ENDS = ("softmax", "sigmoid")
@@ -24,7 +25,8 @@ def with_columns(
 
     Those are `(n,)` for `(n, 1)`; one logit, `(n,)` or `(n, 1)`, for two classes, as the logits `(0, f)`, which are the
     same Bernoulli; classes that come last, `(n, *positions, classes)`; and values in another order of axes or flat,
-    where an autoencoder returns as many as it was given. Any other network is returned as it is.
+    where an autoencoder returns as many as it was given. Any other network is returned as it is, but for names of
+    modules that no file may hold (`plainly_named`).
 
     Args:
         net: stays as it is; the result shares its tensors.
@@ -35,6 +37,7 @@ def with_columns(
     Raises:
         ValueError: it cannot be told on which axis the classes are.
     """
+    net = plainly_named(net)
     wanted = (outputs,) if isinstance(outputs, int) else tuple(outputs)
     try:
         with evaluating(net), torch.random.fork_rng(), torch.no_grad():

@@ -15,6 +15,7 @@ from pyro_compress.foreign import ordinary
 from pyro_compress.networks.checkpoints import entries_of
 from pyro_compress.networks.decoded import SUFFIX, decoded_weights
 from pyro_compress.networks.naming import ignored, named_for
+from pyro_compress.networks.spelling import spelled
 
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Heads that torchvision's networks have while they are trained."""
@@ -57,7 +58,8 @@ def _torchvision(name: str) -> dict[str, Tensor]:
     except (ValueError, AttributeError, KeyError) as error:
         raise ValueError(f"torchvision has no weights {name!r}; an example: ResNet18_Weights.IMAGENET1K_V1") from error
     try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
+        found = weights.get_state_dict(progress=False, check_hash=True)
+        return {spelled(name): tensor for name, tensor in found.items()}
     except (OSError, RuntimeError) as error:  # no connection, or a broken download
         raise ValueError(f"torchvision cannot fetch {name} from {weights.url}: {error}") from error
 
