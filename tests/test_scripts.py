@@ -147,11 +147,32 @@ def test_figures_of_rows(stem: str, results: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_artefact(tmp_path: Path) -> None:
-    lines = run(script("artefact"), "--smoke", cwd=tmp_path).splitlines()[2:]
-    right, wrong, published = ([float(cell) for cell in line.split(" | ")[1:7]] for line in lines)
+    document = tmp_path / "d.md"
+    document.write_text("before\n<!-- table artefact -->\nold\n<!-- end -->\nafter\n")
+    written = ("--json", "row.json", "--document", str(document))
+    told = run(script("artefact"), "--smoke", *written, cwd=tmp_path)
+    right, wrong, published = json.loads((tmp_path / "row.json").read_text())["test_accuracy"].values()
     assert len(set(published)) == 1
     assert right[0] == wrong[0] == published[0]
-    assert right[1] > wrong[1] + 30
+    assert right[1] > wrong[1] + 0.3
+    assert document.read_text() == f"before\n<!-- table artefact -->\n\n{told}\n<!-- end -->\nafter\n"
+    assert run(script("artefact"), *written, cwd=tmp_path) == told
+
+
+def test_the_page_of_the_artefact_shows_its_row(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    told = run(script("artefact"), "--json", str(docs / "results/artefact.json"), cwd=tmp_path)
+    assert f"<!-- table artefact -->\n\n{told}\n<!-- end -->" in (docs / "artefact.md").read_text()
+
+
+def test_the_page_of_results_tells_its_single_run() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    row = json.loads((docs / "results/single.json").read_text())
+    found, page = row["report"], (docs / "results.md").read_text()
+    before, after = (100 * (1 - found[f"test_accuracy_{when}"]) for when in ("before", "after"))
+    size = f"{found['file_bytes']:,} bytes, {found['ratio']:.1f}×, units {'-'.join(map(str, found['units_kept']))}"
+    assert f"Test error {before:.2f} % uncompressed, {after:.2f} % from the file of {size}\n" in page
+    assert all(f"{line}\n" in page for line in row["command"])
 
 
 @pytest.mark.slow
