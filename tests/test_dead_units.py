@@ -23,7 +23,7 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network
 from pyro_compress.networks.layered import Layered, momenta
-from pyro_compress.runs.config import resolve
+from pyro_compress.runs.config import never_shrinks, resolve
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.settings import FitConfig
@@ -281,6 +281,21 @@ def test_refused(case: str) -> None:
     options, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         resolve(fit_config(**options), 300)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"shrink_every": 4}, ""),
+        ({"shrink_every": 5}, "--shrink-every 5 removed nothing: the posterior has 5 of 5 epochs, and none"),
+        ({"pretrain_epochs": 3}, "--shrink-every 2 removed nothing: the posterior has 2 of 5 epochs, and none"),
+        ({"shrink_every": 0}, ""),
+    ],
+)
+def test_a_fit_that_ends_before_units_may_leave_says_so(options: dict, said: str) -> None:
+    found = never_shrinks(resolve(fit_config(**options), 300))
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
 
 
 def test_refused_beside_snapshots_and_dropout(splits: Splits, tmp_path: Path) -> None:

@@ -440,7 +440,7 @@ def test_a_file_within_the_tolerance_has_nothing_to_say(run: Run, tmp_path: Path
     ("arguments", "message"),
     [
         (["--rate", "1"], "go with --finetune"),
-        (["--target-error", "0.1", "--max-bytes", "100"], "exclude each other"),
+        (["--target-error", "0.1", "--max-bytes", "100"], "Error: --target-error and --max-bytes exclude each other"),
         (["--max-bytes", "20"], "fits into 20 bytes"),
         (["--target-error", "0"], "allow more"),
         (["--finetune", "1", "--max-bytes", "20"], "no rate from"),

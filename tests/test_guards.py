@@ -257,6 +257,8 @@ def history(*losses: float | None, kl_weight: float = 1.0) -> list[dict]:
         (history(*[None] * 5), ""),  # no posterior
         ([], ""),
         (history(None, 100.0, 100.0, 100.0), "only 3 of 4 epochs ran at the full KL weight"),
+        (history(100.0, 100.0), "not settled: only 2 epochs ran at"),
+        (history(100.0), "not settled: only 1 epoch ran at"),
         (history(*range(200, 100, -5)), "over its last 5 epochs -ELBO still fell by 19.0 %"),
         (history(*range(100, 200, 5)), "over its last 5 epochs -ELBO still rose by 10.3 %"),
         (history(*range(200, 100, -5), *[100.0] * 10), ""),

@@ -11,6 +11,7 @@ from test_readme import commands
 from pyro_compress.bayes.layers import check_keep
 from pyro_compress.cli.ignored import StrictCommand, refuse_ignored
 from pyro_compress.cli.main import main
+from pyro_compress.data.table_files import SUFFIXES
 from pyro_compress.networks.nets import build_net
 
 REFUSED = [
@@ -46,7 +47,10 @@ REFUSED = [
         "--tolerance, --nll-tolerance and --max-bytes exclude each other",
     ),
     ("compress run --finetune 3 --temperature 2", "--temperature goes with --teacher RUN"),
-    ("evaluate run --data mine.npz --split train", "--split goes without a file as --data"),
+    *(
+        (f"evaluate run --data mine{suffix} --split train", "--split goes without a file as --data")
+        for suffix in (".npz", *SUFFIXES)
+    ),
     ("inspect run run --restarts --rows 9 --netcdf n.nc", "--rows, --netcdf goes without --restarts"),
     ("inspect run --force", "--force goes with --netcdf"),
     ("report results --draws 100", "--draws goes with a run; this folder holds the results of compare"),
@@ -55,7 +59,6 @@ REFUSED = [
     ("export file.pcn -o model.onnx --seed 3", "--seed goes with --ensemble K"),
     ("compare study.toml --table --jobs 2", "--jobs goes without --table"),
     ("compare study.toml --markdown --json", "--markdown and --json exclude each other"),
-    ("tune study.toml --grace 90", "--grace goes with --storage"),
     ("tune study.toml --worker --json", "--json goes without --worker"),
 ]
 
@@ -83,6 +86,13 @@ def test_no_command_of_the_docs_is_refused(command: str, tmp_path: Path, monkeyp
     known = main.commands[name]
     if isinstance(known, StrictCommand):
         refuse_ignored(known.make_context(name, arguments, resilient_parsing=True), known.ignored)
+
+
+@pytest.mark.parametrize("arguments", ["--grace 90", "--grace 90 --worker", "--grace 90 --storage url"])
+def test_an_option_that_counts_is_not_refused(arguments: str) -> None:
+    """Whoever keeps silent is given up after --grace, with a journal as with a data base."""
+    context = main.commands["tune"].make_context("tune", ["study", *arguments.split()], resilient_parsing=True)
+    refuse_ignored(context, main.commands["tune"].ignored)  # type: ignore[attr-defined]
 
 
 def test_rows_name_parameters_that_there_are() -> None:

@@ -177,6 +177,9 @@ def test_a_language_model_goes_through_every_command(story: Path, vocabulary: st
         f"on {(len(other.read_bytes() if vocabulary == 'bytes' else other.read_text(encoding='utf-8')) - 1) // 12} "
         in whole
     )
+    refused = runner.invoke(main, ["evaluate", str(path), "--data", str(other), "--split", "train"])
+    assert refused.exit_code == 1
+    assert refused.stderr == f"Error: {other} is scored as a whole: it has no train split; leave --split out\n"
     if vocabulary == "characters":
         assert "bits per character" in called("inspect", str(run), "--draws", "50", "--rows", "20")
 

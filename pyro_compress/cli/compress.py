@@ -280,7 +280,7 @@ def search_options(
     from pyro_compress.runs.folder import load_run
 
     given = ("sparsity", "target_error", "max_bytes")
-    if len(several := [name for name in given if options[name] is not None]) > 1:
+    if len(several := [f"--{name.replace('_', '-')}" for name in given if options[name] is not None]) > 1:
         raise ValueError(f"{' and '.join(several)} exclude each other: give one of them")
     epochs, rate, teachers = (options.pop(name) for name in ("finetune", "rate", "teacher"))
     recipe = {field: value for name, field in FINETUNING.items() if (value := options.pop(name)) is not None}

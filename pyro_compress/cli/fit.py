@@ -299,6 +299,7 @@ def fit(
 ) -> None:  # fmt: skip
     """Train a network and write its posterior to a run folder."""
     with one_line_errors():
+        from pyro_compress.runs.config import never_shrinks
         from pyro_compress.runs.folder import unfinished_config
         from pyro_compress.runs.run import Keeping, ended_run, fit_run
         from pyro_compress.settings import FitConfig
@@ -327,6 +328,7 @@ def fit(
     if world.first:
         echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
         keep(unsettled(read_history(run.path), config.kl_weight))
+        keep(never_shrinks(run.config))
 
 
 def default_name(data: str, net: str, prior: str, seed: int) -> str:

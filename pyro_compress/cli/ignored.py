@@ -185,7 +185,7 @@ COMPRESS = (
 
 EVALUATE = (
     Ignored(
-        ("split",), lambda values: Path(values["data"] or "").suffix.lower() in (".npz", ".csv", ".parquet"),
+        ("split",), lambda values: Path(values["data"] or "").suffix.lower() in (".npz", ".csv", ".tsv", ".parquet"),
         "goes without a file as --data, all of whose rows are scored",
     ),
 )  # fmt: skip
@@ -219,7 +219,6 @@ COMPARE = (
 )
 
 TUNE = (
-    Ignored(("grace",), lambda values: not values["storage"], "goes with --storage"),
     Ignored(("as_json",), lambda values: values["worker"], "goes without --worker, which prints no outcome"),
     Ignored(("resume",), lambda values: values["worker"], "goes without --worker, which joins a study that is there"),
 )

@@ -84,8 +84,7 @@ def tune(
             begin(work)
             write_atomically(out / "study.toml", study.read_bytes())
         again = [str(study), "--out", str(out), "--trials", str(plan.trials), "--sampler", plan.sampler, "--worker"]
-        again += ["--data-dir", data_dir, "--device", device, "--threads", str(threads)]
-        again += ["--grace", str(grace)] if storage else []
+        again += ["--data-dir", data_dir, "--device", device, "--threads", str(threads), "--grace", str(grace)]
         again += ["--minutes", str(plan.minutes)] if plan.minutes else []
         try:
             with further_workers(workers - 1, again, storage) as others:

@@ -161,6 +161,21 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
     )  # fmt: skip
 
 
+def never_shrinks(config: FitConfig) -> str:
+    """That a fit is too short for its `shrink_every` to come, in words; empty if it is not, or has none.
+
+    Args:
+        config: resolved.
+    """
+    epochs = (config.epochs or 0) - (config.pretrain_epochs or 0)
+    if not config.shrink_every or config.shrink_every < epochs:
+        return ""
+    return (
+        f"--shrink-every {config.shrink_every} removed nothing: the posterior has {epochs} of {config.epochs} epochs, "
+        "and none is removed after the last; take a smaller number, or more --epochs"
+    )
+
+
 def check_ranges(config: FitConfig) -> None:
     """Refuse values that no fit can have had.
 

@@ -44,8 +44,8 @@ def evaluate_target(
         target: run folder or file.
         data: data set name, `.npz` file (with `x` and `y`, or as for fitting), table or text; None: what it was fitted
             on.
-        split: `train`, `validation` or `test`; a `.npz` file given as `data` is scored on `x_test` (or `x`), a table
-            on all its rows, a text that the network was not fitted on from its beginning to its end.
+        split: `train`, `validation` or `test`. A `.npz` file given as `data` is scored on `x_test` (or `x`), a table
+            on all its rows, a text that the network was not fitted on from its beginning to its end: `test` alone.
         data_dir: folder of the torchvision data sets.
         device: `auto`, `cpu` or `cuda`.
         threads: CPU threads; 0 leaves torch's default.
@@ -61,6 +61,8 @@ def evaluate_target(
     loaded = _load(target, data_dir, data, limited(max_memory))
     network = bounded(loaded.network.to(device), loaded.plan)
     if data is not None and _all_scored(data, loaded):
+        if split != "test":
+            raise ValueError(f"{data} is scored as a whole: it has no {split} split; leave --split out")
         examples = load_examples(Path(data), loaded.known, loaded.reading)
         check_inputs(loaded.graph, tuple(examples.x.shape[1:]), kind_of(examples.x), data)
         if (task := loaded.reading.task) in ("classification", "regression"):

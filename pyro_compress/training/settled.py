@@ -55,7 +55,8 @@ def unsettled(history: Sequence[Mapping[str, Any]], kl_weight: float) -> str:
         return ""
     found = drift(history, kl_weight)
     if found.fell is None:
-        seen = f"only {found.full} of {len(history)} epochs ran at the full KL weight"
+        of = "" if found.full == len(history) else f" of {len(history)}"
+        seen = f"only {found.full}{of} {'epoch' if found.full == 1 and not of else 'epochs'} ran at the full KL weight"
     elif abs(found.fell) >= SETTLED:
         way = "fell" if found.fell > 0 else "rose"
         seen = f"over its last {found.epochs} epochs -ELBO still {way} by {100 * abs(found.fell):.1f} %"

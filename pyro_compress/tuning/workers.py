@@ -69,7 +69,7 @@ class Work:
         splits: its data.
         out: its folder.
         url: of its data base; empty for the journal in `out`.
-        grace: seconds after which a data base gives up on a silent worker.
+        grace: seconds after which the others give up on a silent worker.
         on_trial: called after every trial.
     """
 
