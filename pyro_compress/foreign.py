@@ -188,6 +188,11 @@ def _wanted(hint: Any) -> str:
     return _PLAIN.get(hint, "something else")
 
 
+def name_shown(text: str) -> str:
+    """A name as a line of a table shows it: as it is, or spelled out where it would act, or could not be seen."""
+    return text if text.strip() == text != "" and not _ACTING.search(text) else shown(text)
+
+
 def printable(text: str) -> str:
     r"""Text without what acts on a terminal: such a character is spelled out, `\x1b` for an escape.
 

@@ -55,6 +55,11 @@ def is_curve(path: Path) -> bool:
     return _start(path, 200).split(b"\n")[0].startswith(b"sparsity,coarseness,rate,bytes,")
 
 
+def is_predictions(path: Path) -> bool:
+    """Whether a file is a table of `predict --csv`."""
+    return _start(path, 20).startswith(b"predicted_for,")
+
+
 def is_picture(path: Path) -> bool:
     """Whether a file is the picture of such a table."""
     return _start(path, 8) == b"\x89PNG\r\n\x1a\n" and NAME in _start(path, 1000)
@@ -80,6 +85,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "page": ("page of report", is_page),
     "netcdf": ("NetCDF file of inspect", is_netcdf),
     "curve": ("table of --curve", is_curve),
+    "predictions": ("table of predict", is_predictions),
     "picture": ("picture of --curve", is_picture),
     ".onnx": ("export", is_onnx),
     ".pt2": ("export", is_program),

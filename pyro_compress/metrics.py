@@ -36,11 +36,20 @@ def evaluate(predict: Predict, splits: Splits, split: str, device: str = "cpu", 
         device: where to compute.
         noise: of regression; None: the one that makes this split most likely.
     """
+    found = scored_as(splits.task, predict, examples_of(splits, split), splits.targets, noise, device)
+    return in_units(found, splits.origin.get("vocabulary", ""))
+
+
+def examples_of(splits: Splits, split: str) -> Data:
+    """The examples of one split by name, as `evaluate` reads them.
+
+    Raises:
+        ValueError: there is no such split.
+    """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
     data: Data = getattr(splits, split)
-    found = scored_as(splits.task, predict, data, splits.targets, noise, device)
-    return in_units(found, splits.origin.get("vocabulary", ""))
+    return data
 
 
 def in_units(scores: Quality, vocabulary: str) -> Quality:

@@ -84,6 +84,7 @@ FLOORS = [
     {"data/table_splits"},
     {
         "data/splits",
+        "data/unlabelled",
         "networks/vision",
         "networks/sequences",
         "networks/attention",
@@ -132,7 +133,7 @@ FLOORS = [
         "cli/commands",
         "deploy/*",
     },
-    {"studies/results"},
+    {"studies/results", "runs/prediction"},
     {"cli/options", "studies/compare", "studies/figures", "inspection/readings", "studies/ranking"},
     {"cli/ignored", "tuning/front", "tuning/published", "tuning/space"},
     {"tuning/plan"},
@@ -143,7 +144,7 @@ FLOORS = [
     {"inspection/gallery"},
     {"inspection/report", "studies/page"},
     {"cli/sources"},
-    {"cli/fit", "cli/compress", "cli/compare", "cli/deploy", "cli/inspect", "cli/tune"},
+    {"cli/fit", "cli/compress", "cli/compare", "cli/deploy", "cli/inspect", "cli/predict", "cli/tune"},
     {"cli/main"},
     {"__main__"},
 ]

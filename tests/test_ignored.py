@@ -51,6 +51,8 @@ REFUSED = [
         (f"evaluate run --data mine{suffix} --split train", "--split goes without a file as --data")
         for suffix in (".npz", *SUFFIXES)
     ),
+    ("predict run digits --force", "--force goes with --csv: nothing else is written"),
+    ("predict run photos --data-dir data", "--data-dir goes with a data set by name as DATA"),
     ("inspect run run --restarts --rows 9 --netcdf n.nc", "--rows, --netcdf goes without --restarts"),
     ("inspect run --force", "--force goes with --netcdf"),
     ("report results --draws 100", "--draws goes with a run; this folder holds the results of compare"),

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from pyro_compress.data.splits import load_splits
 from pyro_compress.data.streaming import Streamed
+from pyro_compress.data.unlabelled import load_inputs
 from pyro_compress.settings import Reading
+from pyro_compress.types import Graph, Node, Preprocessing
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (30, 6, 5)).astype(np.uint8)
@@ -84,6 +86,19 @@ def test_every_kind_of_pixel_keeps_what_is_in_it(kind: str, tmp_path: Path) -> N
     if wanted is None:  # converted by Pillow, a way of its own
         wanted = np.stack([np.asarray(one.convert("RGB")).transpose(2, 0, 1) for one in images]) / 255
     assert same(found, np.asarray(wanted))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_without_labels_are_read_as_those_with_labels(kind: str, tmp_path: Path) -> None:
+    """A network knows the scale of its data and the shape that it takes, and nothing else of them."""
+    images, ending, _, scale = KINDS[kind]
+    wanted = read(folder(tmp_path, images, ending))
+    graph, known = Graph((Node("input"),), tuple(wanted.shape[1:])), Preprocessing(scale, ())
+    given = load_inputs(str(tmp_path), graph, known, Reading())
+    assert given.names == [f"train/{'ab'[i // 15]}/{i:03d}.{ending}" for i in range(30)]
+    found = torch.cat(list(given.parts))
+    rows = found.flatten(1).numpy()
+    assert torch.equal(found[torch.from_numpy(np.lexsort(rows.T))], wanted)
 
 
 @pytest.mark.parametrize("kind", ["RGB", "16 bits", "floats", "LA, drawn in alpha"])

@@ -190,6 +190,11 @@ EVALUATE = (
     ),
 )  # fmt: skip
 
+PREDICT = (
+    Ignored(("force",), lambda values: values["out"] is None, "goes with --csv: nothing else is written"),
+    Ignored(("data_dir",), lambda values: not _named_data(values), "goes with a data set by name as DATA"),
+)
+
 INSPECT = (
     Ignored(
         ("rows", "all_rows", "netcdf", "force", "seed"), lambda values: values["restarts"], "goes without --restarts"

@@ -22,6 +22,7 @@ from pyro_compress.cli.fit import fit
 from pyro_compress.cli.ignored import EVALUATE, StrictCommand
 from pyro_compress.cli.inspect import inspect_command, report
 from pyro_compress.cli.options import data_options, device_options, memory_option
+from pyro_compress.cli.predict import predict
 from pyro_compress.cli.tune import tune
 from pyro_compress.cli.values import RunPath
 
@@ -59,5 +60,5 @@ def evaluate(target: Path, data: str | None, split: str, as_json: bool, **option
     echo(json.dumps(vars(scores) | {"examples": size}) if as_json else scores_text(target, scores, size))
 
 
-for command in (fit, compress, compare, tune, export, bench, inspect_command, report):
+for command in (fit, compress, predict, compare, tune, export, bench, inspect_command, report):
     main.add_command(command)

@@ -40,14 +40,19 @@ class ImageFiles:
         size: they are scaled until the shorter side has this many pixels, then cut to a square around the centre; 0:
             they must all be as large as the first.
         like: the training images: one in colour makes all coloured, the first decides about size.
+        shape: of one image as a network takes it, `(channels, height, width)`: it decides instead, where it is known.
     """
 
-    def __init__(self, paths: Sequence[Path], size: int, like: Sequence[Path]):
-        self.paths, self.size = list(paths), size
+    def __init__(self, paths: Sequence[Path], size: int, like: Sequence[Path], shape: tuple[int, ...] = ()):
+        self.paths, self.size, self.known = list(paths), size, bool(shape)
         self.kind = kind_of_all(like)
+        if shape and self.kind in ("grey", "colour"):
+            self.kind = "grey" if shape[0] == 1 else "colour"
         self.mode = {"grey": "L", "colour": "RGB"}.get(self.kind, "F")
         if size:
             self.shape: tuple[int, ...] = (1, size, size)
+        elif shape:
+            self.shape = (1, *shape[1:])
         else:
             self.shape = (1, *self._pixels(like[0]).shape[:2])
         if self.kind == "colour":
@@ -61,10 +66,10 @@ class ImageFiles:
         path = self.paths[index]
         pixels = self._pixels(path)
         if pixels.shape[:2] != self.shape[1:]:
-            raise ValueError(
-                f"{path} is {pixels.shape[1]}×{pixels.shape[0]} pixels, others are {self.shape[2]}×{self.shape[1]}; "
-                "bring them to one size with --image-size"
-            )
+            told, sides = f"{path} is {pixels.shape[1]}×{pixels.shape[0]} pixels", f"{self.shape[2]}×{self.shape[1]}"
+            if self.known:
+                raise ValueError(f"{told}; this network takes {sides}: bring it to that size first")
+            raise ValueError(f"{told}, others are {sides}; bring them to one size with --image-size")
         return pixels.transpose(2, 0, 1) if self.kind == "colour" else pixels[None]
 
     def _pixels(self, path: Path) -> np.ndarray:

@@ -108,17 +108,17 @@ def listed(folder: Path, classes: Sequence[str] | None = None) -> tuple[Listed, 
 
 
 def _loose(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and _is_image(path))
+    return sorted(path for path in folder.iterdir() if path.is_file() and is_image(path))
 
 
 def images_in(folder: Path) -> list[Path]:
     """Image files in a folder and below, in the order of their names."""
     below = (path for path in folder.rglob("*") if not any(map(leftover, path.relative_to(folder).parts)))
-    return sorted(path for path in below if _is_image(path) and not path.is_dir())
+    return sorted(path for path in below if is_image(path) and not path.is_dir())
 
 
-def _is_image(path: Path) -> bool:
-    """By its ending, in upper or lower case: of the formats that Pillow reads."""
+def is_image(path: Path) -> bool:
+    """Whether a file is an image, by its ending, in upper or lower case: of the formats that Pillow reads."""
     from PIL import Image
 
     endings = Image.registered_extensions()

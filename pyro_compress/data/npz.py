@@ -18,7 +18,7 @@ from pyro_compress.data.positions import position_labels, tokens_in, without_len
 from pyro_compress.data.streaming import ArrayFile, Streamed, scaled
 from pyro_compress.foreign import ordinary
 from pyro_compress.settings import Reading
-from pyro_compress.types import PER_POSITION
+from pyro_compress.types import PER_POSITION, Preprocessing
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +205,11 @@ def input_scale(arrays: Arrays) -> float:
     if types[0] != np.uint8:
         raise ValueError(f"training examples are {types[0]}, others bytes to be divided by 255; store one type")
     return BYTES
+
+
+def scale_for(x: np.ndarray, known: Preprocessing, reading: Reading) -> float:
+    """What whole numbers of examples are divided by, which a network of which so much is known is given."""
+    return 1.0 if reading.tokens else known.scale or input_scale(Arrays(x, x, x, x))
 
 
 def _exceeds(x: Any, bound: int) -> bool:

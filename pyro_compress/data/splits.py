@@ -29,6 +29,7 @@ from pyro_compress.data.npz import (
     inputs,
     load_npz,
     read_npz,
+    scale_for,
     wanted,
 )
 from pyro_compress.data.outputs import classes_of, say, splits_of, standardized, with_targets
@@ -281,8 +282,7 @@ def load_examples(path: Path, known: Preprocessing | None = None, reading: Readi
             x, y = wanted(arrays, (f"x{suffix}", f"y{suffix}"), path)
             what = f"{path}: x{suffix}"
             labels = _labels_beside(x, y, what, f"{path}: y{suffix}", reading)
-            scale = 1.0 if reading.tokens else known.scale or input_scale(Arrays(x, y, x, y))
-            found = inputs(x, what, scale, reading)
+            found = inputs(x, what, scale_for(x, known, reading), reading)
             if reading.task == "reconstruction":
                 return own_targets(found, what)
             if reading.task in PER_POSITION:

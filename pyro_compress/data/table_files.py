@@ -42,12 +42,13 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def read_table(path: Path, labels: Sequence[str] = ()) -> Table:
-    """All columns of a table.
+def read_table(path: Path, labels: Sequence[str] = (), only: Sequence[str] | None = None) -> Table:
+    """Columns of a table.
 
     Args:
         path: the file.
         labels: columns of labels, which are names even where they look like numbers: `01067` keeps its zero.
+        only: columns that are looked at, where they are there; None: all.
 
     Raises:
         ValueError: no such file or package, a missing value, a column that is neither numbers nor names.
@@ -67,11 +68,10 @@ def read_table(path: Path, labels: Sequence[str] = ()) -> Table:
         raise ValueError(f"{path} is no readable table: {' '.join(str(error).split())}") from error
     if not table.num_rows:
         raise ValueError(f"{path}: no rows")
-    if twice := [name for name in table.column_names if table.column_names.count(name) > 1]:
+    names = [name for name in table.column_names if only is None or name in only]
+    if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{path}: column {twice[0]!r} stands there twice")
-    return {
-        name: _values(table.column(name), f"{path}: column {name!r}", name in labels) for name in table.column_names
-    }
+    return {name: _values(table.column(name), f"{path}: column {name!r}", name in labels) for name in names}
 
 
 def _read_csv(path: Path, labels: Sequence[str]) -> Any:

@@ -97,6 +97,22 @@ def text_examples(path: Path, reading: Reading, known: Preprocessing) -> Data:
     return _windows([_numbers(units, known.classes, reading)], reading)
 
 
+def last_window(path: Path, reading: Reading, known: Preprocessing) -> torch.Tensor:
+    """The last tokens of a text, as many as a network sees at a time, `(1, context)`.
+
+    Raises:
+        ValueError: as `text_examples`.
+    """
+    units = _units(path, reading)
+    if len(units) < reading.context:
+        told = f"{len(units):,} {with_vocabulary(reading)}"
+        raise ValueError(
+            f"{path}: {told} are too few: the network sees {reading.context} at a time; give a longer text"
+        )
+    numbers = _numbers(units[-reading.context :], known.classes, reading)
+    return torch.from_numpy(numbers[None].astype(np.int64))
+
+
 def with_vocabulary(reading: Reading) -> str:
     """The vocabulary of a text: bytes, where nobody says."""
     return reading.vocabulary or VOCABULARIES[0]

@@ -58,7 +58,7 @@ def evaluate_target(
         ValueError: a damaged file, missing data, inputs or outputs of another shape, outputs that are no numbers.
     """
     device = prepare(device, threads)
-    loaded = _load(target, data_dir, data, limited(max_memory))
+    loaded = load_target(target, data_dir, data, limited(max_memory))
     network = bounded(loaded.network.to(device), loaded.plan)
     if data is not None and _all_scored(data, loaded):
         if split != "test":
@@ -77,7 +77,7 @@ def evaluate_target(
     return evaluate(network, splits, split, device, loaded.noise), splits.sizes[split]
 
 
-def _all_scored(data: str, loaded: _Loaded) -> bool:
+def _all_scored(data: str, loaded: Loaded) -> bool:
     """Whether data are one set of examples: a table, a `.npz` file, or a text other than the network's own."""
     path = Path(data)
     if is_table(path) or path.suffix.lower() == ".npz":
@@ -85,7 +85,7 @@ def _all_scored(data: str, loaded: _Loaded) -> bool:
     return is_text(path, loaded.reading) and path.absolute() != Path(loaded.data).absolute()
 
 
-class _Loaded(NamedTuple):
+class Loaded(NamedTuple):
     """A network, and what is known of the data it was fitted on."""
 
     network: nn.Module
@@ -98,21 +98,35 @@ class _Loaded(NamedTuple):
     plan: Plan
 
 
-def _load(target: Path, data_dir: str, data: str | None, limits: Limits) -> _Loaded:
+def load_target(
+    target: Path, data_dir: str, data: str | None, limits: Limits, command: str = "evaluate"
+) -> Loaded:  # fmt: skip
+    """Read a run folder (posterior mean) or a `.pcn` file.
+
+    Args:
+        target: run folder or file.
+        data_dir: folder of the torchvision data sets.
+        data: where the data are now, as for `evaluate_target`.
+        limits: what a file may ask for.
+        command: what it is for, a name in `command_budget.COMMANDS`.
+
+    Raises:
+        ValueError: neither, or a damaged one.
+    """
     if target.is_dir():
-        check_command("evaluate", target)
+        check_command(command, target)
         return _load_run(load_run(target), data_dir, data)
     compressed = file.read(target, limits)
     meta, shape, plan = compressed.meta, compressed.graph.input_shape, file.plan_of(compressed)
     known, name = filled(preprocessing_of(meta), plan.output), str(meta.get("data", ""))
     how, share = reading_of(meta), meta.get("validation")
-    return _Loaded(
+    return Loaded(
         to_module(compressed), compressed.graph, name, known, how, compressed.noise,
         lambda other, folder: load_splits(other or name, folder, share, False, how, known, shape), plan,
     )  # fmt: skip
 
 
-def _load_run(run: Run, data_dir: str, data: str | None) -> _Loaded:
+def _load_run(run: Run, data_dir: str, data: str | None) -> Loaded:
     posterior, config = run.posterior, run.config
     if data and Path(config.data).is_absolute() and not Path(config.data).exists():
         run = replace(run, data=data)  # moved
@@ -120,7 +134,7 @@ def _load_run(run: Run, data_dir: str, data: str | None) -> _Loaded:
     own = run.known
     known = filled(own or PREPROCESSING.get(config.data) or _found(run, data_dir), plan.output)
     where, share, how = config.data_dir, config.validation, config.reading
-    return _Loaded(
+    return Loaded(
         Network(posterior.graph, posterior.tensors, own=True).eval(), posterior.graph, config.data, known, how,
         posterior.noise,
         lambda other, folder: load_splits(other or config.data, folder or where, share, False, how, own, shape), plan,

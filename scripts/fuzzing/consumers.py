@@ -25,6 +25,7 @@ from pyro_compress.networks.weights import read_weights
 from pyro_compress.pcn import file, gate, runner
 from pyro_compress.pcn.gate import Plan
 from pyro_compress.runs.evaluation import evaluate_target
+from pyro_compress.runs.prediction import predict
 from pyro_compress.scores import Scores
 from pyro_compress.types import Compressed
 
@@ -120,6 +121,13 @@ def _evaluate(read: Read) -> None:
         evaluate_target(read.path, None, "test", device="cpu", threads=1, max_memory=MEMORY)
 
 
+def _predict(read: Read) -> None:
+    if read.plan.work < BUSY:
+        x = np.random.default_rng(0).integers(0, 2, (3, *read.network.graph.input_shape))
+        found = predict(read.path, x.astype(read.network.graph.kind), threads=1, device="cpu", max_memory=MEMORY)
+        assert len(found.as_csv().splitlines()) >= 4
+
+
 def _exported(suffix: str, int8: str = "") -> Callable[[Read], None]:
     def run(read: Read) -> None:
         if read.plan.work < BUSY:
@@ -139,6 +147,7 @@ CONSUMERS: dict[str, tuple[Callable[[Read], None], float]] = {
     "folder, run": (_folder_run, 0.05),
     "--net and --init": (_net, 0.1),
     "evaluate": (_evaluate, 0.1),
+    "predict": (_predict, 0.1),
     "export .safetensors": (_exported(".safetensors"), 0.01),
     "export folder": (_exported(""), 0.01),
     "export .onnx": (_exported(".onnx"), 0.01),

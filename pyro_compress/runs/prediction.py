@@ -1,0 +1,300 @@
+"""What a network says of inputs without labels: classes with probabilities, numbers in the targets' own units."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_compress.atomic import write_atomically
+from pyro_compress.data.datasets import DATASETS
+from pyro_compress.data.tasks import TASKS
+from pyro_compress.data.unlabelled import Inputs, array_inputs, load_inputs, rows
+from pyro_compress.foreign import cell
+from pyro_compress.machine import prepare
+from pyro_compress.metrics import TALLIED, examples_of, logits_of
+from pyro_compress.networks.bounded import bounded, check_inputs
+from pyro_compress.pcn.gate import MAX_MEMORY_MIB, limited
+from pyro_compress.runs.evaluation import Loaded, load_target
+from pyro_compress.types import Quantity, kind_of
+
+BATCH = 1000
+"""Examples whose outputs are held at a time."""
+HALF = 0.5
+"""Probability above which a label of several is given."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one input.
+
+    Attributes:
+        name: of the input: its file, or the number of its row, from 1.
+        classes: the most probable first; with several labels per input all of them, with a class per position those
+            that most positions have.
+        probabilities: of these classes; with a class per position the share of the positions that have it.
+        values: of regression: each target in its own units; of a reconstruction its root mean squared error.
+    """
+
+    name: str
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes whose probability is above one half."""
+        return tuple(one for one, p in zip(self.classes, self.probabilities, strict=True) if p > HALF)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network says of every input, in their order.
+
+    Attributes:
+        rows: one for each input.
+        task: name in `pyro_compress.data.tasks.TASKS`.
+        kind: what an input is called: `row`, `image` or `text`.
+        classes: all that the network knows, in the order of its outputs.
+        targets: names of the values; empty where classes are predicted.
+        noise: standard deviation of the noise that was learned, of every target in its own units; empty for none.
+    """
+
+    rows: tuple[Prediction, ...]
+    task: str
+    kind: str = "row"
+    classes: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    noise: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Predictions({len(self)} {self.kind}s, {self.task})"
+
+    @property
+    def measure(self) -> str:
+        """What the numbers beside classes are."""
+        return "share" if self.task in ("tagging", "segmentation") else "probability"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        told: dict[str, Any] = {"task": self.task, "predictions": [self._row(row) for row in self.rows]}
+        return told | ({"noise": dict(zip(self.targets, self.noise, strict=True))} if self.noise else {})
+
+    def _row(self, row: Prediction) -> dict[str, Any]:
+        told: dict[str, Any] = {"name": row.name}
+        if self.targets:
+            return told | {"values": dict(zip(self.targets, row.values, strict=True))}
+        if self.task == "multi-label":
+            told |= {"labels": list(row.labels)}
+        pairs = zip(row.classes, row.probabilities, strict=True)
+        return told | {"classes": [{"class": one, self.measure: share} for one, share in pairs]}
+
+    def as_csv(self) -> str:
+        """A table with a line per input; no cell of it is a formula to a spreadsheet.
+
+        Its first column is `predicted_for`. Behind it stand `class` and `probability` (`class_2` and so on, where
+        several were asked for), or a column per target, each with one of its noise, or with several labels per input
+        those above one half, separated by semicolons, and a column with the probability of each.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([cell(value) for value in line] for line in self._lines())
+        return text.getvalue()
+
+    def _lines(self) -> Iterator[list[Any]]:
+        if self.targets:
+            heads = [head for name in self.targets for head in (name, f"{name}, noise std")[: 1 + bool(self.noise)]]
+            yield ["predicted_for", *heads]
+            for row in self.rows:
+                values = zip(row.values, self.noise or row.values, strict=True)
+                yield [row.name, *(value for pair in values for value in pair[: 1 + bool(self.noise)])]
+            return
+        if self.task == "multi-label":
+            yield ["predicted_for", "labels", *self.classes]
+            for row in self.rows:
+                found = dict(zip(row.classes, row.probabilities, strict=True))
+                yield [row.name, ";".join(row.labels), *(found[name] for name in self.classes)]
+            return
+        most = len(self.rows[0].classes) if self.rows else 1
+        ends = ["", *(f"_{i}" for i in range(2, most + 1))]
+        yield ["predicted_for", *(f"{name}{end}" for end in ends for name in ("class", self.measure))]
+        for row in self.rows:
+            pairs = zip(row.classes, row.probabilities, strict=True)
+            yield [row.name, *(value for pair in pairs for value in pair)]
+
+    def write_csv(self, path: str | Path) -> None:
+        """Write the table in UTF-8; what a name of a file holds beyond that is spelled out.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_atomically(Path(path), self.as_csv().encode(errors="backslashreplace"))
+
+
+def predict(
+    file: str | Path, data: str | Path | np.ndarray | Tensor, top: int | None = None, data_dir: str = "",
+    device: str = "auto", threads: int = 0, max_memory: float = MAX_MEMORY_MIB,
+) -> Predictions:  # fmt: skip
+    """What a compressed network, or the posterior mean of a run, says of inputs that need no labels.
+
+    They are read as for evaluation: scales, colours and categories are those of the network's own data.
+
+    Args:
+        file: a `.pcn` file or a run folder.
+        data: an image, a folder with images in it or below, a table with the columns of the fit (its target may be
+            absent), a `.npz` file (`x`, `x_test`, or its only array) or `.npy` file, a text, the name of a data set,
+            whose test split is taken, or an array or tensor `(n, ...)`. Of a text the token behind its end is
+            predicted.
+        top: classes that are told of each input; None: one.
+        data_dir: folder of the torchvision data sets.
+        device: `auto`, `cpu` or `cuda`.
+        threads: CPU threads; 0 leaves torch's default.
+        max_memory: MiB that a `.pcn` file may ask for.
+
+    Raises:
+        ValueError: a damaged file, data that the network does not take, outputs that are no numbers, `top` for a task
+            that tells everything.
+
+    Example:
+        >>> import pyro_compress as pc
+        >>> pc.predict("missing.pcn", "photos")
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] No such file or directory: 'missing.pcn'
+    """
+    device, path = prepare(device, threads), Path(file)
+    loaded = load_target(path, data_dir, None, limited(max_memory), "predict")
+    answer = _answer(loaded, top, str(file))
+    given = _inputs(data, loaded, data_dir)
+    network, found = bounded(loaded.network.to(device), loaded.plan), list[Prediction]()
+    for part in given.parts:
+        check_inputs(loaded.graph, tuple(part.shape[1:]), kind_of(part), str(data) if _named(data) else "the array")
+        for x in part.split(TALLIED if TASKS[loaded.reading.task].positions else BATCH):
+            names = given.names[len(found) : len(found) + len(x)]
+            told = READERS[loaded.reading.task](logits_of(network, x, device), x, answer)
+            found += [Prediction(name, *one) for name, one in zip(names, told, strict=True)]
+    return Predictions(tuple(found), loaded.reading.task, given.kind, answer.classes, answer.told, answer.noise)
+
+
+def _named(data: Any) -> bool:
+    return isinstance(data, str | Path)
+
+
+def _inputs(data: str | Path | np.ndarray | Tensor, loaded: Loaded, data_dir: str) -> Inputs:
+    if isinstance(data, np.ndarray | Tensor):
+        array = data.detach().cpu().numpy() if isinstance(data, Tensor) else data
+        return rows(array_inputs(array, "the array", loaded.graph, loaded.known, loaded.reading))
+    if str(data) in DATASETS:
+        splits = loaded.splits(str(data), data_dir)
+        return rows(examples_of(splits, "test").x)
+    return load_inputs(str(data), loaded.graph, loaded.known, loaded.reading)
+
+
+class Answer(NamedTuple):
+    """How outputs are read.
+
+    Attributes:
+        classes: their names.
+        top: how many are told of each input.
+        targets: of regression, in the order of the outputs.
+        told: names of the values.
+        noise: of each of them, in its own units.
+        pad: token that fills up short sequences; -1: none.
+    """
+
+    classes: tuple[str, ...]
+    top: int
+    targets: tuple[Quantity, ...]
+    told: tuple[str, ...]
+    noise: tuple[float, ...]
+    pad: int
+
+
+def _answer(loaded: Loaded, top: int | None, file: str) -> Answer:
+    task, output, known = loaded.reading.task, loaded.plan.output, loaded.known
+    fits = output == loaded.graph.input_shape if task == "reconstruction" else len(output) >= 1
+    if not fits or (task != "reconstruction" and (len(output) > 1) is not TASKS[task].positions):
+        raise ValueError(f"{file}: outputs of shape {output} are none of {task}, which it says to be its task")
+    if top is not None and (task in ("regression", "reconstruction", "multi-label") or top < 1):
+        why = "every label above one half is told" if task == "multi-label" else f"{task} predicts numbers"
+        raise ValueError(f"top {top}: give a positive number" if top < 1 else f"top {top}: {why}; leave it out")
+    if task == "reconstruction":
+        return Answer((), 0, (), ("error (RMSE)",), (), -1)
+    if task == "regression":
+        plain = tuple(Quantity(f"target {i}") for i in range(output[0]))
+        targets = known.targets if len(known.targets) == output[0] else plain
+        noise = () if loaded.noise is None else tuple(loaded.noise * one.std for one in targets)
+        return Answer((), 0, targets, tuple(one.name for one in targets), noise, -1)
+    names = known.classes if len(known.classes) == output[0] else tuple(map(str, range(output[0])))
+    if task == "next-token" and not loaded.reading.tokens and loaded.reading.vocabulary in ("", "bytes"):
+        names = tuple(chr(i) if i < 128 and chr(i).isprintable() else f"0x{i:02x}" for i in range(len(names)))
+    return Answer(names, top or 1, (), (), (), loaded.reading.pad if loaded.reading.tokens else -1)
+
+
+Told = tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]
+"""Classes, their probabilities, values."""
+
+
+def _ranked(shares: Tensor, classes: Sequence[str], top: int) -> Iterator[Told]:
+    """The largest of `(n, classes)` first; of equal ones the class that comes first, as when they are scored."""
+    ordered, places = shares.sort(dim=1, descending=True, stable=True)
+    for which, numbers in zip(places[:, :top].tolist(), ordered[:, :top].tolist(), strict=True):
+        yield tuple(classes[i] for i in which), tuple(numbers), ()
+
+
+def _classes(outputs: Tensor, x: Tensor, answer: Answer) -> Iterator[Told]:
+    return _ranked(outputs.double().log_softmax(1).exp(), answer.classes, answer.top)
+
+
+def _labels(outputs: Tensor, x: Tensor, answer: Answer) -> Iterator[Told]:
+    return _ranked(outputs.double().sigmoid(), answer.classes, len(answer.classes))
+
+
+def _numbers(outputs: Tensor, x: Tensor, answer: Answer) -> Iterator[Told]:
+    means, stds = (torch.tensor([getattr(t, name) for t in answer.targets]).double() for name in ("mean", "std"))
+    return (((), (), tuple(row)) for row in (outputs.double() * stds + means).tolist())
+
+
+def _next_token(outputs: Tensor, x: Tensor, answer: Answer) -> Iterator[Told]:
+    """Behind the last token of every sequence that is no padding."""
+    there = x != answer.pad
+    last = (there * torch.arange(x.shape[1])).amax(1)
+    return _classes(outputs[torch.arange(len(x)), :, last], x, answer)
+
+
+def _positions(outputs: Tensor, x: Tensor, answer: Answer) -> Iterator[Told]:
+    """How many of the positions have each class, those of padding apart."""
+    guess, classes = outputs.argmax(1).flatten(1), outputs.shape[1]
+    there = (x != answer.pad).flatten(1) if answer.pad >= 0 else torch.ones_like(guess, dtype=torch.bool)
+    placed = guess + classes * torch.arange(len(guess))[:, None]
+    counts = placed[there].bincount(minlength=classes * len(guess)).view(-1, classes).double()
+    return _ranked(counts / counts.sum(1, keepdim=True).clamp(min=1), answer.classes, answer.top)
+
+
+def _errors(outputs: Tensor, x: Tensor, answer: Answer) -> Iterator[Told]:
+    gaps = (outputs.double() - x.double()).flatten(1).square().mean(1).sqrt()
+    return (((), (), (gap,)) for gap in gaps.tolist())
+
+
+READERS: dict[str, Callable[[Tensor, Tensor, Answer], Iterator[Told]]] = {
+    "classification": _classes,
+    "regression": _numbers,
+    "next-token": _next_token,
+    "tagging": _positions,
+    "segmentation": _positions,
+    "multi-label": _labels,
+    "reconstruction": _errors,
+}
+"""Task -> (outputs, inputs, how they are read) -> what is said of every input."""
