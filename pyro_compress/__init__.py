@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pyro_compress.networks.attention import split_attention as split_attention
     from pyro_compress.networks.nets import build_net as build_net
     from pyro_compress.runs.config import resolve as resolve
+    from pyro_compress.runs.info import info as info
     from pyro_compress.runs.prediction import predict as predict
     from pyro_compress.settings import FitConfig as FitConfig
 
@@ -43,6 +44,7 @@ _HOMES = {
     "compress": "compression.search",
     "extract": "bayes.extract",
     "fit_posterior": "bayes.fit",
+    "info": "runs.info",
     "load": "compression.pipeline",
     "load_splits": "data.splits",
     "predict": "runs.prediction",

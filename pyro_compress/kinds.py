@@ -112,7 +112,7 @@ def is_export(folder: Path) -> bool:
     try:
         card = json.loads(ordinary(folder / "network.json").read_text())
         return str(card["producer"]).startswith(NAME.decode()) and (folder / "run.py").is_file()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -120,7 +120,7 @@ def is_study(folder: Path) -> bool:
     """Whether a folder holds results of `compare`."""
     try:
         return "runs" in json.loads(ordinary(folder / "study.json").read_text())
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return _all_named(folder / "rows", r"[0-9a-f]+\.(json|failed|lock)|tables\.lock")
 
 

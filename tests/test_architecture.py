@@ -133,7 +133,7 @@ FLOORS = [
         "cli/commands",
         "deploy/*",
     },
-    {"studies/results", "runs/prediction"},
+    {"studies/results", "runs/info", "runs/prediction"},
     {"cli/options", "studies/compare", "studies/figures", "inspection/readings", "studies/ranking"},
     {"cli/ignored", "tuning/front", "tuning/published", "tuning/space"},
     {"tuning/plan"},
@@ -144,7 +144,7 @@ FLOORS = [
     {"inspection/gallery"},
     {"inspection/report", "studies/page"},
     {"cli/sources"},
-    {"cli/fit", "cli/compress", "cli/compare", "cli/deploy", "cli/inspect", "cli/predict", "cli/tune"},
+    {"cli/fit", "cli/compress", "cli/compare", "cli/deploy", "cli/info", "cli/inspect", "cli/predict", "cli/tune"},
     {"cli/main"},
     {"__main__"},
 ]

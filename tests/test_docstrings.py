@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 MODULES = ["bayes.layers", "bayes.fit", "bayes.extract", "bayes.predict", "compression.search", "compression.pipeline"]
-MODULES += ["runs.prediction"]
+MODULES += ["runs.info", "runs.prediction"]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -20,6 +20,7 @@ from pyro_compress.cli.console import scores_text
 from pyro_compress.cli.deploy import bench, export
 from pyro_compress.cli.fit import fit
 from pyro_compress.cli.ignored import EVALUATE, StrictCommand
+from pyro_compress.cli.info import info
 from pyro_compress.cli.inspect import inspect_command, report
 from pyro_compress.cli.options import data_options, device_options, memory_option
 from pyro_compress.cli.predict import predict
@@ -60,5 +61,5 @@ def evaluate(target: Path, data: str | None, split: str, as_json: bool, **option
     echo(json.dumps(vars(scores) | {"examples": size}) if as_json else scores_text(target, scores, size))
 
 
-for command in (fit, compress, predict, compare, tune, export, bench, inspect_command, report):
+for command in (fit, compress, info, predict, compare, tune, export, bench, inspect_command, report):
     main.add_command(command)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from pyro_compress.data.splits import preprocessing_of
+from pyro_compress.foreign import json_of, of_type, ordinary, table
 from pyro_compress.pcn.file import plan_of
 from pyro_compress.scores import Quality
+from pyro_compress.tensorfile import TensorFile
 from pyro_compress.types import Compressed, Preprocessing
 
+LARGEST_CARD = 1 << 26
+"""Bytes, where it stands in an archive that may say less of it than it is."""
 INPUT_NAMES = {"uint8": "raw", "scaled": "scaled", "as is": "input"}
 """The input's name says what it takes, so that the one cannot be fed where the other is meant."""
 
@@ -39,7 +46,7 @@ def card(network: Compressed, scores: Quality, examples: int, raw: bool = False)
         "dtype": "uint8" if raw else network.graph.kind,
         "scale": known.scale,
         "range": [0, known.scale] if raw else [0, 1] if scaled else None,
-        "meaning": _meaning(known, raw),
+        "meaning": meaning(known, raw),
     }
     if known.columns:
         entry["columns"] = [asdict(column) for column in known.columns]
@@ -60,7 +67,13 @@ def _origin(network: Compressed) -> dict[str, Any]:
     return {"producer": f"pyro-compress {version('pyro-compress')}", "origin": origin}
 
 
-def _meaning(known: Preprocessing, raw: bool) -> str:
+def meaning(known: Preprocessing, raw: bool = False) -> str:
+    """What inputs are, in words.
+
+    Args:
+        known: preprocessing of the network.
+        raw: it takes raw bytes and divides them itself.
+    """
     scale = known.scale
     if known.columns:
         return "columns in this order: (value - mean) / std of a number, one input per category of a name (1 or 0)"
@@ -69,3 +82,70 @@ def _meaning(known: Preprocessing, raw: bool) -> str:
     if scale != 1:
         return f"raw integers from 0 to {scale:g}, divided by {scale:g} beforehand"
     return "values as in the training data"
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def read_card(path: Path) -> tuple[dict[str, Any], Shapes]:
+    """The card of an export, and the shapes of its tensors where it tells them; nothing of it is run.
+
+    Raises:
+        ValueError: it is no export of this program, or one whose card only people read.
+    """
+    reader = CARDS.get(path.suffix.lower() if not path.is_dir() else "folder")
+    if reader is None:
+        raise ValueError(f"{path}: of exports as {path.suffix} the card is not read; its first lines tell it")
+    try:
+        told, shapes = reader(path)
+        return table(told, "its card"), {name: tuple(shape) for name, shape in shapes.items()}
+    except ValueError as error:
+        raise ValueError(f"{path} is no export of this program: {error}") from error
+
+
+def _folder_card(path: Path) -> tuple[Any, Shapes]:
+    told = table(json_of(ordinary(path / "network.json").read_bytes(), "network.json"), "network.json")
+    return told, of_type(told.get("tensors", {}), dict[str, list[int]], "tensors")
+
+
+def _safetensors_card(path: Path) -> tuple[Any, Shapes]:
+    held = TensorFile(path)
+    return json_of(held.metadata, "its metadata"), held.shapes
+
+
+def _program_card(path: Path) -> tuple[Any, Shapes]:
+    try:
+        with zipfile.ZipFile(ordinary(path)) as archive:
+            (place,) = [one for one in archive.infolist() if one.filename.endswith("/pyro_compress.json")]
+            with archive.open(place) as held:
+                text = held.read(LARGEST_CARD + 1)
+    except OSError:
+        raise
+    except Exception as error:  # what is damaged or foreign fails in many ways
+        raise ValueError("it is no archive with a card in it") from error
+    if len(text) > LARGEST_CARD:
+        raise ValueError(f"a card of more than {LARGEST_CARD} bytes")
+    return json_of(text, "its card"), {}
+
+
+def _onnx_card(path: Path) -> tuple[Any, Shapes]:
+    try:
+        import onnx
+    except ImportError as error:
+        raise ValueError(f"it needs one more package ({error}); pip install 'pyro-compress[onnx]'") from error
+    try:
+        model = onnx.load(ordinary(path), load_external_data=False)
+    except OSError:
+        raise
+    except Exception as error:  # of protobuf, which has errors of its own
+        raise ValueError("it cannot be read as ONNX") from error
+    return {one.key: json_of(one.value, "its metadata") for one in model.metadata_props}, {}
+
+
+CARDS: dict[str, Callable[[Path], tuple[Any, Shapes]]] = {
+    "folder": _folder_card,
+    ".safetensors": _safetensors_card,
+    ".pt2": _program_card,
+    ".onnx": _onnx_card,
+}
+"""Kind of export -> its card, and the shapes of its tensors."""

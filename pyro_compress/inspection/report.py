@@ -114,10 +114,9 @@ def _scores(inspection: Inspection, compressed: Quality | None) -> str:
 
 
 def _byte_map(network: Path) -> str:
-    """Which part of the file costs what, as bars; only what adds up to the size on disk is shown."""
+    """Which part of the file costs what, as bars; only what lies there byte by byte is shown."""
     size = os.path.getsize(network)
-    _, parts = file.dumps(file.read(network))
-    if sum(parts.values()) != size:
+    if not (parts := file.parts_of(network.read_bytes(), file.read(network))):
         return f'<p class="note">{escape(str(network))}: {size:,} bytes.</p>'
     most = max(parts.values())
     rows = "".join(

@@ -51,6 +51,20 @@ def dumps(network: Compressed, in_context: bool = True) -> tuple[bytes, dict[str
     return data + struct.pack("<I", zlib.crc32(data)), {"frame": len(MAGIC) + 1 + 4, "header": len(head)} | parts
 
 
+def parts_of(data: bytes, network: Compressed) -> dict[str, int]:
+    """How many bytes of a file each part takes; nothing of one that an older version wrote, or another writer.
+
+    Args:
+        data: the bytes.
+        network: what they hold.
+    """
+    try:
+        written, parts = dumps(network)
+    except ValueError:  # another writer packs more into a header than this one can
+        return {}
+    return parts if written == data else {}
+
+
 def read(path: Path, limits: Limits = DEFAULT) -> Compressed:
     """Read a file, checking everything before it is used.
 

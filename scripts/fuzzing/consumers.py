@@ -3,6 +3,7 @@
 Every consumer is given every network or a share of them (`CONSUMERS`), and may refuse it in one line of its own.
 """
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from fuzzing.attempts import check_line
+from pyro_compress.cli.info import info_text
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.deploy import arrays, onnx_model, torch_files
 from pyro_compress.deploy.c.source import source
@@ -25,6 +27,7 @@ from pyro_compress.networks.weights import read_weights
 from pyro_compress.pcn import file, gate, runner
 from pyro_compress.pcn.gate import Plan
 from pyro_compress.runs.evaluation import evaluate_target
+from pyro_compress.runs.info import info
 from pyro_compress.runs.prediction import predict
 from pyro_compress.scores import Scores
 from pyro_compress.types import Compressed
@@ -128,6 +131,12 @@ def _predict(read: Read) -> None:
         assert len(found.as_csv().splitlines()) >= 4
 
 
+def _info(read: Read) -> None:
+    found = info(read.path, MEMORY)
+    json.dumps(found.as_dict())
+    assert "\x1b" not in info_text(found)
+
+
 def _exported(suffix: str, int8: str = "") -> Callable[[Read], None]:
     def run(read: Read) -> None:
         if read.plan.work < BUSY:
@@ -148,6 +157,7 @@ CONSUMERS: dict[str, tuple[Callable[[Read], None], float]] = {
     "--net and --init": (_net, 0.1),
     "evaluate": (_evaluate, 0.1),
     "predict": (_predict, 0.1),
+    "info": (_info, 0.1),
     "export .safetensors": (_exported(".safetensors"), 0.01),
     "export folder": (_exported(""), 0.01),
     "export .onnx": (_exported(".onnx"), 0.01),
