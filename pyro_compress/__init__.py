@@ -28,25 +28,33 @@ if TYPE_CHECKING:
     from pyro_compress.compression.search import compress as compress
     from pyro_compress.compression.target import Goal as Goal
     from pyro_compress.data.splits import load_splits as load_splits
+    from pyro_compress.graph.capture import capture as capture
+    from pyro_compress.graph.packing import pack as pack
     from pyro_compress.networks.attention import split_attention as split_attention
     from pyro_compress.networks.nets import build_net as build_net
     from pyro_compress.runs.config import resolve as resolve
     from pyro_compress.runs.info import info as info
     from pyro_compress.runs.prediction import predict as predict
     from pyro_compress.settings import FitConfig as FitConfig
+    from pyro_compress.types import Data as Data
+    from pyro_compress.types import Splits as Splits
 
 _HOMES = {
+    "Data": "types",
     "FitConfig": "settings",
     "Goal": "compression.target",
     "PRIORS": "bayes.priors",
+    "Splits": "types",
     "bayesianize": "bayes.layers",
     "build_net": "networks.nets",
+    "capture": "graph.capture",
     "compress": "compression.search",
     "extract": "bayes.extract",
     "fit_posterior": "bayes.fit",
     "info": "runs.info",
     "load": "compression.pipeline",
     "load_splits": "data.splits",
+    "pack": "graph.packing",
     "predict": "runs.prediction",
     "predictive": "bayes.predict",
     "reordered": "compression.order",

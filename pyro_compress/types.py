@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from pyro_compress.inputs import Input
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -81,11 +83,13 @@ class Graph:
         nodes: node 0 has the operation `input`.
         input_shape: shape of one example, without the batch dimension.
         kind: type of the inputs: `float32`, or `int64` for numbers of words, characters or bytes.
+        inputs: of several inputs, what lies in one row of float32, `pyro_compress.inputs`; empty: there is one.
     """
 
     nodes: tuple[Node, ...]
     input_shape: tuple[int, ...]
     kind: str = "float32"
+    inputs: tuple[Input, ...] = ()
 
     @property
     def finished(self) -> list[list[int]]:
@@ -107,6 +111,8 @@ class Data:
 
     x: Tensor
     y: Tensor
+    inputs: tuple[Input, ...] = ()
+    """Of several inputs in a file of examples, what lies in a row of `x`; `Splits` has it for all of its parts."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -185,6 +191,8 @@ class Splits:
     """Name in `pyro_compress.data.tasks.TASKS`; empty: regression where there are targets, else classification."""
     tokens: int = 0
     """How many kinds of tokens the inputs are of, numbered from 0; 0: they are no tokens."""
+    inputs: tuple[Input, ...] = ()
+    """Of several inputs, what lies in a row of `x`: see `pyro_compress.inputs`."""
 
     def __post_init__(self) -> None:
         """Fill in the task."""

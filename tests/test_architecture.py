@@ -18,7 +18,7 @@ FAMILIES = ("kept", "layers", "single", "norms", "pools", "moves", "resizing", "
 
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
-    {"foreign"},
+    {"foreign", "inputs"},
     {
         "types",
         "settings",
@@ -57,6 +57,7 @@ FLOORS = [
         "networks/checkpoints",
         "pcn/*",
     },
+    {"graph/packing"},
     {"graph/calls", "graph/faces/c", "graph/faces/c_text", "graph/faces/onnx", "graph/ir"},
     {"graph/rules/row"},
     {f"graph/rules/{family}" for family in FAMILIES},

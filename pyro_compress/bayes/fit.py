@@ -19,6 +19,7 @@ from pyro_compress.bayes.stage import Stage, bayesian, chosen, first_stage
 from pyro_compress.bayes.step import Rule, Step, eager
 from pyro_compress.doubts import doubt
 from pyro_compress.graph.capture import capture
+from pyro_compress.graph.packing import with_one_input
 from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.outputs import doubtful_end, with_columns
@@ -65,7 +66,7 @@ def fit_posterior(
     """
     config = config.on(splits.origin, splits.task)
     check_keep(net, config.keep)
-    net = with_columns(net, splits.input_shape, splits.output_shape, splits.kind)
+    net = with_columns(with_one_input(net, splits.inputs), splits.input_shape, splits.output_shape, splits.kind)
     graph = capture(net, splits.input_shape, splits.output_shape, kind=splits.kind)
     among = chosen(net, graph)
     bayesian(net, config, among)  # refuses before any time is spent

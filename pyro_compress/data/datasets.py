@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyro_compress.inputs import Input
+
 SPLIT_SEED = 0
 """Seed of held-out rows: the same in every run, whatever its own seed."""
 
@@ -29,6 +31,7 @@ class Arrays(NamedTuple):
         x_validation: validation examples, where the data bring them along; else they are held out of the training set.
         y_validation: their labels or targets.
         scale: what whole numbers are divided by; 0: their type says it.
+        inputs: of several inputs, what lies in a row of `x`.
     """
 
     x_train: Any
@@ -39,6 +42,7 @@ class Arrays(NamedTuple):
     x_validation: Any = None
     y_validation: np.ndarray | None = None
     scale: float = 0.0
+    inputs: tuple[Input, ...] = ()
 
 
 Load = Callable[[str, bool], Arrays]

@@ -17,6 +17,7 @@ from pyro_compress.data.labels import read_labels, texts
 from pyro_compress.data.positions import position_labels, tokens_in, without_lengths, yes_or_no
 from pyro_compress.data.streaming import ArrayFile, Streamed, scaled
 from pyro_compress.foreign import ordinary
+from pyro_compress.inputs import Input, inputs_of, kind_of, packed
 from pyro_compress.settings import Reading
 from pyro_compress.types import PER_POSITION, Preprocessing
 
@@ -35,12 +36,38 @@ VALIDATION = ("validation", "val", "valid")
 
 def load_npz(path: Path, task: str = "classification") -> Arrays:
     """Read `x_train`, `y_train`, `x_test`, `y_test` from a `.npz` file, with `classes`, `x_val`, `y_val` if given."""
-    arrays = completed(read_npz(path), task, path)
+    arrays, inputs = joined(read_npz(path), path)
+    arrays = completed(arrays, task, path)
     names = ("x_train", "y_train", "x_test", "y_test")
     x_train, y_train, x_test, y_test = wanted(arrays, names, path)
     own = [name for name in VALIDATION if f"x_{name}" in arrays and f"y_{name}" in arrays][:1]
     x_val, y_val = wanted(arrays, (f"x_{own[0]}", f"y_{own[0]}"), path) if own else (None, None)
-    return Arrays(x_train, y_train, x_test, y_test, class_names(arrays, path), x_val, y_val)
+    return Arrays(x_train, y_train, x_test, y_test, class_names(arrays, path), x_val, y_val, inputs=inputs)
+
+
+def joined(arrays: dict[str, np.ndarray], path: Path) -> tuple[dict[str, np.ndarray], tuple[Input, ...]]:
+    """The arrays of a file with several inputs, `x_train.NAME`, one per part: `x_train`; and what lies in a row.
+
+    Bytes (uint8) are divided by 255, whole numbers of other types are tokens, everything else is taken as it is.
+
+    Raises:
+        ValueError: parts with other inputs, `x_train` beside `x_train.NAME`, arrays that do not fit each other.
+    """
+    parts = dict[str, dict[str, np.ndarray]]()
+    for name in [name for name in arrays if "." in name and name.partition(".")[0].lower().startswith("x")]:
+        part, _, own = name.partition(".")
+        (array,) = wanted(arrays, (name,), path)
+        if array.ndim < 2 or array.dtype.kind not in "biuf":
+            raise ValueError(f"{path}: {name} is {array.dtype} of shape {array.shape}; wanted are numbers (n, ...)")
+        parts.setdefault(part.lower(), {})[own] = array / np.float32(BYTES) if array.dtype == np.uint8 else array
+    if both := parts.keys() & arrays.keys():
+        raise ValueError(f"{path} has an array {min(both)} beside {min(both)}.NAME: one input, or several with names")
+    if not parts:
+        return arrays, ()
+    first = parts.get("x_train") or next(iter(parts.values()))
+    inputs = inputs_of({name: (array.shape[1:], kind_of(array)) for name, array in first.items()})
+    rows = {part: packed(found, inputs, f"{path}: {part}") for part, found in parts.items()}
+    return {name: array for name, array in arrays.items() if "." not in name} | rows, inputs
 
 
 def completed(arrays: dict[str, np.ndarray], task: str, path: Path) -> dict[str, np.ndarray]:
@@ -92,7 +119,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is no .npz file")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            names = {name.lower() if name.lower() not in archive else name: name for name in archive}
+            lower = {name: name if "." in name or name.lower() in archive else name.lower() for name in archive}
+            names = {told: name for name, told in lower.items()}
             found = {name: _array(archive, stored) for name, stored in names.items()}
     except Exception as error:  # what is damaged or foreign fails in many ways
         raise ValueError(f"{path} is no readable .npz file: {error}") from error

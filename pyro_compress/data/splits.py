@@ -27,6 +27,7 @@ from pyro_compress.data.npz import (
     doubtful_inputs,
     input_scale,
     inputs,
+    joined,
     load_npz,
     read_npz,
     scale_for,
@@ -117,7 +118,7 @@ def _loaded(
             f"unknown data set {data!r}; allowed: {', '.join(DATASETS)}, a .npz, .csv, .tsv or .parquet file, or a "
             "folder"
         )
-    return split(arrays, validation, data, reading, known, shape)
+    return replace(split(arrays, validation, data, reading, known, shape), inputs=arrays.inputs)
 
 
 def split(
@@ -276,7 +277,8 @@ def load_examples(path: Path, known: Preprocessing | None = None, reading: Readi
         if not known.columns:
             raise ValueError(f"{path}: this network was not fitted on a table; give a .npz file")
         return standardized(table_data(path, known.columns, reading, known.classes), known.targets)
-    arrays = completed(read_npz(path), reading.task, path)
+    arrays, several = joined(read_npz(path), path)
+    arrays = completed(arrays, reading.task, path)
     for suffix in ("", "_test"):
         if f"x{suffix}" in arrays and f"y{suffix}" in arrays:
             x, y = wanted(arrays, (f"x{suffix}", f"y{suffix}"), path)
@@ -290,7 +292,7 @@ def load_examples(path: Path, known: Preprocessing | None = None, reading: Readi
                 check_labels(labels, len(known.classes) or MOST_CLASSES, f"{path}: y{suffix}")
             if reading.task == "classification":
                 labels = torch.from_numpy(_known_places(labels, class_names(arrays, path), known, f"{path}: y{suffix}"))
-            return standardized(Data(found, labels), known.targets)
+            return replace(standardized(Data(found, labels), known.targets), inputs=several)
     raise ValueError(f"{path} needs arrays x and y, or x_test and y_test; it holds {', '.join(arrays)}")
 
 

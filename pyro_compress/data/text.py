@@ -195,7 +195,8 @@ def _windows(stretches: Sequence[np.ndarray], reading: Reading) -> Data:
         rows = (len(one) - 1) // each
         x.append(one[: rows * each].reshape(rows, each))
         y.append(one[1 : rows * each + 1].reshape(rows, each))
-    return Data(*(torch.from_numpy(np.concatenate(part).astype(np.int64)) for part in (x, y)))
+    inputs, labels = (torch.from_numpy(np.concatenate(part).astype(np.int64)) for part in (x, y))
+    return Data(inputs, labels)
 
 
 def _say(found: dict[str, Data], names: Sequence[str], reading: Reading, path: str) -> None:

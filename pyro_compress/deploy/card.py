@@ -48,6 +48,9 @@ def card(network: Compressed, scores: Quality, examples: int, raw: bool = False)
         "range": [0, known.scale] if raw else [0, 1] if scaled else None,
         "meaning": meaning(known, raw),
     }
+    if several := network.graph.inputs:
+        entry["inputs"] = [{"name": one.name, "shape": list(one.shape), "dtype": one.kind} for one in several]
+        entry["meaning"] = "the inputs named here; in one row of float32, they lie one behind the other in this order"
     if known.columns:
         entry["columns"] = [asdict(column) for column in known.columns]
     outputs = plan_of(network).output[0]

@@ -5,11 +5,14 @@ Nothing heavy is imported before an engine is used, so that a process that measu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pyro_compress.inputs import inputs_of, unpacked
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,18 +31,26 @@ def session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def feeds(x: np.ndarray, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Inputs by the names of a model with this card entry; of several, from rows in which they lie."""
+    several = [[one["name"], one["shape"], one["dtype"]] for one in entry.get("inputs", [])]
+    return unpacked(x, inputs_of(several)) if several else {entry["name"]: x}
+
+
 def onnx_runtime(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
     """ONNX Runtime with inputs and outputs bound once, as a serving loop would."""
     loaded = session(path, threads)
-    source, target = loaded.get_inputs()[0], loaded.get_outputs()[0]
+    target, entry = loaded.get_outputs()[0], json.loads(loaded.get_modelmeta().custom_metadata_map["input"])
 
     def ready(x: np.ndarray) -> Call:
         outputs = np.empty((len(x), *target.shape[1:]), np.float32)
         binding = loaded.io_binding()
-        binding.bind_cpu_input(source.name, x)
+        given = feeds(x, entry)
+        for name, values in given.items():
+            binding.bind_cpu_input(name, values)
         binding.bind_output(target.name, "cpu", 0, np.float32, outputs.shape, outputs.ctypes.data)
 
-        def call(keep: tuple[np.ndarray, np.ndarray] = (x, outputs)) -> np.ndarray:
+        def call(keep: tuple[Any, np.ndarray] = (given, outputs)) -> np.ndarray:
             loaded.run_with_iobinding(binding)
             return keep[1]
 

@@ -180,7 +180,7 @@ def _with_torch(load: Callable[[Path], Callable[[Tensor], Tensor]]) -> Callable[
 
 EXPORTERS: dict[str, Exporter] = {
     ".onnx": Exporter(_onnx, onnx_files.load_onnx, ("int8", "raw", "float32"), bytes=32),
-    ".pt2": Exporter(_program, _with_torch(torch_files.load_program), bytes=32),
+    ".pt2": Exporter(_program, _with_torch(torch_files.program_of_rows), bytes=32),
     ".safetensors": Exporter(_safetensors, _with_torch(lambda path: torch_files.load_safetensors(path, UNLIMITED))),
     ".c": Exporter(_c, c_library.load_c, ("raw",)),
     "folder": Exporter(_folder, lambda path: arrays.load_runner(path).run, ("sparse",)),
@@ -219,7 +219,7 @@ def export(
         check_folder(out, lambda folder: foreign_to_export(folder) if is_export(folder) else None, force, "export")
     network, splits = _source(path, data, data_dir, members, limited(request.max_memory))
     name = data or str(network.meta.get("data", ""))
-    check_inputs(network.graph, splits.input_shape, splits.kind, name)
+    check_inputs(network.graph, splits.input_shape, splits.kind, name, splits.inputs)
     plan = file.plan_of(network)
     check_outputs(plan, splits.output_shape, splits.task, name)
     _check_room(plan, exporter, request)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyro_compress.atomic import write_atomically
-from pyro_compress.deploy.engines import session
+from pyro_compress.deploy.engines import feeds, session
 from pyro_compress.deploy.onnx_model import build, describe
 from pyro_compress.deploy.onnx_torch import build_by_torch, has_kept
 from pyro_compress.types import Compressed
@@ -64,7 +64,7 @@ def write_int8(
         if dynamic:
             quantization.quantize_dynamic(inside, outside, **common)
         else:
-            reader = _reader(card["input"]["name"], examples)
+            reader = _reader(card["input"], examples)
             quantization.quantize_static(inside, outside, reader, per_channel=True, **common)
         model = onnx.load_model(outside)
     describe(model, card)
@@ -72,7 +72,7 @@ def write_int8(
     write_atomically(path, model.SerializeToString(deterministic=True))
 
 
-def _reader(name: str, examples: np.ndarray) -> Any:
+def _reader(entry: Mapping[str, Any], examples: np.ndarray) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
@@ -81,7 +81,7 @@ def _reader(name: str, examples: np.ndarray) -> Any:
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             part = next(self.parts, None)
-            return None if part is None else {name: part}
+            return None if part is None else feeds(part, entry)
 
     return Reader()
 
@@ -103,7 +103,7 @@ def load_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     entry = json.loads(loaded.get_modelmeta().custom_metadata_map["input"])
 
     def predict(x: np.ndarray) -> np.ndarray:
-        logits: np.ndarray = loaded.run(None, {entry["name"]: fed(x, entry)})[0]
+        logits: np.ndarray = loaded.run(None, feeds(fed(x, entry), entry))[0]
         return logits
 
     return predict

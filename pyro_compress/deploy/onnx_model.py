@@ -9,7 +9,7 @@ when it loads the model: a quarter of the bytes, the same float32 arithmetic. An
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from pyro_compress.deploy.crop import cropped
 from pyro_compress.graph.faces.onnx import Builder, Place, Step
 from pyro_compress.graph.rules.table import RULES
+from pyro_compress.inputs import Input
 from pyro_compress.pcn.file import shapes_of
 from pyro_compress.pcn.gate import made
 from pyro_compress.types import Compressed, Node
@@ -51,13 +52,19 @@ def build(network: Compressed, card: Mapping[str, Any], integers: bool = True, c
         first = builder.node(
             "Div", ["raw.float", builder.constant(np.array(entry["scale"], np.float32), "raw.scale")], "scaled"
         )
+    if inputs := network.graph.inputs:
+        first = _row(builder, inputs, first)
     outputs = _place_all(builder, first, card["output"])
     kinds = {"uint8": TensorProto.UINT8, "int64": TensorProto.INT64}
     kind = kinds.get(entry["dtype"], TensorProto.FLOAT)
+    taken = [
+        helper.make_tensor_value_info(one.name, getattr(TensorProto, TYPES[one.kind]), ["batch", *one.shape])
+        for one in inputs
+    ]
     graph = helper.make_graph(
         builder.nodes,
         "pyro_compress",
-        [helper.make_tensor_value_info(entry["name"], kind, ["batch", *shape])],
+        taken or [helper.make_tensor_value_info(entry["name"], kind, ["batch", *shape])],
         [helper.make_tensor_value_info(card["output"], TensorProto.FLOAT, ["batch", *outputs])],
         builder.constants,
     )
@@ -65,6 +72,24 @@ def build(network: Compressed, card: Mapping[str, Any], integers: bool = True, c
         graph, producer_name="pyro-compress", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
     )
     return checked(model, card)
+
+
+TYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL"}
+"""Type of an input -> what ONNX calls it."""
+
+
+def _row(builder: Builder, inputs: Sequence[Input], name: str) -> str:
+    """Several inputs as the row that our graph cuts up again; returns its name."""
+    from onnx import TensorProto
+
+    parts = []
+    for one in inputs:
+        plain = one.name
+        if one.kind != "float32":
+            plain = builder.node("Cast", [one.name], f"{one.name}.number", to=TensorProto.FLOAT)
+        flat = builder.constant(np.array([-1, one.size], np.int64), f"{one.name}.flat")
+        parts.append(builder.node("Reshape", [plain, flat], f"{one.name}.row"))
+    return builder.node("Concat", parts, f"{name}.row", axis=1)
 
 
 def checked(model: onnx.ModelProto, card: Mapping[str, Any]) -> onnx.ModelProto:

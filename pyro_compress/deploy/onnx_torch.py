@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.deploy.onnx_model import IR_VERSION, OPSET, checked
+from pyro_compress.graph.packing import parts_of, with_inputs
 from pyro_compress.types import Compressed
 
 if TYPE_CHECKING:
@@ -39,15 +40,20 @@ def build_by_torch(network: Compressed, card: Mapping[str, Any]) -> onnx.ModelPr
             "ONNX of a network with operations of torch needs one more package; pip install onnxscript"
         ) from None
     graph = network.graph
-    example = torch.zeros(2, *graph.input_shape, dtype=getattr(torch, graph.kind))
+    module: torch.nn.Module = to_module(network)
+    names, batch = [card["input"]["name"]], {0: torch.export.Dim("batch")}
+    examples = {names[0]: torch.zeros(2, *graph.input_shape, dtype=getattr(torch, graph.kind))}
+    if graph.inputs:
+        module, examples = with_inputs(module, graph.inputs), parts_of(examples[names[0]], graph.inputs)
+        names = list(examples)
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = torch.onnx.export(
-                to_module(network), (example,), input_names=[card["input"]["name"]], output_names=[card["output"]],
-                dynamic_shapes=({0: torch.export.Dim("batch")},), dynamo=True, opset_version=OPSET, verbose=False,
+                module, tuple(examples.values()), input_names=names, output_names=[card["output"]],
+                dynamic_shapes=tuple(batch for _ in names), dynamo=True, opset_version=OPSET, verbose=False,
             )  # fmt: skip
     except Exception as error:  # whatever the exporter says of an operation
         reason = " ".join(str(error).split())[:160]

@@ -11,7 +11,7 @@ On a command line: `python run.py examples.npy` prints one class name (or the ta
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,8 @@ class Runner:
     def _function(self, node: dict[str, Any]) -> Callable[..., np.ndarray]:
         return _sparse_linear if node["parameters"].get("weight") in self.card["sparse"] else OPERATIONS[node["op"]].run
 
-    def prepare(self, examples: np.ndarray) -> np.ndarray:
-        """Inputs for the network, `(n, *shape)` float32 in the range it was trained on.
+    def prepare(self, examples: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
+        """Inputs for the network, `(n, *shape)` float32 in the range it was trained on; several inputs by their names.
 
         Args:
             examples: integers are raw and are divided by the scale; floats must be scaled already.
@@ -61,6 +61,8 @@ class Runner:
             ValueError: another shape, or values that look raw where scaled ones belong.
         """
         entry = self.card["input"]
+        if isinstance(examples, Mapping):
+            examples = _row(examples, entry)
         shape, scale = tuple(entry["shape"]), entry["scale"]
         if examples.shape[1:] != shape:
             raise ValueError(f"examples of shape {examples.shape[1:]}; this network takes (n, *{shape})")
@@ -74,11 +76,11 @@ class Runner:
             )
         return x
 
-    def logits(self, examples: np.ndarray) -> np.ndarray:
+    def logits(self, examples: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
         """Outputs `(n, classes)` for examples as `prepare` takes them."""
         return self.run(self.prepare(examples))
 
-    def predict(self, examples: np.ndarray) -> list[str]:
+    def predict(self, examples: np.ndarray | Mapping[str, np.ndarray]) -> list[str]:
         """What the network says of every example: the name of a class, or its targets in their own units."""
         outputs = self.logits(examples)
         if "targets" not in self.card:
@@ -94,6 +96,25 @@ class Runner:
             for i in self._finished[index]:
                 del values[i]
         return values[len(self._steps)]
+
+
+def _row(arrays: Mapping[str, np.ndarray], entry: dict[str, Any]) -> np.ndarray:
+    """Several inputs, `(n, *shape)` by name, one behind the other."""
+    names = [one["name"] for one in entry.get("inputs", [])]
+    if missing := [name for name in names if name not in arrays]:
+        raise ValueError(f"no array {missing[0]}; this network takes {', '.join(names)}")
+    if not names:
+        raise ValueError("this network takes one array")
+    rows = []
+    for one in entry["inputs"]:
+        array = np.asarray(arrays[one["name"]])
+        if array.shape[1:] != tuple(one["shape"]):
+            raise ValueError(f"examples of {one['name']} of shape {array.shape[1:]}; wanted is (n, *{one['shape']})")
+        rows.append(array.reshape(len(array), -1).astype(np.float32))
+    if len({len(row) for row in rows}) > 1:
+        told = [f"{len(row)} examples of {name}" for row, name in zip(rows, names, strict=True)]
+        raise ValueError(f"{', '.join(told)}; every input has one row per example")
+    return np.concatenate(rows, 1)
 
 
 def _tensor(folder: Path, card: dict[str, Any], name: str) -> Any:
@@ -124,7 +145,8 @@ def main() -> int:
         return 2
     runner = Runner()
     try:
-        predicted = runner.predict(np.load(sys.argv[1], allow_pickle=False))
+        loaded = np.load(sys.argv[1], allow_pickle=False)
+        predicted = runner.predict(loaded if isinstance(loaded, np.ndarray) else dict(loaded))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

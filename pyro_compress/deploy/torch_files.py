@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from keyword import iskeyword
 from pathlib import Path
@@ -16,6 +16,8 @@ from torch import nn
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.graph.network import Network
+from pyro_compress.graph.packing import parts_of, with_inputs
+from pyro_compress.inputs import inputs_of, size_of
 from pyro_compress.pcn.file import dense
 from pyro_compress.pcn.gate import DEFAULT, Limits, built, check
 from pyro_compress.pcn.names import check_names
@@ -35,8 +37,14 @@ def write_program(network: Compressed, card: Mapping[str, Any], path: Path) -> N
     """
     check_names(network.tensors)
     network = _without_keywords(network)
-    example = torch.zeros(2, *network.graph.input_shape, dtype=getattr(torch, network.graph.kind))
-    program = torch.export.export(to_module(network), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    batch = {0: torch.export.Dim.DYNAMIC}
+    if inputs := network.graph.inputs:
+        module: nn.Module = with_inputs(to_module(network), inputs)
+        examples = parts_of(torch.zeros(2, size_of(inputs)), inputs)
+        program = torch.export.export(module, (), examples, dynamic_shapes={name: batch for name in examples})
+    else:
+        example = torch.zeros(2, *network.graph.input_shape, dtype=getattr(torch, network.graph.kind))
+        program = torch.export.export(to_module(network), (example,), dynamic_shapes=(batch,))
     content = io.BytesIO()  # torch's own writer ends in a C++ stack where the disk is full
     torch.export.save(program, content, extra_files={f"{KEY}.json": json.dumps(card)})
     write_atomically(path, content.getvalue())
@@ -58,6 +66,15 @@ def _without_keywords(network: Compressed) -> Compressed:
 def load_program(path: Path) -> nn.Module:
     """The program as a module; needs torch only."""
     return torch.export.load(path).module()
+
+
+def program_of_rows(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The program as a function of one tensor, in which several inputs lie one behind the other."""
+    told = {f"{KEY}.json": ""}
+    program = torch.export.load(path, extra_files=told).module()
+    listed = json.loads(told[f"{KEY}.json"])["input"].get("inputs", [])
+    inputs = inputs_of([[one["name"], one["shape"], one["dtype"]] for one in listed])
+    return (lambda x: program(**parts_of(x, inputs))) if inputs else program
 
 
 def write_safetensors(network: Compressed, card: Mapping[str, Any], path: Path) -> None:
@@ -85,7 +102,9 @@ def load_safetensors(path: str | Path, limits: Limits = DEFAULT) -> Network:
         with safe_open(path, "pt") as file:
             told = json.loads(file.metadata()[KEY])["graph"]
             nodes = [[node[part] for part in PARTS] for node in told["nodes"][1:]]
-            graph, names = built(nodes, told["input_shape"], told.get("kind", "float32")), list(file.keys())
+            several = [list(one.values()) for one in told.get("inputs", [])]
+            graph = built(nodes, told["input_shape"], told.get("kind", "float32"), several)
+            names = list(file.keys())
             check(graph, {name: tuple(file.get_slice(name).get_shape()) for name in names}, limits)
             tensors = {name: file.get_tensor(name).float() for name in names}
     except (SafetensorError, LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:

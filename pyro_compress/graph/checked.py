@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from pyro_compress.graph import recurrence_shapes
 from pyro_compress.graph.changes import told
 from pyro_compress.graph.ir import tables
+from pyro_compress.graph.packing import inputs_in, random_rows
 from pyro_compress.graph.reading import Read
 from pyro_compress.types import Graph, Node
 
@@ -108,6 +109,9 @@ def _device(net: nn.Module) -> torch.device:
 def examples(net: nn.Module, graph: Graph, batch: int) -> Tensor:
     """Random inputs, the same every time; whole numbers are those that every table has that they are looked up in."""
     generator, shape = torch.Generator().manual_seed(batch), (batch, *graph.input_shape)
+    if inputs := inputs_in(net):
+        least = min((len(_tensors(net)[name]) for name in tables(graph)), default=2)
+        return random_rows(inputs, batch, least, generator).to(_device(net))
     if graph.kind != "float32":
         most = min((len(_tensors(net)[name]) for name in tables(graph)), default=2)
         return torch.randint(0, most, shape, generator=generator).to(_device(net))

@@ -10,6 +10,7 @@ from typing import Any
 from pyro_compress.foreign import of_type, record, shown, table
 from pyro_compress.graph.operations.kept import multiplies, whole_tensors
 from pyro_compress.graph.operations.table import OPERATIONS, is_weighted
+from pyro_compress.inputs import inputs_of
 from pyro_compress.pcn.gate import kind_of
 from pyro_compress.types import Graph, Node
 
@@ -34,15 +35,17 @@ def graph_of(document: Any) -> Graph:
     for index, node in enumerate(nodes[1:], 1):
         if not all(0 <= i < index for i in node.inputs):
             raise ValueError(f"node {index} reads {shown(list(node.inputs))}; it may read nodes before it only")
-    kind = kind_of(told.get("kind", "float32"))
-    return Graph(tuple(replace(node, inputs=tuple(node.inputs)) for node in nodes), tuple(shape), kind)
+    kind, inputs = kind_of(told.get("kind", "float32")), told.get("inputs") or []
+    listed = [list(one.values()) if isinstance(one, dict) else one for one in of_type(inputs, list[Any], "inputs")]
+    nodes = [replace(node, inputs=tuple(node.inputs)) for node in nodes]
+    return Graph(tuple(nodes), tuple(shape), kind, inputs_of(listed))
 
 
 def tables(graph: Graph) -> list[str]:
     """Names of the tensors that inputs of whole numbers are looked up in."""
     found = []
     for node in graph.nodes:
-        if node.op == "embedding" and node.inputs == (0,):
+        if node.op == "embedding" and (node.inputs == (0,) or graph.nodes[node.inputs[0]].op == "whole"):
             found.append(node.parameters["weight"])
         if node.attributes.get("call") in ("embedding.default", "index.Tensor") and 0 in node.inputs:
             found += [node.parameters[role] for role in ("t0",) if role in node.parameters]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyro_compress.inputs import Input
 from pyro_compress.pcn.gate import Plan
 from pyro_compress.types import Data, Graph
 
@@ -40,7 +41,7 @@ def bounded(predict: Callable[[Tensor], Tensor], plan: Plan) -> Callable[[Tensor
     return run
 
 
-def check_inputs(graph: Graph, shape: tuple[int, ...], kind: str, data: str) -> None:
+def check_inputs(graph: Graph, shape: tuple[int, ...], kind: str, data: str, inputs: tuple[Input, ...] = ()) -> None:
     """Check that examples are what a network reads.
 
     Args:
@@ -48,10 +49,15 @@ def check_inputs(graph: Graph, shape: tuple[int, ...], kind: str, data: str) -> 
         shape: of one example.
         kind: type of its values, as `Graph.kind`.
         data: name of the data, for the message.
+        inputs: of several, what lies in a row.
 
     Raises:
-        ValueError: they have another shape, or are numbers where it reads tokens, or tokens where it reads numbers.
+        ValueError: they have other inputs or another shape, or are numbers where it reads tokens, or the other way
+            round.
     """
+    if inputs != graph.inputs:
+        told = [", ".join(f"{one.name} {one.shape} {one.kind}" for one in each) for each in (inputs, graph.inputs)]
+        raise ValueError(f"{data}: examples are {told[0] or 'one array'}; this network takes {told[1] or 'one array'}")
     if shape != graph.input_shape:
         raise ValueError(f"{data}: one example has shape {shape}; this network takes {graph.input_shape}")
     if kind != graph.kind:

@@ -14,7 +14,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +23,8 @@ from torch.nn.parameter import is_lazy
 
 from pyro_compress.foreign import NO_CODE
 from pyro_compress.graph.checked import evaluating
+from pyro_compress.graph.packing import with_one_input
+from pyro_compress.inputs import Input
 from pyro_compress.networks.attention import split_attention
 from pyro_compress.networks.decoded import SUFFIX, decoded_net
 from pyro_compress.networks.sequences import gpt, gru, lstm
@@ -92,14 +94,19 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 OTHERS = "torchvision:NAME, package.module:function or FILE.pcn"
 AUXILIARY = ("googlenet", "inception_v3")
 """Of torchvision's, those that have more heads while they are trained; they are built without."""
-OFFERED = ("input_shape", "classes", "hidden", "vocabulary")
+OFFERED = ("input_shape", "classes", "hidden", "vocabulary", "inputs")
 """What a function that builds a network may have parameters for."""
 
 
 def build_net(
-    name: str, input_shape: tuple[int, ...], classes: int, hidden: tuple[int, ...] = (), vocabulary: int = 0
+    name: str,
+    input_shape: tuple[int, ...],
+    classes: int,
+    hidden: tuple[int, ...] = (),
+    vocabulary: int = 0,
+    inputs: Sequence[Input] = (),
 ) -> nn.Module:
-    """Build a network by name; a function receives those of the last four arguments that it has parameters for.
+    """Build a network by name; a function receives those of the last five arguments that it has parameters for.
 
     Args:
         name: as the module says.
@@ -107,6 +114,7 @@ def build_net(
         classes: outputs; at every position, where each has a class.
         hidden: widths of hidden layers.
         vocabulary: how many kinds of tokens the inputs are of; 0: they are no tokens.
+        inputs: of data with several inputs, what lies in a row; a function gets their shapes by name.
 
     Of a `.pcn` file it is the architecture, with new random weights.
 
@@ -128,11 +136,13 @@ def build_net(
     if name.endswith(SUFFIX):
         return decoded_net(Path(name), input_shape, classes)
     make = NETS[name] if name in NETS else _import(name)
-    offered = dict(zip(OFFERED, (input_shape, classes, hidden, vocabulary), strict=True))
+    shapes = {one.name: one.shape for one in inputs}
+    offered = dict(zip(OFFERED, (input_shape, classes, hidden, vocabulary, shapes), strict=True))
     net = make(**{key: offered[key] for key in _wanted(name, make) if key in offered})
     if not isinstance(net, nn.Module):
         raise ValueError(f"{name} returned {net!r:.40}; it must return a torch.nn.Module")
-    return plainly_named(split_attention(_with_shapes(net, input_shape, vocabulary)))
+    net = with_one_input(split_attention(net), inputs)
+    return plainly_named(_with_shapes(net, input_shape, vocabulary))
 
 
 def _with_shapes(net: nn.Module, input_shape: tuple[int, ...], vocabulary: int) -> nn.Module:

@@ -31,6 +31,7 @@ from pyro_compress.graph.operations.row import (
     in_rows,
 )
 from pyro_compress.graph.operations.table import OPERATIONS, is_weighted, weighted
+from pyro_compress.inputs import inputs_of, size_of
 from pyro_compress.pcn.names import check_names, shortened
 from pyro_compress.pcn.schema import check_node
 from pyro_compress.types import Graph, Node
@@ -98,7 +99,7 @@ class Plan:
         return self.shapes[-1]
 
 
-def built(nodes: Iterable[Any], input_shape: Any, kind: Any = "float32") -> Graph:
+def built(nodes: Iterable[Any], input_shape: Any, kind: Any = "float32", several: Any = ()) -> Graph:
     """A graph from JSON values, `[operation, inputs, {role: tensor}, {attribute: value}]` per node behind the input.
 
     Raises:
@@ -116,7 +117,7 @@ def built(nodes: Iterable[Any], input_shape: Any, kind: Any = "float32") -> Grap
         if len(found) > MAX_NODES:
             raise ValueError(f"more than the {MAX_NODES} operations that a network may have")
         found.append(Node(op, tuple(inputs), parameters, attributes))
-    return Graph(tuple(found), shape_of(input_shape), kind_of(kind))
+    return Graph(tuple(found), shape_of(input_shape), kind_of(kind), inputs_of(several))
 
 
 def kind_of(kind: Any) -> str:
@@ -163,6 +164,8 @@ def check(graph: Graph, tensors: Mapping[str, tuple[int, ...]], limits: Limits =
     if not any(is_weighted(node.op) or node.op == "aten" for node in graph.nodes):
         raise ValueError(f"the network has no layer with weights ({', '.join(weighted())})")
     _positive("the input", graph.input_shape)
+    if graph.inputs and (graph.kind != "float32" or graph.input_shape != (size_of(graph.inputs),)):
+        raise ValueError(f"inputs of {size_of(graph.inputs)} values lie in a row of shape {graph.input_shape}")
     first = in_rows(graph.input_shape, kind=graph.kind)
     flows, work, held, finished = [first], 0, first.size, graph.finished
     peak = most = held

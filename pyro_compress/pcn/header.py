@@ -81,7 +81,7 @@ DICTIONARY_4 = DICTIONARY_3 + (
 )
 """Preset deflate dictionary of a graph that is spelled out, part of format version 4."""
 
-OPERATION_SET = 5
+OPERATION_SET = 6
 """Newest set of operations that this program knows; a row says since which set it is there (`Operation.since`)."""
 DICTIONARIES = {
     2: (DICTIONARY, META_DICTIONARY),
@@ -109,9 +109,11 @@ def write(graph: Graph, shapes: Shapes, meta: dict[str, Any]) -> tuple[int, byte
         packed = _deflate(_json(meta), DICTIONARIES[OF_TEMPLATES][1])
         return OF_TEMPLATES, b"".join(varint(n) for n in (number, *sizes)) + _sized(packed)
     told, needed = shortened(graph, shapes) | {"meta": meta}, set_of(graph)
-    version = OF_GRAPHS if needed <= OF_GRAPHS and graph.kind == "float32" else NEWEST
+    version = OF_GRAPHS if needed <= OF_GRAPHS and graph.kind == "float32" and not graph.inputs else NEWEST
     if version == NEWEST:
         told["graph"] = {"operations": needed, "kind": graph.kind} | told["graph"]
+    if graph.inputs:
+        told["graph"]["inputs"] = [[one.name, list(one.shape), one.kind] for one in graph.inputs]
     return version, varint(0) + _sized(_deflate(_json(told), DICTIONARIES[version][0]))
 
 
@@ -217,7 +219,7 @@ def parse(text: bytes, version: int) -> tuple[Graph, Declared, dict[str, Any]]:
         known, kind = (told["operations"], told["kind"]) if version >= 5 else (OF_GRAPHS, "float32")
         if type(known) is not int or known > OPERATION_SET:
             raise ValueError(f"the network takes operation set {shortened_text(known)}; known: up to {OPERATION_SET}")
-        graph = built(told["nodes"], told["input"], kind)
+        graph = built(told["nodes"], told["input"], kind, told.get("inputs", []) if version >= 5 else [])
         if (needed := set_of(graph)) > known:
             raise ValueError(f"the network has operations of set {needed}; the file says {known}")
         declared = [(name, shape_of(shape), bool(quantized)) for name, shape, quantized in header["tensors"]]

@@ -64,7 +64,7 @@ def evaluate_target(
         if split != "test":
             raise ValueError(f"{data} is scored as a whole: it has no {split} split; leave --split out")
         examples = load_examples(Path(data), loaded.known, loaded.reading)
-        check_inputs(loaded.graph, tuple(examples.x.shape[1:]), kind_of(examples.x), data)
+        check_inputs(loaded.graph, tuple(examples.x.shape[1:]), kind_of(examples.x), data, examples.inputs)
         if (task := loaded.reading.task) in ("classification", "regression"):
             check_outputs(loaded.plan, *shown(examples.y), data)
             return scored(network, examples, loaded.known.targets, loaded.noise, device), len(examples)
@@ -72,7 +72,7 @@ def evaluate_target(
         found = scored_as(task, network, examples, (), loaded.noise, device)
         return in_units(found, loaded.reading.vocabulary), len(examples)
     splits = loaded.splits(data, data_dir)
-    check_inputs(loaded.graph, splits.input_shape, splits.kind, data or loaded.data)
+    check_inputs(loaded.graph, splits.input_shape, splits.kind, data or loaded.data, splits.inputs)
     check_outputs(loaded.plan, splits.output_shape, splits.task, data or loaded.data)
     return evaluate(network, splits, split, device, loaded.noise), splits.sizes[split]
 

@@ -97,7 +97,7 @@ class Run:
         return splits
 
     def _check_same(self, splits: Splits, data: str) -> None:
-        check_inputs(self.posterior.graph, splits.input_shape, splits.kind, data)
+        check_inputs(self.posterior.graph, splits.input_shape, splits.kind, data, splits.inputs)
         outputs, found = self.plan.output[0], splits.output_shape[0]
         if self.data and splits.task == "classification":
             found = len({int(y) for part in (splits.train, splits.validation) for y in part.y.unique()})

@@ -295,7 +295,7 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
     """The plain network that a configuration names, seeded or carrying given weights."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        net = build_net(config.net, splits.input_shape, splits.outputs, config.hidden, splits.tokens)
+        net = build_net(config.net, splits.input_shape, splits.outputs, config.hidden, splits.tokens, splits.inputs)
         if config.init_range:
             with torch.no_grad():
                 for parameter in net.parameters():
@@ -315,4 +315,6 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
         return net
     if config.net.endswith(SUFFIX):
         raise ValueError(f"{config.net} says itself what it does to its inputs; leave out input_mean and input_std")
+    if splits.inputs:
+        raise ValueError("--input-mean and --input-std go with one input; let a network of several do that itself")
     return normalized(net, config.input_mean, config.input_std, splits.input_shape)

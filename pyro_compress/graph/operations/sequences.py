@@ -92,6 +92,10 @@ def _recurrent_shape(gates: int) -> Rule:
     return rule
 
 
+def _as_it_is(x: Sequence[Shape], p: Roles, a: Attributes) -> Made:
+    return Made(x[0], math.prod(x[0]))
+
+
 def _recurrent(run: Any, gates: int) -> Operation:
     return Operation(
         run, _recurrent_shape(gates), roles=("weight_ih", "weight_hh"), may=("bias_ih", "bias_hh"),
@@ -104,6 +108,8 @@ SEQUENCES = {
         _embedding, _embedding_shape, roles=("weight",), takes=tuple(kind for kind in KINDS if kind.startswith("int")),
         channels=Channels.LOOKED_UP, multiplies=True, since=5,
     ),
+    "whole": Operation(lambda x, p, a: x.astype(np.int64), _as_it_is, gives="int64", since=6),
+    "truth": Operation(lambda x, p, a: x != 0, _as_it_is, gives="bool", since=6),
     "lstm": _recurrent(_lstm, GATES["lstm"]),
     "gru": _recurrent(_gru, GATES["gru"]),
 }  # fmt: skip

@@ -55,6 +55,17 @@ def _place_embedding(builder: Builder, step: Step) -> None:
     builder.node("Gather", [builder.tensor(step.parameters["weight"]), *step.inputs], step.output, axis=0)
 
 
+def _place_as(kind: str) -> Callable[[Builder, Step], None]:
+    """Values in another type."""
+
+    def place(builder: Builder, step: Step) -> None:
+        from onnx import TensorProto
+
+        builder.node("Cast", step.inputs, step.output, to=getattr(TensorProto, kind))
+
+    return place
+
+
 def _place_recurrent(op: str) -> Callable[[Builder, Step], None]:
     """ONNX has time in front of the batch, gates in another order, and both biases in one tensor."""
 
@@ -84,6 +95,8 @@ RULES = {
     "embedding": Rule(
         lambda x, p, a: F.embedding(x, p["weight"]), {"embedding": _read_embedding}, onnx=_place_embedding
     ),
+    "whole": Rule(lambda x, p, a: x.to(torch.int64), onnx=_place_as("INT64")),
+    "truth": Rule(lambda x, p, a: x != 0, onnx=_place_as("BOOL")),
     "lstm": Rule(_runs(_lstm), onnx=_place_recurrent("lstm")),
     "gru": Rule(_runs(_gru), onnx=_place_recurrent("gru")),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pyro_compress.graph.calls import Call, Reading
@@ -41,7 +42,8 @@ def _same(*without_effect: str) -> Reader:
 
     def read(call: Call) -> Reading:
         call.without_effect(*without_effect)
-        return "identity", [call.first], {}, {}
+        before, after = call.first.meta["val"].dtype, call.node.meta["val"].dtype
+        return TYPED.get((before, after), "identity"), [call.first], {}, {}
 
     return read
 
@@ -53,6 +55,8 @@ def _dropout(call: Call) -> Reading:
     return "identity", [call.first], {}, {}
 
 
+TYPED = {(torch.float32, torch.int64): "whole", (torch.float32, torch.bool): "truth"}
+"""Types before and after -> the operation that turns the one into the other."""
 NOTHING: dict[str, Reader] = {
     "dropout": _dropout,
     "feature_dropout": _dropout,

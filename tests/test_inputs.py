@@ -1,0 +1,205 @@
+"""Several named inputs: packed into a row, cut up again by the graph, taken by name by every export."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import pyro_compress as pc
+from pyro_compress.cli.main import main
+from pyro_compress.deploy.torch_files import load_program, load_safetensors
+from pyro_compress.graph.network import Network
+from pyro_compress.graph.packing import pack, parts_of, with_inputs, with_one_input
+from pyro_compress.inputs import Input, inputs_of, packed, unpacked
+from pyro_compress.pcn import file, runner
+from pyro_compress.types import Compressed, Data
+
+SHAPES = {"image": (1, 6, 6), "words": ((4,), "int64"), "price": (1,)}
+INPUTS = (Input("image", (1, 6, 6)), Input("price", (1,)), Input("words", (4,), "int64"))
+
+
+class Mixed(nn.Module):
+    """Reads an image, words and a number."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.conv, self.words = nn.Conv2d(1, 2, 3), nn.Embedding(7, 3)
+        self.out = nn.Linear(2 * 16 + 12 + 1, classes)
+
+    def forward(self, words: torch.Tensor, image: torch.Tensor, price: torch.Tensor) -> torch.Tensor:
+        parts = [self.conv(image).relu().flatten(1), self.words(words).flatten(1), price]
+        found: torch.Tensor = self.out(torch.cat(parts, 1))
+        return found
+
+
+def mixed(classes: int, inputs: dict[str, tuple[int, ...]]) -> nn.Module:
+    """What `--net test_inputs:mixed` builds."""
+    assert inputs == {one.name: one.shape for one in INPUTS}
+    return Mixed(classes)
+
+
+def arrays(n: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (n, 1, 6, 6)).astype(np.uint8)
+    return {"image": image, "words": rng.integers(0, 7, (n, 4)), "price": rng.normal(size=(n, 1))}
+
+
+def labels(given: dict[str, np.ndarray]) -> np.ndarray:
+    found: np.ndarray = (given["words"][:, 0] > 3) + (given["price"][:, 0] > 0).astype(int)
+    return found
+
+
+def test_rows_and_inputs_are_the_same_values() -> None:
+    assert inputs_of(SHAPES) == INPUTS
+    given = arrays(5)
+    rows, inputs = pack(given)
+    assert inputs == INPUTS
+    back = unpacked(rows.numpy(), INPUTS)
+    np.testing.assert_array_equal(back["image"], given["image"] / np.float32(255))
+    np.testing.assert_array_equal(back["words"], given["words"])
+    np.testing.assert_array_equal(back["price"], given["price"].astype(np.float32))
+    assert {name: array.dtype for name, array in back.items()} == {
+        "image": np.float32, "words": np.int64, "price": np.float32
+    }  # fmt: skip
+    parts = parts_of(rows, INPUTS)
+    assert all(np.array_equal(parts[name].numpy(), back[name]) for name in back)
+    net = Mixed().eval()
+    alone = with_inputs(with_one_input(net, INPUTS), INPUTS)
+    assert torch.equal(alone(**parts), net(**parts))
+    assert torch.equal(with_one_input(net, INPUTS)(rows), net(**parts))
+
+
+def test_the_graph_is_the_network_and_comes_back_from_a_file(tmp_path: Path) -> None:
+    net = Mixed().eval()
+    graph = pc.capture(net, SHAPES)
+    assert graph.inputs == INPUTS
+    parts = parts_of(pack(arrays(6))[0], INPUTS)
+    wanted = net(**parts)
+    assert torch.allclose(Network(graph, net.state_dict())(parts), wanted, atol=1e-6)
+    tensors = {name: value.detach().numpy() for name, value in net.state_dict().items()}
+    content = file.dumps(Compressed(graph, tensors, {"parameters_total": 1}))[0]
+    assert content[4] == 5
+    (tmp_path / "a.pcn").write_bytes(content)
+    found = file.read(tmp_path / "a.pcn")
+    assert found.graph == graph
+    rows = pack(arrays(6))[0].numpy()
+    assert np.allclose(runner.run(found, rows), wanted.detach().numpy(), atol=1e-5)
+    assert torch.allclose(pc.load(tmp_path / "a.pcn")(parts), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"a b": (1,)}, "names are letters"),
+        ({"__class__": (1,)}, "names are letters"),
+        ({"a": ()}, "one or more positive numbers"),
+        ({"a": (0,)}, "one or more positive numbers"),
+        ({"a": ((2,), "float64")}, "allowed: float32, int64, bool"),
+        ([["b", [1], "float32"], ["a", [1], "float32"]], "every name once, in their order"),
+        ([["a", [1], "float32"]] * 2, "every name once, in their order"),
+        ([["a", [1]]], "a name, a shape and a type"),
+        ([["a", [1], "float32"]] * 65, "at most 64"),
+    ],
+)
+def test_inputs_that_are_none(told: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        inputs_of(told)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"price": None}, "inputs image, words; this network takes image, price, words"),
+        ({"other": np.zeros((5, 1))}, "inputs image, other, price, words; this network takes"),
+        ({"price": np.zeros((4, 1))}, "every input has one row per example; got 5 of image"),
+        ({"price": np.zeros((5, 2))}, r"one example of price has shape \(2,\); wanted is \(1,\)"),
+        ({"words": np.zeros((5, 4))}, "words is float64; this network takes int64"),
+        ({"words": np.full((5, 4), 1 << 25)}, "whole numbers beyond 16777216"),
+    ],
+)
+def test_arrays_that_are_no_inputs(change: dict[str, np.ndarray | None], message: str) -> None:
+    given = {name: array for name, array in (arrays(5) | change).items() if array is not None}
+    with pytest.raises(ValueError, match=message):
+        packed(given, INPUTS)
+
+
+def test_a_graph_whose_inputs_do_not_fill_its_row(tmp_path: Path) -> None:
+    net = Mixed()
+    graph = pc.capture(net, SHAPES)
+    tensors = {name: value.detach().numpy() for name, value in net.state_dict().items()}
+    content = file.dumps(Compressed(graph, tensors, {"parameters_total": 1}))[0]
+    from dataclasses import replace
+
+    other = replace(graph, inputs=(*INPUTS[:2], replace(INPUTS[2], shape=(5,))))
+    with pytest.raises(ValueError, match=r"inputs of 42 values lie in a row of shape \(41,\)"):
+        file.loads(file.dumps(Compressed(other, tensors, {"parameters_total": 1}))[0])
+    assert file.loads(content).graph == graph
+
+
+def test_every_command_and_every_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    train, test = arrays(300), arrays(60, seed=1)
+    content = {f"x_train.{name}": array for name, array in train.items()}
+    content |= {f"x_test.{name}": array for name, array in test.items()}
+    np.savez("data.npz", y_train=labels(train), y_test=labels(test), **content)
+
+    def ok(*command: str) -> str:
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    options = ("--prior", "log-uniform", "--epochs", "30", "--batch-size", "25", "--device", "cpu")
+    ok("fit", "--data", "data.npz", "--net", "test_inputs:mixed", *options, "--threads", "1", "--out", "run")
+    ok("compress", "run", "--threads", "1", "--out", "small.pcn")
+    own = json.loads(ok("evaluate", "small.pcn", "--json"))
+    assert own == json.loads(ok("evaluate", "small.pcn", "--data", "data.npz", "--json"))
+    assert own["accuracy"] > 0.6
+    network = file.read(Path("small.pcn"))
+    rows, _ = pack(test)
+    parts, wanted = parts_of(rows, INPUTS), runner.run(network, rows.numpy())
+    for out in ("m.onnx", "m.pt2", "m.safetensors", "folder"):
+        ok("export", "small.pcn", "--out", out)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession("m.onnx")
+    assert {one.name: one.type for one in session.get_inputs()} == {
+        "image": "tensor(float)", "price": "tensor(float)", "words": "tensor(int64)"
+    }  # fmt: skip
+    found = [
+        session.run(None, {name: part.numpy() for name, part in parts.items()})[0],
+        load_program(Path("m.pt2"))(**parts).detach().numpy(),
+        load_safetensors("m.safetensors")(parts).detach().numpy(),
+    ]
+    for outputs in found:
+        np.testing.assert_allclose(outputs, wanted, rtol=1e-4, atol=1e-5)
+    np.savez("examples.npz", **{name: part.numpy() for name, part in parts.items()})
+    printed = subprocess.run(
+        [sys.executable, "folder/run.py", "examples.npz"], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.split() == [str(i) for i in wanted.argmax(1)]
+    result = CliRunner().invoke(main, ["evaluate", "small.pcn", "--data", "digits"])
+    assert result.exit_code == 1
+    assert "digits: examples are one array; this network takes image (1, 6, 6) float32, price" in result.output
+    np.savez("other.npz", y=labels(test), **{f"x.{name}": a for name, a in test.items() if name != "price"})
+    result = CliRunner().invoke(main, ["evaluate", "small.pcn", "--data", "other.npz"])
+    assert result.exit_code == 1
+    assert "other.npz: examples are image (1, 6, 6) float32, words (4,) int64; this network takes" in result.output
+
+
+def test_data_made_by_hand() -> None:
+    given = arrays(90)
+    x, inputs = pc.pack(given)
+    y = torch.from_numpy(labels(given))
+    parts = [Data(x[a : a + 30], y[a : a + 30]) for a in (0, 30, 60)]
+    splits = pc.Splits(*parts, classes=("0", "1", "2"), inputs=inputs)
+    config = pc.resolve(pc.FitConfig(prior="gaussian", epochs=1, device="cpu", batch_size=10), 30)
+    posterior = pc.extract(pc.fit_posterior(Mixed(), splits, config))
+    assert posterior.graph.inputs == inputs
+    assert {"conv.weight", "words.weight", "out.weight"} <= posterior.layers.keys()
