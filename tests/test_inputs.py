@@ -184,13 +184,16 @@ def test_every_command_and_every_export(tmp_path: Path, monkeypatch: pytest.Monk
         [sys.executable, "folder/run.py", "examples.npz"], capture_output=True, text=True, check=True
     )
     assert printed.stdout.split() == [str(i) for i in wanted.argmax(1)]
-    result = CliRunner().invoke(main, ["evaluate", "small.pcn", "--data", "digits"])
-    assert result.exit_code == 1
-    assert "digits: examples are one array; this network takes image (1, 6, 6) float32, price" in result.output
+    for data in ("data.npz", "examples.npz", {name: part.numpy() for name, part in parts.items()}):
+        told = pc.predict("small.pcn", data)
+        assert [one.classes[0] for one in told] == [str(i) for i in wanted.argmax(1)]
     np.savez("other.npz", y=labels(test), **{f"x.{name}": a for name, a in test.items() if name != "price"})
     result = CliRunner().invoke(main, ["evaluate", "small.pcn", "--data", "other.npz"])
     assert result.exit_code == 1
     assert "other.npz: examples are image (1, 6, 6) float32, words (4,) int64; this network takes" in result.output
+    result = CliRunner().invoke(main, ["predict", "small.pcn", "other.npz"])
+    assert result.exit_code == 1
+    assert "inputs image, words; this network takes image, price, words" in result.output
 
 
 def test_data_made_by_hand() -> None:

@@ -45,10 +45,13 @@ def load_npz(path: Path, task: str = "classification") -> Arrays:
     return Arrays(x_train, y_train, x_test, y_test, class_names(arrays, path), x_val, y_val, inputs=inputs)
 
 
-def joined(arrays: dict[str, np.ndarray], path: Path) -> tuple[dict[str, np.ndarray], tuple[Input, ...]]:
+def joined(
+    arrays: dict[str, np.ndarray], path: Path, known: tuple[Input, ...] = ()
+) -> tuple[dict[str, np.ndarray], tuple[Input, ...]]:
     """The arrays of a file with several inputs, `x_train.NAME`, one per part: `x_train`; and what lies in a row.
 
     Bytes (uint8) are divided by 255, whole numbers of other types are tokens, everything else is taken as it is.
+    Where a network is `known` to take some, those have to be there.
 
     Raises:
         ValueError: parts with other inputs, `x_train` beside `x_train.NAME`, arrays that do not fit each other.
@@ -62,10 +65,12 @@ def joined(arrays: dict[str, np.ndarray], path: Path) -> tuple[dict[str, np.ndar
         parts.setdefault(part.lower(), {})[own] = array / np.float32(BYTES) if array.dtype == np.uint8 else array
     if both := parts.keys() & arrays.keys():
         raise ValueError(f"{path} has an array {min(both)} beside {min(both)}.NAME: one input, or several with names")
+    if known and not parts:
+        raise ValueError(f"{path} needs arrays x.{known[0].name}, ...; it holds {', '.join(arrays)}")
     if not parts:
         return arrays, ()
     first = parts.get("x_train") or next(iter(parts.values()))
-    inputs = inputs_of({name: (array.shape[1:], kind_of(array)) for name, array in first.items()})
+    inputs = known or inputs_of({name: (array.shape[1:], kind_of(array)) for name, array in first.items()})
     rows = {part: packed(found, inputs, f"{path}: {part}") for part, found in parts.items()}
     return {name: array for name, array in arrays.items() if "." not in name} | rows, inputs
 

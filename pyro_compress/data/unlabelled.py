@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_compress.data.datasets import DATASETS, Arrays
 from pyro_compress.data.images import ImageFiles
 from pyro_compress.data.layout import images_in, is_image
-from pyro_compress.data.npz import BYTES, input_scale, inputs, read_npz, scale_for, wanted
+from pyro_compress.data.npz import BYTES, input_scale, inputs, joined, read_npz, scale_for, wanted
 from pyro_compress.data.streaming import ArrayFile, Streamed
 from pyro_compress.data.table_files import is_table, read_table
 from pyro_compress.data.tabular import inputs_of
@@ -65,6 +65,8 @@ def load_inputs(data: str, graph: Graph, known: Preprocessing, reading: Reading)
             f"{', '.join(DATASETS)}"
         )
     ordinary(path)
+    if path.suffix.lower() == ".npz" and graph.inputs:
+        return rows(torch.from_numpy(_joined(path, graph)))
     if path.suffix.lower() in (".npz", ".npy"):
         return rows(array_inputs(_array(path), data, graph, known, reading))
     if reading.task == "next-token" and not reading.tokens:
@@ -104,6 +106,17 @@ def array_inputs(x: np.ndarray, what: str, graph: Graph, known: Preprocessing, r
         x = x[:, -graph.input_shape[-1] :]
     found: Tensor = inputs(x, what, scale_for(x, known, reading), reading)
     return found
+
+
+def _joined(path: Path, graph: Graph) -> np.ndarray:
+    """Several inputs: `x.NAME`, `x_test.NAME`, or arrays that bear their names alone."""
+    arrays = read_npz(path)
+    for part in ("x", "x_test"):
+        if any(name.startswith(f"{part}.") for name in arrays):
+            own = {name: array for name, array in arrays.items() if name.startswith(f"{part}.")}
+            return joined(own, path, graph.inputs)[0][part]
+    found = {one.name: arrays[one.name] for one in graph.inputs if one.name in arrays}
+    return joined({f"x.{name}": array for name, array in found.items()} or arrays, path, graph.inputs)[0]["x"]
 
 
 def _array(path: Path) -> np.ndarray:

@@ -46,10 +46,20 @@ def pack(arrays: Mapping[str, Tensor | np.ndarray]) -> tuple[Tensor, tuple[Input
         >>> x.tolist(), [one.name for one in inputs]
         ([[0.5, 1.0, 2.0], [1.5, 3.0, 4.0]], ['price', 'tokens'])
     """
-    plain = {name: np.asarray(array) for name, array in arrays.items()}
-    plain = {name: array / np.float32(255) if array.dtype == np.uint8 else array for name, array in plain.items()}
+    plain = _plain(arrays)
     inputs = inputs_of({name: (array.shape[1:], kind_of(array)) for name, array in plain.items()})
     return torch.from_numpy(packed(plain, inputs)), inputs
+
+
+def pack_for(arrays: Mapping[str, Tensor | np.ndarray], inputs: Sequence[Input], what: str) -> Tensor:
+    """The same for a network that takes these inputs; `what` names the arrays in messages."""
+    return torch.from_numpy(packed(_plain(arrays), inputs, what))
+
+
+def _plain(arrays: Mapping[str, Tensor | np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays with bytes divided."""
+    plain = {name: np.asarray(array) for name, array in arrays.items()}
+    return {name: array / np.float32(255) if array.dtype == np.uint8 else array for name, array in plain.items()}
 
 
 def with_one_input(net: nn.Module, inputs: Sequence[Input]) -> nn.Module:

@@ -117,7 +117,7 @@ def load_target(
         check_command(command, target)
         return _load_run(load_run(target), data_dir, data)
     compressed = file.read(target, limits)
-    meta, shape, plan = compressed.meta, compressed.graph.input_shape, file.plan_of(compressed)
+    meta, shape, plan = compressed.meta, _expected(compressed.graph), file.plan_of(compressed)
     known, name = filled(preprocessing_of(meta), plan.output), str(meta.get("data", ""))
     how, share = reading_of(meta), meta.get("validation")
     return Loaded(
@@ -130,7 +130,7 @@ def _load_run(run: Run, data_dir: str, data: str | None) -> Loaded:
     posterior, config = run.posterior, run.config
     if data and Path(config.data).is_absolute() and not Path(config.data).exists():
         run = replace(run, data=data)  # moved
-    shape, plan = posterior.graph.input_shape, run.plan
+    shape, plan = _expected(posterior.graph), run.plan
     own = run.known
     known = filled(own or PREPROCESSING.get(config.data) or _found(run, data_dir), plan.output)
     where, share, how = config.data_dir, config.validation, config.reading
@@ -139,6 +139,11 @@ def _load_run(run: Run, data_dir: str, data: str | None) -> Loaded:
         posterior.noise,
         lambda other, folder: load_splits(other or config.data, folder or where, share, False, how, own, shape), plan,
     )  # fmt: skip
+
+
+def _expected(graph: Graph) -> tuple[int, ...] | None:
+    """Shape of an example, where the network takes one input; of several, their names say more."""
+    return None if graph.inputs else graph.input_shape
 
 
 def _found(run: Run, data_dir: str) -> Preprocessing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from pyro_compress.data.datasets import DATASETS
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.data.unlabelled import Inputs, array_inputs, load_inputs, rows
 from pyro_compress.foreign import cell
+from pyro_compress.graph.packing import pack_for
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import TALLIED, examples_of, logits_of
 from pyro_compress.networks.bounded import bounded, check_inputs
@@ -145,8 +146,8 @@ class Predictions:
 
 
 def predict(
-    file: str | Path, data: str | Path | np.ndarray | Tensor, top: int | None = None, data_dir: str = "",
-    device: str = "auto", threads: int = 0, max_memory: float = MAX_MEMORY_MIB,
+    file: str | Path, data: str | Path | np.ndarray | Tensor | Mapping[str, Any], top: int | None = None,
+    data_dir: str = "", device: str = "auto", threads: int = 0, max_memory: float = MAX_MEMORY_MIB,
 ) -> Predictions:  # fmt: skip
     """What a compressed network, or the posterior mean of a run, says of inputs that need no labels.
 
@@ -180,7 +181,13 @@ def predict(
     given = _inputs(data, loaded, data_dir)
     network, found = bounded(loaded.network.to(device), loaded.plan), list[Prediction]()
     for part in given.parts:
-        check_inputs(loaded.graph, tuple(part.shape[1:]), kind_of(part), str(data) if _named(data) else "the array")
+        check_inputs(
+            loaded.graph,
+            tuple(part.shape[1:]),
+            kind_of(part),
+            str(data) if _named(data) else "the array",
+            loaded.graph.inputs,
+        )
         for x in part.split(TALLIED if TASKS[loaded.reading.task].positions else BATCH):
             names = given.names[len(found) : len(found) + len(x)]
             told = READERS[loaded.reading.task](logits_of(network, x, device), x, answer)
@@ -192,7 +199,9 @@ def _named(data: Any) -> bool:
     return isinstance(data, str | Path)
 
 
-def _inputs(data: str | Path | np.ndarray | Tensor, loaded: Loaded, data_dir: str) -> Inputs:
+def _inputs(data: str | Path | np.ndarray | Tensor | Mapping[str, Any], loaded: Loaded, data_dir: str) -> Inputs:
+    if isinstance(data, Mapping):
+        return rows(pack_for(data, loaded.graph.inputs, "the arrays"))
     if isinstance(data, np.ndarray | Tensor):
         array = data.detach().cpu().numpy() if isinstance(data, Tensor) else data
         return rows(array_inputs(array, "the array", loaded.graph, loaded.known, loaded.reading))
