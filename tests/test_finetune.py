@@ -436,6 +436,12 @@ def test_a_file_within_the_tolerance_has_nothing_to_say(run: Run, tmp_path: Path
     assert found["warnings"] == []
 
 
+def test_help_says_how_many_epochs_come_before() -> None:
+    told = " ".join(CliRunner().invoke(main, ["compress", "--help"], terminal_width=100).output.split())
+    assert "Epochs before those of --finetune, on the masked weights, which are not rounded yet; default: " in told
+    assert f"not rounded yet; default: {FineTune().masked_epochs}." in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -69,22 +69,26 @@ def labelled(y: torch.Tensor, **known: object) -> Splits:
 @pytest.mark.parametrize(("accuracy", "said"), [(0.5, True), (0.7, True), (0.72, True), (0.9, False), (0.1, True)])
 def test_chance_level_is_that_of_the_commonest_class(accuracy: float, said: bool) -> None:
     splits = labelled(torch.tensor([0] * 140 + [1] * 60))  # 70 % by one answer, give or take 3.2
-    found = at_chance(replace(GOOD, accuracy=accuracy), splits)
-    assert bool(found) is said
-    assert not said or "--input-mean" in found
+    for elsewhere in (True, False):
+        found = at_chance(replace(GOOD, accuracy=accuracy), splits, elsewhere)
+        assert bool(found) is said
+        assert ("--input-mean" in found) is (said and elsewhere)
+        assert ("fit again, with a smaller --kl-weight" in found) is (said and not elsewhere)
 
 
 @pytest.mark.parametrize(("error", "said"), [(1.0, True), (1.5, True), (0.4, False)])
 def test_chance_level_of_a_regression_is_its_mean(error: float, said: bool) -> None:
     y = torch.linspace(-1.73, 1.73, 200)[:, None]
     splits = labelled(y, targets=(Quantity("y"),))
-    assert bool(at_chance(RegressionScores(error, 1.0, error), splits)) is said
+    assert bool(at_chance(RegressionScores(error, 1.0, error), splits, False)) is said
 
 
 def test_nothing_is_praised_at_chance_level() -> None:
     report = Report("snr", 0.9, GOOD, GOOD, GOOD, GOOD, 100, 10, [4, 2], [3, 2], 8.0, 50, 400, {"header": 9})
+    report = replace(report, fixed_point_bits=[5, 6], fixed_point_ratio=70.0)
     assert "8.0× smaller" in report_text(report, Path("a.pcn"))
-    assert "smaller" not in report_text(replace(report, warnings=["at chance level before ..."]), Path("a.pcn"))
+    assert "70.0× (computed, no file)" in report_text(report, Path("a.pcn"))
+    assert "×" not in report_text(replace(report, warnings=["at chance level before ..."]), Path("a.pcn"))
 
 
 def test_what_took_weights_out() -> None:

@@ -132,7 +132,7 @@ HEADINGS = {
 )  # fmt: skip
 @click.option(
     "--finetune", type=click.IntRange(1), default=None, metavar="EPOCHS",
-    help="Train what is left on as integers, under the price of their bits.",
+    help="Train what is left on as integers, under the price of their bits; the report counts --masked-epochs too.",
 )  # fmt: skip
 @click.option(
     "--rate", type=click.FloatRange(0), default=None,
@@ -159,7 +159,7 @@ HEADINGS = {
 )  # fmt: skip
 @click.option(
     "--masked-epochs", type=click.IntRange(0), default=None, metavar="EPOCHS",
-    help="Epochs of --finetune before rounding, on the masked weights.",
+    help="Epochs before those of --finetune, on the masked weights, which are not rounded yet; default: 2.",
 )  # fmt: skip
 @click.option(
     "--step", type=click.FloatRange(0, min_open=True), default=None,

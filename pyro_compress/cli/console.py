@@ -91,7 +91,8 @@ def report_text(report: Report, path: Path) -> str:
             rows.append((f"{split} {when}", *list(scores.cells.values())[:3]))
     lines = ["".join(f"{cell:>20}" if i else f"{cell:<20}" for i, cell in enumerate(row)) for row in rows]
     kept, total = report.parameters_kept, report.parameters_total
-    smaller = "" if any("at chance level" in text for text in report.warnings) else f"; {ratio_text(report.ratio)}"
+    nothing = any("at chance level" in text for text in report.warnings)
+    smaller = "" if nothing else f"; {ratio_text(report.ratio)}"
     lines += [
         "",
         removed_text(report),
@@ -99,7 +100,7 @@ def report_text(report: Report, path: Path) -> str:
         f"parameters          {kept:,} of {total:,} kept ({100 * kept / total:.2f} %)",
         f"units in the file   {'-'.join(map(str, report.units_before))} -> {'-'.join(map(str, report.units_kept))}",
         f"bits per kept weight {report.bits_per_kept_weight:.2f}",
-        *([f"as fixed point      {fixed}"] if (fixed := fixed_point_text(report)) else []),
+        *([f"as fixed point      {fixed}"] if (fixed := fixed_point_text(report)) and not nothing else []),
         "",
         *(f"  {name:<18}{size:>10,} B" for name, size in report.sections_bytes.items()),
         "",

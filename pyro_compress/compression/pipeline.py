@@ -171,7 +171,7 @@ def compress_run(
     del network  # what counts from here on is what lies on disk
     found = report(goal.reference or posterior, path, splits, removed, sections)
     found = replace(found, rounding="compensated" if isinstance(how, Compensation) else "")
-    return judged(found, splits, target, _hints(goal, how))
+    return judged(found, splits, target, _hints(goal, how), goal.reference is not None)
 
 
 def _hints(goal: Goal, how: Rounding | Compensation | Tuning | None) -> list[str]:
@@ -180,7 +180,7 @@ def _hints(goal: Goal, how: Rounding | Compensation | Tuning | None) -> list[str
     return hints_of(goal, finetuned, rate, bits)
 
 
-def judged(found: Report, splits: Splits, target: Target, hints: list[str]) -> Report:
+def judged(found: Report, splits: Splits, target: Target, hints: list[str], elsewhere: bool) -> Report:
     """A report that says whether its file reaches a target, and what else its reader must know.
 
     Args:
@@ -188,9 +188,10 @@ def judged(found: Report, splits: Splits, target: Target, hints: list[str]) -> R
         splits: the data.
         target: what the file has to reach on validation.
         hints: what to try where it does not.
+        elsewhere: whether the network was trained elsewhere.
     """
     told = [
-        at_chance(found.validation_before, splits),
+        at_chance(found.validation_before, splits, elsewhere),
         outside(target, found.validation_after, hints),
         larger(found.file_bytes, found.dense_bytes),
     ]

@@ -57,12 +57,13 @@ def hints_of(goal: Goal, finetuned: bool, rate: float | None, bits: bool) -> lis
     return found if goal.max_bytes is not None else [*found, "more --tolerance"]
 
 
-def at_chance(before: Quality, splits: Splits) -> str:
+def at_chance(before: Quality, splits: Splits, elsewhere: bool) -> str:
     """That a network does no better on validation than a constant answer, in words; empty if it does.
 
     Args:
         before: validation scores of the uncompressed network.
         splits: validation labels, or targets in standard deviations.
+        elsewhere: whether it was trained elsewhere; else a fit of this package was to teach it.
     """
     y = splits.validation.y
     task = TASKS[splits.task]
@@ -75,7 +76,11 @@ def at_chance(before: Quality, splits: Splits) -> str:
     if before.error < wrong - SURE * error:
         return ""
     measure, cell = next(iter(before.cells.items()))
-    return (
-        f"at chance level before compression: validation {measure} {cell}, no better than one answer for everything; "
+    advice = (
         "weights from elsewhere may want --input-mean and --input-std, or number the classes in another way"
+        if elsewhere
+        else "nothing was learned, or all of it given up: fit again, with a smaller --kl-weight, other rates or more "
+        "--epochs"
     )
+    said = f"validation {measure} {cell}, no better than one answer for everything"
+    return f"at chance level before compression: {said}; {advice}"
