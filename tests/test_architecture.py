@@ -97,7 +97,10 @@ FLOORS = [
     {"networks/layered", "networks/bounded", "runs/waist"},
     {"networks/decoded", "metrics", "training/guards"},
     {"networks/nets", "networks/weights", "training/progress"},
-    {"compression/channels", "compression/recurrence"},
+    {"compression/channels", "compression/recurrence", "compression/held"},
+    {"compression/axes"},
+    {"compression/flow"},
+    {"compression/sweep"},
     {"compression/prune", "compression/precision", "compression/shrink", "compression/rate", "compression/recipe"},
     {"compression/packing"},
     {

@@ -1,7 +1,8 @@
-"""Units that leave exactly: across the gates of recurrent layers, columns of embeddings, behind concatenations."""
+"""Units that leave exactly: in recurrent layers, embeddings, concatenations, splits, heads, transposed convolutions."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from pyro_compress.compression.shrink import shrink, trace_shrink
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network
+from pyro_compress.networks import vision
+from pyro_compress.networks.attention import split_attention
 from pyro_compress.types import Graph
 
 
@@ -42,13 +45,103 @@ class Joined(nn.Module):
         return self.last(nn.functional.adaptive_avg_pool2d(y, 2).flatten(1))
 
 
+class Heads(nn.Module):
+    """Attention of four heads of three, its projections as other people write them, between two residual additions."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how, width = how, 12
+        self.enter, self.norm = nn.Linear(5, width), nn.LayerNorm(width)
+        shared = 6 if how == "shared" else width  # two heads of keys and values for four of queries
+        if how in ("stacked", "chunks", "last"):
+            self.qkv = nn.Linear(width, 3 * width)
+        else:
+            self.q, self.k, self.v = nn.Linear(width, width), nn.Linear(width, shared), nn.Linear(width, shared)
+        self.out, self.leave = nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        y = self.norm(x)
+        if self.how == "stacked":  # timm
+            q, k, v = self.qkv(y).reshape(-1, 7, 3, 4, 3).permute(2, 0, 3, 1, 4).unbind(0)
+        elif self.how == "last":  # heads outermost, the three of each behind one another
+            q, k, v = self.qkv(y).view(-1, 7, 4, 9).transpose(1, 2).chunk(3, -1)
+        else:
+            parts = self.qkv(y).chunk(3, -1) if self.how == "chunks" else (self.q(y), self.k(y), self.v(y))
+            q, k, v = (part.unflatten(-1, (-1, 3)).transpose(1, 2) for part in parts)
+        if self.how == "shared":
+            k, v = (part[:, :, None].expand(-1, -1, 2, -1, -1).reshape(-1, 4, 7, 3) for part in (k, v))
+        if self.how == "by hand":
+            seen = torch.softmax(q @ k.transpose(-2, -1) / 3**0.5, -1) @ v
+        else:
+            seen = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.how == "chunks")
+        return self.leave((x + self.out(seen.transpose(1, 2).flatten(2))).mean(1))
+
+
+class Encoder(nn.Module):
+    """Torch's encoder layer, and attention between two sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(12, 3, 8, dropout=0.0, batch_first=True)
+        self.layer, self.last = split_attention(layer), nn.Linear(12, 3)
+        self.cross = split_attention(nn.MultiheadAttention(12, 6, batch_first=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.cross(x[:, :2], self.layer(x), x)[0].mean(1))
+
+
+class Upward(nn.Module):
+    """Transposed convolutions whose windows lie beside each other, and upon each other; a linear layer as an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.one = nn.Linear(6, 5 * 4), nn.ConvTranspose2d(5, 4, 2, 2)
+        self.two, self.last = nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, bias=False), nn.Conv2d(6, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.enter(x).view(-1, 5, 2, 2))
+        return self.last(torch.relu(self.two(torch.sigmoid(self.one(x))))).mean((2, 3))
+
+
+class Split(nn.Module):
+    """Channels in two parts, of which one goes through a layer; halves that gate each other; places that change."""
+
+    def __init__(self, shuffles: bool = False):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 8, 3), nn.Conv2d(5, 7, 1), nn.Conv2d(10, 12, 1)
+        self.norm, self.last, self.shuffles = nn.BatchNorm2d(8), nn.Linear(6, 3), shuffles
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.relu(self.norm(self.a(x))).split([3, 5], 1)
+        x = torch.cat([left, torch.tanh(self.b(right))], 1)
+        if self.shuffles:
+            x = x.view(-1, 2, 5, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+        return self.last(nn.functional.glu(self.c(x), 1).mean((2, 3)))
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "lstm": (lambda: Speech(nn.LSTM), (7,), "int64"),
     "gru": (lambda: Speech(nn.GRU), (7,), "int64"),
     "lstm both ways": (lambda: Speech(nn.LSTM, both=True), (7,), "int64"),
     "gru without biases": (lambda: Speech(nn.GRU, bias=False), (7,), "int64"),
     "joined": (Joined, (1, 4, 4), "float32"),
+    **{
+        f"heads, {how}": (functools.partial(Heads, how), (7, 5), "float32")
+        for how in ("separate", "stacked", "chunks", "last", "shared", "by hand")
+    },
+    "encoder": (Encoder, (5, 12), "float32"),
+    "upward": (Upward, (6,), "float32"),
+    "unet": (lambda: vision.unet((1, 4, 4), 3), (1, 4, 4), "float32"),
+    "split": (Split, (2, 4, 4), "float32"),
+    "shuffled": (lambda: Split(shuffles=True), (2, 4, 4), "float32"),
 }
+
+
+@functools.cache
+def captured(name: str) -> Graph:
+    build, shape, kind = NETWORKS[name]
+    return capture(build().eval(), shape, kind=kind)
 
 
 def taken(name: str, seed: int) -> tuple[Graph, dict[str, Tensor], Tensor]:
@@ -61,8 +154,7 @@ def taken(name: str, seed: int) -> tuple[Graph, dict[str, Tensor], Tensor]:
             assert module.running_var is not None
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
-    graph = capture(net.float(), shape, kind=kind)
-    net.double()
+    graph = captured(name)
     used = {one for node in graph.nodes for one in node.parameters.values()}
     tensors = {n: t.detach().clone() for n, t in net.state_dict().items() if n in used}
     x = torch.randint(0, 11, (4, *shape)) if kind == "int64" else torch.randn(4, *shape, dtype=torch.float64)
@@ -75,13 +167,16 @@ def test_smaller_networks_compute_the_same(name: str, seed: int) -> None:
     """Random rows and columns of everything are zero; what is left is exact in double precision, and no larger."""
     graph, tensors, x = taken(name, seed)
     for key, tensor in tensors.items():
-        if key != "last.weight" and key != "head.weight" and tensor.dim() > 1:
-            tensor[torch.rand(len(tensor)) < 0.4] = 0
-        if tensor.dim() > 1:
-            tensor[:, torch.rand(tensor.shape[1]) < 0.4] = 0
+        if tensor.dim() < 2:
+            continue
+        block = 1 + 2 * (seed % 2 * (name.startswith("heads") and len(tensor) % 3 == 0))  # a head is three rows
+        if key not in ("last.weight", "head.weight", "leave.weight"):
+            tensor[(torch.rand(len(tensor) // block) < 0.4).repeat_interleave(block)] = 0
+        block = block if tensor.shape[1] % block == 0 else 1
+        tensor[:, (torch.rand(tensor.shape[1] // block) < 0.4).repeat_interleave(block)] = 0
     small, left = shrink(graph, tensors)
     wanted = Network(graph, tensors)(x)
-    torch.testing.assert_close(Network(small, left)(x), wanted, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(Network(small, left)(x), wanted, rtol=1e-12, atol=1e-12)
     assert sum(t.numel() for t in left.values()) <= sum(t.numel() for t in tensors.values())
 
 
@@ -134,3 +229,93 @@ def test_channels_behind_a_concatenation_leave() -> None:
     assert left["one.weight"].shape[0] == 3 or left["norm.weight"].shape[0] < 7
     assert left["last.weight"].shape[1] < 48
     torch.testing.assert_close(Network(small, left)(x), Network(graph, tensors)(x), rtol=1e-11, atol=1e-12)
+
+
+def exact(graph: Graph, tensors: dict[str, Tensor], x: Tensor) -> tuple[Graph, dict[str, Tensor]]:
+    """The smaller network, which computes the same."""
+    small, left = shrink(graph, tensors)
+    torch.testing.assert_close(Network(small, left)(x), Network(graph, tensors)(x), rtol=1e-12, atol=1e-12)
+    return small, left
+
+
+@pytest.mark.parametrize("dead", ["values", "reader", "values and reader"])
+@pytest.mark.parametrize("how", ["separate", "by hand"])
+def test_a_head_leaves_with_its_queries_keys_and_values(dead: str, how: str) -> None:
+    """Where its values are the same at all positions (the bias is left: attention passes it on), or nobody reads it."""
+    graph, tensors, x = taken(f"heads, {how}", 4)
+    if dead != "reader":
+        tensors["v.weight"][3:6] = 0
+        if how == "by hand":  # nobody knows of a product that its rows add up to one
+            tensors["v.bias"][3:6] = 0
+    if dead != "values":
+        tensors["out.weight"][:, 9:12] = 0
+    small, left = exact(graph, tensors, x)
+    heads = 2 if dead == "values and reader" else 3
+    assert [len(left[f"{one}.weight"]) for one in "qkv"] == [3 * heads] * 3
+    assert left["out.weight"].shape == (12, 3 * heads)
+    assert [node.attributes["shape"] for node in small.nodes if node.op == "reshape"] == [[7, heads, 3]] * 3 + [
+        [7, 3 * heads]
+    ]
+
+
+@pytest.mark.parametrize("how", ["stacked", "chunks", "last", "shared"])
+def test_a_head_leaves_a_layer_of_all_three(how: str) -> None:
+    """Its queries, keys and values are rows of one layer, or two heads of queries share those of the others."""
+    graph, tensors, x = taken(f"heads, {how}", 5)
+    tensors["out.weight"][:, 0:6] = 0
+    _, left = exact(graph, tensors, x)
+    assert left["out.weight"].shape == (12, 6)
+    if how == "shared":
+        assert (len(left["q.weight"]), len(left["v.weight"])) == (6, 3)
+    else:
+        assert left["qkv.weight"].shape == (18, 12)
+
+
+def test_a_part_of_a_head_stays() -> None:
+    """All rows of a head go together: two of three dead columns take nothing with them, and one head stays of four."""
+    graph, tensors, x = taken("heads, separate", 6)
+    tensors["out.weight"][:, 0:2] = 0
+    assert exact(graph, tensors, x)[1]["q.weight"].shape == (12, 12)
+    tensors["out.weight"][:] = 0
+    assert exact(graph, tensors, x)[1]["q.weight"].shape == (3, 12)
+
+
+def test_channels_leave_around_transposed_convolutions() -> None:
+    graph, tensors, x = taken("upward", 0)
+    tensors["one.weight"][1] = 0  # nobody reads it
+    tensors["one.weight"][:, 2] = 0  # nothing makes it: the bias alone is left, which the next one spreads unevenly
+    tensors["two.weight"][:, 3] = 0  # nothing makes it
+    tensors["last.weight"][:, 5] = 0  # nobody reads it
+    _, left = exact(graph, tensors, x)
+    assert left["enter.weight"].shape == (16, 6)
+    assert left["one.weight"].shape == (4, 4, 2, 2)
+    assert left["two.weight"].shape == (4, 4, 3, 3)
+    assert left["last.weight"].shape == (3, 4, 3, 3)
+    tensors["two.weight"][2] = 0
+    assert exact(graph, tensors, x)[1]["two.weight"].shape == (3, 4, 3, 3)
+
+
+def test_units_of_a_unet_leave() -> None:
+    """Before and behind a transposed convolution, whose outputs stand beside those of the way down."""
+    graph, tensors, x = taken("unet", 0)
+    tensors["up.0.weight"][[0, 7]] = 0
+    tensors["join.0.0.weight"][:, [1, 2, 40]] = 0  # the last of them is read on the way down, too
+    _, left = exact(graph, tensors, x)
+    assert left["middle.3.weight"].shape[0] == 62
+    assert left["up.0.weight"].shape[:2] == (62, 30)
+    assert left["join.0.0.weight"].shape[1] == 62
+
+
+def test_channels_leave_parts_of_values() -> None:
+    """Of a split, of a concatenation, of two halves of which one gates the other."""
+    graph, tensors, x = taken("split", 0)
+    tensors["a.weight"][1] = 0
+    tensors["c.weight"][:, 2] = 0  # of the part that goes on as it is
+    tensors["b.weight"][:, 0] = 0  # of the part that goes through a layer
+    tensors["last.weight"][:, 4] = 0
+    small, left = exact(graph, tensors, x)
+    assert left["a.weight"].shape[0] == 5
+    assert left["b.weight"].shape[1] == 4
+    assert left["c.weight"].shape[:2] == (10, 8)
+    places = [(n.attributes["start"], n.attributes["stop"]) for n in small.nodes if n.op == "slice"]
+    assert places == [(0, 1), (1, 5), (0, 5), (5, 10)]

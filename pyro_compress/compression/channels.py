@@ -1,124 +1,231 @@
-"""Channels while a network is made smaller: which of them must agree, which are alive, what is known of their values.
+"""Channels while a network is made smaller: which of them must agree, which are alive, in which order they stay.
 
-Channels that must agree (both sides of an addition) form one *space* and go together. The channels of a value are parts
-of spaces, one behind the other: one part behind a layer, several behind a concatenation.
+Every channel of every layer has a number. Channels that must agree (both sides of an addition, all rows of a head of
+attention) are joined, and go together. What a layer makes is one *range* of numbers; where it is met as a whole
+everywhere, its channels may change places.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-Part = tuple[int, int]
-"""A space, and how many entries along the axis each of its channels has: after flattening, the number of pixels."""
+
+def _none() -> Tensor:
+    return torch.empty(0, dtype=torch.int64)
 
 
-@dataclass
+@dataclass(eq=False)
 class Value:
     """What is known of one node's output.
 
     Attributes:
         shape: of one example.
-        constant: value per entry along the channels' axis, NaN where it varies, float64.
-        parts: spaces that its channels belong to.
-        axis: where the channels lie, the batch being 0: 1, or the last one behind a linear layer.
+        axes: where its channels lie, the batch being 0, ascending; none where they were not followed: all stay.
+        ids: the channel's number of every entry along these axes.
+        constant: value of every entry along them, NaN where it varies, float64.
     """
 
     shape: tuple[int, ...]
-    constant: Tensor
-    parts: tuple[Part, ...]
-    axis: int = 1
+    axes: tuple[int, ...] = ()
+    ids: Tensor = field(default_factory=_none)
+    constant: Tensor = field(default_factory=lambda: varying(0))
+
+    def spread(self, axes: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """Numbers and constants with a dimension for each of more axes, of size 1 where no channels lie."""
+        sizes = [self.shape[axis - 1] if axis in self.axes else 1 for axis in axes]
+        return self.ids.reshape(sizes), self.constant.reshape(sizes)
 
 
 class Spaces:
-    """All spaces of a network.
+    """All channels of a network.
 
     Attributes:
-        fixed: those whose channels all stay.
-        alive: space -> which of its channels are alive.
-        several: those that are a part beside others somewhere.
+        ranges: the numbers that were made together, first and one behind the last.
+        root: number -> the one that stands for all that it was joined with; known when settled, as all below.
+        fixed: by number that stands for others: whether it stays in any case.
+        alive: likewise: whether it still stays.
+        group: likewise: which range it may change places in; -1: none.
+        place: likewise: where in its range it is.
     """
 
     def __init__(self) -> None:
+        self.ranges: list[tuple[int, int]] = []
         self.parent: list[int] = []  # union-find
-        self.fixed: set[int] = set()
-        self.alive: dict[int, Tensor] = {}
-        self.several: set[int] = set()
+        self.stay: list[Tensor] = []
+        self.rigid: list[Tensor] = []  # ranges of these keep their order
+        self.root = self.fixed = self.alive = self.group = self.place = _none()
 
-    def new(self, channels: int, fixed: bool = False) -> tuple[Part, ...]:
-        """A space of its own, as the only part of a value."""
-        space = len(self.parent)
-        self.parent.append(space)
-        self.alive[space] = torch.ones(channels, dtype=torch.bool)
+    def new(self, channels: int, fixed: bool = False) -> Tensor:
+        """Channels of their own."""
+        start = len(self.parent)
+        self.parent += range(start, start + channels)
+        self.ranges.append((start, start + channels))
+        ids = torch.arange(start, start + channels)
         if fixed:
-            self.fixed.add(space)
-        return ((space, 1),)
+            self.stay.append(ids)
+        return ids
 
-    def find(self, space: int) -> int:
-        """The space that stands for all that it was joined with."""
-        while self.parent[space] != space:
-            space = self.parent[space]
-        return space
+    def find(self, one: int) -> int:
+        """The number that stands for one."""
+        while self.parent[one] != one:
+            self.parent[one] = self.parent[self.parent[one]]
+            one = self.parent[one]
+        return one
 
     def fix(self, *values: Value) -> None:
         """All channels of these values stay."""
-        self.fixed |= {self.find(space) for value in values for space, _ in value.parts}
+        self.stay += [value.ids.flatten() for value in values]
 
-    def is_fixed(self, space: int) -> bool:
-        """Whether the channels of a space all stay."""
-        return self.find(space) in self.fixed
+    def keep_order(self, value: Value) -> None:
+        """The channels of a value do not change places: it is cut along them, or moved."""
+        self.rigid.append(value.ids.flatten())
 
-    def form(self, value: Value) -> list[tuple[int, int]]:
-        """Channels and entries per channel of every part."""
-        return [(len(self.alive[self.find(space)]), factor) for space, factor in value.parts]
-
-    def join(self, a: Value, b: Value) -> None:
-        """The channels of two values go together; where they are not of one form, all stay."""
-        if self.form(a) != self.form(b):
-            self.fix(a, b)
-            return
-        for (one, _), (two, _) in zip(a.parts, b.parts, strict=True):
-            first, second = self.find(one), self.find(two)
-            if first != second:
+    def join(self, one: Tensor, other: Tensor) -> None:
+        """Channels go together, entry by entry."""
+        one, other = torch.broadcast_tensors(one, other)
+        differs = one != other
+        if differs.any():
+            for a, b in set(zip(one[differs].tolist(), other[differs].tolist(), strict=True)):
+                first, second = sorted((self.find(a), self.find(b)))
                 self.parent[second] = first
-                if second in self.fixed:
-                    self.fixed.add(first)
-                if second in self.several:
-                    self.several.add(first)
 
-    def behind(self, values: list[Value]) -> tuple[Part, ...]:
-        """The parts of values that are put one behind the other."""
-        parts = tuple(part for value in values for part in value.parts)
-        if len(parts) > 1:
-            self.several |= {self.find(space) for space, _ in parts}
-        return parts
+    def along(self, ids: Tensor, dims: tuple[int, ...]) -> None:
+        """All entries that differ in the other dimensions alone go together."""
+        first = ids
+        for dim in range(ids.dim()):
+            if dim not in dims:
+                first = first.narrow(dim, 0, 1)
+        self.join(first, ids)
+
+    def restrict(self, value: Value, axes: tuple[int, ...]) -> Value:
+        """The value as one whose channels lie along some of its axes alone: what lies across goes together."""
+        axes = tuple(axis for axis in value.axes if axis in axes)
+        if axes == value.axes:
+            return value
+        if not axes:
+            self.fix(value)
+            return Value(value.shape)
+        self.keep_order(value)
+        self.along(value.ids, tuple(dim for dim, axis in enumerate(value.axes) if axis in axes))
+        ids, low, high = value.ids, value.constant, value.constant
+        for dim in reversed(range(len(value.axes))):
+            if value.axes[dim] not in axes:
+                ids, low, high = ids.select(dim, 0), low.amin(dim), high.amax(dim)
+        return Value(value.shape, axes, ids, torch.where(low == high, low, torch.nan))
+
+    # --- once all is joined
+
+    def settle(self, values: Iterable[Value]) -> None:
+        """Know who stands for whom, who stays, and who may change places.
+
+        A value whose channels lie along several axes is cut along one of them: the one that leaves most of a choice.
+        """
+        for value in values:
+            if len(value.axes) > 1:
+                self.keep_order(value)
+                self.along(value.ids, (self.widest(value.ids),))
+        self.root = torch.tensor([self.find(one) for one in range(len(self.parent))], dtype=torch.int64)
+        size = len(self.root)
+        self.fixed, self.alive = torch.zeros(size, dtype=torch.bool), torch.ones(size, dtype=torch.bool)
+        rigid = torch.zeros(size, dtype=torch.bool)
+        for marks, found in ((self.fixed, self.stay), (rigid, self.rigid)):
+            for ids in found:
+                marks[self.root[ids]] = True
+        self.group, self.place = torch.full((size,), -1), torch.zeros(size, dtype=torch.int64)
+        bound = (rigid | self.fixed).numpy()
+        roots = [self.root[start:end].numpy() for start, end in self.ranges]
+        first: dict[int, int] = {}  # number that stands for others -> the first range that has it
+        for index, there in enumerate(roots):
+            owners = {first.setdefault(one, index) for one in there.tolist()}
+            alike = len(owners) == 1 and np.array_equal(roots[min(owners)], there)
+            if bound[there].any() or not alike or len(set(there.tolist())) < len(there):
+                for owner in owners:
+                    bound[roots[owner]] = True
+                bound[there] = True
+        for index, there in enumerate(roots):
+            if first[int(there[0])] == index and not bound[there].any():
+                self.group[there] = index
+                self.place[there] = torch.arange(len(there))
+
+    def widest(self, ids: Tensor) -> int:
+        """The dimension along which most channels can go one by one."""
+        stays = {self.find(one) for fixed in self.stay for one in set(fixed.tolist())}
+        best, most = 0, -1
+        for dim in range(ids.dim()):
+            rows = ids.movedim(dim, 0).flatten(1).tolist()
+            owner: dict[int, int] = {}
+            parts = list(range(len(rows)))
+            for index, row in enumerate(rows):
+                for one in {self.find(one) for one in row}:
+                    a, b = _end(parts, owner.setdefault(one, index)), _end(parts, index)
+                    parts[max(a, b)] = min(a, b)
+            stuck = {_end(parts, owner[one]) for one in owner if one in stays}
+            found = len({_end(parts, index) for index in range(len(rows))} - stuck)
+            if found > most:
+                best, most = dim, found
+        return best
 
     def live(self, value: Value) -> Tensor:
-        """Which entries along the channels' axis of a value are alive."""
-        return torch.cat([self.alive[self.find(space)].repeat_interleave(factor) for space, factor in value.parts])
+        """Which entries along the channels' axes of a value are alive."""
+        return self.alive[self.root[value.ids]]
 
-    def mark(self, read: dict[int, Tensor], value: Value, entries: Tensor) -> None:
+    def is_fixed(self, value: Value) -> bool:
+        """Whether all channels of a value stay in any case."""
+        return bool(self.fixed[self.root[value.ids]].all())
+
+    def mark(self, read: Tensor, value: Value, entries: Tensor) -> None:
         """Note in `read` the channels of which some entry is read."""
-        sizes = [channels * factor for channels, factor in self.form(value)]
-        for (space, factor), some in zip(value.parts, entries.split(sizes), strict=True):
-            read[self.find(space)] |= some.view(-1, factor).any(1)
+        read[self.root[value.ids[entries]]] = True
 
-    def count(self, made: dict[int, Tensor], value: Value, counts: Tensor) -> None:
+    def count(self, made: Tensor, value: Value, counts: Tensor) -> None:
         """Add to `made` what the entries of every channel have together."""
-        sizes = [channels * factor for channels, factor in self.form(value)]
-        for (space, factor), some in zip(value.parts, counts.split(sizes), strict=True):
-            made[self.find(space)] += some.view(-1, factor).sum(1)
+        made.index_add_(0, self.root[value.ids], counts.to(made.dtype))
 
-    def kept(self, value: Value, orders: dict[int, Tensor]) -> Tensor:
+    def ranks(self, made: Tensor) -> Tensor:
+        """Where every channel goes among those that it may change places with: those with most first."""
+        ranks = torch.zeros(len(self.root), dtype=torch.int64)
+        for start, end in self.ranges:
+            roots = self.root[start:end]
+            if self.group[roots[0]] >= 0:
+                live = roots[self.alive[roots]]
+                ranks[live[torch.argsort(made[live], descending=True, stable=True)]] = torch.arange(len(live))
+        return ranks
+
+    def runs(self, value: Value) -> Tensor:
+        """Per entry of a value with channels along one axis, the how manieth run of a whole range it belongs to."""
+        roots = self.root[value.ids]
+        group, place = self.group[roots], self.place[roots]
+        begins = (group[1:] != group[:-1]) | (place[1:] < place[:-1])
+        return torch.cat([torch.zeros(1, dtype=torch.int64), begins.to(torch.int64).cumsum(0)])
+
+    def kept(self, value: Value, ranks: Tensor) -> Tensor:
         """Indices along the channels' axis of the entries that stay, in their new order."""
-        found, start = [], 0
-        for (space, factor), (channels, _) in zip(value.parts, self.form(value), strict=True):
-            order = orders[self.find(space)]
-            found.append(start + (order[:, None] * factor + torch.arange(factor)).flatten())
-            start += channels * factor
-        return torch.cat(found)
+        live = self.live(value).nonzero().flatten()
+        keys = (ranks[self.root[value.ids]][live].numpy(), self.runs(value)[live].numpy())
+        return live[torch.from_numpy(np.lexsort(keys))]
+
+    def sizes(self, value: Value) -> tuple[int, ...]:
+        """Shape of a value once it is cut."""
+        sizes = list(value.shape)
+        for axis in value.axes:
+            sizes[axis - 1] = int(self.there(value, axis).sum())
+        return tuple(sizes)
+
+    def there(self, value: Value, axis: int) -> Tensor:
+        """Which places along one axis of its channels stay."""
+        live = self.live(value).movedim(value.axes.index(axis), 0)
+        return live.reshape(len(live), -1).any(1)
+
+
+def _end(parts: list[int], one: int) -> int:
+    while parts[one] != one:
+        one = parts[one]
+    return one
 
 
 def varying(channels: int) -> Tensor:

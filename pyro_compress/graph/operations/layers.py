@@ -138,7 +138,7 @@ def _upward(rank: int) -> Operation:
     window = {"stride": SIZES, "padding": BORDERS, "dilation": SIZES, "extra": BORDERS}
     return Operation(
         _conv_transpose, _conv_transpose_shape(rank), roles=("weight",), may=("bias",), attributes=window,
-        options={"groups": COUNT}, multiplies=True, since=5,
+        options={"groups": COUNT}, channels=Channels.MADE_ACROSS, multiplies=True, since=5,
     )  # fmt: skip
 
 

@@ -149,24 +149,27 @@ MOVES = {
         _pad, _pad_shape, attributes={"sizes": BORDER, "mode": MODE}, channels=Channels.BEHIND_BATCH, known=zeros,
         passed_since=2,
     ),
-    "permute": Operation(lambda x, p, a: x.transpose(0, *a["axes"]), _permute_shape, attributes={"axes": AXES}),
+    "permute": Operation(
+        lambda x, p, a: x.transpose(0, *a["axes"]), _permute_shape, attributes={"axes": AXES}, channels=Channels.MOVED
+    ),
     "select": Operation(
-        lambda x, p, a: x.take(a["index"], a["axis"]), _select_shape, attributes={"axis": COUNT, "index": INDEX}
+        lambda x, p, a: x.take(a["index"], a["axis"]), _select_shape, attributes={"axis": COUNT, "index": INDEX},
+        channels=Channels.TAKEN,
     ),
     "slice": Operation(
         _slice, _slice_shape, attributes={"axis": COUNT, "start": INDEX, "stop": COUNT}, options={"step": COUNT},
-        channels=Channels.BEHIND_BATCH, known=unchanged,
+        channels=Channels.TAKEN,
     ),
     "expand": Operation(
         _expand, _expand_shape, attributes={"axes": AXES, "sizes": SIZES}, channels=Channels.APART, known=unchanged
     ),
     "flip": Operation(
         lambda x, p, a: np.flip(x, tuple(a["axes"])), _flip_shape, attributes={"axes": AXES},
-        channels=Channels.BEHIND_BATCH, known=unchanged,
+        channels=Channels.APART, known=unchanged,
     ),
     "roll": Operation(
         lambda x, p, a: np.roll(x, tuple(a["shifts"]), tuple(a["axes"])), _roll_shape,
-        attributes={"shifts": BORDERS, "axes": AXES}, channels=Channels.BEHIND_BATCH, known=unchanged,
+        attributes={"shifts": BORDERS, "axes": AXES}, channels=Channels.APART, known=unchanged,
     ),
     "concat": Operation(
         _concat, _concat_shape, (1, MAX_INPUTS), attributes={"axis": COUNT}, channels=Channels.BEHIND

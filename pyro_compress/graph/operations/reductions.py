@@ -22,6 +22,7 @@ from pyro_compress.graph.operations.row import (
     Run,
     Shape,
     unchanged,
+    unknown,
     zeros,
 )
 
@@ -82,7 +83,14 @@ def _over_axis_shape(x: Sequence[Shape], p: Roles, a: Attributes) -> Made:
 def _reducing(reduce: Callable[..., Any], known: Known) -> Operation:
     return Operation(
         _reduced(reduce), _reduced_shape, attributes={"axes": AXES}, options={"keepdim": BOOL},
-        channels=Channels.BEHIND_BATCH, known=known,
+        channels=Channels.APART, known=known,
+    )  # fmt: skip
+
+
+def _along_axis(run: Callable[..., np.ndarray]) -> Operation:
+    return Operation(
+        lambda x, p, a: run(x, a["axis"]), _over_axis_shape, attributes={"axis": COUNT}, channels=Channels.APART,
+        known=unknown,
     )  # fmt: skip
 
 
@@ -96,9 +104,9 @@ REDUCTIONS = {
         _variance_shape,
         attributes={"axes": AXES, "correction": INDEX},
         options={"keepdim": BOOL},
-        channels=Channels.BEHIND_BATCH,
+        channels=Channels.APART,
         known=_of_nothing,
     ),
-    "softmax": Operation(lambda x, p, a: softmax(x, a["axis"]), _over_axis_shape, attributes={"axis": COUNT}),
-    "log_softmax": Operation(lambda x, p, a: log_softmax(x, a["axis"]), _over_axis_shape, attributes={"axis": COUNT}),
+    "softmax": _along_axis(softmax),
+    "log_softmax": _along_axis(log_softmax),
 }

@@ -113,13 +113,18 @@ class Kind(NamedTuple):
 class Channels(Enum):
     """What an operation does to channels."""
 
-    APART = "keeps them apart, wherever they lie"
+    APART = "keeps them apart, wherever they lie, but for those along an axis that it names"
     BEHIND_BATCH = "keeps them apart where they are the first dimension behind the batch"
-    FLATTENED = "keeps them apart where it flattens what lies behind them"
+    FLATTENED = "gives values another shape, in the order that they have"
+    MOVED = "permutes the axes"
+    TAKEN = "takes entries of one axis"
     MADE = "makes new ones: a layer whose weight has the shape (out, in / groups, *kernel)"
+    MADE_ACROSS = "makes new ones: a layer whose weight has the shape (in, out / groups, *kernel)"
     BEHIND = "puts those of its inputs one behind the other, where it joins them along their axis"
     GATED = "makes new ones along the last axis, each with a row in every gate of recurrent weights"
     LOOKED_UP = "makes new ones along the last axis: the columns of a table"
+    MATCHED = "keeps apart what lies along axes before the last two, as heads of attention do"
+    ATTENDED = "likewise, and makes means of its last input along the axis before the last"
     MIXED = "mixes or moves them"
 
 
@@ -212,3 +217,8 @@ def unchanged(known: Sequence[np.ndarray], a: Attributes) -> np.ndarray:
 def zeros(known: Sequence[np.ndarray], a: Attributes) -> np.ndarray:
     """Only zero stays what it is."""
     return np.where(known[0] == 0, 0.0, np.nan)
+
+
+def unknown(known: Sequence[np.ndarray], a: Attributes) -> np.ndarray:
+    """Nothing is known of what it makes."""
+    return np.full_like(known[0], np.nan)

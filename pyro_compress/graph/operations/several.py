@@ -97,6 +97,9 @@ SEVERAL = {
     "maximum": _of_two(np.maximum, lambda known, a: np.maximum(*known)),
     "minimum": _of_two(np.minimum, lambda known, a: np.minimum(*known)),
     "mixture": Operation(lambda *given: _mixture(given[:-2]), _mixture_shape, (1, MAX_INPUTS)),
-    "matmul": Operation(lambda x, y, p, a: x @ y, _matmul_shape, (2, 2)),
-    "attention": Operation(_attention, _attention_shape, (3, 3), attributes={"causal": BOOL, "scale": NUMBER_OR_NONE}),
-}
+    "matmul": Operation(lambda x, y, p, a: x @ y, _matmul_shape, (2, 2), channels=Channels.MATCHED),
+    "attention": Operation(
+        _attention, _attention_shape, (3, 3), attributes={"causal": BOOL, "scale": NUMBER_OR_NONE},
+        channels=Channels.ATTENDED,
+    ),
+}  # fmt: skip
