@@ -170,6 +170,15 @@ def test_arrays(tmp_path: Path) -> None:
     )
 
 
+def test_series_and_rows(tmp_path: Path) -> None:
+    """Whatever the file says of its data, the network's own shape says what an array holds."""
+    weight = [[1.0] * 6, [0.0] * 6]
+    for shape in ((2, 3), (6,), (1, 2, 3)):
+        net = flat(tmp_path / "a.pcn", shape, weight)
+        for row in pc.predict(net, np.full((2, *shape), 0.5)):
+            assert row.probabilities == pytest.approx((1 / (1 + math.exp(-3)),))
+
+
 def test_several_labels(tmp_path: Path) -> None:
     net = flat(tmp_path / "a.pcn", (2,), [[0, 1], [1, 0], [1, 1]], task="multi-label", classes=["dog", "cat", "pet"])
     np.save("x.npy", np.array([[1.0, -2.0], [-1.0, -1.0]], np.float32))
@@ -209,6 +218,7 @@ def test_the_token_behind_a_text_or_a_sequence(tmp_path: Path) -> None:
     (row,) = pc.predict(net, "note.txt").rows
     assert (row.name, row.classes) == ("note.txt", ("d",))
     assert row.probabilities == pytest.approx((math.exp(3) / (math.exp(3) + 255),))
+    assert pc.predict(net, np.frombuffer(b"the abc", np.uint8)[None]).rows[0].classes == ("d",)
     Path("short.txt").write_text("abc")
     assert "short.txt: 3 bytes are too few: the network sees 4 at a time" in refused("predict", net, "short.txt")
     tokens = written(tmp_path / "t.pcn", nodes, (4,), table[:5, :5] + table[-1:, :1], {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,11 +100,14 @@ def told(graph: Graph, known: Preprocessing, reading: Reading) -> str:
 def array_inputs(x: np.ndarray, what: str, graph: Graph, known: Preprocessing, reading: Reading) -> Tensor:
     """An array `(n, ...)` as a network takes it; of longer sequences, whose next token is asked for, their ends.
 
+    What the network takes says whether examples `(n, a, b)` are series, and the numbers of a text network's words.
+
     Raises:
         ValueError: as `data.npz.inputs`.
     """
+    reading = replace(reading, series=reading.series or len(graph.input_shape) == 2)
     if reading.task == "next-token" and x.ndim == 2:
-        x = x[:, -graph.input_shape[-1] :]
+        x, reading = x[:, -graph.input_shape[-1] :], replace(reading, tokens=reading.tokens or len(known.classes))
     found: Tensor = inputs(x, what, scale_for(x, known, reading), reading)
     return found
 

@@ -31,7 +31,8 @@ from fuzzing.networks import META, NETWORKS, listed, made_up
 from fuzzing.seeds import GOLDEN, small
 from pyro_compress.compression.search import compress
 from pyro_compress.compression.target import Goal
-from pyro_compress.data.splits import load_examples, load_splits
+from pyro_compress.data.splits import load_examples, load_splits, preprocessing
+from pyro_compress.data.unlabelled import load_inputs
 from pyro_compress.deploy import torch_files
 from pyro_compress.deploy.export import Members, Request, export
 from pyro_compress.networks.nets import build_net
@@ -40,12 +41,14 @@ from pyro_compress.pcn import header
 from pyro_compress.runs.config import read_config
 from pyro_compress.runs.evaluation import evaluate_target
 from pyro_compress.runs.folder import load_run, unfinished, unfinished_config
+from pyro_compress.runs.info import info
 from pyro_compress.runs.run import Keeping, fit_run
 from pyro_compress.settings import Reading
 from pyro_compress.studies import plan as studies
 from pyro_compress.studies.results import read_results
 from pyro_compress.training.history import read_history
 from pyro_compress.tuning.plan import read_plan
+from pyro_compress.types import Graph, Node
 
 SLOW = 0.04
 """Share of the run folders that are compressed, drawn from, started from."""
@@ -139,6 +142,8 @@ def folder(seeds: Path, place: Path, chance: random.Random) -> Iterator[Step]:
     loaded = load_run(run)
     yield None
     read_history(run)
+    json.dumps(info(run).as_dict())
+    yield "info"
     evaluate_target(run, None, "validation", device="cpu", threads=1)
     yield "evaluate"
     if (run / "guide.safetensors").is_file():
@@ -239,10 +244,12 @@ def weights(seeds: Path, place: Path, chance: random.Random) -> Iterator[Step]:
 
 
 def exports(seeds: Path, place: Path, chance: random.Random) -> Iterator[Step]:
-    """A safetensors export, loaded in Python."""
+    """A safetensors export: what it says of itself, and loaded in Python."""
     path = place / "in" / "export.safetensors"
     shutil.copy(seeds / path.name, path)
     changed_tensors(path, chance)
+    with contextlib.suppress(ValueError):
+        json.dumps(info(path).as_dict())
     network = torch_files.load_safetensors(path, LIMITS)
     yield None
     with contextlib.suppress(ValueError):
@@ -266,6 +273,11 @@ def data(seeds: Path, place: Path, chance: random.Random) -> Iterator[Step]:
     yield None
     assert all(bool(torch.isfinite(part.x[:]).all()) for part in (found.train, found.test)), "inputs are not finite"
     yield "fit --data"
+    if name != "arrays":
+        graph = Graph((Node("input"),), found.input_shape)
+        given = load_inputs(str(path), graph, preprocessing(found), Reading())
+        assert sum(len(one) for one in given.parts) == len(given.names), "rows and names differ"
+        yield "predict"
     if name == "data.npz":
         load_examples(path)
         yield "evaluate --data"
