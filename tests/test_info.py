@@ -4,6 +4,7 @@ import json
 import os
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pyro_compress.cli.main import main
 from pyro_compress.deploy import arrays, onnx_model, torch_files
 from pyro_compress.deploy.card import CARDS, card, read_card
 from pyro_compress.deploy.export import EXPORTERS
+from pyro_compress.inputs import Input
 from pyro_compress.pcn import file
 from pyro_compress.runs.folder import Run
 from pyro_compress.scores import Scores
@@ -132,6 +134,17 @@ def test_an_export(kind: str, tmp_path: Path) -> None:
     shapes = {one.name: (one.shape, one.bytes) for one in found.tensors}
     assert shapes == ({} if kind in (".pt2", ".onnx") else {"fc.weight": ((2, 4), 32), "fc.bias": ((2,), 8)})
     assert r"'a\nb', =c" in told(path)
+
+
+def test_several_inputs(tmp_path: Path) -> None:
+    graph = network().graph
+    several = (Input("price", (1,)), Input("words", (3,), "int64"))
+    held = replace(network(), graph=replace(graph, input_shape=(4,), inputs=several))
+    (tmp_path / "a.pcn").write_bytes(file.dumps(held)[0])
+    torch_files.write_safetensors(held, card(held, SCORES, 200), tmp_path / "a.safetensors")
+    for name in ("a.pcn", "a.safetensors"):
+        assert pc.info(tmp_path / name).inputs == several
+        assert re.search(r"input words +\(3,\) int64\n", told(tmp_path / name))
 
 
 def test_every_export_has_a_card_that_is_read_or_an_answer(tmp_path: Path) -> None:

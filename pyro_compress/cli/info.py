@@ -54,6 +54,7 @@ def _facts(found: Info) -> Iterator[tuple[str, str]]:
     yield from ((name_shown(name), shown(value)) for name, value in found.origin.items())
     yield "task", name_shown(found.task)
     yield "input", f"{found.input_shape} {name_shown(found.input_kind)}: {name_shown(found.input_meaning)}"
+    yield from ((f"input {name_shown(one.name)}", f"{one.shape} {one.kind}") for one in found.inputs)
     if found.output_shape:
         yield "output", f"{found.output_shape}"
     for name in ("columns", "classes", "targets"):

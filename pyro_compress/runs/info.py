@@ -11,6 +11,7 @@ from typing import Any
 from pyro_compress.data.preprocessing import filled, preprocessing_of, reading_of
 from pyro_compress.deploy.card import CARDS, meaning, read_card
 from pyro_compress.foreign import of_type, table
+from pyro_compress.inputs import Input, inputs_of
 from pyro_compress.kinds import is_pcn, is_run
 from pyro_compress.pcn import file
 from pyro_compress.pcn.gate import MAX_MEMORY_MIB, Plan, limited
@@ -20,6 +21,7 @@ from pyro_compress.types import Graph, Preprocessing, Quantized, nonzero
 
 ELSEWHERE = ("scale", "classes", "columns", "targets", "task")
 """Entries of the metadata that have a place of their own."""
+SEVERAL = "several inputs, one behind the other"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Info:
         input_shape: of one example.
         input_kind: type of the inputs.
         input_meaning: what they are, in words.
+        inputs: of several, what lies in a row; empty: there is one.
         output_shape: of one example's outputs; empty: not told.
         classes: their names, in the order of the outputs.
         columns: of a table, in the order of the inputs.
@@ -87,6 +90,7 @@ class Info:
     input_shape: tuple[int, ...]
     input_kind: str
     input_meaning: str
+    inputs: tuple[Input, ...] = ()
     output_shape: tuple[int, ...] = ()
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -181,9 +185,10 @@ def _of_run(path: Path) -> Info:
 def _about(graph: Graph, plan: Plan, known: Preprocessing, vocabulary: str) -> dict[str, Any]:
     """Fields that a network at hand and its preprocessing fill in."""
     told = f"tokens: {vocabulary or 'whole numbers'}" if graph.kind == "int64" else meaning(known)
+    told = SEVERAL if graph.inputs else told
     operations = (str(node.attributes.get("call", node.op)) for node in graph.nodes[1:])
     return {
-        "input_shape": graph.input_shape, "input_kind": graph.kind, "input_meaning": told,
+        "input_shape": graph.input_shape, "input_kind": graph.kind, "input_meaning": told, "inputs": graph.inputs,
         "output_shape": plan.output, "classes": known.classes, "columns": tuple(one.name for one in known.columns),
         "targets": tuple(one.name for one in known.targets), "operations": tuple(operations),
     }  # fmt: skip
@@ -210,6 +215,7 @@ def _told(card: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: 
         [table(one, what).get("name") for one in of_type(told, list[Any], what)]
         for what, told in (("columns", given.get("columns", [])), ("targets", card.get("targets", [])))
     )
+    several = [table(one, "inputs") for one in of_type(given.get("inputs", []), list[Any], "inputs")]
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     sizes = {one.name: one.stat().st_size for one in files if one.is_file()}
     return Info(
@@ -222,7 +228,8 @@ def _told(card: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: 
         task=of_type(origin.get("task", "classification"), str, "task"),
         input_shape=tuple(of_type(given.get("shape"), list[int], "shape")),
         input_kind=of_type(given.get("dtype"), str, "dtype"),
-        input_meaning=of_type(given.get("meaning"), str, "meaning"),
+        input_meaning=SEVERAL if several else of_type(given.get("meaning"), str, "meaning"),
+        inputs=inputs_of([[one.get(part) for part in ("name", "shape", "dtype")] for one in several]),
         classes=_texts(card.get("classes"), "classes"),
         columns=_texts(columns, "columns"),
         targets=_texts(targets, "targets"),
