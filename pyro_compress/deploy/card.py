@@ -99,6 +99,7 @@ def read_card(path: Path) -> tuple[dict[str, Any], Shapes]:
     reader = CARDS.get(path.suffix.lower() if not path.is_dir() else "folder")
     if reader is None:
         raise ValueError(f"{path}: of exports as {path.suffix} the card is not read; its first lines tell it")
+    ordinary(path)
     try:
         told, shapes = reader(path)
         return table(told, "its card"), {name: tuple(shape) for name, shape in shapes.items()}
@@ -118,7 +119,7 @@ def _safetensors_card(path: Path) -> tuple[Any, Shapes]:
 
 def _program_card(path: Path) -> tuple[Any, Shapes]:
     try:
-        with zipfile.ZipFile(ordinary(path)) as archive:
+        with zipfile.ZipFile(path) as archive:
             (place,) = [one for one in archive.infolist() if one.filename.endswith("/pyro_compress.json")]
             with archive.open(place) as held:
                 text = held.read(LARGEST_CARD + 1)
@@ -137,7 +138,7 @@ def _onnx_card(path: Path) -> tuple[Any, Shapes]:
     except ImportError as error:
         raise ValueError(f"it needs one more package ({error}); pip install 'pyro-compress[onnx]'") from error
     try:
-        model = onnx.load(ordinary(path), load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
     except OSError:
         raise
     except Exception as error:  # of protobuf, which has errors of its own

@@ -178,7 +178,7 @@ def _of_run(path: Path) -> Info:
         str(path), "run", "run folder", sum(sizes.values()), 4 * posterior.parameters_total, origin, posterior.task,
         noise=posterior.noise, tensors=tensors, parts=sizes,
         claimed={"split": "validation"} | claimed if claimed else {},
-        **_about(posterior.graph, plan, known, config.reading.vocabulary),
+        **_about(posterior.graph, plan, known, reading_of(posterior.provenance).vocabulary),
     )  # fmt: skip
 
 
