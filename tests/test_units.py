@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_compress.compression.shrink import shrink, trace_shrink
+from pyro_compress.compression.shrink import shrink, stuck_units, trace_shrink
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network
 from pyro_compress.networks import vision
@@ -71,7 +71,10 @@ class Heads(nn.Module):
             q, k, v = (part.unflatten(-1, (-1, 3)).transpose(1, 2) for part in parts)
         if self.how == "shared":
             k, v = (part[:, :, None].expand(-1, -1, 2, -1, -1).reshape(-1, 4, 7, 3) for part in (k, v))
-        if self.how == "by hand":
+        if self.how == "masked":  # torch alone runs this
+            mask = x[:, None, :, :1].transpose(2, 3) > -9
+            seen = nn.functional.scaled_dot_product_attention(q, k, v, mask)
+        elif self.how == "by hand":
             seen = torch.softmax(q @ k.transpose(-2, -1) / 3**0.5, -1) @ v
         else:
             seen = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.how == "chunks")
@@ -128,7 +131,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "joined": (Joined, (1, 4, 4), "float32"),
     **{
         f"heads, {how}": (functools.partial(Heads, how), (7, 5), "float32")
-        for how in ("separate", "stacked", "chunks", "last", "shared", "by hand")
+        for how in ("separate", "stacked", "chunks", "last", "shared", "by hand", "masked")
     },
     "encoder": (Encoder, (5, 12), "float32"),
     "upward": (Upward, (6,), "float32"),
@@ -239,13 +242,13 @@ def exact(graph: Graph, tensors: dict[str, Tensor], x: Tensor) -> tuple[Graph, d
 
 
 @pytest.mark.parametrize("dead", ["values", "reader", "values and reader"])
-@pytest.mark.parametrize("how", ["separate", "by hand"])
+@pytest.mark.parametrize("how", ["separate", "by hand", "masked"])
 def test_a_head_leaves_with_its_queries_keys_and_values(dead: str, how: str) -> None:
     """Where its values are the same at all positions (the bias is left: attention passes it on), or nobody reads it."""
     graph, tensors, x = taken(f"heads, {how}", 4)
     if dead != "reader":
         tensors["v.weight"][3:6] = 0
-        if how == "by hand":  # nobody knows of a product that its rows add up to one
+        if how != "separate":  # nobody knows of a product, or behind a mask, that shares add up to one
             tensors["v.bias"][3:6] = 0
     if dead != "values":
         tensors["out.weight"][:, 9:12] = 0
@@ -253,9 +256,8 @@ def test_a_head_leaves_with_its_queries_keys_and_values(dead: str, how: str) -> 
     heads = 2 if dead == "values and reader" else 3
     assert [len(left[f"{one}.weight"]) for one in "qkv"] == [3 * heads] * 3
     assert left["out.weight"].shape == (12, 3 * heads)
-    assert [node.attributes["shape"] for node in small.nodes if node.op == "reshape"] == [[7, heads, 3]] * 3 + [
-        [7, 3 * heads]
-    ]
+    shapes = [node.attributes["shape"] for node in small.nodes if node.op == "reshape"]
+    assert (shapes[:3], shapes[-1]) == ([[7, heads, 3]] * 3, [7, 3 * heads])
 
 
 @pytest.mark.parametrize("how", ["stacked", "chunks", "last", "shared"])
@@ -319,3 +321,15 @@ def test_channels_leave_parts_of_values() -> None:
     assert left["c.weight"].shape[:2] == (10, 8)
     places = [(n.attributes["start"], n.attributes["stop"]) for n in small.nodes if n.op == "slice"]
     assert places == [(0, 1), (1, 5), (0, 5), (5, 10)]
+
+
+def test_what_keeps_channels_is_told() -> None:
+    """The statistics of a layer norm are those of all features: one that nothing makes stays, and is counted once."""
+    graph, tensors, _ = taken("heads, separate", 7)
+    assert stuck_units(graph, tensors) == {}
+    for name in ("enter", "out"):
+        tensors[f"{name}.weight"][[2, 5]] = 0
+    tensors["out.weight"][8] = 0  # the other one makes it still
+    small, left = shrink(graph, tensors)
+    assert left["enter.weight"].shape == (12, 5)
+    assert stuck_units(small, left) == {"layer_norm": 2}

@@ -94,6 +94,8 @@ def test_nothing_is_praised_at_chance_level() -> None:
 def test_what_took_weights_out() -> None:
     report = Report("snr", 0.9, GOOD, GOOD, GOOD, GOOD, 100, 10, [4, 2], [3, 2], 8.0, 50, 400, {"header": 9})
     assert "criterion           snr, 90.0 % of the weights removed by it" in report_text(report, Path("a.pcn"))
+    stuck = report_text(replace(report, units_stuck={"layer_norm": 3, "group_norm": 1}), Path("a.pcn"))
+    assert stuck.count("units that stay     4 without weights: their channels meet layer_norm, group_norm\n") == 1
     text = report_text(replace(report, rounding="compensated"), Path("a.pcn"))
     assert "rounding            compensated, 90.0 % of the weights rounded to zero" in text
     assert "criterion" not in text

@@ -99,6 +99,7 @@ def report_text(report: Report, path: Path) -> str:
         *([f"fine-tuning         {finetuning}"] if (finetuning := finetuning_text(report)) else []),
         f"parameters          {kept:,} of {total:,} kept ({100 * kept / total:.2f} %)",
         f"units in the file   {'-'.join(map(str, report.units_before))} -> {'-'.join(map(str, report.units_kept))}",
+        *([f"units that stay     {stuck}"] if (stuck := stuck_text(report)) else []),
         f"bits per kept weight {report.bits_per_kept_weight:.2f}",
         *([f"as fixed point      {fixed}"] if (fixed := fixed_point_text(report)) and not nothing else []),
         "",
@@ -107,6 +108,13 @@ def report_text(report: Report, path: Path) -> str:
         f"{path}: {report.file_bytes:,} bytes; dense float32 {report.dense_bytes:,} bytes{smaller}",
     ]
     return "\n".join(lines)
+
+
+def stuck_text(report: Report) -> str:
+    """Why units without weights are still there."""
+    if not report.units_stuck:
+        return ""
+    return f"{sum(report.units_stuck.values())} without weights: their channels meet {', '.join(report.units_stuck)}"
 
 
 def removed_text(report: Report) -> str:

@@ -17,6 +17,7 @@ from pyro_compress.compression.axes import joined, permuted, reshaped, taken
 from pyro_compress.compression.channels import Spaces, Value, varying
 from pyro_compress.compression.held import Held, is_by_channel, kind_of
 from pyro_compress.compression.recurrence import silent
+from pyro_compress.graph.operations.kept import attends
 from pyro_compress.graph.operations.row import Channels
 from pyro_compress.graph.operations.table import OPERATIONS, is_last
 from pyro_compress.graph.rules.table import run_node
@@ -34,6 +35,7 @@ class Flow:
         values: the output of every node.
         read: layer whose channels are followed -> its input, as it reads it.
         spaces: all channels.
+        why: what each of `spaces.stay` met.
     """
 
     def __init__(self, graph: Graph, tensors: dict[str, Tensor], spare: Collection[str] = ()):
@@ -42,6 +44,7 @@ class Flow:
         self.values: list[Value] = []
         self.read: dict[int, Value] = {}
         self.spaces = Spaces()
+        self.why: list[Node] = []
         self.first: dict[str, Value] = {}  # tensor by channel -> the first output that it is read for
 
     def fold(self) -> None:
@@ -53,6 +56,7 @@ class Flow:
             if is_by_channel(node) and value.axes:
                 self.share(self.nodes[index], value)
             self.values.append(value)
+            self.why += [node] * (len(self.spaces.stay) - len(self.why))
         self.spaces.fix(self.values[-1])
         self.spaces.settle(self.values)
 
@@ -81,6 +85,9 @@ class Flow:
             return self.mixed(sources, shape)
         if kind is Channels.BEHIND and any(node.attributes["axis"] in value.axes for value in sources):
             return self.behind(sources, shape, node.attributes["axis"])
+        if node.op == "aten" and len(sources) > 2 and attends(node.attributes, [value.shape for value in sources]):
+            self.spaces.fix(*sources[3:])
+            return self.matched(sources[:3], shape, False)  # of a mask nobody knows whether it leaves anything
         if kind in (Channels.MATCHED, Channels.ATTENDED):
             return self.matched(sources, shape, kind is Channels.ATTENDED)
         if kind is Channels.APART or (kind is Channels.BEHIND_BATCH and 1 in sources[0].axes):

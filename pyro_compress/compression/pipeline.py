@@ -19,6 +19,7 @@ from pyro_compress.compression.order import reordered
 from pyro_compress.compression.packing import folded
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress
+from pyro_compress.compression.shrink import stuck_units
 from pyro_compress.compression.target import Goal, Target, Watch, target_of
 from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.compression.verdict import at_chance, hints_of, larger, outside
@@ -54,6 +55,7 @@ class Report:
         parameters_kept: non-zero values in the file.
         units_before: widths from input to output.
         units_kept: widths from input to output that are still there; inputs count if anything reads them.
+        units_stuck: operation -> units without weights that stay because their channels meet it.
         bits_per_kept_weight: 8 × file bytes / parameters kept.
         file_bytes: size of the file.
         dense_bytes: size of the uncompressed network as float32.
@@ -88,6 +90,7 @@ class Report:
     dense_bytes: int
     sections_bytes: dict[str, int]
     spelled_out_bytes: int = 0
+    units_stuck: dict[str, int] = field(default_factory=dict)
     fixed_point_bits: list[int] = field(default_factory=list)
     fixed_point_ratio: float = 0.0
     finetune_epochs: int = 0
@@ -256,6 +259,7 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
         parameters_kept=network.parameters,
         units_before=first.widths_before if first else widths(posterior.graph, posterior.tensors),
         units_kept=widths(network.graph, values),
+        units_stuck=stuck_units(network.graph, values),
         bits_per_kept_weight=8 * size / max(network.parameters, 1),
         file_bytes=size,
         dense_bytes=4 * total,

@@ -25,7 +25,7 @@ from pyro_compress.compression.recurrence import rows_of_units
 from pyro_compress.compression.sweep import swept
 from pyro_compress.graph.operations.row import Channels
 from pyro_compress.graph.operations.table import is_weighted
-from pyro_compress.types import Graph
+from pyro_compress.types import Graph, Node
 
 Kept = Callable[[Value], Tensor]
 """Tells which entries along the channels' axis of a value stay, in their new order."""
@@ -71,6 +71,38 @@ def free_units(graph: Graph, tensors: dict[str, Tensor]) -> list[Units]:
     flow = Flow(graph, tensors)
     flow.fold()
     return _free(flow)
+
+
+def stuck_units(graph: Graph, tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Channels that no weight makes any more, and that stay because of an operation that they meet.
+
+    Args:
+        graph: the network.
+        tensors: its tensors; not changed.
+
+    Returns:
+        Operation -> how many.
+    """
+    flow = Flow(graph, tensors)
+    flow.fold()
+    spaces, found = flow.spaces, dict[str, int]()
+    made = torch.zeros(len(spaces.root))
+    layers = torch.zeros(len(spaces.root), dtype=torch.bool)
+    for node, value in zip(flow.nodes, flow.values, strict=True):
+        counts = _made(flow, node, value)
+        if counts is not None:
+            spaces.count(made, value, counts)
+            layers[spaces.root[value.ids]] = True
+    empty = layers & (made == 0) & spaces.fixed
+    empty[spaces.root[flow.values[-1].ids]] = False  # outputs are no units
+    met = sorted(zip(flow.why, spaces.stay, strict=False), key=lambda one: kind_of(one[0]) is not Channels.MIXED)
+    for node, ids in met:  # those that mix channels first: what they meet beside is the less telling
+        roots = spaces.root[ids].unique()
+        if number := int(empty[roots].sum()):
+            name = str(node.attributes["call"]).partition(".")[0] if node.op == "aten" else node.op
+            found[name] = found.get(name, 0) + number
+            empty[roots] = False
+    return found
 
 
 def shrink(graph: Graph, tensors: dict[str, Tensor], spare: Collection[str] = ()) -> tuple[Graph, dict[str, Tensor]]:
@@ -189,3 +221,15 @@ def _free(flow: Flow) -> list[Units]:
             note(flow.read[index], [node.parameters["weight"]], 1)
     free = {group: dict.fromkeys(found) for group, found in axes.items() if group not in stay}  # each once
     return [Units(spaces.ranges[group][1] - spaces.ranges[group][0], tuple(found)) for group, found in free.items()]
+
+
+def _made(flow: Flow, node: Node, value: Value) -> Tensor | None:
+    """Weights that are not zero behind every channel that a layer makes; None: it is none, or makes them elsewhere."""
+    kind, size = kind_of(node), len(value.ids)
+    if kind is Channels.MADE and value.axes:
+        return flow.held.occupied(node.parameters["weight"])[0]
+    if kind in (Channels.MADE_ACROSS, Channels.LOOKED_UP) and value.axes:
+        return (flow.held.tensors[node.parameters["weight"]] != 0).transpose(0, 1).flatten(1).sum(1)
+    if kind is Channels.GATED and value.axes:
+        return (flow.held.tensors[node.parameters["weight_ih"]] != 0).any(1).view(-1, size).sum(0)
+    return None

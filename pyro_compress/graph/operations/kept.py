@@ -307,6 +307,22 @@ def multiplies(call: str) -> bool:
     return bool(MULTIPLYING.match(call)) or call.startswith(("embedding.", "index_select."))
 
 
+def attends(attributes: Attributes, shapes: Sequence[Shape]) -> bool:
+    """Whether a call is attention to which all heads are alike: what it reads beside them is the same for each.
+
+    Args:
+        attributes: of its node.
+        shapes: of an example of what it reads: queries, keys, values, perhaps a mask.
+    """
+    first = [{"value": place} for place in range(3)]
+    if attributes["call"] != "scaled_dot_product_attention.default" or attributes["arguments"][:3] != first:
+        return False
+    if attributes.get("keywords", {}).get("enable_gqa") or not all("value" in one for one in _specials(attributes)):
+        return False
+    masks = shapes[3:]
+    return all(len(one) == len(shapes[0]) and all(size == 1 for size in one[:-2]) for one in masks)
+
+
 def roles_of(attributes: Attributes) -> set[str]:
     """Roles of the tensors that the arguments of a call name."""
     return {one["tensor"] for one in _specials(attributes) if "tensor" in one}
