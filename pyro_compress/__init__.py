@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyro_compress.bayes.extract import extract as extract
     from pyro_compress.bayes.fit import fit_posterior as fit_posterior
     from pyro_compress.bayes.layers import bayesianize as bayesianize
+    from pyro_compress.bayes.own_priors import bring as bring
     from pyro_compress.bayes.predict import predictive as predictive
     from pyro_compress.bayes.priors import PRIORS as PRIORS
     from pyro_compress.compression.order import reordered as reordered
@@ -46,6 +47,7 @@ _HOMES = {
     "PRIORS": "bayes.priors",
     "Splits": "types",
     "bayesianize": "bayes.layers",
+    "bring": "bayes.own_priors",
     "build_net": "networks.nets",
     "capture": "graph.capture",
     "compress": "compression.search",

@@ -19,6 +19,7 @@ FAMILIES = ("kept", "layers", "single", "norms", "pools", "moves", "resizing", "
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
     {"foreign", "inputs"},
+    {"imports"},
     {
         "types",
         "settings",
@@ -169,6 +170,11 @@ SIDEWAYS = {
     ("bayes/kl", "bayes/distributions"),
     ("bayes/priors", "bayes/distributions"),
     ("bayes/priors", "bayes/kl"),
+    ("bayes/dead_units", "bayes/own_priors"),
+    ("bayes/stage", "bayes/own_priors"),
+    ("bayes/marginals", "bayes/own_priors"),
+    ("bayes/extract", "bayes/own_priors"),
+    ("bayes/own_priors", "bayes/priors"),
     ("bayes/layers", "bayes/priors"),
     ("bayes/estimators", "bayes/layers"),
     ("bayes/estimators", "bayes/priors"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,13 +24,16 @@ from torch.distributions import kl_divergence
 
 from pyro_compress.bayes.guides import Guide
 from pyro_compress.bayes.layers import bayes_layers, multiplied
-from pyro_compress.bayes.priors import PRIORS, Prior
-from pyro_compress.foreign import of_type, shown
+from pyro_compress.bayes.own_priors import prior_named
+from pyro_compress.bayes.priors import Prior
+from pyro_compress.foreign import of_type, own_code, shown
 from pyro_compress.graph.network import Network
 from pyro_compress.runs.waist import GROUPINGS, check_tensors, read_tensors
 from pyro_compress.settings import FitConfig
 from pyro_compress.tensorfile import Given, Later, write_tensors
 from pyro_compress.types import LayerShape, Posterior, blocks, rows_of
+
+log = logging.getLogger(__name__)
 
 FAMILIES: dict[str, type[Distribution]] = {"Normal": Normal, "LogNormal": LogNormal}
 
@@ -175,8 +179,14 @@ def read_marginals(path: Path, config: FitConfig, posterior: Posterior) -> Margi
         raise ValueError(
             f"{path} is missing: runs of prior 'none' and of early versions have no posterior to draw from"
         )
-    if config.prior not in PRIORS:
-        raise ValueError(f"{path.parent}: unknown prior {shown(config.prior)}; allowed: {', '.join(PRIORS)}")
+    if own_code(config.prior):
+        log.warning(
+            "%s names code, which is now imported and run: %s (--no-code refuses it)", path.parent, shown(config.prior)
+        )
+    try:
+        prior = prior_named(config.prior)
+    except ValueError as error:
+        raise ValueError(f"{path.parent}: {error}") from error
     try:
         told, tensors = read_tensors(path, functools.partial(_known, posterior))
         check_tensors(tensors)
@@ -187,7 +197,7 @@ def read_marginals(path: Path, config: FitConfig, posterior: Posterior) -> Margi
             name: _shape(name, given, posterior)
             for name, given in of_type(told.get("shapes"), dict[str, list[Any]], "shapes").items()
         }
-        found = Marginals(sites, shapes, PRIORS[config.prior].with_options(config.prior_options))
+        found = Marginals(sites, shapes, prior.with_options(config.prior_options))
         _check_sites(found)
     except ValueError as error:
         raise ValueError(f"{path} holds no marginals of this program: {error}") from error

@@ -15,7 +15,7 @@ from pyro_compress.bayes.elbo import Objective, build_objective
 from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize, plain_weights
 from pyro_compress.bayes.model import Likelihood, Model
-from pyro_compress.bayes.priors import PRIORS
+from pyro_compress.bayes.own_priors import prior_named
 from pyro_compress.bayes.step import State, Tuned, tuned_parameters
 from pyro_compress.bayes.tensors import drawable, with_tensors
 from pyro_compress.graph.ir import first_weights
@@ -68,7 +68,7 @@ def bayesian(net: nn.Module, config: FitConfig, among: Chosen) -> nn.Module:
     Raises:
         ValueError: what `bayesianize` refuses.
     """
-    prior = PRIORS[config.prior].with_options(config.prior_options)
+    prior = prior_named(config.prior).with_options(config.prior_options)
     bias_prior = None if config.bias_prior == "none" else prior
     layered = bayesianize(net, prior, config.grouping, bias_prior, config.keep, among.layers, bool(among.tensors))
     return with_tensors(layered, prior, config.grouping or prior.groupings[0], among.tensors, config.keep)

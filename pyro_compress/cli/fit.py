@@ -22,7 +22,7 @@ from pyro_compress.cli.options import (
     names_in,
     reading_options,
 )
-from pyro_compress.cli.values import PriorOption, Widths
+from pyro_compress.cli.values import PriorName, PriorOption, Widths
 from pyro_compress.doubts import keep
 from pyro_compress.foreign import file_name
 
@@ -70,9 +70,9 @@ HEADINGS = {
 @code_options
 @click.option(
     "--prior",
-    type=click.Choice([*PRIORS, "none"]),
+    type=PriorName(PRIORS),
     default="horseshoe",
-    help="Of the weights; none: a deterministic baseline.",
+    help="Of the weights; none: a deterministic baseline; MODULE:FUNCTION: a Pyro function of yours (docs/priors.md).",
 )
 @click.option(
     "--prior-option",
@@ -309,13 +309,14 @@ def fit(
         from pyro_compress.world import joined
 
         announce_option(click.get_current_context())
+        announce_option(click.get_current_context(), "prior")
         options["prior_options"] = dict(options["prior_options"])
         keeping = Keeping(checkpoint_epochs, checkpoint_minutes, resume is not None, snapshots, log or "")
         with joined(options["device"]) as world:
             run = ended_run(resume, force, world) if resume else None
             config = run.config if run else unfinished_config(resume, world) if resume else FitConfig(**options)
             if resume and not run:
-                announce_code({"net": config.net}, f"{resume}, an unfinished fit,")
+                announce_code({"net": config.net, "prior": config.prior}, f"{resume}, an unfinished fit,")
             where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
             try:
                 with epoch_printer() if world.first else nullcontext(lambda epoch: None) as on_epoch:
@@ -334,4 +335,4 @@ def fit(
 def default_name(data: str, net: str, prior: str, seed: int) -> str:
     """Name of a run folder; a compressed file counts by its own name."""
     network = Path(net).stem if net.endswith(".pcn") else net.replace(":", ".")
-    return file_name(f"{Path(data).stem}-{network}-{prior}-{seed}", "the run folder's default name")
+    return file_name(f"{Path(data).stem}-{network}-{prior.replace(':', '.')}-{seed}", "the run folder's default name")

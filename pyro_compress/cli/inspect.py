@@ -11,7 +11,7 @@ import click
 from pyro_compress.cli.commands import echo, one_line_errors
 from pyro_compress.cli.console import inspection_text, restarts_text
 from pyro_compress.cli.ignored import INSPECT, REPORT, StrictCommand
-from pyro_compress.cli.options import data_options
+from pyro_compress.cli.options import code_options, data_options
 from pyro_compress.cli.values import RunPath
 
 MOVED = click.option(
@@ -38,6 +38,7 @@ DRAWS = "Networks drawn from the posterior, at least 50; default: 200, of networ
 @click.option("--seed", type=int, default=0, help="Seeds the draws.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default.")
 @MOVED
+@code_options
 @data_options
 def inspect_command(runs: tuple[Path, ...], restarts: bool, as_json: bool, **options: Any) -> None:
     """Look at what a run's posterior learned, and how far to trust it."""
@@ -91,6 +92,7 @@ def _inspect(
 @click.option("--force", is_flag=True, help="Replace an existing page.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default.")
 @MOVED
+@code_options
 @data_options
 def report(
     folder: Path, out: Path | None, network: Path | None, draws: int | None, force: bool, threads: int, data: str,

@@ -25,7 +25,7 @@ def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     return click.option(
         "--no-code", is_flag=True, is_eager=True, expose_value=False, callback=refuse, envvar=NO_CODE,
-        show_envvar=False, help=f"Import no network from package.module:function (also {NO_CODE}=1).",
+        show_envvar=False, help=f"Import no network and no prior from package.module:function (also {NO_CODE}=1).",
     )(command)  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def announce_code(document: Any, said_by: str | Path) -> None:
 def announce_option(ctx: click.Context, name: str = "net") -> None:
     """The same for an option whose value came from a `--config` file."""
     if ctx.get_parameter_source(name) == click.core.ParameterSource.DEFAULT_MAP:
-        announce_code({"net": ctx.params.get(name)}, "--config")
+        announce_code({name: ctx.params.get(name)}, "--config")
 
 
 def convert_defaults(ctx: click.Context, options: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+from pyro_compress.foreign import own_code
 
 
 class RunPath(click.Path):
@@ -52,6 +56,35 @@ class Widths(click.ParamType):
         if not widths or min(widths) < 1:
             self.fail(f"{value!r}: give positive widths separated by commas, like 500,500", param, ctx)
         return widths
+
+
+class PriorName(click.ParamType):
+    """A row of `PRIORS`, `none`, `package.module:function`, or an entry point."""
+
+    name = "prior"
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self.known = [*known, "none"]
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """What `--help` shows."""
+        return f"[{'|'.join(self.known)}|MODULE:FUNCTION]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, where there can be a prior of that name."""
+        name = str(value)
+        if name in self.known or own_code(name):
+            return name
+        from importlib.metadata import entry_points
+
+        if name in {point.name for point in entry_points(group="pyro_compress.priors")}:
+            return name
+        near = difflib.get_close_matches(name, self.known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        self.fail(
+            f"{name!r} is none of {', '.join(self.known)}, nor package.module:function of a prior of yours{hint}",
+            param, ctx,
+        )  # fmt: skip
 
 
 class PriorOption(click.ParamType):

@@ -8,12 +8,9 @@ of a compressed file by its path.
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import itertools
 import math
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,9 +18,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from pyro_compress.foreign import NO_CODE
 from pyro_compress.graph.checked import evaluating
 from pyro_compress.graph.packing import with_one_input
+from pyro_compress.imports import imported
 from pyro_compress.inputs import Input
 from pyro_compress.networks.attention import split_attention
 from pyro_compress.networks.decoded import SUFFIX, decoded_net
@@ -189,21 +186,11 @@ def _wanted(name: str, make: Callable[..., nn.Module]) -> list[str]:
 
 
 def _import(name: str) -> Callable[..., nn.Module]:
-    """Import `package.module:function`; the working directory counts as a place to look.
-
-    This is the one place where code of the user's gets in.
-    """
+    """Import `package.module:function`."""
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
         raise ValueError(f"unknown network {name!r}; allowed: {', '.join(NETS)}, {OTHERS}")
-    if os.environ.get(NO_CODE):
-        raise ValueError(f"network {name!r} is code to import, which --no-code ({NO_CODE}) refuses")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"network {name!r} cannot be imported: {error}") from error
+    found: Callable[..., nn.Module] = imported(name, "network")
     if not callable(found):
         raise ValueError(f"network {name!r} is {found!r:.40}, not a function")
     return found

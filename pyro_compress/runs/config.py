@@ -51,9 +51,9 @@ def refuse_criterion(criterion: str, config: FitConfig) -> None:
     Raises:
         ValueError: as `pyro_compress.compression.prune.refuse_unfit`.
     """
-    from pyro_compress.bayes.priors import PRIORS
+    from pyro_compress.bayes.own_priors import prior_named
 
-    prior = PRIORS.get(config.prior)
+    prior = None if config.prior == "none" else prior_named(config.prior)
     refuse_unfit(criterion, prior.criterion if prior else "magnitude", prior is not None and prior.factors is not None)
 
 
@@ -113,10 +113,9 @@ def _resolve_baseline(config: FitConfig) -> FitConfig:
 def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
     from pyro_compress.bayes.estimators import ESTIMATORS
     from pyro_compress.bayes.guides import GUIDES
-    from pyro_compress.bayes.priors import PRIORS
+    from pyro_compress.bayes.own_priors import prior_named
 
-    _one_of("prior", config.prior, (*PRIORS, "none"))
-    prior = PRIORS[config.prior].with_options(config.prior_options)
+    prior = prior_named(config.prior).with_options(config.prior_options)
     grouping = config.grouping or prior.groupings[0]
     if grouping not in prior.groupings:
         raise ValueError(

@@ -92,9 +92,9 @@ def before_the_waist(prior: str) -> tuple[Parameter, ...]:
     """The space of a prior's fit: its row, or around the rates of its own recipe where it has none."""
     if prior in BEFORE:
         return BEFORE[prior]
-    from pyro_compress.bayes.priors import PRIORS
+    from pyro_compress.bayes.own_priors import prior_named
 
-    recipe = PRIORS[prior]
+    recipe = prior_named(prior)
     names = ["lr", "lr_scale", *(["lr_group"] if recipe.factors else [])]
     return (_log("kl_weight", 0.3, 3.0), *(_log(n, getattr(recipe, n) / 3, getattr(recipe, n) * 3) for n in names))
 
