@@ -94,6 +94,21 @@ class Encoder(nn.Module):
         return self.last(self.cross(x[:, :2], self.layer(x), x)[0].mean(1))
 
 
+class Windows(nn.Module):
+    """Attention within windows of pixels, each an example of its own meanwhile, as in Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.qkv, self.out = nn.Linear(3, 8), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.leave = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.enter(x)).view(-1, 2, 2, 2, 2, 8).transpose(2, 3).reshape(-1, 4, 8)
+        q, k, v = self.qkv(x).view(-1, 4, 3, 4, 2).permute(2, 0, 3, 1, 4)
+        x = self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.leave(x.view(-1, 2, 2, 2, 2, 8).transpose(2, 3).reshape(-1, 16, 8).amax(1))
+
+
 class Upward(nn.Module):
     """Transposed convolutions whose windows lie beside each other, and upon each other; a linear layer as an image."""
 
@@ -134,6 +149,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
         for how in ("separate", "stacked", "chunks", "last", "shared", "by hand", "masked")
     },
     "encoder": (Encoder, (5, 12), "float32"),
+    "windows": (Windows, (4, 4, 3), "float32"),
     "upward": (Upward, (6,), "float32"),
     "unet": (lambda: vision.unet((1, 4, 4), 3), (1, 4, 4), "float32"),
     "split": (Split, (2, 4, 4), "float32"),
@@ -333,3 +349,14 @@ def test_what_keeps_channels_is_told() -> None:
     small, left = shrink(graph, tensors)
     assert left["enter.weight"].shape == (12, 5)
     assert stuck_units(small, left) == {"layer_norm": 2}
+
+
+def test_units_leave_windows() -> None:
+    """Of what makes windows of an image, and heads within them."""
+    graph, tensors, x = taken("windows", 0)
+    assert any(node.op == "regroup" for node in graph.nodes)
+    tensors["out.weight"][:, 2:6], tensors["qkv.weight"][:, 3], tensors["out.weight"][1] = 0, 0, 0
+    _, left = exact(graph, tensors, x)
+    assert {name: tuple(tensor.shape) for name, tensor in left.items() if tensor.dim() > 1} == {
+        "enter.weight": (7, 3), "qkv.weight": (12, 7), "out.weight": (7, 4), "leave.weight": (3, 7)
+    }  # fmt: skip

@@ -20,6 +20,7 @@ from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.types import Node
 
 Dims = list[tuple[list[int], list[int]]]
+Batches = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
@@ -32,6 +33,23 @@ def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
     parts = [part.expand(full).reshape(sizes) for part in value.spread(dim + 1 for dim in source)]
     axes = tuple(dim + 1 for dim in target)
     return _lean(Value(shape, axes, *parts))
+
+
+def regrouped(value: Value, source: Batches, target: Batches) -> Value | None:
+    """Channels behind a reshape that makes other rows; None where they become a part of the rows.
+
+    Args:
+        value: what is reshaped.
+        source: its shape for two numbers of examples, their rows first.
+        target: the same of the output.
+    """
+    groups, again = (_matched(one, other) for one, other in zip(source, target, strict=True))
+    touched = [group for group in groups if any(dim in value.axes for dim in group[0])]
+    if groups != again or any(0 in (*one, *other) for one, other in touched):
+        return None
+    whole = Value(source[0], tuple(axis + 1 for axis in value.axes), value.ids, value.constant)
+    found = reshaped(whole, target[0])
+    return Value(target[0][1:], tuple(axis - 1 for axis in found.axes), found.ids, found.constant)
 
 
 def without_idle(spaces: Spaces, nodes: list[Node], values: list[Value]) -> list[Node]:
@@ -118,7 +136,7 @@ def renamed(spaces: Spaces, node: Node, source: Value, value: Value) -> dict[str
         value: what it makes.
     """
     kind = OPERATIONS[node.op].channels
-    if kind is Channels.FLATTENED:
+    if kind in (Channels.FLATTENED, Channels.REGROUPED):
         return node.attributes | {"shape": list(spaces.sizes(value))}
     if kind is Channels.TAKEN and value.axes and node.attributes["axis"] in source.axes:
         there = spaces.there(source, node.attributes["axis"])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_compress.compression.axes import joined, permuted, reshaped, taken
+from pyro_compress.compression.axes import Batches, joined, permuted, regrouped, reshaped, taken
 from pyro_compress.compression.channels import Spaces, Value, varying
 from pyro_compress.compression.held import Held, is_by_channel, kind_of
 from pyro_compress.compression.recurrence import silent
@@ -23,6 +23,8 @@ from pyro_compress.graph.operations.table import OPERATIONS, is_last
 from pyro_compress.graph.rules.table import run_node
 from pyro_compress.pcn import gate
 from pyro_compress.types import Graph, Node, rows_of
+
+MOVES = (Channels.FLATTENED, Channels.REGROUPED, Channels.MOVED, Channels.TAKEN)
 
 
 class Flow:
@@ -42,6 +44,7 @@ class Flow:
         self.graph, self.nodes = graph, list(graph.nodes)
         self.held = Held(graph, tensors, spare)
         self.values: list[Value] = []
+        self.whole: list[Batches] = []  # shape of every value for two numbers of examples
         self.read: dict[int, Value] = {}
         self.spaces = Spaces()
         self.why: list[Node] = []
@@ -50,7 +53,8 @@ class Flow:
     def fold(self) -> None:
         """Find constants, fold them into the biases behind them, and join channels."""
         sizes = {name: tuple(tensor.shape) for name, tensor in self.held.tensors.items()}
-        shapes = gate.check(self.graph, sizes, gate.UNLIMITED).shapes
+        plan = gate.check(self.graph, sizes, gate.UNLIMITED)
+        self.whole, shapes = [flow.at for flow in plan.flows], plan.shapes
         for index, (node, shape) in enumerate(zip(self.nodes, shapes, strict=True)):
             value = Value(self.graph.input_shape) if node.op == "input" else self.flow(index, node, shape)
             if is_by_channel(node) and value.axes:
@@ -93,8 +97,8 @@ class Flow:
         if kind is Channels.APART or (kind is Channels.BEHIND_BATCH and 1 in sources[0].axes):
             return self.apart(node, sources, shape, kind is Channels.BEHIND_BATCH)
         found = None
-        if sources and sources[0].axes and kind in (Channels.FLATTENED, Channels.MOVED, Channels.TAKEN):
-            found = self.moved(node, sources[0], shape)
+        if sources and sources[0].axes and kind in MOVES:
+            found = self.moved(index, node, sources[0], shape)
         return found if found is not None and found.axes else self.mixed(sources, shape)
 
     def mixed(self, sources: list[Value], shape: tuple[int, ...]) -> Value:
@@ -102,11 +106,13 @@ class Flow:
         self.spaces.fix(*sources)
         return Value(shape)
 
-    def moved(self, node: Node, source: Value, shape: tuple[int, ...]) -> Value | None:
+    def moved(self, index: int, node: Node, source: Value, shape: tuple[int, ...]) -> Value | None:
         """The output of an operation that moves values; None where their channels cannot be followed."""
         kind = kind_of(node)
         if kind is Channels.FLATTENED:
             return reshaped(source, shape)
+        if kind is Channels.REGROUPED:
+            return regrouped(source, self.whole[node.inputs[0]], self.whole[index])
         if kind is Channels.MOVED:
             return permuted(source, shape, node.attributes["axes"])
         if node.attributes["axis"] in source.axes:

@@ -175,7 +175,8 @@ MOVES = {
         _concat, _concat_shape, (1, MAX_INPUTS), attributes={"axis": COUNT}, channels=Channels.BEHIND
     ),
     "regroup": Operation(
-        lambda x, p, a: x.reshape(-1, *a["shape"]), _regroup_shape, attributes={"shape": SHAPE}, regroups=True, since=5
+        lambda x, p, a: x.reshape(-1, *a["shape"]), _regroup_shape, attributes={"shape": SHAPE}, regroups=True, since=5,
+        channels=Channels.REGROUPED,
     ),
     "constant": Operation(_constant, _constant_shape, roles=("value",), attributes={"shape": SHAPE}, takes=KINDS),
 }  # fmt: skip

@@ -116,6 +116,7 @@ class Channels(Enum):
     APART = "keeps them apart, wherever they lie, but for those along an axis that it names"
     BEHIND_BATCH = "keeps them apart where they are the first dimension behind the batch"
     FLATTENED = "gives values another shape, in the order that they have"
+    REGROUPED = "makes other rows of the values, in the order that they have"
     MOVED = "permutes the axes"
     TAKEN = "takes entries of one axis"
     MADE = "makes new ones: a layer whose weight has the shape (out, in / groups, *kernel)"
