@@ -15,6 +15,7 @@ from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.pcn import gate
 from pyro_compress.types import Node
 
+FLOATS = {"dtype": {"kind": "float32"}}
 ONE = {"stride": [1, 1], "padding": [[0, 0], [0, 0]], "dilation": [1, 1]}
 CUBE = {"stride": [1] * 3, "padding": [[0] * 3, [1] * 3], "dilation": [1] * 3, "groups": 1}
 FLAT = ["reshape", [-1], {}, {"shape": [64]}]
@@ -103,7 +104,8 @@ def listed(number: int) -> dict[str, Any]:
 def made_up(chance: random.Random) -> dict[str, Any]:
     """A network of random operations that fit each other, for images of digits more often than not."""
     first = (1, 8, 8) if chance.random() < 0.7 else tuple(chance.randint(1, 6) for _ in range(chance.randint(1, 5)))
-    shapes, nodes, tensors = [first], list[list[Any]](), list[list[Any]]()
+    shapes: list[Any] = [first]
+    nodes, tensors = list[list[Any]](), list[list[Any]]()
     kind: dict[str, Any] = {}
     if chance.random() < 0.1:  # words instead of an image
         rows, features = chance.randint(1, 9), chance.randint(1, 4)
@@ -111,6 +113,8 @@ def made_up(chance: random.Random) -> dict[str, Any]:
         kind = {"operations": 5, "kind": "int64"}
         first = first[:3]
         shapes = [(*first, features), (*first, features)]  # nothing else reads numbers of words
+    elif chance.random() < 0.1:
+        kind, first, nodes, tensors, shapes = several_inputs(chance)
     for _ in range(chance.randint(0, 9)):
         op = chance.choice(list(OPERATIONS))
         if op in WANTED and (wanted := WANTED[op](shapes[-1], chance)) is not None:
@@ -130,12 +134,37 @@ def made_up(chance: random.Random) -> dict[str, Any]:
     return {"graph": graph, "tensors": tensors, "meta": dict(META)}
 
 
-def proposed(op: str, shapes: list[Shape], number: int, chance: random.Random) -> Any:
+def several_inputs(chance: random.Random) -> tuple[dict[str, Any], Shape, list[Any], list[Any], list[Any]]:
+    """Numbers, words and answers in one row, cut up and put together again: what is no number may not be read on."""
+    numbers, words, answers = (chance.randint(1, 6) for _ in range(3))
+    rows, features = chance.randint(1, 9), chance.randint(1, 4)
+    size = answers + numbers + words
+    nodes = [
+        ["slice", [0], {}, {"axis": 1, "start": 0, "stop": answers}],
+        ["truth", [1], {}, {}],
+        ["aten", [2], {}, {"call": "_to_copy.default", "arguments": [{"value": 0}], "keywords": FLOATS}],
+        ["slice", [0], {}, {"axis": 1, "start": answers, "stop": answers + numbers}],
+        ["slice", [0], {}, {"axis": 1, "start": answers + numbers, "stop": size}],
+        ["whole", [5], {}, {}],
+        ["embedding", [6], {"weight": "table"}, {}],
+        ["reshape", [7], {}, {"shape": [words * features]}],
+        ["concat", [3, 4, 8], {}, {"axis": 1}],
+    ]
+    known = [["answers", [answers], "bool"], ["numbers", [numbers], "float32"], ["words", [words], "int64"]]
+    shapes: list[Any] = [
+        (size,), (answers,), None, (answers,), (numbers,), (words,), None, (words, features), (words * features,),
+        (answers + numbers + words * features,),
+    ]  # fmt: skip
+    kind = {"operations": 6, "kind": "float32", "inputs": known}
+    return kind, (size,), nodes, [["table", [rows, features], 1]], shapes
+
+
+def proposed(op: str, shapes: list[Any], number: int, chance: random.Random) -> Any:
     """A node of an operation behind values of these shapes, its tensors, its output's shape; None where none fits."""
     row = OPERATIONS[op]
     for _ in range(4):
         inputs = [
-            _near_end(len(shapes), chance)
+            _near_end([i for i, known in enumerate(shapes) if known is not None], chance)
             for _ in range(max(row.inputs[0], min(row.inputs[1], chance.choice((1, 2, 3)))))
         ]
         roles, attributes = arguments(op, shapes[inputs[0]], chance)
@@ -155,8 +184,8 @@ def proposed(op: str, shapes: list[Shape], number: int, chance: random.Random) -
     return None
 
 
-def _near_end(number: int, chance: random.Random) -> int:
-    return number - 1 if chance.random() < 0.7 else chance.randrange(number)
+def _near_end(readable: list[int], chance: random.Random) -> int:
+    return readable[-1] if chance.random() < 0.7 else readable[chance.randrange(len(readable))]
 
 
 def arguments(op: str, shape: Shape, chance: random.Random) -> Proposal:
