@@ -289,7 +289,7 @@ def test_the_specification_names_them() -> None:
     told = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
     assert "`aten`" in told
     assert [name for name in sorted(NAMES) if f"`{name}`" not in told] == []
-    assert dataclasses.asdict(Graph((), ())) == {"nodes": (), "input_shape": (), "kind": "float32"}
+    assert dataclasses.asdict(Graph((), ())) == {"nodes": (), "input_shape": (), "kind": "float32", "inputs": ()}
     assert json.loads(json.dumps(sorted(NAMES)))
 
 
