@@ -206,3 +206,34 @@ def test_data_made_by_hand() -> None:
     posterior = pc.extract(pc.fit_posterior(Mixed(), splits, config))
     assert posterior.graph.inputs == inputs
     assert {"conv.weight", "words.weight", "out.weight"} <= posterior.layers.keys()
+
+
+def test_tokens_that_no_table_has(tmp_path: Path) -> None:
+    """Found in any split before a fit; in a finished file when it is asked."""
+    given = arrays(90)
+    y = torch.from_numpy(labels(given))
+    config = pc.resolve(pc.FitConfig(prior="gaussian", epochs=1, device="cpu", batch_size=10), 30)
+    for place, value, part in ((5, -1, "train"), (40, 7, "validation"), (70, 30, "test")):
+        words = given["words"].copy()
+        words[place, 2] = value
+        x, inputs = pc.pack(given | {"words": words})
+        parts = [Data(x[a : a + 30], y[a : a + 30]) for a in (0, 30, 60)]
+        splits = pc.Splits(*parts, classes=("0", "1", "2"), inputs=inputs)
+        with pytest.raises(ValueError, match=rf"{part} examples: tokens .* table words.weight has rows for 0 to 6"):
+            pc.fit_posterior(Mixed(), splits, config)
+    net = Mixed()
+    tensors = {name: tensor.detach().numpy() for name, tensor in net.state_dict().items()}
+    content = file.dumps(Compressed(pc.capture(net, SHAPES), tensors, {"parameters_total": 1}))[0]
+    (tmp_path / "a.pcn").write_bytes(content)
+    with pytest.raises(ValueError, match="tokens that the network has no row for"):
+        pc.predict(tmp_path / "a.pcn", arrays(5) | {"words": np.full((5, 4), 9)})
+
+
+def test_names_that_forward_does_not_take() -> None:
+    message = "the data have inputs imag, price, words; forward of Mixed takes words, image, price"
+    with pytest.raises(ValueError, match=message):
+        pc.capture(Mixed(), {"imag": (1, 6, 6), "words": ((4,), "int64"), "price": (1,)})
+    with pytest.raises(ValueError, match="the data have inputs image, words; forward of Mixed takes"):
+        pc.capture(Mixed(), {"image": (1, 6, 6), "words": ((4,), "int64")})
+    with pytest.raises(ValueError, match=r"on image .*, words \(4,\) float32: .*indices"):
+        pc.capture(Mixed(), {"image": (1, 6, 6), "words": (4,), "price": (1,)})

@@ -131,6 +131,18 @@ def positional(size):
     return None
 
 
+def tripled(shape, name):
+    return 3 * pyro.sample(name, Normal(0.0, 1.0).expand(shape).to_event(len(shape)))
+
+
+def positive(shape, name):
+    return pyro.sample(name, HalfNormal(1.0).expand(shape).to_event(len(shape)))
+
+
+def failing(shape, name):
+    raise KeyError("boo")
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -138,6 +150,9 @@ def positional(size):
         (elsewhere, "samples w; it must sample the weight"),
         (between, "on UnitInterval|on Interval"),
         (narrow, r"gives a tensor of shape \(\); it must give what it draws at 1.weight.raw"),
+        (tripled, "gives something else than what it samples at 1.weight.raw: return that"),
+        (positive, "posterior is normal: they must be real numbers"),
+        (failing, r"^prior 'mine' fails: KeyError: 'boo'$"),
         (positional, r"takes \(size\); a prior takes \(shape, name, and its options by name\)"),
         ("text", "is a str; it must be a Pyro function or a Prior"),
     ],

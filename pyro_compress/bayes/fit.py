@@ -22,6 +22,7 @@ from pyro_compress.graph.capture import capture
 from pyro_compress.graph.packing import with_one_input
 from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.metrics import residual_noise
+from pyro_compress.networks.bounded import check_tokens
 from pyro_compress.networks.outputs import doubtful_end, with_columns
 from pyro_compress.settings import COMPILE_STEPS, FitConfig
 from pyro_compress.training.checkpoint import Keeper, restoring
@@ -68,6 +69,8 @@ def fit_posterior(
     check_keep(net, config.keep)
     net = with_columns(with_one_input(net, splits.inputs), splits.input_shape, splits.output_shape, splits.kind)
     graph = capture(net, splits.input_shape, splits.output_shape, kind=splits.kind)
+    for part in ("train", "validation", "test"):
+        check_tokens(graph, net.state_dict(), getattr(splits, part).x, f"{part} examples")
     among = chosen(net, graph)
     bayesian(net, config, among)  # refuses before any time is spent
     if config.batch_norm == "frozen" and not any(node.op == "batch_norm" for node in graph.nodes):

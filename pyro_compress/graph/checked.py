@@ -69,7 +69,8 @@ def exported(net: nn.Module, input_shape: tuple[int, ...], kind: str = "float32"
             reason = str(error).strip().split("\n")[0]
             if "data-dependent" in reason:
                 reason = "what it computes depends on the values of its input (an if on a tensor, say)"
-            message = f"the network cannot be captured by torch.export on {input_shape} inputs: {reason}"
+            told = ", ".join(f"{one.name} {one.shape} {one.kind}" for one in inputs_in(net)) or f"{input_shape} inputs"
+            message = f"the network cannot be captured by torch.export on {told}: {reason}"
             raise ValueError(message) from error
 
 

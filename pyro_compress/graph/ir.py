@@ -52,6 +52,23 @@ def tables(graph: Graph) -> list[str]:
     return found
 
 
+def lookups(graph: Graph) -> dict[str, slice | None]:
+    """Table -> where in a row its tokens lie, None where the whole input is tokens; those that nothing else changes."""
+    found: dict[str, slice | None] = {}
+    for node in graph.nodes:
+        if node.op != "embedding":
+            continue
+        at, where = node.inputs[0], None
+        while at and graph.nodes[at].op in ("whole", "reshape", "slice") and where is None:
+            one = graph.nodes[at]
+            if one.op == "slice" and one.inputs == (0,) and one.attributes.get("step", 1) == 1:
+                where = slice(one.attributes["start"], one.attributes["stop"])
+            at = one.inputs[0]
+        if at == 0 and (where or not graph.inputs):
+            found[node.parameters["weight"]] = where
+    return found
+
+
 def multiplied(graph: Graph) -> list[str]:
     """Names of the tensors that a network multiplies by, in its order: those whose zeros make it smaller.
 

@@ -71,6 +71,7 @@ def with_one_input(net: nn.Module, inputs: Sequence[Input]) -> nn.Module:
     """
     if not inputs or inputs_in(net):
         return net
+    _check_names(net, inputs)
     plain: type[nn.Module] = type(net)
 
     def forward(self: nn.Module, rows: Tensor) -> Any:
@@ -79,6 +80,24 @@ def with_one_input(net: nn.Module, inputs: Sequence[Input]) -> nn.Module:
     whole = copy.copy(net)
     whole.__class__ = type(f"Packed{plain.__name__}", (plain,), {"forward": forward, "packed_inputs": tuple(inputs)})
     return whole
+
+
+def _check_names(net: nn.Module, inputs: Sequence[Input]) -> None:
+    """Refuse inputs that forward does not take, and a forward that takes others.
+
+    Raises:
+        ValueError: as said.
+    """
+    parameters = inspect.signature(net.forward).parameters.values()
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
+        return
+    taken = {one.name: one.default is inspect.Parameter.empty for one in parameters}
+    given = {one.name for one in inputs}
+    if given - taken.keys() or any(needed and name not in given for name, needed in taken.items()):
+        raise ValueError(
+            f"the data have inputs {', '.join(sorted(given))}; forward of {type(net).__name__} takes "
+            f"{', '.join(taken)}: their names must be the same"
+        )
 
 
 def inputs_in(net: nn.Module) -> tuple[Input, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from pyro_compress.graph.ir import lookups
 from pyro_compress.inputs import Input
 from pyro_compress.pcn.gate import Plan
 from pyro_compress.types import Data, Graph
@@ -31,7 +32,10 @@ def bounded(predict: Callable[[Tensor], Tensor], plan: Plan) -> Callable[[Tensor
     most = max(1, HELD_VALUES // plan.peak)
 
     def run(x: Tensor) -> Tensor:
-        outputs = torch.cat([predict(part) for part in x.split(most)])
+        try:
+            outputs = torch.cat([predict(part) for part in x.split(most)])
+        except IndexError as error:
+            raise ValueError("the inputs name tokens that the network has no row for in its table") from error
         if broken := int((~outputs.isfinite()).flatten(1).any(1).sum()):
             raise ValueError(
                 f"the network's outputs are not finite (NaN or infinity) for {broken} of {len(x)} examples"
@@ -63,6 +67,27 @@ def check_inputs(graph: Graph, shape: tuple[int, ...], kind: str, data: str, inp
     if kind != graph.kind:
         told = [READ.get(each, each) for each in (kind, graph.kind)]
         raise ValueError(f"{data}: examples are {told[0]}; this network reads {told[1]}")
+
+
+def check_tokens(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor, what: str) -> None:
+    """Check that every token has its row in the table that it is looked up in.
+
+    Args:
+        graph: the network.
+        tensors: its own.
+        x: examples; what stays on disk is not looked at.
+        what: names them in messages.
+
+    Raises:
+        ValueError: one has none.
+    """
+    for name, where in lookups(graph).items():
+        tokens, rows = x[:, where] if isinstance(where, slice) else x, len(tensors[name])
+        if isinstance(x, Tensor) and tokens.numel() and not 0 <= tokens.min() <= tokens.max() < rows:
+            raise ValueError(
+                f"{what}: tokens from {int(tokens.min())} to {int(tokens.max())}; the network's table {name} has rows "
+                f"for 0 to {rows - 1}"
+            )
 
 
 def check_outputs(plan: Plan, wanted: int | tuple[int, ...], task: str, data: str) -> None:
