@@ -154,3 +154,13 @@ def test_a_link_to_nothing_is_not_written_through(tmp_path: Path, fitted_run: Ru
 def test_links_that_lead_in_a_circle(tmp_path: Path) -> None:
     (tmp_path / "loop.pcn").symlink_to(tmp_path / "loop.pcn")
     assert "does not exist" in told(["evaluate", str(tmp_path / "loop.pcn")])
+
+
+@pytest.mark.parametrize("command", ["inspect", "report", "compress", "evaluate", "info"])
+def test_a_fit_that_was_stopped_is_told_of(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its state lies under a hidden name: that there is no such folder helps nobody."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".run.unfinished").mkdir()
+    result = CliRunner().invoke(main, [command, "run"])
+    assert result.exit_code == 2
+    assert "the fit of run was stopped; go on with: pyro-compress fit --resume run" in " ".join(result.output.split())

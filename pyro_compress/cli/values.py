@@ -21,9 +21,11 @@ class RunPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path."""
         from pyro_compress.kinds import is_run
-        from pyro_compress.placing import recover
+        from pyro_compress.placing import recover, unfinished
 
         recover(Path(value), is_run)
+        if not Path(value).exists() and unfinished(Path(value)).is_dir():
+            self.fail(f"the fit of {value} was stopped; go on with: pyro-compress fit --resume {value}", param, ctx)
         return super().convert(value, param, ctx)
 
 
