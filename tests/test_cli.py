@@ -211,7 +211,7 @@ FIT = ("fit", "--out", "out")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((*FIT, "--prior", "horsehoe"), "'gaussian'.*'horseshoe'.*'none'"),
+        ((*FIT, "--prior", "horsehoe"), "gaussian.*horseshoe, none.*did you mean horseshoe"),
         ((*FIT, "--net", "lenet"), "unknown network 'lenet'; allowed: mlp, lenet-300-100"),
         ((*FIT, "--net", "nowhere:net"), "cannot be imported"),
         ((*FIT, "--net", "math:pi"), "is 3.14.*, not a function"),
