@@ -97,7 +97,7 @@ FLOORS = [
     },
     {"networks/layered", "networks/bounded", "runs/waist"},
     {"networks/decoded", "metrics", "training/guards"},
-    {"networks/nets", "networks/weights", "training/progress"},
+    {"networks/nets", "networks/weights", "networks/fitted", "training/progress"},
     {"compression/channels", "compression/recurrence", "compression/held"},
     {"compression/axes"},
     {"compression/flow"},

@@ -18,12 +18,10 @@ from pyro_compress.bayes.model import Fit, Likelihood
 from pyro_compress.bayes.stage import Stage, bayesian, chosen, first_stage
 from pyro_compress.bayes.step import Rule, Step, eager
 from pyro_compress.doubts import doubt
-from pyro_compress.graph.capture import capture
-from pyro_compress.graph.packing import with_one_input
 from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.metrics import residual_noise
-from pyro_compress.networks.bounded import check_tokens
-from pyro_compress.networks.outputs import doubtful_end, with_columns
+from pyro_compress.networks.fitted import with_graph
+from pyro_compress.networks.outputs import doubtful_end
 from pyro_compress.settings import COMPILE_STEPS, FitConfig
 from pyro_compress.training.checkpoint import Keeper, restoring
 from pyro_compress.training.guards import diverged, exploded, over_pruned
@@ -67,10 +65,7 @@ def fit_posterior(
     """
     config = config.on(splits.origin, splits.task)
     check_keep(net, config.keep)
-    net = with_columns(with_one_input(net, splits.inputs), splits.input_shape, splits.output_shape, splits.kind)
-    graph = capture(net, splits.input_shape, splits.output_shape, kind=splits.kind)
-    for part in ("train", "validation", "test"):
-        check_tokens(graph, net.state_dict(), getattr(splits, part).x, f"{part} examples")
+    net, graph = with_graph(net, splits)
     among = chosen(net, graph)
     bayesian(net, config, among)  # refuses before any time is spent
     if config.batch_norm == "frozen" and not any(node.op == "batch_norm" for node in graph.nodes):

@@ -144,23 +144,21 @@ def _start(
     """
     with torch.random.fork_rng(), pyro.validation_enabled(False):
         torch.manual_seed(0)
-        found, given = pyro.poutine.Trace(), None
         try:
             with pyro.poutine.trace() as traced:
                 given = draw(shape)
-            found = traced.trace
         except Exception as error:  # it is the user's
             reason = str(error).strip().split("\n")[0][:160]
             if type(error) is ValueError and reason.startswith("prior "):
                 raise
             raise ValueError(f"prior {shown(name)} fails: {type(error).__name__}: {reason}") from error
-    sites = {site: node["fn"] for site, node in found.nodes.items() if node["type"] == "sample"}
+    sites = {site: node["fn"] for site, node in traced.trace.nodes.items() if node["type"] == "sample"}
     if shape.site not in sites:
         told = ", ".join(sites) or "nothing"
         raise ValueError(
             f"prior {shown(name)} samples {told}; it must sample the weight under the name that it is given"
         )
-    if given.gate is None and given.raw is not found.nodes[shape.site]["value"]:
+    if given.gate is None and given.raw is not traced.trace.nodes[shape.site]["value"]:
         raise ValueError(f"prior {shown(name)} gives something else than what it samples at {shape.site}: return that")
     if getattr(sites[shape.site].support, "base_constraint", sites[shape.site].support) is not constraints.real:
         raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_compress.graph.operations.kept import whole_tensors
 from pyro_compress.graph.operations.norms import STATISTICS_ROLES
 from pyro_compress.graph.operations.table import has_statistics
-from pyro_compress.graph.packing import rows_of
+from pyro_compress.graph.packing import in_one_row
 from pyro_compress.graph.rules.table import run_node
 from pyro_compress.types import Graph, Node
 
@@ -75,7 +75,7 @@ class Network(nn.Module):
     def forward(self, x: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Map inputs `(batch, *input_shape)`, or several by their names, to the network's output."""
         if isinstance(x, Mapping):
-            x = rows_of(x, self._captured_graph.inputs)
+            x = in_one_row(x, self._captured_graph.inputs)
         return run_graph(self._captured_graph, dict(self.named_parameters()) | dict(self.named_buffers()), x)
 
 

@@ -22,7 +22,7 @@ def parts_of(rows: Tensor, inputs: Sequence[Input]) -> dict[str, Tensor]:
     }
 
 
-def rows_of(given: Mapping[str, Tensor], inputs: Sequence[Input]) -> Tensor:
+def in_one_row(given: Mapping[str, Tensor], inputs: Sequence[Input]) -> Tensor:
     """Rows `(n, values)` of inputs `(n, *shape)` by name: the other way round, where gradients may flow."""
     return torch.cat([given[one.name].flatten(1).float() for one in inputs], 1)
 
@@ -123,7 +123,7 @@ def with_inputs(net: nn.Module, inputs: Sequence[Input]) -> nn.Module:
     plain: type[nn.Module] = type(net)
 
     def forward(self: nn.Module, *args: Tensor, **given: Tensor) -> Any:
-        return plain.forward(self, rows_of(taken.bind(*args, **given).arguments, inputs))
+        return plain.forward(self, in_one_row(taken.bind(*args, **given).arguments, inputs))
 
     forward.__signature__ = taken.replace(  # type: ignore[attr-defined]
         parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *taken.parameters.values()]

@@ -15,7 +15,7 @@ from torch.nn.utils import skip_init
 
 from pyro_compress.graph.network import Network
 from pyro_compress.graph.operations.table import has_statistics, is_weighted
-from pyro_compress.graph.packing import rows_of
+from pyro_compress.graph.packing import in_one_row
 from pyro_compress.graph.rules.layers import padded
 from pyro_compress.graph.rules.table import run_node
 from pyro_compress.types import Graph, Node
@@ -70,7 +70,7 @@ class Layered(Network):
 
     def forward(self, x: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Map inputs `(batch, *input_shape)`, or several by their names, to the network's output."""
-        values = [rows_of(x, self._captured_graph.inputs) if isinstance(x, Mapping) else x]
+        values = [in_one_row(x, self._captured_graph.inputs) if isinstance(x, Mapping) else x]
         for node, path in zip(self._captured_graph.nodes[1:], self._captured_paths[1:], strict=True):
             inputs = [values[i] for i in node.inputs]
             if path:

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_compress.doubts import doubt
-from pyro_compress.graph.capture import capture
 from pyro_compress.graph.ir import multiplied
 from pyro_compress.graph.network import tensors_of
-from pyro_compress.graph.packing import with_one_input
 from pyro_compress.metrics import residual_noise
-from pyro_compress.networks.bounded import check_tokens
-from pyro_compress.networks.outputs import doubtful_end, with_columns
+from pyro_compress.networks.fitted import with_graph
+from pyro_compress.networks.outputs import doubtful_end
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper
 from pyro_compress.training.history import Epoch, OnEpoch
@@ -50,10 +48,7 @@ def fit_baseline(
         Interrupted: a signal came, and a checkpoint was written.
     """
     config = config.on(splits.origin, splits.task)
-    net = with_columns(with_one_input(net, splits.inputs), splits.input_shape, splits.output_shape, splits.kind)
-    graph = capture(net, splits.input_shape, splits.output_shape, kind=splits.kind)
-    for part in ("train", "validation", "test"):
-        check_tokens(graph, net.state_dict(), getattr(splits, part).x, f"{part} examples")
+    net, graph = with_graph(net, splits)
     parameters = dict(net.named_parameters(remove_duplicate=False))
     weights = [name for name in multiplied(graph) if name in parameters and parameters[name].dim() > 1]
     net, plan = copy.deepcopy(net).to(config.device), point_plan(config)

@@ -1,0 +1,25 @@
+"""What every fit begins with: a network as its data have it, and its graph."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.packing import with_one_input
+from pyro_compress.metrics import SPLITS, examples_of
+from pyro_compress.networks.bounded import check_tokens
+from pyro_compress.networks.outputs import with_columns
+from pyro_compress.types import Graph, Splits
+
+
+def with_graph(net: nn.Module, splits: Splits) -> tuple[nn.Module, Graph]:
+    """A network that takes and returns what the data have, and its graph; the given one stays as it is.
+
+    Raises:
+        ValueError: what `capture` refuses, other inputs than the data's, tokens without a row in their table.
+    """
+    net = with_columns(with_one_input(net, splits.inputs), splits.input_shape, splits.output_shape, splits.kind)
+    graph = capture(net, splits.input_shape, splits.output_shape, kind=splits.kind)
+    for name in SPLITS:  # of the test split it is asked whether the network can read it, nothing else
+        check_tokens(graph, net.state_dict(), examples_of(splits, name).x, f"{name} examples")
+    return net, graph
