@@ -181,14 +181,26 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_run_whose_prior_is_code_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text((EXAMPLES / "priors.py").read_text())
+    Path("own_priors_here.py").write_text((EXAMPLES / "priors.py").read_text())
     monkeypatch.syspath_prepend(tmp_path)
-    run("fit", "--prior", "mine:laplace", "--hidden", "12", "--epochs", "1", "--device", "cpu", "--out", "run")
-    own_priors._brought.pop("mine:laplace")
+    run(
+        "fit",
+        "--prior",
+        "own_priors_here:laplace",
+        "--hidden",
+        "12",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        "run",
+    )
+    own_priors._brought.pop("own_priors_here:laplace")
     result = CliRunner().invoke(main, ["inspect", "run", "--no-code"])
     assert result.exit_code == 1
     assert "--no-code" in result.output
-    sys.modules.pop("mine")
+    sys.modules.pop("own_priors_here")
 
 
 @pytest.mark.slow
