@@ -28,23 +28,29 @@ if TYPE_CHECKING:
     from pyro_compress.compression.pipeline import save as save
     from pyro_compress.compression.search import compress as compress
     from pyro_compress.compression.target import Goal as Goal
+    from pyro_compress.data.sources import splits_from as splits_from
     from pyro_compress.data.splits import load_splits as load_splits
     from pyro_compress.graph.capture import capture as capture
     from pyro_compress.graph.packing import pack as pack
     from pyro_compress.networks.attention import split_attention as split_attention
     from pyro_compress.networks.nets import build_net as build_net
     from pyro_compress.runs.config import resolve as resolve
+    from pyro_compress.runs.in_memory import fit as fit
     from pyro_compress.runs.info import info as info
     from pyro_compress.runs.prediction import predict as predict
     from pyro_compress.settings import FitConfig as FitConfig
+    from pyro_compress.training.callbacks import Callback as Callback
+    from pyro_compress.training.display import ProgressBar as ProgressBar
     from pyro_compress.types import Data as Data
     from pyro_compress.types import Splits as Splits
 
 _HOMES = {
+    "Callback": "training.callbacks",
     "Data": "types",
     "FitConfig": "settings",
     "Goal": "compression.target",
     "PRIORS": "bayes.priors",
+    "ProgressBar": "training.display",
     "Splits": "types",
     "bayesianize": "bayes.layers",
     "bring": "bayes.own_priors",
@@ -52,6 +58,7 @@ _HOMES = {
     "capture": "graph.capture",
     "compress": "compression.search",
     "extract": "bayes.extract",
+    "fit": "runs.in_memory",
     "fit_posterior": "bayes.fit",
     "info": "runs.info",
     "load": "compression.pipeline",
@@ -63,6 +70,7 @@ _HOMES = {
     "resolve": "runs.config",
     "save": "compression.pipeline",
     "split_attention": "networks.attention",
+    "splits_from": "data.sources",
 }
 
 __all__ = sorted(_HOMES)

@@ -25,7 +25,7 @@ from pyro_compress.networks.outputs import doubtful_end
 from pyro_compress.settings import COMPILE_STEPS, FitConfig
 from pyro_compress.training.checkpoint import Keeper, restoring
 from pyro_compress.training.guards import diverged, exploded, over_pruned
-from pyro_compress.training.history import Diverged, Epoch, OnEpoch, OnLayers
+from pyro_compress.training.history import Diverged, Epoch, OnEpoch, OnLayers, OnStep
 from pyro_compress.training.point import LOOK_EVERY, SCHEDULES, PointPlan
 from pyro_compress.training.progress import Progress
 from pyro_compress.types import Splits
@@ -38,6 +38,7 @@ def fit_posterior(
     on_epoch: OnEpoch = lambda epoch: None,
     keeper: Keeper | None = None,
     on_layers: OnLayers | None = None,
+    on_step: OnStep | None = None,
 ) -> Fit:
     """Fit a mean-field posterior over a network's weights by stochastic variational inference.
 
@@ -45,9 +46,10 @@ def fit_posterior(
         net: a plain network; it is copied, not changed.
         splits: trained on `train`; `validation` is watched.
         config: a resolved configuration (`pyro_compress.resolve`).
-        on_epoch: called after every epoch.
+        on_epoch: called after every epoch; where it returns True, the fit ends there, and what it has is the result.
         keeper: writes checkpoints; the fit goes on from its latest, where it has one.
         on_layers: called after every epoch with a posterior.
+        on_step: called after every step; it ends the fit likewise.
 
     Raises:
         ValueError: what `bayesianize` and `capture` refuse.
@@ -74,7 +76,7 @@ def fit_posterior(
         refuse_dropout(net)
     with torch.random.fork_rng(), pyro.validation_enabled(False):
         torch.manual_seed(config.seed)
-        progress = Progress(splits, config, on_epoch, keeper or Keeper())
+        progress = Progress(splits, config, on_epoch, keeper or Keeper(), on_step)
         if progress.world.first:
             for sentence in (
                 doubtful_end(graph, splits.task),
@@ -146,7 +148,7 @@ class _Inference:
         else:
             tensors = self.stage.state.tensors()
             progress.begin(tensors.values(), self.pretrained * self.batches)
-        for _ in range(len(progress.history), config.epochs or 0):
+        for _ in range(len(progress.history), 0 if progress.stopped else config.epochs or 0):
             self.epoch(step)
             smaller = self.smaller()
             self.note(smaller)
@@ -168,7 +170,10 @@ class _Inference:
             self.noted.append(step(x, y, weight, factor) * self.progress.feed.share)
             if index % LOOK_EVERY == 0:
                 self.look(state.count)
+            ends = self.progress.tell("svi", state.count, self.noted[-1])
             self.progress.keep("svi", self.tensors, state.count, told(self.stage))
+            if ends:
+                break
         model = self.stage.objective.elbo.model
         self.progress.world.average_statistics_(model)
         model.eval()

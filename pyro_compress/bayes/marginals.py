@@ -164,6 +164,16 @@ def _scale(guide: Guide, site: str) -> Tensor:
     return guide.marginal(site).scale
 
 
+@torch.no_grad()
+def marginals_of(net: nn.Module, guide: Guide, config: FitConfig) -> Marginals:
+    """The marginals of a fit in memory, as a run folder would hold them."""
+    found = {site: guide.marginal(site) for site in guide.families}
+    parameters = {site: (q.loc.detach().cpu(), q.scale.detach().cpu()) for site, q in found.items()}
+    shapes = {shape.name: shape for layer in bayes_layers(net) for shape, _ in layer.parts}
+    prior = prior_named(config.prior).with_options(config.prior_options)
+    return Marginals(Sites(dict(guide.families), parameters), shapes, prior)
+
+
 def read_marginals(path: Path, config: FitConfig, posterior: Posterior) -> Marginals:
     """Read what `write_marginals` wrote, checking everything before it is used.
 

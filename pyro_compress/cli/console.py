@@ -20,47 +20,15 @@ if TYPE_CHECKING:
     from pyro_compress.inspection.summary import Inspection
     from pyro_compress.scores import Quality
     from pyro_compress.studies.results import Outcome
-    from pyro_compress.training.history import Epoch
+    from pyro_compress.training.display import ProgressBar
     from pyro_compress.tuning.outcome import Outcome as Searched
 
 
-@contextmanager
-def epoch_printer() -> Iterator[Callable[[Epoch], None]]:
+def epoch_printer() -> ProgressBar:
     """A progress bar on a terminal, one line per epoch elsewhere; both on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from pyro_compress.training.display import ProgressBar
 
-    if not sys.stderr.isatty():
-        yield lambda epoch: echo(epoch_line(epoch), err=True)
-        return
-    columns = (BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("fitting", total=None)
-        yield lambda epoch: progress.update(
-            task, total=epoch.epochs, completed=epoch.epoch, description=bar_text(epoch)
-        )
-
-
-def bar_text(epoch: Epoch) -> str:
-    """What stands beside the progress bar: short enough for 80 columns."""
-    kl = "" if epoch.kl_nats is None else f", KL {epoch.kl_nats:,.0f}"
-    return f"{epoch.phase}, validation {_validation(epoch)}{kl}"
-
-
-def _validation(epoch: Epoch) -> str:
-    if epoch.validation_accuracy is None:
-        return f"RMSE {epoch.validation_rmse:.5g}"
-    return f"{100 * epoch.validation_accuracy:.2f} %"
-
-
-def epoch_line(epoch: Epoch) -> str:
-    """One epoch in words."""
-    parts = [f"epoch {epoch.epoch:3d} {epoch.phase:5s}"]
-    if epoch.negative_elbo_nats is not None:
-        parts.append(f"-ELBO {epoch.negative_elbo_nats:,.0f} nats (KL {epoch.kl_nats:,.0f} × {epoch.kl_weight:.2f})")
-    parts.append(f"validation {_validation(epoch)}, {epoch.validation_nll_nats:.4f} nats")
-    left = [f"units left: {'-'.join(map(str, epoch.widths))}"] if epoch.widths else []
-    return ", ".join([*parts, f"{epoch.seconds:.0f} s", *left])
+    return ProgressBar(lambda line: echo(line, err=True))
 
 
 @contextmanager

@@ -303,6 +303,7 @@ def fit(
         from pyro_compress.runs.folder import unfinished_config
         from pyro_compress.runs.run import Keeping, ended_run, fit_run
         from pyro_compress.settings import FitConfig
+        from pyro_compress.training.callbacks import Callback
         from pyro_compress.training.checkpoint import Interrupted
         from pyro_compress.training.history import read_history
         from pyro_compress.training.settled import unsettled
@@ -319,8 +320,8 @@ def fit(
                 announce_code({"net": config.net, "prior": config.prior}, f"{resume}, an unfinished fit,")
             where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
             try:
-                with epoch_printer() if world.first else nullcontext(lambda epoch: None) as on_epoch:
-                    run = run or fit_run(config, where, force, download, on_epoch, keeping, world)
+                with epoch_printer() if world.first else nullcontext(Callback()) as shown:
+                    run = run or fit_run(config, where, force, download, shown.on_epoch, keeping, world)
             except Interrupted:
                 if world.first:
                     again = f"{where} --force" if force else f"{where}"

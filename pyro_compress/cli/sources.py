@@ -120,8 +120,10 @@ def of_weights(command: str, data_dir: str, named: dict[str, Any], options: dict
     trained = load_trained(config, folder, command, "" if compensated else how)
     if compensated and (options["asked"] or not _spared(trained.network)):
         return Source(trained.network, trained.splits, trained.network, rounding="compensated")  # its own curvature
-    with epoch_printer() if not quiet else nullcontext(lambda epoch: None) as on_epoch:
-        around = posterior_around(trained, how, on_epoch)
+    from pyro_compress.training.callbacks import Callback
+
+    with epoch_printer() if not quiet else nullcontext(Callback()) as shown:
+        around = posterior_around(trained, how, shown.on_epoch)
     return Source(around.posterior, trained.splits, trained.network, around.seconds)
 
 

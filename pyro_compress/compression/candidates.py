@@ -59,6 +59,9 @@ class Candidates:
         device: where candidates are evaluated.
         shares: of the weights to remove that will be asked for.
         watch: told of candidates.
+
+    Attributes:
+        stopped: whether who is told of candidates wants no more of them.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Candidates:
         self.ranking, self.watch = Ranking(posterior, criterion, shares), watch or Watch()
         self.told = origin_of(posterior, splits, criterion)
         self.sizes: dict[Any, dict[str, Size]] = {}
+        self.stopped = False
 
     def masks(self, sparsity: Sparsity) -> Masks:
         """What stays."""
@@ -127,7 +131,8 @@ class Candidates:
             return scored, None
         size = len(file.dumps(self.network(draft), in_context=False)[0])
         if watched is not None:
-            watched(Trial(draft.removed, grid.coarseness, grid.price, size, scored.error, scored.nll_nats))
+            trial = Trial(draft.removed, grid.coarseness, grid.price, size, scored.error, scored.nll_nats)
+            self.stopped = watched(trial) is True or self.stopped
         return scored, size
 
     def _sizes(self, sparsity: Sparsity, masks: Masks) -> dict[str, Size]:

@@ -209,10 +209,10 @@ def _smallest(search: Candidates, grids: list[Grid], target: Target) -> list[Cho
     cheapest = min(grid.price for grid in grids)
     finer = [] if grids[0].bits else [Grid(coarseness, (), cheapest) for coarseness in FINER]
     for index, grid in enumerate([*grids, *finer]):
-        if reached and index >= len(grids):
+        if reached and (index >= len(grids) or search.stopped):
             break
         low, high = -1, len(KEPT)  # KEPT[low] reaches the target, KEPT[high] does not
-        while high - low > 1:
+        while high - low > 1 and not (reached and search.stopped):
             middle = (low + high) // 2
             scored, size = search.trial(1 - KEPT[middle], grid, target)
             if size is not None and target.reached(scored):
@@ -233,6 +233,8 @@ def _within(search: Candidates, grids: list[Grid], max_bytes: int, passes: int |
     """The lowest validation NLL among the files that fit, each as large as it may be."""
     fitting = list[tuple[float, int, Grid]]()
     for index, grid in enumerate(grids):
+        if fitting and search.stopped:
+            break
         low, high = -1, len(KEPT) - 1  # KEPT[high] may fit, KEPT[low] does not
         while high - low > 1:
             middle = (low + high) // 2

@@ -77,12 +77,13 @@ class Watch:
 
     Attributes:
         trial: progress of a search, called with (done, total).
-        candidate: called with every candidate; None spares what nobody else asks, the size of those that miss.
+        candidate: called with every candidate; None spares what nobody else asks, the size of those that miss. Where it
+            returns True, `search.compress` ends its search with what it has found, once it has found something.
         epoch: called after every epoch of fine-tuning with (epoch, epochs, non-zero values).
     """
 
     trial: Callable[[int, int], None] = lambda done, total: None
-    candidate: Callable[[Trial], None] | None = None
+    candidate: Callable[[Trial], object] | None = None
     epoch: Callable[[int, int, int], None] = lambda epoch, epochs, kept: None
 
 

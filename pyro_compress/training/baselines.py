@@ -17,7 +17,7 @@ from pyro_compress.networks.fitted import with_graph
 from pyro_compress.networks.outputs import doubtful_end
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper
-from pyro_compress.training.history import Epoch, OnEpoch
+from pyro_compress.training.history import Epoch, OnEpoch, OnStep
 from pyro_compress.training.point import PointPlan, dropped_inputs
 from pyro_compress.training.progress import Progress
 from pyro_compress.training.sparse import pruned_while_training
@@ -32,6 +32,7 @@ def fit_baseline(
     config: FitConfig,
     on_epoch: OnEpoch = lambda epoch: None,
     keeper: Keeper | None = None,
+    on_step: OnStep | None = None,
 ) -> tuple[Posterior, tuple[Epoch, ...]]:
     """Train point weights, with dropout or pruned while training if asked for.
 
@@ -39,8 +40,9 @@ def fit_baseline(
         net: a plain network; it is copied, not changed.
         splits: trained on `train`; `validation` is watched.
         config: a resolved configuration with prior `none`.
-        on_epoch: called after every epoch.
+        on_epoch: called after every epoch; where it returns True, training ends there.
         keeper: writes checkpoints; training goes on from its latest, where it has one.
+        on_step: called after every step; it ends training likewise.
 
     Raises:
         ValueError: a network that cannot be captured or has no layer with weights.
@@ -52,7 +54,7 @@ def fit_baseline(
     parameters = dict(net.named_parameters(remove_duplicate=False))
     weights = [name for name in multiplied(graph) if name in parameters and parameters[name].dim() > 1]
     net, plan = copy.deepcopy(net).to(config.device), point_plan(config)
-    progress = Progress(splits, config, on_epoch, keeper or Keeper())
+    progress = Progress(splits, config, on_epoch, keeper or Keeper(), on_step)
     if progress.world.first:
         doubt(log, doubtful_end(graph, splits.task))
     total = plan.epochs * progress.feed.batches

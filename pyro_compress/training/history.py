@@ -76,7 +76,33 @@ def read_history(folder: Path) -> tuple[dict[str, Any], ...]:
     return tuple(epoch_of(json_of(line, w), w).as_dict() for n, line in enumerate(lines, 1) if (w := f"{file}:{n}"))
 
 
-OnEpoch = Callable[[Epoch], None]
+@dataclass(frozen=True)
+class Iteration:
+    """One step of a running fit.
+
+    Attributes:
+        phase: `point` (deterministic weights) or `svi`.
+        epoch: the running one: 1, 2, ...
+        step: steps of the phase so far.
+        noted: of `svi`, the expected log-likelihood of the training set as this minibatch has it; on the device.
+    """
+
+    phase: str
+    epoch: int
+    step: int
+    noted: Any = None
+
+    @property
+    def expected_log_likelihood_nats(self) -> float | None:
+        """What is noted, as a number: a CUDA device is waited for."""
+        return None if self.noted is None else float(self.noted)
+
+
+OnEpoch = Callable[[Epoch], object]
+"""Called after every epoch; where it returns True, the fit ends there and its result is used."""
+
+OnStep = Callable[[Iteration], object]
+"""The same after every step."""
 
 OnLayers = Callable[[int, dict[str, LayerPosterior]], None]
 """Called at the end of an epoch with a posterior: the epoch's number, and the moments of every weight."""

@@ -123,8 +123,8 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], PointPlan], torch.optim.
 }
 """Name -> (parameters, plan) -> optimizer."""
 
-AfterStep = Callable[[int, torch.optim.Optimizer], None]
-"""Called with (steps done, optimizer) after every step."""
+AfterStep = Callable[[int, torch.optim.Optimizer], object]
+"""Called with (steps done, optimizer) after every step; where it returns True, the epoch ends there."""
 
 
 def no_change(done: int) -> AfterStep:
@@ -215,7 +215,8 @@ def train_point(
             step += 1
             if step % LOOK_EVERY == 0 and not torch.isfinite(loss):
                 raise failed(loss, step)
-            after_step(step, optimizer)
+            if after_step(step, optimizer) is True:
+                break
         if not torch.isfinite(loss):
             raise failed(loss, step)
         net.eval()

@@ -17,7 +17,7 @@ from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper, Snapshot, random_states, restoring, set_random_states
 from pyro_compress.training.feed import Feed
 from pyro_compress.training.guards import diverged, not_finite
-from pyro_compress.training.history import Diverged, Epoch, OnEpoch, epoch_of
+from pyro_compress.training.history import Diverged, Epoch, Iteration, OnEpoch, OnStep, epoch_of
 from pyro_compress.training.point import AfterStep, PointPlan, PointState, no_change, optimizer_tensors, train_point
 from pyro_compress.types import Splits
 
@@ -30,6 +30,7 @@ class Progress:
         config: resolved.
         on_epoch: called after every epoch.
         keeper: writes checkpoints, holds the one to go on from, and knows the processes of the fit.
+        on_step: called after every step; None: nobody asks.
 
     Attributes:
         world: these processes.
@@ -38,11 +39,15 @@ class Progress:
         history: one entry per epoch.
         snapshot: where the fit goes on; None: it begins.
         turned: epochs after which patience had run out; None: it has not.
+        stopped: whether who is told of epochs and steps has ended the fit.
     """
 
-    def __init__(self, splits: Splits, config: FitConfig, on_epoch: OnEpoch, keeper: Keeper):
+    def __init__(
+        self, splits: Splits, config: FitConfig, on_epoch: OnEpoch, keeper: Keeper, on_step: OnStep | None = None
+    ):
         assert config.batch_size
         self.splits, self.config, self.on_epoch, self.keeper = splits, config, on_epoch, keeper
+        self.on_step, self.stopped = on_step, False
         self.world, generator = keeper.world, torch.Generator().manual_seed(config.seed)
         augment = AUGMENTATIONS.get(config.augment)
         self.feed = Feed(splits.train, config.batch_size, generator, config.device, augment, self.world)
@@ -96,6 +101,13 @@ class Progress:
         }
         return Snapshot(phase, tensors | feed | random_states(), numbers)
 
+    def tell(self, phase: str, step: int, noted: Tensor | None = None) -> bool:
+        """Tell of a step; returns whether the fit ends here."""
+        if self.on_step is not None:
+            ends = self.on_step(Iteration(phase, len(self.history) + 1, step, noted)) is True
+            self.stopped = self.stopped or self.world.any(ends)[0]
+        return self.stopped
+
     def go_on(self, snapshot: Snapshot) -> None:
         """Put shuffling and noise where the snapshot was taken."""
         with restoring(self.keeper):
@@ -143,11 +155,14 @@ class Progress:
         def after_epoch(epoch: int, step: int) -> bool:
             self.world.average_statistics_(net)
             self.note(net, Epoch(phase="point", step=step))
-            return self.config.prior != "none" or not self.over(None)  # pretraining runs to its end
+            pretraining = self.config.prior != "none"  # patience lets it run to its end
+            return not (self.stopped if pretraining else self.over(None))
 
-        def then_keep(step: int, optimizer: torch.optim.Optimizer) -> None:
+        def then_keep(step: int, optimizer: torch.optim.Optimizer) -> bool:
             after_step(step, optimizer)
+            ends = self.tell("point", step)
             self.keep("point", lambda: self._point_tensors(net, optimizer), step)
+            return ends
 
         plan = replace(plan, loss=self.point_loss, cooldown=self.cooldown)
 
@@ -164,7 +179,12 @@ class Progress:
         return 1 - since / self.config.patience
 
     def over(self, kl_weight: float | None) -> bool:
-        """Whether training ends after this epoch: patience has run out, and the rates, if they fall, have fallen."""
+        """Whether training ends after this epoch: patience has run out, and the rates, if they fall, have fallen.
+
+        Or who is told of it has ended it.
+        """
+        if self.stopped:
+            return True
         if self.turned is None and self._out_of_patience(kl_weight):
             self.turned = len(self.history)
         if self.turned is None:
@@ -191,7 +211,8 @@ class Progress:
             **values,
         )
         self.history.append(complete)
-        self.on_epoch(complete)
+        ends = self.on_epoch(complete) is True
+        self.stopped = self.stopped or self.world.any(ends)[0]
 
     def _point_tensors(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         self.world.average_statistics_(net)

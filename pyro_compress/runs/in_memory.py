@@ -1,0 +1,294 @@
+"""A fit and its compression in memory: what `fit` and `compress` do on the command line, for Python programs.
+
+Everything here can be written with the parts as well: `splits_from`, `resolve`, `fit_posterior`, `extract`, `compress`,
+`save`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import html
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from pyro_compress.atomic import write_atomically
+from pyro_compress.compression.pipeline import Report, compress_run, load
+from pyro_compress.compression.recipe import FineTune
+from pyro_compress.compression.target import Goal, Watch
+from pyro_compress.compression.tuned import Tuning
+from pyro_compress.data.sources import batch_size_of, splits_from
+from pyro_compress.doubts import gathered, keep
+from pyro_compress.graph.network import Network
+from pyro_compress.places import check_file
+from pyro_compress.runs.config import check_ranges, never_shrinks, resolve
+from pyro_compress.runs.run import initial_net
+from pyro_compress.settings import FitConfig, tupled
+from pyro_compress.training.callbacks import Callbacks
+from pyro_compress.training.history import Epoch
+from pyro_compress.training.settled import unsettled
+from pyro_compress.types import Posterior, Splits
+
+if TYPE_CHECKING:
+    from pyro_compress.bayes.model import Fit
+
+
+@dataclass(frozen=True, repr=False)
+class Compression:
+    """A compressed network that lies in memory, as the file's bytes.
+
+    Attributes:
+        data: what the file holds.
+        report: what compression did, and what it cost.
+    """
+
+    data: bytes = field(repr=False)
+    report: Report
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return len(self.data)
+
+    def save(self, path: str | Path, force: bool = False) -> Path:
+        """Write the `.pcn` file.
+
+        Raises:
+            ValueError: something else lies there, or `force` is not given.
+            OSError: it cannot be written.
+        """
+        check_file(Path(path), "pcn", force)
+        write_atomically(Path(path), self.data)
+        return Path(path)
+
+    def module(self) -> Network:
+        """The network, as `load` would read it from the file."""
+        with tempfile.TemporaryDirectory() as folder:
+            write_atomically(path := Path(folder) / "network.pcn", self.data)
+            return load(path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return self.report.as_dict()
+
+    def __repr__(self) -> str:
+        """Size, ratio, scores."""
+        return "Compression: " + "; ".join(f"{name} {value}" for name, value in self._rows())
+
+    def _repr_html_(self) -> str:
+        return _table("Compression", self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        told = self.report
+        rows = [
+            ("file", f"{self.bytes:,} bytes, {told.ratio:.1f}× smaller than float32"),
+            ("values kept", f"{told.parameters_kept:,} of {told.parameters_total:,}"),
+        ]
+        for split in ("validation", "test"):
+            cells = [next(iter(getattr(told, f"{split}_{when}").cells.items())) for when in ("before", "after")]
+            rows.append((f"{split} {cells[0][0]}", f"{cells[0][1]} -> {cells[1][1]}"))
+        return rows + [("warning", text) for text in told.warnings]
+
+
+@dataclass(frozen=True, repr=False)
+class Fitted:
+    """What `fit` returns.
+
+    Attributes:
+        posterior: moments of every weight: what compression takes.
+        history: one entry per epoch.
+        config: everything that determined it, resolved.
+        splits: its data.
+        fit: model and guide, still in Pyro; None with prior `none`.
+        doubts: what is doubtful of it, in words.
+    """
+
+    posterior: Posterior
+    history: tuple[Epoch, ...]
+    config: FitConfig
+    splits: Splits
+    fit: Fit | None = None
+    doubts: tuple[str, ...] = ()
+
+    def compress(
+        self, goal: Goal | None = None, how: Any = None, callbacks: Iterable[Any] = (), finetune: int = 0,
+        **options: Any,
+    ) -> Compression:  # fmt: skip
+        """Prune, round and shrink it, as `pyro-compress compress` does.
+
+        Args:
+            goal: what to reach; by default the smallest file that costs half a point of accuracy.
+            how: `Rounding`, `Compensation` or `Tuning`; None: pruned by the posterior, rounded to the nearest.
+            callbacks: told of every candidate.
+            finetune: epochs of fine-tuning as integers; 0: none.
+            **options: fields of `Goal`: `tolerance`, `sparsity`, `target_error`, `max_bytes`, ...
+
+        Raises:
+            ValueError: what `compress` refuses, an unknown option.
+        """
+        _check_names(options, [one.name for one in fields(Goal)], "of a goal")
+        goal = replace(goal or Goal(), **options)
+        how = Tuning(FineTune(epochs=finetune)) if finetune and how is None else how
+        told = Callbacks(callbacks)
+        watch = Watch(
+            trial=told.on_search,
+            candidate=told.candidates,
+            epoch=lambda epoch, epochs, kept: told.on_search(epoch, epochs),
+        )
+        with told.running("compress"), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "network.pcn"
+            report = compress_run(self.posterior, self.splits, path, goal, how, self.config.device, watch)
+            return Compression(path.read_bytes(), report)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: configuration, history, sizes of the splits, doubts."""
+        return {
+            "config": {name: value for name, value in asdict(self.config).items() if value is not None},
+            "history": [epoch.as_dict() for epoch in self.history],
+            "splits": self.splits.sizes,
+            "doubts": list(self.doubts),
+        }
+
+    def to_arviz(self, draws: int = 200, seed: int = 0) -> Any:
+        """Draws from the posterior with their likelihoods, as ArviZ takes them.
+
+        Args:
+            draws: networks drawn.
+            seed: seeds them.
+
+        Raises:
+            ValueError: there is no posterior, or ArviZ is not installed.
+        """
+        from pyro_compress.bayes.diagnostics import Size, diagnose
+        from pyro_compress.bayes.marginals import marginals_of
+        from pyro_compress.inspection.arviz_compat import arviz, inference_data
+
+        if self.fit is None:
+            raise ValueError("a deterministic network has no posterior to draw from; fit it with a prior")
+        arviz()
+        marginals = marginals_of(self.fit.model.net, self.fit.guide, self.config)
+        found = diagnose(self.posterior, marginals, self.splits.train, Size(draws), seed)
+        return inference_data(found.groups)
+
+    def __repr__(self) -> str:
+        """What was fitted, and how well."""
+        return "Fitted: " + "; ".join(f"{name} {value}" for name, value in self._rows())
+
+    def _repr_html_(self) -> str:
+        return _table("Fitted", self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        last, config = self.history[-1], self.config
+        weights = sum(layer.mean.numel() for layer in self.posterior.layers.values())
+        score = f"RMSE {last.validation_rmse:.5g}" if last.validation_accuracy is None else ""
+        rows = [
+            ("prior", str(config.prior)),
+            ("weights", f"{weights:,} in {len(self.posterior.layers)} tensors"),
+            ("epochs", f"{last.epoch} of {config.epochs}, {last.seconds:.1f} s"),
+            (
+                "validation",
+                f"{score or f'{100 * (last.validation_accuracy or 0):.2f} %'}, {last.validation_nll_nats:.4f} nats",
+            ),
+        ]
+        return rows + [("doubt", text) for text in self.doubts]
+
+
+def fit(
+    net: nn.Module | str, train: Any, *, validation: Any = None, test: Any = None, prior: Any = "horseshoe",
+    callbacks: Iterable[Any] = (), **settings: Any,
+) -> Fitted:  # fmt: skip
+    """Fit a posterior over the weights of a network.
+
+    Args:
+        net: a plain network, which stays as it is; or a name of `NETS`.
+        train: `(x, y)` of tensors or arrays, a `Dataset`, a `DataLoader`, a dictionary of named inputs with `y`, a
+            Hugging Face `Dataset`, `Splits`, or a data set's name (`pyro_compress.data.sources`).
+        validation: the same for examples that are not trained on, or their share of `train`; None: a tenth, or more
+            where that is under 240 rows.
+        test: the same for examples that are read once, at the end; None: a fifth of `train`.
+        prior: name in `PRIORS`, `none`, or a prior of your own: a Pyro function, a `Prior`, `package.module:function`.
+        callbacks: functions of an `Epoch`, or `Callback`s; one that returns True ends the fit, whose result is used.
+        **settings: fields of `FitConfig`: `epochs`, `seed`, `batch_size`, `lr`, `task`, `keep`, ...
+
+    Raises:
+        ValueError: unknown settings, data that are none, what `fit_posterior` refuses.
+        Diverged: the loss is not finite.
+
+    Example:
+        >>> import pyro_compress as pc
+        >>> fitted = pc.fit("mlp", "digits", hidden=(20,), epochs=2)
+        >>> fitted.posterior.layers["1.weight"].std.shape
+        torch.Size([20, 64])
+    """
+    known = [one.name for one in fields(FitConfig)]
+    _check_names(settings, known, "of a fit")
+    config = FitConfig(prior=_prior_name(prior), **tupled(settings))
+    reading = config.reading
+    task, share = settings.get("task", ""), config.validation if validation is None else validation
+    splits = splits_from(train, share, test, reading, config.data_dir, task, _vocabulary(net))
+    config = replace(config, batch_size=config.batch_size or batch_size_of(train), net=_net_name(net))
+    config = config.on(splits.origin, splits.task)
+    check_ranges(config)
+    told = Callbacks(callbacks)
+    with gathered() as doubts, told.running("fit"):
+        config = resolve(config, len(splits.train))
+        module = initial_net(config, splits) if isinstance(net, str) else net
+        posterior, history, fitted = _fitted(module, splits, config, told)
+        keep(unsettled([epoch.as_dict() for epoch in history], config.kl_weight))
+        keep(never_shrinks(config))
+    return Fitted(posterior, history, config, splits, fitted, tuple(doubts))
+
+
+def _fitted(
+    net: nn.Module, splits: Splits, config: FitConfig, told: Callbacks
+) -> tuple[Posterior, tuple[Epoch, ...], Fit | None]:
+    if config.prior == "none":
+        from pyro_compress.training.baselines import fit_baseline
+
+        return *fit_baseline(net, splits, config, told.on_epoch, on_step=told.steps), None
+    from pyro_compress.bayes.extract import extract
+    from pyro_compress.bayes.fit import fit_posterior
+
+    fitted = fit_posterior(net, splits, config, told.on_epoch, on_step=told.steps)
+    return extract(fitted), fitted.history, fitted
+
+
+def _prior_name(prior: Any) -> str:
+    if isinstance(prior, str):
+        return prior
+    from pyro_compress.bayes.own_priors import bring
+
+    return bring(prior)
+
+
+def _net_name(net: nn.Module | str) -> str:
+    return net if isinstance(net, str) else type(net).__name__
+
+
+def _vocabulary(net: nn.Module | str) -> int:
+    """Rows of a network's embedding, if it has one."""
+    modules = () if isinstance(net, str) else net.modules()
+    return next((one.num_embeddings for one in modules if isinstance(one, nn.Embedding)), 0)
+
+
+def _check_names(given: Iterable[str], known: list[str], what: str) -> None:
+    """Refuse names that nothing here is called by.
+
+    Raises:
+        ValueError: as said, with what was probably meant.
+    """
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ValueError(f"no setting {what} is called {name!r}; {hint}")
+
+
+def _table(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A small table for notebooks."""
+    cells = "".join(f"<tr><th>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>" for n, v in rows)
+    return f"<table><caption>{title}</caption>{cells}</table>"
