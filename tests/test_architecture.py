@@ -171,10 +171,12 @@ SIDEWAYS = {
     ("bayes/kl", "bayes/distributions"),
     ("bayes/priors", "bayes/distributions"),
     ("bayes/priors", "bayes/kl"),
-    ("bayes/dead_units", "bayes/own_priors"),
-    ("bayes/stage", "bayes/own_priors"),
-    ("bayes/marginals", "bayes/own_priors"),
-    ("bayes/extract", "bayes/own_priors"),
+    *[("bayes/assignment", f"bayes/{room}") for room in ("own_priors", "priors")],
+    *[
+        (f"bayes/{room}", "bayes/assignment")
+        for room in ("dead_units", "extract", "guides", "layers", "marginals", "stage", "step", "tensors")
+    ],
+    ("bayes/step", "bayes/guides"),
     ("bayes/own_priors", "bayes/priors"),
     ("bayes/layers", "bayes/priors"),
     ("bayes/estimators", "bayes/layers"),
@@ -190,7 +192,6 @@ SIDEWAYS = {
     ("bayes/model", "bayes/guides"),
     ("bayes/marginals", "bayes/guides"),
     ("bayes/marginals", "bayes/layers"),
-    ("bayes/marginals", "bayes/priors"),
     ("bayes/diagnostics", "bayes/marginals"),
     ("bayes/elbo", "bayes/estimators"),
     ("bayes/elbo", "bayes/guides"),

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_compress.bayes.assignment import everywhere
 from pyro_compress.bayes.extract import extract, mean_tensors
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.layers import bayes_layers
@@ -373,7 +374,7 @@ def test_draws_of_a_shared_tensor_are_one() -> None:
     """Both uses of it see the same draw."""
     net = Words(share=True)
     graph = capture(net, (5,), kind="int64")
-    drawn = with_tensors(copy.deepcopy(net), PRIORS["gaussian"], "weight", drawable(net, graph, []), ())
+    drawn = with_tensors(copy.deepcopy(net), everywhere(PRIORS["gaussian"]), "weight", drawable(net, graph, []), ())
     with torch.no_grad():
         drawn(torch.zeros(2, 5, dtype=torch.int64))
     assert torch.equal(drawn.embed.weight, drawn.last.weight)

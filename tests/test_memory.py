@@ -14,6 +14,7 @@ from torch import nn
 import pyro_compress as pc
 from pyro_compress import machine
 from pyro_compress.bayes import marginals
+from pyro_compress.bayes.assignment import everywhere
 from pyro_compress.bayes.marginals import (
     Marginals,
     Sites,
@@ -97,7 +98,7 @@ def test_prior_draws_in_parts(prior: str, monkeypatch: pytest.MonkeyPatch) -> No
     start = PRIORS[prior].start(shape, torch.randn(20, 16), 0.1)
     families = {site: one.family for site, one in start.items()}
     whole = Marginals(
-        Sites(families, {n: (one.loc, one.scale) for n, one in start.items()}), {"a": shape}, PRIORS[prior]
+        Sites(families, {n: (one.loc, one.scale) for n, one in start.items()}), {"a": shape}, everywhere(PRIORS[prior])
     )
     found = []
     for most in (1 << 18, 64):
@@ -126,7 +127,7 @@ def test_draws_in_parts(prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for most in (1 << 18, 64):
         monkeypatch.setattr(marginals, "DRAWN", most)
         torch.manual_seed(0)
-        whole = Marginals(sites, {"a": shape}, PRIORS[prior])
+        whole = Marginals(sites, {"a": shape}, everywhere(PRIORS[prior]))
         found.append((draw(whole)["a"], kl_by_tensor(whole)["a"]))
     (one, kl), (other, kl_in_parts) = found
     assert len(whole.parts("a")) == 5

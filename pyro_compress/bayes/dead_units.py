@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from pyro_compress.bayes.assignment import assigned
 from pyro_compress.bayes.extract import mean_tensors, moments
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers
 from pyro_compress.bayes.model import Likelihood
-from pyro_compress.bayes.own_priors import prior_named
 from pyro_compress.bayes.stage import Chosen, Stage, first_stage
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
@@ -82,7 +82,7 @@ def masked_tensors(stage: Stage, config: FitConfig) -> dict[str, Tensor]:
     """Posterior mean of every tensor of the graph, on the CPU; a weight that scores below the threshold is zero."""
     model, guide = stage.objective.elbo.model, stage.objective.elbo.guide
     layers = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in bayes_layers(model.net)}
-    masks = kept(layers, prior_named(config.prior).criterion)
+    masks = kept(layers, assigned(config).criterion)
     tensors = _means(stage)
     return tensors | {name: torch.where(mask, tensors[name], 0.0) for name, mask in masks.items()}
 

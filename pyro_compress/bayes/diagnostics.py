@@ -222,7 +222,8 @@ class _Stored:
         self.units = _some(shape.weight[0], most)
         self.elements = _some(math.prod(shape.weight), most)
         self.gates = _some(math.prod(shape.gate), most)
-        self.grouped = marginals.prior.factors is not None
+        own = marginals.priors.of(shape.name)
+        self.grouped = own is not None and own.factors is not None
         self.layer_sites = [site for site in marginals.of(shape.name) if site.startswith(f"{shape.name}.global_")]
 
     def variables(self, drawn: TensorDraw) -> Iterator[tuple[str, Tensor]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.bayes.assignment import assigned
 from pyro_compress.bayes.guides import Guide
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Fit
-from pyro_compress.bayes.own_priors import prior_named
 from pyro_compress.bayes.priors import Prior
 from pyro_compress.graph.network import tensors_of
 from pyro_compress.types import LayerPosterior, LayerShape, Posterior
@@ -47,7 +47,7 @@ def extract(fit: Fit) -> Posterior:
         graph=fit.graph,
         layers=layers,
         dense={name: tensor.float() for name, tensor in tensors.items() if name in used and name not in layers},
-        criterion=prior_named(fit.config.prior).criterion,
+        criterion=assigned(fit.config).criterion,
         provenance=fit.config.provenance | ({} if noise is None else {"noise": noise}),
         removals=fit.removals,
     )

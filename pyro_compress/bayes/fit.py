@@ -15,7 +15,7 @@ from pyro_compress.bayes.elbo import kl_nats
 from pyro_compress.bayes.extract import mean_tensors, moments
 from pyro_compress.bayes.layers import bayes_layers, check_keep, left_out
 from pyro_compress.bayes.model import Fit, Likelihood
-from pyro_compress.bayes.stage import Stage, bayesian, chosen, first_stage
+from pyro_compress.bayes.stage import Stage, bayesian, check_assigned, chosen, first_stage
 from pyro_compress.bayes.step import Rule, Step, eager
 from pyro_compress.doubts import doubt
 from pyro_compress.graph.statistics import batch_statistics
@@ -69,6 +69,7 @@ def fit_posterior(
     check_keep(net, config.keep)
     net, graph = with_graph(net, splits)
     among = chosen(net, graph)
+    check_assigned(config, among)
     bayesian(net, config, among)  # refuses before any time is spent
     if config.batch_norm == "frozen" and not any(node.op == "batch_norm" for node in graph.nodes):
         raise ValueError("the network has no batch norm whose statistics could be frozen: leave --batch-norm out")

@@ -19,6 +19,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor, nn
 
+from pyro_compress.bayes.assignment import Assignment, Pace
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.priors import Start
 
@@ -66,6 +67,14 @@ class MeanField(nn.Module):
             {"params": [self.loc[_key(site)] for site in self.raw_sites], "lr": lr},
             {"params": [self.loc[key] for key in scales], "lr": lr_group},
             {"params": list(self.log_scale.values()), "lr": lr_scale},
+        ]
+
+    def paced(self, site: str, pace: Pace) -> list[tuple[nn.Parameter, float]]:
+        """The parameters of a site, each with the factor on its learning rate."""
+        key = _key(site)
+        return [
+            (self.loc[key], pace.lr if site in self.raw_sites else pace.lr_group),
+            (self.log_scale[key], pace.lr_scale),
         ]
 
     @property
@@ -165,18 +174,22 @@ GUIDES: dict[str, type[AutoGuide] | None] = {
 """Guides by name; None stands for `MeanField`, the others are Pyro's."""
 
 
-def starts_of(net: nn.Module, weights: dict[str, Tensor], init_scale: float | None) -> dict[str, Start]:
+def starts_of(
+    net: nn.Module, weights: dict[str, Tensor], init_scale: float | None, priors: Assignment | None = None
+) -> dict[str, Start]:
     """Where the posterior of every site starts.
 
     Args:
         net: contains the `BayesLayer`s.
         weights: tensor name -> trained weight or bias.
         init_scale: initial standard deviation of raw weights; the prior's default if None.
+        priors: whose recipes start some tensors wider than others.
     """
     starts: dict[str, Start] = {}
     for layer in bayes_layers(net):
         for shape, prior in layer.parts:
-            starts |= prior.start(shape, weights[shape.name], init_scale or prior.init_scale)
+            pace = priors.pace(shape.name).init_scale if priors else 1.0
+            starts |= prior.start(shape, weights[shape.name], init_scale * pace if init_scale else prior.init_scale)
     return starts
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
+from pyro_compress.bayes.assignment import Assignment, everywhere
 from pyro_compress.bayes.priors import Prior
 from pyro_compress.graph.checked import examples, outputs_of, trial
 from pyro_compress.graph.operations.table import is_weighted
@@ -161,9 +162,9 @@ class BayesLayer(Drawn):
 
 def bayesianize(
     net: nn.Module,
-    prior: Prior,
+    prior: Prior | Assignment,
     grouping: str | None = None,
-    bias_prior: Prior | None = None,
+    bias_prior: Prior | Assignment | None = None,
     keep: tuple[str, ...] = (),
     among: Collection[str] | None = None,
     more: bool = False,
@@ -172,7 +173,7 @@ def bayesianize(
 
     Args:
         net: any module tree; everything that is not a supported layer stays deterministic.
-        prior: a row of `PRIORS`.
+        prior: a row of `PRIORS`, or priors by pattern, of which each layer has one.
         grouping: `weight`, `input`, `output` or `filter`; the prior's own default if None. `filter` is what Louizos et
             al. 2017 (section 4) and their code do: the output channels of convolutions, the inputs of linear layers. A
             grouped convolution takes `output` for `input`: its second axis holds no channel of the input, but one of
@@ -194,9 +195,11 @@ def bayesianize(
         >>> bayes[0].shape.gate, type(bayes[2]).__name__
         ((1, 4), 'Linear')
     """
-    grouping = grouping or prior.groupings[0]
-    if grouping not in prior.groupings:
-        raise ValueError(f"grouping {grouping!r} is not defined for this prior; allowed: {', '.join(prior.groupings)}")
+    priors, biases = (everywhere(one) if isinstance(one, Prior) else one for one in (prior, bias_prior))
+    assert priors is not None
+    grouping = grouping or priors.groupings[0]
+    if grouping not in priors.groupings:
+        raise ValueError(f"grouping {grouping!r} is not defined for this prior; allowed: {', '.join(priors.groupings)}")
     net = copy.deepcopy(net)
     modules = dict(net.named_modules(remove_duplicate=False))
     if among is None:
@@ -212,8 +215,11 @@ def bayesianize(
         module = net.get_submodule(path)
         name = _weight_of(path)
         weight = module.get_parameter("weight")
-        shape = LayerShape(name, tuple(weight.shape), _grouping_of(module, grouping))
-        layer = BayesLayer(module, shape, prior, bias_prior)
+        own = priors.of(name)
+        assert own is not None
+        shape = LayerShape(name, tuple(weight.shape), _grouping_of(module, priors.grouping(name, grouping)))
+        bias_name = f"{path}.bias" if path else "bias"
+        layer = BayesLayer(module, shape, own, biases.of(bias_name) if biases else None)
         if not path:
             return layer
         parent, _, leaf = path.rpartition(".")

@@ -22,16 +22,15 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from pyro_compress.bayes.assignment import Assignment, assigned
 from pyro_compress.bayes.guides import Guide
 from pyro_compress.bayes.layers import bayes_layers, multiplied
-from pyro_compress.bayes.own_priors import prior_named
-from pyro_compress.bayes.priors import Prior
 from pyro_compress.foreign import of_type, own_code, shown
 from pyro_compress.graph.network import Network
 from pyro_compress.runs.waist import GROUPINGS, check_tensors, read_tensors
 from pyro_compress.settings import FitConfig
 from pyro_compress.tensorfile import Given, Later, write_tensors
-from pyro_compress.types import LayerShape, Posterior, blocks, rows_of
+from pyro_compress.types import LayerShape, Posterior, WeightDraw, blocks, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +79,22 @@ class Marginals:
     Attributes:
         sites: site -> its marginal, one independent value per element, in double precision.
         shapes: tensor name -> shape and grouping, weights and random biases, in network order.
-        prior: the prior they were fitted under.
+        priors: what they were fitted under.
     """
 
     sites: Sites
     shapes: dict[str, LayerShape]
-    prior: Prior
+    priors: Assignment
+
+    def draw_prior(self, shape: LayerShape) -> WeightDraw:
+        """Run the prior of a tensor.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if (prior := self.priors.of(shape.name)) is None:
+            raise ValueError(f"{shape.name} matches none of the priors' patterns")
+        return prior.draw(shape)
 
     def of(self, name: str) -> list[str]:
         """Sites that make up one tensor."""
@@ -170,8 +179,7 @@ def marginals_of(net: nn.Module, guide: Guide, config: FitConfig) -> Marginals:
     found = {site: guide.marginal(site) for site in guide.families}
     parameters = {site: (q.loc.detach().cpu(), q.scale.detach().cpu()) for site, q in found.items()}
     shapes = {shape.name: shape for layer in bayes_layers(net) for shape, _ in layer.parts}
-    prior = prior_named(config.prior).with_options(config.prior_options)
-    return Marginals(Sites(dict(guide.families), parameters), shapes, prior)
+    return Marginals(Sites(dict(guide.families), parameters), shapes, assigned(config))
 
 
 def read_marginals(path: Path, config: FitConfig, posterior: Posterior) -> Marginals:
@@ -194,7 +202,7 @@ def read_marginals(path: Path, config: FitConfig, posterior: Posterior) -> Margi
             "%s names code, which is now imported and run: %s (--no-code refuses it)", path.parent, shown(config.prior)
         )
     try:
-        prior = prior_named(config.prior)
+        assigned(replace(config, prior_options={}))
     except ValueError as error:
         raise ValueError(f"{path.parent}: {error}") from error
     try:
@@ -207,7 +215,7 @@ def read_marginals(path: Path, config: FitConfig, posterior: Posterior) -> Margi
             name: _shape(name, given, posterior)
             for name, given in of_type(told.get("shapes"), dict[str, list[Any]], "shapes").items()
         }
-        found = Marginals(sites, shapes, prior.with_options(config.prior_options))
+        found = Marginals(sites, shapes, assigned(config))
         _check_sites(found)
     except ValueError as error:
         raise ValueError(f"{path} holds no marginals of this program: {error}") from error
@@ -259,7 +267,7 @@ def _check_sites(marginals: Marginals) -> None:
     """Hold every tensor's sites against those that its prior has."""
     with pyro.validation_enabled(False), _SitesOf() as known:
         for shape in marginals.shapes.values():
-            marginals.prior.draw(shape)
+            marginals.draw_prior(shape)
     if wrong := sorted(known.shapes.keys() ^ marginals.sites.keys()):
         raise ValueError(f"site {shown(wrong[0])} is missing, or none of the prior's")
     for site in marginals.sites:
@@ -355,7 +363,7 @@ def _unexpanded(tensor: Tensor) -> Tensor:
 
 def _prior_trace(marginals: Marginals, shape: LayerShape, values: dict[str, Tensor]) -> tuple[Any, pyro.poutine.Trace]:
     """Run the prior of one tensor on given values of its sites."""
-    conditioned = pyro.poutine.trace(pyro.poutine.condition(marginals.prior.draw, values))
+    conditioned = pyro.poutine.trace(pyro.poutine.condition(marginals.draw_prior, values))
     with pyro.validation_enabled(False):
         return conditioned(shape), conditioned.trace
 

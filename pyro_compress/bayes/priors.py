@@ -81,13 +81,18 @@ class Prior:
         factors = self.factors(name, marginal)
         return functools.reduce(_product, factors)
 
+    @property
+    def options(self) -> list[str]:
+        """Names of its options."""
+        return [key for key in inspect.signature(self.draw).parameters if key != "shape"]
+
     def with_options(self, options: dict[str, float]) -> Prior:
         """The same prior with options bound.
 
         Raises:
             ValueError: an option that the prior does not have, or a value it refuses.
         """
-        allowed = [key for key in inspect.signature(self.draw).parameters if key != "shape"]
+        allowed = self.options
         if unknown := sorted(set(options) - set(allowed)):
             raise ValueError(f"unknown prior option {', '.join(unknown)}; allowed: {', '.join(allowed) or 'none'}")
         if bad := sorted(key for key, value in options.items() if not (value > 0 and math.isfinite(value))):

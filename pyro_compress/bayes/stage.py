@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from pyro_compress.bayes.assignment import Assignment, assigned
 from pyro_compress.bayes.elbo import Objective, build_objective
 from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize, plain_weights
 from pyro_compress.bayes.model import Likelihood, Model
-from pyro_compress.bayes.own_priors import prior_named
 from pyro_compress.bayes.step import State, Tuned, tuned_parameters
 from pyro_compress.bayes.tensors import drawable, with_tensors
 from pyro_compress.graph.ir import first_weights
@@ -68,10 +69,23 @@ def bayesian(net: nn.Module, config: FitConfig, among: Chosen) -> nn.Module:
     Raises:
         ValueError: what `bayesianize` refuses.
     """
-    prior = prior_named(config.prior).with_options(config.prior_options)
-    bias_prior = None if config.bias_prior == "none" else prior
-    layered = bayesianize(net, prior, config.grouping, bias_prior, config.keep, among.layers, bool(among.tensors))
-    return with_tensors(layered, prior, config.grouping or prior.groupings[0], among.tensors, config.keep)
+    priors = assigned(config)
+    grouping = config.grouping or priors.groupings[0]
+    chosen = [name for name in among.layers if priors.of(name)]
+    biases = None if config.bias_prior == "none" else priors
+    tensors = [name for name in among.tensors if priors.of(name)]
+    layered = bayesianize(net, priors, grouping, biases, config.keep, chosen, bool(tensors))
+    return with_tensors(layered, priors, grouping, tensors, config.keep)
+
+
+def check_assigned(config: FitConfig, among: Chosen) -> None:
+    """Refuse patterns of priors that leave out a tensor, or that no tensor has.
+
+    Raises:
+        ValueError: as said.
+    """
+    names = [*among.layers, *among.tensors]
+    assigned(config).check(n for n in names if not any(fnmatchcase(n.rpartition(".")[0], k) for k in config.keep))
 
 
 def first_stage(
@@ -92,13 +106,22 @@ def first_stage(
     bayes_net = bayesian(net, config, among)
     model = Model(bayes_net, likelihood).to(config.device)
     weights: dict[str, Tensor] = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    starts = starts_of(bayes_net, weights, config.init_scale)
-    bounds = dict.fromkeys(first_weights(graph), config.max_scale) if config.max_scale else {}
+    priors = assigned(config)
+    starts = starts_of(bayes_net, weights, config.init_scale, priors)
+    bounds = {name: bound for name in first_weights(graph) if (bound := _bound(config, priors, name))}
     guide = build_guide(config.guide, model, starts, bounds, example)
     assert config.estimator
     assert config.lr
     assert config.lr_scale
     assert config.lr_group
     objective = build_objective(model, guide, config.estimator, config.samples, config.precision)
-    tuned = tuned_parameters(objective, config.lr, config.lr_scale, config.lr_group)
+    tuned = tuned_parameters(objective, config.lr, config.lr_scale, config.lr_group, priors)
     return Stage(graph, net, objective, tuned, State.of(objective, tuned))
+
+
+def _bound(config: FitConfig, priors: Assignment, name: str) -> float:
+    """Upper bound on a tensor's raw standard deviations; 0: there is none."""
+    if config.max_scale is not None:
+        return config.max_scale
+    own = priors.of(name)
+    return own.max_scale if own else 0.0

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.bayes.assignment import Assignment
 from pyro_compress.bayes.elbo import Objective
+from pyro_compress.bayes.guides import MeanField
 from pyro_compress.bayes.model import LOG_NOISE_BOUNDS
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -109,10 +111,24 @@ class State:
         self.count = count
 
 
-def tuned_parameters(objective: Objective, lr: float, lr_scale: float, lr_group: float) -> list[Tuned]:
-    """Every parameter of model and guide, each once, with its rate and bounds."""
+def tuned_parameters(
+    objective: Objective, lr: float, lr_scale: float, lr_group: float, priors: Assignment | None = None
+) -> list[Tuned]:
+    """Every parameter of model and guide, each once, with its rate and bounds.
+
+    Args:
+        objective: model and guide.
+        lr: learning rate of raw weights and of everything deterministic.
+        lr_scale: of log-scales.
+        lr_group: of group scales.
+        priors: whose recipes move some tensors faster than others; None: all move alike.
+    """
     guide = objective.elbo.guide
     rates = {id(p): group["lr"] for group in guide.groups(lr, lr_scale, lr_group) for p in group["params"]}
+    if priors is not None and isinstance(guide, MeanField):
+        for site in guide.families:
+            for parameter, pace in guide.paced(site, priors.pace(site.rpartition(".")[0])):
+                rates[id(parameter)] *= pace
     bounds = {id(p): pair for p, pair in guide.bounds()}
     if (log_noise := objective.elbo.model.likelihood.log_noise) is not None:
         rates[id(log_noise)], bounds[id(log_noise)] = lr_scale, LOG_NOISE_BOUNDS

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_compress.bayes.assignment import Assignment
 from pyro_compress.bayes.layers import Drawn
 from pyro_compress.bayes.layers import multiplied as weight_of
 from pyro_compress.bayes.priors import Prior
@@ -69,13 +70,13 @@ def drawable(net: nn.Module, graph: Graph, plain: Collection[str]) -> list[str]:
 
 
 def with_tensors(
-    net: nn.Module, prior: Prior, grouping: str, names: Collection[str], keep: tuple[str, ...]
+    net: nn.Module, priors: Assignment, grouping: str, names: Collection[str], keep: tuple[str, ...]
 ) -> nn.Module:
     """A network some of whose tensors are drawn before it runs; it is changed.
 
     Args:
         net: the network.
-        prior: of the tensors.
+        priors: of the tensors.
         grouping: as for `bayesianize`; of an embedding scales are shared by a row, which belongs to a word, and a
             tensor of another number of dimensions than two has none.
         names: of the tensors.
@@ -91,7 +92,10 @@ def with_tensors(
         same = [other for other, one in parameters.items() if one is weight]
         places = [(net.get_submodule(other.rpartition(".")[0]), other.rpartition(".")[2]) for other in same]
         embeds = any(isinstance(module, nn.Embedding) for module, _ in places)
-        shape = LayerShape(name, tuple(weight.shape), _grouping_of(grouping, weight, embeds, prior))
+        prior = priors.of(name)
+        assert prior is not None
+        own = priors.grouping(name, grouping)
+        shape = LayerShape(name, tuple(weight.shape), _grouping_of(own, weight, embeds, prior))
         drawn.append(BayesTensor(shape, prior, places))
         drawn[-1].aliases = tuple(same)
     if not drawn:

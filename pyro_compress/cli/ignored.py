@@ -85,9 +85,9 @@ def _no_folder(values: Values) -> bool:
 def _without_scales(values: Values) -> bool:
     if values["lr_group"] is None or values["prior"] == "none":
         return False
-    from pyro_compress.bayes.own_priors import prior_named
+    from pyro_compress.bayes.assignment import assignment_of
 
-    return prior_named(values["prior"]).factors is None
+    return not assignment_of(values["prior"]).scaled
 
 
 BY_NAME = f"goes with a data set by name: {', '.join(DATASETS)}"

@@ -119,9 +119,11 @@ def _arrays(found: dict[str, Examples], reading: Reading) -> Arrays:
         labels = y if reading.task == "classification" else None
         held_in, held_out = drawn(np.arange(len(y)), TEST_SHARE, labels, "test split")
         parts |= {"train": (x[held_in], y[held_in]), "test": (x[held_out], y[held_out])}
-    x, y = parts.get("validation", (None, None))
-    classes = found["train"].classes
-    return Arrays(*parts["train"], *parts["test"], classes, x_validation=x, y_validation=y, inputs=inputs)
+    arrays = Arrays(*parts["train"], *parts["test"], found["train"].classes, inputs=inputs)
+    if "validation" not in parts:
+        return arrays
+    x, y = parts["validation"]
+    return arrays._replace(x_validation=x, y_validation=y)
 
 
 def _packed(x: dict[str, Any]) -> tuple[dict[str, np.ndarray], tuple[Input, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pyro_compress.bayes.own_priors import prior_named
+from pyro_compress.bayes.assignment import assigned
 from pyro_compress.inspection.arviz_compat import HIGH
 from pyro_compress.inspection.restarts import Agreement
 from pyro_compress.inspection.summary import Inspection, LayerSummary, Sampled
@@ -22,7 +22,7 @@ def readings(inspection: Inspection) -> dict[str, str]:
         "leave-one-out": leave_one_out(inspection.sampled),
         "prediction": prediction(inspection),
     }
-    if not prior_named(inspection.run.config.prior).proper:
+    if not assigned(inspection.run.config).proper:
         told["prior"] = (
             f"The {inspection.run.config.prior} prior is improper: KL is counted from an arbitrary zero, bits per "
             "weight compare layers of this run and no other prior, and the exact posterior that k-hat speaks of "

@@ -49,10 +49,10 @@ def per_weight(config: FitConfig, steps: int) -> int:
     """Bytes per weight at the peak of a fit; more where every weight has scales of its own, which is not measured."""
     if config.prior == "none":
         return POINT
-    from pyro_compress.bayes.own_priors import prior_named
+    from pyro_compress.bayes.assignment import assigned
 
     known = PER_WEIGHT[mode_of(config, steps)]
-    scales_too = prior_named(config.prior).factors is not None and config.grouping == "weight"
+    scales_too = assigned(config).scaled and config.grouping == "weight"
     return known.get(config.prior, max(known.values())) * (2 if scales_too else 1)
 
 

@@ -51,10 +51,10 @@ def refuse_criterion(criterion: str, config: FitConfig) -> None:
     Raises:
         ValueError: as `pyro_compress.compression.prune.refuse_unfit`.
     """
-    from pyro_compress.bayes.own_priors import prior_named
+    from pyro_compress.bayes.assignment import assigned
 
-    prior = None if config.prior == "none" else prior_named(config.prior)
-    refuse_unfit(criterion, prior.criterion if prior else "magnitude", prior is not None and prior.factors is not None)
+    priors = None if config.prior == "none" else assigned(config)
+    refuse_unfit(criterion, priors.criterion if priors else "magnitude", priors is not None and priors.scaled)
 
 
 def resolve(config: FitConfig, examples: int) -> FitConfig:
@@ -111,15 +111,15 @@ def _resolve_baseline(config: FitConfig) -> FitConfig:
 
 
 def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
+    from pyro_compress.bayes.assignment import assigned
     from pyro_compress.bayes.estimators import ESTIMATORS
     from pyro_compress.bayes.guides import GUIDES
-    from pyro_compress.bayes.own_priors import prior_named
 
-    prior = prior_named(config.prior).with_options(config.prior_options)
-    grouping = config.grouping or prior.groupings[0]
-    if grouping not in prior.groupings:
+    priors = assigned(config)
+    prior, grouping = priors.first, config.grouping or priors.groupings[0]
+    if grouping not in priors.groupings:
         raise ValueError(
-            f"grouping {grouping!r} is not defined for prior {config.prior!r}; allowed: {', '.join(prior.groupings)}"
+            f"grouping {grouping!r} is not defined for prior {config.prior!r}; allowed: {', '.join(priors.groupings)}"
         )
     if config.dropout or config.dropout_input:
         rate = config.dropout or config.dropout_input
@@ -131,7 +131,7 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
         )
     _one_of("guide", config.guide, GUIDES)
     auto = config.guide != "mean-field"
-    estimator = config.estimator or ("weight" if auto else prior.estimator)
+    estimator = config.estimator or ("weight" if auto else priors.estimator)
     _one_of("estimator", estimator, ESTIMATORS)
     if auto and estimator != "weight":
         raise ValueError(
@@ -145,18 +145,19 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
         )
     pretrain = config.pretrain_epochs
     if pretrain is None:
-        pretrain = round(prior.pretrain * epochs)
+        pretrain = round(max(one.pretrain for one in priors.priors) * epochs)
     if pretrain >= epochs:
         raise ValueError(
             f"pretrain_epochs {pretrain} of {epochs} epochs: at least one epoch must be left for the posterior"
         )
-    warmup = prior.warmup * (epochs - pretrain) if config.kl_warmup is None else config.kl_warmup
+    warmup = max(one.warmup for one in priors.priors) * (epochs - pretrain)
+    warmup = warmup if config.kl_warmup is None else config.kl_warmup
     return replace(
         config, grouping=grouping, estimator=estimator, pretrain_epochs=pretrain, kl_warmup=float(warmup),
         lr=config.lr or prior.lr,
         lr_scale=config.lr_scale or prior.lr_scale, lr_group=config.lr_group or prior.lr_group,
         init_scale=config.init_scale or prior.init_scale,
-        max_scale=prior.max_scale if config.max_scale is None else config.max_scale,
+        max_scale=priors.max_scale if config.max_scale is None else config.max_scale,
     )  # fmt: skip
 
 

@@ -210,7 +210,8 @@ def fit(
         validation: the same for examples that are not trained on, or their share of `train`; None: a tenth, or more
             where that is under 240 rows.
         test: the same for examples that are read once, at the end; None: a fifth of `train`.
-        prior: name in `PRIORS`, `none`, or a prior of your own: a Pyro function, a `Prior`, `package.module:function`.
+        prior: name in `PRIORS`, `none`, or a prior of your own: a Pyro function, a `Prior`, `package.module:function`;
+            or a dictionary of these by pattern of the tensors' names, `{"conv*": "horseshoe", "fc*": "log-uniform"}`.
         callbacks: functions of an `Epoch`, or `Callback`s; one that returns True ends the fit, whose result is used.
         **settings: fields of `FitConfig`: `epochs`, `seed`, `batch_size`, `lr`, `task`, `keep`, ...
 
@@ -226,7 +227,7 @@ def fit(
     """
     known = [one.name for one in fields(FitConfig)]
     _check_names(settings, known, "of a fit")
-    config = FitConfig(prior=_prior_name(prior), **tupled(settings))
+    config = FitConfig(prior=_spelled(prior), **tupled(settings))
     reading = config.reading
     task, share = settings.get("task", ""), config.validation if validation is None else validation
     splits = splits_from(train, share, test, reading, config.data_dir, task, _vocabulary(net))
@@ -257,12 +258,13 @@ def _fitted(
     return extract(fitted), fitted.history, fitted
 
 
-def _prior_name(prior: Any) -> str:
+def _spelled(prior: Any) -> str:
+    """What a configuration calls a prior; a name needs no Pyro."""
     if isinstance(prior, str):
         return prior
-    from pyro_compress.bayes.own_priors import bring
+    from pyro_compress.bayes.assignment import spelled
 
-    return bring(prior)
+    return spelled(prior)
 
 
 def _net_name(net: nn.Module | str) -> str:

@@ -265,9 +265,9 @@ def _frames(folder: Path, config: FitConfig) -> Frames:
         raise ValueError("snapshots show what a posterior prunes; with prior 'none' there is none")
     if config.shrink_every:
         raise ValueError("snapshots show the whole network, which --shrink-every makes smaller: leave one of them out")
-    from pyro_compress.bayes.own_priors import prior_named
+    from pyro_compress.bayes.assignment import assigned
 
-    return Frames(folder / FRAMES, prior_named(config.prior).criterion, config.epochs or 1)
+    return Frames(folder / FRAMES, assigned(config).criterion, config.epochs or 1)
 
 
 def _fit(

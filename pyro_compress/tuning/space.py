@@ -92,10 +92,10 @@ def before_the_waist(prior: str) -> tuple[Parameter, ...]:
     """The space of a prior's fit: its row, or around the rates of its own recipe where it has none."""
     if prior in BEFORE:
         return BEFORE[prior]
-    from pyro_compress.bayes.own_priors import prior_named
+    from pyro_compress.bayes.assignment import assignment_of
 
-    recipe = prior_named(prior)
-    names = ["lr", "lr_scale", *(["lr_group"] if recipe.factors else [])]
+    priors = assignment_of(prior)
+    recipe, names = priors.first, ["lr", "lr_scale", *(["lr_group"] if priors.scaled else [])]
     return (_log("kl_weight", 0.3, 3.0), *(_log(n, getattr(recipe, n) / 3, getattr(recipe, n) * 3) for n in names))
 
 
