@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pyro_compress.compression.pipeline import load as load
     from pyro_compress.compression.pipeline import save as save
     from pyro_compress.compression.search import compress as compress
-    from pyro_compress.compression.target import Goal as Goal
     from pyro_compress.data.sources import splits_from as splits_from
     from pyro_compress.data.splits import load_splits as load_splits
     from pyro_compress.graph.capture import capture as capture
@@ -38,7 +37,10 @@ if TYPE_CHECKING:
     from pyro_compress.runs.in_memory import fit as fit
     from pyro_compress.runs.info import info as info
     from pyro_compress.runs.prediction import predict as predict
+    from pyro_compress.settings import CompressConfig as CompressConfig
+    from pyro_compress.settings import FineTune as FineTune
     from pyro_compress.settings import FitConfig as FitConfig
+    from pyro_compress.settings import Goal as Goal
     from pyro_compress.training.callbacks import Callback as Callback
     from pyro_compress.training.display import ProgressBar as ProgressBar
     from pyro_compress.types import Data as Data
@@ -47,8 +49,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "Callback": "training.callbacks",
     "Data": "types",
+    "CompressConfig": "settings",
+    "FineTune": "settings",
     "FitConfig": "settings",
-    "Goal": "compression.target",
+    "Goal": "settings",
     "PRIORS": "bayes.priors",
     "ProgressBar": "training.display",
     "Splits": "types",

@@ -7,6 +7,7 @@ spreadsheet. Whoever reads such a file goes through this module first; behind it
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import json
 import math
@@ -14,7 +15,7 @@ import re
 import stat
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -114,7 +115,7 @@ def typed(values: Mapping[str, Any], of: type, where: str) -> None:
     hints = _hints(of)
     for name, value in values.items():
         if name in hints and not fits(value, hints[name]):
-            raise ValueError(f"{where}: {name} {shown(value)}: give {_wanted(hints[name])}")
+            raise ValueError(f"{where}: {name} {shown(value)}: give {wanted(hints[name])}")
 
 
 Record = TypeVar("Record")
@@ -142,7 +143,7 @@ def of_type(value: Any, hint: Any, where: str) -> Any:
         ValueError: it is not.
     """
     if not fits(value, hint):
-        raise ValueError(f"{where} {shown(value)}: give {_wanted(hint)}")
+        raise ValueError(f"{where} {shown(value)}: give {wanted(hint)}")
     return value
 
 
@@ -177,15 +178,36 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _wanted(hint: Any) -> str:
+def wanted(hint: Any) -> str:
+    """What to give where a type is asked for, in words."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_wanted(one) for one in inner if one is not types.NoneType)
+        return " or ".join(wanted(one) for one in inner if one is not types.NoneType)
     if origin in (list, tuple):
-        return f"a list, each of them {_wanted(inner[0])}"
+        return f"a list, each of them {wanted(inner[0])}"
     if origin is dict:
-        return f"a table, each value {_wanted(inner[1])}"
+        return f"a table, each value {wanted(inner[1])}"
     return _PLAIN.get(hint, "something else")
+
+
+def unknown(what: str, given: Any, allowed: Iterable[str], others: str = "") -> ValueError:
+    """The error that a name is none of those allowed, with the one that was probably meant.
+
+    Args:
+        what: what the name is of: `prior`.
+        given: the name.
+        allowed: names.
+        others: what else is allowed, in words.
+    """
+    known = list(allowed)
+    listed = f"{', '.join(known)}{', ' * bool(known and others)}{others}"
+    return ValueError(f"unknown {what} {shown(given)}; allowed: {listed or 'none'}{meant(given, known)}")
+
+
+def meant(given: Any, allowed: Iterable[str]) -> str:
+    """A question after a name that is none of those allowed: whether it was another one; empty if none is near."""
+    near = difflib.get_close_matches(str(given), list(allowed), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def name_shown(text: str) -> str:

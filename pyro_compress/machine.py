@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from pyro_compress.foreign import unknown
+
 FORCE = "PYRO_COMPRESS_IGNORE_MEMORY"
 """Environment variable that lets a command begin whose estimate is too large."""
 GIB = 1 << 30
@@ -31,7 +33,7 @@ def prepare(device: str = "auto", threads: int = 0, deterministic: bool = False)
         ValueError: another device, or CUDA asked for and absent.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"unknown device {device!r}; allowed: auto, cpu, cuda")
+        raise unknown("device", device, ("auto", "cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but torch finds no CUDA device; use --device cpu or auto")
     if threads:

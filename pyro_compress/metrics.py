@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_compress.data.tasks import IGNORED, SMALLEST_NOISE, TASKS, position_nats
+from pyro_compress.foreign import unknown
 from pyro_compress.scores import LabelScores, PositionScores, Quality, RegressionScores, Scores, TextScores
 from pyro_compress.types import Data, Quantity, Splits
 
@@ -47,7 +48,7 @@ def examples_of(splits: Splits, split: str) -> Data:
         ValueError: there is no such split.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
+        raise unknown("split", split, SPLITS)
     data: Data = getattr(splits, split)
     return data
 

@@ -24,9 +24,8 @@ from pyro_compress.atomic import write_atomically
 from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.fixed_point import EXPONENT_AND_SIGN, FLOAT32, fixed_point
-from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.search import compress, prune
-from pyro_compress.compression.target import Goal, target_of
+from pyro_compress.compression.target import target_of
 from pyro_compress.compression.tuned import Teacher, Tuning, compress_finetuned
 from pyro_compress.graph.network import Network
 from pyro_compress.machine import prepare
@@ -34,7 +33,7 @@ from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.runs.run import fit_run
-from pyro_compress.settings import FitConfig
+from pyro_compress.settings import FineTune, FitConfig, Goal
 from pyro_compress.studies.tables import spread
 from pyro_compress.types import Compressed, Splits
 

@@ -19,12 +19,11 @@ from pathlib import Path
 from pyro_compress.atomic import write_atomically
 from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.pipeline import compress_run
-from pyro_compress.compression.target import Goal
 from pyro_compress.deploy.bench import bench_files
 from pyro_compress.deploy.export import Members, Request, export
 from pyro_compress.deploy.measured import Bench, Cell, Row
 from pyro_compress.runs.run import fit_run
-from pyro_compress.settings import FitConfig
+from pyro_compress.settings import FitConfig, Goal
 
 EXPORTS = {
     "model.onnx": {},

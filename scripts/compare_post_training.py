@@ -41,13 +41,14 @@ from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.candidates import origin_of
 from pyro_compress.compression.compensated import Compensation
 from pyro_compress.compression.pipeline import compress_run, load
-from pyro_compress.compression.target import Goal, Target, target_of
+from pyro_compress.compression.target import Target, target_of
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.onnx_files import load_onnx, write_int8
 from pyro_compress.graph.network import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate
 from pyro_compress.runs.post_training import Trained
+from pyro_compress.settings import Goal
 from pyro_compress.types import Compressed
 
 HALVINGS = 8

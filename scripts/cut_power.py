@@ -47,11 +47,11 @@ def work(place: Path, reports: Path) -> None:
     """Run commands as long as the process that began this lives, and note after each what it wrote."""
     from pyro_compress.compression.curve import write_curve
     from pyro_compress.compression.pipeline import compress_run
-    from pyro_compress.compression.target import Goal, Trial
+    from pyro_compress.compression.target import Trial
     from pyro_compress.deploy.export import export
     from pyro_compress.machine import prepare
     from pyro_compress.runs.run import Keeping, fit_run
-    from pyro_compress.settings import FitConfig
+    from pyro_compress.settings import FitConfig, Goal
     from pyro_compress.studies.compare import compare_file
 
     prepare("cpu", 1)

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from pyro_compress.atomic import write_atomically
 from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.pipeline import compress_run
-from pyro_compress.compression.target import Goal
 from pyro_compress.runs.folder import load_run
+from pyro_compress.settings import Goal
 from pyro_compress.studies.compare import compare_file
 from pyro_compress.studies.figures import accuracy_against_bytes, new_figure, save
 from pyro_compress.studies.results import read_results

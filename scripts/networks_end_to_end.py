@@ -53,11 +53,10 @@ def peak_mib() -> float:
 def end_to_end(name: str, options: argparse.Namespace, folder: Path) -> dict:
     """One network: fit, compress, decode, export, verify."""
     from pyro_compress.compression.pipeline import compress_run
-    from pyro_compress.compression.target import Goal
     from pyro_compress.deploy.export import export
     from pyro_compress.pcn import file
     from pyro_compress.runs.run import fit_run
-    from pyro_compress.settings import FitConfig
+    from pyro_compress.settings import FitConfig, Goal
     from pyro_compress.training.feed import batch_count
     from pyro_compress.training.history import Epoch
 

@@ -24,11 +24,10 @@ from pyro_compress.atomic import write_atomically
 from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.compensated import Compensation
 from pyro_compress.compression.pipeline import compress_run
-from pyro_compress.compression.target import Goal
 from pyro_compress.machine import prepare
 from pyro_compress.networks.nets import build_net
 from pyro_compress.runs.post_training import Trained, load_trained
-from pyro_compress.settings import FitConfig
+from pyro_compress.settings import FitConfig, Goal
 
 
 @dataclass(frozen=True)

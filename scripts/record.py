@@ -24,8 +24,6 @@ from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.order import reordered
 from pyro_compress.compression.pipeline import compress_run, save
 from pyro_compress.compression.prune import kept
-from pyro_compress.compression.recipe import FineTune
-from pyro_compress.compression.target import Goal
 from pyro_compress.compression.tuned import Teacher, Tuning
 from pyro_compress.data.splits import load_splits
 from pyro_compress.machine import prepare
@@ -33,7 +31,7 @@ from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.runs.run import fit_run
-from pyro_compress.settings import FitConfig
+from pyro_compress.settings import FineTune, FitConfig, Goal
 
 RECIPE = FineTune(epochs=30, masked_epochs=1, step=0.7, noise=0.4, lr=1e-3)
 PASSES = 2000

@@ -22,7 +22,7 @@ FLOORS = [
     {"imports"},
     {
         "types",
-        "settings",
+        "settings/declared",
         "scores",
         "machine",
         "inspection/page",
@@ -33,8 +33,8 @@ FLOORS = [
         "doubts",
         "inspection/drawing",
     },
-    {"placing"},
-    {"kinds"},
+    {"placing", "settings/data"},
+    {"kinds", "settings/compress", "settings/fit"},
     {"places", "cli/values", "data/labels"},
     {"graph/operations/row"},
     {"graph/operations/fits"},
@@ -103,7 +103,7 @@ FLOORS = [
     {"compression/axes"},
     {"compression/flow"},
     {"compression/sweep"},
-    {"compression/prune", "compression/precision", "compression/shrink", "compression/rate", "compression/recipe"},
+    {"compression/prune", "compression/precision", "compression/shrink", "compression/rate"},
     {"compression/packing"},
     {
         "compression/order",

@@ -14,17 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from pyro_compress.bayes.estimators import ESTIMATORS
-from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.cli import compress as cli_compress
-from pyro_compress.cli import fit as cli_fit
 from pyro_compress.cli.main import main
-from pyro_compress.compression.prune import CRITERIA
-from pyro_compress.data.splits import DATASETS
-from pyro_compress.networks.nets import NETS
-from pyro_compress.training.live import LOGS
-from pyro_compress.training.point import OPTIMIZERS, SCHEDULES
-from pyro_compress.training.sparse import PRUNING
 
 SMALL = ["--net", "mlp", "--hidden", "30,20", "--epochs", "12", "--batch-size", "100"]
 SMALL += ["--device", "cpu", "--threads", "1"]
@@ -78,18 +68,6 @@ def pcn(run: Path) -> Path:
     out = run.parent / "a.pcn"
     ok("compress", run, "--out", out)
     return out
-
-
-def test_registries_are_read_off_the_source() -> None:
-    assert tuple(PRIORS) == cli_fit.PRIORS
-    assert tuple(ESTIMATORS) == cli_fit.ESTIMATORS
-    assert tuple(CRITERIA) == cli_compress.CRITERIA
-    assert tuple(DATASETS) == cli_fit.DATASETS
-    assert tuple(NETS) == cli_fit.NETS
-    assert tuple(OPTIMIZERS) == cli_fit.OPTIMIZERS
-    assert tuple(SCHEDULES) == cli_fit.SCHEDULES
-    assert tuple(PRUNING) == cli_fit.PRUNING
-    assert tuple(LOGS) == cli_fit.LOGS
 
 
 def test_run_folder(run: Path) -> None:
@@ -218,8 +196,8 @@ FIT = ("fit", "--out", "out")
         ((*FIT, "--data", "mnits"), "unknown data set 'mnits'; allowed: digits, mnist"),
         ((*FIT, "--data", "mnist", "--data-dir", "nowhere"), "MNIST not found: its files belong in nowhere/MNIST/raw"),
         ((*FIT, "--data", "none.npz"), "no such file"),
-        ((*FIT, "--hidden", "10,0"), "give positive widths"),
-        ((*FIT, "--epochs", "0"), "not in the range x>=1"),
+        ((*FIT, "--hidden", "10,0"), "hidden 0: it must be positive"),
+        ((*FIT, "--epochs", "0"), "epochs 0: it must be positive"),
         ((*FIT, "--epochs", "3", "--pretrain-epochs", "3"), "at least one epoch"),
         ((*FIT, "--lr", "-1"), "lr -1.0: it must be positive"),
         ((*FIT, "--lr", "nan"), "lr nan: it must be positive"),
@@ -227,11 +205,11 @@ FIT = ("fit", "--out", "out")
         ((*FIT, "--prior", "none", "--grouping", "input"), "--grouping goes with a prior"),
         ((*FIT, "--dropout", "0.5"), "goes with --prior none"),
         ((*FIT, "--prior", "none", "--dropout", "1"), "dropout 1.0"),
-        ((*FIT, "--prior-option", "tau=1"), "unknown prior option tau; allowed: tau0"),
+        ((*FIT, "--prior-option", "tau=1"), "unknown prior option 'tau'; allowed: tau0"),
         ((*FIT, "--prior-option", "tau0"), "name=number"),
         ((*FIT, "--keep", "*"), "no layer to put a prior on"),
         ((*FIT, "--init", "nowhere.safetensors"), "nowhere.safetensors: no such file or run folder"),
-        ((*FIT, "--validation", "1.5"), "not in the range"),
+        ((*FIT, "--validation", "1.5"), "allowed are values above 0 and below 1"),
         (("fit", "--out", "/proc/nowhere/run"), "proc"),
         (("compress", "nowhere"), "does not exist"),
         (("compress", "."), "no run folder"),
@@ -252,11 +230,11 @@ def test_cuda_asked_for_and_absent(run: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--sparsity", "1.5"), "sparsity 1.5: allowed are values from 0"),
+        (("--sparsity", "1.5"), "sparsity 1.5: allowed are values from 0 and below 1"),
         (("--sparsity", "nan"), "sparsity nan"),
-        (("--tolerance", "-1"), "tolerance -1.0"),
+        (("--tolerance", "-1"), "tolerance -1.0: allowed are values from 0 and up to 1"),
         (("--nll-tolerance", "-1"), "must not be negative"),
-        (("--criterion", "size"), "'snr', 'magnitude'"),
+        (("--criterion", "mangitude"), "allowed: snr, magnitude, group-snr, group-mode; did you mean magnitude?"),
         (("--out", "nowhere/a.pcn"), "nowhere is no folder"),
     ],
 )
@@ -279,7 +257,7 @@ def test_damaged_files(pcn: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("prior = [")
     assert "no valid TOML" in refused("fit", "--config", tmp_path / "bad.toml")
     (tmp_path / "bad.toml").write_text("priour = 1")
-    assert "unknown option priour; allowed: accumulate, " in refused("fit", "--config", tmp_path / "bad.toml")
+    assert "unknown option 'priour'; allowed: accumulate, " in refused("fit", "--config", tmp_path / "bad.toml")
 
 
 def test_a_network_without_layers(tmp_path: Path) -> None:
@@ -305,7 +283,6 @@ def test_every_option_says_what_it_does(name: str) -> None:
     for option in options:
         assert option.help, option.name
         assert len(re.findall(rf"^  (?:-\w, )?{option.opts[-1]}\b(?!-)", text, re.MULTILINE)) == 1, option.name
-    assert set(command.headings) <= {name for option in options for name in option.opts}
     assert not re.search(r'INTEGER|FLOAT|\[default: ""\]', text)
 
 

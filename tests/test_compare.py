@@ -257,11 +257,11 @@ def test_ensemble_of_a_posterior_without_noise_is_its_mean(study: Path, tmp_path
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("seeds = [0, 1]", "seed = 0", "unknown key seed; allowed: name, datasets"),
+        ("seeds = [0, 1]", "seed = 0", "unknown key 'seed'; allowed: name, datasets"),
         ("seeds = [0, 1]", "seeds = []", "seeds must be a list with something in it"),
         ("sparsities = [0, 0.5]\n", "sparsities = [1.5]\n", "sparsity 1.5: allowed are values from 0"),
-        ("epochs = 3", "epoch = 3", "unknown option epoch; allowed: accumulate, "),
-        ("epochs = 3", "seed = 3", "unknown option seed"),
+        ("epochs = 3", "epoch = 3", "unknown option 'epoch'; allowed: accumulate, "),
+        ("epochs = 3", "seed = 3", "unknown option 'seed'"),
         ('name = "SGD"\n', "", "a method has no name"),
         ('name = "SGD"', 'name = "SGD"\ncriterion = "size"', "unknown criterion 'size'; allowed: snr"),
         ('prior = "spike-and-slab"', 'prior = "normal-jeffreys"\ncriterion = "group-mode"', "take group-snr"),

@@ -25,11 +25,11 @@ from pyro_compress.compression.compensation import (
     rounded_layer,
 )
 from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_of, moments, patches, sensitivities
-from pyro_compress.compression.target import Goal
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network
 from pyro_compress.networks.nets import build_net
 from pyro_compress.pcn.sections import context_bits
+from pyro_compress.settings import Goal
 from pyro_compress.types import Node
 
 CONVOLUTIONS = {
@@ -316,13 +316,14 @@ def test_the_command(digits, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_option_of_pruning_or_fine_tuning_leaves_compensation() -> None:
-    from pyro_compress.cli.sources import NETWORK, PRUNING, rounding_of
+    from pyro_compress.cli.sources import rounding_of
+    from pyro_compress.settings import CompressConfig
 
-    plain = dict.fromkeys(("rounding", *PRUNING)) | {"bit_price": ()}
-    assert rounding_of(None, NETWORK, plain) == "compensated"
-    assert rounding_of(Path("run"), NETWORK, plain) == "nearest"
-    assert rounding_of(Path("run"), NETWORK, plain | {"rounding": "compensated"}) == "compensated"
+    plain = CompressConfig()
+    assert rounding_of(None, {}, plain) == "compensated"
+    assert rounding_of(Path("run"), {}, plain) == "nearest"
+    assert rounding_of(Path("run"), {}, CompressConfig(rounding="compensated")) == "compensated"
     for asked in ({"finetune": 10}, {"sparsity": 0.5}, {"bit_price": (1.0,)}, {"criterion": "snr"}):
-        assert rounding_of(None, NETWORK, plain | asked) == "nearest"
+        assert rounding_of(None, {}, CompressConfig.of(asked)) == "nearest"
     for named in ({"how": "svi"}, {"epochs": 3}):
-        assert rounding_of(None, NETWORK | named, plain) == "nearest"
+        assert rounding_of(None, named, plain) == "nearest"

@@ -22,7 +22,6 @@ from pyro_compress.compression.finetune import finetune
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
-from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.rounding import Grid
 from pyro_compress.compression.survivors import Survivors, distilled
 from pyro_compress.compression.target import Watch
@@ -33,6 +32,7 @@ from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import context, file, runner
 from pyro_compress.pcn.layout import layouts, plain
 from pyro_compress.runs.folder import Run
+from pyro_compress.settings import FineTune
 from pyro_compress.types import Compressed, Graph, Node, Posterior, Splits
 
 
@@ -438,8 +438,8 @@ def test_a_file_within_the_tolerance_has_nothing_to_say(run: Run, tmp_path: Path
 
 def test_help_says_how_many_epochs_come_before() -> None:
     told = " ".join(CliRunner().invoke(main, ["compress", "--help"], terminal_width=100).output.split())
-    assert "Epochs before those of --finetune, on the masked weights, which are not rounded yet; default: " in told
-    assert f"not rounded yet; default: {FineTune().masked_epochs}." in told
+    assert "Epochs before those of --finetune, on the masked weights, which are not rounded yet. [default: " in told
+    assert f"not rounded yet. [default: {FineTune().masked_epochs};" in told
 
 
 @pytest.mark.parametrize(
@@ -456,12 +456,12 @@ def test_help_says_how_many_epochs_come_before() -> None:
         ),
         (["--finetune-svi"], "go with --finetune"),
         (["--sam-rho", "0.1"], "go with --finetune"),
-        (["--finetune", "1", "--sam-rho", "nan"], "sam_rho nan of fine-tuning"),
-        (["--finetune", "1", "--step", "inf"], "step inf of fine-tuning"),
-        (["--finetune", "1", "--rate", "nan"], "rate nan of fine-tuning"),
+        (["--finetune", "1", "--sam-rho", "nan"], "sam_rho nan: it must not be negative"),
+        (["--finetune", "1", "--step", "inf"], "step inf: it must be"),
+        (["--finetune", "1", "--rate", "nan"], "rate nan: it must not be negative"),
         (["--finetune", "1", "--rate", "1", "--finetune-lr", "1e30"], "choose a smaller lr than 1e+30"),
         (["--finetune", "1", "--masked-epochs", "0", "--rate", "1", "--sam-rho", "1e30"], "or sam_rho than 1e+30"),
-        (["--bit-price", "nan"], "price nan of a bit"),
+        (["--bit-price", "nan"], "bit_price nan: it must not be negative"),
     ],
 )
 def test_errors_are_one_line(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:

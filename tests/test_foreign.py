@@ -154,9 +154,9 @@ def test_searches_of_others(change: dict[str, Any], tmp_path: Path) -> None:
 def test_a_compress_table_says_neither_where_to_write_nor_anything_of_a_wrong_kind(tmp_path: Path) -> None:
     path = tmp_path / "best.toml"
     for table, told in (
-        ({"curve": "elsewhere.csv"}, "unknown option curve"),
-        ({"folder": "elsewhere"}, "unknown option folder"),
-        ({"no_code": False}, "unknown option no_code"),
+        ({"curve": "elsewhere.csv"}, "unknown option 'curve'"),
+        ({"folder": "elsewhere"}, "unknown option 'folder'"),
+        ({"no_code": False}, "unknown option 'no_code'"),
         ({"tolerance": [0.1]}, "tolerance"),
         ({"finetune_svi": [1]}, "finetune_svi"),
         ({"bit_price": 0.5}, "bit_price"),

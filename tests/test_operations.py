@@ -18,7 +18,6 @@ from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.search import compress
 from pyro_compress.compression.shrink import shrink
-from pyro_compress.compression.target import Goal
 from pyro_compress.deploy import arrays, onnx_files, torch_files
 from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.card import card
@@ -31,7 +30,7 @@ from pyro_compress.graph.rules.table import RULES, register
 from pyro_compress.pcn import file, runner
 from pyro_compress.runs.config import resolve
 from pyro_compress.scores import Scores
-from pyro_compress.settings import FitConfig
+from pyro_compress.settings import FitConfig, Goal
 from pyro_compress.types import Compressed, Splits
 
 

@@ -54,7 +54,7 @@ def test_a_function_is_a_prior_with_options() -> None:
     start = prior.start(shape, value, 0.02)
     assert torch.equal(start["1.weight.raw"].loc, value)
     assert float(start["1.weight.raw"].scale.max()) == pytest.approx(0.02)
-    with pytest.raises(ValueError, match="unknown prior option width; allowed: scale"):
+    with pytest.raises(ValueError, match="unknown prior option 'width'; allowed: scale"):
         as_prior(laplace, "laplace").with_options({"width": 1.0})
 
 

@@ -20,7 +20,6 @@ from pyro_compress.cli.main import main
 from pyro_compress.cli.sources import Source
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.rounding import Rounding
-from pyro_compress.compression.target import Goal
 from pyro_compress.graph.capture import capture
 from pyro_compress.inspection import arviz_compat
 from pyro_compress.kinds import KINDS, is_run
@@ -28,7 +27,7 @@ from pyro_compress.placing import unfinished
 from pyro_compress.runs import run as runs
 from pyro_compress.runs.folder import load_run, unfinished_config
 from pyro_compress.runs.run import Keeping, fit_run
-from pyro_compress.settings import FitConfig
+from pyro_compress.settings import FitConfig, Goal
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.checkpoint import Interrupted, Keeper, Snapshot, write
 from pyro_compress.types import Groups, Posterior, Splits

@@ -16,7 +16,6 @@ from torch import nn
 from pyro_compress.cli.main import main
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.search import compress
-from pyro_compress.compression.target import Goal
 from pyro_compress.data.splits import load_splits
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network
@@ -29,7 +28,7 @@ from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.post_training import load_trained, posterior_around
 from pyro_compress.runs.run import fit_run, initial_net
-from pyro_compress.settings import FitConfig
+from pyro_compress.settings import FitConfig, Goal
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.laplace import laplace
 from pyro_compress.types import Data, Posterior, Quantity, Splits

@@ -250,7 +250,7 @@ def test_log_uniform_has_no_draws() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"sigma": 1.0}, "unknown prior option sigma; allowed: pi, sigma1, sigma2"), ({"pi": 1.5}, "between 0 and 1"),
+    [({"sigma": 1.0}, "unknown prior option 'sigma'; allowed: pi, sigma1, sigma2"), ({"pi": 1.5}, "between 0 and 1"),
      ({"sigma1": -1.0}, "positive"), ({"sigma2": math.nan}, "positive and finite")],
 )  # fmt: skip
 def test_bad_options(options: dict[str, float], message: str) -> None:

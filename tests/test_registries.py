@@ -12,7 +12,6 @@ from pyro_compress.bayes import model, priors
 from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.guides import GUIDES
 from pyro_compress.bayes.marginals import FAMILIES
-from pyro_compress.cli.options import names_in
 from pyro_compress.compression import prune, target
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.data import augment, datasets, splits, tasks
@@ -24,7 +23,8 @@ from pyro_compress.runs.config import BASELINE_LR, resolve
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.post_training import POSTERIORS
 from pyro_compress.runs.run import fit_run
-from pyro_compress.settings import FINETUNING, FitConfig
+from pyro_compress.settings import FitConfig
+from pyro_compress.settings.declared import names_in
 from pyro_compress.training import live, point, sparse
 from pyro_compress.tuning import space, storage
 from pyro_compress.tuning.plan import point_of, read_plan
@@ -72,7 +72,6 @@ def test_side_tables_have_a_row_for_each(table: str) -> None:
 def test_tables_name_only_what_there_is() -> None:
     assert set(space.BEFORE) <= {"none", *priors.PRIORS}
     assert set(splits.PREPROCESSING) <= set(datasets.DATASETS)
-    assert set(FINETUNING) - set(space.TAUGHT) <= set(space.FINETUNED)
 
 
 @pytest.mark.parametrize("name", priors.PRIORS)

@@ -156,7 +156,7 @@ def test_columns_that_nobody_reads_are_not_counted() -> None:
 
 
 REFUSED = [
-    (("--bits", "1"), "bits 1: allowed are 2 to 15"),
+    (("--bits", "1"), "bits 1: allowed are values from 2 and up to 15"),
     (("--bits", "4,4"), "2 bit widths for 3 layers"),
     (("--bits", "8", "--finetune", "2"), "go without --finetune"),
     (("--bit-price", "0.1", "--finetune", "2"), "go without --finetune"),

@@ -23,16 +23,14 @@ from pyro_compress.bayes.noise import lift_noise
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, tuned_parameters
 from pyro_compress.cli.main import main
-from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.search import compress
-from pyro_compress.compression.target import Goal
 from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.data.npz import LABELS
 from pyro_compress.data.tasks import IGNORED, TASKS
 from pyro_compress.metrics import SCORES, evaluate, regression_scores
 from pyro_compress.runs.config import resolve
 from pyro_compress.scores import LabelScores, PositionScores, RegressionScores, TextScores
-from pyro_compress.settings import FitConfig
+from pyro_compress.settings import FineTune, FitConfig, Goal
 from pyro_compress.training.baselines import fit_baseline
 from pyro_compress.types import Data, Quantity, Splits
 

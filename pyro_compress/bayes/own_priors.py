@@ -26,7 +26,7 @@ from pyro.distributions import Distribution, LogNormal, Normal, constraints
 from torch import Tensor
 
 from pyro_compress.bayes.priors import PRIORS, Prior, Start
-from pyro_compress.foreign import own_code, shown
+from pyro_compress.foreign import own_code, shown, unknown
 from pyro_compress.imports import imported
 from pyro_compress.types import LayerShape, WeightDraw
 
@@ -55,8 +55,8 @@ def prior_named(name: str) -> Prior:
     else:
         installed = {point.name: point for point in entry_points(group=GROUP)}
         if name not in installed:
-            known = ", ".join([*PRIORS, *_brought, *installed])
-            raise ValueError(f"unknown prior {shown(name)}; allowed: {known}, none, or package.module:function")
+            known = [*PRIORS, *_brought, *installed, "none"]
+            raise unknown("prior", name, known, "or package.module:function")
         found = as_prior(installed[name].load(), name)
     _brought[name] = found
     return found

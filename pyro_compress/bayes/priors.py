@@ -19,6 +19,7 @@ from torch import Tensor
 
 import pyro_compress.bayes.kl  # noqa: F401 - registers the closed forms
 from pyro_compress.bayes.distributions import LogUniform, ScaleMixture, ScaleMixtureBound
+from pyro_compress.foreign import unknown
 from pyro_compress.types import LayerShape, WeightDraw
 
 
@@ -92,9 +93,8 @@ class Prior:
         Raises:
             ValueError: an option that the prior does not have, or a value it refuses.
         """
-        allowed = self.options
-        if unknown := sorted(set(options) - set(allowed)):
-            raise ValueError(f"unknown prior option {', '.join(unknown)}; allowed: {', '.join(allowed) or 'none'}")
+        for name in sorted(set(options) - set(self.options)):
+            raise unknown("prior option", name, self.options)
         if bad := sorted(key for key, value in options.items() if not (value > 0 and math.isfinite(value))):
             raise ValueError(f"prior option {bad[0]}={options[bad[0]]}: it must be positive and finite")
         if "pi" in options and options["pi"] >= 1:

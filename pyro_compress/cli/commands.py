@@ -13,7 +13,12 @@ import click
 
 from pyro_compress.doubts import gathered
 from pyro_compress.foreign import one_line, printable
+from pyro_compress.settings.fit import HEADINGS, RUNNING
 
+ELSEWHERE = "Weights that were trained elsewhere, instead of RUN"
+RESULTS = "Results"
+ORDER = ("", *HEADINGS[:-1], ELSEWHERE, "What is removed and rounded", "Fine-tuning", RESULTS, RUNNING)
+"""Headings as they follow each other; others come last."""
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")
 """What torch says where nothing is left: of the machine's limits, not a fault of ours."""
 NUMBERS: dict[type[click.ParamType], str] = {
@@ -25,35 +30,37 @@ NUMBERS: dict[type[click.ParamType], str] = {
 """What stands for a number in `--help`, where its option names nothing better."""
 
 
-class Command(click.Command):
-    """A command whose `--help` shows its options under headings.
+class Option(click.Option):
+    """An option that stands under a heading of `--help`.
 
     Args:
-        headings: option -> heading of the section that begins with it; options before the first come under "Options".
-        arguments: as for `click.Command`.
+        heading: its heading; empty: "Options".
+        arguments: as for `click.Option`.
     """
 
-    def __init__(self, *arguments: Any, headings: dict[str, str] | None = None, **options: Any) -> None:
+    def __init__(self, *arguments: Any, heading: str = "", **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.headings = headings or {}
+        self.heading = heading
+
+
+class Command(click.Command):
+    """A command whose `--help` shows its options under headings, in the order of `ORDER`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         for param in self.params:
             if isinstance(param, click.Option) and param.metavar is None and not param.is_flag:
                 param.metavar = NUMBERS.get(type(param.type))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections."""
-        sections: list[tuple[str, list[tuple[str, str]]]] = [("Options", [])]
+        sections = dict[str, list[tuple[str, str]]]()
         for param in self.get_params(ctx):
-            if not isinstance(param, click.Option):
-                continue
-            if heading := next((self.headings[name] for name in param.opts if name in self.headings), ""):
-                sections.append((heading, []))
-            if (record := param.get_help_record(ctx)) is not None:
-                sections[-1][1].append(record)
-        for heading, records in sections:
-            if records:
-                with formatter.section(heading):
-                    formatter.write_dl(records)
+            if (record := param.get_help_record(ctx)) is not None and isinstance(param, click.Option):
+                sections.setdefault(getattr(param, "heading", ""), []).append(record)
+        for heading in sorted(sections, key=lambda one: ORDER.index(one) if one in ORDER else len(ORDER)):
+            with formatter.section(heading or "Options"):
+                formatter.write_dl(sections[heading])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run, and end in what is doubtful of the result; beside JSON on standard error."""

@@ -14,7 +14,9 @@ import click
 from click.core import ParameterSource
 
 from pyro_compress.cli.commands import Command
-from pyro_compress.cli.options import names_in
+from pyro_compress.cli.options import NETWORK
+from pyro_compress.settings import PosteriorConfig
+from pyro_compress.settings.declared import having, names_in
 
 Values = dict[str, Any]
 DATASETS = names_in("data/datasets.py", "DATASETS")
@@ -104,11 +106,7 @@ FIT = (
         others=True,
     ),
     Ignored(
-        (
-            "prior_options", "bias_prior", "lr_scale", "lr_group", "kl_warmup", "kl_weight", "kl_schedule", "samples",
-            "clip_norm", "accumulate", "precision", "init_scale", "max_scale", "guide", "estimator", "compile",
-            "pretrain_epochs", "batch_norm", "grouping", "keep", "shrink_every",
-        ),
+        having(PosteriorConfig),
         lambda values: values["prior"] == "none",
         "goes with a prior; with --prior none leave it out",
     ),
@@ -143,11 +141,7 @@ COMPRESS = (
         ("net",), lambda values: values["run"] is not None, "stands for a network that is no run: leave RUN or it out",
     ),
     Ignored(
-        (
-            "hidden", "init", "validation", "how", "epochs", "input_mean", "input_std", "lr", "seed", "folder", "task",
-            "target", "test_data", "image_size", "series", "limit", "in_memory_mib", "workers",
-            "vocabulary", "context", "tokens", "pad", "ignore",
-        ),
+        (*(name for name in NETWORK if name not in ("net", "data")), "how", "folder"),
         lambda values: values["run"] is not None,
         "goes with --net, without a run folder, which has its own",
     ),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from pyro_compress.cli.commands import echo
-from pyro_compress.cli.values import Numbers, Widths
+from pyro_compress.cli.commands import ELSEWHERE, Option, echo
+from pyro_compress.cli.values import many, value_type
 from pyro_compress.foreign import NO_CODE, code_named_in, shown
+from pyro_compress.settings import FitConfig, Reading
+from pyro_compress.settings.declared import Config, Declared, declared, having, names_in
+from pyro_compress.settings.fit import RUNNING, MachineConfig
 
 
 def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,6 +60,8 @@ def convert_defaults(ctx: click.Context, options: dict[str, Any], path: Path) ->
     """
     params = {str(param.name): param for param in ctx.command.params}
     for name, value in options.items():
+        if isinstance(value, dict) and getattr(params.get(name), "multiple", False):
+            value = options[name] = list(value.items())
         try:
             if name in params:
                 params[name].type_cast_value(ctx, value)
@@ -66,81 +71,66 @@ def convert_defaults(ctx: click.Context, options: dict[str, Any], path: Path) ->
     return options
 
 
-def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say where the data are."""
-    folder = click.option(
-        "--data-dir",
-        envvar="PYRO_COMPRESS_DATA",
-        default="",
-        show_default=False,
-        metavar="DIR",
-        help="Folder that MNIST and the like lie in (also PYRO_COMPRESS_DATA).",
-    )
-    return folder(command)
+def setting_options(
+    of: type[Config], names: Iterable[str] | None = None, group: str = "", unset: bool = False, **helps: str
+) -> Callable[..., Any]:
+    """Options of a configuration's settings, as they are declared.
+
+    Args:
+        of: the configuration.
+        names: of the settings; None: all.
+        group: heading, where it is not the settings' own.
+        unset: no default is shown, and what is not given is None.
+        helps: name -> help, where the setting's own does not say what it is for this command.
+    """
+    rows = declared(of)
+    chosen = [rows[name] for name in (having(of, unlisted=False) if names is None else names)]
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for row in reversed(chosen):
+            command = _option(row, unset or row.setting.kind == "switch", group or row.group, helps.get(row.name))(
+                command
+            )
+        return command
+
+    return add
 
 
-def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say how the data are read: the fields of `pyro_compress.settings.Reading`."""
-    for option in reversed((
-        click.option(
-            "--task", type=click.Choice(names_in("data/tasks.py", "TASKS")), default="classification",
-            help="What is predicted: classes, numbers, the next token of a text, a class per position, several labels.",
-        ),
-        click.option("--target", multiple=True, metavar="COLUMN", help="Column of a table to predict. Repeatable."),
-        click.option(
-            "--test-data", default="", show_default=False, metavar="FILE",
-            help="Table of test rows; default: a fifth of --data.",
-        ),
-        click.option(
-            "--image-size", type=click.IntRange(0), default=0, metavar="PIXELS",
-            help="Height and width that a folder's images are brought to; 0: they are all of one size.",
-        ),
-        click.option(
-            "--series", is_flag=True,
-            help="Arrays (n, channels, length) are series, not grey images; (n, length): of one channel.",
-        ),
-        click.option(
-            "--limit", type=click.IntRange(0), default=0, metavar="N", help="Training examples to keep; 0: all."
-        ),
-        click.option(
-            "--in-memory-mib", type=click.FloatRange(0), default=4096.0, metavar="MIB",
-            help="Folders of more than this are read while training, not before.",
-        ),
-        click.option(
-            "--vocabulary", type=click.Choice(["", "bytes", "characters"]), default="", show_default=False,
-            metavar="[bytes|characters]",
-            help="With a text: what its tokens are; default: bytes.",
-        ),
-        click.option(
-            "--context", type=click.IntRange(2), default=64, help="With a text: tokens that the network sees at a time."
-        ),
-        click.option(
-            "--tokens", type=click.IntRange(0), default=0, metavar="N",
-            help="Whole numbers in arrays are tokens, from 0 to N - 1, not features or pixels.",
-        ),
-        click.option(
-            "--pad", type=click.IntRange(-1), default=-1, metavar="TOKEN",
-            help="Token that fills up short sequences; it counts in no loss and no score.",
-        ),
-        click.option(
-            "--ignore", type=click.IntRange(-1), default=-1, metavar="LABEL",
-            help="Label of positions that have none, beside -100.",
-        ),
-        click.option("--workers", type=click.IntRange(0), default=2, help="Processes that read them while training."),
-    )):  # fmt: skip
-        command = option(command)
-    return command
+def _option(row: Declared, unset: bool, heading: str, help: str | None) -> Callable[..., Any]:
+    setting, default = row.setting, () if many(row) else None if unset else row.default
+    more: dict[str, Any] = {"envvar": setting.envvar, "show_envvar": False} if setting.envvar else {}
+    if row.whole is bool:
+        more |= {"is_flag": True}
+    else:
+        names = "|".join([*filter(None, setting.among), *filter(None, [setting.other])])
+        metavar = setting.unit or (f"[{names}]" if names else {int: "N", float: "NUMBER"}.get(row.whole))
+        more |= {"type": value_type(row), "multiple": many(row), "metavar": metavar}
+        more |= {"show_default": default not in (None, "", ())}
+    if isinstance(default, tuple) and not many(row):
+        default = ",".join(map(str, default)) or None
+    told = (help or setting.help).replace("{names}", ", ".join(setting.among))
+    return click.option(row.option, row.name, default=default, help=told, cls=Option, heading=heading, **more)
 
 
-def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say where to compute."""
-    device = click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA where there is one."
-    )
-    threads = click.option(
-        "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default."
-    )
-    return device(threads(command))
+data_options = setting_options(FitConfig, ["data_dir"], RUNNING)
+device_options = setting_options(FitConfig, having(MachineConfig), RUNNING)
+
+
+def given(ctx: click.Context, of: type[Config], names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Settings of a configuration that somebody gave: on the command line, in a file, in the environment.
+
+    Args:
+        ctx: of the command, whose options they are.
+        of: the configuration.
+        names: the settings that are asked for; None: all.
+    """
+    rows = declared(of)
+    found = {
+        name: ctx.params[name]
+        for name in (rows if names is None else names)
+        if name in ctx.params and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    return {name: dict(value) if isinstance(rows[name].default, dict) else value for name, value in found.items()}
 
 
 def memory_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -151,60 +141,44 @@ def memory_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)  # fmt: skip
 
 
+NETWORK = (
+    "net",
+    "hidden",
+    "init",
+    "input_mean",
+    "input_std",
+    "data",
+    *having(Reading),
+    "validation",
+    "epochs",
+    "lr",
+    "seed",
+)
+"""Settings of a fit that `compress` takes of a network that is no run."""
+
+
+def network_given(ctx: click.Context) -> dict[str, Any]:
+    """What somebody gave of `network_options`."""
+    more = {name: ctx.params[name] for name in ("how", "folder") if ctx.params[name] is not None}
+    return given(ctx, FitConfig, NETWORK) | more
+
+
 def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of a trained network that is no run: what it is, its weights, its data, the posterior around it."""
-    for option in (
-        click.option(
-            "--run", "folder", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
-            help="With --posterior svi: keep the fit as a run folder.",
-        ),
-        click.option("--seed", type=int, default=0, help="With --net: of calibration or posterior."),
-        click.option("--lr", type=float, default=None, help="With --posterior svi: rate of the means; default 3e-4."),
-        click.option(
-            "--epochs", type=click.IntRange(1), default=None,
-            help="With --posterior svi: of the fit around the weights; default: as many as 2,000 steps take, 3 to 30.",
-        ),
-        click.option(
-            "--posterior", "how", type=click.Choice(names_in("runs/post_training.py", "POSTERIORS")), default=None,
-            help="With --net: prune by one pass of curvature (laplace), or by a short fit from the weights (svi).",
-        ),
-        click.option(
-            "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None,
-            help="With --net: share of the training set held out, as for fit.",
-        ),
-        reading_options,
-        click.option(
-            "--data", default=None, metavar="NAME",
-            help="With --net: its data, as for fit; with RUN: where the same data are now.",
-        ),
-        input_options,
-        click.option("--init", default=None, metavar="WEIGHTS", help="With --net: its trained weights, as for fit."),
-        click.option("--hidden", type=Widths(), default="500,500", help="With --net mlp: widths of its hidden layers."),
-        click.option("--net", default=None, metavar="NAME", help="A trained network, as for fit (or a .pcn file)."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say what a network does to its inputs first."""
-    std = click.option(
-        "--input-std", type=Numbers(), default=(), show_default=False, help="What they are divided by then, likewise."
-    )
-    mean = click.option(
-        "--input-mean", type=Numbers(), default=(), show_default=False,
-        help="The network subtracts it from its inputs: one number, or one per channel; default: what --init wants.",
+    settings = setting_options(
+        FitConfig, NETWORK, ELSEWHERE, unset=True,
+        data="Its data, as for fit; with RUN: where the same data are now.",
+        epochs="With --posterior svi: of the fit around the weights; default: as many as 2,000 steps take, 3 to 30.",
+        lr="With --posterior svi: rate of the means; default 3e-4.",
+        seed="Of calibration or posterior.",
     )  # fmt: skip
-    return mean(std(command))
-
-
-def names_in(module: str, registry: str) -> tuple[str, ...]:
-    """Keys of a registry (a dict literal) in a module of this package, without importing it."""
-    source = (Path(__file__).parents[1] / module).read_text(encoding="utf-8")
-    for statement in ast.parse(source).body:
-        target = statement.target if isinstance(statement, ast.AnnAssign) else None
-        if isinstance(target, ast.Name) and target.id == registry:
-            assert isinstance(statement, ast.AnnAssign)
-            assert isinstance(statement.value, ast.Dict)
-            return tuple(ast.literal_eval(key) for key in statement.value.keys if key is not None)
-    raise ValueError(f"no registry {registry} in {module}")
+    how = click.option(
+        "--posterior", "how", type=click.Choice(names_in("runs/post_training.py", "POSTERIORS")), default=None,
+        help="Prune by one pass of curvature (laplace), or by a short fit from the weights (svi).",
+        cls=Option, heading=ELSEWHERE,
+    )  # fmt: skip
+    folder = click.option(
+        "--run", "folder", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
+        help="With --posterior svi: keep the fit as a run folder.", cls=Option, heading=ELSEWHERE,
+    )  # fmt: skip
+    return settings(how(folder(command)))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import click
+
 from pyro_compress.cli.console import epoch_printer
+from pyro_compress.cli.options import given as given_in
 from pyro_compress.doubts import keep
-from pyro_compress.settings import Reading
+from pyro_compress.settings import CompressConfig
+from pyro_compress.settings.declared import having
+from pyro_compress.settings.fit import MachineConfig
 
 if TYPE_CHECKING:
     from pyro_compress.types import Posterior, Splits
@@ -18,13 +22,6 @@ if TYPE_CHECKING:
 def default_name(net: str) -> Path:
     """The file of a network that is no run, in the working directory; that of a .pcn file has the same name."""
     return Path(Path(net).name if net.endswith(".pcn") else f"{net.replace(':', '.')}.pcn")
-
-
-NETWORK = {
-    "net": None, "hidden": (500, 500), "init": None, "data": None, "validation": None, "how": None, "epochs": None,
-    "input_mean": (), "input_std": (), "lr": None, "seed": 0, "folder": None,
-} | asdict(Reading())  # fmt: skip
-"""Parameters of `network_options`, and what they are where nobody says."""
 
 
 class Source(NamedTuple):
@@ -40,25 +37,25 @@ class Source(NamedTuple):
 MOST_WORK = 1e12
 """Multiply-adds for one candidate, above which compensation is only done where it is asked for: half a minute or so."""
 POSTERIOR = ("how", "folder", "epochs", "lr")
-PRUNING = ("criterion", "sparsity", "coarseness", "bits", "bit_price", "finetune", "rate", "teacher")
+PRUNING = ("criterion", "sparsity", "coarseness", "bits", "bit_price", "finetuning")
 """Options that ask for a posterior around given weights, and for what is done with one."""
 
 
-def rounding_of(run: Path | None, named: dict[str, Any], options: dict[str, Any]) -> str:
+def rounding_of(run: Path | None, named: dict[str, Any], asked: CompressConfig) -> str:
     """How weights become integers: as it is asked for; else with compensation, for given weights and nothing else."""
-    if options["rounding"] is not None:
-        return str(options["rounding"])
-    asked = [named[name] for name in POSTERIOR] + [options[name] for name in PRUNING]
-    return "nearest" if run or any(value not in (None, ()) for value in asked) else "compensated"
+    if asked.rounding is not None:
+        return asked.rounding
+    pruned = any(getattr(asked, name) not in (None, ()) for name in PRUNING)
+    return "nearest" if run or pruned or named.keys() & set(POSTERIOR) else "compensated"
 
 
-def command_of(options: dict[str, Any]) -> str:
+def command_of(config: CompressConfig) -> str:
     """What is asked for, by its name in `command_budget.COMMANDS`."""
-    if options["finetune"] is not None:
+    if config.finetuning:
         return "compress --finetune"
-    if options["rounding"] == "compensated":
+    if config.rounding == "compensated":
         return "compress --rounding compensated"
-    return "compress --bit-price" if any(options["bit_price"]) else "compress"
+    return "compress --bit-price" if any(config.bit_price) else "compress"
 
 
 def of_run(command: str, run: Path, data_dir: str, named: dict[str, Any]) -> Source:
@@ -68,7 +65,7 @@ def of_run(command: str, run: Path, data_dir: str, named: dict[str, Any]) -> Sou
         command: name in `command_budget.COMMANDS`.
         run: the folder.
         data_dir: where data sets lie.
-        named: values of `NETWORK`; only `data` may be given, which is where the same data are now.
+        named: what was given of `network_options`; only `data` may be, which is where the same data are now.
 
     Raises:
         ValueError: others are given, it would not go into memory, or the folder holds no such run.
@@ -79,8 +76,8 @@ def of_run(command: str, run: Path, data_dir: str, named: dict[str, Any]) -> Sou
     from pyro_compress.training.history import read_history
     from pyro_compress.training.settled import unsettled
 
-    data = named["data"] or ""
-    if given := [name for name, default in NETWORK.items() if named[name] != default and name != "data"]:
+    data = named.get("data", "")
+    if given := [name for name in named if name != "data"]:
         option = {"how": "posterior", "folder": "run"}.get(given[0], given[0].replace("_", "-"))
         raise ValueError(f"--{option} goes with --net, without the run folder {run}")
     check_command(command, run)
@@ -91,14 +88,13 @@ def of_run(command: str, run: Path, data_dir: str, named: dict[str, Any]) -> Sou
     return source
 
 
-def of_weights(command: str, data_dir: str, named: dict[str, Any], options: dict[str, Any], quiet: bool) -> Source:
+def of_weights(command: str, named: dict[str, Any], asked: CompressConfig, quiet: bool) -> Source:
     """A posterior around weights that were trained elsewhere; what counts as before is the network that they make.
 
     Args:
         command: name in `command_budget.COMMANDS`.
-        data_dir: where data sets lie.
-        named: values of `NETWORK`.
-        options: `device`, `threads`, and whether `--rounding` was `asked` for.
+        named: what was given of `network_options`.
+        asked: the compression, as it was asked for.
         quiet: whether no progress is shown.
 
     Raises:
@@ -107,18 +103,18 @@ def of_weights(command: str, data_dir: str, named: dict[str, Any], options: dict
     from pyro_compress.runs.post_training import load_trained, posterior_around
     from pyro_compress.settings import FitConfig
 
-    if missing := [f"--{name}" for name in ("net", "init", "data") if not named[name]]:
+    if missing := [f"--{name}" for name in ("net", "init", "data") if not named.get(name)]:
         raise ValueError(f"give a RUN folder, or --net, --init and --data; missing: {', '.join(missing)}")
-    folder, how = named.pop("folder"), named["how"] or "laplace"
-    if how == "laplace" and (given := [name for name in ("epochs", "lr") if named[name] is not None]):
+    folder, how = named.get("folder"), named.get("how", "laplace")
+    if how == "laplace" and (given := [name for name in ("epochs", "lr") if name in named]):
         raise ValueError(f"--{given[0]} goes with --posterior svi; a Laplace approximation trains nothing")
     config = FitConfig(
-        prior="log-uniform", data_dir=data_dir, device=options["device"], threads=options["threads"],
-        **{name: value for name, value in named.items() if name != "how"},
+        prior="log-uniform", **given_in(click.get_current_context(), FitConfig, ("data_dir", *having(MachineConfig))),
+        **{name: value for name, value in named.items() if name not in ("how", "folder")},
     )  # fmt: skip
     compensated = command == "compress --rounding compensated"
     trained = load_trained(config, folder, command, "" if compensated else how)
-    if compensated and (options["asked"] or not _spared(trained.network)):
+    if compensated and (asked.rounding or not _spared(trained.network)):
         return Source(trained.network, trained.splits, trained.network, rounding="compensated")  # its own curvature
     from pyro_compress.training.callbacks import Callback
 

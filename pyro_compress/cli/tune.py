@@ -18,7 +18,8 @@ import click
 from pyro_compress.cli.commands import echo, one_line_errors
 from pyro_compress.cli.console import searched_line, searched_text
 from pyro_compress.cli.ignored import TUNE, StrictCommand
-from pyro_compress.cli.options import announce_code, code_options, data_options, device_options, names_in
+from pyro_compress.cli.options import announce_code, code_options, data_options, device_options
+from pyro_compress.settings.declared import names_in
 
 SAMPLERS = names_in("tuning/storage.py", "SAMPLERS")
 STORAGE = "PYRO_COMPRESS_STORAGE"
@@ -62,7 +63,7 @@ def tune(
     """Search the settings that a study file names; ends in the Pareto set of files and the best configuration."""
     with one_line_errors():
         from pyro_compress.atomic import write_atomically
-        from pyro_compress.foreign import read_toml
+        from pyro_compress.foreign import read_toml, unknown
         from pyro_compress.kinds import is_search
         from pyro_compress.places import check_results
 
@@ -76,7 +77,7 @@ def tune(
         changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         plan = replace(plan, **changed)
         if plan.sampler not in known:
-            raise ValueError(f"unknown sampler {plan.sampler!r}; allowed: {', '.join(known)}")
+            raise unknown("sampler", plan.sampler, known)
         out = out or Path("tuning") / plan.name
         check_results(out, is_search, study, "tune")
         work = Work(plan, splits, out, storage, grace, searched_line)

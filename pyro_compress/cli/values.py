@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pyro_compress.foreign import own_code
+from pyro_compress.foreign import shown
+from pyro_compress.settings.declared import SHOWN, Declared, Setting
 
 
 class RunPath(click.Path):
@@ -29,92 +29,116 @@ class RunPath(click.Path):
         return super().convert(value, param, ctx)
 
 
-class Numbers(click.ParamType):
-    """Comma-separated numbers, or a TOML array of them."""
+class Value(click.ParamType):
+    """A value of a setting: a word of the command line or a value of a TOML file, parsed and checked."""
 
-    name = "x,x,..."
+    def __init__(self, row: Declared, parse: Callable[[Any], Any], name: str, example: str = "") -> None:
+        self.row, self.parse, self.name, self.example = row, parse, name, example
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """`"0.5,0.25"` or `[0.5, 0.25]` -> `(0.5, 0.25)`."""
-        parts = value.split(",") if isinstance(value, str) else value
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """What the setting holds."""
         try:
-            return tuple(float(part) for part in parts)
-        except (TypeError, ValueError):
-            self.fail(f"{value!r}: give numbers separated by commas, like 0.485,0.456,0.406", param, ctx)
+            found = self.parse(value)
+        except (TypeError, ValueError, AttributeError, OverflowError):
+            self.fail(f"{shown(value)}: give {self.example}", param, ctx)
+        return checked(self.row, found)
 
 
-class Widths(click.ParamType):
-    """Comma-separated positive integers, or a TOML array of them."""
+class Name(click.Choice[str]):
+    """One of a setting's names."""
 
-    name = "n,n,..."
+    def __init__(self, row: Declared) -> None:
+        super().__init__(list(row.setting.among))
+        self.row = row
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """`"500,500"` or `[500, 500]` -> `(500, 500)`."""
-        parts = value.split(",") if isinstance(value, str) else value
-        try:
-            widths = tuple(int(part) for part in parts)
-        except (TypeError, ValueError):
-            widths = ()
-        if not widths or min(widths) < 1:
-            self.fail(f"{value!r}: give positive widths separated by commas, like 500,500", param, ctx)
-        return widths
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name."""
+        return checked(self.row, value)
 
 
-class PriorName(click.ParamType):
-    """A row of `PRIORS`, `none`, `package.module:function`, or an entry point."""
+class Whole(click.IntRange):
+    """A whole number; its range is for `--help`."""
 
-    name = "prior"
+    def __init__(self, row: Declared) -> None:
+        super().__init__(**_range(row.setting))
+        self.row = row
 
-    def __init__(self, known: Sequence[str]) -> None:
-        self.known = [*known, "none"]
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """What `--help` shows."""
-        return f"[{'|'.join(self.known)}|MODULE:FUNCTION]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name, where there can be a prior of that name."""
-        name = str(value)
-        if name in self.known or own_code(name):
-            return name
-        from importlib.metadata import entry_points
-
-        if name in {point.name for point in entry_points(group="pyro_compress.priors")}:
-            return name
-        near = difflib.get_close_matches(name, self.known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        self.fail(
-            f"{name!r} is none of {', '.join(self.known)}, nor package.module:function of a prior of yours{hint}",
-            param, ctx,
-        )  # fmt: skip
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        return checked(self.row, click.INT.convert(value, param, ctx))
 
 
-class PriorOption(click.ParamType):
-    """`name=number`."""
+class Real(click.FloatRange):
+    """A number; its range is for `--help`."""
 
-    name = "name=value"
+    def __init__(self, row: Declared) -> None:
+        super().__init__(**_range(row.setting))
+        self.row = row
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        """`"tau0=1e-5"` -> `("tau0", 1e-5)`."""
-        if isinstance(value, tuple):
-            return value
-        name, _, number = str(value).partition("=")
-        try:
-            return name, float(number)
-        except ValueError:
-            self.fail(f"{value!r}: give an option of the prior as name=number, like tau0=1e-5", param, ctx)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        return checked(self.row, click.FLOAT.convert(value, param, ctx))
 
 
-class Shares(click.ParamType):
-    """A share, or one per layer as `layer=share,...` or a TOML table."""
+def checked(row: Declared, value: Any) -> Any:
+    """The value, if the setting allows it; else the one line that Python and TOML files say, too."""
+    try:
+        row.check(value if not many(row) else dict([value]) if isinstance(value, tuple) else (value,))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    return value
 
-    name = "share"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | dict[str, float]:
-        """`"0.9"` -> `0.9`; `"fc1.weight=0.9,fc2.weight=0.5"` -> a dict."""
-        try:
-            if isinstance(value, str) and "=" in value:
-                value = dict(part.split("=") for part in value.split(","))
-            return {str(n): float(s) for n, s in value.items()} if isinstance(value, dict) else float(value)
-        except (TypeError, ValueError):
-            self.fail(f"{value!r}: give a share like 0.9, or layer=share,layer=share", param, ctx)
+def _range(setting: Setting) -> dict[str, Any]:
+    """What click calls the range of a setting."""
+    most = setting.most if setting.most is not None and setting.most < SHOWN else setting.below
+    least = setting.above if setting.least is None else setting.least
+    return {"min": least, "max": most, "min_open": setting.least is None, "max_open": setting.below is not None}
+
+
+def many(row: Declared) -> bool:
+    """Whether its option may be given several times."""
+    return row.setting.kind == "repeated" or row.whole in (tuple[str, ...], dict[str, float])
+
+
+def value_type(row: Declared) -> click.ParamType:
+    """What the option of a setting takes."""
+    if row.setting.kind == "run":
+        return RunPath(file_okay=False)
+    if row.setting.among and not row.setting.other:
+        return Name(row)
+    if row.whole in (int, float):
+        ranged = Whole(row) if row.whole is int else Real(row)
+        return ranged if row.setting.range else click.INT if row.whole is int else click.FLOAT
+    if row.whole is str or row.whole == tuple[str, ...]:
+        return click.STRING
+    parse, name, example = PARSERS[row.whole if not many(row) else (row.whole,)]
+    return Value(row, parse, name, example)
+
+
+def listed(of: type) -> Callable[[Any], Any]:
+    """`"500,500"` or `[500, 500]` -> `(500, 500)`."""
+    return lambda value: tuple(of(part) for part in (value.split(",") if isinstance(value, str) else value))
+
+
+def pair(value: Any) -> tuple[str, float]:
+    """`"tau0=1e-5"` -> `("tau0", 1e-5)`."""
+    name, number = value.split("=") if isinstance(value, str) else value
+    return name, float(number)
+
+
+def shares(value: Any) -> float | dict[str, float]:
+    """`"0.9"` -> `0.9`; `"fc1.weight=0.9,fc2.weight=0.5"` -> a dict."""
+    if isinstance(value, str) and "=" in value:
+        value = dict(part.split("=") for part in value.split(","))
+    return {str(n): float(s) for n, s in value.items()} if isinstance(value, dict) else float(value)
+
+
+PARSERS: dict[Any, tuple[Callable[[Any], Any], str, str]] = {
+    tuple[int, ...]: (listed(int), "n,n,...", "whole numbers separated by commas, like 500,500"),
+    tuple[float, ...]: (listed(float), "x,x,...", "numbers separated by commas, like 0.485,0.456,0.406"),
+    (tuple[float, ...],): (float, "number", "a number"),
+    (dict[str, float],): (pair, "name=value", "an option of the prior as name=number, like tau0=1e-5"),
+    float | dict[str, float]: (shares, "share", "a share like 0.9, or layer=share,layer=share"),
+}
+"""Type of a setting, in brackets where its option is given several times -> from words, its metavar, an example."""

@@ -17,10 +17,11 @@ from pyro_compress.compression.packing import before_folding, packed
 from pyro_compress.compression.prune import removed_share
 from pyro_compress.compression.search import PRECISION_TOLERANCE
 from pyro_compress.compression.shrink import shrink
-from pyro_compress.compression.target import NLL_PER_ACCURACY, Goal, Target, Trial, Watch, target_of
+from pyro_compress.compression.target import NLL_PER_ACCURACY, Target, Trial, Watch, target_of
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
 from pyro_compress.scores import Quality
+from pyro_compress.settings import Goal
 from pyro_compress.types import Compressed, Posterior, Splits
 
 PRICES = (1e-10, 6e-6)

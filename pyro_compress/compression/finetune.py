@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.survivors import Survivors
 from pyro_compress.data.augment import AUGMENTATIONS, check_images
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.graph.statistics import batch_statistics
+from pyro_compress.settings import FineTune
 from pyro_compress.types import Data, Graph, Masks, Posterior, Quantized
 
 OnEpoch = Callable[[int, int, int], None]

@@ -20,8 +20,8 @@ from pyro_compress.compression.packing import folded
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress
 from pyro_compress.compression.shrink import stuck_units
-from pyro_compress.compression.target import Goal, Target, Watch, target_of
-from pyro_compress.compression.tuned import Tuning, compress_finetuned
+from pyro_compress.compression.target import Target, Watch, target_of
+from pyro_compress.compression.tuned import Teacher, Tuning, compress_finetuned
 from pyro_compress.compression.verdict import at_chance, hints_of, larger, outside
 from pyro_compress.graph.ir import widths
 from pyro_compress.graph.network import Network
@@ -31,6 +31,7 @@ from pyro_compress.pcn import file, runner
 from pyro_compress.pcn.gate import MAX_MEMORY_MIB, UNLIMITED, limited
 from pyro_compress.places import check_file
 from pyro_compress.scores import Quality
+from pyro_compress.settings import CompressConfig, Goal
 from pyro_compress.types import Compressed, Graph, Posterior, Splits
 
 CHECKED = 2000
@@ -133,6 +134,21 @@ def load(path: str | Path, max_memory: float = MAX_MEMORY_MIB) -> Network:
         FileNotFoundError: [Errno 2] No such file or directory: 'missing.pcn'
     """
     return to_module(file.read(Path(path), limited(max_memory)))
+
+
+def way_of(config: CompressConfig, seed: int = 0, teacher: Teacher | None = None) -> Rounding | Compensation | Tuning:
+    """How a configuration makes integers of the weights.
+
+    Args:
+        config: the configuration.
+        seed: of the calibration examples of compensation.
+        teacher: the networks of `config.teacher`.
+    """
+    if config.finetuning:
+        return Tuning(config.finetuning, config.rate, teacher)
+    if config.rounding == "compensated":
+        return Compensation(seed=seed)
+    return Rounding(config.coarseness, config.bits, config.bit_price or (0.0,))
 
 
 def compress_run(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_compress.foreign import unknown
 from pyro_compress.types import BLOCK, CACHED, LayerPosterior, Masks, Posterior, nonzero, rows_of
 
 Sparsity = float | Mapping[str, float]
@@ -85,7 +86,7 @@ def refuse_unfit(criterion: str, own: str, groups: bool) -> None:
             point weights.
     """
     if criterion not in CRITERIA:
-        raise ValueError(f"unknown criterion {criterion!r}; allowed: {', '.join(CRITERIA)}")
+        raise unknown("criterion", criterion, CRITERIA)
     if criterion == "group-mode" and own == "group-snr":
         raise ValueError(
             "criterion 'group-mode' is for log-normal scales (horseshoe); these are Gaussian, where a negative one "

@@ -17,16 +17,10 @@ from pyro_compress.compression.candidates import BIAS_LEVELS, Candidates, Draft
 from pyro_compress.compression.order import passes_over, reordered
 from pyro_compress.compression.prune import Sparsity, removed_share
 from pyro_compress.compression.rounding import Grid, Rounding, check_bits
-from pyro_compress.compression.target import (
-    NLL_PER_ACCURACY,
-    Goal,
-    Target,
-    Watch,
-    default_nll_tolerance,
-    target_of,
-)
+from pyro_compress.compression.target import NLL_PER_ACCURACY, Target, Watch, default_nll_tolerance, target_of
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.pcn import file
+from pyro_compress.settings import Goal
 from pyro_compress.types import Compressed, Masks, Posterior, Splits
 
 COARSENESS = tuple(2.0 ** (-k / 2) for k in range(9))

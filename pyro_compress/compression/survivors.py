@@ -13,12 +13,12 @@ from torch import Tensor
 from pyro_compress.compression.packing import packed
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.rate import Rate
-from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.graph.ir import multiplied
 from pyro_compress.graph.network import fixed_of, run_graph
 from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.pcn.layout import layouts
+from pyro_compress.settings import FineTune
 from pyro_compress.types import Graph, Quantized
 
 SPREAD_RATE = 10.0

@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyro_compress.compression.prune import Sparsity
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
 from pyro_compress.scores import Quality
+from pyro_compress.settings import Goal
 from pyro_compress.types import Posterior, Splits
 
 NLL_PER_ACCURACY = 2.0
@@ -43,32 +43,6 @@ class Trial:
     bytes: int
     validation_error: float
     validation_nll_nats: float
-
-
-@dataclass(frozen=True)
-class Goal:
-    """How much is pruned, or what the result has to reach on the validation split.
-
-    Attributes:
-        criterion: name in `CRITERIA`; the one that fits the prior if None.
-        sparsity: share of the weights to remove, of all together or layer by layer; None searches for the smallest file
-            within the tolerance.
-        tolerance: validation accuracy (mean IoU of segmentation) that may be lost against `reference`, in [0, 1]; for
-            regression and reconstruction the share by which the RMSE may grow, for next-token the bits per token.
-        nll_tolerance: validation NLL that may be lost, in nats per example; `default_nll_tolerance` if None.
-        target_error: validation error that may be reached, in [0, 1], instead of a tolerance; for regression the
-            RMSE in standard deviations of the targets, for next-token the bits per token.
-        max_bytes: largest size of the file, instead of a tolerance.
-        reference: what the tolerance counts against; the uncompressed posterior mean if None.
-    """
-
-    criterion: str | None = None
-    sparsity: Sparsity | None = None
-    tolerance: float = 0.005
-    nll_tolerance: float | None = None
-    target_error: float | None = None
-    max_bytes: int | None = None
-    reference: Posterior | None = None
 
 
 @dataclass(frozen=True)
@@ -121,11 +95,7 @@ def target_of(posterior: Posterior, splits: Splits, goal: Goal, device: str = "c
         ValueError: a tolerance or an error out of range.
     """
     tolerance, nll_tolerance, target_error = goal.tolerance, goal.nll_tolerance, goal.target_error
-    if not 0 <= tolerance <= 1:
-        raise ValueError(f"tolerance {tolerance}: allowed are values from 0 to 1 (0.005 is half a point)")
-    if nll_tolerance is not None and not nll_tolerance >= 0:
-        raise ValueError(f"nll_tolerance {nll_tolerance}: it must not be negative")
-    if target_error is not None and not (0 <= target_error <= 1 or (target_error > 0 and splits.task == "next-token")):
+    if target_error is not None and target_error > 1 and splits.task != "next-token":
         raise ValueError(f"target_error {target_error}: allowed are values from 0 to 1 (0.02 is two points)")
     given = goal.reference or posterior
     network = Network(given.graph, given.tensors, own=True).eval().to(device)

@@ -19,13 +19,13 @@ from pyro_compress.compression.candidates import origin_of, to_module
 from pyro_compress.compression.finetune import Teach, finetuned
 from pyro_compress.compression.order import reordered
 from pyro_compress.compression.packing import before_folding
-from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.search import prune
-from pyro_compress.compression.target import Goal, Target, Trial, Watch, target_of
+from pyro_compress.compression.target import Target, Trial, Watch, target_of
 from pyro_compress.graph.network import Network
 from pyro_compress.machine import require
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.pcn import file
+from pyro_compress.settings import FineTune, Goal
 from pyro_compress.types import Compressed, Masks, Posterior, Splits, nonzero
 
 RATES = tuple(2.0 ** (k / 2) for k in range(-4, 9))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pyro_compress.compression.target import Goal, Target
+from pyro_compress.compression.target import Target
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.metrics import constant_scores
 from pyro_compress.scores import Quality
+from pyro_compress.settings import Goal
 from pyro_compress.types import Splits
 
 SURE = 2.0

@@ -46,6 +46,7 @@ from pyro_compress.data.streaming import ArrayFile
 from pyro_compress.data.table_files import is_table
 from pyro_compress.data.table_splits import table_data, table_splits
 from pyro_compress.data.text import is_text, text_examples, text_splits, with_vocabulary
+from pyro_compress.foreign import unknown
 from pyro_compress.pcn.meta import ENTRIES
 from pyro_compress.settings import Reading
 from pyro_compress.types import PER_POSITION, Data, Preprocessing, Splits
@@ -114,10 +115,7 @@ def _loaded(
     elif path.is_dir():
         arrays = load_folder(path, reading)
     else:
-        raise ValueError(
-            f"unknown data set {data!r}; allowed: {', '.join(DATASETS)}, a .npz, .csv, .tsv or .parquet file, or a "
-            "folder"
-        )
+        raise unknown("data set", data, DATASETS, "a .npz, .csv, .tsv or .parquet file, or a folder")
     return replace(split(arrays, validation, data, reading, known, shape), inputs=arrays.inputs)
 
 

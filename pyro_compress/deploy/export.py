@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_compress.atomic import sync_folder, sync_tree
 from pyro_compress.compression.candidates import to_module
-from pyro_compress.compression.target import Goal, target_of
+from pyro_compress.compression.target import target_of
 from pyro_compress.compression.verdict import outside
 from pyro_compress.data.splits import filled, load_splits, preprocessing_of, reading_of
 from pyro_compress.data.tasks import TASKS
@@ -39,6 +39,7 @@ from pyro_compress.places import check_file, check_folder
 from pyro_compress.placing import LOCK, emptied, located, making, put_in_place, recover
 from pyro_compress.runs.folder import load_run
 from pyro_compress.scores import Quality
+from pyro_compress.settings import Goal
 from pyro_compress.types import Compressed, Splits
 
 AGREEMENT = 1e-5

@@ -7,7 +7,6 @@ of a compressed file by its path.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import itertools
 import math
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from pyro_compress.foreign import meant, unknown
 from pyro_compress.graph.checked import evaluating
 from pyro_compress.graph.packing import with_one_input
 from pyro_compress.imports import imported
@@ -160,9 +160,8 @@ def _torchvision(name: str, classes: int) -> nn.Module:
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        near = difflib.get_close_matches(name, known, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known[:8])}, ..."
-        raise ValueError(f"torchvision has no classifier {name!r}; {hint}")
+        hint = meant(name, known) or f"; it has {', '.join(known[:8])}, ..."
+        raise ValueError(f"torchvision has no classifier {name!r}{hint}")
     more = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
     net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **more)
     return net
@@ -176,8 +175,8 @@ def _wanted(name: str, make: Callable[..., nn.Module]) -> list[str]:
         raise ValueError(f"network {name!r} cannot be used: {error}") from error
     fillers = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     for one in parameters:
-        unknown = one.name not in OFFERED or one.kind is inspect.Parameter.POSITIONAL_ONLY
-        if unknown and one.default is inspect.Parameter.empty and one.kind not in fillers:
+        not_given = one.name not in OFFERED or one.kind is inspect.Parameter.POSITIONAL_ONLY
+        if not_given and one.default is inspect.Parameter.empty and one.kind not in fillers:
             raise ValueError(
                 f"network {name!r} needs {one.name!r}; a function of yours gets what it names of "
                 f"{', '.join(OFFERED)}, by keyword: rename it, or give it a default"
@@ -189,7 +188,7 @@ def _import(name: str) -> Callable[..., nn.Module]:
     """Import `package.module:function`."""
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
-        raise ValueError(f"unknown network {name!r}; allowed: {', '.join(NETS)}, {OTHERS}")
+        raise unknown("network", name, NETS, OTHERS)
     found: Callable[..., nn.Module] = imported(name, "network")
     if not callable(found):
         raise ValueError(f"network {name!r} is {found!r:.40}, not a function")

@@ -12,19 +12,16 @@ from typing import Any
 import torch
 
 from pyro_compress.compression.prune import refuse_unfit
-from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.data.datasets import DATASETS
 from pyro_compress.data.preprocessing import preprocessing, preprocessing_of
-from pyro_compress.data.tasks import TASKS
-from pyro_compress.foreign import MAX_TOML, read_toml, table, typed
+from pyro_compress.foreign import MAX_TOML, read_toml, table
 from pyro_compress.machine import prepare
 from pyro_compress.networks.decoded import SUFFIX
 from pyro_compress.networks.normalized import INPUTS
 from pyro_compress.networks.weights import torchvision_inputs
-from pyro_compress.pcn.meta import ENTRIES, VOCABULARIES
+from pyro_compress.pcn.meta import ENTRIES
 from pyro_compress.settings import FitConfig
-from pyro_compress.training.guards import NAN_POLICIES
-from pyro_compress.training.point import OPTIMIZERS, SCHEDULES
+from pyro_compress.settings.declared import having, options_in
 from pyro_compress.training.sparse import PRUNING
 from pyro_compress.types import Preprocessing, Splits
 
@@ -33,14 +30,6 @@ PREPROCESSED = "preprocessing"
 DEFAULT_STEPS = 2000
 """Optimiser steps that the default number of epochs aims at, within `DEFAULT_EPOCHS`."""
 DEFAULT_EPOCHS = (30, 100)
-MOST = {
-    "epochs": 1 << 24, "batch_size": 1 << 24, "pretrain_epochs": 1 << 24, "samples": 1 << 16, "accumulate": 1 << 24,
-    "kl_warmup": 1 << 24, "max_scale": 1e30, "clip_norm": 1e30, "init_range": 1e30, "image_size": 1 << 14,
-    "threads": 1 << 10, "workers": 1 << 10,
-}  # fmt: skip
-"""Options -> more than anybody means by them."""
-MAX_WIDTH = 1 << 24
-"""Units of a hidden layer."""
 BASELINE_LR = {"adam": 1e-3, "sgd": 0.1}
 """Default learning rate without a prior, by optimizer."""
 
@@ -67,7 +56,6 @@ def resolve(config: FitConfig, examples: int) -> FitConfig:
     Raises:
         ValueError: a value that is out of range or does not go with the prior, CUDA asked for and absent.
     """
-    check_ranges(config)
     device = prepare(config.device, config.threads, config.deterministic)
     batch_size = config.batch_size or (64 if examples < 10_000 else 128)
     epochs = config.epochs or min(max(DEFAULT_STEPS * batch_size // examples, DEFAULT_EPOCHS[0]), DEFAULT_EPOCHS[1])
@@ -87,8 +75,6 @@ def _inputs_of_start(config: FitConfig) -> dict[str, Any]:
 
 
 def _resolve_baseline(config: FitConfig) -> FitConfig:
-    _one_of("optimizer", config.optimizer, OPTIMIZERS)
-    _one_of("pruning", config.pruning, ("none", *PRUNING))
     if (config.pruning == "none") != (config.prune_to == 0):
         raise ValueError(
             f"pruning {config.pruning!r} with prune_to {config.prune_to}: pruning while training needs both a rule "
@@ -112,8 +98,6 @@ def _resolve_baseline(config: FitConfig) -> FitConfig:
 
 def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
     from pyro_compress.bayes.assignment import assigned
-    from pyro_compress.bayes.estimators import ESTIMATORS
-    from pyro_compress.bayes.guides import GUIDES
 
     priors = assigned(config)
     prior, grouping = priors.first, config.grouping or priors.groupings[0]
@@ -129,10 +113,8 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
             "optimizer, weight_decay, pruning and prune_to go with --prior none; posteriors are fitted by Adam, and "
             "the prior takes the place of weight decay"
         )
-    _one_of("guide", config.guide, GUIDES)
     auto = config.guide != "mean-field"
     estimator = config.estimator or ("weight" if auto else priors.estimator)
-    _one_of("estimator", estimator, ESTIMATORS)
     if auto and estimator != "weight":
         raise ValueError(
             f"estimator {estimator!r} needs the marginal of every weight, which guide {config.guide!r} draws through "
@@ -176,73 +158,9 @@ def never_shrinks(config: FitConfig) -> str:
     )
 
 
-def check_ranges(config: FitConfig) -> None:
-    """Refuse values that no fit can have had.
-
-    Raises:
-        ValueError: a number out of range, an unknown name.
-    """
-    positive = (
-        "epochs",
-        "batch_size",
-        "lr",
-        "lr_scale",
-        "lr_group",
-        "samples",
-        "init_scale",
-        "kl_weight",
-        "accumulate",
-    )
-    for name in positive:
-        value = getattr(config, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{name} {value}: it must be positive")
-    for name in (
-        "pretrain_epochs", "kl_warmup", "patience", "threads", "max_scale", "clip_norm", "init_range", "shrink_every",
-        "limit", "image_size", "workers", "in_memory_mib", "weight_decay",
-    ):  # fmt: skip
-        if (value := getattr(config, name)) is not None and not value >= 0:
-            raise ValueError(f"{name} {value}: it must not be negative")
-    for name, most in MOST.items():
-        if (value := getattr(config, name)) is not None and value > most:
-            raise ValueError(f"{name} {value}: at most {most}")
-    if config.validation is not None and not 0 < config.validation < 1:
-        raise ValueError(f"validation {config.validation}: allowed are shares between 0 and 1")
-    for name in ("dropout", "dropout_input", "momentum", "prune_to"):
-        if not 0 <= (getattr(config, name) or 0) < 1:
-            value = getattr(config, name)
-            raise ValueError(f"{name} {value}: allowed are values from 0 up to, but not including, 1")
-    if not config.hidden or min(config.hidden) < 1 or max(config.hidden) > MAX_WIDTH:
-        raise ValueError(f"hidden {config.hidden}: widths must be positive, and at most {MAX_WIDTH}")
-    if config.new_head and not config.init:
-        raise ValueError("new_head goes with init, the weights that the other layers start from")
-    _one_of("bias_prior", config.bias_prior, ("none", "same"))
-    _one_of("compile", config.compile, ("auto", "on", "off"))
-    _one_of("precision", config.precision, ("float32", "bfloat16"))
-    _one_of("batch_norm", config.batch_norm, ("update", "frozen"))
-    _one_of("lr_schedule", config.lr_schedule, SCHEDULES)
-    _one_of("task", config.task, TASKS)
-    _one_of("vocabulary", config.vocabulary, ("", *VOCABULARIES))
-    if config.context < 2:
-        raise ValueError(f"context {config.context}: give a whole number from 2 on")
-    if config.tokens < 0:
-        raise ValueError(f"tokens {config.tokens}: it must not be negative")
-    _one_of("augment", config.augment, ("none", *AUGMENTATIONS))
-    _one_of("class_weights", config.class_weights, ("none", "balanced"))
-    if config.class_weights != "none" and config.task != "classification":
-        raise ValueError(f"class_weights {config.class_weights!r} goes with classification, not with {config.task}")
-    _one_of("nan_policy", config.nan_policy, NAN_POLICIES)
-    _one_of("kl_schedule", config.kl_schedule, ("uniform", "blundell"))
-
-
-def _one_of(what: str, value: str, allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}")
-
-
 def absolute(config: FitConfig) -> dict[str, str]:
     """Those options that name a file or folder, as they are found from every working directory."""
-    paths = {name: str(getattr(config, name)) for name in ("data", "data_dir", "test_data", "init", "net")}
+    paths = {name: str(getattr(config, name)) for name in having(FitConfig, path=True)}
     if config.data in DATASETS:
         del paths["data"]
     if not config.net.endswith(SUFFIX):
@@ -311,10 +229,4 @@ def options_of(document: dict[str, Any], path: str) -> dict[str, Any]:
     Raises:
         ValueError: as `read_config`.
     """
-    told = table(document.get("fit", document), f"{path}: fit")
-    options = {str(key).replace("-", "_"): value for key, value in told.items()}
-    allowed = [field.name for field in fields(FitConfig)]
-    if unknown := sorted(set(options) - set(allowed)):
-        raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
-    typed(options, FitConfig, path)
-    return options
+    return options_in(table(document.get("fit", document), f"{path}: fit"), FitConfig, path)

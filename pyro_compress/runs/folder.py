@@ -31,9 +31,9 @@ from pyro_compress.networks.bounded import check_inputs
 from pyro_compress.pcn import gate
 from pyro_compress.places import check_folder, check_name
 from pyro_compress.placing import CHECKPOINTS, emptied, located, making, put_in_place, recover, unfinished, unordinary
-from pyro_compress.runs.config import check_ranges, options_of, preprocessing_in, read_config
+from pyro_compress.runs.config import options_of, preprocessing_in, read_config
 from pyro_compress.runs.waist import read_posterior
-from pyro_compress.settings import FitConfig, tupled
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.history import Diverged
 from pyro_compress.types import Posterior, Preprocessing, Splits
 from pyro_compress.world import ALONE, World
@@ -203,12 +203,10 @@ def stored_config(path: Path) -> FitConfig:
 
 
 def _config_of(options: dict[str, Any], path: Path) -> FitConfig:
-    config = FitConfig(**tupled(options))
     try:
-        check_ranges(config)
+        return FitConfig(**options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return config
 
 
 def load_run(path: Path, data: str = "") -> Run:

@@ -6,7 +6,6 @@ Everything here can be written with the parts as well: `splits_from`, `resolve`,
 
 from __future__ import annotations
 
-import difflib
 import html
 import tempfile
 from collections.abc import Iterable
@@ -17,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pyro_compress.atomic import write_atomically
-from pyro_compress.compression.pipeline import Report, compress_run, load
-from pyro_compress.compression.recipe import FineTune
-from pyro_compress.compression.target import Goal, Watch
-from pyro_compress.compression.tuned import Tuning
+from pyro_compress.compression.pipeline import Report, compress_run, load, way_of
+from pyro_compress.compression.target import Watch
 from pyro_compress.data.sources import batch_size_of, splits_from
 from pyro_compress.doubts import gathered, keep
+from pyro_compress.foreign import unknown
 from pyro_compress.graph.network import Network
 from pyro_compress.places import check_file
-from pyro_compress.runs.config import check_ranges, never_shrinks, resolve
+from pyro_compress.runs.config import never_shrinks, resolve
 from pyro_compress.runs.run import initial_net
-from pyro_compress.settings import FitConfig, tupled
+from pyro_compress.settings import CompressConfig, FitConfig, Goal
+from pyro_compress.settings.declared import declared
 from pyro_compress.training.callbacks import Callbacks
 from pyro_compress.training.history import Epoch
 from pyro_compress.training.settled import unsettled
@@ -115,24 +114,24 @@ class Fitted:
     doubts: tuple[str, ...] = ()
 
     def compress(
-        self, goal: Goal | None = None, how: Any = None, callbacks: Iterable[Any] = (), finetune: int = 0,
-        **options: Any,
+        self, goal: Goal | None = None, how: Any = None, callbacks: Iterable[Any] = (), **options: Any
     ) -> Compression:  # fmt: skip
         """Prune, round and shrink it, as `pyro-compress compress` does.
 
         Args:
             goal: what to reach; by default the smallest file that costs half a point of accuracy.
-            how: `Rounding`, `Compensation` or `Tuning`; None: pruned by the posterior, rounded to the nearest.
+            how: `Rounding`, `Compensation` or `Tuning`; None: what the options say.
             callbacks: told of every candidate.
-            finetune: epochs of fine-tuning as integers; 0: none.
-            **options: fields of `Goal`: `tolerance`, `sparsity`, `target_error`, `max_bytes`, ...
+            **options: settings of `CompressConfig` by the names of their options: `tolerance`, `sparsity`,
+                `max_bytes`, `finetune`, `finetune_lr`, ... (docs/settings.md)
 
         Raises:
             ValueError: what `compress` refuses, an unknown option.
         """
-        _check_names(options, [one.name for one in fields(Goal)], "of a goal")
-        goal = replace(goal or Goal(), **options)
-        how = Tuning(FineTune(epochs=finetune)) if finetune and how is None else how
+        _check_names(options, list(declared(CompressConfig)), "of a compression")
+        asked = {} if goal is None else {name: getattr(goal, name) for name in declared(Goal)}
+        config = CompressConfig.of(asked | options)
+        goal, how = replace(config, reference=goal.reference if goal else None), how or way_of(config, self.config.seed)
         told = Callbacks(callbacks)
         watch = Watch(
             trial=told.on_search,
@@ -227,13 +226,12 @@ def fit(
     """
     known = [one.name for one in fields(FitConfig)]
     _check_names(settings, known, "of a fit")
-    config = FitConfig(prior=_spelled(prior), **tupled(settings))
+    config = FitConfig(prior=_spelled(prior), **settings)
     reading = config.reading
     task, share = settings.get("task", ""), config.validation if validation is None else validation
     splits = splits_from(train, share, test, reading, config.data_dir, task, _vocabulary(net))
     config = replace(config, batch_size=config.batch_size or batch_size_of(train), net=_net_name(net))
     config = config.on(splits.origin, splits.task)
-    check_ranges(config)
     told = Callbacks(callbacks)
     with gathered() as doubts, told.running("fit"):
         config = resolve(config, len(splits.train))
@@ -285,9 +283,7 @@ def _check_names(given: Iterable[str], known: list[str], what: str) -> None:
     """
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise ValueError(f"no setting {what} is called {name!r}; {hint}")
+            raise unknown(f"setting {what}", name, known)
 
 
 def _table(title: str, rows: Iterable[tuple[str, str]]) -> str:

@@ -17,6 +17,7 @@ from pyro_compress.compression.target import default_nll_tolerance
 from pyro_compress.data.splits import load_splits
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.doubts import doubt
+from pyro_compress.foreign import unknown
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network, tensors_of
 from pyro_compress.metrics import evaluate, residual_noise
@@ -170,7 +171,7 @@ def posterior_around(trained: Trained, how: str = "laplace", on_epoch: OnEpoch =
         ValueError: an unknown way, what a fit refuses.
     """
     if how not in POSTERIORS:
-        raise ValueError(f"unknown posterior {how!r}; allowed: {', '.join(POSTERIORS)}")
+        raise unknown("posterior", how, POSTERIORS)
     started = time.perf_counter()
     posterior = POSTERIORS[how](trained, on_epoch)
     return Around(trained, posterior, time.perf_counter() - started)

@@ -29,7 +29,7 @@ from pyro_compress.networks.outputs import with_columns
 from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.placing import FRAMES
 from pyro_compress.runs.budget import check_memory
-from pyro_compress.runs.config import absolute, check_ranges, config_toml, resolve
+from pyro_compress.runs.config import absolute, config_toml, resolve
 from pyro_compress.runs.folder import Run, found_complete, load_run, new_folder
 from pyro_compress.runs.waist import write_posterior
 from pyro_compress.settings import FitConfig
@@ -96,7 +96,6 @@ def fit_run(
         Lost: another process ended.
     """
     keeping = keeping or Keeping()
-    check_ranges(config)
     if keeping.resume and (run := ended_run(out, force, world)):
         return run
     place: AbstractContextManager[Path] = new_folder(out, force, keeping.resume)

@@ -17,20 +17,19 @@ from typing import Any
 
 from pyro_compress.runs.folder import stored_config
 from pyro_compress.settings import FitConfig
+from pyro_compress.settings.declared import having
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 2
 """Raised when the same configuration comes to mean another fit: what lies there under the number before is not used."""
-WHERE_AND_HOW_FAST = ("data_dir", "threads", "device", "compile", "in_memory_mib", "workers")
-"""Options that are no part of a run's identity."""
-FILES = ("net", "init", "data", "test_data")
+FILES = having(FitConfig, path=True, identity=True)
 """Options that may name a file, which counts by its content."""
 
 
 def identity(config: FitConfig) -> dict[str, Any]:
     """What sets a configuration apart from the defaults, as JSON values; where and how fast it runs is left out."""
-    plain = asdict(FitConfig())
+    plain = asdict(type(config)())
     return {key: value for key, value in _whole(config).items() if value != plain[key]}
 
 
@@ -63,7 +62,7 @@ def differing(stored: Mapping[str, Any], config: FitConfig) -> list[str]:
         stored: fields of a `FitConfig`, as JSON or TOML values; those that are None may be missing.
         config: resolved.
     """
-    plain, wanted = _whole(FitConfig()), _whole(config)
+    plain, wanted = _whole(type(config)()), _whole(config)
     told = {key: stored.get(key, plain[key]) for key in wanted}
     return [
         f"{key} {told[key]!r}, now {value!r}"
@@ -93,7 +92,7 @@ def _json(value: Any) -> str:
 
 
 def _whole(config: FitConfig) -> dict[str, Any]:
-    return {key: value for key, value in asdict(config).items() if key not in WHERE_AND_HOW_FAST}
+    return {name: value for name, value in asdict(config).items() if name in having(type(config), identity=True)}
 
 
 def _by_content(told: dict[str, Any]) -> dict[str, Any]:

@@ -27,15 +27,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.data.splits import load_splits
-from pyro_compress.foreign import file_name, of_type, read_toml, typed
+from pyro_compress.foreign import file_name, of_type, read_toml, unknown
 from pyro_compress.runs.config import refuse_criterion, resolve
-from pyro_compress.settings import FitConfig, tupled
+from pyro_compress.settings import FitConfig
+from pyro_compress.settings.declared import having, options_in
 from pyro_compress.studies.identity import config_hash, digest, earlier_fingerprint, earlier_hash, fingerprint
 from pyro_compress.studies.tables import Row
 
@@ -56,6 +57,8 @@ TYPES: dict[str, Any] = {
     "methods": list[dict[str, Any]], "fit": dict[str, Any], "out_of_domain": dict[str, str], "choose_by": str,
 }  # fmt: skip
 """Key of a study -> its type."""
+ALLOWED = tuple(n for n in having(FitConfig) if n not in ("data", "net", "seed", "prune_to", "task"))
+"""Options of fit that a study may give: its tables say the others, and speak of accuracy."""
 MAX_FITS = 1 << 16
 """Fits of a study: data sets, networks, methods, seeds and what validation chooses among, multiplied."""
 
@@ -155,8 +158,8 @@ def read_study(path: Path) -> Study:
     """
     document = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
     allowed = ("name", *LISTS, "methods", "fit", "out_of_domain", "choose_by")
-    if unknown := sorted(set(document) - set(allowed)):
-        raise ValueError(f"{path}: unknown key {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    for key in sorted(set(document) - set(allowed)):
+        raise ValueError(f"{path}: {unknown('key', key, allowed)}")
     for key in (*LISTS, "methods"):
         if not isinstance(document.get(key), list) or not document[key]:
             raise ValueError(f"{path}: {key} must be a list with something in it")
@@ -165,11 +168,9 @@ def read_study(path: Path) -> Study:
             of_type(document[key], kind, f"{path}: {key.replace('_', '-')}")
     choose_by = document.get("choose_by", "nll")
     if choose_by not in CHOOSE_BY:
-        raise ValueError(f"{path}: unknown choose-by {choose_by!r}; allowed: {', '.join(CHOOSE_BY)}")
+        raise ValueError(f"{path}: {unknown('choose-by', choose_by, CHOOSE_BY)}")
     sparsities = _sparsities(document["sparsities"], path)
-    shared = _options(document.get("fit", {}), path)
-    typed(shared, FitConfig, f"{path}: fit")
-    shared = tupled(shared)
+    shared = options_in(document.get("fit", {}), FitConfig, f"{path}: fit", ALLOWED)
     methods = tuple(_method(dict(table), shared, sparsities, path) for table in document["methods"])
     labels = [(method.name, method.variant) for method in methods]
     if twice := [label for label in labels if labels.count(label) > 1]:
@@ -213,15 +214,6 @@ def _sparsities(values: list[float], path: Path) -> tuple[float, ...]:
     return found
 
 
-def _options(given: dict[str, Any], path: Path) -> dict[str, Any]:
-    options = {key.replace("-", "_"): value for key, value in given.items()}
-    reserved = ("data", "net", "seed", "prune_to", "task")  # a study's tables speak of accuracy
-    allowed = [f.name for f in fields(FitConfig) if f.name not in reserved]
-    if unknown := sorted(set(options) - set(allowed)):
-        raise ValueError(f"{path}: unknown option {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
-    return options
-
-
 def _method(table: dict[str, Any], shared: dict[str, Any], sparsities: tuple[float, ...], path: Path) -> Method:
     if "name" not in table:
         raise ValueError(f"{path}: a method has no name")
@@ -229,19 +221,17 @@ def _method(table: dict[str, Any], shared: dict[str, Any], sparsities: tuple[flo
     for key, value in own.items():
         of_type(value, OWN[key], f"{path}: methods: {key}")
     if (criterion := own.get("criterion", "")) and criterion not in CRITERIA:
-        raise ValueError(f"{path}: unknown criterion {criterion!r}; allowed: {', '.join(CRITERIA)}")
+        raise ValueError(f"{path}: {unknown('criterion', criterion, CRITERIA)}")
     if "sparsities" in own:
         sparsities = _sparsities(own["sparsities"], path)
-    choose = _options(own.get("choose", {}), path)
-    if bad := [key for key, values in choose.items() if not isinstance(values, list) or not values]:
-        raise ValueError(f"{path}: choose {bad[0]}: give a list of values")
-    for key, values in choose.items():
+    choose = dict[str, list[Any]]()
+    for key, values in own.get("choose", {}).items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{path}: choose {key}: give a list of values")
         for value in values:
-            typed({key: value}, FitConfig, f"{path}: choose")
-    choose = {key: [tupled({key: value})[key] for value in values] for key, values in choose.items()}
-    options = _options(table, path)
-    typed(options, FitConfig, f"{path}: method {own['name']}")
-    options = shared | tupled(options)
+            for name, plain in options_in({key: value}, FitConfig, f"{path}: choose", ALLOWED).items():
+                choose.setdefault(name, []).append(plain)
+    options = shared | options_in(table, FitConfig, f"{path}: method {own['name']}", ALLOWED)
     return Method(own["name"], own.get("variant", ""), options, sparsities, criterion, choose)
 
 

@@ -19,7 +19,6 @@ from pyro_compress.settings import FitConfig
 from pyro_compress.training.history import Diverged, Epoch
 from pyro_compress.types import Splits
 
-NAN_POLICIES = ("stop", "rewind")
 REWINDS = 3
 """How often a fit is put back before it is given up."""
 SLOWER = 0.5

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pyro_compress.foreign import unknown
 from pyro_compress.training.history import Epoch
 from pyro_compress.types import LayerPosterior
 
@@ -76,7 +77,7 @@ def watched(name: str, folder: Path, done: int) -> Iterator[TensorBoard | None]:
         yield None
         return
     if name not in LOGS:
-        raise ValueError(f"unknown log {name!r}; allowed: {', '.join(LOGS)}")
+        raise unknown("log", name, LOGS)
     log = LOGS[name](folder, done)
     try:
         yield log

@@ -30,15 +30,17 @@ error = 0.0204
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pyro_compress.data.splits import load_splits
-from pyro_compress.foreign import MAX_WHOLE, file_name, of_type, read_toml, shown, typed
-from pyro_compress.runs.config import MOST, refuse_criterion, resolve
-from pyro_compress.settings import FitConfig, tupled
-from pyro_compress.studies.identity import WHERE_AND_HOW_FAST, config_hash, digest, fingerprint
+from pyro_compress.foreign import MAX_WHOLE, file_name, of_type, read_toml, shown, typed, unknown
+from pyro_compress.runs.config import refuse_criterion, resolve
+from pyro_compress.settings import CompressConfig, FitConfig
+from pyro_compress.settings.data import MOST
+from pyro_compress.settings.declared import having, options_in
+from pyro_compress.studies.identity import config_hash, digest, fingerprint
 from pyro_compress.tuning.published import Reference
 from pyro_compress.tuning.space import (
     FINETUNED,
@@ -51,7 +53,6 @@ from pyro_compress.tuning.space import (
     read_after,
     read_before,
 )
-from pyro_compress.tuning.space import TYPES as SPACE_TYPES
 from pyro_compress.types import Splits
 
 OBJECTIVES = ("pareto", "bytes-at-error", "error-at-bytes")
@@ -63,8 +64,6 @@ TYPES: dict[str, Any] = {
     "reference": list[dict[str, Any]],
 }  # fmt: skip
 """Key -> its type; `_numbers` looks at the counts."""
-FIXED_TYPES: dict[str, Any] = {"sparsity": float | dict[str, float], "coarseness": float, "rate": float}
-"""Options of `compress` that a study may fix -> type, where the space does not say it."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +191,8 @@ def read_plan(path: Path, data_dir: str = "", device: str = "auto", threads: int
         OSError: the file cannot be read.
     """
     document = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
-    if unknown := sorted(set(document) - set(KEYS + MORE)):
-        raise ValueError(f"{path}: unknown key {', '.join(unknown)}; allowed: {', '.join(KEYS + MORE)}")
+    for key in sorted(set(document) - set(KEYS + MORE)):
+        raise ValueError(f"{path}: {unknown('key', key, KEYS + MORE)}")
     for key, kind in TYPES.items():
         if key in document:
             of_type(document[key], kind, f"{path}: {key.replace('_', '-')}")
@@ -235,16 +234,11 @@ def _reference(given: dict[str, Any], path: Path) -> Reference:
 
 
 def _fit(table: dict[str, Any], path: Path) -> FitConfig:
-    options = {key.replace("-", "_"): value for key, value in table.items()}
-    allowed = [f.name for f in fields(FitConfig) if f.name not in WHERE_AND_HOW_FAST]
-    if unknown := sorted(set(options) - set(allowed)):
-        raise ValueError(f"{path}: fit: unknown option {', '.join(unknown)}; allowed: {', '.join(allowed)}")
-    typed(options, FitConfig, f"{path}: fit")
-    return FitConfig(**tupled(options))
+    return FitConfig(**options_in(table, FitConfig, f"{path}: fit", having(FitConfig, identity=True)))
 
 
 def _compress(table: dict[str, Any], space: dict[str, Any], path: Path) -> dict[str, Any]:
-    options = {key.replace("-", "_"): value for key, value in table.items()}
+    options = options_in(table, CompressConfig, f"{path}: compress")
     finetuned = "finetune" in options or "finetune" in space.get("compress", {})
     allowed = {"sparsity", *(FINETUNED if finetuned else ROUNDED)} - {KEPT}
     if unknown := sorted(set(options) - allowed):
@@ -252,8 +246,6 @@ def _compress(table: dict[str, Any], space: dict[str, Any], path: Path) -> dict[
             f"{path}: compress: {', '.join(unknown)} does not go with this study; allowed "
             f"{'with' if finetuned else 'without'} finetune: {', '.join(sorted(allowed))}"
         )
-    for name, value in options.items():
-        of_type(value, FIXED_TYPES.get(name) or SPACE_TYPES[f"compress.{name}"], f"{path}: compress: {name}")
     return options
 
 
@@ -261,7 +253,7 @@ def _numbers(document: dict[str, Any], path: Path) -> dict[str, Any]:
     """Objective and budget."""
     objective, bound = document.get("objective", "pareto"), float(document.get("bound", 0.0))
     if objective not in OBJECTIVES:
-        raise ValueError(f"{path}: unknown objective {objective!r}; allowed: {', '.join(OBJECTIVES)}")
+        raise ValueError(f"{path}: {unknown('objective', objective, OBJECTIVES)}")
     if bound < 0 or (objective != "pareto" and bound == 0) or (objective != "error-at-bytes" and bound >= 1):
         raise ValueError(
             f"{path}: objective {objective!r} with bound {bound:g}: pareto and bytes-at-error take an error below 1 "
@@ -270,9 +262,7 @@ def _numbers(document: dict[str, Any], path: Path) -> dict[str, Any]:
     minutes = float(document.get("minutes", 0.0))
     trials = document.get("trials", 0 if minutes else Plan.trials)
     fidelities = tuple(document.get("fidelities", ()))
-    if any(type(e) is not int or not 1 <= e <= MOST["epochs"] for e in fidelities) or list(fidelities) != sorted(
-        set(fidelities)
-    ):
+    if any(type(e) is not int or not 1 <= e <= MOST for e in fidelities) or list(fidelities) != sorted(set(fidelities)):
         raise ValueError(f"{path}: fidelities {list(fidelities)}: give epochs, fewest first, like [8, 50]")
     counts = {
         "trials": trials,

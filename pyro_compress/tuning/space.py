@@ -14,32 +14,29 @@ Where a study names no space, `BEFORE` has one for its prior and `after_the_wais
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any, get_type_hints
+from typing import Any
 
-from pyro_compress.compression.recipe import FineTune
-from pyro_compress.foreign import fits, of_type
+from pyro_compress.foreign import fits, of_type, unknown
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.runs.run import initial_net
-from pyro_compress.settings import FINETUNING, FitConfig
+from pyro_compress.settings import CompressConfig, FitConfig
+from pyro_compress.settings.compress import FINE_TUNING
+from pyro_compress.settings.declared import declared, having
 from pyro_compress.types import Splits
 
 KEPT = "kept"
-ROUNDED = (KEPT, "criterion", "coarseness")
-"""Parameters after the waist without fine-tuning."""
-TAUGHT = ("teacher_weight", "temperature")
-FINETUNED = (KEPT, "criterion", "finetune", "rate", *(name for name in FINETUNING if name not in TAUGHT))
-"""And with it; the names of the options of `compress`."""
-FIXED = ("data", "data_dir", "net", "hidden", "keep", "validation", "epochs", "device", "threads", "compile")
-"""Options of `fit` that a study cannot vary: trials would not be comparable, or `fidelities` has it."""
+_AFTER = {row.name: row for row in declared(CompressConfig).values() if row.setting.searched}
+ROUNDED = (KEPT, *(name for name, row in _AFTER.items() if row.group != FINE_TUNING))
+"""Parameters after the waist without fine-tuning; the names of the options of `compress`."""
+FINETUNED = (KEPT, "criterion", *(name for name, row in _AFTER.items() if row.group == FINE_TUNING))
+"""And with it."""
 
-_FINETUNE = get_type_hints(FineTune)
-_COMPRESS = {name: _FINETUNE[field] for name, field in FINETUNING.items()} | {"finetune": int, "criterion": str}
-TYPES: dict[str, Any] = {f"fit.{name}": hint for name, hint in get_type_hints(FitConfig).items()}
-TYPES |= {f"compress.{name}": hint for name, hint in _COMPRESS.items()}
-"""Parameter -> type of its option; those that are missing are real numbers."""
+ROWS = {f"fit.{name}": row for name, row in declared(FitConfig).items()}
+ROWS |= {f"compress.{name}": row for name, row in declared(CompressConfig).items()}
+"""Parameter -> its setting; those that are missing are real numbers."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +143,11 @@ def read_before(table: dict[str, Any]) -> tuple[Parameter, ...]:
     Raises:
         ValueError: an option that is unknown or cannot be searched, a bad range.
     """
-    allowed = [field.name for field in fields(FitConfig) if field.name not in FIXED and field.name != "prior_options"]
+    allowed = [name for name in having(FitConfig, searched=True) if name != "prior_options"]
     found = []
     for key, value in _flat(table, "prior-options").items():
         if key not in allowed and not key.startswith("prior_options."):
-            raise ValueError(f"space.fit: {key} is no option to search; allowed: {', '.join(allowed)}, prior-options.*")
+            raise ValueError(f"space.fit: {unknown('option to search', key, allowed, 'prior-options.*')}")
         found.append(_parameter(f"fit.{key}", value))
     return tuple(found)
 
@@ -191,7 +188,8 @@ def _flat(table: dict[str, Any], nested: str) -> dict[str, Any]:
 
 
 def _parameter(name: str, value: Any) -> Parameter:
-    shown, hint = name.replace("_", "-"), TYPES.get(name, float)
+    shown, row = name.replace("_", "-"), ROWS.get(name)
+    hint = row.whole if row else float
     if isinstance(value, list) and value:
         for one in value:
             of_type(one, hint, f"space {shown}:")

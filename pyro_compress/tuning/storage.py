@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_compress.foreign import ordinary
+from pyro_compress.foreign import ordinary, unknown
 from pyro_compress.tuning.plan import Plan
 from pyro_compress.tuning.space import Parameter
 
@@ -158,7 +158,7 @@ def samplers(name: str, seed: int) -> Samplers:
         ValueError: unknown name.
     """
     if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}; allowed: {', '.join(SAMPLERS)}")
+        raise unknown("sampler", name, SAMPLERS)
     return Samplers(SAMPLERS[name](seed), SAMPLERS[name](seed + 1))
 
 

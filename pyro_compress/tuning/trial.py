@@ -15,17 +15,15 @@ from typing import Any
 
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.pipeline import save
-from pyro_compress.compression.recipe import FineTune
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress
-from pyro_compress.compression.target import Goal
 from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.doubts import gathered
 from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.runs.run import Keeping, fit_run
-from pyro_compress.settings import FINETUNING
+from pyro_compress.settings import CompressConfig
 from pyro_compress.studies.identity import run_folder
 from pyro_compress.tuning.plan import Point
 from pyro_compress.types import Compressed, Posterior, Splits
@@ -106,11 +104,8 @@ def _loaded(folder: Path) -> Run:
 
 def compressed(posterior: Posterior, splits: Splits, settings: dict[str, Any]) -> Compressed:
     """Compress by settings, which are options of the command `compress`."""
-    options = dict(settings)
-    if "finetune" in options:
-        fields = FINETUNING | {"finetune": "epochs"}
-        how = FineTune(**{field: options.pop(name) for name, field in fields.items() if name in options})
-        rate = options.pop("rate", how.rate)
-        return compress_finetuned(posterior, splits, Tuning(how, rate), Goal(**options))[0]
-    rounding = Rounding(**{name: options.pop(name) for name in ("coarseness",) if name in options})
-    return compress(posterior, splits, Goal(**options), rounding)[0]
+    config = CompressConfig.of(settings)
+    if how := config.finetuning:
+        rate = how.rate if config.rate is None else config.rate
+        return compress_finetuned(posterior, splits, Tuning(how, rate), config)[0]
+    return compress(posterior, splits, config, Rounding(config.coarseness))[0]

@@ -30,7 +30,6 @@ from fuzzing.keeping import keep, passed
 from fuzzing.networks import META, NETWORKS, listed, made_up
 from fuzzing.seeds import GOLDEN, small
 from pyro_compress.compression.search import compress
-from pyro_compress.compression.target import Goal
 from pyro_compress.data.splits import load_examples, load_splits, preprocessing
 from pyro_compress.data.unlabelled import load_inputs
 from pyro_compress.deploy import torch_files
@@ -43,7 +42,7 @@ from pyro_compress.runs.evaluation import evaluate_target
 from pyro_compress.runs.folder import load_run, unfinished, unfinished_config
 from pyro_compress.runs.info import info
 from pyro_compress.runs.run import Keeping, fit_run
-from pyro_compress.settings import Reading
+from pyro_compress.settings import Goal, Reading
 from pyro_compress.studies import plan as studies
 from pyro_compress.studies.results import read_results
 from pyro_compress.training.history import read_history

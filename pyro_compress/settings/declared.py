@@ -1,0 +1,312 @@
+"""What a configuration is made of: every field is declared once, with all that is known about it.
+
+Options of the command line, TOML files, checks, `tune`'s space, hashes, `--help` and docs/settings.md are made from
+these declarations. A class of settings is a frozen dataclass that inherits from `Config`; a field of it is a
+`setting(default, help, ...)`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import math
+import operator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
+
+from pyro_compress.foreign import fits, shown, unknown, wanted
+
+SHOWN = 1 << 10
+"""Bounds from here on only catch slips, and are not shown."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """The keys of a registry, read off the source of its module, which is not imported.
+
+    Attributes:
+        module: path of the module in this package.
+        registry: name of a dict literal in it.
+        more: names that are allowed beside them.
+    """
+
+    module: str
+    registry: str
+    more: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, those that were added to the registry at run time among them."""
+        loaded = sys.modules.get(f"pyro_compress.{self.module.removesuffix('.py').replace('/', '.')}")
+        return iter((*self.more, *(getattr(loaded, self.registry, None) or names_in(self.module, self.registry))))
+
+
+@functools.cache
+def names_in(module: str, registry: str) -> tuple[str, ...]:
+    """Keys of a registry (a dict literal) in a module of this package, without importing it."""
+    source = (Path(__file__).parents[1] / module).read_text(encoding="utf-8")
+    for statement in ast.parse(source).body:
+        target = statement.target if isinstance(statement, ast.AnnAssign) else None
+        if isinstance(target, ast.Name) and target.id == registry:
+            assert isinstance(statement, ast.AnnAssign)
+            assert isinstance(statement.value, ast.Dict)
+            return tuple(ast.literal_eval(key) for key in statement.value.keys if key is not None)
+    raise ValueError(f"no registry {registry} in {module}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is known about a field beside its type and default.
+
+    Attributes:
+        help: one sentence or two; `{names}` stands for the names of `among`.
+        among: the names that are allowed.
+        other: what else is allowed (`MODULE:FUNCTION`); empty: nothing.
+        least: smallest value; of a list, of every entry.
+        most: largest value.
+        above: values are larger than this.
+        below: values are smaller than this.
+        unit: what a value stands for in `--help`: `EPOCHS`.
+        group: heading in `--help`; empty: the class's own.
+        option: name on the command line, where it differs.
+        kind: what its option is beside: `run` takes a run folder, `repeated` may be given several times, `switch`
+            makes the part that it belongs to.
+        envvar: environment variable that gives it, too.
+        told: a compressed file repeats it, where it is no default.
+        searched: whether `tune` may search it.
+        identity: whether another value makes another fit; else it says where and how fast one runs.
+        path: whether it may name a file or folder.
+        unlisted: no option, but in Python.
+    """
+
+    help: str
+    among: Names | tuple[str, ...] = ()
+    other: str = ""
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    unit: str = ""
+    group: str = ""
+    option: str = ""
+    kind: str = ""
+    envvar: str = ""
+    told: bool = False
+    searched: bool = True
+    identity: bool = True
+    path: bool = False
+    unlisted: bool = False
+
+    @property
+    def range(self) -> str:
+        """The values that are allowed, as a formula; empty: all."""
+        low = f"{self.least:g}<=" if self.least is not None else f"{self.above:g}<" if self.above is not None else ""
+        high = f"<{self.below:g}" if self.below is not None else ""
+        if self.most is not None and self.most < SHOWN:
+            high = f"<={self.most:g}"
+        if low and not high:
+            return f"x>={self.least:g}" if self.least is not None else f"x>{self.above:g}"
+        return f"{low}x{high}" if low or high else ""
+
+    def wrong(self, value: float) -> str:
+        """Why a number is not allowed; empty if it is."""
+        low = (self.least is None or value >= self.least) and (self.above is None or value > self.above)
+        high = (self.most is None or value <= self.most) and (self.below is None or value < self.below)
+        if low and high and math.isfinite(value):
+            return ""
+        if self.most is not None and value > self.most >= SHOWN:
+            return f"at most {self.most}"
+        if self.below is None and (self.most is None or self.most >= SHOWN):
+            if 0 in (self.above, self.least) or self.least == 1:
+                return "it must not be negative" if self.least == 0 else "it must be positive"
+        if not math.isfinite(value):
+            return "it must be finite"
+        most = self.most if self.most is None or self.most < SHOWN else None
+        ends = {"from": self.least, "above": self.above, "up to": most, "below": self.below}
+        return "allowed are values " + " and ".join(f"{word} {end:g}" for word, end in ends.items() if end is not None)
+
+
+def setting(default: Any, help: str, **more: Any) -> Any:
+    """A field of a configuration: its default, one line of help, and what else `Setting` takes."""
+    metadata = {"setting": Setting(help, **more)}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """A field of a configuration.
+
+    Attributes:
+        name: of the field; of one that lies in a part, of its option.
+        hint: its type.
+        default: its default.
+        setting: what else is known about it.
+        group: its heading.
+        part: field of the configuration that holds it; empty: the configuration itself.
+        field: its name there.
+    """
+
+    name: str
+    hint: Any
+    default: Any
+    setting: Setting
+    group: str
+    part: str = ""
+    field: str = ""
+
+    @property
+    def option(self) -> str:
+        """Its name on the command line."""
+        return f"--{(self.setting.option or self.name).replace('_', '-')}"
+
+    @property
+    def whole(self) -> Any:
+        """Its type, where it is given."""
+        given = [one for one in get_args(self.hint) if one is not type(None)]
+        return functools.reduce(operator.or_, given) if type(None) in get_args(self.hint) else self.hint
+
+    def check(self, value: Any) -> None:
+        """Refuse what is not allowed.
+
+        Raises:
+            ValueError: another type, a number out of range, an unknown name.
+        """
+        if value is None and type(None) in get_args(self.hint):
+            return
+        entries = (
+            value if isinstance(value, tuple | list) else list(value.values()) if isinstance(value, dict) else [value]
+        )
+        if not fits(value, self.hint) and all(one == one for one in entries):  # not a number is a number out of range
+            raise ValueError(f"{self.name} {shown(value)}: give {wanted(self.hint)}")
+        for one in entries:
+            if isinstance(one, str) and self.setting.among and not self.setting.other:
+                if one not in (allowed := tuple(self.setting.among)):
+                    raise unknown(self.name, one, allowed)
+            elif isinstance(one, int | float) and (wrong := self.setting.wrong(one)):
+                raise ValueError(f"{self.name} {shown(one)}: {wrong}")
+
+    def plain(self, value: Any) -> Any:
+        """A value as the field holds it: a path as text, a list as a tuple, a number of numpy as Python's."""
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, list | tuple) and get_origin(self.whole) is tuple:
+            return tuple(map(self.plain, value))
+        return value.item() if type(value).__module__ == "numpy" and not getattr(value, "shape", None) else value
+
+
+class Config:
+    """A configuration: a frozen dataclass whose fields are settings.
+
+    Attributes:
+        heading: group of the settings that name none.
+    """
+
+    heading: ClassVar[str] = ""
+
+    def __new__(cls, *values: Any, **named: Any) -> Self:
+        """Refuse names that it does not have, with the one that was meant."""
+        known = [one.name for one in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in named:
+            if name not in known:
+                raise TypeError(f"{cls.__name__}: {unknown('setting', name, known)}")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ValueError: as `Declared.check`.
+        """
+        for one in declared(type(self)).values():
+            if not one.part:
+                object.__setattr__(self, one.name, one.plain(getattr(self, one.name)))
+                one.check(getattr(self, one.name))
+
+    def part(self, of: type[C]) -> C:
+        """Those of its settings that another configuration has, too, as one of that kind."""
+        return of(**{one.name: getattr(self, one.name) for one in dataclasses.fields(of)})  # type: ignore[arg-type]
+
+
+C = TypeVar("C", bound=Config)
+
+
+def declared(of: type[Config]) -> dict[str, Declared]:
+    """The settings of a configuration by name, those of its parts by the names of their options."""
+    kind: Any = of  # what mypy does not take for hashable
+    return _declared(kind)
+
+
+@functools.cache
+def _declared(of: Any) -> dict[str, Declared]:
+    hints, found = get_type_hints(of), dict[str, Declared]()
+    for one in dataclasses.fields(of):
+        if inner := one.metadata.get("part"):
+            for each in (row for row in declared(inner).values() if not row.setting.unlisted):
+                name = (each.setting.option or each.name).replace("-", "_")
+                found[name] = dataclasses.replace(each, name=name, part=one.name, field=each.name)
+        elif known := one.metadata.get("setting"):
+            default = one.default_factory() if callable(one.default_factory) else one.default
+            owner = next(each for each in reversed(of.__mro__) if one.name in inspect.get_annotations(each))
+            group = known.group or owner.heading
+            found[one.name] = Declared(one.name, hints[one.name], default, known, group, field=one.name)
+    return found
+
+
+def having(of: type[Config], **wanted: Any) -> tuple[str, ...]:
+    """Names of the settings of which so much is known: `having(FitConfig, path=True)`."""
+    rows = declared(of).values()
+    return tuple(one.name for one in rows if all(getattr(one.setting, key) == value for key, value in wanted.items()))
+
+
+def options_in(
+    table: Mapping[str, Any], of: type[Config], where: str, allowed: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Settings that a TOML table holds, every one checked.
+
+    Args:
+        table: names, with dashes or underscores, and values.
+        of: the configuration that they belong to.
+        where: what to call the table in messages.
+        allowed: names that it may hold; None: those of all settings that are options.
+
+    Raises:
+        ValueError: a name that is not allowed, a value that is none of the setting.
+    """
+    options = {str(key).replace("-", "_"): value for key, value in table.items()}
+    rows = declared(of)
+    names = having(of, unlisted=False) if allowed is None else tuple(allowed)
+    for name, value in options.items():
+        if name not in names:
+            raise ValueError(f"{where}: {unknown('option', name, sorted(names))}")
+        if name in rows:
+            try:
+                rows[name].check(value)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+    return {name: rows[name].plain(value) if name in rows else value for name, value in options.items()}
+
+
+def built(of: type[C], options: Mapping[str, Any]) -> C:
+    """A configuration from settings by their flat names; a part is there if the setting that switches it on is given.
+
+    Raises:
+        ValueError: a value is refused, or settings of a part that is not there.
+    """
+    rows, own, parts = declared(of), dict[str, Any](), dict[str, dict[str, Any]]()
+    for name, value in options.items():
+        row = rows[name]
+        (parts.setdefault(row.part, {}) if row.part else own)[row.field] = value
+    kinds = {one.name: one.metadata["part"] for one in dataclasses.fields(of) if "part" in one.metadata}  # type: ignore[arg-type]
+    for part, values in parts.items():
+        rows_of_part = [row for row in rows.values() if row.part == part and row.field in values]
+        switch = next(row for row in rows.values() if row.part == part and row.setting.kind == "switch")
+        if switch.field not in values:
+            given = ", ".join(row.option for row in rows_of_part)
+            raise ValueError(f"{given} go with {switch.option} {switch.setting.unit}")
+        own[part] = kinds[part](**values)
+    return of(**own)
