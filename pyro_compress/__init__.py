@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pyro_compress.compression.pipeline import load as load
     from pyro_compress.compression.pipeline import save as save
     from pyro_compress.compression.search import compress as compress
+    from pyro_compress.data.sources import Shapes as Shapes
     from pyro_compress.data.sources import splits_from as splits_from
     from pyro_compress.data.splits import load_splits as load_splits
     from pyro_compress.graph.capture import capture as capture
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from pyro_compress.runs.config import resolve as resolve
     from pyro_compress.runs.in_memory import fit as fit
     from pyro_compress.runs.info import info as info
+    from pyro_compress.runs.own_loops import posterior as posterior
+    from pyro_compress.runs.own_loops import program as program
     from pyro_compress.runs.prediction import predict as predict
     from pyro_compress.settings import CompressConfig as CompressConfig
     from pyro_compress.settings import FineTune as FineTune
@@ -55,6 +58,7 @@ _HOMES = {
     "Goal": "settings",
     "PRIORS": "bayes.priors",
     "ProgressBar": "training.display",
+    "Shapes": "data.sources",
     "Splits": "types",
     "bayesianize": "bayes.layers",
     "bring": "bayes.own_priors",
@@ -68,7 +72,9 @@ _HOMES = {
     "load": "compression.pipeline",
     "load_splits": "data.splits",
     "pack": "graph.packing",
+    "posterior": "runs.own_loops",
     "predict": "runs.prediction",
+    "program": "runs.own_loops",
     "predictive": "bayes.predict",
     "reordered": "compression.order",
     "resolve": "runs.config",

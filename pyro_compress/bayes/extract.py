@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from pyro_compress.bayes.assignment import assigned
-from pyro_compress.bayes.guides import Guide
+from pyro_compress.bayes.guides import Guide, Marginals
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Fit
 from pyro_compress.bayes.priors import Prior
 from pyro_compress.graph.network import tensors_of
-from pyro_compress.types import LayerPosterior, LayerShape, Posterior
+from pyro_compress.types import Graph, LayerPosterior, LayerShape, Posterior
 
 
 def extract(fit: Fit) -> Posterior:
@@ -32,31 +35,41 @@ def extract(fit: Fit) -> Posterior:
         {'1.weight': (20, 64), '3.weight': (10, 20)}
     """
     net, guide = fit.model.net, fit.guide
-    found = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in bayes_layers(net)}
-    given = tensors_of(net) | mean_tensors(net, guide)
+    found = {shape.name: moments(shape, prior, guide) for layer in bayes_layers(net) for shape, prior in layer.parts}
+    noise = fit.model.likelihood.noise
+    told = fit.config.provenance | ({} if noise is None else {"noise": noise})
+    return replace(waist(net, fit.graph, found, assigned(fit.config).criterion, told), removals=fit.removals)
+
+
+def waist(
+    net: nn.Module, graph: Graph, found: dict[str, LayerPosterior], criterion: str, told: dict[str, Any]
+) -> Posterior:
+    """Moments of tensors, and whatever else a network holds, as what compression takes.
+
+    Args:
+        net: with priors; it holds what has none.
+        graph: the network as data.
+        found: moments of every weight and bias that has a prior.
+        criterion: pruning criterion.
+        told: where it comes from.
+    """
+    given = tensors_of(net) | net_with(net, found)
     tensors = {name: tensor.detach().cpu() for name, tensor in given.items()}
     layers: dict[str, LayerPosterior] = {}
-    noise = fit.model.likelihood.noise
-    for node in fit.graph.nodes:
+    for node in graph.nodes:
         if "weight" in node.parameters and tensors[node.parameters["weight"]].dim() > 1:
             name = node.parameters["weight"]
             layers[name] = found.get(name) or LayerPosterior(tensors[name], torch.zeros_like(tensors[name]))
     layers |= {name: layer for name, layer in found.items() if name not in layers and layer.mean.dim() > 1}
-    used = {name for node in fit.graph.nodes for name in node.parameters.values()}
-    return Posterior(
-        graph=fit.graph,
-        layers=layers,
-        dense={name: tensor.float() for name, tensor in tensors.items() if name in used and name not in layers},
-        criterion=assigned(fit.config).criterion,
-        provenance=fit.config.provenance | ({} if noise is None else {"noise": noise}),
-        removals=fit.removals,
-    )
+    used = {name for node in graph.nodes for name in node.parameters.values()}
+    dense = {name: tensor.float() for name, tensor in tensors.items() if name in used and name not in layers}
+    return Posterior(graph, layers, dense, criterion, told)
 
 
 @torch.no_grad()
-def moments(shape: LayerShape, prior: Prior, guide: Guide) -> LayerPosterior:
+def moments(shape: LayerShape, prior: Prior, guide: Marginals) -> LayerPosterior:
     """Posterior moments of one weight or bias tensor, on the CPU."""
-    raw = guide.marginal(shape.site)
+    raw: Any = guide.marginal(shape.site)
     if prior.factors is None:
         return LayerPosterior(raw.loc.detach().cpu(), raw.scale.cpu(), grouping=shape.grouping)
     gate = prior.gate(shape.name, guide.marginal)
@@ -70,9 +83,17 @@ def moments(shape: LayerShape, prior: Prior, guide: Guide) -> LayerPosterior:
 @torch.no_grad()
 def mean_tensors(net: nn.Module, guide: Guide) -> dict[str, Tensor]:
     """`state_dict` of the plain network that carries the posterior mean."""
+    device = next(guide.parameters()).device
+    parts = [part for layer in bayes_layers(net) for part in layer.parts]
+    found = net_with(net, {shape.name: moments(shape, prior, guide) for shape, prior in parts})
+    return {name: tensor.to(device) for name, tensor in found.items()}
+
+
+def net_with(net: nn.Module, found: dict[str, LayerPosterior]) -> dict[str, Tensor]:
+    """`state_dict` of a network with the means of what has a prior, under all names that it has."""
     tensors = dict(net.state_dict())
     for layer in bayes_layers(net):
-        for shape, prior in layer.parts:
-            mean = moments(shape, prior, guide).mean.to(next(guide.parameters()).device)
-            tensors |= dict.fromkeys(layer.aliases or (shape.name,), mean)
+        for shape, _ in layer.parts:
+            if shape.name in found:
+                tensors |= dict.fromkeys(layer.aliases or (shape.name,), found[shape.name].mean)
     return tensors

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 import pyro
 import torch
@@ -165,6 +165,14 @@ class Auto(nn.Module):
 
 
 Guide = MeanField | Auto
+
+
+class Marginals(Protocol):
+    """What knows the marginal of every site."""
+
+    def marginal(self, site: str) -> Distribution:
+        """Posterior marginal of a site, one independent value per element."""
+
 
 GUIDES: dict[str, type[AutoGuide] | None] = {
     "mean-field": None,

@@ -60,14 +60,21 @@ class Likelihood(nn.Module):
         size: examples in the training set.
         noise: where a learned noise starts; a point estimate, one for all targets and examples.
         weights: of the classes, `(classes,)`: factors on each example's log-likelihood; None: all 1.
+        learned: whether that noise is learned; else it is known.
     """
 
     weights: Tensor | None
 
-    def __init__(self, task: str, size: int, noise: float = 1.0, weights: Tensor | None = None):
+    log_noise: Tensor | None
+
+    def __init__(self, task: str, size: int, noise: float = 1.0, weights: Tensor | None = None, learned: bool = True):
         super().__init__()
         self.task, self.size = task, size
-        self.log_noise = nn.Parameter(torch.tensor(noise).log()) if TASKS[task].noisy else None
+        log_noise = torch.tensor(noise).log() if TASKS[task].noisy else None
+        if learned:
+            self.log_noise = None if log_noise is None else nn.Parameter(log_noise)
+        else:
+            self.register_buffer("log_noise", log_noise)
         self.register_buffer("weights", weights)
 
     @property

@@ -1,13 +1,12 @@
-"""Examples as a Python program has them -> `Splits`.
+"""Examples as a Python program has them -> `Splits`; what a file would bring along is held out the same way.
 
-Tensors or arrays `(x, y)`, a torch `Dataset` or `DataLoader`, a dictionary of named inputs with targets, a Hugging Face
-`Dataset` or `DatasetDict`. They are read once, into memory, in their own order; what a name, a file or a folder would
-bring along is held out the same way. Large data lie in a folder of `.npy` arrays (`folders`), which is read from disk.
+They are read once, into memory (`examples`). Large data lie in a folder of `.npy` arrays (`folders`), which is read
+from disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,40 +14,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
 
 from pyro_compress.data.datasets import Arrays
+from pyro_compress.data.examples import Examples, examples_of
 from pyro_compress.data.held_out import drawn
+from pyro_compress.data.outputs import splits_of
+from pyro_compress.data.preprocessing import numbered
 from pyro_compress.data.splits import load_splits, split
 from pyro_compress.data.table_splits import TEST_SHARE
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.graph.packing import pack, pack_for
 from pyro_compress.inputs import Input, kind_of
 from pyro_compress.settings import Reading
-from pyro_compress.types import Splits
+from pyro_compress.types import Data, Quantity, Splits
 
-TARGETS = ("y", "label", "labels", "target", "targets")
-"""What the targets are called in a dictionary or a data set with names."""
 PARTS = ("validation", "val", "valid")
 """What a validation split is called where splits have names."""
-KINDS = (
-    "(x, y), a Dataset, a DataLoader, a dictionary of inputs with 'y', a Hugging Face Dataset, Splits, or the name of "
-    "a data set"
-)
-
-
-class Examples(NamedTuple):
-    """Inputs and targets in memory.
-
-    Attributes:
-        x: `(n, ...)`, or arrays of several inputs by name.
-        y: labels or targets, `(n, ...)`.
-        classes: names of the classes; empty: none are known.
-    """
-
-    x: np.ndarray | dict[str, np.ndarray]
-    y: np.ndarray
-    classes: tuple[str, ...] = ()
 
 
 def splits_from(
@@ -98,6 +79,70 @@ def splits_from(
     return replace(split(arrays, share, "train", reading), inputs=arrays.inputs)
 
 
+class Shapes(NamedTuple):
+    """What must be known of data that only a loop of one's own will see.
+
+    Attributes:
+        inputs: shape of one example.
+        outputs: number of classes or targets.
+        examples: how many the training set has.
+        task: name in `TASKS`.
+        tokens: how many kinds of tokens the inputs are of; 0: they are none.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: int
+    examples: int
+    task: str = "classification"
+    tokens: int = 0
+
+
+def taken_whole(given: Any, reading: Reading | None = None, task: str = "", vocabulary: int = 0) -> Splits:
+    """Examples as they are, all of them in every split: for loops that give `model(x, y)` the same numbers.
+
+    Nothing is held out, no target is standardised, and labels are class numbers from 0 on. `Splits` stay as they are.
+
+    Args:
+        given: as for `splits_from`, or `Shapes`.
+        reading: how much may be held in memory.
+        task: name in `TASKS`; empty: as for `splits_from`.
+        vocabulary: as for `splits_from`.
+    """
+    if isinstance(given, Splits | str | Path) or _is_split_by_name(given):
+        return splits_from(given, reading=reading, task=task, vocabulary=vocabulary)
+    if isinstance(given, Shapes):
+        return _of_shapes(given)
+    reading = reading or Reading()
+    found = examples_of(given, "train", reading)
+    rows, inputs = _packed({"train": found.x})
+    task = task or _task_of(found, reading)
+    tokens = vocabulary if not inputs and kind_of(rows["train"]) == "int64" and rows["train"].ndim == 2 else 0
+    x = torch.from_numpy(np.ascontiguousarray(rows["train"], np.int64 if tokens else np.float32))
+    y = torch.from_numpy(np.ascontiguousarray(found.y)).long() if found.y.dtype.kind in "iub" else None
+    if TASKS[task].noisy or task == "multi-label" or y is None:
+        y = torch.from_numpy(np.ascontiguousarray(found.y, np.float32))
+        y = y[:, None] if y.ndim == 1 else y
+    outputs = y.shape[1] if y.is_floating_point() else int(y.max()) + 1
+    return replace(_all_in_each(Data(x, y), outputs, task, tokens), inputs=inputs)
+
+
+def _of_shapes(shapes: Shapes) -> Splits:
+    """Splits without numbers in them; they take no memory."""
+    kind = torch.int64 if shapes.tokens else torch.float32
+    x = torch.zeros(1, *shapes.inputs, dtype=kind).expand(shapes.examples, *shapes.inputs)
+    if TASKS[shapes.task].noisy or shapes.task == "multi-label":
+        y = torch.zeros(1, shapes.outputs).expand(shapes.examples, -1)
+    else:
+        y = torch.zeros(1, *(shapes.inputs if TASKS[shapes.task].positions else ()), dtype=torch.int64)
+        y = y.expand(shapes.examples, *y.shape[1:])
+    return _all_in_each(Data(x, y), shapes.outputs, shapes.task, shapes.tokens)
+
+
+def _all_in_each(data: Data, outputs: int, task: str, tokens: int) -> Splits:
+    targets = tuple(Quantity(f"target {i}") for i in range(outputs)) if task == "regression" else ()
+    return splits_of([data] * 3, () if targets else numbered(outputs), targets=targets, task=task, tokens=tokens)
+
+
 def _task_of(train: Examples, reading: Reading) -> str:
     """What the targets of the training examples say."""
     if reading.task != Reading().task or train.y.dtype.kind != "f":
@@ -141,189 +186,3 @@ def _packed(x: dict[str, Any]) -> tuple[dict[str, np.ndarray], tuple[Input, ...]
 def _is_split_by_name(given: Any) -> bool:
     """Whether a mapping holds data sets by the names of splits, as a Hugging Face `DatasetDict`."""
     return isinstance(given, Mapping) and "train" in given and not isinstance(given["train"], Tensor | np.ndarray)
-
-
-def examples_of(given: Any, what: str, reading: Reading) -> Examples:
-    """Inputs and targets of anything but a name, in memory.
-
-    Args:
-        given: as the module says.
-        what: names it in messages.
-        reading: how much may be held in memory.
-
-    Raises:
-        ValueError: none of these, examples of different shapes, targets that are not there.
-    """
-    if hasattr(given, "column_names"):
-        found = _of_columns(given, what, reading)
-    elif isinstance(given, Mapping):
-        found = _of_names({str(name): _array(values, f"{what}: {name}") for name, values in given.items()}, what)
-    elif isinstance(given, TensorDataset) and len(given.tensors) == 2:
-        found = _of_pair(given.tensors, what)
-    elif isinstance(given, DataLoader):
-        found = _of_loader(given, what, reading)
-    elif isinstance(given, tuple | list) and len(given) == 2 and not _is_example(given[0]):
-        found = _of_pair(given, what)
-    elif isinstance(given, Dataset) or (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
-        found = _named(_collected(_items(given), what, reading), getattr(given, "classes", ()))
-    else:
-        raise ValueError(f"{what} is a {type(given).__name__}; give {KINDS}")
-    lengths = {len(x) for x in (found.x.values() if isinstance(found.x, dict) else [found.x])} | {len(found.y)}
-    if len(lengths) != 1:
-        raise ValueError(f"{what}: inputs and targets have {' and '.join(map(str, sorted(lengths)))} rows")
-    if not lengths - {0}:
-        raise ValueError(f"{what}: no examples")
-    return found
-
-
-def batch_size_of(given: Any) -> int | None:
-    """Examples of a minibatch, where a DataLoader says it."""
-    return given.batch_size if isinstance(given, DataLoader) else None
-
-
-def _is_example(given: Any) -> bool:
-    return isinstance(given, tuple | list) and len(given) == 2
-
-
-def _of_pair(pair: Sequence[Any], what: str) -> Examples:
-    x, y = pair
-    if isinstance(x, Mapping):
-        return Examples({str(n): _array(v, f"{what}: {n}") for n, v in x.items()}, _array(y, f"{what}: targets"))
-    return Examples(_array(x, f"{what}: inputs"), _array(y, f"{what}: targets"))
-
-
-def _of_names(arrays: dict[str, np.ndarray], what: str) -> Examples:
-    """Inputs by name, and the targets among them."""
-    there = [name for name in TARGETS if name in arrays]
-    if len(there) != 1 or len(arrays) < 2:
-        raise ValueError(
-            f"{what} has {', '.join(arrays) or 'nothing'}; it needs inputs, and targets under one of the names "
-            f"{', '.join(TARGETS)}"
-        )
-    y = arrays.pop(there[0])
-    return Examples(arrays if len(arrays) > 1 else next(iter(arrays.values())), y)
-
-
-def _of_columns(given: Any, what: str, reading: Reading) -> Examples:
-    """A Hugging Face data set: one input per column, names of classes from its features."""
-    names = [str(name) for name in given.column_names]
-    found = _collected(({name: row[name] for name in names} for row in given), what, reading)
-    features = getattr(given, "features", None) or {}
-    return _named(found, next((features[n].names for n in TARGETS if hasattr(features.get(n), "names")), ()))
-
-
-def _named(found: Examples, classes: Any) -> Examples:
-    """Examples whose whole numbers are those of classes with names."""
-    if not classes or found.y.dtype.kind not in "iu":
-        return found
-    return found._replace(classes=tuple(str(name) for name in classes))
-
-
-def _of_loader(loader: DataLoader, what: str, reading: Reading) -> Examples:
-    """In the order of its data set, where it gives each example once; else as it comes."""
-    sampler, dataset = loader.sampler, loader.dataset
-    once = isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(dataset)  # type: ignore[arg-type]
-    if isinstance(sampler, SequentialSampler) or once:
-        loader = DataLoader(dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        batches = [_of_batch(batch, what) for batch in _bounded(loader, what, reading)]
-    if not batches:
-        raise ValueError(f"{what}: the DataLoader gives no minibatch")
-    return _joined(batches, what)
-
-
-def _of_batch(batch: Any, what: str) -> Examples:
-    if isinstance(batch, Mapping):
-        return _of_names({str(n): _array(v, f"{what}: {n}") for n, v in batch.items()}, what)
-    _check_pair(batch, what)
-    return _of_pair(batch, what)
-
-
-def _check_pair(item: Any, what: str) -> None:
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        told = f"{len(item)} values" if isinstance(item, tuple | list) else f"a {type(item).__name__}"
-        raise ValueError(
-            f"{what} gives {told} at a time; it must give (inputs, targets), several inputs as a dictionary by the "
-            "names of forward's parameters"
-        )
-
-
-def _joined(parts: Sequence[Examples], what: str) -> Examples:
-    """Minibatches, one behind the other."""
-    y = _concatenated([one.y for one in parts], f"{what}: targets")
-    first = parts[0].x
-    if not isinstance(first, dict):
-        return Examples(_concatenated([one.x for one in parts], f"{what}: inputs"), y)
-    return Examples({name: _concatenated([one.x[name] for one in parts], f"{what}: {name}") for name in first}, y)
-
-
-def _concatenated(arrays: Sequence[Any], what: str) -> np.ndarray:
-    if len(shapes := {array.shape[1:] for array in arrays}) > 1:
-        raise ValueError(f"{what}: examples of different shapes, {', '.join(map(str, sorted(shapes)[:3]))}")
-    return np.concatenate(arrays)
-
-
-def _items(given: Any) -> Iterator[Any]:
-    """Examples of a data set, in its order."""
-    return (given[row] for row in range(len(given))) if hasattr(given, "__len__") else iter(given)
-
-
-def _collected(items: Iterable[Any], what: str, reading: Reading) -> Examples:
-    """Examples that come one by one."""
-    found = [_of_batch(_as_batch(item, what), what) for item in _bounded(items, what, reading)]
-    if not found:
-        raise ValueError(f"{what}: no examples")
-    return _joined(found, what)
-
-
-def _as_batch(item: Any, what: str) -> Any:
-    """One example as a minibatch of one."""
-    if isinstance(item, Mapping):
-        return {name: _array(value, f"{what}: {name}")[None] for name, value in item.items()}
-    _check_pair(item, what)
-    x, y = item
-    y = _array(y, f"{what}: targets")[None]
-    if isinstance(x, Mapping):
-        return {name: _array(value, f"{what}: {name}")[None] for name, value in x.items()}, y
-    return _array(x, f"{what}: inputs")[None], y
-
-
-def _bounded(items: Iterable[Any], what: str, reading: Reading) -> Iterator[Any]:
-    """The same, as long as they fit into memory.
-
-    Raises:
-        ValueError: they do not.
-    """
-    size = 0
-    for item in items:
-        size += _bytes(item)
-        if size > reading.in_memory_mib * 2**20:
-            raise ValueError(
-                f"{what}: more than {reading.in_memory_mib:g} MiB; write them as x_train.npy, y_train.npy into a "
-                "folder and give its name, which is read from disk, or raise in_memory_mib"
-            )
-        yield item
-
-
-def _bytes(item: Any) -> int:
-    if isinstance(item, Mapping):
-        return sum(_bytes(value) for value in item.values())
-    if isinstance(item, tuple | list):
-        return sum(_bytes(value) for value in item)
-    return int(getattr(item, "nbytes", 8))
-
-
-def _array(values: Any, what: str) -> np.ndarray:
-    """Values of whatever kind as an array; an image of Pillow's has its colours first."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy()
-    try:
-        found = np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"{what}: no array of one shape: {error}") from error
-    if found.dtype == object:
-        raise ValueError(f"{what} holds {type(values).__name__} of different shapes or kinds; give numbers")
-    coloured = hasattr(values, "getbands") and found.ndim == 3
-    return np.moveaxis(found, -1, 0) if coloured else found

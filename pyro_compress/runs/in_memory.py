@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ from torch import nn
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.pipeline import Report, compress_run, load, way_of
 from pyro_compress.compression.target import Watch
-from pyro_compress.data.sources import batch_size_of, splits_from
+from pyro_compress.data.examples import batch_size_of
+from pyro_compress.data.sources import splits_from
 from pyro_compress.doubts import gathered, keep
 from pyro_compress.foreign import unknown
 from pyro_compress.graph.network import Network
@@ -128,7 +129,7 @@ class Fitted:
         Raises:
             ValueError: what `compress` refuses, an unknown option.
         """
-        _check_names(options, list(declared(CompressConfig)), "of a compression")
+        named(options, declared(CompressConfig), "of a compression")
         asked = {} if goal is None else {name: getattr(goal, name) for name in declared(Goal)}
         config = CompressConfig.of(asked | options)
         goal, how = replace(config, reference=goal.reference if goal else None), how or way_of(config, self.config.seed)
@@ -224,12 +225,10 @@ def fit(
         >>> fitted.posterior.layers["1.weight"].std.shape
         torch.Size([20, 64])
     """
-    known = [one.name for one in fields(FitConfig)]
-    _check_names(settings, known, "of a fit")
-    config = FitConfig(prior=_spelled(prior), **settings)
+    config = FitConfig(prior=spelled(prior), **named(settings, declared(FitConfig), "of a fit"))
     reading = config.reading
     task, share = settings.get("task", ""), config.validation if validation is None else validation
-    splits = splits_from(train, share, test, reading, config.data_dir, task, _vocabulary(net))
+    splits = splits_from(train, share, test, reading, config.data_dir, task, vocabulary(net))
     config = replace(config, batch_size=config.batch_size or batch_size_of(train), net=_net_name(net))
     config = config.on(splits.origin, splits.task)
     told = Callbacks(callbacks)
@@ -256,34 +255,35 @@ def _fitted(
     return extract(fitted), fitted.history, fitted
 
 
-def _spelled(prior: Any) -> str:
+def spelled(prior: Any) -> str:
     """What a configuration calls a prior; a name needs no Pyro."""
     if isinstance(prior, str):
         return prior
-    from pyro_compress.bayes.assignment import spelled
+    from pyro_compress.bayes.assignment import spelled as of_objects
 
-    return spelled(prior)
+    return of_objects(prior)
 
 
 def _net_name(net: nn.Module | str) -> str:
     return net if isinstance(net, str) else type(net).__name__
 
 
-def _vocabulary(net: nn.Module | str) -> int:
+def vocabulary(net: nn.Module | str) -> int:
     """Rows of a network's embedding, if it has one."""
     modules = () if isinstance(net, str) else net.modules()
     return next((one.num_embeddings for one in modules if isinstance(one, nn.Embedding)), 0)
 
 
-def _check_names(given: Iterable[str], known: list[str], what: str) -> None:
-    """Refuse names that nothing here is called by.
+def named(given: dict[str, Any], known: Iterable[str], what: str) -> dict[str, Any]:
+    """Settings, all of which something has.
 
     Raises:
-        ValueError: as said, with what was probably meant.
+        ValueError: one is not; says what was probably meant.
     """
     for name in given:
-        if name not in known:
-            raise unknown(f"setting {what}", name, known)
+        if name not in (names := list(known)):
+            raise unknown(f"setting {what}", name, names)
+    return given
 
 
 def _table(title: str, rows: Iterable[tuple[str, str]]) -> str:

@@ -1,0 +1,111 @@
+"""A network as a Pyro program for loops of one's own, and what these leave on its way to compression and to disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from pyro_compress.data.sources import taken_whole
+from pyro_compress.metrics import SPLITS, examples_of
+from pyro_compress.runs.config import resolve
+from pyro_compress.runs.in_memory import named, spelled, vocabulary
+from pyro_compress.settings import FitConfig
+from pyro_compress.settings.declared import declared
+from pyro_compress.types import Posterior, Splits
+
+if TYPE_CHECKING:
+    from pyro_compress.bayes.inferred import Inferred
+    from pyro_compress.bayes.program import ProgramModel
+
+
+def program(
+    net: nn.Module, data: Any, prior: Any = "horseshoe", guide: Any = None, noise: float | None = None, **settings: Any
+) -> tuple[ProgramModel, Callable[..., Any]]:
+    """An ordinary Pyro model and guide of a network: `model(x, y)`, `guide(x, y)`.
+
+    They run under `pyro.infer.SVI`, `Predictive`, MCMC and whatever else takes Pyro callables; the examples are a plate
+    of which `x` is a subsample. `posterior` takes what such a loop left to compression.
+
+    Args:
+        net: a plain network; it is copied, not changed.
+        data: what the loop will give the model, as they are: `(x, y)` and whatever else `fit` takes, all of it;
+            `Splits`, whose training examples count; or `Shapes`.
+        prior: as for `fit`.
+        guide: None: mean field; a class of Pyro's AutoGuides, a function of a `model`, or a guide.
+        noise: of regression, where it is known: its standard deviation, in the units of `y`; None: it is a parameter.
+        **settings: fields of `FitConfig`: `keep`, `bias_prior`, `grouping`, `init_scale`, `device`, ...
+
+    Raises:
+        ValueError: what `fit_posterior` refuses.
+
+    Example:
+        >>> import pyro, pyro_compress as pc, torch
+        >>> x, y = torch.randn(60, 4), torch.arange(60) % 3
+        >>> model, guide = pc.program(torch.nn.Linear(4, 3), (x, y), prior="gaussian")
+        >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.TraceMeanField_ELBO())
+        >>> loss = svi.step(x[:20], y[:20])
+        >>> pc.posterior(model, guide).layers["weight"].std.shape
+        torch.Size([3, 4])
+    """
+    from pyro_compress.bayes.program import guide_of, program_of
+
+    config = FitConfig(prior=spelled(prior), **named(settings, declared(FitConfig), "of a program"))
+    if config.prior == "none":
+        raise ValueError("a program has a prior; 'none' is a plain network")
+    splits = taken_whole(data, config.reading, settings.get("task", ""), vocabulary(net))
+    config = replace(config, net=type(net).__name__, estimator="weight").on(splits.origin, splits.task)
+    model = program_of(net, splits, resolve(config, len(examples_of(splits, SPLITS[0]))), noise)
+    return model, guide_of(model, guide)
+
+
+def posterior(
+    net: nn.Module, source: Any, data: Any = None, *, draws: int = 1000, seed: int = 0, prior: str = ""
+) -> Posterior:
+    """What any inference left, as `compress` takes it.
+
+    Args:
+        net: the `model` of `program`; or a plain network, whose tensors are then known by their names.
+        source: a guide, one of Pyro's AutoGuides, MCMC or its draws `{site: (draws, *shape)}`, `{name: (mean, std)}`,
+            an approximation of `laplace-torch`.
+        data: of a plain network: what it is for, as for `fit`.
+        draws: networks drawn from a guide that is not Gaussian.
+        seed: seeds them.
+        prior: what a file says of where a plain network's posterior comes from.
+
+    Raises:
+        ValueError: none of these, sites or tensors that are missing, shapes that are others.
+
+    Example:
+        >>> import pyro_compress as pc, torch
+        >>> net, data = torch.nn.Linear(4, 3), (torch.randn(60, 4), torch.arange(60) % 3)
+        >>> found = pc.posterior(net, {"weight": (net.weight, torch.full((3, 4), 0.1))}, data)
+        >>> float(found.layers["weight"].std.mean())
+        0.10000000149011612
+    """
+    return inferred(net, source, splits_for(net, data), draws, seed, prior).posterior
+
+
+def inferred(
+    net: nn.Module, source: Any, splits: Splits | None, draws: int = 1000, seed: int = 0, prior: str = ""
+) -> Inferred:
+    """The same with what can be drawn from again, for a run folder."""
+    from pyro_compress.bayes.inferred import of_names, of_program
+    from pyro_compress.bayes.program import ProgramModel
+
+    if isinstance(net, ProgramModel):
+        return of_program(net, source, draws, seed)
+    if splits is None:
+        raise ValueError("a plain network's posterior needs its data, as for fit: posterior(net, source, data)")
+    config = FitConfig(prior=prior, net=type(net).__name__).on(splits.origin, splits.task)
+    return of_names(net, splits, source, config)
+
+
+def splits_for(net: nn.Module, data: Any) -> Splits | None:
+    """Data of a network; those of its program where none are given."""
+    if data is None:
+        found: Splits | None = getattr(net, "splits", None)
+        return found
+    return taken_whole(data, vocabulary=vocabulary(net))
