@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_compress.pcn.layout import Layout
+from pyro_compress.types import CACHED
 
 LARGEST = 63
 REFRESH = 10
@@ -49,13 +50,13 @@ class Rate:
 
     def look(self, codes: Tensor) -> None:
         """Renew the tables from magnitudes `(rows, columns)`."""
-        there = (codes != 0).float()
-        chance = self.chances(there)
-        chance = chance.flatten()[self.places]
-        self.zero, self.one = -torch.log2(1 - chance), 1 - torch.log2(chance)
-        sizes = codes[codes > 0]
-        first, more = magnitudes(sizes) if len(sizes) else (torch.zeros(()), torch.zeros(LARGEST))
-        self.one, self.more = self.one + first, torch.cat([torch.zeros(1), more])
+        self.zero = self.one = torch.zeros(())  # the old ones make room
+        there = codes > 0
+        first, more = magnitudes(codes[there]) if there.any() else (torch.zeros(()), torch.zeros(LARGEST))
+        chance = self.chances(there.float()).flatten()[self.places]
+        self.zero = (1 - chance).log2_().neg_()
+        self.one = chance.log2_().neg_().add_(1).add_(first)
+        self.more = torch.cat([torch.zeros(1), more])
 
     def chances(self, there: Tensor) -> Tensor:
         """Probability that a value is not zero, from its row, its column and the pixels around."""
@@ -68,8 +69,8 @@ class Rate:
             near = F.conv2d(image, torch.ones(1, 1, 3, 3), padding=1) - image
             column = (column + 0.5 * near.view(1, -1)) / 5
         column = (column + 2 * overall) / (rows + 2)
-        logits = torch.logit(row, 1e-5) + torch.logit(column, 1e-5) - torch.logit(overall, 1e-5)
-        return torch.sigmoid(logits).clamp(1e-4, 0.9)
+        logits = torch.logit(row, 1e-5) + torch.logit(column, 1e-5)
+        return logits.sub_(torch.logit(overall, 1e-5)).sigmoid_().clamp_(1e-4, 0.9)
 
 
 def magnitudes(sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +79,8 @@ def magnitudes(sizes: Tensor) -> tuple[Tensor, Tensor]:
     Half of it is the smoothed histogram, half a geometric law of the same mean: where a histogram has its peak above 1
     it knows no reason to become smaller, but together its members would save by doing so.
     """
-    histogram = torch.bincount(sizes.long(), minlength=LARGEST + 1).float()
+    counts = [torch.bincount(part.long(), minlength=LARGEST + 1) for part in sizes.split(CACHED)]
+    histogram = torch.stack(counts).sum(0).float()
     padded = torch.cat([histogram[1:2], histogram[1:], torch.zeros(1)])
     smooth = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:] + 0.02
     counted = -torch.log2(smooth / smooth.sum())

@@ -123,16 +123,17 @@ def cheapest(values: Tensor, layer: LayerPosterior, step: float, layout: Layout,
     Returns:
         Integers as float32, in the shape of the weight.
     """
-    flat = values.flatten()
+    flat, std = values.flatten(), layer.std.flatten()
     places = flat.nonzero().flatten()
-    size = flat[places].abs() / step
-    spread = (layer.std.flatten()[places] / step).clamp_min(LEAST_STD)
-    choices = torch.stack([torch.zeros_like(size), size.floor(), size.floor() + 1])
-    distortion = (size - choices).square() / (2 * spread.square())
-    whole = choices.long().clamp(max=LARGEST)
-    codes, rate = torch.round(size), Rate(layout, places)
+    codes, rate = torch.round(flat[places].abs() / step), Rate(layout, places)
     for _ in range(PASSES):
         rate.look(torch.zeros_like(flat).scatter(0, places, codes.clamp(max=LARGEST)).view(layout[0], -1))
-        bits = torch.where(choices == 0, rate.zero, rate.one + rate.more[whole])
-        codes = choices.gather(0, (distortion + price * math.log(2) * bits).argmin(0, keepdim=True))[0]
+        for part in range(0, len(places), CACHED):
+            some = slice(part, part + CACHED)
+            size, spread = flat[places[some]].abs() / step, (std[places[some]] / step).clamp_min(LEAST_STD)
+            choices = torch.stack([torch.zeros_like(size), size.floor(), size.floor() + 1])
+            bits = rate.one[some] + rate.more[choices.long().clamp(max=LARGEST)]
+            bits = torch.where(choices == 0, rate.zero[some], bits)
+            worth = (size - choices).square() / (2 * spread.square()) + price * math.log(2) * bits
+            codes[some] = choices.gather(0, worth.argmin(0, keepdim=True))[0]
     return torch.zeros_like(flat).scatter(0, places, codes * flat[places].sign()).view(values.shape)

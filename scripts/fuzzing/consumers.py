@@ -71,7 +71,11 @@ def run_both(read: Read) -> None:
 
 def steep(network: Compressed) -> bool:
     """Whether rounding may grow without bound in it."""
-    return any(node.op in ("divide", "sin", "batch_norm", "layer_norm", "group_norm") for node in network.graph.nodes)
+    return any(
+        node.op in ("divide", "sin", "batch_norm", "layer_norm", "group_norm")
+        or (node.op == "power" and node.attributes["exponent"] < 1)  # at 0 as steep as one likes
+        for node in network.graph.nodes
+    )
 
 
 def _again(read: Read) -> None:
