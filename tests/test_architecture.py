@@ -35,6 +35,7 @@ FLOORS = [
     },
     {"placing", "settings/data"},
     {"kinds", "settings/compress", "settings/fit"},
+    {"settings/page"},
     {"places", "cli/values", "data/labels"},
     {"graph/operations/row"},
     {"graph/operations/fits"},
@@ -131,6 +132,7 @@ FLOORS = [
     {"runs/config", "runs/budget"},
     {"runs/folder", "runs/command_budget"},
     {"runs/run", "studies/tables", "studies/identity"},
+    {"runs/rehearsal"},
     {
         "runs/evaluation",
         "runs/post_training",

@@ -30,8 +30,8 @@ from pyro_compress.cli.options import (
 from pyro_compress.cli.sources import command_of, default_name, of_run, of_weights, rounding_of
 from pyro_compress.cli.values import RunPath
 from pyro_compress.doubts import keep, kept
-from pyro_compress.settings import CompressConfig
-from pyro_compress.settings.declared import declared, having, options_in
+from pyro_compress.settings import CompressConfig, FitConfig
+from pyro_compress.settings.declared import declared, flat, having, options_in
 from pyro_compress.settings.fit import MachineConfig
 
 if TYPE_CHECKING:
@@ -79,9 +79,15 @@ BY_FILE = (*declared(CompressConfig), *NETWORK, "how", "data_dir", *having(Machi
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing file.", **RESULT)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object and nothing else.", **RESULT)
+@click.option(
+    "--print-config", is_flag=True, help="Print the configuration as TOML, with all defaults, and compress nothing.",
+    **RESULT,
+)  # fmt: skip
 @data_options
 @device_options
-def compress(run: Path | None, out: Path | None, force: bool, as_json: bool, curve: Path | None, **_: Any) -> None:
+def compress(
+    run: Path | None, out: Path | None, force: bool, as_json: bool, curve: Path | None, print_config: bool, **_: Any
+) -> None:  # fmt: skip
     """Prune, round and shrink a network into one .pcn file, read back and re-evaluated.
 
     The network is that of a run folder, or with --net, --init and --data one that was trained elsewhere, whose own
@@ -96,6 +102,9 @@ def compress(run: Path | None, out: Path | None, force: bool, as_json: bool, cur
         context = click.get_current_context()
         announce_option(context)
         asked, named = CompressConfig.of(given(context, CompressConfig)), network_given(context)
+        if print_config:
+            echo(printed(asked, run, named))
+            return
         out = out or (run / "network.pcn" if run else default_name(named.get("net", "")))
         if run or "net" in named:
             check_file(out, "pcn", force)
@@ -114,6 +123,20 @@ def compress(run: Path | None, out: Path | None, force: bool, as_json: bool, cur
         echo(f"before: the weights of {named['init']}; {spent if minutes[0] else f'{minutes[1]:.1f} minutes'}")
     if curve:
         draw(curve, trials, out, as_json)
+
+
+def printed(asked: CompressConfig, run: Path | None, named: dict[str, Any]) -> str:
+    """A configuration as TOML, as `--config` takes it: what was asked for, and what follows from it."""
+    import tomli_w
+
+    from pyro_compress.runs.folder import load_run
+
+    config = replace(asked, rounding=rounding_of(run, named, asked))
+    if run and config.rounding != "compensated":
+        config = replace(config, criterion=config.criterion or load_run(run).posterior.criterion)
+    machine = given(click.get_current_context(), FitConfig, ("data_dir", *having(MachineConfig)))
+    network = {name: value for name, value in named.items() if name != "folder"}
+    return tomli_w.dumps({"compress": network | flat(config) | machine}).rstrip()
 
 
 def compressed(

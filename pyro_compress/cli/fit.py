@@ -67,9 +67,15 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
 @click.option(
     "--log", type=click.Choice(LOGS), default=None, help="Watch the fit: scalars and histograms in RUN/LOG.", **RESULT
 )
+@click.option(
+    "--print-config", is_flag=True, help="Print the resolved configuration as TOML, and fit nothing.", **RESULT
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be done, in how much memory and time; nothing is written.", **RESULT
+)
 def fit(
     out: Path | None, force: bool, download: bool, resume: Path | None, checkpoint_epochs: int,
-    checkpoint_minutes: float, snapshots: bool, log: str | None, **options: Any,
+    checkpoint_minutes: float, snapshots: bool, log: str | None, print_config: bool, dry_run: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Train a network and write its posterior to a run folder."""
     with one_line_errors():
@@ -85,6 +91,9 @@ def fit(
         context = click.get_current_context()
         announce_option(context)
         announce_option(context, "prior")
+        if print_config or dry_run:
+            echo(rehearsed(FitConfig(**given(context, FitConfig)), out, force, print_config))
+            return
         keeping = Keeping(checkpoint_epochs, checkpoint_minutes, resume is not None, snapshots, log or "")
         with joined(options["device"]) as world:
             run = ended_run(resume, force, world) if resume else None
@@ -110,6 +119,21 @@ def fit(
         echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
         keep(unsettled(read_history(run.path), config.kl_weight))
         keep(never_shrinks(run.config))
+
+
+def rehearsed(config: FitConfig, out: Path | None, force: bool, print_config: bool) -> str:
+    """What a fit would do, in words; or its resolved configuration as TOML."""
+    import tomli_w
+
+    from pyro_compress.runs.config import table_of
+    from pyro_compress.runs.folder import check_run_folder
+    from pyro_compress.runs.rehearsal import prepared, rehearse
+
+    if print_config:
+        return tomli_w.dumps({"fit": table_of(prepared(config)[0])}).rstrip()
+    where = out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
+    check_run_folder(where, force)
+    return "\n".join([f"run folder: {where}", *rehearse(config).lines, "nothing was written"])
 
 
 def default_name(data: str, net: str, prior: str, seed: int) -> str:

@@ -35,7 +35,7 @@ def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float], inpu
         if len(values) not in (0, 1, input_shape[0]):
             raise ValueError(
                 f"input_{name} has {len(values)} values, one example of the data the shape {input_shape}: give one "
-                f"number, or {input_shape[0]}"
+                f"number, or one per channel ({input_shape[0]})"
             )
     if any(not value > 0 for value in std):
         raise ValueError(f"input_std {', '.join(map(str, std))}: it must be positive")

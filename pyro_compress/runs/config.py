@@ -168,6 +168,11 @@ def absolute(config: FitConfig) -> dict[str, str]:
     return {name: str(Path(path).absolute()) for name, path in paths.items() if path and Path(path).exists()}
 
 
+def table_of(config: FitConfig) -> dict[str, Any]:
+    """A configuration as a TOML file's `[fit]` table."""
+    return {key: value for key, value in asdict(config).items() if value is not None}
+
+
 def config_toml(config: FitConfig, splits: Splits, rewinds: Sequence[dict[str, Any]] = (), processes: int = 1) -> str:
     """The resolved configuration with what else is needed to repeat the run.
 
@@ -181,7 +186,7 @@ def config_toml(config: FitConfig, splits: Splits, rewinds: Sequence[dict[str, A
 
     packages = ("pyro-compress", "torch", "pyro-ppl", "numpy", "constriction")
     document = {
-        "fit": {key: value for key, value in asdict(config).items() if value is not None},
+        "fit": table_of(config),
         "splits": splits.sizes,
         **_preprocessed(splits),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},

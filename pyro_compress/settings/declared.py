@@ -291,6 +291,17 @@ def options_in(
     return {name: rows[name].plain(value) if name in rows else value for name, value in options.items()}
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """The settings of a configuration that have a value, by their flat names: what `built` takes."""
+    found = dict[str, Any]()
+    for name, row in declared(type(config)).items():
+        holder = getattr(config, row.part) if row.part else config
+        value = None if holder is None or row.setting.unlisted else getattr(holder, row.field)
+        if value not in (None, ()):
+            found[name] = value
+    return found
+
+
 def built(of: type[C], options: Mapping[str, Any]) -> C:
     """A configuration from settings by their flat names; a part is there if the setting that switches it on is given.
 

@@ -100,8 +100,8 @@ def study_name(plan: Plan, epochs: int) -> str:
     return plan.name if epochs == plan.fidelities[-1] else f"{plan.name}, {epochs} epochs"
 
 
-def create_studies(plan: Plan, storage: BaseStorage) -> None:
-    """Begin a study.
+def create_studies(plan: Plan, storage: BaseStorage, another: str = "another name") -> None:
+    """Begin a study; `another` is what to choose where there is one.
 
     Raises:
         ValueError: there is one of that name.
@@ -112,9 +112,7 @@ def create_studies(plan: Plan, storage: BaseStorage) -> None:
         try:
             study = optuna.create_study(storage=storage, study_name=name, directions=directions)
         except optuna.exceptions.DuplicatedStudyError:
-            raise ValueError(
-                f"there is a study {name!r} already; go on with --resume, or choose another name"
-            ) from None
+            raise ValueError(f"there is a study {name!r} already; go on with --resume, or choose {another}") from None
         study.set_user_attr("digest", plan.digest)
 
 

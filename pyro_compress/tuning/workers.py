@@ -11,6 +11,7 @@ alone and takes what the fit adds for noise); else it chooses all of them togeth
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import platform
@@ -90,7 +91,10 @@ def begin(work: Work) -> None:
     for name in ("runs", "files", "workers"):
         (work.out / name).mkdir(parents=True, exist_ok=True)
     with quietly(), opened_storage(work.out, work.url, work.grace) as storage:
-        create_studies(work.plan, storage)
+        free = next(
+            path for n in itertools.count(2) if not (path := work.out.with_name(f"{work.out.name}-{n}")).exists()
+        )
+        create_studies(work.plan, storage, "another name" if work.url else f"another --out, like {free}")
 
 
 def run_worker(work: Work) -> None:
