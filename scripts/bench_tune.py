@@ -45,8 +45,8 @@ def planned(options: argparse.Namespace, config: FitConfig, mode: str, sampler: 
     epochs = config.epochs or 1
     name = f"{mode}-{sampler}-{seed}"
     return Plan(
-        name, config, compress, (), space, sampler=sampler, trials=options.trials, fidelities=(epochs,), seed=seed,
-        bound=REFERENCE_ERROR,
+        name, fit=config, compress=compress, before=(), after=space, sampler=sampler, trials=options.trials,
+        fidelities=(epochs,), seed=seed, bound=REFERENCE_ERROR,
     ), layers  # fmt: skip
 
 

@@ -257,9 +257,9 @@ def test_ensemble_of_a_posterior_without_noise_is_its_mean(study: Path, tmp_path
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("seeds = [0, 1]", "seed = 0", "unknown key 'seed'; allowed: name, datasets"),
+        ("seeds = [0, 1]", "seed = 0", "unknown option 'seed'; allowed: choose_by, datasets"),
         ("seeds = [0, 1]", "seeds = []", "seeds must be a list with something in it"),
-        ("sparsities = [0, 0.5]\n", "sparsities = [1.5]\n", "sparsity 1.5: allowed are values from 0"),
+        ("sparsities = [0, 0.5]\n", "sparsities = [1.5]\n", "sparsities 1.5: allowed are values from 0"),
         ("epochs = 3", "epoch = 3", "unknown option 'epoch'; allowed: accumulate, "),
         ("epochs = 3", "seed = 3", "unknown option 'seed'"),
         ('name = "SGD"\n', "", "a method has no name"),
@@ -270,7 +270,7 @@ def test_ensemble_of_a_posterior_without_noise_is_its_mean(study: Path, tmp_path
         ('pruning = "gradual"', 'pruning = "rewind"', "use lr_schedule 'constant'"),
         ('prior = "spike-and-slab"', 'prior = "spike-and-slab"\npruning = "gradual"', "go with --prior none"),
         ('variant = "Adam"', "choose = {lr = 1}", "choose lr: give a list of values"),
-        ("[fit]", 'choose-by = "size"\n[fit]', "unknown choose-by 'size'; allowed: nll, accuracy"),
+        ("[fit]", 'choose-by = "size"\n[fit]', "unknown choose_by 'size'; allowed: nll, accuracy"),
         ('name = "gradual"', 'name = "SGD"\nvariant = "Adam"', "'SGD Adam' stands there twice"),
         ('["digits"]', '["nowhere"]', "unknown data set 'nowhere'"),
         ("[fit]", "[fit", "no valid TOML"),

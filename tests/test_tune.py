@@ -93,12 +93,12 @@ def test_one_share_per_layer() -> None:
 @pytest.mark.parametrize(
     ("head", "tail", "told"),
     [
-        ("colour = 1\n", FIT, "unknown key 'colour'"),
+        ("colour = 1\n", FIT, "unknown option 'colour'"),
         ('objective = "small"\n', FIT, "unknown objective"),
         ('objective = "bytes-at-error"\n', FIT, "bound 0"),
         ("fidelities = [8, 2]\n", FIT, "fewest first"),
         ("trials = 0\n", FIT, "give a budget"),
-        ("compressions-per-fit = 0\n", FIT, "compressions-per-fit|per-fit"),
+        ("compressions-per-fit = 0\n", FIT, "compressions_per_fit 0: it must be positive"),
         ("", FIT + "[space.fit]\nepochs = {low = 1, high = 2}\n", "unknown option to search 'epochs'"),
         ("", FIT + "[space.fit]\nlr = 3\n", "give {low"),
         ("", FIT + "[space.fit]\nlr = {low = 0.0, high = 1.0, log = true}\n", "no range"),

@@ -18,10 +18,9 @@ import click
 from pyro_compress.cli.commands import echo, one_line_errors
 from pyro_compress.cli.console import searched_line, searched_text
 from pyro_compress.cli.ignored import TUNE, StrictCommand
-from pyro_compress.cli.options import announce_code, code_options, data_options, device_options
-from pyro_compress.settings.declared import names_in
+from pyro_compress.cli.options import announce_code, code_options, data_options, device_options, given, setting_options
+from pyro_compress.settings.studies import SearchConfig
 
-SAMPLERS = names_in("tuning/storage.py", "SAMPLERS")
 STORAGE = "PYRO_COMPRESS_STORAGE"
 STOP_SECONDS = 30.0
 """For a worker to write its checkpoint and end."""
@@ -31,13 +30,7 @@ LOOK_SECONDS = 0.5
 @click.command(cls=StrictCommand, ignored=TUNE, short_help="Search the settings of fit and compress together.")
 @click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; default tuning/NAME.")
-@click.option("--trials", type=click.IntRange(1), default=None, help="Trials in all, instead of the study's number.")
-@click.option(
-    "--minutes", type=click.FloatRange(0, min_open=True), default=None, help="Minutes in all, instead of the study's."
-)
-@click.option(
-    "--sampler", type=click.Choice(SAMPLERS), default=None, help="What proposes settings, instead of the study's."
-)
+@setting_options(SearchConfig, ("trials", "minutes", "sampler"), "Instead of the study's", unset=True)
 @click.option("--workers", type=click.IntRange(1), default=1, help="Processes on this machine.")
 @click.option("--resume", is_flag=True, help="Go on with a study: after an interruption, or with a larger budget.")
 @click.option("--worker", is_flag=True, help="Join a study that somebody else began, and leave the outcome to them.")
@@ -57,27 +50,22 @@ LOOK_SECONDS = 0.5
 @data_options
 @device_options
 def tune(
-    study: Path, out: Path | None, trials: int | None, minutes: float | None, sampler: str | None, workers: int,
-    resume: bool, worker: bool, storage: str, grace: float, as_json: bool, data_dir: str, device: str, threads: int,
+    study: Path, out: Path | None, workers: int, resume: bool, worker: bool, storage: str, grace: float, as_json: bool,
+    data_dir: str, device: str, threads: int, **_: Any,
 ) -> None:  # fmt: skip
     """Search the settings that a study file names; ends in the Pareto set of files and the best configuration."""
     with one_line_errors():
         from pyro_compress.atomic import write_atomically
-        from pyro_compress.foreign import read_toml, unknown
+        from pyro_compress.foreign import read_toml
         from pyro_compress.kinds import is_search
         from pyro_compress.places import check_results
 
         announce_code(read_toml(study), study)
         from pyro_compress.tuning.plan import read_plan
-        from pyro_compress.tuning.storage import SAMPLERS as known
         from pyro_compress.tuning.workers import Work, begin, run_worker
 
         plan, splits = read_plan(study, data_dir, device, threads)
-        given = {"trials": trials, "minutes": minutes, "sampler": sampler}
-        changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-        plan = replace(plan, **changed)
-        if plan.sampler not in known:
-            raise unknown("sampler", plan.sampler, known)
+        plan = replace(plan, **given(click.get_current_context(), SearchConfig))
         out = out or Path("tuning") / plan.name
         check_results(out, is_search, study, "tune")
         work = Work(plan, splits, out, storage, grace, searched_line)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
 
-from pyro_compress.foreign import fits, shown, unknown, wanted
+from pyro_compress.foreign import fits, of_type, shown, unknown, wanted
 
 SHOWN = 1 << 10
 """Bounds from here on only catch slips, and are not shown."""
@@ -186,7 +186,7 @@ class Declared:
         for one in entries:
             if isinstance(one, str) and self.setting.among and not self.setting.other:
                 if one not in (allowed := tuple(self.setting.among)):
-                    raise unknown(self.name, one, allowed)
+                    raise unknown(self.name, one, filter(None, allowed))
             elif isinstance(one, int | float) and (wrong := self.setting.wrong(one)):
                 raise ValueError(f"{self.name} {shown(one)}: {wrong}")
 
@@ -264,8 +264,9 @@ def having(of: type[Config], **wanted: Any) -> tuple[str, ...]:
 
 
 def options_in(
-    table: Mapping[str, Any], of: type[Config], where: str, allowed: Iterable[str] | None = None
-) -> dict[str, Any]:
+    table: Mapping[str, Any], of: type[Config], where: str, allowed: Iterable[str] | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Settings that a TOML table holds, every one checked.
 
     Args:
@@ -273,14 +274,18 @@ def options_in(
         of: the configuration that they belong to.
         where: what to call the table in messages.
         allowed: names that it may hold; None: those of all settings that are options.
+        beside: what else it may hold -> its type.
 
     Raises:
         ValueError: a name that is not allowed, a value that is none of the setting.
     """
     options = {str(key).replace("-", "_"): value for key, value in table.items()}
     rows = declared(of)
-    names = having(of, unlisted=False) if allowed is None else tuple(allowed)
+    names = (*(having(of, unlisted=False) if allowed is None else allowed), *(beside or ()))
     for name, value in options.items():
+        if beside and name in beside:
+            of_type(value, beside[name], f"{where}: {name}")
+            continue
         if name not in names:
             raise ValueError(f"{where}: {unknown('option', name, sorted(names))}")
         if name in rows:
@@ -310,7 +315,8 @@ def built(of: type[C], options: Mapping[str, Any]) -> C:
     """
     rows, own, parts = declared(of), dict[str, Any](), dict[str, dict[str, Any]]()
     for name, value in options.items():
-        row = rows[name]
+        if (row := rows.get(name)) is None:
+            raise unknown("setting", name, rows)
         (parts.setdefault(row.part, {}) if row.part else own)[row.field] = value
     kinds = {one.name: one.metadata["part"] for one in dataclasses.fields(of) if "part" in one.metadata}  # type: ignore[arg-type]
     for part, values in parts.items():

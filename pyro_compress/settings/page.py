@@ -8,6 +8,7 @@ from typing import Any
 from pyro_compress.settings.compress import CompressConfig
 from pyro_compress.settings.declared import Config, Declared, declared, having
 from pyro_compress.settings.fit import HEADINGS, FitConfig
+from pyro_compress.settings.studies import MethodConfig, SearchConfig, StudyConfig
 
 INTRODUCTION = """# Settings
 
@@ -18,7 +19,8 @@ What determines a fit and a compression. A setting has one name: `FitConfig(kl_w
 KINDS = {
     bool: "yes or no", int: "whole number", float: "number", str: "text", tuple[int, ...]: "whole numbers",
     tuple[float, ...]: "numbers", tuple[str, ...]: "texts", dict[str, float]: "table of numbers",
-    float | dict[str, float]: "number, or table of them",
+    float | dict[str, float]: "number, or table of them", dict[str, str]: "table of texts",
+    dict[str, Any]: "table of lists",
 }  # fmt: skip
 """Type of a setting -> in words."""
 
@@ -36,7 +38,13 @@ def page(fit: type[Config] = FitConfig, compress: type[Config] = CompressConfig)
         *sections(compress),
         f"`tune` may search the share of weights that is kept, {listed(having(compress, searched=True))}.\n",
     ]  # fmt: skip
-    return "\n".join(parts)
+    parts += ["## A search\n\n`SearchConfig`, the file of `tune`, beside its tables ([tuning](tuning.md)).\n"]
+    parts += [
+        *sections(SearchConfig),
+        "## A comparison\n\n`StudyConfig`, the file of `compare`; `[fit]` and every one of ",
+    ]
+    parts[-1] += "`[[methods]]` may hold settings of a fit as well ([study](study.md)).\n"
+    return "\n".join([*parts, *sections(StudyConfig), *sections(MethodConfig)]).rstrip() + "\n"
 
 
 def sections(of: type[Config]) -> Iterator[str]:

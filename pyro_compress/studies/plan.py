@@ -31,12 +31,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.data.splits import load_splits
-from pyro_compress.foreign import file_name, of_type, read_toml, unknown
+from pyro_compress.foreign import file_name, read_toml
 from pyro_compress.runs.config import refuse_criterion, resolve
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.declared import having, options_in
+from pyro_compress.settings.declared import declared, having, options_in
+from pyro_compress.settings.studies import MethodConfig, StudyConfig
 from pyro_compress.studies.identity import config_hash, digest, earlier_fingerprint, earlier_hash, fingerprint
 from pyro_compress.studies.tables import Row
 
@@ -48,15 +48,6 @@ CHOOSE_BY: dict[str, Callable[[dict[str, Any]], tuple[float, ...]]] = {
     "accuracy": lambda epoch: (-epoch["validation_accuracy"], epoch["validation_nll_nats"]),
 }
 """Name -> last epoch of a fit's history -> what is to be small; equal accuracies are told apart by their NLL."""
-OWN: dict[str, Any] = {
-    "name": str, "variant": str, "sparsities": list[float], "criterion": str, "choose": dict[str, Any],
-}  # fmt: skip
-"""Key of a method that is no option of fit -> its type."""
-TYPES: dict[str, Any] = {
-    "name": str, "datasets": list[str], "networks": list[str], "sparsities": list[float], "seeds": list[int],
-    "methods": list[dict[str, Any]], "fit": dict[str, Any], "out_of_domain": dict[str, str], "choose_by": str,
-}  # fmt: skip
-"""Key of a study -> its type."""
 ALLOWED = tuple(n for n in having(FitConfig) if n not in ("data", "net", "seed", "prune_to", "task"))
 """Options of fit that a study may give: its tables say the others, and speak of accuracy."""
 MAX_FITS = 1 << 16
@@ -64,24 +55,10 @@ MAX_FITS = 1 << 16
 
 
 @dataclass(frozen=True)
-class Method:
-    """One row of the comparison.
+class Method(MethodConfig):
+    """One row of the comparison; `options` are fields of `FitConfig`."""
 
-    Attributes:
-        name: of the method.
-        variant: of the method, or empty.
-        options: fields of `FitConfig`.
-        sparsities: shares of the weights to remove.
-        criterion: name in `CRITERIA`; empty for the posterior's own.
-        choose: options among which validation decides: name -> values, all combinations.
-    """
-
-    name: str
-    variant: str
-    options: dict[str, Any]
-    sparsities: tuple[float, ...]
-    criterion: str = ""
-    choose: dict[str, list[Any]] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def row_variant(self, ensemble: bool) -> str:
         """The variant that its rows bear: of the posterior mean, or of an ensemble of draws."""
@@ -89,16 +66,10 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(StudyConfig):
     """What a study file says."""
 
-    name: str
-    datasets: tuple[str, ...]
-    networks: tuple[str, ...]
-    methods: tuple[Method, ...]
-    seeds: tuple[int, ...]
-    out_of_domain: dict[str, str] = field(default_factory=dict)
-    choose_by: str = "nll"
+    methods: tuple[Method, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,22 +127,14 @@ def read_study(path: Path) -> Study:
         ValueError: no TOML, a key that is unknown or missing, a value out of range.
         OSError: the file cannot be read.
     """
-    document = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
-    allowed = ("name", *LISTS, "methods", "fit", "out_of_domain", "choose_by")
-    for key in sorted(set(document) - set(allowed)):
-        raise ValueError(f"{path}: {unknown('key', key, allowed)}")
+    tables = {"fit": dict[str, Any], "methods": list[dict[str, Any]]}
+    document = options_in(read_toml(path), StudyConfig, str(path), beside=tables)
     for key in (*LISTS, "methods"):
-        if not isinstance(document.get(key), list) or not document[key]:
+        if not document.get(key):
             raise ValueError(f"{path}: {key} must be a list with something in it")
-    for key, kind in TYPES.items():
-        if key in document:
-            of_type(document[key], kind, f"{path}: {key.replace('_', '-')}")
-    choose_by = document.get("choose_by", "nll")
-    if choose_by not in CHOOSE_BY:
-        raise ValueError(f"{path}: {unknown('choose-by', choose_by, CHOOSE_BY)}")
-    sparsities = _sparsities(document["sparsities"], path)
-    shared = options_in(document.get("fit", {}), FitConfig, f"{path}: fit", ALLOWED)
-    methods = tuple(_method(dict(table), shared, sparsities, path) for table in document["methods"])
+    document["sparsities"] = tuple(map(float, document["sparsities"]))
+    shared = options_in(document.pop("fit", {}), FitConfig, f"{path}: fit", ALLOWED)
+    methods = tuple(_method(dict(table), shared, document["sparsities"], path) for table in document["methods"])
     labels = [(method.name, method.variant) for method in methods]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ValueError(
@@ -181,15 +144,8 @@ def read_study(path: Path) -> Study:
     fits = counted * math.prod(len(document[key]) for key in LISTS)
     if fits > MAX_FITS:
         raise ValueError(f"{path}: {fits} fits, more than {MAX_FITS}; make several studies of it")
-    return Study(
-        name=file_name(document.get("name", path.stem), f"{path}: name"),
-        datasets=tuple(document["datasets"]),
-        networks=tuple(document["networks"]),
-        methods=methods,
-        seeds=tuple(document["seeds"]),
-        out_of_domain=dict(document.get("out_of_domain", {})),
-        choose_by=choose_by,
-    )
+    name = file_name(document.get("name", path.stem), f"{path}: name")
+    return Study(**document | {"name": name, "methods": methods})
 
 
 def of_studies(rows: Iterable[Row], paths: Iterable[Path]) -> list[Row]:
@@ -207,23 +163,12 @@ def of_studies(rows: Iterable[Row], paths: Iterable[Path]) -> list[Row]:
     )
 
 
-def _sparsities(values: list[float], path: Path) -> tuple[float, ...]:
-    found = tuple(float(value) for value in values)
-    if bad := [value for value in found if not 0 <= value < 1]:
-        raise ValueError(f"{path}: sparsity {bad[0]}: allowed are values from 0 up to, but not including, 1")
-    return found
-
-
 def _method(table: dict[str, Any], shared: dict[str, Any], sparsities: tuple[float, ...], path: Path) -> Method:
     if "name" not in table:
         raise ValueError(f"{path}: a method has no name")
-    own = {key: table.pop(key) for key in OWN if key in table}
-    for key, value in own.items():
-        of_type(value, OWN[key], f"{path}: methods: {key}")
-    if (criterion := own.get("criterion", "")) and criterion not in CRITERIA:
-        raise ValueError(f"{path}: {unknown('criterion', criterion, CRITERIA)}")
-    if "sparsities" in own:
-        sparsities = _sparsities(own["sparsities"], path)
+    own = {key: table.pop(key) for key in declared(MethodConfig) if key in table}
+    own = {"sparsities": sparsities} | options_in(own, MethodConfig, f"{path}: methods")
+    own["sparsities"] = tuple(map(float, own["sparsities"]))
     choose = dict[str, list[Any]]()
     for key, values in own.get("choose", {}).items():
         if not isinstance(values, list) or not values:
@@ -232,7 +177,7 @@ def _method(table: dict[str, Any], shared: dict[str, Any], sparsities: tuple[flo
             for name, plain in options_in({key: value}, FitConfig, f"{path}: choose", ALLOWED).items():
                 choose.setdefault(name, []).append(plain)
     options = shared | options_in(table, FitConfig, f"{path}: method {own['name']}", ALLOWED)
-    return Method(own["name"], own.get("variant", ""), options, sparsities, criterion, choose)
+    return Method(**own | {"options": options, "choose": choose})
 
 
 def plan(study: Study, data_dir: str = "", device: str = "auto", threads: int = 0) -> list[Planned]:

@@ -4,9 +4,9 @@ A worker holds a lock on `workers/NUMBER.lock` while it lives. The system lets g
 that whoever looks next knows at once that a trial in its name will not come back. A worker on another machine, or with
 another folder, is known by the data base alone, which fails the trials of those that it no longer hears of.
 
-A fit serves `per_fit` trials: while one that lies on this machine has served fewer, the next trial's parameters before
-the waist are its, and the sampler chooses the others (Optuna's `PartialFixedSampler`: its model then speaks of these
-alone and takes what the fit adds for noise); else it chooses all of them together, from everything seen.
+A fit serves `compressions_per_fit` trials: while one that lies on this machine has served fewer, the next trial's
+parameters before the waist are its, and the sampler chooses the others (Optuna's `PartialFixedSampler`: its model then
+speaks of these alone and takes what the fit adds for noise); else it chooses all together, from everything seen.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def open_fit(plan: Plan, trials: list[FrozenTrial], runs: Path) -> dict[str, Any
     served = Counter(t.user_attrs["fit"] for t in _alive(trials) if "fit" in t.user_attrs)
     for trial in trials:
         fit = trial.user_attrs.get("fit", "")
-        if 0 < served[fit] < plan.per_fit and (runs / fit).is_dir():
+        if 0 < served[fit] < plan.compressions_per_fit and (runs / fit).is_dir():
             return {p.name: trial.params[p.name] for p in plan.before}
     return {}
 
@@ -300,6 +300,10 @@ def promote(below: Study, study: Study, plan: Plan) -> None:
     queued = Counter[str]()
     for trial in front:
         fit = trial.user_attrs["fit"]
-        if fit in chosen and queued[fit] < plan.per_fit and sum(queued.values()) < (plan.trials or math.inf):
+        if (
+            fit in chosen
+            and queued[fit] < plan.compressions_per_fit
+            and sum(queued.values()) < (plan.trials or math.inf)
+        ):
             queued[fit] += 1
             study.enqueue_trial(trial.params, skip_if_exists=True)
