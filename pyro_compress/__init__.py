@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from pyro_compress.runs.info import info as info
     from pyro_compress.runs.own_loops import posterior as posterior
     from pyro_compress.runs.own_loops import program as program
+    from pyro_compress.runs.own_loops import save_run as save_run
     from pyro_compress.runs.prediction import predict as predict
+    from pyro_compress.runs.trainers import AfterTraining as AfterTraining
     from pyro_compress.settings import CompressConfig as CompressConfig
     from pyro_compress.settings import FineTune as FineTune
     from pyro_compress.settings import FitConfig as FitConfig
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from pyro_compress.types import Splits as Splits
 
 _HOMES = {
+    "AfterTraining": "runs.trainers",
     "Callback": "training.callbacks",
     "Data": "types",
     "CompressConfig": "settings",
@@ -79,6 +82,7 @@ _HOMES = {
     "reordered": "compression.order",
     "resolve": "runs.config",
     "save": "compression.pipeline",
+    "save_run": "runs.own_loops",
     "split_attention": "networks.attention",
     "splits_from": "data.sources",
 }

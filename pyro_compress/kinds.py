@@ -17,8 +17,10 @@ from pyro_compress.foreign import ordinary
 from pyro_compress.placing import CHECKPOINTS, FRAMES, LOCK
 
 NAME = b"pyro-compress"
+EXAMPLES = "examples.npz"
+"""Data of a run that have no name and no file of their own."""
 RUN_FILES = {
-    "config.toml", "history.jsonl", "posterior.safetensors", "guide.safetensors", "snapshots.safetensors",
+    EXAMPLES, "config.toml", "history.jsonl", "posterior.safetensors", "guide.safetensors", "snapshots.safetensors",
     "start.pcn", LOCK,
 }  # fmt: skip
 RUN_FOLDERS = {"tensorboard", FRAMES}

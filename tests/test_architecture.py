@@ -131,7 +131,7 @@ FLOORS = [
     {"compression/pipeline"},
     {"runs/config", "runs/budget"},
     {"runs/folder", "runs/command_budget"},
-    {"runs/run", "studies/tables", "studies/identity"},
+    {"runs/run", "runs/saved", "studies/tables", "studies/identity"},
     {"runs/rehearsal"},
     {
         "runs/evaluation",
@@ -142,7 +142,7 @@ FLOORS = [
         "cli/commands",
         "deploy/*",
     },
-    {"studies/results", "runs/info", "runs/prediction", "runs/in_memory"},
+    {"studies/results", "runs/info", "runs/prediction", "runs/in_memory", "runs/trainers"},
     {"runs/own_loops"},
     {"cli/options", "studies/compare", "studies/figures", "inspection/readings", "studies/ranking"},
     {"cli/ignored", "tuning/front", "tuning/published", "tuning/space"},

@@ -1,5 +1,6 @@
 """A network as a Pyro program, and what loops of one's own leave: against exact posteriors, whatever made them."""
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +22,7 @@ from pyro_compress.bayes.elbo import build_objective
 from pyro_compress.bayes.matched import Moments, gaussian
 from pyro_compress.bayes.program import ProgramGuide
 
+X, Y = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
 SPREAD, NOISE = 0.8, 0.5
 """Of the prior over the weights of a linear network, and of its targets."""
 
@@ -170,6 +172,46 @@ def test_shapes_are_enough() -> None:
     assert model.size == 1000
     loss = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(torch.randn(10, 4), torch.arange(10) % 3)
     assert loss > 1000 * 0.5  # ten rows stand for a thousand
+
+
+def test_the_curvature_around_trained_weights_is_the_exact_posteriors() -> None:
+    """Of a linear network the Fisher information is the precision, less the prior that our approximation adds."""
+    x, y = linear_data(orthogonal=True)
+    net = nn.Linear(3, 1, bias=False)
+    net.weight.data = torch.linalg.lstsq(x, y).solution.T
+    found = pc.posterior(net, "laplace", (x, y))
+    noise = found.provenance["noise"]
+    precision = x.square().sum(0) / noise**2 + 1 / net.weight.detach().square().mean()
+    assert found.layers["weight"].std[0].numpy() == pytest.approx(precision.rsqrt().numpy(), rel=1e-4)
+    assert torch.equal(found.layers["weight"].mean, net.weight)
+
+
+@pytest.mark.parametrize("trainer", ["lightning", "hugging_face"])
+def test_a_trainer_hands_its_network_over(trainer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the hook of either, with a class of their own as its base."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(4, 3)
+
+    theirs = type("Theirs", (), {"on_train_end": lambda *a, **k: None})
+    packages = {"lightning": ("lightning.pytorch", "Callback"), "hugging_face": ("transformers", "TrainerCallback")}
+    package, base = packages[trainer]
+    for name in ("lightning.pytorch", "pytorch_lightning", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    after = pc.AfterTraining(lambda net: pc.posterior(net, "laplace", (X, Y)), part=lambda whole: whole.net)
+    with pytest.raises(ValueError, match="which is not installed"):
+        getattr(after, trainer)()
+    monkeypatch.setitem(sys.modules, package, SimpleNamespace(**{base: theirs}))
+    callback, whole = getattr(after, trainer)(), Whole()
+    assert isinstance(callback, theirs)
+    callback.on_train_end(
+        *((None, whole) if trainer == "lightning" else (None, None, None)),
+        **({} if trainer == "lightning" else {"model": whole}),
+    )
+    assert torch.equal(after.result.layers["weight"].mean, whole.net.weight)
+    assert after.net is not whole.net
 
 
 MEAN, STD = torch.linspace(-1, 1, 12).reshape(3, 4), torch.linspace(0.1, 0.4, 12).reshape(3, 4)

@@ -19,7 +19,6 @@ from pyro_compress.bayes.assignment import assigned
 from pyro_compress.bayes.extract import moments, net_with, waist
 from pyro_compress.bayes.layers import bayes_layers, multiplied
 from pyro_compress.bayes.matched import Draw, Matched, Moments, correlated, drawn, gaussian, matched
-from pyro_compress.bayes.model import Fit
 from pyro_compress.bayes.priors import Prior
 from pyro_compress.bayes.program import ProgramGuide, ProgramModel
 from pyro_compress.foreign import shown
@@ -78,8 +77,11 @@ def of_program(model: ProgramModel, source: Any, draws: int, seed: int) -> Infer
     marginals: Any = own if own is not None else matched(samples, families)
     noise = model.likelihood.noise
     told = model.config.provenance | ({} if noise is None else {"noise": noise})
-    posterior = waist(_settled(model, found), model.graph, found, assigned(model.config).criterion, told)
-    return Inferred(posterior, marginals, [shape for shape, _ in parts], model.config, own is not None)
+    spread = any(bool(layer.std.any()) for layer in found.values())
+    criterion = assigned(model.config).criterion if spread else "magnitude"
+    posterior = waist(_settled(model, found), model.graph, found, criterion, told)
+    shapes = [shape for shape, _ in parts]
+    return Inferred(posterior, marginals if spread else None, shapes, model.config, own is not None)
 
 
 def _check_sites(found: Iterable[str], wanted: Iterable[str]) -> None:
@@ -174,14 +176,19 @@ def of_names(net: nn.Module, splits: Splits, source: Any, config: FitConfig) -> 
     layers |= {name: LayerPosterior(*found[name]) for name in weights if name in found}
     used = {name for node in graph.nodes for name in node.parameters.values()}
     dense = {name: tensor.float() for name, tensor in tensors.items() if name in used and name not in layers}
-    posterior = Posterior(graph, layers, dense, "snr", config.provenance)
+    spread = {name: layer for name, layer in layers.items() if bool(layer.std.any())}
+    posterior = Posterior(graph, layers, dense, "snr" if spread else "magnitude", config.provenance)
     if (noise := _noise(posterior, splits)) is not None:
         posterior.provenance["noise"] = noise
-    spread = {name: layer for name, layer in layers.items() if bool(layer.std.any())}
     sites = {f"{name}.raw": (layer.mean, layer.std) for name, layer in spread.items()}
     families = dict.fromkeys(sites, torch.distributions.Normal)
     shapes = [LayerShape(name, tuple(layer.mean.shape)) for name, layer in spread.items()]
-    return Inferred(posterior, Matched(families, sites) if sites else None, shapes, config)
+    return Inferred(posterior, Matched(families, sites) if sites else None, shapes, config, not _drawn(source))
+
+
+def _drawn(source: Any) -> bool:
+    """Whether a source is draws, which may show more than moments."""
+    return callable(getattr(source, "get_samples", None)) or (isinstance(source, Mapping) and not _is_pairs(source))
 
 
 def _noise(posterior: Posterior, splits: Splits) -> float | None:
@@ -193,9 +200,7 @@ Pairs = dict[str, tuple[Tensor, Tensor]]
 
 def _pairs(source: Any) -> Pairs:
     """Mean and standard deviation by name."""
-    if isinstance(source, Mapping) and all(
-        isinstance(pair, tuple | list) and len(pair) == 2 for pair in source.values()
-    ):
+    if isinstance(source, Mapping) and _is_pairs(source):
         return {str(n): (_tensor(mean), _tensor(std)) for n, (mean, std) in source.items()}
     if hasattr(source, "mean") and hasattr(source, "model") and not callable(source.mean):
         return _of_laplace(source)
@@ -206,6 +211,10 @@ def _pairs(source: Any) -> Pairs:
         for name, value in sample.items():
             found.setdefault(name, Moments()).add(value)
     return {name: (one.mean.float(), one.std.float()) for name, one in found.items()}
+
+
+def _is_pairs(source: Mapping[str, Any]) -> bool:
+    return all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in source.values())
 
 
 def _tensor(values: Any) -> Tensor:
@@ -250,9 +259,3 @@ def _variances(source: Any) -> Tensor:
     if callable(getattr(precision, "diag", None)):
         return _tensor(precision.diag(exponent=-1)).flatten()
     raise ValueError("the Laplace approximation has neither posterior_variance nor posterior_covariance")
-
-
-def of_fit(fit: Fit, posterior: Posterior) -> Inferred:
-    """What a fit of ours left."""
-    shapes = [shape for layer in bayes_layers(fit.model.net) for shape, _ in layer.parts]
-    return Inferred(posterior, fit.guide, shapes, fit.config)

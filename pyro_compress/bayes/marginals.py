@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -147,30 +147,41 @@ class TensorDraw:
 
 def write_marginals(file: IO[bytes], net: nn.Module, guide: Guide) -> None:
     """Marginals of a guide as safetensors: `loc/SITE`, `scale/SITE`, and what the sites stand for as metadata."""
-    write_tensors(file, *_stored(net, guide))
+    write_sites(file, [shape for layer in bayes_layers(net) for shape, _ in layer.parts], guide)
 
 
-def _stored(net: nn.Module, guide: Guide) -> tuple[dict[str, Given], str]:
+def write_sites(file: IO[bytes], shapes: Sequence[LayerShape], guide: Any, least: float = 0.0) -> None:
+    """The same of anything that knows marginals and families of sites.
+
+    Args:
+        file: open for writing.
+        shapes: the tensors that they make up.
+        guide: says `families`, and `marginal(site)`.
+        least: no scale is smaller than this.
+    """
+    write_tensors(file, *_stored(shapes, guide, least))
+
+
+def _stored(shapes: Sequence[LayerShape], guide: Any, least: float) -> tuple[dict[str, Given], str]:
     """Tensors by name, scales worked out one by one, and what else there is to know."""
     tensors: dict[str, Given] = {}
     for site in guide.families:
         loc = guide.marginal(site).loc.detach()
         tensors |= {
             f"loc/{site}": loc,
-            f"scale/{site}": Later(tuple(loc.shape), functools.partial(_scale, guide, site)),
+            f"scale/{site}": Later(tuple(loc.shape), functools.partial(_scale, guide, site, least)),
         }
     metadata = {
         "families": {site: family.__name__ for site, family in guide.families.items()},
-        "shapes": {
-            shape.name: [list(shape.weight), shape.grouping] for layer in bayes_layers(net) for shape, _ in layer.parts
-        },
+        "shapes": {shape.name: [list(shape.weight), shape.grouping] for shape in shapes},
     }
     return tensors, json.dumps(metadata)
 
 
 @torch.no_grad()
-def _scale(guide: Guide, site: str) -> Tensor:
-    return guide.marginal(site).scale
+def _scale(guide: Any, site: str, least: float) -> Tensor:
+    scale: Tensor = guide.marginal(site).scale
+    return scale.clamp_min(least) if least else scale
 
 
 @torch.no_grad()

@@ -193,3 +193,9 @@ def standardized(y: np.ndarray, targets: Sequence[Quantity]) -> np.ndarray:
     """
     means, stds = np.array([t.mean for t in targets]), np.array([t.std for t in targets])
     return _divided(y - means, stds, "targets")
+
+
+def raw_targets(y: np.ndarray, targets: Sequence[Quantity]) -> np.ndarray:
+    """Standardised targets in their own units again."""
+    mean, std = (np.array([getattr(one, name) for one in targets], np.float64) for name in ("mean", "std"))
+    return y.astype(np.float64) * std + mean

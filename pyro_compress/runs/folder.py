@@ -1,6 +1,7 @@
 """Run folders: what `fit` writes and every other command reads.
 
     config.toml             everything that determined the fit, resolved, with versions and split sizes
+    examples.npz            the data, where a Python program gave them without a name (`runs.saved`)
     history.jsonl           one line per epoch (`pyro_compress.training.history.Epoch`)
     posterior.safetensors   the waist: moments of every weight, and the graph of the network as metadata
     guide.safetensors       the posterior's own parameters, to draw from it again (absent with prior none)
@@ -26,7 +27,7 @@ from pyro_compress.atomic import drop_left
 from pyro_compress.compression.prune import CRITERIA
 from pyro_compress.data.splits import before, load_splits
 from pyro_compress.foreign import of_type, read_toml, shown, toml
-from pyro_compress.kinds import foreign_to_run, is_run
+from pyro_compress.kinds import EXAMPLES, foreign_to_run, is_run
 from pyro_compress.networks.bounded import check_inputs
 from pyro_compress.pcn import gate
 from pyro_compress.places import check_folder, check_name
@@ -227,6 +228,8 @@ def load_run(path: Path, data: str = "") -> Run:
     where = path / "config.toml"
     document = read_toml(where)
     config, stored = _config_of(options_of(document, str(where)), where), preprocessing_in(document, str(where))
+    if Path(config.data).name == EXAMPLES and (path / EXAMPLES).is_file():  # the folder may have been moved
+        config = replace(config, data=str((path / EXAMPLES).absolute()))
     sizes: dict[str, int] = of_type(document.get("splits", {}), dict[str, int], f"{where}: splits")
     posterior = read_posterior(path / "posterior.safetensors")
     if posterior.criterion not in CRITERIA:

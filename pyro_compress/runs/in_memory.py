@@ -25,7 +25,9 @@ from pyro_compress.foreign import unknown
 from pyro_compress.graph.network import Network
 from pyro_compress.places import check_file
 from pyro_compress.runs.config import never_shrinks, resolve
+from pyro_compress.runs.folder import Run
 from pyro_compress.runs.run import initial_net
+from pyro_compress.runs.saved import Sites, write_run
 from pyro_compress.settings import CompressConfig, FitConfig, Goal
 from pyro_compress.settings.declared import declared
 from pyro_compress.training.callbacks import Callbacks
@@ -143,6 +145,21 @@ class Fitted:
             path = Path(folder) / "network.pcn"
             report = compress_run(self.posterior, self.splits, path, goal, how, self.config.device, watch)
             return Compression(path.read_bytes(), report)
+
+    def save(self, path: str | Path, force: bool = False) -> Run:
+        """Write a run folder, as `pyro-compress fit` does; `inspect`, `compress`, `evaluate` and the like take it.
+
+        Raises:
+            ValueError: something else lies there, or `force` is not given.
+            OSError: it cannot be written.
+        """
+        sites = None
+        if self.fit is not None:
+            from pyro_compress.bayes.layers import bayes_layers
+
+            shapes = [shape for layer in bayes_layers(self.fit.model.net) for shape, _ in layer.parts]
+            sites = Sites(self.fit.guide, shapes)
+        return write_run(Path(path), self.posterior, self.config, self.splits, sites, self.history, force)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values: configuration, history, sizes of the splits, doubts."""

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_compress.data.sources import taken_whole
-from pyro_compress.metrics import SPLITS, examples_of
+from pyro_compress.doubts import doubt
+from pyro_compress.graph.network import tensors_of
+from pyro_compress.metrics import SPLITS, examples_of, residual_noise
+from pyro_compress.networks.fitted import with_graph
 from pyro_compress.runs.config import resolve
+from pyro_compress.runs.folder import Run
 from pyro_compress.runs.in_memory import named, spelled, vocabulary
+from pyro_compress.runs.saved import Sites, write_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.settings.declared import declared
+from pyro_compress.training.baselines import point_posterior
+from pyro_compress.training.laplace import laplace
 from pyro_compress.types import Posterior, Splits
 
 if TYPE_CHECKING:
     from pyro_compress.bayes.inferred import Inferred
     from pyro_compress.bayes.program import ProgramModel
+
+
+log = logging.getLogger(__name__)
 
 
 def program(
@@ -69,7 +81,7 @@ def posterior(
     Args:
         net: the `model` of `program`; or a plain network, whose tensors are then known by their names.
         source: a guide, one of Pyro's AutoGuides, MCMC or its draws `{site: (draws, *shape)}`, `{name: (mean, std)}`,
-            an approximation of `laplace-torch`.
+            an approximation of `laplace-torch`; or `"laplace"`: by the curvature around a trained network's weights.
         data: of a plain network: what it is for, as for `fit`.
         draws: networks drawn from a guide that is not Gaussian.
         seed: seeds them.
@@ -88,6 +100,43 @@ def posterior(
     return inferred(net, source, splits_for(net, data), draws, seed, prior).posterior
 
 
+def save_run(
+    path: str | Path, net: nn.Module, source: Any, data: Any = None, *, prior: str = "gaussian",
+    draws: int = 1000, seed: int = 0, force: bool = False,
+) -> Run:  # fmt: skip
+    """Write what was inferred as a run folder.
+
+    Args:
+        path: the folder.
+        net: as for `posterior`: the `model` of `program`, or a plain network.
+        source: as for `posterior`.
+        data: as for `posterior`; `Splits` say what is validation and test.
+        prior: of a plain network's weights: what `inspect` holds the posterior against.
+        draws: as for `posterior`.
+        seed: as for `posterior`.
+        force: replace an existing run folder.
+
+    Raises:
+        ValueError: what `posterior` refuses; something else lies there.
+        OSError: it cannot be written.
+
+    Example:
+        >>> import pyro_compress as pc, tempfile, torch
+        >>> net, data = torch.nn.Linear(4, 3), pc.splits_from((torch.randn(90, 4), torch.arange(90) % 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = pc.save_run(f"{folder}/run", net, {"weight": (net.weight, torch.full((3, 4), 0.1))}, data)
+        ...     sorted(file.name for file in run.path.iterdir())
+        ['config.toml', 'examples.npz', 'guide.safetensors', 'posterior.safetensors']
+    """
+    splits = splits_for(net, data)
+    found = inferred(net, source, splits, draws, seed, prior)
+    assert splits is not None
+    if not found.exact:
+        doubt(log, f"{path} keeps each weight's own spread; how weights go together, which the draws show, is not kept")
+    sites = None if found.marginals is None else Sites(found.marginals, found.shapes)
+    return write_run(Path(path), found.posterior, found.config, splits, sites, (), force)
+
+
 def inferred(
     net: nn.Module, source: Any, splits: Splits | None, draws: int = 1000, seed: int = 0, prior: str = ""
 ) -> Inferred:
@@ -100,7 +149,17 @@ def inferred(
     if splits is None:
         raise ValueError("a plain network's posterior needs its data, as for fit: posterior(net, source, data)")
     config = FitConfig(prior=prior, net=type(net).__name__).on(splits.origin, splits.task)
-    return of_names(net, splits, source, config)
+    return of_names(net, splits, _curvature(net, splits) if source == "laplace" else source, config)
+
+
+def _curvature(net: nn.Module, splits: Splits) -> dict[str, tuple[Tensor, Tensor]]:
+    """The diagonal Laplace approximation around trained weights, by name."""
+    plain, graph = with_graph(net, splits)
+    tensors = {name: tensor.detach().cpu() for name, tensor in tensors_of(plain).items()}
+    noise = residual_noise(plain.eval(), splits)
+    told = {"task": splits.task} | ({} if noise is None else {"noise": noise})
+    found = laplace(point_posterior(graph, tensors, told), examples_of(splits, SPLITS[0]))
+    return {name: (layer.mean, layer.std) for name, layer in found.layers.items()}
 
 
 def splits_for(net: nn.Module, data: Any) -> Splits | None:
