@@ -50,8 +50,9 @@ def work(place: Path, reports: Path) -> None:
     from pyro_compress.compression.target import Trial
     from pyro_compress.deploy.export import export
     from pyro_compress.machine import prepare
-    from pyro_compress.runs.run import Keeping, fit_run
+    from pyro_compress.runs.run import fit_run
     from pyro_compress.settings import FitConfig, Goal
+    from pyro_compress.settings.fit import Keeping
     from pyro_compress.studies.compare import compare_file
 
     prepare("cpu", 1)

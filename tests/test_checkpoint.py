@@ -20,8 +20,9 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.placing import LOCK, unfinished
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import Run, new_folder, unfinished_config
-from pyro_compress.runs.run import Keeping, fit_run, initial_net
+from pyro_compress.runs.run import fit_run, initial_net
 from pyro_compress.settings import FitConfig
+from pyro_compress.settings.fit import Keeping
 from pyro_compress.training.baselines import fit_baseline
 from pyro_compress.training.checkpoint import Interrupted, Keeper, Snapshot, read, stops_on_signals, write
 from pyro_compress.types import Data, Splits

@@ -25,8 +25,9 @@ from pyro_compress.graph.network import Network
 from pyro_compress.networks.layered import Layered, momenta
 from pyro_compress.runs.config import never_shrinks, resolve
 from pyro_compress.runs.folder import load_run
-from pyro_compress.runs.run import Keeping, fit_run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
+from pyro_compress.settings.fit import Keeping
 from pyro_compress.training.checkpoint import Interrupted, Keeper
 from pyro_compress.types import Data, Splits
 

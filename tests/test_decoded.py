@@ -20,8 +20,9 @@ from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.pcn import file
 from pyro_compress.runs.folder import load_run, unfinished
-from pyro_compress.runs.run import START, Keeping, fit_run
+from pyro_compress.runs.run import START, fit_run
 from pyro_compress.settings import FitConfig
+from pyro_compress.settings.fit import Keeping
 from pyro_compress.types import Compressed
 
 SHAPE = (1, 8, 8)

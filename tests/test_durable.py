@@ -21,8 +21,9 @@ from pyro_compress.kinds import is_export
 from pyro_compress.placing import recover, replaced, unfinished
 from pyro_compress.runs import run as runs
 from pyro_compress.runs.folder import load_run
-from pyro_compress.runs.run import Keeping, fit_run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
+from pyro_compress.settings.fit import Keeping
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.checkpoint import Snapshot, write
 from pyro_compress.types import Splits

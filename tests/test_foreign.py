@@ -28,9 +28,10 @@ from pyro_compress.foreign import cell, code_named_in, fits, from_cell, printabl
 from pyro_compress.networks.weights import read_weights
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import load_run, stored_config, unfinished
-from pyro_compress.runs.run import Keeping, fit_run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.runs.waist import read_posterior
 from pyro_compress.settings import FitConfig
+from pyro_compress.settings.fit import Keeping
 from pyro_compress.studies.plan import read_study
 from pyro_compress.studies.results import csv_text, read_results
 from pyro_compress.studies.tables import Row, read_csv

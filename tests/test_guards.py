@@ -20,8 +20,9 @@ from pyro_compress.runs import budget, command_budget
 from pyro_compress.runs.budget import check_memory, needed_bytes
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import load_run
-from pyro_compress.runs.run import Keeping, fit_run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
+from pyro_compress.settings.fit import Keeping
 from pyro_compress.training.checkpoint import Keeper, Snapshot, read, write
 from pyro_compress.training.guards import exploded, over_pruned, slower
 from pyro_compress.training.history import Diverged, Epoch

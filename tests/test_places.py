@@ -26,8 +26,9 @@ from pyro_compress.kinds import KINDS, is_run
 from pyro_compress.placing import unfinished
 from pyro_compress.runs import run as runs
 from pyro_compress.runs.folder import load_run, unfinished_config
-from pyro_compress.runs.run import Keeping, fit_run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig, Goal
+from pyro_compress.settings.fit import Keeping
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.checkpoint import Interrupted, Keeper, Snapshot, write
 from pyro_compress.types import Groups, Posterior, Splits

@@ -34,8 +34,9 @@ from pyro_compress.graph.capture import capture
 from pyro_compress.machine import prepare
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import unfinished, unfinished_config
-from pyro_compress.runs.run import Keeping, fit_run, initial_net
+from pyro_compress.runs.run import fit_run, initial_net
 from pyro_compress.settings import FitConfig
+from pyro_compress.settings.fit import Keeping
 from pyro_compress.training.feed import Feed
 from pyro_compress.types import Data
 from pyro_compress.world import ALONE, World, joined

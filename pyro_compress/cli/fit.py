@@ -22,9 +22,8 @@ from pyro_compress.cli.options import (
 from pyro_compress.doubts import keep
 from pyro_compress.foreign import file_name
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.declared import names_in
+from pyro_compress.settings.fit import Keeping
 
-LOGS = names_in("training/live.py", "LOGS")
 RESULT: dict[str, Any] = {"cls": Option, "heading": RESULTS}
 
 
@@ -54,19 +53,7 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     "--resume", type=click.Path(path_type=Path), default=None, metavar="RUN",
     help="Go on with the interrupted fit of this run folder; its configuration counts, not other options.", **RESULT,
 )  # fmt: skip
-@click.option(
-    "--checkpoint-epochs", type=click.IntRange(1), default=5, help="A checkpoint every so many epochs.", **RESULT
-)
-@click.option(
-    "--checkpoint-minutes", type=click.FloatRange(0), default=10.0,
-    help="And whenever so many minutes have passed; 0: never.", **RESULT,
-)  # fmt: skip
-@click.option(
-    "--snapshots", is_flag=True, help="Store the pruned weights of the epochs, for the report's animation.", **RESULT
-)
-@click.option(
-    "--log", type=click.Choice(LOGS), default=None, help="Watch the fit: scalars and histograms in RUN/LOG.", **RESULT
-)
+@setting_options(Keeping)
 @click.option(
     "--print-config", is_flag=True, help="Print the resolved configuration as TOML, and fit nothing.", **RESULT
 )
@@ -74,14 +61,13 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     "--dry-run", is_flag=True, help="Say what would be done, in how much memory and time; nothing is written.", **RESULT
 )
 def fit(
-    out: Path | None, force: bool, download: bool, resume: Path | None, checkpoint_epochs: int,
-    checkpoint_minutes: float, snapshots: bool, log: str | None, print_config: bool, dry_run: bool, **options: Any,
+    out: Path | None, force: bool, download: bool, resume: Path | None, print_config: bool, dry_run: bool, **_: Any
 ) -> None:  # fmt: skip
     """Train a network and write its posterior to a run folder."""
     with one_line_errors():
         from pyro_compress.runs.config import never_shrinks
         from pyro_compress.runs.folder import unfinished_config
-        from pyro_compress.runs.run import Keeping, ended_run, fit_run
+        from pyro_compress.runs.run import ended_run, fit_run
         from pyro_compress.training.callbacks import Callback
         from pyro_compress.training.checkpoint import Interrupted
         from pyro_compress.training.history import read_history
@@ -94,8 +80,8 @@ def fit(
         if print_config or dry_run:
             echo(rehearsed(FitConfig(**given(context, FitConfig)), out, force, print_config))
             return
-        keeping = Keeping(checkpoint_epochs, checkpoint_minutes, resume is not None, snapshots, log or "")
-        with joined(options["device"]) as world:
+        keeping = Keeping(resume=resume is not None, **given(context, Keeping))
+        with joined(context.params["device"]) as world:
             run = ended_run(resume, force, world) if resume else None
             config = (
                 run.config

@@ -17,6 +17,7 @@ from pyro_compress.cli.commands import Command
 from pyro_compress.cli.options import NETWORK
 from pyro_compress.settings import PosteriorConfig
 from pyro_compress.settings.declared import having, names_in
+from pyro_compress.settings.fit import Keeping
 
 Values = dict[str, Any]
 DATASETS = names_in("data/datasets.py", "DATASETS")
@@ -97,10 +98,7 @@ FROM_FOLDER = "goes with a folder as --data, whose files may be read while train
 
 FIT = (
     Ignored(
-        (
-            "resume", "force", "download", "checkpoint_epochs", "checkpoint_minutes", "snapshots", "log", "device",
-            "no_code",
-        ),
+        ("resume", "force", "download", *having(Keeping), "device", "no_code"),
         lambda values: values["resume"] is not None,
         "cannot change with --resume: the run's own configuration counts; leave it out, or start another fit",
         others=True,

@@ -11,7 +11,7 @@ import click
 from pyro_compress.cli.commands import echo, one_line_errors
 from pyro_compress.cli.console import inspection_text, restarts_text
 from pyro_compress.cli.ignored import INSPECT, REPORT, StrictCommand
-from pyro_compress.cli.options import code_options, data_options
+from pyro_compress.cli.options import code_options, data_options, threads_option
 from pyro_compress.cli.values import RunPath
 
 MOVED = click.option(
@@ -36,7 +36,7 @@ DRAWS = "Networks drawn from the posterior, at least 50; default: 200, of networ
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 @click.option("--seed", type=int, default=0, help="Seeds the draws.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default.")
+@threads_option
 @MOVED
 @code_options
 @data_options
@@ -90,7 +90,7 @@ def _inspect(
 )
 @click.option("--draws", type=click.IntRange(50), default=None, help=DRAWS)
 @click.option("--force", is_flag=True, help="Replace an existing page.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 leaves torch's default.")
+@threads_option
 @MOVED
 @code_options
 @data_options

@@ -114,6 +114,7 @@ def _option(row: Declared, unset: bool, heading: str, help: str | None) -> Calla
 
 data_options = setting_options(FitConfig, ["data_dir"], RUNNING)
 device_options = setting_options(FitConfig, having(MachineConfig), RUNNING)
+threads_option = setting_options(FitConfig, ["threads"], RUNNING)
 
 
 def given(ctx: click.Context, of: type[Config], names: Iterable[str] | None = None) -> dict[str, Any]:

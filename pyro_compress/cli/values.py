@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pyro_compress.foreign import shown
-from pyro_compress.settings.declared import SHOWN, Declared, Setting
+from pyro_compress.settings.declared import SHOWN, Declared
 
 
 class RunPath(click.Path):
@@ -59,25 +59,25 @@ class Name(click.Choice[str]):
 class Whole(click.IntRange):
     """A whole number; its range is for `--help`."""
 
+    number: click.ParamType = click.INT
+
     def __init__(self, row: Declared) -> None:
-        super().__init__(**_range(row.setting))
+        setting = row.setting
+        most = setting.most if setting.most is not None and setting.most < SHOWN else setting.below
+        least, above = setting.least, setting.least is None
+        super().__init__(setting.above if above else least, most, above, setting.below is not None)  # type: ignore[arg-type]
         self.row = row
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number."""
-        return checked(self.row, click.INT.convert(value, param, ctx))
+        return checked(self.row, self.number.convert(value, param, ctx))
 
 
-class Real(click.FloatRange):
-    """A number; its range is for `--help`."""
+class Real(Whole):
+    """A number likewise."""
 
-    def __init__(self, row: Declared) -> None:
-        super().__init__(**_range(row.setting))
-        self.row = row
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number."""
-        return checked(self.row, click.FLOAT.convert(value, param, ctx))
+    name = "float range"
+    number = click.FLOAT
 
 
 def checked(row: Declared, value: Any) -> Any:
@@ -87,13 +87,6 @@ def checked(row: Declared, value: Any) -> Any:
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     return value
-
-
-def _range(setting: Setting) -> dict[str, Any]:
-    """What click calls the range of a setting."""
-    most = setting.most if setting.most is not None and setting.most < SHOWN else setting.below
-    least = setting.above if setting.least is None else setting.least
-    return {"min": least, "max": most, "min_open": setting.least is None, "max_open": setting.below is not None}
 
 
 def many(row: Declared) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from pyro_compress.inspection import arviz_compat
 from pyro_compress.machine import prepare
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.settings import FitConfig
+from pyro_compress.settings.declared import having
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,13 @@ def compare_restarts(
 
 
 def _check_same(runs: Sequence[Run]) -> None:
-    def comparable(config: FitConfig) -> FitConfig:
-        return replace(
-            config, seed=0, init="", data_dir="", threads=0, device="", compile="", workers=0, in_memory_mib=0
-        )
-
     if len(runs) < 2:
         raise ValueError("comparing restarts takes two runs or more")
     if len({run.config.seed for run in runs}) < len(runs):
         raise ValueError("two of the runs have the same seed: they are no independent restarts")
-    ours = asdict(comparable(runs[0].config))
+    compared = [name for name in having(FitConfig, identity=True) if name not in ("seed", "init")]
     for other in runs[1:]:
-        theirs = asdict(comparable(other.config))
-        if differing := [key for key in ours if ours[key] != theirs[key]]:
+        if differing := [name for name in compared if getattr(other.config, name) != getattr(runs[0].config, name)]:
             raise ValueError(f"{runs[0].path} and {other.path} differ in {', '.join(differing)}; only seeds may differ")
 
 

@@ -7,7 +7,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -33,6 +33,7 @@ from pyro_compress.runs.config import absolute, config_toml, resolve
 from pyro_compress.runs.folder import Run, found_complete, load_run, new_folder
 from pyro_compress.runs.waist import write_posterior
 from pyro_compress.settings import FitConfig
+from pyro_compress.settings.fit import Keeping
 from pyro_compress.training.checkpoint import Keeper, stops_on_signals
 from pyro_compress.training.guards import REWINDS, slower
 from pyro_compress.training.history import Diverged, Epoch, OnEpoch, OnLayers
@@ -47,25 +48,6 @@ WriteGuide = Callable[[IO[bytes]], None]
 """Writes a posterior's own parameters to an open file."""
 START = "start.pcn"
 """A run's copy of the compressed file that it began with."""
-
-
-@dataclass(frozen=True)
-class Keeping:
-    """What of a running fit is kept.
-
-    Attributes:
-        every_epochs: a checkpoint at the end of every so many-th epoch.
-        every_minutes: and whenever so many minutes have passed; 0: never.
-        resume: go on from an unfinished fit, where there is one.
-        snapshots: store the pruned weights of the epochs, to show how they went.
-        log: name in `pyro_compress.training.live.LOGS`; empty for none.
-    """
-
-    every_epochs: int = 5
-    every_minutes: float = 10.0
-    resume: bool = False
-    snapshots: bool = False
-    log: str = ""
 
 
 def fit_run(

@@ -199,6 +199,29 @@ class MachineConfig(Config):
 
 
 @dataclass(frozen=True)
+class Keeping(Config):
+    """What of a running fit is kept; `resume`: go on from an unfinished one, where there is one."""
+
+    heading: ClassVar = "Results"
+
+    every_epochs: int = setting(
+        5, "A checkpoint every so many epochs.", least=1, most=MOST, unit="EPOCHS", option="checkpoint-epochs"
+    )
+    every_minutes: float = setting(
+        10.0,
+        "And whenever so many minutes have passed; 0: never.",
+        least=0,
+        unit="MINUTES",
+        option="checkpoint-minutes",
+    )
+    resume: bool = setting(False, "Go on from an unfinished fit, where there is one.", unlisted=True)
+    snapshots: bool = setting(False, "Store the pruned weights of the epochs, for the report's animation.")
+    log: str = setting(
+        "", "Watch the fit: scalars and histograms in RUN/LOG.", among=Names("training/live.py", "LOGS", ("",))
+    )
+
+
+@dataclass(frozen=True)
 class FitConfig(
     MachineConfig, BaselineConfig, PosteriorConfig, TrainingConfig, DataConfig, NetworkConfig, MethodConfig
 ):

@@ -47,9 +47,10 @@ from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
 from pyro_compress.networks.draws import Ensemble, has_spread, masked
 from pyro_compress.runs.folder import load_run
-from pyro_compress.runs.run import Keeping, fit_run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.scores import Scores
 from pyro_compress.settings import FitConfig
+from pyro_compress.settings.fit import Keeping
 from pyro_compress.studies.identity import config_hash, run_folder
 from pyro_compress.studies.plan import CHOOSE_BY, DRAWS, Planned, plan, read_study
 from pyro_compress.studies.results import (

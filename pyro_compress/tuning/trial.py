@@ -22,8 +22,9 @@ from pyro_compress.doubts import gathered
 from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
 from pyro_compress.runs.folder import Run, load_run
-from pyro_compress.runs.run import Keeping, fit_run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import CompressConfig
+from pyro_compress.settings.fit import Keeping
 from pyro_compress.studies.identity import run_folder
 from pyro_compress.tuning.plan import Point
 from pyro_compress.types import Compressed, Posterior, Splits

@@ -41,8 +41,9 @@ from pyro_compress.runs.config import read_config
 from pyro_compress.runs.evaluation import evaluate_target
 from pyro_compress.runs.folder import load_run, unfinished, unfinished_config
 from pyro_compress.runs.info import info
-from pyro_compress.runs.run import Keeping, fit_run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import Goal, Reading
+from pyro_compress.settings.fit import Keeping
 from pyro_compress.studies import plan as studies
 from pyro_compress.studies.results import read_results
 from pyro_compress.training.history import read_history

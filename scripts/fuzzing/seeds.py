@@ -17,8 +17,9 @@ from pyro_compress.deploy import torch_files
 from pyro_compress.networks.nets import build_net
 from pyro_compress.pcn import file
 from pyro_compress.runs.config import config_toml
-from pyro_compress.runs.run import Keeping, fit_run
+from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
+from pyro_compress.settings.fit import Keeping
 from pyro_compress.training.checkpoint import Interrupted, Keeper
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
