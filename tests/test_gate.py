@@ -55,6 +55,8 @@ class Chance(random.Random):
             rank = int(op[4])
             groups = a.get("groups", 1)
             return (groups * self.randint(1, 2), max((*x, 1)[0] // groups, 1), *self.sizes(rank))
+        if op == "linear_transpose":
+            return ((*x, 1)[-1] if len(x) else 1, self.randint(1, 4))
         if op == "linear":
             return (self.randint(1, 4), (*x, 1)[-1] if len(x) else 1)
         if op == "constant":
@@ -91,6 +93,8 @@ class Chance(random.Random):
             tensors = {role: shapes.get(role, (rows_ * units,)) for role in tensors}
         elif op == "embedding":
             tensors = {"weight": (self.randint(1, 5), self.randint(1, 3))}
+        elif op == "linear_transpose":
+            tensors |= {"bias": tensors["weight"][1:]} if "bias" in tensors else {}
         elif op.startswith("conv_transpose"):
             filters = tensors["weight"][1] * attributes.get("groups", 1)
             tensors |= {"bias": (filters,)} if "bias" in tensors else {}

@@ -395,6 +395,26 @@ class Recurrent(nn.Module):
         return self.head((state[0] if isinstance(state, tuple) else state)[-1] if self.last else y.mean(1))
 
 
+class Turned(nn.Module):
+    """Products with weights `(in, out)` and `(out, in)` that stand in no layer, in four spellings."""
+
+    def __init__(self, spelling: str):
+        super().__init__()
+        self.spelling = spelling
+        turned = spelling in ("addmm", "matmul")
+        self.weight = nn.Parameter(torch.randn((4, 6) if turned else (6, 4)))
+        self.bias, self.last = nn.Parameter(torch.randn(6)), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.spelling == "addmm":
+            y = torch.addmm(self.bias, x.view(-1, 4), self.weight).view(*x.shape[:-1], 6)
+        elif self.spelling == "matmul":
+            y = x @ self.weight
+        else:
+            y = x @ (self.weight.t() if self.spelling == "t" else self.weight.transpose(0, 1))
+        return self.last(torch.relu(y)).mean(1)
+
+
 ROWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = {
     "lstm": (lambda: Recurrent(nn.LSTM, 1, False, False), (7,), "int64", "embedding lstm mean linear"),
     "deep lstm": (lambda: Recurrent(nn.LSTM, 2, False, True), (7,), "int64", "embedding lstm lstm select linear"),
@@ -412,11 +432,16 @@ ROWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = {
                       (2, 5), "float32", "conv_transpose1d conv1d"),
     "upward space": (lambda: nn.Sequential(nn.ConvTranspose3d(2, 3, 2, 2), nn.Conv3d(3, 1, 1)),
                      (2, 2, 3, 2), "float32", "conv_transpose3d conv3d"),
+    "turned, addmm": (lambda: Turned("addmm"), (3, 4), "float32",
+                      "regroup linear_transpose regroup relu linear mean"),
+    "turned, matmul": (lambda: Turned("matmul"), (3, 4), "float32", "linear_transpose relu linear mean"),
+    "turned, t": (lambda: Turned("t"), (3, 4), "float32", "linear relu linear mean"),
+    "turned, transpose": (lambda: Turned("transpose"), (3, 4), "float32", "linear relu linear mean"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_sequences_and_transposed_convolutions_have_rows(name: str, tmp_path: Path) -> None:
+def test_sequences_and_transposed_layers_have_rows(name: str, tmp_path: Path) -> None:
     """In torch, in numpy, in ONNX; the outputs are the module's."""
     build, shape, kind, operations = ROWS[name]
     torch.manual_seed(1)

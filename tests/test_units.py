@@ -109,6 +109,29 @@ class Windows(nn.Module):
         return self.leave(x.view(-1, 2, 2, 2, 2, 8).transpose(2, 3).reshape(-1, 16, 8).amax(1))
 
 
+class Turned(nn.Module):
+    """A block of a decoder as GPT-2 has it: weights `(in, out)`, their products taken of all tokens at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(5, 8), nn.Linear(8, 3)
+        for name, *sizes in (("attend", 8, 24), ("merge", 8, 8), ("widen", 8, 14), ("narrow", 14, 8)):
+            self.register_parameter(f"{name}_weight", nn.Parameter(torch.randn(*sizes) / 3))
+            self.register_parameter(f"{name}_bias", nn.Parameter(torch.randn(sizes[1]) / 3))
+
+    def times(self, name: str, x: Tensor) -> Tensor:
+        bias, weight = getattr(self, f"{name}_bias"), getattr(self, f"{name}_weight")
+        return torch.addmm(bias, x.view(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        q, k, v = (one.view(-1, 6, 4, 2).transpose(1, 2) for one in self.times("attend", x).split(8, 2))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(-1, 6, 8)
+        x = x + self.times("merge", y)
+        x = x + self.times("narrow", nn.functional.gelu(self.times("widen", x)))
+        return self.leave(x).mean(1)
+
+
 class Upward(nn.Module):
     """Transposed convolutions whose windows lie beside each other, and upon each other; a linear layer as an image."""
 
@@ -151,6 +174,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "encoder": (Encoder, (5, 12), "float32"),
     "windows": (Windows, (4, 4, 3), "float32"),
     "upward": (Upward, (6,), "float32"),
+    "turned": (Turned, (6, 5), "float32"),
     "unet": (lambda: vision.unet((1, 4, 4), 3), (1, 4, 4), "float32"),
     "split": (Split, (2, 4, 4), "float32"),
     "shuffled": (lambda: Split(shuffles=True), (2, 4, 4), "float32"),
@@ -360,3 +384,16 @@ def test_units_leave_windows() -> None:
     assert {name: tuple(tensor.shape) for name, tensor in left.items() if tensor.dim() > 1} == {
         "enter.weight": (7, 3), "qkv.weight": (12, 7), "out.weight": (7, 4), "leave.weight": (3, 7)
     }  # fmt: skip
+
+
+def test_heads_and_units_of_turned_weights_leave() -> None:
+    graph, tensors, x = taken("turned", 0)
+    attend, widen = tensors["attend_weight"], tensors["widen_weight"]
+    attend.view(8, 3, 4, 2)[:, 2, 1] = 0  # the values of one head of four
+    tensors["attend_bias"].view(3, 4, 2)[2, 1] = 0
+    widen[:, [0, 3, 9]], tensors["narrow_weight"][5] = 0, 0
+    _, left = exact(graph, tensors, x)
+    assert left["attend_weight"].shape == (8, 18)
+    assert left["merge_weight"].shape == (6, 8)
+    assert left["widen_weight"].shape == (8, 10)
+    assert left["narrow_weight"].shape == (10, 8)

@@ -18,7 +18,7 @@ from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize, plain_weights
 from pyro_compress.bayes.model import Likelihood, Model
 from pyro_compress.bayes.step import State, Tuned, tuned_parameters
-from pyro_compress.bayes.tensors import drawable, with_tensors
+from pyro_compress.bayes.tensors import across, drawable, with_tensors
 from pyro_compress.graph.ir import first_weights
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Graph, Removal
@@ -51,16 +51,18 @@ class Chosen(NamedTuple):
     Attributes:
         layers: names of the weights of layers (`plain_weights`).
         tensors: names of other tensors (`drawable`).
+        across: those of them that have a row for every input, `(in, out)`.
     """
 
     layers: Collection[str]
     tensors: Collection[str] = ()
+    across: Collection[str] = ()
 
 
 def chosen(net: nn.Module, graph: Graph) -> Chosen:
     """Everything in a network that can have a prior."""
     plain = plain_weights(net, graph)
-    return Chosen(plain, drawable(net, graph, plain))
+    return Chosen(plain, drawable(net, graph, plain), across(graph))
 
 
 def bayesian(net: nn.Module, config: FitConfig, among: Chosen) -> nn.Module:
@@ -75,7 +77,8 @@ def bayesian(net: nn.Module, config: FitConfig, among: Chosen) -> nn.Module:
     biases = None if config.bias_prior == "none" else priors
     tensors = [name for name in among.tensors if priors.of(name)]
     layered = bayesianize(net, priors, grouping, biases, config.keep, chosen, bool(tensors))
-    return with_tensors(layered, priors, grouping, tensors, config.keep)
+    turned = [name for name in tensors if name in among.across]
+    return with_tensors(layered, priors, grouping, tensors, config.keep, turned)
 
 
 def check_assigned(config: FitConfig, among: Chosen) -> None:

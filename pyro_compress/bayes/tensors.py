@@ -19,6 +19,8 @@ from pyro_compress.bayes.layers import Drawn
 from pyro_compress.bayes.layers import multiplied as weight_of
 from pyro_compress.bayes.priors import Prior
 from pyro_compress.graph.ir import multiplied
+from pyro_compress.graph.operations.row import Channels
+from pyro_compress.graph.operations.table import OPERATIONS, is_last
 from pyro_compress.types import Graph, LayerShape
 
 Places = list[tuple[nn.Module, str]]
@@ -69,9 +71,19 @@ def drawable(net: nn.Module, graph: Graph, plain: Collection[str]) -> list[str]:
     return [name for name in wide if name not in plain]
 
 
+def across(graph: Graph) -> set[str]:
+    """Names of the weights of two dimensions with a row for every input."""
+    return {
+        node.parameters["weight"]
+        for node in graph.nodes
+        if node.op in OPERATIONS and OPERATIONS[node.op].channels is Channels.MADE_ACROSS and is_last(node.op)
+    }
+
+
 def with_tensors(
-    net: nn.Module, priors: Assignment, grouping: str, names: Collection[str], keep: tuple[str, ...]
-) -> nn.Module:
+    net: nn.Module, priors: Assignment, grouping: str, names: Collection[str], keep: tuple[str, ...],
+    turned: Collection[str] = (),
+) -> nn.Module:  # fmt: skip
     """A network some of whose tensors are drawn before it runs; it is changed.
 
     Args:
@@ -81,6 +93,7 @@ def with_tensors(
             tensor of another number of dimensions than two has none.
         names: of the tensors.
         keep: patterns of paths or names that stay as they are.
+        turned: those with a row for every input, `(in, out)`: inputs share scales by rows, outputs by columns.
     """
     parameters = dict(net.named_parameters(remove_duplicate=False))
     drawn = []
@@ -95,6 +108,8 @@ def with_tensors(
         prior = priors.of(name)
         assert prior is not None
         own = priors.grouping(name, grouping)
+        if name in turned:
+            own = {"input": "output", "filter": "output", "output": "input"}.get(own, own)
         shape = LayerShape(name, tuple(weight.shape), _grouping_of(own, weight, embeds, prior))
         drawn.append(BayesTensor(shape, prior, places))
         drawn[-1].aliases = tuple(same)

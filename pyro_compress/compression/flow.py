@@ -254,14 +254,20 @@ class Flow:
         return offset
 
     def across(self, index: int, node: Node, source: Value, shape: tuple[int, ...]) -> Value:
-        """A layer whose weight has a row for every channel that it reads; only zeros are known behind it."""
-        source = self.read[index] = self.aligned(source, 1)
-        weight, bias = (self.held.of(node).get(role) for role in ("weight", "bias"))
-        assert weight is not None
-        weight[source.constant == 0] = 0
+        """A layer whose weight has a row for every channel that it reads.
+
+        Constants are folded into the bias where every output reads all of its inputs once; else only zeros are known.
+        """
+        axis = len(shape) if is_last(node.op) else 1
+        source = self.read[index] = self.aligned(source, axis)
+        weight = self.held.tensors[node.parameters["weight"]]
+        known = source.constant if is_last(node.op) else torch.where(source.constant == 0, 0.0, torch.nan)
+        rows = known.nan_to_num(0.0).view(-1, *[1] * (weight.dim() - 1))
+        offset = (rows * weight).transpose(0, 1).flatten(1).sum(1)
+        weight[~known.isnan()] = 0
         dead = (weight == 0).transpose(0, 1).flatten(1).all(1)
-        constant = torch.where(dead, 0.0 if bias is None else bias, torch.nan)
-        return Value(shape, (1,), self.spaces.new(weight.shape[1]), constant)
+        constant = torch.where(dead, self.bias(index, offset), torch.nan)
+        return Value(shape, (axis,), self.spaces.new(weight.shape[1]), constant)
 
     def recurrent(self, index: int, node: Node, source: Value, shape: tuple[int, ...]) -> Value:
         """A recurrent layer: its units are channels of the output, and of its own recurrent weight."""

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Reading = tuple[str, list[torch.fx.Node], dict[str, torch.fx.Node | None], dict[str, Any]]
 """Operation, the values it reads, its tensors by role, its attributes."""
@@ -96,3 +97,16 @@ class Call:
         ]
         if unread:
             raise ValueError(f"{', '.join(unread)} is not supported")
+
+
+def axes_of(node: torch.fx.Node) -> list[int] | None:
+    """The order in which a transposition reads axes; None: it is none."""
+    rank = node.meta["val"].dim() if isinstance(node.meta.get("val"), Tensor) else 0
+    given: list[Any] = list(node.args)
+    if node.target is torch.ops.aten.permute.default:
+        return [int(axis) % rank for axis in given[1]]
+    if node.target is not torch.ops.aten.transpose.int:
+        return None
+    axes, one, two = list(range(rank)), int(given[1]) % rank, int(given[2]) % rank
+    axes[one], axes[two] = axes[two], axes[one]
+    return axes

@@ -1,9 +1,8 @@
-"""What is asked of an exported program: what it changes in place and who reads that, what it moves, what to call it."""
+"""What is asked of an exported program: what it changes in place and who reads that, what to call it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -65,16 +64,3 @@ def changes_views(graph: fx.Graph) -> bool:
         if any(owned[read.name] in others for node in nodes[index + 1 :] for read in node.all_input_nodes):
             return True
     return False
-
-
-def axes_of(node: fx.Node) -> list[int] | None:
-    """The order in which a transposition reads axes; None: it is none."""
-    rank = node.meta["val"].dim() if isinstance(node.meta.get("val"), Tensor) else 0
-    given: list[Any] = list(node.args)
-    if node.target is torch.ops.aten.permute.default:
-        return [int(axis) % rank for axis in given[1]]
-    if node.target is not torch.ops.aten.transpose.int:
-        return None
-    axes, one, two = list(range(rank)), int(given[1]) % rank, int(given[2]) % rank
-    axes[one], axes[two] = axes[two], axes[one]
-    return axes

@@ -8,8 +8,7 @@ from typing import Protocol
 
 from torch import fx
 
-from pyro_compress.graph.calls import Call
-from pyro_compress.graph.changes import axes_of
+from pyro_compress.graph.calls import Call, axes_of
 from pyro_compress.graph.keeping import name_of, value_of
 from pyro_compress.graph.operations.row import Value
 from pyro_compress.graph.operations.sequences import GATES

@@ -81,7 +81,7 @@ DICTIONARY_4 = DICTIONARY_3 + (
 )
 """Preset deflate dictionary of a graph that is spelled out, part of format version 4."""
 
-OPERATION_SET = 6
+OPERATION_SET = 7
 """Newest set of operations that this program knows; a row says since which set it is there (`Operation.since`)."""
 DICTIONARIES = {
     2: (DICTIONARY, META_DICTIONARY),

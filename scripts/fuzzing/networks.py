@@ -375,6 +375,11 @@ def _linear(shape: Shape, chance: random.Random) -> Proposal:
     return {"weight": [out, shape[-1] if shape else 1], "bias": [out]}, {}
 
 
+def _linear_transpose(shape: Shape, chance: random.Random) -> Proposal:
+    out = chance.randint(1, 12)
+    return {"weight": [shape[-1] if shape else 1, out], "bias": [out]}, {}
+
+
 def _bool(shape: Shape, chance: random.Random) -> bool:
     return chance.random() < 0.5
 
@@ -390,7 +395,8 @@ BY_KIND: dict[str, Callable[[Shape, random.Random], Any]] = {
 }  # fmt: skip
 _REDUCED = _attributes(axes=_axes, keepdim=_bool)
 ARGUMENTS: dict[str, Callable[[Shape, random.Random], Proposal]] = {
-    "linear": _linear, "conv1d": _conv(1), "conv2d": _conv(2), "conv3d": _conv(3),
+    "linear": _linear, "linear_transpose": _linear_transpose,
+    "conv1d": _conv(1), "conv2d": _conv(2), "conv3d": _conv(3),
     "gelu": _attributes(tanh=_bool), "leaky_relu": _attributes(slope=_number),
     "elu": _attributes(alpha=_number, scale=_number), "scale": _attributes(factor=_number, offset=_number),
     "clip": _clip, "prelu": lambda shape, chance: ({"weight": [chance.choice((1, shape[0] if shape else 1))]}, {}),

@@ -28,6 +28,11 @@ def _linear(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
     return y + p["bias"] if "bias" in p else y
 
 
+def _linear_transpose(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
+    y = x @ p["weight"]
+    return y + p["bias"] if "bias" in p else y
+
+
 def _conv(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
     weight = p["weight"]
     rank, groups = weight.ndim - 2, a.get("groups", 1)
@@ -54,6 +59,14 @@ def _linear_shape(x: Sequence[Shape], p: Roles, a: Attributes) -> Made:
     per_channel(p, ("bias",), weight[0])
     shape = (*x[0][:-1], weight[0])
     return Made(shape, math.prod(x[0]) * weight[0])
+
+
+def _linear_transpose_shape(x: Sequence[Shape], p: Roles, a: Attributes) -> Made:
+    """`(..., in)` -> `(..., out)`; the weight is `(in, out)`."""
+    weight = of_rank(p, "weight", 2)
+    expect(bool(x[0]) and x[0][-1] == weight[0], f"a weight of shape {weight} on values of shape {x[0]}")
+    per_channel(p, ("bias",), weight[1])
+    return Made((*x[0][:-1], weight[1]), math.prod(x[0]) * weight[1])
 
 
 def _conv_shape(rank: int) -> Rule:
@@ -144,10 +157,14 @@ def _upward(rank: int) -> Operation:
 
 LAYERS = {
     "linear": _layer(_linear_shape, convolves=False),
+    "linear_transpose": Operation(
+        _linear_transpose, _linear_transpose_shape, roles=("weight",), may=("bias",), channels=Channels.MADE_ACROSS,
+        last=True, multiplies=True, since=7,
+    ),
     "conv1d": _layer(_conv_shape(1), convolves=True),
     "conv2d": _layer(_conv_shape(2), convolves=True),
     "conv3d": _layer(_conv_shape(3), convolves=True),
     "conv_transpose1d": _upward(1),
     "conv_transpose2d": _upward(2),
     "conv_transpose3d": _upward(3),
-}
+}  # fmt: skip

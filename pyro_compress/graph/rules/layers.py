@@ -4,17 +4,53 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
-from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.calls import Call, Reading, axes_of
 from pyro_compress.graph.faces.c import Layer
 from pyro_compress.graph.faces.onnx import Builder, Step
 from pyro_compress.graph.rules.row import Rule, check_rank, each
 
 
 def _read_linear(call: Call) -> Reading:
-    return "linear", [call["input"]], {"weight": call["weight"], "bias": call["bias"]}, {}
+    weight, turned = turned_weight(call["weight"])
+    op = "linear_transpose" if turned else "linear"
+    return op, [call["input"]], {"weight": weight, "bias": call["bias"]}, {}
+
+
+def _read_addmm(call: Call) -> Reading:
+    if call["beta"] != 1 or call["alpha"] != 1:
+        raise ValueError("supported with alpha and beta of 1 only")
+    op, inputs, tensors, attributes = product(call, call["mat1"], call["mat2"])
+    return op, inputs, tensors | {"bias": call["self"]}, attributes
+
+
+def _read_mm(call: Call) -> Reading:
+    return product(call, call["self"], call["mat2"])
+
+
+def product(call: Call, one: fx.Node, weight: fx.Node) -> Reading:
+    """A product with a weight on its right, `(in, out)` as it stands.
+
+    Raises:
+        ValueError: it is no tensor of the network with two dimensions.
+    """
+    weight, turned = turned_weight(weight)
+    if weight.name not in call.tensors or weight.meta["val"].dim() != 2:
+        raise ValueError("supported with a weight of two dimensions only")
+    return "linear" if turned else "linear_transpose", [one], {"weight": weight}, {}
+
+
+def turned_weight(weight: fx.Node) -> tuple[fx.Node, bool]:
+    """A weight before its two axes were exchanged, where they were, and whether they were."""
+    given = axes_of(weight)
+    if given != [1, 0] and weight.target is not torch.ops.aten.t.default:
+        return weight, False
+    source = weight.args[0]
+    assert isinstance(source, fx.Node)
+    return source, True
 
 
 def _read_conv(call: Call) -> Reading:
@@ -40,6 +76,10 @@ def padded(x: Tensor, attributes: dict[str, Any]) -> tuple[Tensor, list[int]]:
         return x, before
     around = [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
     return F.pad(x, around), [0] * len(before)
+
+
+def _linear_transpose(x: Tensor, p: dict[str, Tensor]) -> Tensor:
+    return x @ p["weight"] + p["bias"] if "bias" in p else x @ p["weight"]
 
 
 def _conv(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
@@ -79,9 +119,19 @@ def _place_linear(builder: Builder, step: Step) -> None:
         builder.node("Gemm", [*step.inputs, weight, *bias], step.output, transB=1)
         return
     turned = builder.node("Transpose", [weight], f"{step.output}.weight", perm=[1, 0])
-    product = builder.node("MatMul", [*step.inputs, turned], f"{step.output}.product" if bias else step.output)
+    _place_product(builder, step, turned, bias)
+
+
+def _place_product(builder: Builder, step: Step, weight: str, bias: list[str]) -> None:
+    product = builder.node("MatMul", [*step.inputs, weight], f"{step.output}.product" if bias else step.output)
     if bias:
         builder.node("Add", [product, *bias], step.output)
+
+
+def _place_linear_transpose(builder: Builder, step: Step) -> None:
+    weight = builder.tensor(step.parameters["weight"])
+    bias = [builder.tensor(step.parameters["bias"])] if "bias" in step.parameters else []
+    _place_product(builder, step, weight, bias)
 
 
 def _place_conv(builder: Builder, step: Step) -> None:
@@ -97,6 +147,9 @@ def _place_conv(builder: Builder, step: Step) -> None:
 RULES = {
     "linear": Rule(
         lambda x, p, a: F.linear(x, p["weight"], p.get("bias")), {"linear": _read_linear}, onnx=_place_linear, c=Layer()
+    ),
+    "linear_transpose": Rule(
+        lambda x, p, a: _linear_transpose(x, p), {"addmm": _read_addmm, "mm": _read_mm}, onnx=_place_linear_transpose
     ),
     "conv1d": Rule(_conv, {"conv1d": _read_conv}, onnx=_place_conv, c=Layer()),
     "conv2d": Rule(_conv, {"conv2d": _read_conv}, onnx=_place_conv, c=Layer()),

@@ -14,6 +14,7 @@ from pyro_compress.graph.calls import Call, Reading
 from pyro_compress.graph.faces import c
 from pyro_compress.graph.faces.c_text import number
 from pyro_compress.graph.faces.onnx import Builder, Step, plain
+from pyro_compress.graph.rules.layers import product, turned_weight
 from pyro_compress.graph.rules.row import Reader, Rule, is_number
 from pyro_compress.graph.rules.single import scaled
 from pyro_compress.types import count
@@ -59,6 +60,9 @@ def _read_div(call: Call) -> Reading:
 
 def _read_matmul(call: Call) -> Reading:
     one, two = call["self"], call["other" if call.has("other") else "mat2"]
+    weight, _ = turned_weight(two)
+    if weight.name in call.tensors and weight.meta["val"].dim() == 2:
+        return product(call, one, two)
     if one.meta["val"].dim() != two.meta["val"].dim() or one.meta["val"].dim() < 3:
         raise ValueError("supported for two values with a batch dimension and as many dimensions only")
     return "matmul", [one, two], {}, {}
