@@ -20,10 +20,11 @@ from pyro_compress.atomic import write_atomically
 from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.deploy.bench import bench_files
-from pyro_compress.deploy.export import Members, Request, export
+from pyro_compress.deploy.export import export
 from pyro_compress.deploy.measured import Bench, Cell, Row
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig, Goal
+from pyro_compress.settings.export import ExportConfig, Members
 
 EXPORTS = {
     "model.onnx": {},
@@ -45,7 +46,7 @@ def exports(file: Path, data_dir: str) -> list[dict]:
     for name, options in EXPORTS.items():
         with tempfile.TemporaryDirectory() as place:
             out = Path(place) / name.split()[0]
-            found.append(export(file, out, Request(**options), data_dir=data_dir).as_dict() | {"path": name})
+            found.append(export(file, out, ExportConfig(**options), data_dir=data_dir).as_dict() | {"path": name})
     return found
 
 
@@ -55,7 +56,7 @@ def ensembles(run: Path, members: list[int], data_dir: str) -> list[dict]:
     for count in members:
         with tempfile.TemporaryDirectory() as place:
             out = Path(place) / "model.onnx"
-            told = export(run, out, Request(), data_dir=data_dir, members=Members(count, None, 0)).as_dict()
+            told = export(run, out, ExportConfig(members=Members(count)), data_dir=data_dir).as_dict()
             found.append(told | {"members": count, "path": out.name})
     return found
 

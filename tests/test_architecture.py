@@ -34,7 +34,7 @@ FLOORS = [
         "inspection/drawing",
     },
     {"placing", "settings/data"},
-    {"kinds", "settings/compress", "settings/fit", "settings/studies"},
+    {"kinds", "settings/compress", "settings/fit", "settings/studies", "settings/export"},
     {"settings/page"},
     {"places", "cli/values", "data/labels"},
     {"graph/operations/row"},

@@ -106,7 +106,7 @@ def test_a_compression_has_flat_names_and_parts() -> None:
     assert built(CompressConfig, flat(config)) == config
     assert set(flat(CompressConfig())) == {"tolerance"}
     for options, message in (
-        ({"finetune_lr": 1e-4}, "--finetune-lr go with --finetune EPOCHS"),
+        ({"finetune_lr": 1e-4}, "--finetune-lr goes with --finetune EPOCHS"),
         ({"rate": 1.0}, "go with --finetune"),
         ({"sparsity": 0.5, "max_bytes": 9}, "--sparsity and --max-bytes exclude each other"),
         ({"finetune": 1, "bits": (4,)}, "--bits and --bit-price go without --finetune"),

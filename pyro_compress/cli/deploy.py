@@ -11,8 +11,9 @@ import click
 from pyro_compress.cli.commands import Command, echo, one_line_errors
 from pyro_compress.cli.console import bench_text, export_text
 from pyro_compress.cli.ignored import EXPORT, StrictCommand
-from pyro_compress.cli.options import data_options, device_options, memory_option
+from pyro_compress.cli.options import data_options, device_options, given, memory_option, setting_options
 from pyro_compress.cli.values import RunPath
+from pyro_compress.settings.export import ExportConfig
 
 
 @click.command(cls=StrictCommand, ignored=EXPORT, short_help="Write a .pcn file as ONNX, torch or numpy, verified.")
@@ -21,39 +22,18 @@ from pyro_compress.cli.values import RunPath
     "-o", "--out", type=click.Path(path_type=Path), required=True,
     help="model.onnx, model.pt2, model.safetensors, model.c, or a name without suffix: a folder of numpy arrays.",
 )  # fmt: skip
-@click.option("--int8", is_flag=True, help="ONNX: 8-bit integers, calibrated on training examples.")
-@click.option("--int8-dynamic", is_flag=True, help="ONNX: 8-bit integers, ranges found at run time.")
-@click.option("--raw", is_flag=True, help="ONNX, C: the model takes raw bytes and scales them itself.")
-@click.option("--float32", is_flag=True, help="ONNX: plain float32 weights, for runtimes that fold no constants.")
-@click.option("--sparse", is_flag=True, help="Folder: layers as CSR where that pays.")
-@click.option(
-    "--ensemble", type=click.IntRange(2), default=None, metavar="K",
-    help="Export K draws from the posterior of a RUN as one network: calibrated uncertainty at K times the cost.",
-)  # fmt: skip
-@click.option(
-    "--sparsity", type=click.FloatRange(0, 1, max_open=True), default=None,
-    help="Share of an ensemble's weights to remove; default: those below the criterion's threshold.",
-)  # fmt: skip
-@click.option("--seed", type=int, default=0, help="Seeds the draws of an ensemble.")
+@setting_options(ExportConfig)
 @click.option("--data", default=None, metavar="NAME", help="Data to compare on; default: what it was fitted on.")
 @click.option("--force", is_flag=True, help="Replace an existing export.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object and nothing else.")
-@memory_option
 @data_options
-def export(
-    source: Path, out: Path, int8: bool, int8_dynamic: bool, ensemble: int | None, sparsity: float | None, seed: int,
-    data: str | None, force: bool, as_json: bool, data_dir: str, **flags: Any,
-) -> None:  # fmt: skip
+def export(source: Path, out: Path, data: str | None, force: bool, as_json: bool, data_dir: str, **_: Any) -> None:
     """Write a .pcn file in another format, loaded again and compared on the test inputs."""
     with one_line_errors():
-        if sparsity is not None and ensemble is None:
-            raise ValueError("--sparsity goes with --ensemble K; a .pcn file is pruned already")
-        from pyro_compress.deploy.export import Members, Request
         from pyro_compress.deploy.export import export as write
 
-        request = Request(int8="dynamic" if int8_dynamic else "static" if int8 else "", **flags)
-        members = None if ensemble is None else Members(ensemble, sparsity, seed)
-        exported = write(source, out, request, data, data_dir, force, members)
+        request = ExportConfig.of(given(click.get_current_context(), ExportConfig))
+        exported = write(source, out, request, data, data_dir, force)
     echo(json.dumps(exported.as_dict()) if as_json else export_text(exported))
 
 

@@ -15,6 +15,7 @@ from pyro_compress.cli.values import many, value_type
 from pyro_compress.foreign import NO_CODE, code_named_in, shown
 from pyro_compress.settings import FitConfig, Reading
 from pyro_compress.settings.declared import Config, Declared, declared, having, names_in
+from pyro_compress.settings.export import MemoryConfig
 from pyro_compress.settings.fit import RUNNING, MachineConfig
 
 
@@ -114,6 +115,7 @@ def _option(row: Declared, unset: bool, heading: str, help: str | None) -> Calla
 
 data_options = setting_options(FitConfig, ["data_dir"], RUNNING)
 device_options = setting_options(FitConfig, having(MachineConfig), RUNNING)
+memory_option = setting_options(MemoryConfig)
 threads_option = setting_options(FitConfig, ["threads"], RUNNING)
 
 
@@ -132,14 +134,6 @@ def given(ctx: click.Context, of: type[Config], names: Iterable[str] | None = No
         if name in ctx.params and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
     return {name: dict(value) if isinstance(rows[name].default, dict) else value for name, value in found.items()}
-
-
-def memory_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Option that says how much a file may ask for."""
-    return click.option(
-        "--max-memory", type=click.FloatRange(1), default=4096.0, metavar="MIB",
-        help="Memory that a .pcn file may ask for; more, and the work that goes with it, is refused beforehand.",
-    )(command)  # fmt: skip
 
 
 NETWORK = (

@@ -34,52 +34,19 @@ from pyro_compress.kinds import foreign_to_export, is_export
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.bounded import bounded, check_inputs, check_outputs
 from pyro_compress.pcn import file
-from pyro_compress.pcn.gate import BYTES_PER_VALUE, MAX_MEMORY_MIB, UNLIMITED, Limits, Plan, limited
+from pyro_compress.pcn.gate import BYTES_PER_VALUE, UNLIMITED, Limits, Plan, limited
 from pyro_compress.places import check_file, check_folder
 from pyro_compress.placing import LOCK, emptied, located, making, put_in_place, recover
 from pyro_compress.runs.folder import load_run
 from pyro_compress.scores import Quality
 from pyro_compress.settings import Goal
+from pyro_compress.settings.export import ExportConfig, Members
 from pyro_compress.types import Compressed, Splits
 
 AGREEMENT = 1e-5
 """Largest difference of outputs that passes, relative to the largest output (or to 1)."""
 INT8_LOSS = 0.01
 """Validation accuracy (share of the RMSE) that 8-bit arithmetic may cost before the export is refused."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for beside the format.
-
-    Attributes:
-        int8: `static`, `dynamic` or empty.
-        sparse: CSR where it pays.
-        raw: the model takes raw bytes and scales them itself.
-        float32: weights as plain float32.
-        max_memory: MiB that a file may ask for.
-    """
-
-    int8: str = ""
-    sparse: bool = False
-    raw: bool = False
-    float32: bool = False
-    max_memory: float = MAX_MEMORY_MIB
-
-
-@dataclass(frozen=True)
-class Members:
-    """Draws from a posterior that become one network.
-
-    Attributes:
-        number: how many.
-        sparsity: share of the weights to remove; None: those below the criterion's threshold.
-        seed: seeds the draws.
-    """
-
-    number: int
-    sparsity: float | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,10 +82,10 @@ class Exported:
 
 HINTS = ("a smaller --sparsity (or none: those below the threshold go)", "a larger --ensemble")
 """What to try where an ensemble is outside the tolerance of the posterior mean."""
-OPTIONS = ("int8", "sparse", "raw", "float32")
-"""Fields of a `Request` that go with some formats only."""
+OPTIONS = ("int8", "int8_dynamic", "sparse", "raw", "float32")
+"""Settings that go with some formats only."""
 Predict = Callable[[np.ndarray], np.ndarray]
-Write = Callable[[Compressed, Mapping[str, Any], Path, Request, Splits], list[str]]
+Write = Callable[[Compressed, Mapping[str, Any], Path, ExportConfig, Splits], list[str]]
 
 
 @dataclass(frozen=True)
@@ -128,7 +95,7 @@ class Exporter:
     Attributes:
         write: writes it, returns notes.
         load: what was written as a function of arrays.
-        takes: options of a `Request` that it understands.
+        takes: settings that it understands.
         bytes: memory that writing and checking it takes per value of the network, about.
     """
 
@@ -138,35 +105,40 @@ class Exporter:
     bytes: int = BYTES_PER_VALUE
 
 
-def _onnx(network: Compressed, card: Mapping[str, Any], path: Path, request: Request, splits: Splits) -> list[str]:
-    if not request.int8:
+def _onnx(network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits) -> list[str]:
+    dynamic = request.int8_dynamic
+    if not (request.int8 or dynamic):
         onnx_files.write_onnx(network, card, path, integers=not request.float32)
         return []
     examples = onnx_files.fed(splits.train.x[: onnx_files.CALIBRATION].numpy(), card["input"])
-    onnx_files.write_int8(network, card, path, examples, request.int8 == "dynamic")
-    return [f"8-bit integers, {request.int8} quantisation by ONNX Runtime"]
+    onnx_files.write_int8(network, card, path, examples, dynamic)
+    return [f"8-bit integers, {'dynamic' if dynamic else 'static'} quantisation by ONNX Runtime"]
 
 
-def _folder(network: Compressed, card: Mapping[str, Any], path: Path, request: Request, splits: Splits) -> list[str]:
+def _folder(
+    network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits
+) -> list[str]:
     sparse = arrays.write_folder(network, card, path, arrays.CSR_PAYS if request.sparse else 0.0)
     if not request.sparse:
         return []
     return [f"CSR: {', '.join(sparse)}" if sparse else "no layer is sparse enough for CSR to pay; all are dense"]
 
 
-def _program(network: Compressed, card: Mapping[str, Any], path: Path, request: Request, splits: Splits) -> list[str]:
+def _program(
+    network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits
+) -> list[str]:
     torch_files.write_program(network, card, path)
     return []
 
 
 def _safetensors(
-    network: Compressed, card: Mapping[str, Any], path: Path, request: Request, splits: Splits
+    network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits
 ) -> list[str]:
     torch_files.write_safetensors(network, card, path)
     return []
 
 
-def _c(network: Compressed, card: Mapping[str, Any], path: Path, request: Request, splits: Splits) -> list[str]:
+def _c(network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits) -> list[str]:
     c_source.write_c(network, card, path)
     return []
 
@@ -180,7 +152,7 @@ def _with_torch(load: Callable[[Path], Callable[[Tensor], Tensor]]) -> Callable[
 
 
 EXPORTERS: dict[str, Exporter] = {
-    ".onnx": Exporter(_onnx, onnx_files.load_onnx, ("int8", "raw", "float32"), bytes=32),
+    ".onnx": Exporter(_onnx, onnx_files.load_onnx, ("int8", "int8_dynamic", "raw", "float32"), bytes=32),
     ".pt2": Exporter(_program, _with_torch(torch_files.program_of_rows), bytes=32),
     ".safetensors": Exporter(_safetensors, _with_torch(lambda path: torch_files.load_safetensors(path, UNLIMITED))),
     ".c": Exporter(_c, c_library.load_c, ("raw",)),
@@ -191,34 +163,33 @@ EXPORTERS: dict[str, Exporter] = {
 def export(
     path: Path,
     out: Path,
-    request: Request = Request(),
+    request: ExportConfig | None = None,
     data: str | None = None,
     data_dir: str = "",
     force: bool = False,
-    members: Members | None = None,
 ) -> Exported:
     """Export a `.pcn` file, or draws from a run; the suffix of `out` names the format, none means a folder.
 
     Args:
-        path: the file; with `members` a run folder.
+        path: the file; with `request.members` a run folder.
         out: what to write.
         request: options of the format.
         data: data set to compare on; None: what the network was fitted on.
         data_dir: folder of the torchvision data sets.
         force: replace `out`.
-        members: export an ensemble of these draws.
 
     Raises:
         ValueError: unknown format, an option that does not go with it, missing data or packages, outputs that differ.
         OSError: the file cannot be read or written.
     """
+    request = request or ExportConfig()
     exporter = _exporter(out, request)
     if out.suffix:
         check_file(out, out.suffix, force)
     else:
         recover(out, is_export)
         check_folder(out, lambda folder: foreign_to_export(folder) if is_export(folder) else None, force, "export")
-    network, splits = _source(path, data, data_dir, members, limited(request.max_memory))
+    network, splits = _source(path, data, data_dir, request.members, limited(request.max_memory))
     name = data or str(network.meta.get("data", ""))
     check_inputs(network.graph, splits.input_shape, splits.kind, name, splits.inputs)
     plan = file.plan_of(network)
@@ -234,7 +205,7 @@ def export(
     return Exported(path=out, bytes=size, examples=splits.sizes["test"], notes=tuple(notes), **measured)
 
 
-def _check_room(plan: Plan, exporter: Exporter, request: Request) -> None:
+def _check_room(plan: Plan, exporter: Exporter, request: ExportConfig) -> None:
     """Refuse a network that a format would take more memory for than allowed: small files hold large networks."""
     mib = (plan.values + plan.peak) * exporter.bytes / (1 << 20)
     if mib > request.max_memory:
@@ -263,7 +234,7 @@ def _source(
     return drawn, splits
 
 
-def _exporter(out: Path, request: Request) -> Exporter:
+def _exporter(out: Path, request: ExportConfig) -> Exporter:
     kind = out.suffix or "folder"
     if kind not in EXPORTERS:
         raise ValueError(f"{out}: no export to {kind}; allowed: {', '.join(EXPORTERS)} (a name without suffix)")
@@ -271,8 +242,8 @@ def _exporter(out: Path, request: Request) -> Exporter:
     for option in OPTIONS:
         if getattr(request, option) and option not in exporter.takes:
             goes = [name for name, other in EXPORTERS.items() if option in other.takes]
-            raise ValueError(f"--{option} goes with {', '.join(goes)} only, not with {kind}")
-    if request.int8 and request.float32:
+            raise ValueError(f"--{option.replace('_', '-')} goes with {', '.join(goes)} only, not with {kind}")
+    if (request.int8 or request.int8_dynamic) and request.float32:
         raise ValueError("--int8 and --float32 exclude each other")
     if kind == ".onnx":
         onnx_files.need_onnx()
@@ -281,7 +252,7 @@ def _exporter(out: Path, request: Request) -> Exporter:
     return exporter
 
 
-def _compare(network: Compressed, predict: Predict, splits: Splits, request: Request) -> dict[str, Any]:
+def _compare(network: Compressed, predict: Predict, splits: Splits, request: ExportConfig) -> dict[str, Any]:
     """Outputs of the export beside those of the decoded network, on every test input."""
     plan = file.plan_of(network)
     reference, predicted = bounded(to_module(network), plan), TASKS[network.task].predicted
@@ -299,7 +270,7 @@ def _compare(network: Compressed, predict: Predict, splits: Splits, request: Req
         return got
 
     after = evaluate(bounded(beside, plan), splits, "test", noise=network.noise)
-    if request.int8:
+    if request.int8 or request.int8_dynamic:
         _check_int8(reference, predict, splits)
     elif not seen["difference"] <= AGREEMENT * max(seen["largest_output"], 1.0):
         raise ValueError(f"the export is off by {seen['difference']:.2g}; nothing was written")

@@ -323,7 +323,7 @@ def built(of: type[C], options: Mapping[str, Any]) -> C:
         rows_of_part = [row for row in rows.values() if row.part == part and row.field in values]
         switch = next(row for row in rows.values() if row.part == part and row.setting.kind == "switch")
         if switch.field not in values:
-            given = ", ".join(row.option for row in rows_of_part)
-            raise ValueError(f"{given} go with {switch.option} {switch.setting.unit}")
+            given, goes = ", ".join(row.option for row in rows_of_part), "go" if len(rows_of_part) > 1 else "goes"
+            raise ValueError(f"{given} {goes} with {switch.option} {switch.setting.unit}")
         own[part] = kinds[part](**values)
     return of(**own)

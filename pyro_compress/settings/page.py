@@ -7,6 +7,7 @@ from typing import Any
 
 from pyro_compress.settings.compress import CompressConfig
 from pyro_compress.settings.declared import Config, Declared, declared, having
+from pyro_compress.settings.export import ExportConfig
 from pyro_compress.settings.fit import HEADINGS, FitConfig
 from pyro_compress.settings.studies import MethodConfig, SearchConfig, StudyConfig
 
@@ -38,6 +39,7 @@ def page(fit: type[Config] = FitConfig, compress: type[Config] = CompressConfig)
         *sections(compress),
         f"`tune` may search the share of weights that is kept, {listed(having(compress, searched=True))}.\n",
     ]  # fmt: skip
+    parts += ["## An export\n\n`ExportConfig`, the options of `export`.\n", *sections(ExportConfig)]
     parts += ["## A search\n\n`SearchConfig`, the file of `tune`, beside its tables ([tuning](tuning.md)).\n"]
     parts += [
         *sections(SearchConfig),
@@ -50,12 +52,11 @@ def page(fit: type[Config] = FitConfig, compress: type[Config] = CompressConfig)
 def sections(of: type[Config]) -> Iterator[str]:
     """A table for every heading."""
     rows = declared(of).values()
-    groups = dict.fromkeys(row.group for row in rows)
+    groups = dict.fromkeys(row.group for row in rows if not row.setting.unlisted)
     for group in sorted(groups, key=lambda one: HEADINGS.index(one) if one in HEADINGS else len(HEADINGS)):
-        lines = [f"### {group}", "", "| setting | values | default | |", "| --- | --- | --- | --- |"]
-        yield (
-            "\n".join([*lines, *(line(row) for row in rows if row.group == group and not row.setting.unlisted)]) + "\n"
-        )
+        head = [f"### {group}", ""] if group else []
+        lines = [line(row) for row in rows if row.group == group and not row.setting.unlisted]
+        yield "\n".join([*head, "| setting | values | default | |", "| --- | --- | --- | --- |", *lines, ""])
 
 
 def line(row: Declared) -> str:

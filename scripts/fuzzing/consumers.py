@@ -18,7 +18,7 @@ from pyro_compress.compression.candidates import to_module
 from pyro_compress.deploy import arrays, onnx_model, torch_files
 from pyro_compress.deploy.c.source import source
 from pyro_compress.deploy.card import card
-from pyro_compress.deploy.export import Request, export
+from pyro_compress.deploy.export import export
 from pyro_compress.graph.network import Network
 from pyro_compress.inspection.report import _byte_map
 from pyro_compress.networks.bounded import bounded
@@ -30,6 +30,7 @@ from pyro_compress.runs.evaluation import evaluate_target
 from pyro_compress.runs.info import info
 from pyro_compress.runs.prediction import predict
 from pyro_compress.scores import Scores
+from pyro_compress.settings.export import ExportConfig
 from pyro_compress.types import Compressed
 
 MEMORY = 64
@@ -144,7 +145,7 @@ def _info(read: Read) -> None:
 def _exported(suffix: str, int8: str = "") -> Callable[[Read], None]:
     def run(read: Read) -> None:
         if read.plan.work < BUSY:
-            export(read.path, read.out / f"export{suffix}", Request(int8=int8, max_memory=MEMORY))
+            export(read.path, read.out / f"export{suffix}", ExportConfig(int8_dynamic=bool(int8), max_memory=MEMORY))
 
     return run
 

@@ -33,7 +33,7 @@ from pyro_compress.compression.search import compress
 from pyro_compress.data.splits import load_examples, load_splits, preprocessing
 from pyro_compress.data.unlabelled import load_inputs
 from pyro_compress.deploy import torch_files
-from pyro_compress.deploy.export import Members, Request, export
+from pyro_compress.deploy.export import export
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.pcn import header
@@ -43,6 +43,7 @@ from pyro_compress.runs.folder import load_run, unfinished, unfinished_config
 from pyro_compress.runs.info import info
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import Goal, Reading
+from pyro_compress.settings.export import ExportConfig, Members
 from pyro_compress.settings.fit import Keeping
 from pyro_compress.studies import plan as studies
 from pyro_compress.studies.results import read_results
@@ -160,7 +161,7 @@ def folder(seeds: Path, place: Path, chance: random.Random) -> Iterator[Step]:
         compress(loaded.posterior, loaded.splits(), Goal(sparsity=0.5))
         yield "compress"
     if chance.random() < SLOW:
-        export(run, place / "out" / "out.safetensors", Request(), members=Members(2, 0.5, 0))
+        export(run, place / "out" / "out.safetensors", ExportConfig(members=Members(2, 0.5)))
         yield "export --ensemble"
     if chance.random() < SLOW:
         fit_run(small("none", init=str(run)), place / "out" / "fitted")
