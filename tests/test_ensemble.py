@@ -112,7 +112,7 @@ def test_refusals(run: Run, tmp_path: Path) -> None:
         ([pcn, "--ensemble", "3"], "no run folder"),
         ([tmp_path / "plain", "--ensemble", "3"], "nothing to draw"),
         ([pcn, "--sparsity", "0.5"], "goes with --ensemble"),
-        ([run.path, "--ensemble", "1"], "1 is not in the range"),
+        ([run.path, "--ensemble", "1"], "ensemble 1: allowed are values from 2 on"),
     ):
         code, text = invoke(*arguments, "-o", tmp_path / "out.onnx")
         assert code in (1, 2)

@@ -126,7 +126,8 @@ class Setting:
             return "it must be finite"
         most = self.most if self.most is None or self.most < SHOWN else None
         ends = {"from": self.least, "above": self.above, "up to": most, "below": self.below}
-        return "allowed are values " + " and ".join(f"{word} {end:g}" for word, end in ends.items() if end is not None)
+        told = [f"{word} {end:g}" for word, end in ends.items() if end is not None]
+        return f"allowed are values {' and '.join(told)}{' on' * (told == told[:1] and self.least is not None)}"
 
 
 def setting(default: Any, help: str, **more: Any) -> Any:
