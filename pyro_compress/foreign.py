@@ -260,12 +260,12 @@ def own_code(net: str) -> bool:
 
 
 def code_named_in(document: Any, key: str = "") -> list[str]:
-    """Functions that a document names as networks or priors, in order, each once."""
+    """Functions that a document names as networks, priors or guides, in order, each once."""
     if isinstance(document, dict):
         found = [one for name, value in document.items() for one in code_named_in(value, str(name))]
     elif isinstance(document, list | tuple):
         found = [one for value in document for one in code_named_in(value, key)]
     else:
-        code = key in ("net", "networks", "prior") and isinstance(document, str) and own_code(document)
+        code = key in ("net", "networks", "prior", "guide") and isinstance(document, str) and own_code(document)
         found = [document] if code else []
     return list(dict.fromkeys(found))

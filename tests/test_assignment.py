@@ -1,21 +1,33 @@
 """Priors by pattern: each tensor by its own prior's recipe; what matches nothing is told."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pyro
 import pytest
 import torch
+from click.testing import CliRunner
 from pyro.distributions import Laplace, LogNormal, Normal
 from torch import nn
 
 import pyro_compress as pc
+from pyro_compress.bayes import own_priors
 from pyro_compress.bayes.assignment import assigned, assignment_of, spelled
 from pyro_compress.bayes.model import Likelihood
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.stage import Stage, first_stage
+from pyro_compress.cli.main import main
 from pyro_compress.graph.capture import capture
+from pyro_compress.runs.folder import load_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Splits
+
+
+@pytest.fixture(autouse=True)
+def _nothing_brought(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_priors, "_brought", {})
+
 
 BOTH = "conv*=horseshoe,fc*=log-uniform"
 
@@ -123,3 +135,38 @@ def test_options_go_to_those_that_have_them() -> None:
     with pytest.raises(ValueError, match="unknown prior option width; allowed: scale, tau0"):
         assignment_of("a*=horseshoe,b*=gaussian", {"width": 1.0})
     assert spelled({"a*": "horseshoe", "*": "none"}) == "a*=horseshoe,*=none"
+
+
+def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The option repeated, in a run's config.toml, in its default name; `inspect` reads the priors again."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(main, [*arguments])
+        return result.exit_code, result.output
+
+    common = ("--hidden", "12", "--epochs", "2", "--device", "cpu", "--threads", "1")
+    code, told = run(
+        "fit", "--prior", "1=horseshoe", "--prior", "3*=log-uniform", "--prior-option", "tau0=1e-4", *common
+    )
+    assert code == 0, told
+    (folder,) = Path("runs").iterdir()
+    assert folder.name == "digits-mlp-1_horseshoe_3_log-uniform-0"
+    config = load_run(folder).config
+    assert (config.prior, config.prior_options) == ("1=horseshoe,3*=log-uniform", {"tau0": 1e-4})
+    code, told = run("inspect", str(folder), "--json", "--draws", "50", "--threads", "1")
+    assert code == 0, told
+    assert json.loads(told)["prior"] == config.prior
+    code, told = run("fit", "--config", str(folder / "config.toml"), "--out", "again")
+    assert code == 0, told
+    for name, layer in load_run(folder).posterior.layers.items():
+        assert torch.equal(load_run(Path("again")).posterior.layers[name].std, layer.std)
+    assert run("compress", str(folder), "--sparsity", "0.5", "--threads", "1")[0] == 0
+    code, told = run("fit", "--prior", "1=horseshoe", *common)
+    assert code == 1
+    assert "3.weight matches none of the priors' patterns 1;" in told.replace("\n", " ")
+    code, told = run("fit", "--prior", "1=horseshoe", "--prior", "*=gausian", *common)
+    assert code == 1
+    assert "did you mean gaussian?" in told.replace("\n", " ")
+    help = " ".join(run("fit", "--help")[1].split())
+    assert "[default: horseshoe]" in help or "default: horseshoe" in help

@@ -204,7 +204,10 @@ def test_a_run_whose_prior_is_code_says_so(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "holding"), [("priors", "pc.bring"), ("priors", "prior={"), ("networks", "pc.pack")])
+@pytest.mark.parametrize(
+    ("page", "holding"),
+    [("priors", "pc.bring"), ("priors", "prior={"), ("priors", "AutoLowRank"), ("networks", "pc.pack")],
+)
 def test_what_the_pages_show_runs(page: str, holding: str) -> None:
     text = (EXAMPLES.parent.parent / "docs" / f"{page}.md").read_text()
     (block,) = [part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if holding in part]

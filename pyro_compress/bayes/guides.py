@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pyro_compress.bayes.assignment import Assignment, Pace
 from pyro_compress.bayes.layers import bayes_layers
+from pyro_compress.bayes.own_guides import Own, own_guide
 from pyro_compress.bayes.priors import Start
 
 LOG_SCALE_BOUNDS = (-9.0, 3.0)
@@ -164,7 +165,7 @@ class Auto(nn.Module):
         return [{"params": parameters, "lr": rates[kind]} for kind, parameters in parts.items()]
 
 
-Guide = MeanField | Auto
+Guide = MeanField | Auto | Own
 
 
 class Marginals(Protocol):
@@ -211,12 +212,14 @@ def build_guide(
     """Build a guide for a model.
 
     Args:
-        name: name in `GUIDES`.
+        name: name in `GUIDES`, or of a guide of one's own (`own_guides`).
         model: the Pyro model, which contains the `BayesLayer`s.
         starts: site -> where its posterior starts.
         max_scales: weight tensor name -> upper bound on the standard deviations of its raw weights; None: no bounds.
         example: arguments of the model.
     """
+    if name not in GUIDES:
+        return Own(own_guide(name, GUIDES), name, model, starts, example)
     kind = GUIDES[name]
     if kind is not None:
         return Auto(kind, model, starts, example)

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 FAMILIES: dict[str, type[Distribution]] = {"Normal": Normal, "LogNormal": LogNormal}
 
 
+LEAST = 1e-9
+"""Smallest standard deviation that is stored: none is 0."""
 DRAWN = 1 << 18
 """Values that are drawn at a time, in double precision."""
 
@@ -147,10 +149,10 @@ class TensorDraw:
 
 def write_marginals(file: IO[bytes], net: nn.Module, guide: Guide) -> None:
     """Marginals of a guide as safetensors: `loc/SITE`, `scale/SITE`, and what the sites stand for as metadata."""
-    write_sites(file, [shape for layer in bayes_layers(net) for shape, _ in layer.parts], guide)
+    write_sites(file, [shape for layer in bayes_layers(net) for shape, _ in layer.parts], guide, LEAST)
 
 
-def write_sites(file: IO[bytes], shapes: Sequence[LayerShape], guide: Any, least: float = 0.0) -> None:
+def write_sites(file: IO[bytes], shapes: Sequence[LayerShape], guide: Any, least: float = LEAST) -> None:
     """The same of anything that knows marginals and families of sites.
 
     Args:

@@ -6,22 +6,19 @@ are a plate of all training examples, of which `x` is a subsample: the likelihoo
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import LogNormal
-from pyro.infer.autoguide import AutoGuide, AutoNormal, AutoNormalizingFlow
-from pyro.infer.autoguide.initialization import init_to_value
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_compress.bayes.guides import MeanField, starts_of
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Likelihood, Model
+from pyro_compress.bayes.own_guides import made_guide, median
 from pyro_compress.bayes.priors import Start
 from pyro_compress.bayes.stage import bayesian, check_assigned, chosen
 from pyro_compress.graph.checked import evaluating
@@ -81,11 +78,6 @@ class _Standing(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["value"] is None and msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
-
-
-def median(start: Start) -> Tensor:
-    """Where a posterior starts, as a value of its site."""
-    return start.loc.exp() if start.family is LogNormal else start.loc.clone()
 
 
 class ProgramGuide(MeanField):
@@ -155,35 +147,3 @@ def guide_of(model: ProgramModel, given: Any = None) -> Callable[..., Any]:
     if given is None:
         return ProgramGuide(model)
     return made_guide(given, model, model.starts)
-
-
-def made_guide(given: Any, model: nn.Module, starts: Mapping[str, Start]) -> Callable[..., Any]:
-    """A guide from an AutoGuide's class, a function of a `model`, or a guide as it is.
-
-    Args:
-        given: one of these.
-        model: the model.
-        starts: site -> where its posterior starts.
-
-    Raises:
-        ValueError: none of these.
-    """
-    if isinstance(given, type) and issubclass(given, AutoGuide):
-        medians = {site: median(one) for site, one in starts.items()}
-        narrow = {"init_scale": min(float(one.scale.median()) for one in starts.values())}
-        starting = {} if issubclass(given, AutoNormalizingFlow) else {"init_loc_fn": init_to_value(values=medians)}
-        made: Callable[..., Any] = given(model, **starting, **(narrow if given is AutoNormal else {}))
-        return made
-    if not callable(given):
-        raise ValueError(f"a guide is a Pyro function, an AutoGuide, or a function of a model; got {given!r:.60}")
-    return given(model) if wants_model(given) else given
-
-
-def wants_model(given: Any) -> bool:
-    """Whether a function makes a guide of a model: `model` is its first parameter."""
-    if isinstance(given, nn.Module):
-        return False
-    try:
-        return next(iter(inspect.signature(given).parameters), "") == "model"
-    except (TypeError, ValueError):
-        return False

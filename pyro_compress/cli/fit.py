@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def fit(
         context = click.get_current_context()
         announce_option(context)
         announce_option(context, "prior")
+        announce_option(context, "guide")
         if print_config or dry_run:
             echo(rehearsed(FitConfig(**given(context, FitConfig)), out, force, print_config))
             return
@@ -91,7 +93,9 @@ def fit(
                 else FitConfig(**given(context, FitConfig))
             )
             if resume and not run:
-                announce_code({"net": config.net, "prior": config.prior}, f"{resume}, an unfinished fit,")
+                announce_code(
+                    {"net": config.net, "prior": config.prior, "guide": config.guide}, f"{resume}, an unfinished fit,"
+                )
             where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
             try:
                 with epoch_printer() if world.first else nullcontext(Callback()) as shown:
@@ -125,4 +129,5 @@ def rehearsed(config: FitConfig, out: Path | None, force: bool, print_config: bo
 def default_name(data: str, net: str, prior: str, seed: int) -> str:
     """Name of a run folder; a compressed file counts by its own name."""
     network = Path(net).stem if net.endswith(".pcn") else net.replace(":", ".")
-    return file_name(f"{Path(data).stem}-{network}-{prior.replace(':', '.')}-{seed}", "the run folder's default name")
+    priors = re.sub(r"[^\w.+-]+", "_", prior.replace(":", "."))
+    return file_name(f"{Path(data).stem}-{network}-{priors}-{seed}", "the run folder's default name")

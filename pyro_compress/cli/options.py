@@ -29,7 +29,7 @@ def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     return click.option(
         "--no-code", is_flag=True, is_eager=True, expose_value=False, callback=refuse, envvar=NO_CODE,
-        show_envvar=False, help=f"Import no network and no prior from package.module:function (also {NO_CODE}=1).",
+        show_envvar=False, help=f"Import no network, prior or guide from package.module:function (also {NO_CODE}=1).",
     )(command)  # fmt: skip
 
 
@@ -61,8 +61,8 @@ def convert_defaults(ctx: click.Context, options: dict[str, Any], path: Path) ->
     """
     params = {str(param.name): param for param in ctx.command.params}
     for name, value in options.items():
-        if isinstance(value, dict) and getattr(params.get(name), "multiple", False):
-            value = options[name] = list(value.items())
+        if isinstance(value, dict | str) and getattr(params.get(name), "multiple", False):
+            value = options[name] = list(value.items()) if isinstance(value, dict) else [value]
         try:
             if name in params:
                 params[name].type_cast_value(ctx, value)
@@ -106,6 +106,9 @@ def _option(row: Declared, unset: bool, heading: str, help: str | None) -> Calla
         names = "|".join([*filter(None, setting.among), *filter(None, [setting.other])])
         metavar = setting.unit or (f"[{names}]" if names else {int: "N", float: "NUMBER"}.get(row.whole))
         more |= {"type": value_type(row), "multiple": many(row), "metavar": metavar}
+        if setting.kind == "joined":
+            default = [default]
+            more |= {"multiple": True, "callback": lambda ctx, param, value: ",".join(value)}
         more |= {"show_default": default not in (None, "", ())}
     if isinstance(default, tuple) and not many(row):
         default = ",".join(map(str, default)) or None

@@ -98,6 +98,8 @@ def _resolve_baseline(config: FitConfig) -> FitConfig:
 
 def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
     from pyro_compress.bayes.assignment import assigned
+    from pyro_compress.bayes.guides import GUIDES
+    from pyro_compress.bayes.own_guides import own_guide
 
     priors = assigned(config)
     prior, grouping = priors.first, config.grouping or priors.groupings[0]
@@ -113,6 +115,8 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
             "optimizer, weight_decay, pruning and prune_to go with --prior none; posteriors are fitted by Adam, and "
             "the prior takes the place of weight decay"
         )
+    if config.guide not in GUIDES:
+        own_guide(config.guide, GUIDES)
     auto = config.guide != "mean-field"
     estimator = config.estimator or ("weight" if auto else priors.estimator)
     if auto and estimator != "weight":

@@ -216,7 +216,7 @@ class Fitted:
 
 def fit(
     net: nn.Module | str, train: Any, *, validation: Any = None, test: Any = None, prior: Any = "horseshoe",
-    callbacks: Iterable[Any] = (), **settings: Any,
+    guide: Any = "mean-field", callbacks: Iterable[Any] = (), **settings: Any,
 ) -> Fitted:  # fmt: skip
     """Fit a posterior over the weights of a network.
 
@@ -229,6 +229,8 @@ def fit(
         test: the same for examples that are read once, at the end; None: a fifth of `train`.
         prior: name in `PRIORS`, `none`, or a prior of your own: a Pyro function, a `Prior`, `package.module:function`;
             or a dictionary of these by pattern of the tensors' names, `{"conv*": "horseshoe", "fc*": "log-uniform"}`.
+        guide: name in `GUIDES`, or a guide of your own: a class of Pyro's AutoGuides, a function of a `model`, a Pyro
+            guide.
         callbacks: functions of an `Epoch`, or `Callback`s; one that returns True ends the fit, whose result is used.
         **settings: fields of `FitConfig`: `epochs`, `seed`, `batch_size`, `lr`, `task`, `keep`, ...
 
@@ -242,7 +244,8 @@ def fit(
         >>> fitted.posterior.layers["1.weight"].std.shape
         torch.Size([20, 64])
     """
-    config = FitConfig(prior=spelled(prior), **named(settings, declared(FitConfig), "of a fit"))
+    guide = guide if isinstance(guide, str) else _brought(guide)
+    config = FitConfig(prior=spelled(prior), guide=guide, **named(settings, declared(FitConfig), "of a fit"))
     reading = config.reading
     task, share = settings.get("task", ""), config.validation if validation is None else validation
     splits = splits_from(train, share, test, reading, config.data_dir, task, vocabulary(net))
@@ -279,6 +282,13 @@ def spelled(prior: Any) -> str:
     from pyro_compress.bayes.assignment import spelled as of_objects
 
     return of_objects(prior)
+
+
+def _brought(guide: Any) -> str:
+    """What a configuration calls a guide, which is made known in this process."""
+    from pyro_compress.bayes.own_guides import bring_guide
+
+    return bring_guide(guide)
 
 
 def _net_name(net: nn.Module | str) -> str:

@@ -27,9 +27,6 @@ from pyro_compress.settings import FitConfig
 from pyro_compress.training.history import Epoch
 from pyro_compress.types import LayerShape, Posterior, Splits
 
-LEAST = 1e-9
-"""Smallest standard deviation that is drawn from; none is 0."""
-
 
 class Sites(NamedTuple):
     """What of a posterior is drawn from again.
@@ -80,7 +77,7 @@ def write_run(
             from pyro_compress.bayes.marginals import write_sites
 
             with written(folder / "guide.safetensors") as file:
-                write_sites(file, sites.shapes, sites.marginals, LEAST)
+                write_sites(file, sites.shapes, sites.marginals)
         with written(folder / "posterior.safetensors") as file:  # with it the run is complete
             write_posterior(file, posterior)
     return Run(out, config, posterior, splits.sizes, stored=preprocessing(splits))

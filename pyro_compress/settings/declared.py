@@ -72,8 +72,8 @@ class Setting:
         unit: what a value stands for in `--help`: `EPOCHS`.
         group: heading in `--help`; empty: the class's own.
         option: name on the command line, where it differs.
-        kind: what its option is beside: `run` takes a run folder, `repeated` may be given several times, `switch`
-            makes the part that it belongs to.
+        kind: what its option is beside: `run` takes a run folder, `repeated` may be given several times, `joined` too,
+            which makes one text with commas between, `switch` makes the part that it belongs to.
         envvar: environment variable that gives it, too.
         told: a compressed file repeats it, where it is no default.
         searched: whether `tune` may search it.

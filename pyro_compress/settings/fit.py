@@ -25,9 +25,9 @@ class MethodConfig(Config):
     heading: ClassVar = PRIOR
 
     prior: str = setting(
-        "horseshoe", "Of the weights; none: a deterministic baseline; MODULE:FUNCTION: a Pyro function of yours "
-        "(docs/priors.md).",
-        among=Names("bayes/priors.py", "PRIORS", ("none",)), other="MODULE:FUNCTION",
+        "horseshoe", "Of the weights; none: a deterministic baseline; MODULE:FUNCTION: a Pyro function of yours; "
+        "PATTERN=PRIOR: of the tensors with such names, repeatable (docs/priors.md).",
+        among=Names("bayes/priors.py", "PRIORS", ("none",)), other="MODULE:FUNCTION", kind="joined",
     )  # fmt: skip
 
 
@@ -145,7 +145,10 @@ class PosteriorConfig(Config):
         among=Names("bayes/estimators.py", "ESTIMATORS"),
     )  # fmt: skip
     guide: str = setting(
-        "mean-field", "Family of the posterior; auto-*: Pyro's AutoGuides.", among=Names("bayes/guides.py", "GUIDES")
+        "mean-field",
+        "Family of the posterior; auto-*: Pyro's AutoGuides; MODULE:FUNCTION: a Pyro guide of yours (docs/priors.md).",
+        among=Names("bayes/guides.py", "GUIDES"),
+        other="MODULE:FUNCTION",
     )
     shrink_every: int = setting(
         0, "Remove dead units after every so many-th epoch of the posterior, to fit faster; 0: never.",
