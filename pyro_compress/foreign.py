@@ -206,8 +206,9 @@ def unknown(what: str, given: Any, allowed: Iterable[str], others: str = "") -> 
 
 def meant(given: Any, allowed: Iterable[str]) -> str:
     """A question after a name that is none of those allowed: whether it was another one; empty if none is near."""
-    near = difflib.get_close_matches(str(given), list(allowed), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    folded = {name.strip().casefold(): name for name in allowed}
+    near = difflib.get_close_matches(str(given).strip().casefold(), list(folded), 1)
+    return f"; did you mean {name_shown(folded[near[0]])}?" if near else ""
 
 
 def name_shown(text: str) -> str:

@@ -313,7 +313,7 @@ def test_a_number_beyond_all_floats_is_none(tmp_path: Path) -> None:
         ("a b y\n1 2 0\n", "y", "it holds a b y; that is one column: put commas"),
         ("a:b:y\n1:2:0\n", "y", "that is one column"),
         ("a, y\n1, 0\n", "y", "did you mean ' y'\\?"),
-        ("a,Y\n1,0\n", "y", "did you mean 'Y'\\?"),
+        ("a,Y\n1,0\n", "y", r"did you mean Y\?"),
         ("a,b\n1,0\n", "y", "it holds a, b$"),
     ],
 )

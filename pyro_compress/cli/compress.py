@@ -18,8 +18,8 @@ from pyro_compress.cli.ignored import COMPRESS, StrictCommand
 from pyro_compress.cli.options import (
     NETWORK,
     announce_option,
+    as_defaults,
     code_options,
-    convert_defaults,
     data_options,
     device_options,
     given,
@@ -52,12 +52,11 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
         table = read_toml(path).get("compress")
         if not isinstance(table, dict):
             raise ValueError(f"{path} has no [compress] table; tune writes one, or leave --config out")
-        options = options_in(table, CompressConfig, f"{path}: compress", BY_FILE)
-        ctx.default_map = convert_defaults(ctx, options, path)
+        ctx.default_map = as_defaults(ctx, options_in(table, CompressConfig, f"{path}: compress", beside=BESIDE))
 
 
-BY_FILE = (*declared(CompressConfig), *NETWORK, "how", "data_dir", *having(MachineConfig))
-"""Parameters that a file may give: what is written and where, and what is refused, says the command line."""
+BESIDE = {"how": str} | {n: declared(FitConfig)[n].whole for n in (*NETWORK, "data_dir", *having(MachineConfig))}
+"""What else a file may give -> its type: what is written and where, and what is refused, says the command line."""
 
 
 @click.command(cls=StrictCommand, ignored=COMPRESS, short_help="Prune, round and shrink into a .pcn file.")

@@ -15,8 +15,8 @@ from pyro_compress.cli.ignored import FIT, StrictCommand
 from pyro_compress.cli.options import (
     announce_code,
     announce_option,
+    as_defaults,
     code_options,
-    convert_defaults,
     given,
     setting_options,
 )
@@ -34,7 +34,7 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
         with one_line_errors():
             from pyro_compress.runs.config import read_config
 
-            ctx.default_map = convert_defaults(ctx, read_config(path), path)
+            ctx.default_map = as_defaults(ctx, read_config(path))
 
 
 @click.command(cls=StrictCommand, ignored=FIT)

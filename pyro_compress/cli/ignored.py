@@ -96,6 +96,21 @@ def _without_scales(values: Values) -> bool:
 BY_NAME = f"goes with a data set by name: {', '.join(DATASETS)}"
 FROM_FOLDER = "goes with a folder as --data, whose files may be read while training; this one is held in memory"
 
+DATA = (
+    Ignored(("hidden",), lambda values: values["net"] not in (None, "mlp"), "goes with --net mlp"),
+    Ignored(("workers",), _no_folder, FROM_FOLDER),
+    Ignored(("in_memory_mib",), lambda values: _no_folder(values) and values["task"] != "next-token", FROM_FOLDER),
+    Ignored(("vocabulary", "context"), lambda values: values["task"] != "next-token", "goes with --task next-token"),
+    Ignored(("image_size",), _no_folder, "goes with a folder of images as --data"),
+    Ignored(("series",), _named_data, "goes with arrays of your own as --data; this data set holds images"),
+)  # fmt: skip
+"""Of network and data, where a command is told of them."""
+
+
+def _without_run(row: Ignored) -> Ignored:
+    return row._replace(when=lambda values: values["run"] is None and row.when(values))
+
+
 FIT = (
     Ignored(
         ("resume", "force", "download", *having(Keeping), "device", "no_code"),
@@ -113,7 +128,6 @@ FIT = (
         lambda values: values["prior"] != "none" or values["optimizer"] != "sgd",
         "goes with --prior none --optimizer sgd",
     ),
-    Ignored(("hidden",), lambda values: values["net"] != "mlp", "goes with --net mlp"),
     Ignored(
         ("init_range",), lambda values: bool(values["init"]) and not values["new_head"],
         "goes without --init, whose weights take the place of a random start",
@@ -122,11 +136,7 @@ FIT = (
         ("lr_group",), _without_scales, "goes with a prior that has scales of groups or layers; this one has none",
     ),
     Ignored(("download", "data_dir"), lambda values: not _named_data(values), BY_NAME),
-    Ignored(("workers",), _no_folder, FROM_FOLDER),
-    Ignored(("in_memory_mib",), lambda values: _no_folder(values) and values["task"] != "next-token", FROM_FOLDER),
-    Ignored(("vocabulary", "context"), lambda values: values["task"] != "next-token", "goes with --task next-token"),
-    Ignored(("image_size",), _no_folder, "goes with a folder of images as --data"),
-    Ignored(("series",), _named_data, "goes with arrays of your own as --data; this data set holds images"),
+    *DATA,
 )  # fmt: skip
 
 COMPRESS = (
@@ -143,7 +153,6 @@ COMPRESS = (
         lambda values: values["run"] is not None,
         "goes with --net, without a run folder, which has its own",
     ),
-    Ignored(("hidden",), lambda values: values["net"] not in (None, "mlp"), "goes with --net mlp"),
     Ignored(
         ("tolerance",), lambda values: values["target_error"] is not None,
         "and --target-error exclude each other: an error to reach stands instead of a tolerance",
@@ -157,22 +166,10 @@ COMPRESS = (
         "goes with --teacher RUN",
     ),
     Ignored(
-        ("image_size",), lambda values: values["run"] is None and _no_folder(values),
-        "goes with a folder of images as --data",
-    ),
-    Ignored(
-        ("series",), lambda values: values["run"] is None and _named_data(values),
-        "goes with arrays of your own as --data; this data set holds images",
-    ),
-    Ignored(
         ("data_dir",), lambda values: values["run"] is None and bool(values["data"]) and not _named_data(values),
         BY_NAME,
     ),
-    Ignored(
-        ("workers", "in_memory_mib"),
-        lambda values: values["run"] is None and _no_folder(values),
-        FROM_FOLDER,
-    ),
+    *map(_without_run, DATA),
 )  # fmt: skip
 
 EVALUATE = (
@@ -204,7 +201,6 @@ REPORT = (
 )  # fmt: skip
 
 EXPORT = (
-    Ignored(("seed",), lambda values: values["ensemble"] is None, "goes with --ensemble K, whose draws it seeds"),
     Ignored(
         ("int8",), lambda values: values["int8_dynamic"], "and --int8-dynamic exclude each other: give one of them"
     ),

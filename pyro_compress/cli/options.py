@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from pyro_compress.cli.commands import ELSEWHERE, Option, echo
 from pyro_compress.cli.values import many, value_type
-from pyro_compress.foreign import NO_CODE, code_named_in, shown
+from pyro_compress.foreign import NO_CODE, code_named_in
 from pyro_compress.settings import FitConfig, Reading
 from pyro_compress.settings.declared import Config, Declared, declared, having, names_in
 from pyro_compress.settings.export import MemoryConfig
@@ -53,23 +53,16 @@ def announce_option(ctx: click.Context, name: str = "net") -> None:
         announce_code({name: ctx.params.get(name)}, "--config")
 
 
-def convert_defaults(ctx: click.Context, options: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Options of a TOML file as a command's defaults, every one of a value that its option takes.
+def as_defaults(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a TOML file as a command's defaults, lists where an option may be given several times."""
+    several = {param.name for param in ctx.command.params if getattr(param, "multiple", False)}
 
-    Raises:
-        ValueError: a value that it does not take.
-    """
-    params = {str(param.name): param for param in ctx.command.params}
-    for name, value in options.items():
-        if isinstance(value, dict | str) and getattr(params.get(name), "multiple", False):
-            value = options[name] = list(value.items()) if isinstance(value, dict) else [value]
-        try:
-            if name in params:
-                params[name].type_cast_value(ctx, value)
-        except (click.ClickException, TypeError, ValueError, AttributeError, OverflowError) as error:
-            reason = error.message if isinstance(error, click.ClickException) else f"{shown(value)} is no value for it"
-            raise ValueError(f"{path}: {name}: {reason}") from error
-    return options
+    def default(name: str, value: Any) -> Any:
+        if name not in several:
+            return value
+        return list(value.items()) if isinstance(value, dict) else [value] if isinstance(value, str) else value
+
+    return {name: default(name, value) for name, value in options.items()}
 
 
 def setting_options(

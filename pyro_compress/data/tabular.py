@@ -16,6 +16,7 @@ import numpy as np
 from pyro_compress.data.labels import Labels, read_labels
 from pyro_compress.data.table_files import Table
 from pyro_compress.doubts import doubt
+from pyro_compress.foreign import meant
 from pyro_compress.settings import Reading
 from pyro_compress.types import Column, Quantity
 
@@ -58,8 +59,7 @@ def _hint(wanted: str, there: list[str]) -> str:
     """What may be wrong where a column is not found."""
     if len(there) == 1 and wanted.casefold() in there[0].casefold():
         return "; that is one column: put commas, semicolons, tabs or bars between columns"
-    near = [name for name in there if name.strip().casefold() == wanted.strip().casefold()]
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return meant(wanted, there)
 
 
 def columns_of(table: Table, target: Sequence[str], rows: np.ndarray, path: Path) -> tuple[Column, ...]:
