@@ -80,7 +80,7 @@ def fit(
         announce_option(context, "prior")
         announce_option(context, "guide")
         if print_config or dry_run:
-            echo(rehearsed(FitConfig(**given(context, FitConfig)), out, force, print_config))
+            echo(told(FitConfig(**given(context, FitConfig)), out, force, print_config))
             return
         keeping = Keeping(resume=resume is not None, **given(context, Keeping))
         with joined(context.params["device"]) as world:
@@ -111,19 +111,19 @@ def fit(
         keep(never_shrinks(run.config))
 
 
-def rehearsed(config: FitConfig, out: Path | None, force: bool, print_config: bool) -> str:
+def told(config: FitConfig, out: Path | None, force: bool, print_config: bool) -> str:
     """What a fit would do, in words; or its resolved configuration as TOML."""
     import tomli_w
 
     from pyro_compress.runs.config import table_of
     from pyro_compress.runs.folder import check_run_folder
-    from pyro_compress.runs.rehearsal import prepared, rehearse
+    from pyro_compress.runs.rehearsal import prepared, rehearsed
 
     if print_config:
         return tomli_w.dumps({"fit": table_of(prepared(config)[0])}).rstrip()
     where = out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
     check_run_folder(where, force)
-    return "\n".join([f"run folder: {where}", *rehearse(config).lines, "nothing was written"])
+    return "\n".join([f"run folder: {where}", *rehearsed(config), "nothing was written"])
 
 
 def default_name(data: str, net: str, prior: str, seed: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from pyro_compress.cli.console import epoch_printer
-from pyro_compress.cli.options import given as given_in
+from pyro_compress.cli.options import given
 from pyro_compress.doubts import keep
 from pyro_compress.settings import CompressConfig
 from pyro_compress.settings.declared import having
@@ -77,8 +77,8 @@ def of_run(command: str, run: Path, data_dir: str, named: dict[str, Any]) -> Sou
     from pyro_compress.training.settled import unsettled
 
     data = named.get("data", "")
-    if given := [name for name in named if name != "data"]:
-        option = {"how": "posterior", "folder": "run"}.get(given[0], given[0].replace("_", "-"))
+    if extra := [name for name in named if name != "data"]:
+        option = {"how": "posterior", "folder": "run"}.get(extra[0], extra[0].replace("_", "-"))
         raise ValueError(f"--{option} goes with --net, without the run folder {run}")
     check_command(command, run)
     loaded = load_run(run, data)
@@ -106,10 +106,10 @@ def of_weights(command: str, named: dict[str, Any], asked: CompressConfig, quiet
     if missing := [f"--{name}" for name in ("net", "init", "data") if not named.get(name)]:
         raise ValueError(f"give a RUN folder, or --net, --init and --data; missing: {', '.join(missing)}")
     folder, how = named.get("folder"), named.get("how", "laplace")
-    if how == "laplace" and (given := [name for name in ("epochs", "lr") if name in named]):
-        raise ValueError(f"--{given[0]} goes with --posterior svi; a Laplace approximation trains nothing")
+    if how == "laplace" and (extra := [name for name in ("epochs", "lr") if name in named]):
+        raise ValueError(f"--{extra[0]} goes with --posterior svi; a Laplace approximation trains nothing")
     config = FitConfig(
-        prior="log-uniform", **given_in(click.get_current_context(), FitConfig, ("data_dir", *having(MachineConfig))),
+        prior="log-uniform", **given(click.get_current_context(), FitConfig, ("data_dir", *having(MachineConfig))),
         **{name: value for name, value in named.items() if name not in ("how", "folder")},
     )  # fmt: skip
     compensated = command == "compress --rounding compensated"

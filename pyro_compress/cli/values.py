@@ -44,7 +44,7 @@ class Value(click.ParamType):
         return checked(self.row, found)
 
 
-class Name(click.Choice[str]):
+class Name(click.Choice):
     """One of a setting's names."""
 
     def __init__(self, row: Declared) -> None:
