@@ -126,7 +126,7 @@ def given(ctx: click.Context, of: type[Config], names: Iterable[str] | None = No
     rows = declared(of)
     found = {
         name: ctx.params[name]
-        for name in (rows if names is None else names)
+        for name in (having(of, unlisted=False) if names is None else names)
         if name in ctx.params and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
     return {name: dict(value) if isinstance(rows[name].default, dict) else value for name, value in found.items()}
