@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pyro_compress.data.splits import load_splits as load_splits
     from pyro_compress.graph.capture import capture as capture
     from pyro_compress.graph.packing import pack as pack
+    from pyro_compress.inspection.summary import inspect as inspect
     from pyro_compress.networks.attention import split_attention as split_attention
     from pyro_compress.networks.nets import build_net as build_net
     from pyro_compress.runs.config import resolve as resolve
@@ -72,6 +73,7 @@ _HOMES = {
     "fit": "runs.in_memory",
     "fit_posterior": "bayes.fit",
     "info": "runs.info",
+    "inspect": "inspection.summary",
     "load": "compression.pipeline",
     "load_splits": "data.splits",
     "pack": "graph.packing",

@@ -41,6 +41,7 @@ def narrow(x, y=None):
 @pytest.fixture(autouse=True)
 def _nothing_brought(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_guides, "_brought", {})
+    pyro.clear_param_store()
 
 
 def net() -> nn.Module:

@@ -21,6 +21,14 @@ from pyro_compress.runs.folder import load_run
 from pyro_compress.settings import Reading
 from pyro_compress.types import Splits
 
+
+@pytest.fixture(autouse=True)
+def _store():
+    pyro.clear_param_store()
+    yield
+    pyro.clear_param_store()
+
+
 X = torch.randn(240, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
 
@@ -90,10 +98,9 @@ def test_a_fit_is_read_back_as_it_was(kind: str, tmp_path: Path) -> None:
 
 def test_draws_of_nuts_go_through_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    pyro.clear_param_store()
     splits = pc.splits_from((X, Y))
     model, _ = pc.program(nn.Linear(4, 3), splits, prior="gaussian", bias_prior="same")
-    mcmc = MCMC(NUTS(model), num_samples=40, warmup_steps=30, disable_progbar=True)
+    mcmc = MCMC(NUTS(model), num_samples=20, warmup_steps=15, disable_progbar=True)
     mcmc.run(splits.train.x, splits.train.y)
     pc.save_run("nuts", model, mcmc)
     told = json.loads(command("inspect", "nuts", "--json", "--draws", "50", "--threads", "1"))
@@ -109,7 +116,6 @@ def test_draws_of_nuts_go_through_the_commands(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_has_no_spread_is_a_deterministic_run(tmp_path: Path) -> None:
-    pyro.clear_param_store()
     model, guide = pc.program(nn.Linear(4, 3), pc.splits_from((X, Y)), prior="horseshoe", guide=AutoDelta)
     SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(*model.example)
     run = pc.save_run(tmp_path / "run", model, guide)

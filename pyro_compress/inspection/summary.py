@@ -97,7 +97,7 @@ class Sampled:
     test_scores: Quality
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """A run, looked at. `sampled` is None for a deterministic network.
 
@@ -120,6 +120,20 @@ class Inspection:
     validation_scores: Quality
     test_scores: Quality
     sampled: Sampled | None
+
+    def __repr__(self) -> str:
+        """A line per layer, and what draws say."""
+        lines = [f"{self.run.path}: {self.run.config.prior} posterior, {self.training_rows:,} training rows"]
+        for layer in self.layers:
+            kl = "" if layer.kl_nats is None else f", KL {layer.kl_nats:,.1f} nats"
+            lines.append(
+                f"  {layer.name}: {layer.kept:,} of {layer.weights:,} weights above {self.criterion[1]:g} by "
+                f"{self.criterion[0]}, mean SNR {layer.mean_snr:.2f}{kl}"
+            )
+        scores = {"posterior mean": self.test_scores} | ({"draws": self.sampled.test_scores} if self.sampled else {})
+        for what, found in scores.items():
+            lines.append(f"  test by {what}: " + ", ".join(f"{name} {cell}" for name, cell in found.cells.items()))
+        return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -189,6 +203,26 @@ def inspect_run(
         test_scores=evaluate(mean, splits, "test", noise=noise),
         sampled=sampled,
     ), diagnosis
+
+
+def inspect(path: str | Path, draws: int = AUTO, seed: int = 0, data: str = "") -> Inspection:
+    """What a run's posterior learned and how far to trust it.
+
+    Args:
+        path: the run folder, of `fit` or of `save_run`.
+        draws: networks drawn from the posterior; 0: as many as go with its size.
+        seed: seeds them.
+        data: where the run's data lie now; empty: where they lay.
+
+    Raises:
+        ValueError: as `inspect_run`.
+
+    Example:
+        >>> inspect("missing")
+        Traceback (most recent call last):
+        ValueError: missing is no run folder (it needs config.toml and posterior.safetensors, as fit writes them)
+    """
+    return inspect_run(Path(path), size=Size(draws), seed=seed, data=data)[0]
 
 
 def save_netcdf(diagnosis: Diagnosis | None, path: Path) -> None:

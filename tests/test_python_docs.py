@@ -1,0 +1,58 @@
+"""Every block of docs/python.md and every script of examples/python runs as it stands."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyro
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "python.md").read_text()
+BLOCKS = re.findall(r"^## ([^\n]*)\n(?:(?!^## ).)*?^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+SCRIPTS = sorted((ROOT / "examples" / "python").glob("*.py"))
+SAID = {
+    "nuts": "test by draws: accuracy", "own_prior": "values kept", "own_svi": "svi.pcn:", "two_inputs": "prices.pcn",
+}  # fmt: skip
+"""Script -> what it prints at its end."""
+
+
+@pytest.fixture(autouse=True)
+def _store():
+    pyro.clear_param_store()
+    yield
+    pyro.clear_param_store()
+
+
+def test_every_block_was_found() -> None:
+    assert len(BLOCKS) == PAGE.count("```python")
+
+
+@pytest.mark.parametrize(("title", "block"), BLOCKS, ids=[title for title, _ in BLOCKS])
+def test_the_page_runs(title: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, title, "exec"), {"__name__": "page"})
+
+
+def test_scripts_are_short() -> None:
+    assert {script.stem for script in SCRIPTS} == SAID.keys()
+    for script in SCRIPTS:
+        assert len(script.read_text().splitlines()) <= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=[script.stem for script in SCRIPTS])
+def test_scripts_run(script: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert SAID[script.stem] in done.stdout
+    if script.stem == "nuts":
+        command = [sys.executable, "-m", "pyro_compress", "inspect", "nuts", "--draws", "50"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert "0.weight" in done.stdout
