@@ -14,6 +14,7 @@ import pyro_compress as pc
 from pyro_compress.cli.commands import Command
 from pyro_compress.cli.main import main
 from pyro_compress.cli.options import given, setting_options
+from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.settings import CompressConfig, DataConfig, FineTune, FitConfig, Goal, PosteriorConfig
 from pyro_compress.settings.declared import Config, built, declared, flat, having, options_in, setting
 from pyro_compress.settings.page import page
@@ -155,6 +156,19 @@ def test_a_new_setting_needs_its_field_alone() -> None:
     assert config_hash(Mine(sharpness=0.25)) != config_hash(Mine())
     assert "sharpness" in having(Mine, searched=True)
     assert "| `sharpness` | number, `0<=x<1` | `0.5` | How sharp it is. |" in page(fit=Mine)
+
+
+def test_a_compress_config_says_how(fitted_run, digits, tmp_path: Path) -> None:
+    """Whoever takes a goal does all of what a configuration asks for, or refuses it."""
+    posterior, config = fitted_run.posterior, CompressConfig(sparsity=0.5, bits=(4,), reorder=0)
+    coarse, _ = pc.compress(posterior, digits, config)
+    assert {abs(one.codes).max() <= 7 for name, one in coarse.tensors.items() if "weight" in name} == {True}
+    report = compress_run(posterior, digits, tmp_path / "a.pcn", config)
+    assert report.sparsity == pytest.approx(0.5, abs=0.01)
+    tuned = CompressConfig(sparsity=0.5, finetuning=FineTune(epochs=1, masked_epochs=0), rate=1.0, reorder=0)
+    with pytest.raises(ValueError, match="fine-tuning and compensation go another way"):
+        pc.compress(posterior, digits, tuned)
+    assert compress_run(posterior, digits, tmp_path / "b.pcn", tuned).finetune_epochs == 1
 
 
 # --- what would be done

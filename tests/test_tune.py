@@ -239,6 +239,12 @@ def test_the_test_split_is_read_once(searched: Path) -> None:
     path.write_text(json.dumps(members))
 
 
+def test_a_study_that_is_there_names_a_free_folder(searched: Path) -> None:
+    result = invoke("tune", searched / "study.toml", "--out", searched / "out")
+    assert result.exit_code == 1
+    assert f"go on with --resume, or choose another --out, like {searched / 'out-2'}" in result.output
+
+
 def test_layer_wise_and_finetuned(tmp_path: Path) -> None:
     tail = ONE_FIT + "[compress]\nfinetune = 1\nmasked-epochs = 1\n"
     study = written(tmp_path, HEAD.replace("6", "2") + "layer-wise = true\n", tail)

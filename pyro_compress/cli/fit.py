@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import nullcontext
 from pathlib import Path
@@ -79,6 +80,8 @@ def fit(
         announce_option(context)
         announce_option(context, "prior")
         announce_option(context, "guide")
+        if (print_config or dry_run) and os.environ.get("RANK", "0") != "0":
+            return  # one of several processes says it
         if print_config or dry_run:
             echo(told(FitConfig(**given(context, FitConfig)), out, force, print_config))
             return

@@ -18,7 +18,7 @@ from pyro_compress.compression.fixed_point import fixed_point_of
 from pyro_compress.compression.order import reordered
 from pyro_compress.compression.packing import folded
 from pyro_compress.compression.rounding import Rounding
-from pyro_compress.compression.search import compress
+from pyro_compress.compression.search import compress, rounding_in
 from pyro_compress.compression.shrink import stuck_units
 from pyro_compress.compression.target import Target, Watch, target_of
 from pyro_compress.compression.tuned import Teacher, Tuning, compress_finetuned
@@ -143,12 +143,17 @@ def way_of(config: CompressConfig, seed: int = 0, teacher: Teacher | None = None
         config: the configuration.
         seed: of the calibration examples of compensation.
         teacher: the networks of `config.teacher`.
+
+    Raises:
+        ValueError: a teacher is named, and not given.
     """
     if config.finetuning:
+        if len(config.teacher) > 0 and teacher is None:
+            raise ValueError(f"teacher {', '.join(config.teacher)}: give its network, `Teacher.of(...)`")
         return Tuning(config.finetuning, config.rate, teacher)
     if config.rounding == "compensated":
         return Compensation(seed=seed)
-    return Rounding(config.coarseness, config.bits, config.bit_price or (0.0,))
+    return rounding_in(config)
 
 
 def compress_run(
@@ -162,7 +167,7 @@ def compress_run(
         posterior: the waist.
         splits: where it was fitted.
         path: the file to write.
-        goal: how much to prune, or what to reach.
+        goal: how much to prune, or what to reach; a `CompressConfig` says also how, and in how many passes.
         how: round the means to the nearest or with compensation, or fine-tune them.
         device: `cpu` or `cuda`; fine-tuning runs on the CPU.
         watch: told of progress.
@@ -172,6 +177,8 @@ def compress_run(
         ValueError: as `compress`; nothing is written.
         OSError: the file cannot be written.
     """
+    if isinstance(goal, CompressConfig):
+        how, passes = how or way_of(goal), goal.reorder if passes is None else passes
     check_file(path, "pcn", force=True)
     goal = goal or Goal()
     if isinstance(how, Rounding) and any(how.prices) and posterior.criterion == "magnitude":

@@ -20,7 +20,7 @@ from pyro_compress.compression.rounding import Grid, Rounding, check_bits
 from pyro_compress.compression.target import NLL_PER_ACCURACY, Target, Watch, default_nll_tolerance, target_of
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.pcn import file
-from pyro_compress.settings import Goal
+from pyro_compress.settings import CompressConfig, Goal
 from pyro_compress.types import Compressed, Masks, Posterior, Splits
 
 COARSENESS = tuple(2.0 ** (-k / 2) for k in range(9))
@@ -52,7 +52,8 @@ def compress(
         posterior: the waist, from `extract` or a baseline.
         splits: only `validation` is looked at; statistics of batch norm are taken anew from `train`.
         goal: how much to prune, or what to reach; by default the smallest file that costs half a point of accuracy.
-        rounding: how the weights become integers; by default steps are searched for.
+        rounding: how the weights become integers; by default as the goal says, where it is a `CompressConfig`, else
+            steps are searched for.
         device: where candidates are evaluated.
         watch: told of progress and candidates.
         passes: spent on the order of hidden units, as in `reordered`.
@@ -74,7 +75,8 @@ def compress(
         >>> round(removed, 2)
         0.5
     """
-    goal, rounding, watch = goal or Goal(), rounding or Rounding(), watch or Watch()
+    goal, watch = goal or Goal(), watch or Watch()
+    rounding = rounding or rounding_in(goal)
     search = _candidates(posterior, splits, goal, device, watch)
     grids = grids_of(rounding, posterior, goal.sparsity is not None)
     if goal.max_bytes is not None:
@@ -89,6 +91,19 @@ def compress(
         network, removed = _finished(search, finalists[0], target)
         return reordered(network, passes), removed
     return _best((_finished(search, chosen, target) for chosen in finalists), passes)
+
+
+def rounding_in(goal: Goal) -> Rounding:
+    """How weights become integers, where a goal is a `CompressConfig` that says it.
+
+    Raises:
+        ValueError: it asks for fine-tuning or compensation, which is no rounding to a grid.
+    """
+    if not isinstance(goal, CompressConfig):
+        return Rounding()
+    if goal.finetuning or goal.rounding == "compensated":
+        raise ValueError("fine-tuning and compensation go another way: pc.fit(...).compress(...), or compress_run")
+    return Rounding(goal.coarseness, goal.bits, goal.bit_price or (0.0,))
 
 
 def _candidates(
