@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyro_compress.bayes.extract import extract as extract
     from pyro_compress.bayes.fit import fit_posterior as fit_posterior
     from pyro_compress.bayes.layers import bayesianize as bayesianize
+    from pyro_compress.bayes.own_guides import bring_guide as bring_guide
     from pyro_compress.bayes.own_priors import bring as bring
     from pyro_compress.bayes.predict import predictive as predictive
     from pyro_compress.bayes.priors import PRIORS as PRIORS
@@ -66,6 +67,7 @@ _HOMES = {
     "Splits": "types",
     "bayesianize": "bayes.layers",
     "bring": "bayes.own_priors",
+    "bring_guide": "bayes.own_guides",
     "build_net": "networks.nets",
     "capture": "graph.capture",
     "compress": "compression.search",
@@ -97,3 +99,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What completion offers."""
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

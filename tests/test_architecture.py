@@ -320,6 +320,7 @@ def test_imports_stay_light() -> None:
 def test_public_names_exist() -> None:
     for name in pyro_compress.__all__:
         assert getattr(pyro_compress, name) is not None
+    assert set(pyro_compress.__all__) <= set(dir(pyro_compress))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = pyro_compress.nothing
 

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_compress as pc
+from pyro_compress.bayes.diagnostics import Size
+from pyro_compress.inspection.summary import inspect_run
 from pyro_compress.training import display
 from pyro_compress.training.callbacks import Callbacks
 from pyro_compress.training.history import Epoch
@@ -124,6 +127,22 @@ def test_a_callback_ends_the_search() -> None:
     assert 1 <= len(candidates) < 10
     assert early.report.within_tolerance
     assert whole.bytes <= early.bytes
+
+
+def test_draws_for_arviz_are_those_of_the_run_folder(tmp_path: Path) -> None:
+    """In memory, and by `inspect` from the folder that was saved: the same posterior, draw by draw."""
+    pytest.importorskip("arviz")
+    pytest.importorskip("h5netcdf")
+    fitted = pc.fit("mlp", "digits", prior="horseshoe", **SMALL)
+    found = fitted.to_arviz(draws=20, seed=3)
+    run = fitted.save(tmp_path / "run")
+    _, diagnosis = inspect_run(run.path, size=Size(20), seed=3)
+    wanted = diagnosis.groups.values["posterior"]["1.weight.element"]
+    assert np.allclose(found.posterior["1.weight.element"].values, wanted)
+    assert pc.inspect(run.path, draws=20, seed=3).sampled.draws == 20
+    assert "1.weight:" in repr(pc.inspect(run.path, draws=20))
+    with pytest.raises(ValueError, match="has no posterior to draw from"):
+        pc.fit("mlp", "digits", prior="none", **SMALL).to_arviz()
 
 
 def test_all_callbacks_are_told_and_a_stranger_is_refused() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset
 
-from pyro_compress.data.sources import splits_from
+from pyro_compress.data.sources import Takes, splits_from
 from pyro_compress.data.splits import load_splits
 from pyro_compress.settings import Reading
 
@@ -91,6 +91,26 @@ def test_several_inputs_lie_in_one_row_and_bytes_are_divided() -> None:
     assert torch.equal(splits_from(({"words": words, "pixels": pixels}, Y)).train.x, found.train.x)
 
 
+@pytest.mark.parametrize("kind", ["tensors", "pair", "data set", "loader", "nested loader", "examples"])
+def test_several_inputs_without_names_are_those_of_forward_in_order(kind: str) -> None:
+    words = Y[:, None].repeat(1, 2)
+    nested = [((x, w), int(y)) for x, w, y in zip(X, words, Y, strict=True)]
+    given = {
+        "tensors": (X, words, Y),
+        "pair": ((X, words), Y),
+        "data set": TensorDataset(X, words, Y),
+        "loader": DataLoader(TensorDataset(X, words, Y), 20),
+        "nested loader": DataLoader(nested, 20),
+        "examples": nested,
+    }[kind]
+    wanted = splits_from({"b": X, "a": words, "y": Y})
+    found = splits_from(given, takes=Takes(("b", "a")))
+    assert found.inputs == wanted.inputs
+    assert torch.equal(found.train.x, wanted.train.x)
+    with pytest.raises(ValueError, match="train"):
+        splits_from(given)
+
+
 def test_a_sampler_of_some_rows_gives_those() -> None:
     loader = DataLoader(Squares(), 16, sampler=SubsetRandomSampler(range(0, 300, 2)))
     found = splits_from(loader)
@@ -113,7 +133,7 @@ def test_the_task_is_told_by_the_targets(y: torch.Tensor, task: str, wanted: str
 
 def test_tokens_are_those_of_the_networks_embedding() -> None:
     words = torch.arange(900).reshape(300, 3) % 7
-    assert splits_from((words, Y), vocabulary=7).tokens == 7
+    assert splits_from((words, Y), takes=Takes(vocabulary=7)).tokens == 7
     assert splits_from((words, Y)).tokens == 0
 
 

@@ -23,6 +23,8 @@ KINDS = (
     "a data set"
 )
 
+ARRAYS = (Tensor, np.ndarray)
+
 
 class Examples(NamedTuple):
     """Inputs and targets in memory.
@@ -38,17 +40,19 @@ class Examples(NamedTuple):
     classes: tuple[str, ...] = ()
 
 
-def examples_of(given: Any, what: str, reading: Reading) -> Examples:
+def examples_of(given: Any, what: str, reading: Reading, names: Sequence[str] = ()) -> Examples:
     """Inputs and targets of anything but a name, in memory.
 
     Args:
         given: as the module says.
         what: names it in messages.
         reading: how much may be held in memory.
+        names: of several inputs that come without, in their order.
 
     Raises:
         ValueError: none of these, examples of different shapes, targets that are not there.
     """
+    given = spread(given, names)
     if hasattr(given, "column_names"):
         found = _of_columns(given, what, reading)
     elif isinstance(given, Mapping):
@@ -56,11 +60,13 @@ def examples_of(given: Any, what: str, reading: Reading) -> Examples:
     elif isinstance(given, TensorDataset) and len(given.tensors) == 2:
         found = _of_pair(given.tensors, what)
     elif isinstance(given, DataLoader):
-        found = _of_loader(given, what, reading)
+        found = _of_loader(given, what, reading, names)
     elif isinstance(given, tuple | list) and len(given) == 2 and not _is_example(given[0]):
         found = _of_pair(given, what)
     elif isinstance(given, Dataset) or (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
-        found = _named(_collected(_items(given), what, reading), getattr(given, "classes", ()))
+        found = _named(
+            _collected((spread(one, names) for one in _items(given)), what, reading), getattr(given, "classes", ())
+        )
     else:
         raise ValueError(f"{what} is a {type(given).__name__}; give {KINDS}")
     lengths = {len(x) for x in (found.x.values() if isinstance(found.x, dict) else [found.x])} | {len(found.y)}
@@ -69,6 +75,16 @@ def examples_of(given: Any, what: str, reading: Reading) -> Examples:
     if not lengths - {0}:
         raise ValueError(f"{what}: no examples")
     return found
+
+
+def spread(item: Any, names: Sequence[str]) -> Any:
+    """`(a, b, y)` or `((a, b), y)` with the inputs by their names; anything else as it is."""
+    if not isinstance(item, tuple | list) or len(names) < 2:
+        return item
+    x, y = (item[:-1], item[-1]) if len(item) > 2 else (item[0], item[1]) if len(item) == 2 else ((), None)
+    if isinstance(x, tuple | list) and 1 < len(x) <= len(names) and all(isinstance(one, ARRAYS) for one in x):
+        return dict(zip(names, x, strict=False)), y
+    return item
 
 
 def batch_size_of(given: Any) -> int | None:
@@ -114,7 +130,7 @@ def _named(found: Examples, classes: Any) -> Examples:
     return found._replace(classes=tuple(str(name) for name in classes))
 
 
-def _of_loader(loader: DataLoader, what: str, reading: Reading) -> Examples:
+def _of_loader(loader: DataLoader, what: str, reading: Reading, names: Sequence[str]) -> Examples:
     """In the order of its data set, where it gives each example once; else as it comes."""
     sampler, dataset = loader.sampler, loader.dataset
     once = isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(dataset)  # type: ignore[arg-type]
@@ -122,7 +138,7 @@ def _of_loader(loader: DataLoader, what: str, reading: Reading) -> Examples:
         loader = DataLoader(dataset, loader.batch_size or 1, collate_fn=loader.collate_fn)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        batches = [_of_batch(batch, what) for batch in _bounded(loader, what, reading)]
+        batches = [_of_batch(spread(batch, names), what) for batch in _bounded(loader, what, reading)]
     if not batches:
         raise ValueError(f"{what}: the DataLoader gives no minibatch")
     return _joined(batches, what)
@@ -140,7 +156,7 @@ def _check_pair(item: Any, what: str) -> None:
         told = f"{len(item)} values" if isinstance(item, tuple | list) else f"a {type(item).__name__}"
         raise ValueError(
             f"{what} gives {told} at a time; it must give (inputs, targets), several inputs as a dictionary by the "
-            "names of forward's parameters"
+            "names of forward's parameters, or in their order"
         )
 
 

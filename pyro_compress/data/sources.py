@@ -32,9 +32,24 @@ PARTS = ("validation", "val", "valid")
 """What a validation split is called where splits have names."""
 
 
+class Takes(NamedTuple):
+    """What a network takes.
+
+    Attributes:
+        names: of `forward`'s parameters, in order: several inputs without names are these.
+        vocabulary: how many kinds of tokens it knows: whole numbers `(n, length)` are tokens then; 0: they are numbers.
+    """
+
+    names: tuple[str, ...] = ()
+    vocabulary: int = 0
+
+
+NOTHING = Takes()
+
+
 def splits_from(
     train: Any, validation: Any = None, test: Any = None, reading: Reading | None = None, data_dir: str = "",
-    task: str = "", vocabulary: int = 0,
+    task: str = "", takes: Takes = NOTHING,
 ) -> Splits:  # fmt: skip
     """Splits from whatever a program has.
 
@@ -45,7 +60,7 @@ def splits_from(
         reading: how they are read; a task that it does not name is told by the targets.
         data_dir: folder of the downloaded data sets.
         task: name in `TASKS`; empty: floats are targets of a regression, everything else labels of classes.
-        vocabulary: how many kinds of tokens the network knows: whole numbers `(n, length)` are tokens then.
+        takes: what is known of the network that they are for.
 
     Raises:
         ValueError: none of these, or what `split` refuses.
@@ -69,12 +84,14 @@ def splits_from(
         given = given if given is not None else next((train[name] for name in PARTS if name in train), None)
         test = test if test is not None else train.get("test")
         train = train["train"]
-    found = {"train": examples_of(train, "train", reading)}
-    found |= {p: examples_of(e, p, reading) for p, e in (("validation", given), ("test", test)) if e is not None}
+    found = {"train": examples_of(train, "train", reading, takes.names)}
+    found |= {
+        p: examples_of(e, p, reading, takes.names) for p, e in (("validation", given), ("test", test)) if e is not None
+    }
     reading = replace(reading, task=task or _task_of(found["train"], reading))
     x = found["train"].x
-    if vocabulary and not reading.tokens and not isinstance(x, dict) and kind_of(x) == "int64" and x.ndim == 2:
-        reading = replace(reading, tokens=vocabulary)
+    if takes.vocabulary and not reading.tokens and not isinstance(x, dict) and kind_of(x) == "int64" and x.ndim == 2:
+        reading = replace(reading, tokens=takes.vocabulary)
     arrays = _arrays(found, reading)
     return replace(split(arrays, share, "train", reading), inputs=arrays.inputs)
 
@@ -97,7 +114,7 @@ class Shapes(NamedTuple):
     tokens: int = 0
 
 
-def taken_whole(given: Any, reading: Reading | None = None, task: str = "", vocabulary: int = 0) -> Splits:
+def taken_whole(given: Any, reading: Reading | None = None, task: str = "", takes: Takes = NOTHING) -> Splits:
     """Examples as they are, all of them in every split: for loops that give `model(x, y)` the same numbers.
 
     Nothing is held out, no target is standardised, and labels are class numbers from 0 on. `Splits` stay as they are.
@@ -106,17 +123,17 @@ def taken_whole(given: Any, reading: Reading | None = None, task: str = "", voca
         given: as for `splits_from`, or `Shapes`.
         reading: how much may be held in memory.
         task: name in `TASKS`; empty: as for `splits_from`.
-        vocabulary: as for `splits_from`.
+        takes: as for `splits_from`.
     """
     if isinstance(given, Splits | str | Path) or _is_split_by_name(given):
-        return splits_from(given, reading=reading, task=task, vocabulary=vocabulary)
+        return splits_from(given, reading=reading, task=task, takes=takes)
     if isinstance(given, Shapes):
         return _of_shapes(given)
     reading = reading or Reading()
-    found = examples_of(given, "train", reading)
+    found = examples_of(given, "train", reading, takes.names)
     rows, inputs = _packed({"train": found.x})
     task = task or _task_of(found, reading)
-    tokens = vocabulary if not inputs and kind_of(rows["train"]) == "int64" and rows["train"].ndim == 2 else 0
+    tokens = takes.vocabulary if not inputs and kind_of(rows["train"]) == "int64" and rows["train"].ndim == 2 else 0
     x = torch.from_numpy(np.ascontiguousarray(rows["train"], np.int64 if tokens else np.float32))
     y = torch.from_numpy(np.ascontiguousarray(found.y)).long() if found.y.dtype.kind in "iub" else None
     if TASKS[task].noisy or task == "multi-label" or y is None:

@@ -7,6 +7,7 @@ Everything here can be written with the parts as well: `splits_from`, `resolve`,
 from __future__ import annotations
 
 import html
+import inspect
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +20,7 @@ from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.pipeline import Report, compress_run, load, way_of
 from pyro_compress.compression.target import Watch
 from pyro_compress.data.examples import batch_size_of
-from pyro_compress.data.sources import splits_from
+from pyro_compress.data.sources import Takes, splits_from
 from pyro_compress.doubts import gathered, keep
 from pyro_compress.foreign import unknown
 from pyro_compress.graph.network import Network
@@ -248,7 +249,7 @@ def fit(
     config = FitConfig(prior=spelled(prior), guide=guide, **named(settings, declared(FitConfig), "of a fit"))
     reading = config.reading
     task, share = settings.get("task", ""), config.validation if validation is None else validation
-    splits = splits_from(train, share, test, reading, config.data_dir, task, vocabulary(net))
+    splits = splits_from(train, share, test, reading, config.data_dir, task, takes(net))
     config = replace(config, batch_size=config.batch_size or batch_size_of(train), net=_net_name(net))
     config = config.on(splits.origin, splits.task)
     told = Callbacks(callbacks)
@@ -295,10 +296,14 @@ def _net_name(net: nn.Module | str) -> str:
     return net if isinstance(net, str) else type(net).__name__
 
 
-def vocabulary(net: nn.Module | str) -> int:
-    """Rows of a network's embedding, if it has one."""
-    modules = () if isinstance(net, str) else net.modules()
-    return next((one.num_embeddings for one in modules if isinstance(one, nn.Embedding)), 0)
+def takes(net: nn.Module | str) -> Takes:
+    """What a network takes: names of its inputs, rows of its embedding if it has one."""
+    if isinstance(net, str):
+        return Takes()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    known = inspect.signature(net.forward).parameters.values()
+    names = tuple(one.name for one in known if one.kind in positional)
+    return Takes(names, next((one.num_embeddings for one in net.modules() if isinstance(one, nn.Embedding)), 0))
 
 
 def named(given: dict[str, Any], known: Iterable[str], what: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pyro_compress.metrics import SPLITS, examples_of, residual_noise
 from pyro_compress.networks.fitted import with_graph
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import Run
-from pyro_compress.runs.in_memory import named, spelled, vocabulary
+from pyro_compress.runs.in_memory import named, spelled, takes
 from pyro_compress.runs.saved import Sites, write_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.settings.declared import declared
@@ -67,7 +67,7 @@ def program(
     config = FitConfig(prior=spelled(prior), **named(settings, declared(FitConfig), "of a program"))
     if config.prior == "none":
         raise ValueError("a program has a prior; 'none' is a plain network")
-    splits = taken_whole(data, config.reading, settings.get("task", ""), vocabulary(net))
+    splits = taken_whole(data, config.reading, settings.get("task", ""), takes(net))
     config = replace(config, net=type(net).__name__, estimator="weight").on(splits.origin, splits.task)
     model = program_of(net, splits, resolve(config, len(examples_of(splits, SPLITS[0]))), noise)
     return model, guide_of(model, guide)
@@ -167,4 +167,4 @@ def splits_for(net: nn.Module, data: Any) -> Splits | None:
     if data is None:
         found: Splits | None = getattr(net, "splits", None)
         return found
-    return taken_whole(data, vocabulary=vocabulary(net))
+    return taken_whole(data, takes=takes(net))
