@@ -25,7 +25,7 @@ from pyro_compress.cli.inspect import inspect_command, report
 from pyro_compress.cli.options import data_options, device_options, memory_option
 from pyro_compress.cli.predict import predict
 from pyro_compress.cli.tune import tune
-from pyro_compress.cli.values import RunPath
+from pyro_compress.cli.values import Name, RunPath
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -47,7 +47,7 @@ def main(ctx: click.Context) -> None:
     metavar="NAME",
     help="Data set, .npz file, table or folder; default: what it was fitted on.",
 )
-@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", help="Part of the data.")
+@click.option("--split", type=Name(["train", "validation", "test"]), default="test", help="Part of the data.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as one JSON object and nothing else.")
 @memory_option
 @data_options

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from pyro_compress.cli.commands import ELSEWHERE, Option, echo
-from pyro_compress.cli.values import many, value_type
+from pyro_compress.cli.values import Name, many, value_type
 from pyro_compress.foreign import NO_CODE, code_named_in
 from pyro_compress.settings import FitConfig, Reading
 from pyro_compress.settings.declared import Config, Declared, declared, having, names_in
@@ -164,7 +164,7 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
         seed="Of calibration or posterior.",
     )  # fmt: skip
     how = click.option(
-        "--posterior", "how", type=click.Choice(names_in("runs/post_training.py", "POSTERIORS")), default=None,
+        "--posterior", "how", type=Name(names_in("runs/post_training.py", "POSTERIORS")), default=None,
         help="Prune by one pass of curvature (laplace), or by a short fit from the weights (svi).",
         cls=Option, heading=ELSEWHERE,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pyro_compress.foreign import shown
+from pyro_compress.foreign import shown, unknown
 from pyro_compress.settings.declared import SHOWN, Declared
 
 
@@ -45,15 +45,14 @@ class Value(click.ParamType):
 
 
 class Name(click.Choice):
-    """One of a setting's names."""
-
-    def __init__(self, row: Declared) -> None:
-        super().__init__(list(row.setting.among))
-        self.row = row
+    """One of some names; another one is refused with what was meant, as Python and TOML files do."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The name."""
-        return checked(self.row, value)
+        if value not in self.choices:
+            what = param.opts[-1].lstrip("-").replace("-", "_") if param else "name"
+            raise click.ClickException(str(unknown(what, value, filter(None, self.choices))))
+        return value
 
 
 class Whole(click.IntRange):
@@ -99,7 +98,7 @@ def value_type(row: Declared) -> click.ParamType:
     if row.setting.kind == "run":
         return RunPath(file_okay=False)
     if row.setting.among and not row.setting.other:
-        return Name(row)
+        return Name(list(row.setting.among))
     if row.whole in (int, float):
         ranged = Whole(row) if row.whole is int else Real(row)
         return ranged if row.setting.range else click.INT if row.whole is int else click.FLOAT

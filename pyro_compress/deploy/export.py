@@ -30,6 +30,7 @@ from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.doubts import keep
+from pyro_compress.foreign import meant
 from pyro_compress.kinds import foreign_to_export, is_export
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.bounded import bounded, check_inputs, check_outputs
@@ -237,7 +238,8 @@ def _source(
 def _exporter(out: Path, request: ExportConfig) -> Exporter:
     kind = out.suffix or "folder"
     if kind not in EXPORTERS:
-        raise ValueError(f"{out}: no export to {kind}; allowed: {', '.join(EXPORTERS)} (a name without suffix)")
+        known = f"{', '.join(EXPORTERS)} (a name without suffix)"
+        raise ValueError(f"{out}: no export to {kind}; allowed: {known}{meant(kind, EXPORTERS)}")
     exporter = EXPORTERS[kind]
     for option in OPTIONS:
         if getattr(request, option) and option not in exporter.takes:
