@@ -129,6 +129,25 @@ def test_a_callback_ends_the_search() -> None:
     assert whole.bytes <= early.bytes
 
 
+@pytest.mark.parametrize("options", [{}, {"max_bytes": 900}, {"finetune": 1}, {"rounding": "compensated"}])
+def test_a_callback_ends_every_search(options: dict) -> None:
+    """After the first candidate that is good enough; without it there are more."""
+    fitted = pc.fit("mlp", "digits", prior="log-uniform", **SMALL)
+    counts = []
+    for ends in (True, False):
+        seen = list[int]()
+
+        class Counts(pc.Callback):
+            def on_candidate(self, candidate) -> bool:
+                seen.append(candidate.bytes)  # noqa: B023 - told at once
+                return ends  # noqa: B023
+
+        found = fitted.compress(callbacks=[Counts()], **({"tolerance": 0.1} | options))
+        assert found.report.within_tolerance or "max_bytes" in options
+        counts.append(len(seen))
+    assert 1 <= counts[0] < counts[1]
+
+
 def test_draws_for_arviz_are_those_of_the_run_folder(tmp_path: Path) -> None:
     """In memory, and by `inspect` from the folder that was saved: the same posterior, draw by draw."""
     pytest.importorskip("arviz")

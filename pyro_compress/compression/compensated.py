@@ -7,6 +7,7 @@ line through the two nearest candidates says. Then other dampings and the other 
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from pyro_compress.compression.calibrated import Rounded, Setting, calibrated, unserved
@@ -88,8 +89,13 @@ def compress_compensated(
             f"{others[0]} is none: use --rounding nearest"
         )
     search = _Search(posterior, splits, goal, device, watch, how.seed)
-    search.run(how)
+    with suppress(_EnoughError):
+        search.run(how)
     return search.finished()
+
+
+class _EnoughError(Exception):
+    """Who is told of candidates wants no more of them, and there is one that is good."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ class _Search:
         self.posterior, self.splits, self.goal, self.device, self.watch = posterior, splits, goal, device, watch
         self.target = target_of(posterior, splits, goal, device)
         self.best: _Candidate | None = None
+        self.stopped = False
         gradient = drawn_of(posterior.task, posterior.noise)
         self.network = calibrated(posterior.graph, posterior.tensors, splits.train.x, gradient, seed)
 
@@ -131,11 +138,14 @@ class _Search:
         network, bound = self.candidate(rounded, BIAS_LEVELS[0]), self.goal.max_bytes
         size, scored = len(file.dumps(network, in_context=COMPILED)[0]), self.scores_of(network)
         if self.watch.candidate is not None:
-            self.watch.candidate(Trial(_zeros(self, rounded), 0.0, setting.price, size, scored.error, scored.nll_nats))
+            trial = Trial(_zeros(self, rounded), 0.0, setting.price, size, scored.error, scored.nll_nats)
+            self.stopped = self.watch.candidate(trial) is True or self.stopped
         good = self.target.reached(scored) if bound is None else size <= bound
         found = _Candidate(rounded, setting, size, scored, good)
         if good and (self.best is None or self.worth(found) < self.worth(self.best)):
             self.best = found
+        if self.stopped and self.best is not None:
+            raise _EnoughError
         return found
 
     def worth(self, candidate: _Candidate) -> float:

@@ -52,7 +52,7 @@ class Watch:
     Attributes:
         trial: progress of a search, called with (done, total).
         candidate: called with every candidate; None spares what nobody else asks, the size of those that miss. Where it
-            returns True, `search.compress` ends its search with what it has found, once it has found something.
+            returns True, the search ends with what it has found, once that is good enough.
         epoch: called after every epoch of fine-tuning with (epoch, epochs, non-zero values).
     """
 

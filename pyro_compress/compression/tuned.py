@@ -105,7 +105,10 @@ def compress_finetuned(
     told |= {} if how.augment == "none" else {"finetune_augment": how.augment}
     told |= {"finetune_svi": True} if how.svi else {}
 
+    ended = False
+
     def tune(rate: float) -> tuple[Compressed, Trial, bool]:
+        nonlocal ended
         recipe = replace(how, rate=rate)
         work = finetuned(posterior, masks, splits.train, recipe, teach, watch.epoch)
         before = before_folding(work.graph, work.unfolded())
@@ -113,7 +116,7 @@ def compress_finetuned(
         network = network if goal.max_bytes is None else reordered(network, passes)
         trial, reached = measured(network, splits, target, removed, rate)
         if watch.candidate is not None:
-            watch.candidate(trial)
+            ended = watch.candidate(trial) is True or ended
         return network, trial, reached if goal.max_bytes is None else trial.bytes <= goal.max_bytes
 
     if tuning.rate is not None:
@@ -124,9 +127,9 @@ def compress_finetuned(
                 "search for one, or allow more with --max-bytes"
             )
     elif goal.max_bytes is not None:
-        network = _fullest(tune)
+        network = _fullest(tune, lambda: ended)
     else:
-        network = _highest(tune)
+        network = _highest(tune, lambda: ended)
     return (network if goal.max_bytes is not None else reordered(network, passes)), removed
 
 
@@ -172,11 +175,11 @@ Tune = Callable[[float], tuple[Compressed, Trial, bool]]
 """Rate -> a fine-tuned network, what it measures, whether it is good enough (or small enough)."""
 
 
-def _highest(tune: Tune) -> Compressed:
+def _highest(tune: Tune, ended: Callable[[], bool]) -> Compressed:
     """The highest rate of the grid whose scores reach the target; errors grow along the rates."""
     best: Compressed | None = None
     low, high = -1, len(RATES)
-    while high - low > 1:
+    while high - low > 1 and not (best is not None and ended()):
         middle = (low + high) // 2
         network, _, good = tune(RATES[middle])
         best = network if good else best
@@ -186,7 +189,7 @@ def _highest(tune: Tune) -> Compressed:
     return best
 
 
-def _fullest(tune: Tune) -> Compressed:
+def _fullest(tune: Tune, ended: Callable[[], bool]) -> Compressed:
     """The lowest validation NLL among the files that fit; files shrink along the rates.
 
     Two rates of the grid are about a fifth of the bytes apart; between the last that does not fit and the first that
@@ -202,14 +205,14 @@ def _fullest(tune: Tune) -> Compressed:
         return small
 
     low, high = -1, len(RATES)
-    while high - low > 1:
+    while high - low > 1 and not (best is not None and ended()):
         middle = (low + high) // 2
         low, high = (low, middle) if fits(RATES[middle]) else (middle, high)
     if best is None:
         raise ValueError(f"no rate from {RATES[0]:g} to {RATES[-1]:g} fits; give --rate, or allow more")
     if low >= 0:
         loose, tight = RATES[low], RATES[high]
-        for _ in range(FILLED):
+        for _ in range(0 if ended() else FILLED):
             rate = (loose * tight) ** 0.5
             loose, tight = (loose, rate) if fits(rate) else (rate, tight)
     return best[1]
