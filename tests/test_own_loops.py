@@ -214,6 +214,23 @@ def test_a_trainer_hands_its_network_over(trainer: str, monkeypatch: pytest.Monk
     assert after.net is not whole.net
 
 
+def test_shapes_are_no_data(tmp_path) -> None:
+    shapes = pc.Shapes((4,), 3, 60)
+    model, guide = pc.program(nn.Linear(4, 3), shapes, prior="gaussian")
+    with pytest.raises(ValueError, match="a run folder has data, of which the program knows shapes: give data"):
+        pc.save_run(tmp_path / "run", model, guide)
+    splits = pc.splits_from((X, Y))
+    run = pc.save_run(tmp_path / "run", model, guide, splits)
+    assert torch.equal(run.splits().train.x, splits.train.x)
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    model, guide = pc.program(net, shapes, prior="gaussian")
+    with pytest.raises(ValueError, match="batch norm takes its statistics from the data"):
+        pc.posterior(model, guide)
+    found = pc.posterior(model, guide, (X, Y))
+    hidden = X @ found.layers["0.weight"].mean.T + found.dense["0.bias"]
+    assert torch.allclose(found.dense["1.running_mean"], hidden.mean(0), atol=1e-5)
+
+
 MEAN, STD = torch.linspace(-1, 1, 12).reshape(3, 4), torch.linspace(0.1, 0.4, 12).reshape(3, 4)
 
 

@@ -50,11 +50,12 @@ class Inferred:
     exact: bool = True
 
 
-def of_program(model: ProgramModel, source: Any, draws: int, seed: int) -> Inferred:
+def of_program(model: ProgramModel, splits: Splits, source: Any, draws: int, seed: int) -> Inferred:
     """The posterior of a model that `program` made.
 
     Args:
         model: the model, with whatever of it was trained.
+        splits: its data.
         source: its guide, an AutoGuide, MCMC, draws by site.
         draws: networks drawn, where it is not Gaussian.
         seed: seeds them.
@@ -79,7 +80,8 @@ def of_program(model: ProgramModel, source: Any, draws: int, seed: int) -> Infer
     told = model.config.provenance | ({} if noise is None else {"noise": noise})
     spread = any(bool(layer.std.any()) for layer in found.values())
     criterion = assigned(model.config).criterion if spread else "magnitude"
-    posterior = waist(_settled(model, found), model.graph, found, criterion, told)
+    net = _settled(model, examples_of(splits, SPLITS[0]).x, found)
+    posterior = waist(net, model.graph, found, criterion, told)
     shapes = [shape for shape, _ in parts]
     return Inferred(posterior, marginals if spread else None, shapes, model.config, own is not None)
 
@@ -96,11 +98,10 @@ def _checked(samples: Iterable[Draw], families: Mapping[str, Any]) -> Iterator[D
 
 
 @torch.no_grad()
-def _settled(model: ProgramModel, found: dict[str, LayerPosterior]) -> nn.Module:
+def _settled(model: ProgramModel, x: Tensor, found: dict[str, LayerPosterior]) -> nn.Module:
     """The model's network, with the statistics of batch norm that belong to its posterior mean."""
     means = {name: tensor.to(model.config.device) for name, tensor in net_with(model.net, found).items()}
     buffers = dict(model.net.named_buffers())
-    x = examples_of(model.splits, SPLITS[0]).x
     for name, values in batch_statistics(model.graph, means, x).items():
         buffers[name].copy_(values)
     return model.net

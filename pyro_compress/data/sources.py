@@ -155,6 +155,12 @@ def _of_shapes(shapes: Shapes) -> Splits:
     return _all_in_each(Data(x, y), shapes.outputs, shapes.task, shapes.tokens)
 
 
+def without_numbers(splits: Splits) -> bool:
+    """Whether splits are those of `Shapes`."""
+    x = splits.train.x
+    return isinstance(x, Tensor) and len(x) > 1 and x.stride()[0] == 0
+
+
 def _all_in_each(data: Data, outputs: int, task: str, tokens: int) -> Splits:
     targets = tuple(Quantity(f"target {i}") for i in range(outputs)) if task == "regression" else ()
     return splits_of([data] * 3, () if targets else numbered(outputs), targets=targets, task=task, tokens=tokens)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from pyro_compress.data.sources import taken_whole
+from pyro_compress.data.sources import taken_whole, without_numbers
 from pyro_compress.doubts import doubt
 from pyro_compress.graph.network import tensors_of
 from pyro_compress.metrics import SPLITS, examples_of, residual_noise
@@ -82,7 +82,7 @@ def posterior(
         net: the `model` of `program`; or a plain network, whose tensors are then known by their names.
         source: a guide, one of Pyro's AutoGuides, MCMC or its draws `{site: (draws, *shape)}`, `{name: (mean, std)}`,
             an approximation of `laplace-torch`; or `"laplace"`: by the curvature around a trained network's weights.
-        data: of a plain network: what it is for, as for `fit`.
+        data: of a plain network: what it is for, as for `fit`; of a program those that it was made with, if None.
         draws: networks drawn from a guide that is not Gaussian.
         seed: seeds them.
         prior: what a file says of where a plain network's posterior comes from.
@@ -131,6 +131,8 @@ def save_run(
     splits = splits_for(net, data)
     found = inferred(net, source, splits, draws, seed, prior)
     assert splits is not None
+    if without_numbers(splits):
+        raise ValueError("a run folder has data, of which the program knows shapes: give data")
     if not found.exact:
         doubt(log, f"{path} keeps each weight's own spread; how weights go together, which the draws show, is not kept")
     sites = None if found.marginals is None else Sites(found.marginals, found.shapes)
@@ -145,7 +147,12 @@ def inferred(
     from pyro_compress.bayes.program import ProgramModel
 
     if isinstance(net, ProgramModel):
-        return of_program(net, source, draws, seed)
+        splits = splits or net.splits
+        if without_numbers(splits) and any(node.op == "batch_norm" for node in net.graph.nodes):
+            raise ValueError(
+                "batch norm takes its statistics from the data, of which the program knows shapes: give data"
+            )
+        return of_program(net, splits, source, draws, seed)
     if splits is None:
         raise ValueError("a plain network's posterior needs its data, as for fit: posterior(net, source, data)")
     config = FitConfig(prior=prior, net=type(net).__name__).on(splits.origin, splits.task)
