@@ -39,14 +39,17 @@ def page(fit: type[Config] = FitConfig, compress: type[Config] = CompressConfig)
         *sections(compress),
         f"`tune` may search the share of weights that is kept, {listed(having(compress, searched=True))}.\n",
     ]  # fmt: skip
-    parts += ["## An export\n\n`ExportConfig`, the options of `export`.\n", *sections(ExportConfig)]
-    parts += ["## A search\n\n`SearchConfig`, the file of `tune`, beside its tables ([tuning](tuning.md)).\n"]
     parts += [
+        "## An export\n\n`ExportConfig`, the options of `export`.\n",
+        *sections(ExportConfig),
+        "## A search\n\n`SearchConfig`, the file of `tune`, beside its tables ([tuning](tuning.md)).\n",
         *sections(SearchConfig),
-        "## A comparison\n\n`StudyConfig`, the file of `compare`; `[fit]` and every one of ",
+        "## A comparison\n\n`StudyConfig`, the file of `compare`; `[fit]` and every one of `[[methods]]` may hold "
+        "settings of a fit as well\n([study](study.md)).\n",
+        *sections(StudyConfig),
+        *sections(MethodConfig),
     ]
-    parts[-1] += "`[[methods]]` may hold settings of a fit as well ([study](study.md)).\n"
-    return "\n".join([*parts, *sections(StudyConfig), *sections(MethodConfig)]).rstrip() + "\n"
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def sections(of: type[Config]) -> Iterator[str]:
@@ -66,11 +69,8 @@ def line(row: Declared) -> str:
     default = "" if row.default is None or row.setting.kind == "switch" else shown(row.default)
     name = f"`{row.name}`" + (f", `{row.option}`" if row.option != f"--{row.name.replace('_', '-')}" else "")
     help = row.setting.help.replace("{names}", "one of these")
-    return (
-        "| "
-        + " | ".join(cell.replace("|", "\\|") for cell in (name, ", ".join(filter(None, values)), default, help))
-        + " |"
-    )
+    cells = (name, ", ".join(filter(None, values)), default, help)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def shown(default: Any) -> str:
