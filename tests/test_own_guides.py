@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyro
 import pytest
@@ -195,6 +196,15 @@ class Once(pc.Callback):
 
     def on_step(self, step) -> bool:
         return True
+
+
+def test_a_guide_of_an_installed_package(monkeypatch: pytest.MonkeyPatch, digits: Splits) -> None:
+    point = SimpleNamespace(name="low-rank", load=lambda: AutoLowRankMultivariateNormal)
+    monkeypatch.setattr(own_guides, "entry_points", lambda group: [point] if group == "pyro_compress.guides" else [])
+    fitted = pc.fit(net(), digits, prior="gaussian", guide="low-rank", epochs=1, callbacks=[Once()])
+    assert isinstance(fitted.fit.guide.inner, AutoLowRankMultivariateNormal)
+    with pytest.raises(ValueError, match=r"low-rank, package.module:function; did you mean low-rank\?"):
+        pc.fit(net(), digits, prior="gaussian", guide="lowrank")
 
 
 def test_names_of_guides() -> None:

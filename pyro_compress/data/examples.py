@@ -53,7 +53,7 @@ def examples_of(given: Any, what: str, reading: Reading, names: Sequence[str] = 
         ValueError: none of these, examples of different shapes, targets that are not there.
     """
     given = spread(given, names)
-    if hasattr(given, "column_names"):
+    if isinstance(getattr(given, "column_names", None), list | tuple):
         found = _of_columns(given, what, reading)
     elif isinstance(given, Mapping):
         found = _of_names({str(name): _array(values, f"{what}: {name}") for name, values in given.items()}, what)
