@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_compress.compression.held import kind_of
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.deploy import onnx_files
 from pyro_compress.deploy.c.plan import planned
@@ -35,7 +36,7 @@ from pyro_compress.graph.checked import examples
 from pyro_compress.graph.ir import multiplied
 from pyro_compress.graph.network import Network, tensors_of
 from pyro_compress.graph.operations.kept import whole_tensors
-from pyro_compress.graph.operations.table import is_weighted
+from pyro_compress.graph.operations.row import Channels
 from pyro_compress.networks.attention import split_attention
 from pyro_compress.networks.spelling import plainly_named
 from pyro_compress.pcn import file, gate, runner
@@ -289,11 +290,12 @@ def _all(found: Found, net: nn.Module, shape: tuple[int, ...], kind: str, larges
 
 
 def _removed(found: Found, graph: Graph, tensors: dict[str, Tensor], x: Tensor) -> Any:
-    """Dead rows everywhere but in the last layer; the smaller network against the masked one, in double precision."""
-    weights = [node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)]
-    for name in dict.fromkeys(weights[:-1]):
-        if name != weights[-1]:
-            tensors[name][torch.rand(len(tensors[name])) < DEAD] = 0
+    """Dead units everywhere but in the last layer; the smaller network against the masked one, in double precision."""
+    layers = [node for node in graph.nodes if kind_of(node) in (Channels.MADE, Channels.MADE_ACROSS)]
+    for node in layers:
+        if (name := node.parameters["weight"]) != layers[-1].parameters["weight"]:
+            made = tensors[name] if kind_of(node) is Channels.MADE else tensors[name].transpose(0, 1)
+            made[torch.rand(len(made)) < DEAD] = 0
     double = {name: tensor.double() for name, tensor in tensors.items()}
     small = shrink(graph, double)
     with torch.no_grad():
