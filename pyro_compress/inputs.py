@@ -8,14 +8,14 @@ again, turns numbers of tokens back into whole numbers, and says which inputs li
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,60}")
+from pyro_compress.outputs import NAME
+
 MOST = 64
 """Inputs of one network."""
 KINDS = ("float32", "int64", "bool")

@@ -11,9 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_compress.data.several import parted, task_named
 from pyro_compress.data.tasks import IGNORED, SMALLEST_NOISE, TASKS, position_nats
 from pyro_compress.foreign import unknown
-from pyro_compress.scores import LabelScores, PositionScores, Quality, RegressionScores, Scores, TextScores
+from pyro_compress.outputs import outputs_of
+from pyro_compress.scores import (
+    LabelScores,
+    PositionScores,
+    Quality,
+    RegressionScores,
+    Scores,
+    SeveralScores,
+    TextScores,
+)
 from pyro_compress.types import Data, Quantity, Splits
 
 SPLITS = ("train", "validation", "test")
@@ -64,8 +74,8 @@ def scored_as(
     device: str = "cpu",
 ) -> Quality:  # fmt: skip
     """Score `predict` on examples, as a task does; a class per position is counted batch by batch."""
-    if not TASKS[task].positions:
-        return SCORES[task](logits_of(predict, data.x, device), data.y, targets, noise)
+    if not task_named(task).positions:
+        return scores_of(task)(logits_of(predict, data.x, device), data.y, targets, noise)
     rows = torch.arange(len(data)).split(max(1, min(TALLIED, BATCH_VALUES // max(data.x[:1].numel(), 1))))
     tallies = [tally(logits_of(predict, data.x[part], device), data.y[part]) for part in rows]
     return POSITION_SCORES[task](*(torch.stack(parts).sum(0) for parts in zip(*tallies, strict=True)))
@@ -86,16 +96,16 @@ def evaluate_mixture(
     """
     data: list[Data] = [getattr(splits, name) for name in names]
     found: list[list[Tensor]] = [[] for _ in names]
-    most = max(1, MIXED_VALUES // math.prod(splits.output_shape)) if TASKS[splits.task].positions else None
+    most = max(1, MIXED_VALUES // math.prod(splits.output_shape)) if task_named(splits.task).positions else None
     for network in networks:
         for outputs, part in zip(found, data, strict=True):
             outputs.append(logits_of(network, part.x[:most]))
         del network  # the next one is as large
-    task = TASKS[splits.task]
+    task = task_named(splits.task)
     scores = []
     for outputs, part in zip(found, data, strict=True):
         mixed = [task.mixture(list(rows)) for rows in zip(*(each.split(1000) for each in outputs), strict=True)]
-        found_scores = SCORES[splits.task](torch.cat(mixed), part.y[: sum(map(len, mixed))], splits.targets, noise)
+        found_scores = scores_of(splits.task)(torch.cat(mixed), part.y[: sum(map(len, mixed))], splits.targets, noise)
         scores.append(in_units(found_scores, splits.origin.get("vocabulary", "")))
     return scores
 
@@ -140,9 +150,9 @@ def regression_scores(outputs: Tensor, y: Tensor, targets: Sequence[Quantity], n
 
 def constant_scores(task: str, y: Tensor) -> Quality:
     """Scores of the best answer that looks at no input, of a task without noise."""
-    constant = TASKS[task].constant(y)
-    if not TASKS[task].positions:
-        return SCORES[task](constant, y, (), None)
+    constant = task_named(task).constant(y)
+    if not task_named(task).positions:
+        return scores_of(task)(constant, y, (), None)
     tallies = [tally(*part) for part in zip(constant.split(TALLIED), y.split(TALLIED), strict=True)]
     return POSITION_SCORES[task](*(torch.stack(parts).sum(0) for parts in zip(*tallies, strict=True)))
 
@@ -249,9 +259,23 @@ SCORES: dict[str, Callable[[Tensor, Tensor, Sequence[Quantity], float | None], Q
 """Task -> (outputs, y, targets, noise) -> scores."""
 
 
+def scores_of(task: str) -> Callable[[Tensor, Tensor, Sequence[Quantity], float | None], Quality]:
+    """The scores of a task by its name; of several outputs those of each."""
+    if (outputs := outputs_of(task)) is None:
+        return SCORES[task]
+
+    def several(found: Tensor, y: Tensor, targets: Sequence[Quantity], noise: float | None) -> SeveralScores:
+        known = targets or [Quantity("")] * outputs.targets
+        own = zip(parted(outputs, found, y), outputs.of_numbers(known), strict=True)
+        parts = {one.name: SCORES[one.task](part, labels, units, noise) for (one, part, labels), units in own}
+        return SeveralScores(parts, sum(part.nll_nats for part in parts.values()))
+
+    return several
+
+
 def residual_noise(predict: Predict, splits: Splits, device: str = "cpu") -> float | None:
     """The noise that residuals on the validation split make most likely; None for tasks that have none."""
-    if not TASKS[splits.task].noisy:
+    if not task_named(splits.task).noisy:
         return None
     found: Any = evaluate(predict, splits, "validation", device)
     return max(found.relative_rmse if splits.targets else found.rmse, SMALLEST_NOISE)

@@ -227,6 +227,58 @@ class LabelScores:
 
 
 @dataclass(frozen=True)
+class SeveralScores:
+    """Quality of several outputs, each with its own scores.
+
+    Attributes:
+        parts: name of the output -> its scores.
+        nll_nats: of all outputs of an example together.
+    """
+
+    parts: dict[str, Any]
+    nll_nats: float
+
+    @property
+    def error(self) -> float:
+        """Mean of the outputs' errors."""
+        return float(sum(part.error for part in self.parts.values())) / len(self.parts)
+
+    @property
+    def relative_rmse(self) -> float:
+        """Root mean square of the relative RMSE of those that are numbers; 0 where none is."""
+        found = [part.relative_rmse**2 for part in self.parts.values() if isinstance(part, RegressionScores)]
+        return float((sum(found) / max(len(found), 1)) ** 0.5)
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """Heading -> number: what each output is judged by, then the NLL."""
+        firsts = {name: next(iter(part.cells.items())) for name, part in self.parts.items()}
+        return {f"{name}: {heading}": number for name, (heading, number) in firsts.items()} | {
+            "NLL (nats)": f"{self.nll_nats:.4f}"
+        }
+
+    @property
+    def epoch(self) -> dict[str, float | None]:
+        """What the history keeps: the accuracy, or the RMSE, of the first output that has one."""
+        kept: dict[str, float | None] = {"validation_accuracy": None}
+        for part in reversed(self.parts.values()):
+            kept |= {name: value for name, value in part.epoch.items() if value is not None}
+        return kept | {"validation_nll_nats": self.nll_nats}
+
+    def within(self, reference: SeveralScores, tolerance: float) -> bool:
+        """Whether no output loses more than a tolerance, as its own task counts it."""
+        return all(part.within(reference.parts[name], tolerance) for name, part in self.parts.items())
+
+    def reaches(self, error: float) -> bool:
+        """Whether no output's error is larger."""
+        return all(part.reaches(error) for part in self.parts.values())
+
+    def bound(self, tolerance: float) -> str:
+        """The worst of every output that is still within the tolerance."""
+        return ", ".join(f"{name}: {part.bound(tolerance)}" for name, part in self.parts.items())
+
+
+@dataclass(frozen=True)
 class RegressionScores:
     """Quality of a regression: RMSE and NLL in the targets' own units, and the RMSE relative to their spread.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pyro_compress.inputs import Input
+from pyro_compress.outputs import outputs_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -201,7 +202,10 @@ class Splits:
     @property
     def outputs(self) -> int:
         """Outputs of a network for these data: one per class, per target or per label; per value of an input."""
-        return math.prod(self.input_shape) if self.task == "reconstruction" else len(self.targets) or len(self.classes)
+        if self.task == "reconstruction":
+            return math.prod(self.input_shape)
+        several = outputs_of(self.task)
+        return several.size if several else len(self.targets) or len(self.classes)
 
     @property
     def output_shape(self) -> tuple[int, ...]:

@@ -18,8 +18,8 @@ FAMILIES = ("kept", "layers", "single", "norms", "pools", "moves", "resizing", "
 
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
-    {"foreign", "inputs"},
-    {"imports"},
+    {"foreign", "outputs"},
+    {"imports", "inputs"},
     {
         "types",
         "settings/declared",
@@ -59,7 +59,7 @@ FLOORS = [
         "networks/checkpoints",
         "pcn/*",
     },
-    {"graph/packing"},
+    {"graph/packing", "data/several"},
     {"graph/calls", "graph/faces/c", "graph/faces/c_text", "graph/faces/onnx", "graph/ir"},
     {"graph/rules/row"},
     {f"graph/rules/{family}" for family in FAMILIES},
@@ -85,7 +85,7 @@ FLOORS = [
     },
     {"data/npz", "data/masks"},
     {"data/folders", "data/outputs"},
-    {"data/table_splits"},
+    {"data/table_splits", "data/several_labels"},
     {
         "data/splits",
         "data/unlabelled",

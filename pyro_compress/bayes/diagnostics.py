@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_compress.bayes.marginals import Marginals, TensorDraw, draw, draw_prior, drawn_network, kl_by_tensor
 from pyro_compress.compression.prune import unit_scores
-from pyro_compress.data.tasks import TASKS
+from pyro_compress.data.several import task_named
 from pyro_compress.graph.network import Network
 from pyro_compress.types import Data, Groups, LayerShape, Posterior
 
@@ -136,7 +136,7 @@ def _draw_once(
     """One network: what it makes of the rows, its weights, its densities against the target's rows and their number."""
     drawn = draw(marginals)
     network = drawn_network(posterior, drawn)
-    task, noise = TASKS[posterior.task], posterior.noise
+    task, noise = task_named(posterior.task), posterior.noise
     outputs = _outputs(network, rows.x)
     likelihood = task.log_likelihood(outputs, rows.y, noise)
     collected.add("log_likelihood", "y", likelihood.double())  # float32 makes ArviZ lose rows that are nearly certain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -126,3 +127,35 @@ class PositionLabels(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Nats of every example, `(n,)`."""
         return -position_nats(self.logits, value).flatten(1).sum(1)
+
+
+class Together(TorchDistribution):
+    """Independent observations of one example, one behind the other: one event `(columns,)` per example.
+
+    Args:
+        parts: of each a distribution over `n` examples; events are numbers, or rows of them.
+        columns: of each.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - torch's own protocol
+    support = constraints.real_vector
+
+    def __init__(self, parts: Sequence[Any], columns: Sequence[int]):
+        self.parts, self.columns = list(parts), list(columns)
+        super().__init__(self.parts[0].batch_shape, torch.Size((sum(self.columns),)), validate_args=False)
+
+    def expand(self, batch_shape: tuple[int, ...], _instance: Any = None) -> Together:
+        """The same for a batch of examples."""
+        return Together([part.expand(batch_shape) for part in self.parts], self.columns)
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """Observations, `sample_shape + (n, columns)`."""
+        drawn = [part.sample(torch.Size(sample_shape)).float() for part in self.parts]
+        return torch.cat(
+            [one if part.event_shape else one[..., None] for one, part in zip(drawn, self.parts, strict=True)], -1
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Nats of every example, `(n,)`."""
+        own = zip(self.parts, value.split(self.columns, -1), strict=True)
+        return torch.stack([part.log_prob(one if part.event_shape else one[..., 0]) for part, one in own]).sum(0)

@@ -10,9 +10,10 @@ import torch
 from pyro.distributions import Bernoulli, Categorical, Distribution, Normal
 from torch import Tensor, nn
 
-from pyro_compress.bayes.distributions import PositionLabels
+from pyro_compress.bayes.distributions import PositionLabels, Together
 from pyro_compress.bayes.guides import Guide
-from pyro_compress.data.tasks import TASKS
+from pyro_compress.data.several import parted, task_named
+from pyro_compress.outputs import outputs_of
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.history import Epoch
 from pyro_compress.types import Graph, Removal
@@ -48,6 +49,17 @@ LIKELIHOODS: dict[str, Callable[[Tensor, Tensor], Distribution]] = {
     "reconstruction": _values,
 }
 """Task -> (outputs, log noise) -> distribution of what was observed."""
+
+
+def likelihood(task: str, outputs: Tensor, log_noise: Tensor) -> Distribution:
+    """The distribution of what is observed, given the outputs of a network, `(n, ...)`."""
+    several = outputs_of(task)
+    if several is None:
+        return LIKELIHOODS[task](outputs, log_noise)
+    parts = [LIKELIHOODS[one.task](part, log_noise) for one, part, _ in parted(several, outputs, None)]
+    return Together(parts, [one.labels for one in several.each])
+
+
 LOG_NOISE_BOUNDS = (-7.0, 3.0)
 """Bounds on the log of the noise, in standard deviations of the targets (`tasks.SMALLEST_NOISE`)."""
 
@@ -70,7 +82,7 @@ class Likelihood(nn.Module):
     def __init__(self, task: str, size: int, noise: float = 1.0, weights: Tensor | None = None, learned: bool = True):
         super().__init__()
         self.task, self.size = task, size
-        log_noise = torch.tensor(noise).log() if TASKS[task].noisy else None
+        log_noise = torch.tensor(noise).log() if task_named(task).noisy else None
         if learned:
             self.log_noise = None if log_noise is None else nn.Parameter(log_noise)
         else:
@@ -87,7 +99,7 @@ class Likelihood(nn.Module):
         log_noise = outputs.new_zeros(()) if self.log_noise is None else self.log_noise
         weight = 1.0 if self.weights is None or y is None else self.weights[y]
         with pyro.plate("data", self.size, subsample=x), pyro.poutine.scale(scale=weight):
-            pyro.sample("y", LIKELIHOODS[self.task](outputs, log_noise), obs=y)
+            pyro.sample("y", likelihood(self.task, outputs, log_noise), obs=y)
 
 
 class Model(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_compress.bayes.model import Fit
-from pyro_compress.data.tasks import TASKS
+from pyro_compress.data.several import task_named
 
 
 @torch.no_grad()
@@ -42,5 +42,5 @@ def predictive(fit: Fit, x: Tensor, draws: int = 10, seed: int = 0) -> Tensor:
             weights = pyro.poutine.trace(fit.guide).get_trace(x[:1].to(device))
             network = pyro.poutine.replay(net.eval(), trace=weights)
             logits = [pyro.poutine.block(network)(part.to(device)) for part in x.split(1000)]
-            found.append(TASKS[fit.model.likelihood.task].predicted(torch.cat(logits)).cpu())
+            found.append(task_named(fit.model.likelihood.task).predicted(torch.cat(logits)).cpu())
     return torch.stack(found)

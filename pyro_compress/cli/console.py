@@ -57,7 +57,8 @@ def report_text(report: Report, path: Path) -> str:
         for when in ("before", "after"):
             scores = getattr(report, f"{split}_{when}")
             rows.append((f"{split} {when}", *list(scores.cells.values())[:3]))
-    lines = ["".join(f"{cell:>20}" if i else f"{cell:<20}" for i, cell in enumerate(row)) for row in rows]
+    wide = max(20, *(len(cell) + 2 for cell in rows[0]))
+    lines = ["".join(f"{cell:>{wide}}" if i else f"{cell:<20}" for i, cell in enumerate(row)) for row in rows]
     kept, total = report.parameters_kept, report.parameters_total
     nothing = any("at chance level" in text for text in report.warnings)
     smaller = "" if nothing else f"; {ratio_text(report.ratio)}"

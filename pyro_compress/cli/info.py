@@ -14,6 +14,7 @@ from pyro_compress.cli.console import ratio_text, table
 from pyro_compress.cli.options import memory_option
 from pyro_compress.cli.values import RunPath
 from pyro_compress.foreign import name_shown, shown
+from pyro_compress.outputs import outputs_of
 
 if TYPE_CHECKING:
     from pyro_compress.runs.info import Info
@@ -55,6 +56,8 @@ def _facts(found: Info) -> Iterator[tuple[str, str]]:
     yield "task", name_shown(found.task)
     yield "input", f"{found.input_shape} {name_shown(found.input_kind)}: {name_shown(found.input_meaning)}"
     yield from ((f"input {name_shown(one.name)}", f"{one.shape} {one.kind}") for one in found.inputs)
+    if outputs := outputs_of(found.task):
+        yield from ((f"output {name_shown(one.name)}", f"{one.size} for {one.task}") for one in outputs.each)
     if found.output_shape:
         yield "output", f"{found.output_shape}"
     for name in ("columns", "classes", "targets"):

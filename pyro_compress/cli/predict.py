@@ -69,6 +69,8 @@ def predict(
 
 def predictions_text(found: Predictions) -> str:
     """Predictions for people."""
+    if found.outputs:
+        return "\n\n".join(f"{name_shown(name)}\n{predictions_text(one)}" for name, one in found.outputs.items())
     first = found.rows[0]
     if found.targets:
         heads: tuple[str, ...] = found.targets

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_compress.data.tasks import TASKS
+from pyro_compress.data.several import task_named
 from pyro_compress.graph.operations.table import is_last, is_weighted
 from pyro_compress.graph.rules.layers import padded
 from pyro_compress.graph.rules.table import run_node
@@ -66,9 +66,9 @@ def drawn_labels(outputs: Tensor, generator: torch.Generator) -> Tensor:
 
 def drawn_of(task: str, noise: float | None = None) -> Noise:
     """The same of a task: at labels, or targets with this noise, that the network itself draws."""
-    if TASKS[task].noisy:
+    if task_named(task).noisy and task_named(task).outputs is None:
         return lambda outputs, generator: torch.randn(outputs.shape, generator=generator) / (noise or 1.0)
-    return lambda outputs, generator: -TASKS[task].fisher(outputs, None, generator)[:, 0]
+    return lambda outputs, generator: -task_named(task).fisher(outputs, noise, generator)[:, 0]
 
 
 def sensitivities(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_compress.compression.survivors import Survivors
 from pyro_compress.data.augment import AUGMENTATIONS, check_images
-from pyro_compress.data.tasks import TASKS
+from pyro_compress.data.several import task_named
 from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.settings import FineTune
 from pyro_compress.types import Data, Graph, Masks, Posterior, Quantized
@@ -70,7 +70,8 @@ def finetuned(
             "--prior, or leave --finetune-svi out"
         )
     work = Survivors(posterior.graph, tensors | batch_statistics(posterior.graph, tensors, train.x), how, spreads)
-    loss, noise, counted = TASKS[posterior.task].loss, posterior.noise or 1.0, TASKS[posterior.task].counted(train.y)
+    task = task_named(posterior.task)
+    loss, noise, counted = task.loss, posterior.noise or 1.0, task.counted(train.y)
     work.loss = lambda outputs, y: loss(outputs, y, noise)
     read = _reader(train, teacher, how, work.generator)
     total = how.masked_epochs + how.epochs

@@ -18,7 +18,7 @@ from pyro_compress.compression.order import passes_over, reordered
 from pyro_compress.compression.prune import Sparsity, removed_share
 from pyro_compress.compression.rounding import Grid, Rounding, check_bits
 from pyro_compress.compression.target import NLL_PER_ACCURACY, Target, Watch, default_nll_tolerance, target_of
-from pyro_compress.data.tasks import TASKS
+from pyro_compress.data.several import task_named
 from pyro_compress.pcn import file
 from pyro_compress.settings import CompressConfig, Goal
 from pyro_compress.types import Compressed, Masks, Posterior, Splits
@@ -206,7 +206,7 @@ def grids_of(rounding: Rounding, posterior: Posterior, at_sparsity: bool) -> lis
 def _at(search: Candidates, grids: list[Grid], sparsity: Sparsity) -> tuple[Chosen, Target]:
     """The coarsest steps that cost next to nothing at a sparsity."""
     pruned = search.scores(search.draft(sparsity, None))
-    counted = TASKS[search.splits.task].counted(search.splits.validation.y)
+    counted = task_named(search.splits.task).counted(search.splits.validation.y)
     target = Target(pruned, PRECISION_TOLERANCE, default_nll_tolerance(PRECISION_TOLERANCE, counted))
     trials = [(sparsity, grid) for grid in grids]
     return next((t for t in trials if target.reached(search.trial(*t, target)[0])), trials[-1]), target

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyro_compress.data.tasks import TASKS
+from pyro_compress.data.several import task_named
 from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
 from pyro_compress.scores import Quality
@@ -102,7 +102,7 @@ def target_of(posterior: Posterior, splits: Splits, goal: Goal, device: str = "c
     reference = evaluate(network, splits, "validation", device, given.noise)
     if target_error is not None:
         return Target(reference, tolerance, math.inf if nll_tolerance is None else nll_tolerance, target_error)
-    counted = TASKS[splits.task].counted(splits.validation.y)
+    counted = task_named(splits.task).counted(splits.validation.y)
     nll = default_nll_tolerance(tolerance, counted) if nll_tolerance is None else nll_tolerance
     return Target(reference, tolerance, nll)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from pyro_compress.compression.target import Target
-from pyro_compress.data.tasks import TASKS
+from pyro_compress.data.several import task_named
 from pyro_compress.metrics import constant_scores
 from pyro_compress.scores import Quality
 from pyro_compress.settings import Goal
@@ -67,8 +67,8 @@ def at_chance(before: Quality, splits: Splits, elsewhere: bool) -> str:
         elsewhere: whether it was trained elsewhere; else a fit of this package was to teach it.
     """
     y = splits.validation.y
-    task = TASKS[splits.task]
-    if task.noisy:
+    task = task_named(splits.task)
+    if task.noisy and task.outputs is None:
         wrong = float((task.constant(y) - y).square().mean().sqrt()) if splits.targets else 1.0
         error = wrong / math.sqrt(2 * y.numel())
     else:

@@ -32,15 +32,17 @@ class Arrays(NamedTuple):
         y_validation: their labels or targets.
         scale: what whole numbers are divided by; 0: their type says it.
         inputs: of several inputs, what lies in a row of `x`.
+
+    Labels of several outputs are arrays by the name of the output.
     """
 
     x_train: Any
-    y_train: np.ndarray
+    y_train: Any
     x_test: Any
-    y_test: np.ndarray
+    y_test: Any
     classes: tuple[str, ...] = ()
     x_validation: Any = None
-    y_validation: np.ndarray | None = None
+    y_validation: Any = None
     scale: float = 0.0
     inputs: tuple[Input, ...] = ()
 

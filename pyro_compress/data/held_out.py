@@ -39,6 +39,18 @@ def partition(y: np.ndarray, validation: float | None, reading: Reading, name: s
     return limited(held_in, y, reading, name), held_out
 
 
+def held_out(found: dict[str, Data], validation: float | None, reading: Reading, name: str) -> list[Data]:
+    """Training, validation and test examples, of those that the data bring: without a validation split one is drawn."""
+    train = found["train"]
+    if "validation" not in found:
+        held_in, held_out = partition(train.y.numpy(), validation, reading, name)
+        return [rows_of(train, held_in), rows_of(train, held_out), found["test"]]
+    if validation is not None:
+        raise ValueError(f"{name} brings its own validation split: leave out --validation {validation:g}")
+    kept = limited(np.arange(len(train)), train.y.numpy(), reading, name)
+    return [rows_of(train, kept) if len(kept) < len(train) else train, found["validation"], found["test"]]
+
+
 def limited(rows: np.ndarray, y: np.ndarray, reading: Reading, name: str) -> np.ndarray:
     """Training rows, not more than the limit."""
     if not 0 < reading.limit < len(rows):

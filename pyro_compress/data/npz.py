@@ -32,17 +32,35 @@ LARGE = 100
 """Inputs beyond this train badly; so do bytes of which only a tenth is used."""
 VALIDATION = ("validation", "val", "valid")
 """Names of the arrays that hold a validation split, where a file brings one along."""
+Y = ("y", "y_train", "y_test", *(f"y_{name}" for name in VALIDATION))
+"""Names of arrays of labels."""
 
 
 def load_npz(path: Path, task: str = "classification") -> Arrays:
     """Read `x_train`, `y_train`, `x_test`, `y_test` from a `.npz` file, with `classes`, `x_val`, `y_val` if given."""
-    arrays, inputs = joined(read_npz(path), path)
-    arrays = completed(arrays, task, path)
+    arrays, labels = with_labels(read_npz(path), path)
+    arrays, inputs = joined(arrays, path)
+    arrays = completed(arrays, task, path) | labels
     names = ("x_train", "y_train", "x_test", "y_test")
     x_train, y_train, x_test, y_test = wanted(arrays, names, path)
     own = [name for name in VALIDATION if f"x_{name}" in arrays and f"y_{name}" in arrays][:1]
     x_val, y_val = wanted(arrays, (f"x_{own[0]}", f"y_{own[0]}"), path) if own else (None, None)
     return Arrays(x_train, y_train, x_test, y_test, class_names(arrays, path), x_val, y_val, inputs=inputs)
+
+
+def with_labels(arrays: dict[str, np.ndarray], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays of a file but labels of several outputs, `y_train.NAME`; and these: `y_train` -> arrays by name.
+
+    Raises:
+        ValueError: `y_train` beside `y_train.NAME`.
+    """
+    labels = dict[str, dict[str, np.ndarray]]()
+    for name in [name for name in arrays if "." in name and name.partition(".")[0].lower() in Y]:
+        part, _, own = name.partition(".")
+        (labels.setdefault(part.lower(), {})[own],) = wanted(arrays, (name,), path)
+    if both := labels.keys() & arrays.keys():
+        raise ValueError(f"{path} has an array {min(both)} beside {min(both)}.NAME: one output, or several with names")
+    return {name: array for name, array in arrays.items() if name.partition(".")[0].lower() not in labels}, labels
 
 
 def joined(
@@ -100,7 +118,7 @@ def wanted(arrays: dict[str, np.ndarray], names: Sequence[str], path: Path) -> l
     """
     if missing := [name for name in names if name not in arrays]:
         raise ValueError(f"{path} has no array {', '.join(missing)}; it holds {', '.join(arrays)}")
-    if hidden := [name for name in names if arrays[name].dtype == object]:
+    if hidden := [name for name in names if isinstance(arrays[name], np.ndarray) and arrays[name].dtype == object]:
         raise ValueError(
             f"{path}: array {hidden[0]} holds Python objects, and nothing is unpickled; store numbers, or text as "
             f"{hidden[0]}.astype(str)"

@@ -33,7 +33,9 @@ def told(data: str, splits: Splits) -> dict[str, Any]:
             for c in splits.columns
         ]
     if splits.targets:
-        return found | {"targets": [asdict(one) for one in splits.targets]}
+        found["targets"] = [asdict(one) for one in splits.targets]
+    if not splits.classes:
+        return found
     return found | ({} if splits.classes == numbered(len(splits.classes)) else {"classes": list(splits.classes)})
 
 

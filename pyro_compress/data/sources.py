@@ -20,6 +20,7 @@ from pyro_compress.data.examples import Examples, examples_of
 from pyro_compress.data.held_out import drawn
 from pyro_compress.data.outputs import splits_of
 from pyro_compress.data.preprocessing import numbered
+from pyro_compress.data.several import task_named
 from pyro_compress.data.splits import load_splits, split
 from pyro_compress.data.table_splits import TEST_SHARE
 from pyro_compress.data.tasks import TASKS
@@ -136,7 +137,7 @@ def taken_whole(given: Any, reading: Reading | None = None, task: str = "", take
     tokens = takes.vocabulary if not inputs and kind_of(rows["train"]) == "int64" and rows["train"].ndim == 2 else 0
     x = torch.from_numpy(np.ascontiguousarray(rows["train"], np.int64 if tokens else np.float32))
     y = torch.from_numpy(np.ascontiguousarray(found.y)).long() if found.y.dtype.kind in "iub" else None
-    if TASKS[task].noisy or task == "multi-label" or y is None:
+    if task_named(task).noisy or task == "multi-label" or y is None:
         y = torch.from_numpy(np.ascontiguousarray(found.y, np.float32))
         y = y[:, None] if y.ndim == 1 else y
     outputs = y.shape[1] if y.is_floating_point() else int(y.max()) + 1
@@ -147,10 +148,10 @@ def _of_shapes(shapes: Shapes) -> Splits:
     """Splits without numbers in them; they take no memory."""
     kind = torch.int64 if shapes.tokens else torch.float32
     x = torch.zeros(1, *shapes.inputs, dtype=kind).expand(shapes.examples, *shapes.inputs)
-    if TASKS[shapes.task].noisy or shapes.task == "multi-label":
+    if task_named(shapes.task).noisy or shapes.task == "multi-label":
         y = torch.zeros(1, shapes.outputs).expand(shapes.examples, -1)
     else:
-        y = torch.zeros(1, *(shapes.inputs if TASKS[shapes.task].positions else ()), dtype=torch.int64)
+        y = torch.zeros(1, *(shapes.inputs if task_named(shapes.task).positions else ()), dtype=torch.int64)
         y = y.expand(shapes.examples, *y.shape[1:])
     return _all_in_each(Data(x, y), shapes.outputs, shapes.task, shapes.tokens)
 

@@ -6,7 +6,7 @@ Images are float32 in [0, 1] with shape `(n, channels, height, width)`; tables b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from pyro_compress.data.datasets import DATASETS as DATASETS
 from pyro_compress.data.datasets import Arrays
 from pyro_compress.data.folders import load_folder
-from pyro_compress.data.held_out import limited, partition, rows_of
+from pyro_compress.data.held_out import held_out
 from pyro_compress.data.labels import Labels, named, places
 from pyro_compress.data.npz import (
     BYTES,
@@ -32,6 +32,7 @@ from pyro_compress.data.npz import (
     read_npz,
     scale_for,
     wanted,
+    with_labels,
 )
 from pyro_compress.data.outputs import classes_of, say, splits_of, standardized, with_targets
 from pyro_compress.data.positions import MOST_CLASSES, check_labels, masked, own_targets, position_classes
@@ -42,11 +43,13 @@ from pyro_compress.data.preprocessing import preprocessing as preprocessing
 from pyro_compress.data.preprocessing import preprocessing_of as preprocessing_of
 from pyro_compress.data.preprocessing import reading_of as reading_of
 from pyro_compress.data.preprocessing import told as told
+from pyro_compress.data.several_labels import check_several, several_rows, several_splits
 from pyro_compress.data.streaming import ArrayFile
 from pyro_compress.data.table_files import is_table
 from pyro_compress.data.table_splits import table_data, table_splits
 from pyro_compress.data.text import is_text, text_examples, text_splits, with_vocabulary
 from pyro_compress.foreign import unknown
+from pyro_compress.outputs import is_several, outputs_of
 from pyro_compress.pcn.meta import ENTRIES
 from pyro_compress.settings import Reading
 from pyro_compress.types import PER_POSITION, Data, Preprocessing, Splits
@@ -84,6 +87,7 @@ def load_splits(
     if found.task == "next-token" and not reading.tokens:
         reading = replace(reading, vocabulary=with_vocabulary(reading))
     how = {one.name: getattr(reading, one.name) for one in fields(Reading)}
+    how |= {"task": found.task} if is_several(found.task) else {}
     return replace(found, origin={"data": data, "validation": validation} | how)
 
 
@@ -140,19 +144,23 @@ def split(
     doubtful = [] if reading.tokens else doubtful_inputs(x["train"], scale)
     say(name, [*doubtful, *_shared(arrays)] if not known else [])
     labels = {part: y for part, (_, y) in given.items()}
+    if isinstance(arrays.y_train, Mapping):
+        return several_splits(
+            x, labels, name, reading, known, validation=validation, scale=scale, tokens=reading.tokens
+        )
     if reading.task not in ("classification", "regression"):
         declared, told = arrays.classes, known.classes if known else ()
         found, classes = _of_task(x, labels, (declared, told), name, reading)
-        parts = _held_out(found, validation, reading, name)
+        parts = held_out(found, validation, reading, name)
         return splits_of(parts, classes, scale=scale, task=reading.task, tokens=reading.tokens)
     if reading.task == "regression":
         names = [f"target {i}" for i in range(labels["train"].shape[1])]
-        parts = _held_out({part: Data(x[part], labels[part]) for part in x}, validation, reading, name)
+        parts = held_out({part: Data(x[part], labels[part]) for part in x}, validation, reading, name)
         parts, targets = with_targets(parts, names, name, known)
         return splits_of(parts, (), scale=scale, targets=targets)
     classes, numbers = classes_of({f"{name}: y_{part}": y for part, y in labels.items()}, arrays.classes, name, known)
     found = {part: Data(x[part], torch.from_numpy(rows)) for part, rows in zip(labels, numbers, strict=True)}
-    return splits_of(_held_out(found, validation, reading, name), classes, scale=scale, tokens=reading.tokens)
+    return splits_of(held_out(found, validation, reading, name), classes, scale=scale, tokens=reading.tokens)
 
 
 def _of_task(
@@ -228,7 +236,9 @@ def _labelled(arrays: Arrays, name: str, reading: Reading) -> dict[str, tuple[An
     }
     for part, (x, y) in pairs.items():
         if x is not None and y is not None:
-            found[part] = x, _labels_beside(x, y, f"{name}: x_{part}", f"{name}: y_{part}", reading)
+            several = isinstance(arrays.y_train, Mapping)
+            check_several(several, reading.task, name)
+            found[part] = x, y if several else _labels_beside(x, y, f"{name}: x_{part}", f"{name}: y_{part}", reading)
     return found
 
 
@@ -241,18 +251,6 @@ def _labels_beside(x: Any, y: np.ndarray, what: str, labels: str, reading: Readi
     if not len(x):
         raise ValueError(f"{what}: no examples")
     return LABELS[reading.task](y, labels)
-
-
-def _held_out(found: dict[str, Data], validation: float | None, reading: Reading, name: str) -> list[Data]:
-    """Training, validation and test examples."""
-    train = found["train"]
-    if "validation" not in found:
-        held_in, held_out = partition(train.y.numpy(), validation, reading, name)
-        return [rows_of(train, held_in), rows_of(train, held_out), found["test"]]
-    if validation is not None:
-        raise ValueError(f"{name} brings its own validation split: leave out --validation {validation:g}")
-    kept = limited(np.arange(len(train)), train.y.numpy(), reading, name)
-    return [rows_of(train, kept) if len(kept) < len(train) else train, found["validation"], found["test"]]
 
 
 def load_examples(path: Path, known: Preprocessing | None = None, reading: Reading | None = None) -> Data:
@@ -275,12 +273,20 @@ def load_examples(path: Path, known: Preprocessing | None = None, reading: Readi
         if not known.columns:
             raise ValueError(f"{path}: this network was not fitted on a table; give a .npz file")
         return standardized(table_data(path, known.columns, reading, known.classes), known.targets)
-    arrays, several = joined(read_npz(path), path)
-    arrays = completed(arrays, reading.task, path)
+    arrays, labels_of = with_labels(read_npz(path), path)
+    arrays, several = joined(arrays, path)
+    arrays = completed(arrays, reading.task, path) | labels_of
     for suffix in ("", "_test"):
         if f"x{suffix}" in arrays and f"y{suffix}" in arrays:
+            check_several(bool(labels_of), reading.task, str(path))
             x, y = wanted(arrays, (f"x{suffix}", f"y{suffix}"), path)
             what = f"{path}: x{suffix}"
+            if outputs := outputs_of(reading.task):
+                found = inputs(x, what, scale_for(x, known, reading), reading)
+                rows = several_rows(labels_of[f"y{suffix}"], outputs, known, f"{path}: y{suffix}")
+                if len(rows) != len(found):
+                    raise ValueError(f"{what}: {len(found)} examples but {len(rows)} labels")
+                return replace(Data(found, rows), inputs=several)
             labels = _labels_beside(x, y, what, f"{path}: y{suffix}", reading)
             found = inputs(x, what, scale_for(x, known, reading), reading)
             if reading.task == "reconstruction":

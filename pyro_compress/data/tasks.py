@@ -6,6 +6,8 @@ Next-token prediction, tagging and segmentation: logits `(n, classes, *positions
 `IGNORED` ones count in no loss and in no score. Multi-label: logits `(n, labels)`, each of a Bernoulli, and 0 or 1 as
 float32 `(n, labels)`. Reconstruction: outputs are means of the inputs' own shape, with one noise.
 
+Several outputs with a loss each are a task of their own, made of these (`several`).
+
 To add a task, add a row here, its likelihood to `pyro_compress.bayes.model.LIKELIHOODS`, its scores to
 `pyro_compress.metrics.SCORES` and `pyro_compress.scores`, its labels to `pyro_compress.data.npz.LABELS`, its name to
 `pyro_compress.pcn.meta.TASKS`.
@@ -20,6 +22,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pyro_compress.outputs import Outputs
 
 SMALLEST_NOISE = 1e-3
 """Noise below this, in standard deviations of the targets, is not believed: data that exact are not measured."""
@@ -51,6 +55,7 @@ class Task:
             values of all examples.
         noisy: whether the likelihood has a noise that is learned.
         positions: whether every position of an example has a class of its own.
+        outputs: of a network with several, what they are; None: there is one.
     """
 
     loss: Callable[[Tensor, Tensor, float], Tensor]
@@ -64,6 +69,7 @@ class Task:
     counted: Callable[[Tensor], int] = len
     noisy: bool = False
     positions: bool = False
+    outputs: Outputs | None = None
 
 
 def _cross_entropy(logits: Tensor, y: Tensor, noise: float) -> Tensor:

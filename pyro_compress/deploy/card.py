@@ -11,6 +11,7 @@ from typing import Any
 
 from pyro_compress.data.splits import preprocessing_of
 from pyro_compress.foreign import json_of, of_type, ordinary, table
+from pyro_compress.outputs import outputs_of
 from pyro_compress.pcn.file import plan_of
 from pyro_compress.scores import Quality
 from pyro_compress.tensorfile import TensorFile
@@ -55,6 +56,10 @@ def card(network: Compressed, scores: Quality, examples: int, raw: bool = False)
         entry["columns"] = [asdict(column) for column in known.columns]
     outputs = plan_of(network).output[0]
     scored = {"split": "test", "examples": examples, **asdict(scores)}
+    if several_outputs := outputs_of(network.task):
+        told = {"output": "outputs", "outputs": [asdict(one) for one in several_outputs.each]}
+        told |= {"targets": [asdict(target) for target in known.targets]}
+        return _origin(network) | {"scores": scored, "input": entry, "classes": list(known.classes)} | told
     if known.targets:
         told = {"output": "standardized", "targets": [asdict(target) for target in known.targets]}
         return _origin(network) | {"scores": scored, "input": entry, "classes": []} | told

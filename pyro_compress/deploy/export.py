@@ -22,8 +22,8 @@ from pyro_compress.atomic import sync_folder, sync_tree
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.target import target_of
 from pyro_compress.compression.verdict import outside
+from pyro_compress.data.several import task_named
 from pyro_compress.data.splits import filled, load_splits, preprocessing_of, reading_of
-from pyro_compress.data.tasks import TASKS
 from pyro_compress.deploy import arrays, onnx_files, torch_files
 from pyro_compress.deploy.c import library as c_library
 from pyro_compress.deploy.c import source as c_source
@@ -257,7 +257,7 @@ def _exporter(out: Path, request: ExportConfig) -> Exporter:
 def _compare(network: Compressed, predict: Predict, splits: Splits, request: ExportConfig) -> dict[str, Any]:
     """Outputs of the export beside those of the decoded network, on every test input."""
     plan = file.plan_of(network)
-    reference, predicted = bounded(to_module(network), plan), TASKS[network.task].predicted
+    reference, predicted = bounded(to_module(network), plan), task_named(network.task).predicted
     seen = {"difference": 0.0, "probability_difference": 0.0, "largest_output": 0.0}
 
     def beside(x: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ def build(network: Compressed, card: Mapping[str, Any], integers: bool = True, c
     if inputs := network.graph.inputs:
         first = _row(builder, inputs, first)
     outputs = _place_all(builder, first, card["output"])
+    parts = _parts(builder, card)
     kinds = {"uint8": TensorProto.UINT8, "int64": TensorProto.INT64}
     kind = kinds.get(entry["dtype"], TensorProto.FLOAT)
     taken = [
@@ -65,7 +66,10 @@ def build(network: Compressed, card: Mapping[str, Any], integers: bool = True, c
         builder.nodes,
         "pyro_compress",
         taken or [helper.make_tensor_value_info(entry["name"], kind, ["batch", *shape])],
-        [helper.make_tensor_value_info(card["output"], TensorProto.FLOAT, ["batch", *outputs])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *sizes])
+            for name, sizes in {card["output"]: outputs, **parts}.items()
+        ],
         builder.constants,
     )
     model = helper.make_model(
@@ -90,6 +94,18 @@ def _row(builder: Builder, inputs: Sequence[Input], name: str) -> str:
         flat = builder.constant(np.array([-1, one.size], np.int64), f"{one.name}.flat")
         parts.append(builder.node("Reshape", [plain, flat], f"{one.name}.row"))
     return builder.node("Concat", parts, f"{name}.row", axis=1)
+
+
+def _parts(builder: Builder, card: Mapping[str, Any]) -> dict[str, tuple[int]]:
+    """Several outputs, each under its name beside the row that they lie in; name -> shape."""
+    found, start = dict[str, tuple[int]](), 0
+    for one in card.get("outputs", ()):
+        ends = [(f"{one['name']}.{what}", value) for what, value in (("from", start), ("to", start + one["size"]))]
+        bounds = [builder.constant(np.array([value], np.int64), name) for name, value in ends]
+        axis = builder.constant(np.array([1], np.int64), f"{one['name']}.axis")
+        builder.node("Slice", [card["output"], *bounds, axis], one["name"])
+        found[one["name"]], start = (one["size"],), start + one["size"]
+    return found
 
 
 def checked(model: onnx.ModelProto, card: Mapping[str, Any]) -> onnx.ModelProto:

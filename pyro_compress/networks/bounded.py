@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_compress.graph.ir import lookups
 from pyro_compress.inputs import Input
+from pyro_compress.outputs import outputs_of
 from pyro_compress.pcn.gate import Plan
 from pyro_compress.types import Data, Graph
 
@@ -114,6 +115,8 @@ def shape_of(examples: Data, task: str) -> tuple[int, ...]:
     """Shape of one example's outputs that examples of unknown origin ask for at least."""
     if task == "reconstruction":
         return tuple(examples.x.shape[1:])
+    if outputs := outputs_of(task):
+        return (outputs.size,)
     y = examples.y
     return (y.shape[1],) if task == "multi-label" else (int(y.max()) + 1, *y.shape[1:])
 

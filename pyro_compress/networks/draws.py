@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pyro_compress.data.tasks import TASKS
+from pyro_compress.data.several import task_named
 from pyro_compress.graph.network import Network
 from pyro_compress.types import Masks, Posterior
 
@@ -57,4 +57,4 @@ class Ensemble:
 
 def mixture(networks: Sequence[nn.Module], x: Tensor, task: str = "classification") -> Tensor:
     """Outputs of several networks together, as their task mixes them."""
-    return TASKS[task].mixture([network(x) for network in networks])
+    return task_named(task).mixture([network(x) for network in networks])

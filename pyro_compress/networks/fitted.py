@@ -8,7 +8,8 @@ from pyro_compress.graph.capture import capture
 from pyro_compress.graph.packing import with_one_input
 from pyro_compress.metrics import SPLITS, examples_of
 from pyro_compress.networks.bounded import check_tokens
-from pyro_compress.networks.outputs import with_columns
+from pyro_compress.networks.outputs import with_columns, with_one_output
+from pyro_compress.outputs import outputs_of
 from pyro_compress.types import Graph, Splits
 
 
@@ -18,7 +19,8 @@ def with_graph(net: nn.Module, splits: Splits) -> tuple[nn.Module, Graph]:
     Raises:
         ValueError: what `capture` refuses, other inputs than the data's, tokens without a row in their table.
     """
-    net = with_columns(with_one_input(net, splits.inputs), splits.input_shape, splits.output_shape, splits.kind)
+    net = with_one_output(with_one_input(net, splits.inputs), outputs_of(splits.task))
+    net = with_columns(net, splits.input_shape, splits.output_shape, splits.kind)
     graph = capture(net, splits.input_shape, splits.output_shape, kind=splits.kind)
     for name in SPLITS:  # of the test split it is asked whether the network can read it, nothing else
         check_tokens(graph, net.state_dict(), examples_of(splits, name).x, f"{name} examples")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,49 @@ from torch import Tensor, nn
 
 from pyro_compress.graph.checked import evaluating, examples
 from pyro_compress.networks.spelling import plainly_named
+from pyro_compress.outputs import Outputs
 from pyro_compress.types import Graph, Node
 
 ENDS = ("softmax", "sigmoid")
 """Operations that turn what a classifier should return into probabilities."""
+
+
+def with_one_output(net: nn.Module, outputs: Outputs | None) -> nn.Module:
+    """A network that gives its outputs one behind the other, where it returns a dict of them; else itself.
+
+    Args:
+        net: stays as it is; the result shares its tensors.
+        outputs: what the data have labels for; None: one output.
+    """
+    if outputs is None:
+        return net
+    plain: type[nn.Module] = type(net)
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return joined(plain.forward(self, x), outputs)
+
+    whole = copy.copy(net)
+    whole.__class__ = type(f"Joined{plain.__name__}", (plain,), {"forward": forward})
+    return whole
+
+
+def joined(found: Any, outputs: Outputs) -> Tensor:
+    """What a network returns as rows `(n, values)`.
+
+    Raises:
+        ValueError: it is neither that nor a dict of what the data have labels for, or one has another size.
+    """
+    if isinstance(found, Tensor):
+        return found
+    names = ", ".join(one.name for one in outputs.each)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"forward returns a {type(found).__name__}; the data have labels for {names}: return a dict")
+    if {*found} != {one.name for one in outputs.each}:
+        raise ValueError(f"forward returns {', '.join(map(str, found))}; the data have labels for {names}")
+    for one in outputs.each:
+        if (size := math.prod(found[one.name].shape[1:])) != one.size:
+            raise ValueError(f"forward returns {one.name} with {size} values; the data want {one.size} ({one.task})")
+    return torch.cat([found[one.name].reshape(-1, one.size).float() for one in outputs.each], 1)
 
 
 def with_columns(

@@ -13,6 +13,7 @@ from dataclasses import fields
 from typing import Any
 
 from pyro_compress.graph.operations.row import Kind, is_number, is_whole
+from pyro_compress.outputs import is_several, outputs_of
 from pyro_compress.pcn.names import shortened
 from pyro_compress.types import Column, Quantity
 
@@ -79,7 +80,7 @@ ENTRIES: dict[str, Kind] = {
     "validation": Kind(_share, "a number between 0 and 1, or null"),
     "criterion": TEXT,
     "parameters_total": COUNT,
-    "task": Kind(lambda value: value in TASKS, f"one of {', '.join(TASKS)}"),
+    "task": Kind(lambda value: value in TASKS or is_several(value), f"one of {', '.join(TASKS)}, or several outputs"),
     "noise": Kind(lambda value: value is None or _positive(value), "a positive number, or null"),
     "target": TEXTS,
     "test_data": TEXT,
@@ -114,7 +115,7 @@ def check_meta(meta: Any, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> 
     Args:
         meta: what the file holds, from JSON.
         inputs: shape of one input.
-        outputs: shape of one output.
+        outputs: shape of one output; none where it is not known.
 
     Raises:
         ValueError: an entry of another kind, or for another network.
@@ -129,7 +130,11 @@ def check_meta(meta: Any, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> 
     wanted = sum(len(column.get("categories", ())) or 1 for column in meta.get("columns", ()))
     if wanted and inputs != (wanted,):
         raise ValueError(f"the metadata tell of columns for {wanted} inputs; the network takes {inputs}")
-    if (targets := len(meta.get("targets", ()))) and outputs != (targets,):
+    several = outputs_of(str(meta.get("task", "")))
+    if several and outputs and outputs != (several.size,):
+        raise ValueError(f"the metadata tell of outputs with {several.size} values; the network gives {outputs}")
+    numbers = (several.targets,) if several else outputs
+    if (targets := len(meta.get("targets", ()))) and numbers != (targets,):
         raise ValueError(f"the metadata tell of {targets} targets; the network gives {outputs}")
     if (size := meta.get("image_size")) and (size, size) != inputs[-2:]:
         raise ValueError(f"the metadata tell of images of {size} pixels; the network takes {inputs}")

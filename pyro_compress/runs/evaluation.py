@@ -69,7 +69,7 @@ def evaluate_target(
             check_outputs(loaded.plan, *shown(examples.y), data)
             return scored(network, examples, loaded.known.targets, loaded.noise, device), len(examples)
         check_outputs(loaded.plan, shape_of(examples, task), task, data)
-        found = scored_as(task, network, examples, (), loaded.noise, device)
+        found = scored_as(task, network, examples, loaded.known.targets, loaded.noise, device)
         return in_units(found, loaded.reading.vocabulary), len(examples)
     splits = loaded.splits(data, data_dir)
     check_inputs(loaded.graph, splits.input_shape, splits.kind, data or loaded.data, splits.inputs)

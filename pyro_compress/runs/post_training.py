@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyro_compress.compression.target import default_nll_tolerance
+from pyro_compress.data.several import task_named
 from pyro_compress.data.splits import load_splits
-from pyro_compress.data.tasks import TASKS
 from pyro_compress.doubts import doubt
 from pyro_compress.foreign import unknown
 from pyro_compress.graph.capture import capture
@@ -91,7 +91,7 @@ def _anchored(trained: Trained, fitted: Posterior) -> Posterior:
                  trained.config.device)
         for p in (trained.network, fitted)
     )  # fmt: skip
-    counted = TASKS[trained.splits.task].counted(trained.splits.validation.y)
+    counted = task_named(trained.splits.task).counted(trained.splits.validation.y)
     if found.nll_nats <= given.nll_nats + default_nll_tolerance(TOLERANCE, counted):
         return fitted
     layers = {name: replace(layer, mean=trained.network.layers[name].mean) for name, layer in fitted.layers.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +15,15 @@ from torch import Tensor
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.data.datasets import DATASETS
-from pyro_compress.data.tasks import TASKS
+from pyro_compress.data.preprocessing import numbered
+from pyro_compress.data.several import parted, task_named
 from pyro_compress.data.unlabelled import Inputs, array_inputs, load_inputs, rows
 from pyro_compress.foreign import cell
 from pyro_compress.graph.packing import pack_for
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import TALLIED, examples_of, logits_of
 from pyro_compress.networks.bounded import bounded, check_inputs
+from pyro_compress.outputs import Outputs, outputs_of
 from pyro_compress.pcn.gate import MAX_MEMORY_MIB, limited
 from pyro_compress.runs.evaluation import Loaded, load_target
 from pyro_compress.types import Quantity, kind_of
@@ -66,6 +68,7 @@ class Predictions:
         classes: all that the network knows, in the order of its outputs.
         targets: names of the values; empty where classes are predicted.
         noise: standard deviation of the noise that was learned, of every target in its own units; empty for none.
+        outputs: of a network with several outputs what each says, by its name; `rows` then have names alone.
     """
 
     rows: tuple[Prediction, ...]
@@ -74,6 +77,7 @@ class Predictions:
     classes: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     noise: tuple[float, ...] = ()
+    outputs: Mapping[str, Predictions] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,6 +95,8 @@ class Predictions:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
+        if self.outputs:
+            return {"task": self.task, "outputs": {name: one.as_dict() for name, one in self.outputs.items()}}
         told: dict[str, Any] = {"task": self.task, "predictions": [self._row(row) for row in self.rows]}
         return told | ({"noise": dict(zip(self.targets, self.noise, strict=True))} if self.noise else {})
 
@@ -116,6 +122,11 @@ class Predictions:
         return text.getvalue()
 
     def _lines(self) -> Iterator[list[Any]]:
+        if self.outputs:
+            names = [["predicted_for"], *([row.name] for row in self.rows)]
+            for first, *parts in zip(names, *self._columns(), strict=True):
+                yield [*first, *(cell for part in parts for cell in part)]
+            return
         if self.targets:
             heads = [head for name in self.targets for head in (name, f"{name}, noise std")[: 1 + bool(self.noise)]]
             yield ["predicted_for", *heads]
@@ -135,6 +146,13 @@ class Predictions:
         for row in self.rows:
             pairs = zip(row.classes, row.probabilities, strict=True)
             yield [row.name, *(value for pair in pairs for value in pair)]
+
+    def _columns(self) -> Iterator[list[list[Any]]]:
+        """The lines of every output without the first column, its heads with the output's name before them."""
+        for name, one in self.outputs.items():
+            heads, *lines = ([*line[1:]] for line in one._lines())
+            told = heads if one.targets else [f"{name}, {head}" for head in heads]
+            yield [told, *lines]
 
     def write_csv(self, path: str | Path) -> None:
         """Write the table in UTF-8; what a name of a file holds beyond that is spelled out.
@@ -179,7 +197,8 @@ def predict(
     loaded = load_target(path, data_dir, None, limited(max_memory), "predict")
     answer = _answer(loaded, top, str(file))
     given = _inputs(data, loaded, data_dir)
-    network, found = bounded(loaded.network.to(device), loaded.plan), list[Prediction]()
+    network, answers = bounded(loaded.network.to(device), loaded.plan), answer.parts or {"": answer}
+    named, found = list[str](), {own: list[Prediction]() for own in answers}
     for part in given.parts:
         check_inputs(
             loaded.graph,
@@ -188,11 +207,32 @@ def predict(
             str(data) if _named(data) else "the array",
             loaded.graph.inputs,
         )
-        for x in part.split(TALLIED if TASKS[loaded.reading.task].positions else BATCH):
-            names = given.names[len(found) : len(found) + len(x)]
-            told = READERS[loaded.reading.task](logits_of(network, x, device), x, answer)
-            found += [Prediction(name, *one) for name, one in zip(names, told, strict=True)]
-    return Predictions(tuple(found), loaded.reading.task, given.kind, answer.classes, answer.told, answer.noise)
+        for x in part.split(TALLIED if task_named(loaded.reading.task).positions else BATCH):
+            names = given.names[len(named) : len(named) + len(x)]
+            named += names
+            parts = _each(loaded.reading.task, logits_of(network, x, device))
+            for (own, before), (task, outputs) in zip(found.items(), parts, strict=True):
+                told = READERS[task](outputs, x, answers[own])
+                before += [Prediction(name, *one) for name, one in zip(names, told, strict=True)]
+    tasks = (
+        [one.task for one in several.each] if (several := outputs_of(loaded.reading.task)) else [loaded.reading.task]
+    )
+    all_of = {
+        own: Predictions(tuple(found[own]), task, given.kind, one.classes, one.told, one.noise)
+        for (own, one), task in zip(answers.items(), tasks, strict=True)
+    }
+    if not answer.parts:
+        return all_of[""]
+    return Predictions(tuple(map(Prediction, named)), loaded.reading.task, given.kind, outputs=all_of)
+
+
+def _each(task: str, outputs: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The task of every output of a network, and its values."""
+    if (several := outputs_of(task)) is None:
+        yield task, outputs
+        return
+    for one, part, _ in parted(several, outputs, None):
+        yield one.task, part
 
 
 def _named(data: Any) -> bool:
@@ -221,6 +261,7 @@ class Answer(NamedTuple):
         told: names of the values.
         noise: of each of them, in its own units.
         pad: token that fills up short sequences; -1: none.
+        parts: of several outputs how each is read.
     """
 
     classes: tuple[str, ...]
@@ -229,13 +270,18 @@ class Answer(NamedTuple):
     told: tuple[str, ...]
     noise: tuple[float, ...]
     pad: int
+    parts: Mapping[str, Answer] = {}
 
 
 def _answer(loaded: Loaded, top: int | None, file: str) -> Answer:
     task, output, known = loaded.reading.task, loaded.plan.output, loaded.known
     fits = output == loaded.graph.input_shape if task == "reconstruction" else len(output) >= 1
-    if not fits or (task != "reconstruction" and (len(output) > 1) is not TASKS[task].positions):
+    if not fits or (task != "reconstruction" and (len(output) > 1) is not task_named(task).positions):
         raise ValueError(f"{file}: outputs of shape {output} are none of {task}, which it says to be its task")
+    if outputs := outputs_of(task):
+        if top is not None:
+            raise ValueError(f"top {top}: of several outputs the most probable class of each is told; leave it out")
+        return Answer((), 0, (), (), (), -1, _parts(outputs, loaded))
     if top is not None and (task in ("regression", "reconstruction", "multi-label") or top < 1):
         why = "every label above one half is told" if task == "multi-label" else f"{task} predicts numbers"
         raise ValueError(f"top {top}: give a positive number" if top < 1 else f"top {top}: {why}; leave it out")
@@ -250,6 +296,19 @@ def _answer(loaded: Loaded, top: int | None, file: str) -> Answer:
     if task == "next-token" and not loaded.reading.tokens and loaded.reading.vocabulary in ("", "bytes"):
         names = tuple(chr(i) if i < 128 and chr(i).isprintable() else f"0x{i:02x}" for i in range(len(names)))
     return Answer(names, top or 1, (), (), (), loaded.reading.pad if loaded.reading.tokens else -1)
+
+
+def _parts(outputs: Outputs, loaded: Loaded) -> dict[str, Answer]:
+    """How each of several outputs is read."""
+    known, found = loaded.known, dict[str, Answer]()
+    units = known.targets or [Quantity(f"target {i}") for i in range(outputs.targets)]
+    named = known.classes if len(known.classes) == outputs.size - outputs.targets else ()
+    pairs = zip(outputs.each, outputs.of_classes(named), outputs.of_numbers(units), strict=True)
+    for one, classes, targets in pairs:
+        names = tuple(classes) if one.task == "regression" or classes else numbered(one.size)
+        noise = () if loaded.noise is None else tuple(loaded.noise * quantity.std for quantity in targets)
+        found[one.name] = Answer(names, 1, tuple(targets), tuple(unit.name for unit in targets), noise, -1)
+    return found
 
 
 Told = tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]

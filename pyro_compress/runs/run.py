@@ -25,8 +25,9 @@ from pyro_compress.graph.statistics import renewed_statistics
 from pyro_compress.networks.decoded import SUFFIX, compressed_bytes, parameters_before
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.normalized import INPUTS, normalized
-from pyro_compress.networks.outputs import with_columns
+from pyro_compress.networks.outputs import with_columns, with_one_output
 from pyro_compress.networks.weights import put_weights, read_weights
+from pyro_compress.outputs import is_several, outputs_of
 from pyro_compress.placing import FRAMES
 from pyro_compress.runs.budget import check_memory
 from pyro_compress.runs.config import absolute, config_toml, resolve
@@ -87,6 +88,8 @@ def fit_run(
         splits = _loaded(config, download, world)
         paths, notes = absolute(config), stored_notes(folder, world) if keeping.resume else {}
         config = replace(config, data=notes.get("called", {}).get("data", config.data))
+        if is_several(splits.task):  # the data say which outputs there are
+            config = replace(config, task=splits.task)
         config = resolve(config, len(splits.train))
         net = initial_net(_with_start(config, folder, keeping.resume, world), splits)
         check_memory(net, splits, config)
@@ -277,6 +280,7 @@ def initial_net(config: FitConfig, splits: Splits) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         net = build_net(config.net, splits.input_shape, splits.outputs, config.hidden, splits.tokens, splits.inputs)
+        net = with_one_output(net, outputs_of(splits.task))
         if config.init_range:
             with torch.no_grad():
                 for parameter in net.parameters():

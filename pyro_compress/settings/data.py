@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pyro_compress.outputs import is_several
 from pyro_compress.settings.declared import Config, Names, having, setting
 
 MOST = 1 << 24
@@ -38,7 +39,7 @@ class Reading(Config):
     task: str = setting(
         "classification",
         "What is predicted: classes, numbers, the next token of a text, a class per position, several labels.",
-        among=TASKS, told=True,
+        among=TASKS, also=is_several, told=True,
     )  # fmt: skip
     target: tuple[str, ...] = setting((), "Column of a table to predict. Repeatable.", unit="COLUMN", told=True)
     test_data: str = setting("", "Table of test rows; default: a fifth of --data.", unit="FILE", told=True, path=True)

@@ -14,7 +14,7 @@ import inspect
 import math
 import operator
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
 
@@ -65,6 +65,7 @@ class Setting:
         help: one sentence or two; `{names}` stands for the names of `among`.
         among: the names that are allowed.
         other: what else is allowed (`MODULE:FUNCTION`); empty: nothing.
+        also: tells of a further text whether it is allowed where it comes from a file; None: none is.
         least: smallest value; of a list, of every entry.
         most: largest value.
         above: values are larger than this.
@@ -85,6 +86,7 @@ class Setting:
     help: str
     among: Names | tuple[str, ...] = ()
     other: str = ""
+    also: Callable[[object], bool] | None = None
     least: float | None = None
     most: float | None = None
     above: float | None = None
@@ -186,7 +188,8 @@ class Declared:
             raise ValueError(f"{self.name} {shown(value)}: give {wanted(self.hint)}")
         for one in entries:
             if isinstance(one, str) and self.setting.among and not self.setting.other:
-                if one not in (allowed := tuple(self.setting.among)):
+                allowed, also = tuple(self.setting.among), self.setting.also
+                if one not in allowed and not (also and also(one)):
                     raise unknown(self.name, one, filter(None, allowed))
             elif isinstance(one, int | float) and (wrong := self.setting.wrong(one)):
                 raise ValueError(f"{self.name} {shown(one)}: {wrong}")

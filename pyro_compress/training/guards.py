@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_compress.data.tasks import TASKS, constant_nats
+from pyro_compress.data.several import task_named
+from pyro_compress.data.tasks import constant_nats
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.history import Diverged, Epoch
 from pyro_compress.types import Splits
@@ -71,7 +72,7 @@ def exploded(kl_nats: float, log_likelihood_nats: float, before: Epoch | None, s
     """
     if before is None or before.kl_nats is None:
         return ""
-    task = TASKS[splits.task]
+    task = task_named(splits.task)
     uniform = task.counted(splits.train.y) * task.uniform_nats(max(splits.outputs, 2))
     if kl_nats > EXPLODED * max(abs(before.kl_nats), uniform):
         return f"KL rose from {before.kl_nats:,.0f} to {kl_nats:,.0f} nats"
@@ -92,7 +93,7 @@ def over_pruned(history: Sequence[Epoch], splits: Splits) -> str:
         history: one entry per epoch.
         splits: validation labels or targets, and their units.
     """
-    task, y = TASKS[splits.task], splits.validation.y
+    task, y = task_named(splits.task), splits.validation.y
     constant = constant_nats(task, y)
     constant += sum(math.log(target.std) for target in splits.targets)
     best = min(history, key=lambda epoch: epoch.validation_nll_nats)

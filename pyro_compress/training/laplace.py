@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from pyro_compress.data.tasks import IGNORED, TASKS
+from pyro_compress.data.several import task_named
+from pyro_compress.data.tasks import IGNORED
 from pyro_compress.graph.network import run_graph
 from pyro_compress.types import Data, Graph, LayerPosterior, Posterior
 
@@ -46,8 +47,8 @@ def laplace(trained: Posterior, train: Data, device: str = "cpu", seed: int = 0)
         x = train.x[part].to(device)
         with torch.no_grad():
             outputs = run_graph(trained.graph, weights | fixed, x).cpu()
-        directions = TASKS[trained.task].fisher(outputs, trained.noise, generator)
-        if TASKS[trained.task].positions:
+        directions = task_named(trained.task).fisher(outputs, trained.noise, generator)
+        if task_named(trained.task).positions:
             directions = directions * (train.y[part] != IGNORED)[:, None, None]
         directions = directions.to(device)
         for name, total in squared_gradients(trained.graph, weights, fixed, x, directions).items():

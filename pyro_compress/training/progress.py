@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_compress.data.augment import AUGMENTATIONS
-from pyro_compress.data.tasks import TASKS, class_weights
+from pyro_compress.data.several import task_named
+from pyro_compress.data.tasks import class_weights
 from pyro_compress.metrics import evaluate
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Keeper, Snapshot, random_states, restoring, set_random_states
@@ -126,7 +127,7 @@ class Progress:
 
     def point_loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """What point weights minimise: the task's loss, every example weighted by its class."""
-        task = TASKS[self.splits.task]
+        task = task_named(self.splits.task)
         if self.weights is None:
             return task.loss(outputs, y, 1.0)
         return -(self.weights[y] * task.log_likelihood(outputs, y, 1.0)).mean()
