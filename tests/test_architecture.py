@@ -220,7 +220,7 @@ SIDEWAYS = {
     *[("bayes/inferred", f"bayes/{room}") for room in ("assignment", "extract", "layers", "matched", "model")],
     *[("bayes/inferred", f"bayes/{room}") for room in ("priors", "program")],
     *[("bayes/fit", f"bayes/{room}") for room in ("capture", "dead_units", "elbo", "extract", "layers", "model")],
-    *[("bayes/fit", f"bayes/{room}") for room in ("stage", "step")],
+    *[("bayes/fit", f"bayes/{room}") for room in ("own_guides", "stage", "step")],
     ("deploy/onnx_model", "deploy/crop"),
     ("deploy/onnx_files", "deploy/engines"),
     ("deploy/onnx_files", "deploy/onnx_model"),

@@ -120,7 +120,8 @@ def test_what_has_no_prior_and_what_has_one_of_its_own(digits: Splits) -> None:
         ("*=none", "is none at all; say 'none'"),
         ("fc*=gaussian,fc*=horseshoe", "a pattern stands there twice"),
         ("fc*=gausian", "unknown prior 'gausian'"),
-        ("fc*=gaussian,horseshoe", "'horseshoe' is no pattern=prior"),
+        ("fc*=gaussian,horseshoe", "'horseshoe' is no PATTERN=PRIOR; several priors go"),
+        ("gaussian,horseshoe", "'gaussian' is no PATTERN=PRIOR"),
     ],
 )
 def test_patterns_that_do_not_fit(prior: str, message: str, digits: Splits) -> None:

@@ -157,13 +157,16 @@ def assignment_of(text: str, options: Mapping[str, float] | None = None) -> Assi
         ('group-mode', 'snr', 'snr')
     """
     options = options or {}
-    if "=" not in text:
+    if "=" not in text and "," not in text:
         return everywhere(prior_named(text).with_options(dict(options)))
     parts = list[tuple[str, Prior | None]]()
     for part in text.split(","):
         pattern, equals, name = (one.strip() for one in part.partition("="))
         if not (pattern and equals and name):
-            raise ValueError(f"prior {shown(text)}: {shown(part)} is no pattern=prior")
+            raise ValueError(
+                f"prior {shown(text)}: {shown(part)} is no PATTERN=PRIOR; several priors go to tensors "
+                "by their names, like 'conv*=horseshoe', '*=gaussian'"
+            )
         parts.append((pattern, None if name == "none" else prior_named(name)))
     if len({pattern for pattern, _ in parts}) < len(parts):
         raise ValueError(f"prior {shown(text)}: a pattern stands there twice")

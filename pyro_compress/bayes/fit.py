@@ -15,6 +15,7 @@ from pyro_compress.bayes.elbo import kl_nats
 from pyro_compress.bayes.extract import mean_tensors, moments
 from pyro_compress.bayes.layers import bayes_layers, check_keep, left_out
 from pyro_compress.bayes.model import Fit, Likelihood
+from pyro_compress.bayes.own_guides import Own
 from pyro_compress.bayes.stage import Stage, bayesian, check_assigned, chosen, first_stage
 from pyro_compress.bayes.step import Rule, Step, eager
 from pyro_compress.doubts import doubt
@@ -264,7 +265,8 @@ class _Inference:
         config, feed = self.config, self.progress.feed
         rule = Rule(config.clip_norm, config.accumulate, feed.combine if feed.world.size > 1 else None)
         objective, tuned, state = self.stage.objective, self.stage.tuned, self.stage.state
-        if config.compile == "off" or (config.compile == "auto" and self.total < COMPILE_STEPS):
+        own = isinstance(objective.elbo.guide, Own)  # what it does beside drawing, a trace would do once
+        if config.compile == "off" or (config.compile == "auto" and (own or self.total < COMPILE_STEPS)):
             return eager(objective, tuned, rule, state)
         try:
             example = self.progress.example(feed.usual)
