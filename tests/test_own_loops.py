@@ -71,7 +71,7 @@ def test_svi_finds_the_exact_posterior_of_a_linear_network(kind: type | None) ->
     x, y = linear_data(orthogonal=True)
     model, guide = linear_program(x, y, kind)
     run(model, guide, x, y, TraceMeanField_ELBO(2) if kind is None else Trace_ELBO(2))
-    layer = pc.posterior(model, guide).layers["weight"]
+    layer = pc.posterior(guide).layers["weight"]
     mean, precision = exact(x, y)
     std = precision.diagonal().rsqrt()
     assert (layer.mean[0].double() - mean).abs().max() < 0.3 * std.min()
@@ -93,7 +93,7 @@ def test_nuts_draws_from_the_exact_posterior() -> None:
     model, _ = linear_program(x, y)
     mcmc = MCMC(NUTS(model), num_samples=200, warmup_steps=50, disable_progbar=True)
     mcmc.run(x, y)
-    layer = pc.posterior(model, mcmc).layers["weight"]
+    layer = pc.posterior(mcmc).layers["weight"]
     mean, precision = exact(x, y)
     std = precision.inverse().diagonal().sqrt()
     assert ((layer.mean[0].double() - mean).abs() / std).max() < 4 / 20**0.5
@@ -307,6 +307,7 @@ def test_what_a_program_refuses() -> None:
         (lambda: pc.program(nn.Linear(4, 3), (x, y), prior="none"), "a program has a prior"),
         (lambda: pc.program(nn.Linear(4, 3), (x, y), priors="horseshoe"), "did you mean prior"),
         (lambda: pc.program(nn.Linear(4, 3), (x, y), guide=3), "a guide is a Pyro function, an AutoGuide"),
+        (lambda: pc.posterior(nn.Linear(4, 3)), "a Linear does not say of which network: give"),
         (lambda: pc.posterior(nn.Linear(4, 3), {}), "a plain network's posterior needs its data"),
         (lambda: pc.posterior(model, {"bias": torch.zeros(5, 3)}), "nothing is known of site weight.raw"),
     ):

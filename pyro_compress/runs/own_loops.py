@@ -74,12 +74,13 @@ def program(
 
 
 def posterior(
-    net: nn.Module, source: Any, data: Any = None, *, draws: int = 1000, seed: int = 0, prior: str = ""
+    net: Any, source: Any = None, data: Any = None, *, draws: int = 1000, seed: int = 0, prior: str = ""
 ) -> Posterior:
     """What any inference left, as `compress` takes it.
 
     Args:
-        net: the `model` of `program`; or a plain network, whose tensors are then known by their names.
+        net: the `model` of `program`; or a plain network, whose tensors are then known by their names; or the source
+            alone, where that knows its model: a guide of `program`, an AutoGuide, MCMC.
         source: a guide, one of Pyro's AutoGuides, MCMC or its draws `{site: (draws, *shape)}`, `{name: (mean, std)}`,
             an approximation of `laplace-torch`; or `"laplace"`: by the curvature around a trained network's weights.
         data: of a plain network: what it is for, as for `fit`; of a program those that it was made with, if None.
@@ -97,11 +98,12 @@ def posterior(
         >>> float(found.layers["weight"].std.mean())
         0.10000000149011612
     """
+    net, source = _with_model(net, source)
     return inferred(net, source, splits_for(net, data), draws, seed, prior).posterior
 
 
 def save_run(
-    path: str | Path, net: nn.Module, source: Any, data: Any = None, *, prior: str = "gaussian",
+    path: str | Path, net: Any, source: Any = None, data: Any = None, *, prior: str = "gaussian",
     draws: int = 1000, seed: int = 0, force: bool = False,
 ) -> Run:  # fmt: skip
     """Write what was inferred as a run folder.
@@ -128,6 +130,7 @@ def save_run(
         ...     sorted(file.name for file in run.path.iterdir())
         ['config.toml', 'examples.npz', 'guide.safetensors', 'posterior.safetensors']
     """
+    net, source = _with_model(net, source)
     splits = splits_for(net, data)
     found = inferred(net, source, splits, draws, seed, prior)
     assert splits is not None
@@ -137,6 +140,22 @@ def save_run(
         doubt(log, f"{path} keeps each weight's own spread; how weights go together, which the draws show, is not kept")
     sites = None if found.marginals is None else Sites(found.marginals, found.shapes)
     return write_run(Path(path), found.posterior, found.config, splits, sites, (), force)
+
+
+def _with_model(net: Any, source: Any) -> tuple[Any, Any]:
+    """A model and what was inferred of it, where only the latter is given.
+
+    Raises:
+        ValueError: it does not know its model.
+    """
+    if source is not None:
+        return net, source
+    model = getattr(net, "model", None) or getattr(getattr(net, "kernel", None), "model", None)
+    if getattr(model, "splits", None) is None:
+        raise ValueError(
+            f"a {type(net).__name__} does not say of which network: give (net, source), or (model, source)"
+        )
+    return model, net
 
 
 def inferred(
