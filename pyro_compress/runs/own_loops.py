@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -151,6 +152,8 @@ def _with_model(net: Any, source: Any) -> tuple[Any, Any]:
     if source is not None:
         return net, source
     model = getattr(net, "model", None) or getattr(getattr(net, "kernel", None), "model", None)
+    while isinstance(model, functools.partial) and model.args:
+        model = model.args[-1]  # AutoGuides put handlers around it
     if getattr(model, "splits", None) is None:
         raise ValueError(
             f"a {type(net).__name__} does not say of which network: give (net, source), or (model, source)"
