@@ -151,3 +151,12 @@ def test_logarithms_of_large_values_keep_their_digits() -> None:
 )
 def test_whole_numbers_where_any_are_meant(value: float, fits: bool) -> None:
     assert rows.is_number(value) == fits
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"), [(0.0, True), (1e-45, False), (-1e-38, False), (1.2e-38, True), (3e38, True)]
+)
+def test_numbers_that_processors_take_for_zero_are_no_attributes(value: float, fits: bool) -> None:
+    """0 to such a power is 1 where it is flushed to 0, and 0 where it is not."""
+    assert rows.NUMBER.allows(value) == rows.NUMBER_OR_NONE.allows(value) == fits
+    assert rows.EPSILON.allows(abs(value)) == fits

@@ -180,11 +180,16 @@ def _positive(chance: random.Random) -> float:
     return chance.choice((1, 0.5, 255, 255.0, 1e-38, 3e38, 1e-20))
 
 
+SEVERAL = (
+    "a=classification:6+b=multi-label:3+c=regression:1", "a=regression:10", "b=classification:2+c=classification:8",
+    "a=regression:9+b=classification:1", "a=classification:5+b=regression:6", "b=regression:1+a=regression:9",
+)  # fmt: skip
+"""Spellings of several outputs, of which some are none of a network with ten values, or no spelling."""
 VALUES: dict[str, Callable[[random.Random], Any]] = {
     "prior": _text, "data": _text, "criterion": _text, "augment": _text, "teacher": _text, "test_data": _text,
     "finetune_augment": _text, "seed": lambda chance: chance.choice((0, -1, (1 << 64) - 1)),
     "validation": lambda chance: chance.choice((None, 0.1, 1e-300, 0.999999)), "parameters_total": _count,
-    "task": lambda chance: chance.choice(("classification", "regression")),
+    "task": lambda chance: chance.choice(("classification", "regression", "multi-label", *SEVERAL)),
     "noise": lambda chance: chance.choice((None, _positive(chance))), "target": _texts, "classes": _texts,
     "image_size": lambda chance: chance.choice((0, 8)), "series": lambda chance: chance.random() < 0.5, "limit": _whole,
     "scale": _positive, "dropout": lambda chance: chance.choice((0, 0.5, -3e38)), "members": _count,

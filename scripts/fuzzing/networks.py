@@ -204,7 +204,9 @@ def _by_kind(row: Operation, shape: Shape, chance: random.Random) -> dict[str, A
 
 def number(chance: random.Random) -> float:
     """A number such as people write, or one at an end of its range."""
-    return chance.choice((0.0, 1.0, -1.0, 0.5, 1e-5, -0.0, 1e-45, 3e38, -3e38, 1, 0, round(chance.gauss(0, 3), 3)))
+    return chance.choice(
+        (0.0, 1.0, -1.0, 0.5, 1e-5, -0.0, 1e-38, 1e-45, 3e38, -3e38, 1, 0, round(chance.gauss(0, 3), 3))
+    )
 
 
 def _divisor(size: int, chance: random.Random) -> int:

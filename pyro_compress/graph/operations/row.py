@@ -18,6 +18,8 @@ MAX_RANK = 7
 MAX_SIZE = 1 << 31
 MAX_NUMBER = 3.4028234663852886e38
 """Largest float32."""
+SMALLEST_NORMAL = 2.0**-126
+"""Smallest float32 that is not subnormal."""
 MAX_EXACT = 1 << 53
 """Largest whole number where any number is meant: those up to it are floats, too; torch takes none beyond 2^63."""
 MAX_INPUTS = 1024
@@ -189,13 +191,20 @@ def is_number(value: Any) -> bool:
     return type(value) is float and -MAX_NUMBER <= value <= MAX_NUMBER
 
 
+def is_normal(value: Any) -> bool:
+    """Whether a number is neither beyond float32 nor one that processors may take for 0 (a subnormal one)."""
+    return is_number(value) and (value == 0 or abs(value) >= SMALLEST_NORMAL)
+
+
 def _list(of: Callable[[Any], bool], least: int = 1, most: int = MAX_RANK) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and least <= len(value) <= most and all(map(of, value))
 
 
-NUMBER = Kind(is_number, "a finite number")
-EPSILON = Kind(lambda value: is_number(value) and value >= 0, "a number that is not negative")
-NUMBER_OR_NONE = Kind(lambda value: value is None or is_number(value), "a finite number or null")
+NUMBER = Kind(is_normal, "a finite number, 0 or at least 1.2e-38")
+EPSILON = Kind(lambda value: is_normal(value) and value >= 0, "a number that is not negative, 0 or at least 1.2e-38")
+NUMBER_OR_NONE = Kind(
+    lambda value: value is None or is_normal(value), "a finite number, 0 or at least 1.2e-38, or null"
+)
 BOOL = Kind(lambda value: isinstance(value, bool), "true or false")
 INDEX = Kind(is_whole, "a whole number")
 COUNT = Kind(lambda value: is_whole(value, 1), "a positive whole number")
