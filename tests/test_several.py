@@ -245,6 +245,14 @@ def test_from_a_fit_to_predictions_and_exports(tmp_path: Path, monkeypatch: pyte
     assert [("cat", "dog", "elk")[i] for i in kind.argmax(1)] == [row["kind, class"] for row in rows]
 
 
+def test_labels_with_names_are_none_of_a_network_with_one_output(tmp_path: Path) -> None:
+    from pyro_compress.data.splits import load_examples
+    from pyro_compress.settings import Reading
+
+    with pytest.raises(ValueError, match=r"this network has one output, for classification: give y_test$"):
+        load_examples(saved(tmp_path / "a.npz"), reading=Reading())
+
+
 def test_a_resumed_configuration_finds_its_outputs_again(tmp_path: Path) -> None:
     """The spelled task of a run reads the same data, and refuses others."""
     from pyro_compress.settings import Reading

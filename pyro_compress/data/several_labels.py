@@ -27,12 +27,22 @@ def task_of(array: np.ndarray) -> str:
     return "multi-label" if array.ndim == 2 and array.shape[1] > 1 else "classification"
 
 
-def check_several(several: bool, task: str, name: str) -> None:
+def check_several(several: bool, task: str, name: str, told: bool = False) -> None:
     """Refuse labels of several outputs where a task is for one, and the other way round.
+
+    Args:
+        several: whether labels have names.
+        task: what the data are for.
+        name: of the data.
+        told: the task is that of a network; else nobody may have said one.
 
     Raises:
         ValueError: as said.
     """
+    if several and told and not is_several(task):
+        raise ValueError(
+            f"{name} has labels with names, y_test.NAME; this network has one output, for {task}: give y_test"
+        )
     if several and task != Reading().task and not is_several(task):
         raise ValueError(f"{name}: labels with names, y_train.NAME, say themselves what they are for: leave --task out")
     if is_several(task) and not several:

@@ -278,7 +278,7 @@ def load_examples(path: Path, known: Preprocessing | None = None, reading: Readi
     arrays = completed(arrays, reading.task, path) | labels_of
     for suffix in ("", "_test"):
         if f"x{suffix}" in arrays and f"y{suffix}" in arrays:
-            check_several(bool(labels_of), reading.task, str(path))
+            check_several(bool(labels_of), reading.task, str(path), told=True)
             x, y = wanted(arrays, (f"x{suffix}", f"y{suffix}"), path)
             what = f"{path}: x{suffix}"
             if outputs := outputs_of(reading.task):
