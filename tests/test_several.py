@@ -14,9 +14,11 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
+import pyro_compress as pc
 from pyro_compress.bayes.model import likelihood
 from pyro_compress.cli.main import main
 from pyro_compress.data.several import task_named
+from pyro_compress.data.sources import splits_from
 from pyro_compress.data.splits import load_splits
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.metrics import evaluate, scores_of
@@ -265,3 +267,19 @@ def test_a_resumed_configuration_finds_its_outputs_again(tmp_path: Path) -> None
         load_splits(str(other), reading=Reading(task=splits.task))
     found = evaluate(lambda x: torch.zeros(len(x), 6), splits, "test")
     assert set(found.parts) == {"kind", "marks", "size"}
+
+
+def test_labels_by_name_in_python() -> None:
+    """Arrays, and a data set that gives one example at a time: the same splits."""
+    x = examples()["x_train"]
+    labels = {name: examples()[f"y_train.{name}"] for name in ("kind", "size", "marks")}
+    whole = splits_from((x, labels))
+    assert whole.task == "kind=classification:3+marks=multi-label:2+size=regression:1"
+    assert whole.sizes == {"train": 266, "validation": 134, "test": 100}
+    rows = [(x[i], {name: array[i] for name, array in labels.items()}) for i in range(len(x))]
+    assert torch.equal(splits_from(rows).train.y, whole.train.y)
+    with pytest.raises(ValueError, match="inputs and targets have 3 and 500 rows"):
+        splits_from((x, labels | {"size": np.zeros(3)}))
+    fitted = pc.fit(Three(), (x, labels), prior="log-uniform", epochs=2, device="cpu")
+    assert fitted.posterior.task == fitted.splits.task == whole.task
+    assert fitted.posterior.noise

@@ -1,7 +1,7 @@
 """Examples as a Python program has them, read into memory in their own order: inputs and targets.
 
-Tensors or arrays `(x, y)`, a torch `Dataset` or `DataLoader`, a dictionary of named inputs with targets, a Hugging Face
-`Dataset`.
+Tensors or arrays `(x, y)`, where either may be a dictionary of several by their names, a torch `Dataset` or `DataLoader`,
+a dictionary of named inputs with targets, a Hugging Face `Dataset`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Examples(NamedTuple):
 
     Attributes:
         x: `(n, ...)`, or arrays of several inputs by name.
-        y: labels or targets, `(n, ...)`.
+        y: labels or targets, `(n, ...)`, or arrays of several outputs by name.
         classes: names of the classes; empty: none are known.
     """
 
     x: np.ndarray | dict[str, np.ndarray]
-    y: np.ndarray
+    y: Any
     classes: tuple[str, ...] = ()
 
 
@@ -69,7 +69,7 @@ def examples_of(given: Any, what: str, reading: Reading, names: Sequence[str] = 
         )
     else:
         raise ValueError(f"{what} is a {type(given).__name__}; give {KINDS}")
-    lengths = {len(x) for x in (found.x.values() if isinstance(found.x, dict) else [found.x])} | {len(found.y)}
+    lengths = {len(one) for side in (found.x, found.y) for one in (side.values() if isinstance(side, dict) else [side])}
     if len(lengths) != 1:
         raise ValueError(f"{what}: inputs and targets have {' and '.join(map(str, sorted(lengths)))} rows")
     if not lengths - {0}:
@@ -98,9 +98,14 @@ def _is_example(given: Any) -> bool:
 
 def _of_pair(pair: Sequence[Any], what: str) -> Examples:
     x, y = pair
-    if isinstance(x, Mapping):
-        return Examples({str(n): _array(v, f"{what}: {n}") for n, v in x.items()}, _array(y, f"{what}: targets"))
-    return Examples(_array(x, f"{what}: inputs"), _array(y, f"{what}: targets"))
+    return Examples(_side(x, what, "inputs"), _side(y, what, "targets"))
+
+
+def _side(given: Any, what: str, called: str) -> Any:
+    """Inputs or targets as an array, or several as arrays by name."""
+    if isinstance(given, Mapping):
+        return {str(name): _array(values, f"{what}: {name}") for name, values in given.items()}
+    return _array(given, f"{what}: {called}")
 
 
 def _of_names(arrays: dict[str, np.ndarray], what: str) -> Examples:
@@ -125,7 +130,7 @@ def _of_columns(given: Any, what: str, reading: Reading) -> Examples:
 
 def _named(found: Examples, classes: Any) -> Examples:
     """Examples whose whole numbers are those of classes with names."""
-    if not classes or found.y.dtype.kind not in "iu":
+    if not classes or isinstance(found.y, dict) or found.y.dtype.kind not in "iu":
         return found
     return found._replace(classes=tuple(str(name) for name in classes))
 
@@ -162,11 +167,16 @@ def _check_pair(item: Any, what: str) -> None:
 
 def _joined(parts: Sequence[Examples], what: str) -> Examples:
     """Minibatches, one behind the other."""
-    y = _concatenated([one.y for one in parts], f"{what}: targets")
-    first = parts[0].x
-    if not isinstance(first, dict):
-        return Examples(_concatenated([one.x for one in parts], f"{what}: inputs"), y)
-    return Examples({name: _concatenated([one.x[name] for one in parts], f"{what}: {name}") for name in first}, y)
+    inputs, targets = [one.x for one in parts], [one.y for one in parts]
+    return Examples(_side_joined(inputs, what, "inputs"), _side_joined(targets, what, "targets"))
+
+
+def _side_joined(parts: Sequence[Any], what: str, called: str) -> Any:
+    if not isinstance(parts[0], dict):
+        return _concatenated(parts, f"{what}: {called}")
+    if len(names := {tuple(sorted(one)) for one in parts}) > 1:
+        raise ValueError(f"{what}: {called} of different names, {' and '.join(map(str, sorted(names)[:2]))}")
+    return {name: _concatenated([one[name] for one in parts], f"{what}: {name}") for name in parts[0]}
 
 
 def _concatenated(arrays: Sequence[Any], what: str) -> np.ndarray:
@@ -193,11 +203,8 @@ def _as_batch(item: Any, what: str) -> Any:
     if isinstance(item, Mapping):
         return {name: _array(value, f"{what}: {name}")[None] for name, value in item.items()}
     _check_pair(item, what)
-    x, y = item
-    y = _array(y, f"{what}: targets")[None]
-    if isinstance(x, Mapping):
-        return {name: _array(value, f"{what}: {name}")[None] for name, value in x.items()}, y
-    return _array(x, f"{what}: inputs")[None], y
+    x, y = (_side(side, what, called) for side, called in zip(item, ("inputs", "targets"), strict=True))
+    return tuple({name: one[None] for name, one in s.items()} if isinstance(s, dict) else s[None] for s in (x, y))
 
 
 def _bounded(items: Iterable[Any], what: str, reading: Reading) -> Iterator[Any]:

@@ -132,6 +132,10 @@ def taken_whole(given: Any, reading: Reading | None = None, task: str = "", take
         return _of_shapes(given)
     reading = reading or Reading()
     found = examples_of(given, "train", reading, takes.names)
+    if isinstance(found.y, dict):
+        raise ValueError(
+            "targets of several outputs are held out and standardised first: give what load_splits returns"
+        )
     rows, inputs = _packed({"train": found.x})
     task = task or _task_of(found, reading)
     tokens = takes.vocabulary if not inputs and kind_of(rows["train"]) == "int64" and rows["train"].ndim == 2 else 0
@@ -168,7 +172,9 @@ def _all_in_each(data: Data, outputs: int, task: str, tokens: int) -> Splits:
 
 
 def _task_of(train: Examples, reading: Reading) -> str:
-    """What the targets of the training examples say."""
+    """What the targets of the training examples say; those of several outputs say it one by one."""
+    if isinstance(train.y, dict):
+        return reading.task
     if reading.task != Reading().task or train.y.dtype.kind != "f":
         if reading.task == "classification" and train.y.ndim > 1:
             raise ValueError(
@@ -185,14 +191,18 @@ def _arrays(found: dict[str, Examples], reading: Reading) -> Arrays:
     parts = {part: (rows[part], one.y) for part, one in found.items()}
     if "test" not in parts:
         x, y = parts["train"]
-        labels = y if reading.task == "classification" else None
-        held_in, held_out = drawn(np.arange(len(y)), TEST_SHARE, labels, "test split")
-        parts |= {"train": (x[held_in], y[held_in]), "test": (x[held_out], y[held_out])}
+        labels = y if reading.task == "classification" and not isinstance(y, dict) else None
+        held_in, held_out = drawn(np.arange(len(x)), TEST_SHARE, labels, "test split")
+        parts |= {"train": (x[held_in], _rows(y, held_in)), "test": (x[held_out], _rows(y, held_out))}
     arrays = Arrays(*parts["train"], *parts["test"], found["train"].classes, inputs=inputs)
     if "validation" not in parts:
         return arrays
     x, y = parts["validation"]
     return arrays._replace(x_validation=x, y_validation=y)
+
+
+def _rows(y: Any, rows: np.ndarray) -> Any:
+    return {name: one[rows] for name, one in y.items()} if isinstance(y, dict) else y[rows]
 
 
 def _packed(x: dict[str, Any]) -> tuple[dict[str, np.ndarray], tuple[Input, ...]]:
