@@ -1,7 +1,7 @@
 """Examples as a Python program has them, read into memory in their own order: inputs and targets.
 
-Tensors or arrays `(x, y)`, where either may be a dictionary of several by their names, a torch `Dataset` or `DataLoader`,
-a dictionary of named inputs with targets, a Hugging Face `Dataset`.
+Tensors or arrays `(x, y)`, where either may be a dictionary of several by their names, a torch `Dataset` or
+`DataLoader`, a dictionary of named inputs with targets, a Hugging Face `Dataset`.
 """
 
 from __future__ import annotations
