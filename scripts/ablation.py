@@ -23,10 +23,10 @@ import torch
 from pyro_compress.atomic import write_atomically
 from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.candidates import to_module
+from pyro_compress.compression.finetuned import FineTuning, Teacher, compress_finetuned
 from pyro_compress.compression.fixed_point import EXPONENT_AND_SIGN, FLOAT32, fixed_point
 from pyro_compress.compression.search import compress, prune
 from pyro_compress.compression.target import target_of
-from pyro_compress.compression.tuned import Teacher, Tuning, compress_finetuned
 from pyro_compress.graph.network import Network
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate
@@ -96,11 +96,11 @@ def row(run: Run, splits: Splits, tolerance: float, how: FineTune, teacher: Teac
     posterior, dense = run.posterior, 4 * run.posterior.parameters_total
     stages = computed(run, splits, tolerance)
     stages |= filed(compress(posterior, splits, goal)[0], splits, dense, ("static", "file"))
-    tunings = {"tuned": Tuning(how, how.rate)}
+    tunings = {"tuned": FineTuning(how, how.rate)}
     if run.config.prior != "none":
-        tunings["svi"] = Tuning(replace(how, svi=True), how.rate)
+        tunings["svi"] = FineTuning(replace(how, svi=True), how.rate)
     if teacher:
-        tunings["taught"] = Tuning(how, how.rate, teacher)
+        tunings["taught"] = FineTuning(how, how.rate, teacher)
     for name, tuning in tunings.items():
         network, _ = compress_finetuned(posterior, splits, tuning, goal)
         stages |= filed(network, splits, dense, (f"{name} static", name))

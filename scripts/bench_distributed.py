@@ -17,23 +17,23 @@ import tempfile
 from pathlib import Path
 
 from pyro_compress.cli.commands import run_script
+from pyro_compress.process_group import ProcessGroup, joined
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
-from pyro_compress.world import World, joined
 
 
 def member(out: Path, options: dict) -> None:
     """One process of a fit: what it sends, and a digest of the parameters it ends with."""
     sent = {"bytes": 0, "messages": 0}
-    add = World.add_
+    add = ProcessGroup.add_
 
-    def counted(self: World, tensors: list, factor: float = 1.0) -> None:
+    def counted(self: ProcessGroup, tensors: list, factor: float = 1.0) -> None:
         sent["bytes"] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         sent["messages"] += 1
         add(self, tensors, factor)
 
-    World.add_ = counted
+    ProcessGroup.add_ = counted
     with joined("cpu") as world:
         run = fit_run(FitConfig(**options), out, world=world)
     digest = hashlib.sha256()

@@ -83,7 +83,7 @@ def made_run(hidden: str, path: Path, prior: str = "gaussian") -> None:
     from pyro_compress.bayes.model import classifier
     from pyro_compress.graph.capture import capture
     from pyro_compress.runs.config import config_toml
-    from pyro_compress.runs.waist import write_posterior
+    from pyro_compress.runs.posterior_file import write_posterior
     from pyro_compress.types import Posterior
 
     splits = pc.load_splits("digits")

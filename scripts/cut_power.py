@@ -52,7 +52,7 @@ def work(place: Path, reports: Path) -> None:
     from pyro_compress.machine import prepare
     from pyro_compress.runs.run import fit_run
     from pyro_compress.settings import FitConfig, Goal
-    from pyro_compress.settings.fit import Keeping
+    from pyro_compress.settings.fit import CheckpointConfig
     from pyro_compress.studies.compare import compare_file
 
     prepare("cpu", 1)
@@ -64,7 +64,7 @@ def work(place: Path, reports: Path) -> None:
     config = FitConfig(prior="gaussian", hidden=(8,), epochs=2, limit=300, device="cpu", threads=1)
     number, parent = 0, os.getppid()
     while os.getppid() == parent:
-        run = fit_run(replace(config, seed=number), place / "run", number > 0, keeping=Keeping(every_epochs=1))
+        run = fit_run(replace(config, seed=number), place / "run", number > 0, keeping=CheckpointConfig(every_epochs=1))
         report(run.path)
         goal, trials = Goal(sparsity=0.5 + number % 5 / 20), [Trial(0, 0, 0, 100 + number, 0, 0)]
         compress_run(run.posterior, run.splits(), place / "small.pcn", goal, passes=0)

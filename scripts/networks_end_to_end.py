@@ -57,8 +57,8 @@ def end_to_end(name: str, options: argparse.Namespace, folder: Path) -> dict:
     from pyro_compress.pcn import file
     from pyro_compress.runs.run import fit_run
     from pyro_compress.settings import FitConfig, Goal
-    from pyro_compress.training.feed import batch_count
     from pyro_compress.training.history import Epoch
+    from pyro_compress.training.minibatches import batch_count
 
     images(folder / "images.npz", options.examples)
     marks, epochs = [time.process_time()], list[Epoch]()

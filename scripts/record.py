@@ -21,10 +21,10 @@ from pathlib import Path
 from pyro_compress.atomic import write_atomically
 from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.candidates import to_module
+from pyro_compress.compression.finetuned import FineTuning, Teacher
 from pyro_compress.compression.order import reordered
 from pyro_compress.compression.pipeline import compress_run, save
 from pyro_compress.compression.prune import kept
-from pyro_compress.compression.tuned import Teacher, Tuning
 from pyro_compress.data.splits import load_splits
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate
@@ -63,7 +63,7 @@ def sparsity(run: Run) -> float:
 def record(run: Run, data_dir: str, how: FineTune, teacher: Teacher | None, path: Path, passes: int) -> dict:
     """Compress a run into a file; its row."""
     report = compress_run(
-        run.posterior, run.splits(data_dir), path, Goal(sparsity=sparsity(run)), Tuning(how, how.rate, teacher),
+        run.posterior, run.splits(data_dir), path, Goal(sparsity=sparsity(run)), FineTuning(how, how.rate, teacher),
         passes=passes,
     )  # fmt: skip
     return {

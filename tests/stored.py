@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 
-from pyro_compress.runs.waist import write_posterior
+from pyro_compress.runs.posterior_file import write_posterior
 from pyro_compress.types import Posterior
 
 

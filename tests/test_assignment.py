@@ -16,7 +16,7 @@ from pyro_compress.bayes import own_priors
 from pyro_compress.bayes.assignment import assigned, assignment_of, spelled
 from pyro_compress.bayes.model import Likelihood
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.stage import Stage, first_stage
+from pyro_compress.bayes.train_state import TrainState, first_stage
 from pyro_compress.cli.main import main
 from pyro_compress.graph.capture import capture
 from pyro_compress.runs.folder import load_run
@@ -43,7 +43,7 @@ class Net(nn.Module):
         return self.fc2(self.fc1(self.conv1(x).relu().flatten(1)).relu())
 
 
-def stage_of(prior: str, **options) -> tuple[Stage, FitConfig]:
+def stage_of(prior: str, **options) -> tuple[TrainState, FitConfig]:
     net = Net()
     config = pc.resolve(pc.FitConfig(prior=prior, device="cpu", **options), 1000)
     example = torch.rand(2, 1, 8, 8), torch.tensor([1, 2])

@@ -15,7 +15,7 @@ from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import initial_net
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import fit_baseline
-from pyro_compress.training.feed import Feed
+from pyro_compress.training.minibatches import Minibatches
 from pyro_compress.training.point import OPTIMIZERS, SCHEDULES, PointPlan, dropped_inputs, train_point
 from pyro_compress.training.sparse import PRUNING, RENEW_STEPS, gradual, iterative, pruned_while_training, rewind
 from pyro_compress.types import Data, Splits
@@ -128,8 +128,8 @@ def test_sgd_is_that_of_torch(digits: Splits) -> None:
     net = mlp((1, 8, 8), 10, (7,))
     other = copy.deepcopy(net)
     plan = PointPlan(3, 0.1, "sgd", 0.5, "constant")
-    train_point(net, Feed(data, 100, torch.Generator().manual_seed(3)), plan)
-    feed = Feed(data, 100, torch.Generator().manual_seed(3))
+    train_point(net, Minibatches(data, 100, torch.Generator().manual_seed(3)), plan)
+    feed = Minibatches(data, 100, torch.Generator().manual_seed(3))
     velocity = [torch.zeros_like(p) for p in other.parameters()]
     for _ in range(3):
         for _, x, y in feed.epoch():

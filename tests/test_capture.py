@@ -25,7 +25,7 @@ from pyro_compress.bayes.layers import bayesianize
 from pyro_compress.bayes.model import Fit, classifier
 from pyro_compress.bayes.noise import Noise, lift_noise
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.step import Rule, State, Step, Tuned, eager, tuned_parameters
+from pyro_compress.bayes.step import Rule, State, Step, Trained, eager, tuned_parameters
 from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.nets import build_net
 from pyro_compress.runs.config import resolve
@@ -50,7 +50,7 @@ def convolutional() -> nn.Module:
 def objective(
     prior: str, estimator: str, samples: int = 1, guide: str = "mean-field",
     make: Callable[[], nn.Module] = convolutional,
-) -> tuple[Objective, list[Tuned]]:  # fmt: skip
+) -> tuple[Objective, list[Trained]]:  # fmt: skip
     torch.manual_seed(0)
     net = make()
     weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
@@ -73,7 +73,7 @@ class Graph:
     """A captured step at hand: its graph, its inputs, its noise."""
 
     def __init__(
-        self, found: Objective, tuned: list[Tuned], rule: Rule | None = None, graph: GraphModule | None = None
+        self, found: Objective, tuned: list[Trained], rule: Rule | None = None, graph: GraphModule | None = None
     ):
         self.state = State.of(found, tuned)
         self.scalars = tuple(torch.zeros(()) for _ in range(3))

@@ -42,7 +42,7 @@ from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.layers import BayesLayer, bayesianize, left_out, plain_weights
 from pyro_compress.bayes.model import Likelihood
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.stage import first_stage
+from pyro_compress.bayes.train_state import first_stage
 from pyro_compress.compression import packing
 from pyro_compress.compression.packing import folded
 from pyro_compress.compression.shrink import shrink

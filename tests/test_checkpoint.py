@@ -22,9 +22,9 @@ from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import Run, new_folder, unfinished_config
 from pyro_compress.runs.run import fit_run, initial_net
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.fit import Keeping
+from pyro_compress.settings.fit import CheckpointConfig
 from pyro_compress.training.baselines import fit_baseline
-from pyro_compress.training.checkpoint import Interrupted, Keeper, Snapshot, read, stops_on_signals, write
+from pyro_compress.training.checkpoint import Checkpointer, Interrupted, Snapshot, read, stops_on_signals, write
 from pyro_compress.types import Data, Splits
 
 
@@ -34,7 +34,7 @@ def splits() -> Splits:
     return Splits(Data(full.train.x[:320], full.train.y[:320]), full.validation, full.test, full.classes)
 
 
-class Stopping(Keeper):
+class Stopping(Checkpointer):
     """Stops after given numbers of steps, one of them per life."""
 
     def __init__(self, folder: Path, stops: list[int]):
@@ -49,12 +49,12 @@ class Stopping(Keeper):
         super().after_step(finished_epoch, take)
 
 
-def fitted(config: FitConfig, splits: Splits, keeper: Keeper | None) -> bytes:
+def fitted(config: FitConfig, splits: Splits, checkpointer: Checkpointer | None) -> bytes:
     config = resolve(config, len(splits.train))
     net = initial_net(config, splits)
     if config.prior == "none":
-        return stored_posterior(fit_baseline(net, splits, config, keeper=keeper)[0])
-    return stored_posterior(extract(fit_posterior(net, splits, config, keeper=keeper)))
+        return stored_posterior(fit_baseline(net, splits, config, checkpointer=checkpointer)[0])
+    return stored_posterior(extract(fit_posterior(net, splits, config, checkpointer=checkpointer)))
 
 
 CASES = {
@@ -102,9 +102,9 @@ def check_stopped(config: FitConfig, splits: Splits, tmp_path: Path, stops: list
     """Stopped several times, it ends in the same bytes."""
     wanted, lives = fitted(config, splits, None), len(stops)
     for life in range(lives + 1):
-        keeper = Stopping(tmp_path, stops[life : life + 1])
+        checkpointer = Stopping(tmp_path, stops[life : life + 1])
         try:
-            found = fitted(config, splits, keeper)
+            found = fitted(config, splits, checkpointer)
             break
         except Interrupted:
             assert len(list(tmp_path.glob("checkpoint-*"))) <= 2
@@ -119,10 +119,10 @@ def test_damaged_checkpoints_are_passed_over(splits: Splits, tmp_path: Path) -> 
             fitted(config, splits, Stopping(tmp_path, stops))
     first, second = sorted(tmp_path.glob("checkpoint-*"))
     second.write_bytes(second.read_bytes()[:1000])
-    assert Keeper(tmp_path).latest().numbers["step"] == read(first).numbers["step"]
+    assert Checkpointer(tmp_path).latest().numbers["step"] == read(first).numbers["step"]
     with pytest.raises(ValueError, match="is no checkpoint of this program"):
         read(second)
-    assert fitted(config, splits, Keeper(tmp_path)) == fitted(config, splits, None)
+    assert fitted(config, splits, Checkpointer(tmp_path)) == fitted(config, splits, None)
 
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_signal_after_the_last_step_counts(tmp_path: Path) -> None:
-    with pytest.raises(Interrupted), stops_on_signals(Keeper(tmp_path)):
+    with pytest.raises(Interrupted), stops_on_signals(Checkpointer(tmp_path)):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -170,7 +170,7 @@ def test_signals(number: signal.Signals, shared: Callable[[FitConfig], Run], tmp
     config = unfinished_config(out)
     with pytest.raises(ValueError, match="an unfinished fit lies in"):
         fit_run(config, out)
-    fit_run(config, out, keeping=Keeping(resume=True))
+    fit_run(config, out, keeping=CheckpointConfig(resume=True))
     assert not unfinished(out).exists()
     wanted = shared(SIGNALLED)
     assert (out / "posterior.safetensors").read_bytes() == (wanted.path / "posterior.safetensors").read_bytes()
@@ -195,11 +195,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     monkeypatch.setattr(pyro_compress.training.checkpoint, "write_tensors", full)
     config = FitConfig(hidden=(8,), epochs=5, pretrain_epochs=1, limit=150, device="cpu")
     with pytest.raises(OSError, match="No space left"):
-        fit_run(config, tmp_path / "run", keeping=Keeping(every_epochs=1))
+        fit_run(config, tmp_path / "run", keeping=CheckpointConfig(every_epochs=1))
     monkeypatch.undo()
-    found = fit_run(config, tmp_path / "run", keeping=Keeping(resume=True))
+    found = fit_run(config, tmp_path / "run", keeping=CheckpointConfig(resume=True))
     assert found.posterior.tensors.keys()
-    assert Keeper(unfinished(tmp_path / "run")).latest() is None
+    assert Checkpointer(unfinished(tmp_path / "run")).latest() is None
 
 
 def as_run(folder: Path) -> None:

@@ -16,7 +16,7 @@ from pyro_compress.bayes.extract import extract, mean_tensors
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Likelihood
-from pyro_compress.bayes.stage import Stage, first_stage
+from pyro_compress.bayes.train_state import TrainState, first_stage
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.data.splits import load_splits
@@ -27,8 +27,8 @@ from pyro_compress.runs.config import never_shrinks, resolve
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.fit import Keeping
-from pyro_compress.training.checkpoint import Interrupted, Keeper
+from pyro_compress.settings.fit import CheckpointConfig
+from pyro_compress.training.checkpoint import Checkpointer, Interrupted
 from pyro_compress.types import Data, Splits
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
@@ -55,7 +55,7 @@ def splits() -> Splits:
     return Splits(Data(full.train.x[:300], full.train.y[:300]), full.validation, full.test, full.classes)
 
 
-def stage_of(name: str, prior: str, splits: Splits, grouping: str | None = None) -> tuple[Stage, FitConfig]:
+def stage_of(name: str, prior: str, splits: Splits, grouping: str | None = None) -> tuple[TrainState, FitConfig]:
     """A stage with random moments, in which some units make nothing and others are not heard."""
     config = resolve(FitConfig(prior=prior, grouping=grouping, shrink_every=1, device="cpu"), len(splits.train))
     torch.manual_seed(4)
@@ -221,7 +221,7 @@ def posterior_free(net: nn.Module) -> list[Tensor]:
     return [t for name, t in net.state_dict().items() if not name.endswith("num_batches_tracked")]
 
 
-class Stopping(Keeper):
+class Stopping(Checkpointer):
     def __init__(self, folder: Path, stop: int):
         super().__init__(folder, every_epochs=1000, every_minutes=0.0)
         self.left = stop
@@ -244,9 +244,9 @@ def test_stopped_anywhere_it_ends_the_same(net: str, compile: str, splits: Split
     steps = -(-len(splits.train) // config.batch_size)
     last = straight.removals[0].epoch * steps
     for stop in (last - 1, 1, 3, None):  # one per life: each goes on where the one before stopped
-        keeper = Keeper(tmp_path) if stop is None else Stopping(tmp_path, stop)
+        checkpointer = Checkpointer(tmp_path) if stop is None else Stopping(tmp_path, stop)
         try:
-            found = fit_posterior(plain, splits, config, keeper=keeper)
+            found = fit_posterior(plain, splits, config, checkpointer=checkpointer)
         except Interrupted:
             assert stop is not None
     assert stored_posterior(extract(found)) == stored_posterior(extract(straight))
@@ -301,7 +301,7 @@ def test_a_fit_that_ends_before_units_may_leave_says_so(options: dict, said: str
 
 def test_refused_beside_snapshots_and_dropout(splits: Splits, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leave one of them out"):
-        fit_run(fit_config(net="mlp"), tmp_path / "run", keeping=Keeping(snapshots=True))
+        fit_run(fit_config(net="mlp"), tmp_path / "run", keeping=CheckpointConfig(snapshots=True))
     dropping = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 10))
     with pytest.raises(ValueError, match="without dropout"):
         fit_posterior(dropping, splits, resolve(fit_config(), 300))

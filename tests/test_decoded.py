@@ -22,7 +22,7 @@ from pyro_compress.pcn import file
 from pyro_compress.runs.folder import load_run, unfinished
 from pyro_compress.runs.run import START, fit_run
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.fit import Keeping
+from pyro_compress.settings.fit import CheckpointConfig
 from pyro_compress.types import Compressed
 
 SHAPE = (1, 8, 8)
@@ -130,10 +130,10 @@ def test_resumes_without_the_file(small: Path, tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit_run(config, tmp_path / "run", on_epoch=stop, keeping=Keeping(every_epochs=1))
+        fit_run(config, tmp_path / "run", on_epoch=stop, keeping=CheckpointConfig(every_epochs=1))
     assert unfinished(tmp_path / "run").is_dir()
     given.unlink()
-    found = fit_run(config, tmp_path / "run", keeping=Keeping(resume=True))
+    found = fit_run(config, tmp_path / "run", keeping=CheckpointConfig(resume=True))
     for name in ("posterior.safetensors", "guide.safetensors", START):
         assert (found.path / name).read_bytes() == (wanted.path / name).read_bytes()
 

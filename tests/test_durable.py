@@ -23,7 +23,7 @@ from pyro_compress.runs import run as runs
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.fit import Keeping
+from pyro_compress.settings.fit import CheckpointConfig
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.checkpoint import Snapshot, write
 from pyro_compress.types import Splits
@@ -128,10 +128,10 @@ def fits(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, flo
 
     def fit(out: Path, number: float, **options: Any) -> None:
         def fitted(net, splits, config, note, kept) -> tuple[Any, bytes]:
-            keeper, _ = kept
-            if keeper.latest() is None:
-                write(Snapshot("point", {"a": torch.full((2,), number)}, {"history": []}), keeper.folder)
-                write(Snapshot("point", {"a": torch.full((2,), number)}, {"history": []}), keeper.folder)
+            checkpointer, _ = kept
+            if checkpointer.latest() is None:
+                write(Snapshot("point", {"a": torch.full((2,), number)}, {"history": []}), checkpointer.folder)
+                write(Snapshot("point", {"a": torch.full((2,), number)}, {"history": []}), checkpointer.folder)
             tensors = {name: torch.full_like(tensor, number) for name, tensor in net.state_dict().items()}
             graphs[:] = graphs or [capture(net, splits.input_shape)]
             return point_posterior(graphs[0], tensors, config.provenance), b""
@@ -210,7 +210,7 @@ def check(out: Path, ended: bool, replaces: bool, fits) -> None:
     if not out.exists() and posterior.is_file() and posterior.stat().st_size:
         assert number_of(out) == 2.0
     elif not ended:
-        fits(out, 2.0, force=replaces, keeping=Keeping(resume=True))
+        fits(out, 2.0, force=replaces, keeping=CheckpointConfig(resume=True))
         assert number_of(out) == 2.0
     fits(out, 3.0, force=True)
     assert [path.name for path in out.parent.iterdir()] == ["run"]
@@ -238,7 +238,7 @@ def test_the_next_command_says_what_it_found(fits, tmp_path: Path, caplog: pytes
 
 def test_a_complete_run_is_never_started_anew(fits, tmp_path: Path) -> None:
     """Complete, but without its name: a plain fit is refused, a resumed one has nothing left to do."""
-    for options in ({}, {"keeping": Keeping(resume=True)}):
+    for options in ({}, {"keeping": CheckpointConfig(resume=True)}):
         out = tmp_path / f"run{len(options)}"
         fits(out, 1.0)
         os.replace(out, unfinished(out))
@@ -263,7 +263,7 @@ def test_an_error_of_the_user_leaves_checkpoints(fits, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(runs, "_loaded", missing)
     with pytest.raises(ValueError, match="no such data"):
-        fit_run(CONFIG, tmp_path / "run", keeping=Keeping(resume=True))
+        fit_run(CONFIG, tmp_path / "run", keeping=CheckpointConfig(resume=True))
     assert sorted(unfinished(tmp_path / "run").glob("checkpoint-*")) == kept
 
 

@@ -26,8 +26,8 @@ from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import initial_net
 from pyro_compress.settings import FitConfig, Reading
 from pyro_compress.training.baselines import fit_baseline
-from pyro_compress.training.checkpoint import Interrupted, Keeper
-from pyro_compress.training.feed import Feed
+from pyro_compress.training.checkpoint import Checkpointer, Interrupted
+from pyro_compress.training.minibatches import Minibatches
 from pyro_compress.training.progress import Progress
 from pyro_compress.types import Data, Splits
 
@@ -353,14 +353,14 @@ def test_affine_augmentation_is_what_it_says() -> None:
 def test_augmentation_is_for_images(digits: Splits) -> None:
     flat = Data(torch.zeros(9, 5), torch.zeros(9).long())
     with pytest.raises(ValueError, match=r"augmentation is for images .* one example has shape \(5,\)"):
-        Feed(flat, 3, torch.Generator(), augment=AUGMENTATIONS["shift"])
+        Minibatches(flat, 3, torch.Generator(), augment=AUGMENTATIONS["shift"])
 
 
 # --- streaming
 
 
 def minibatches(splits: Splits, epochs: int = 2) -> list[Tensor]:
-    feed = Feed(splits.train, 10, torch.Generator().manual_seed(1))
+    feed = Minibatches(splits.train, 10, torch.Generator().manual_seed(1))
     return [part for _ in range(epochs) for _, x, y in feed.epoch() for part in (x, y)]
 
 
@@ -383,7 +383,7 @@ def test_streaming_gives_what_memory_gives(make, tmp_path: Path) -> None:
     for ours, theirs in zip(minibatches(left), minibatches(held), strict=True):
         assert torch.equal(ours, theirs)
     config = FitConfig(batch_size=10, device="cpu")
-    ours, theirs = (Progress(one, config, lambda epoch: None, Keeper()).example(10) for one in (left, held))
+    ours, theirs = (Progress(one, config, lambda epoch: None, Checkpointer()).example(10) for one in (left, held))
     assert torch.equal(ours[0], theirs[0])  # what a step is captured on
     assert torch.equal(left.validation.x[:], held.validation.x)
     assert torch.equal(torch.cat(list(left.test.x.split(7))), held.test.x)
@@ -395,10 +395,10 @@ def test_workers_read_ahead_in_order_and_start_anywhere(tmp_path: Path) -> None:
     folder = str(arrays(tmp_path / "data"))
     held, left = (load_splits(folder, reading=Reading(in_memory_mib=size, workers=1)) for size in (10, 0))
     before = torch.get_rng_state()
-    feeds = [Feed(one.train, 10, torch.Generator().manual_seed(2)) for one in (held, left)]
+    feeds = [Minibatches(one.train, 10, torch.Generator().manual_seed(2)) for one in (held, left)]
     for feed in feeds:
         next(feed.epoch())  # left in the middle, with minibatches under way
-    again = Feed(left.train, 10, torch.Generator())
+    again = Minibatches(left.train, 10, torch.Generator())
     again.restore(feeds[1].tensors(), feeds[1].position)
     for (_, ours, _), (_, theirs, _) in zip(again.epoch(), feeds[0].epoch(), strict=True):
         assert torch.equal(ours, theirs)
@@ -407,7 +407,7 @@ def test_workers_read_ahead_in_order_and_start_anywhere(tmp_path: Path) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-class Stopping(Keeper):
+class Stopping(Checkpointer):
     """Stops after a number of steps."""
 
     def __init__(self, folder: Path, after: int):
@@ -432,14 +432,14 @@ def test_a_streamed_and_augmented_fit_resumes_to_the_same_bytes(prior: str, tmp_
         resolved = resolve(config, len(splits.train))
         net = initial_net(resolved, splits)
 
-        def fitted(keeper: Keeper | None, splits=splits, resolved=resolved, net=net) -> bytes:
+        def fitted(checkpointer: Checkpointer | None, splits=splits, resolved=resolved, net=net) -> bytes:
             if resolved.prior == "none":
-                return stored_posterior(fit_baseline(net, splits, resolved, keeper=keeper)[0])
-            return stored_posterior(extract(fit_posterior(net, splits, resolved, keeper=keeper)))
+                return stored_posterior(fit_baseline(net, splits, resolved, checkpointer=checkpointer)[0])
+            return stored_posterior(extract(fit_posterior(net, splits, resolved, checkpointer=checkpointer)))
 
         (place := tmp_path / f"kept-{size}-{len(stops)}").mkdir()
         for stop in stops:
             with pytest.raises(Interrupted):
                 fitted(Stopping(place, stop))
-        found.append(fitted(Keeper(place) if stops else None))
+        found.append(fitted(Checkpointer(place) if stops else None))
     assert found[0] == found[1] == found[2]

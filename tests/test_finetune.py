@@ -19,13 +19,13 @@ from pyro_compress.cli.main import main
 from pyro_compress.compression import search
 from pyro_compress.compression.candidates import Candidates, to_module
 from pyro_compress.compression.finetune import finetune
+from pyro_compress.compression.finetuned import FineTuning, Teacher, logits_by
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
+from pyro_compress.compression.quantization_aware import QuantizationAware, distilled
 from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.rounding import Grid
-from pyro_compress.compression.survivors import Survivors, distilled
-from pyro_compress.compression.target import Watch
-from pyro_compress.compression.tuned import Teacher, Tuning, logits_by
+from pyro_compress.compression.target import SearchCallbacks
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.graph.network import Network, run_graph
 from pyro_compress.metrics import evaluate
@@ -50,11 +50,11 @@ def tuned(run: Run, splits: Splits, **how: float) -> Compressed:
     return Compressed(*finetune(run.posterior, masks(run.posterior), splits.train, recipe), {})
 
 
-def survivors(run: Run, **how: float) -> Survivors:
+def survivors(run: Run, **how: float) -> QuantizationAware:
     posterior, recipe = run.posterior, FineTune(**how)  # type: ignore[arg-type]
     tensors = {name: layer.mean * masks(posterior)[name] for name, layer in posterior.layers.items()}
     spreads = {name: layer.std for name, layer in posterior.layers.items()} if recipe.svi else {}
-    work = Survivors(posterior.graph, tensors | posterior.dense, recipe, spreads)
+    work = QuantizationAware(posterior.graph, tensors | posterior.dense, recipe, spreads)
     work.choose_steps()
     return work
 
@@ -188,7 +188,7 @@ def test_sharpness_aware_fine_tuning_ends_in_flatter_places(run: Run, digits: Sp
     def worst_loss(sam_rho: float) -> float:
         found = tuned(run, digits, epochs=24, batch_size=64, rate=0.0, step=0.2, svi=svi, sam_rho=sam_rho)
         tensors = {name: torch.from_numpy(file.dense(tensor)) for name, tensor in found.tensors.items()}
-        work, losses = Survivors(found.graph, tensors, FineTune(sam_rho=0.3), {}), []
+        work, losses = QuantizationAware(found.graph, tensors, FineTune(sam_rho=0.3), {}), []
         for x, y in zip(digits.train.x.split(64), digits.train.y.split(64), strict=True):
             losses.append(work.lost(work.worst_nearby(work.free, x, y, None), x, y, None).item())
         return sum(losses) / len(losses)
@@ -202,7 +202,7 @@ def test_svi_under_the_mask(run: Run, digits: Splits) -> None:
     tensors = {name: torch.where(chosen[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
     how = FineTune(svi=True, rate=3.0, ramp=0.0, lr=0.0)
     spreads = {name: layer.std for name, layer in posterior.layers.items()}
-    work = Survivors(posterior.graph, tensors | posterior.dense, how, spreads)
+    work = QuantizationAware(posterior.graph, tensors | posterior.dense, how, spreads)
     work.choose_steps()
     for name, spread in work.log_spread.items():
         std = spreads[name].flatten()
@@ -227,7 +227,7 @@ def test_learned_spreads_tell_what_must_be_precise(run: Run, digits: Splits) -> 
     )  # inputs of the second column are always 0
     x = torch.randn(512, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.0])
     y = (x[:, 0] > 0).long()
-    work = Survivors(
+    work = QuantizationAware(
         graph, {"w": torch.tensor([[-1.0, 1.0], [1.0, 1.0]])}, FineTune(svi=True, rate=1.0, ramp=0.0, lr=5e-3),
         {"w": torch.full((2, 2), 0.05)},
     )  # fmt: skip
@@ -352,15 +352,15 @@ def test_rates_are_searched_for(run: Run, digits: Splits, tmp_path: Path) -> Non
     trials: list = []
     how = FineTune(epochs=3, masked_epochs=1, batch_size=64)
     report = compress_run(
-        run.posterior, digits, tmp_path / "a.pcn", pc.Goal(target_error=0.08), Tuning(how),
-        watch=Watch(candidate=trials.append),
+        run.posterior, digits, tmp_path / "a.pcn", pc.Goal(target_error=0.08), FineTuning(how),
+        watch=SearchCallbacks(candidate=trials.append),
     )  # fmt: skip
     assert report.validation_after.accuracy >= 0.92
     assert 3 <= len({trial.rate for trial in trials}) <= 4
     good = [trial for trial in trials if trial.validation_error <= 0.08]
     assert report.finetune_rate == max(trial.rate for trial in good)
     small = compress_run(
-        run.posterior, digits, tmp_path / "b.pcn", pc.Goal(max_bytes=report.file_bytes + 200), Tuning(how)
+        run.posterior, digits, tmp_path / "b.pcn", pc.Goal(max_bytes=report.file_bytes + 200), FineTuning(how)
     )
     assert small.file_bytes <= report.file_bytes + 200
 

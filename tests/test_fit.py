@@ -24,7 +24,7 @@ from pyro_compress.metrics import logits_of
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import point_plan
-from pyro_compress.training.checkpoint import Keeper
+from pyro_compress.training.checkpoint import Checkpointer
 from pyro_compress.training.point import AfterStep
 from pyro_compress.training.progress import Progress
 from pyro_compress.types import Data, Splits
@@ -237,7 +237,7 @@ def test_patience_ends_a_constant_rate_at_once_and_lets_another_fall() -> None:
 def test_rates_fall_to_nothing_once_patience_has_run_out() -> None:
     """Linearly over the last two epochs, four steps each; until then they are what they were."""
     config = resolve(FitConfig(prior="none", epochs=60, batch_size=60, lr=1e-30, patience=2, device="cpu"), 240)
-    progress, rates = Progress(toy(), config, lambda epoch: None, Keeper()), list[float]()
+    progress, rates = Progress(toy(), config, lambda epoch: None, Checkpointer()), list[float]()
 
     def remembered(done: int) -> AfterStep:
         return lambda step, optimizer: rates.append(optimizer.param_groups[0]["lr"] / 1e-30)

@@ -28,14 +28,14 @@ from pyro_compress.foreign import cell, code_named_in, fits, from_cell, printabl
 from pyro_compress.networks.weights import read_weights
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import load_run, stored_config, unfinished
+from pyro_compress.runs.posterior_file import read_posterior
 from pyro_compress.runs.run import fit_run
-from pyro_compress.runs.waist import read_posterior
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.fit import Keeping
+from pyro_compress.settings.fit import CheckpointConfig
 from pyro_compress.studies.plan import read_study
 from pyro_compress.studies.results import csv_text, read_results
 from pyro_compress.studies.tables import Row, read_csv
-from pyro_compress.training.checkpoint import Interrupted, Keeper
+from pyro_compress.training.checkpoint import Checkpointer, Interrupted
 from pyro_compress.training.history import read_history
 from pyro_compress.tuning.plan import read_plan
 from pyro_compress.types import Data, Removal, Splits
@@ -423,9 +423,9 @@ def test_an_export_of_others_is_not_run(tmp_path: Path) -> None:
 def test_a_checkpoint_of_others(tmp_path: Path) -> None:
     """Whatever of it is wrong or missing is one line, and the fit can be begun anew."""
     config = FitConfig(prior="none", data="digits", limit=60, hidden=(4,), epochs=2, device="cpu", threads=1)
-    real = Keeper.after_step
+    real = Checkpointer.after_step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Keeper, "after_step", lambda self, *rest: (self.stop.set(), real(self, *rest)))
+        patch.setattr(Checkpointer, "after_step", lambda self, *rest: (self.stop.set(), real(self, *rest)))
         with pytest.raises(Interrupted):
             fit_run(config, tmp_path / "run")
     (path,) = unfinished(tmp_path / "run").glob("checkpoint-*")
@@ -441,6 +441,6 @@ def test_a_checkpoint_of_others(tmp_path: Path) -> None:
         path.write_bytes(whole)
         altered(path, change, path)
         with pytest.raises(ValueError, match=r"not of this fit|none of this optimizer's|remembers"):
-            fit_run(config, tmp_path / "run", keeping=Keeping(resume=True))
+            fit_run(config, tmp_path / "run", keeping=CheckpointConfig(resume=True))
     path.write_bytes(whole)
-    assert fit_run(config, tmp_path / "run", keeping=Keeping(resume=True)).posterior
+    assert fit_run(config, tmp_path / "run", keeping=CheckpointConfig(resume=True)).posterior

@@ -22,8 +22,8 @@ from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.fit import Keeping
-from pyro_compress.training.checkpoint import Keeper, Snapshot, read, write
+from pyro_compress.settings.fit import CheckpointConfig
+from pyro_compress.training.checkpoint import Checkpointer, Snapshot, read, write
 from pyro_compress.training.guards import exploded, over_pruned, slower
 from pyro_compress.training.history import Diverged, Epoch
 from pyro_compress.training.settled import unsettled
@@ -71,7 +71,7 @@ def test_a_rewound_fit_ends_and_its_records_are_honest(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("pyro_compress.bayes.fit.exploded", once)
     config = replace(CONFIG, data=arrays(tmp_path / "a.npz"), nan_policy="rewind", lr=1e-3)
-    run = fit_run(config, tmp_path / "run", keeping=Keeping(every_epochs=1))
+    run = fit_run(config, tmp_path / "run", keeping=CheckpointConfig(every_epochs=1))
     document = tomllib.loads((run.path / "config.toml").read_text())
     (rewind,) = document["rewinds"]
     assert "KL rose after step" in rewind["reason"]
@@ -89,18 +89,18 @@ def test_a_broken_state_is_not_written(tmp_path: Path) -> None:
     splits = Splits(data, data, data, ("a", "b"))
     config = resolve(replace(CONFIG, pretrain_epochs=0, batch_size=2), 20)
     with pytest.raises(Diverged, match="a checkpoint was due, but the state is broken after step"):
-        fit_posterior(nn.Linear(4, 2), splits, config, keeper=Keeper(tmp_path))
+        fit_posterior(nn.Linear(4, 2), splits, config, checkpointer=Checkpointer(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 def test_rewinding_drops_what_the_failed_epoch_wrote(tmp_path: Path) -> None:
     for epochs in (1, 2):
         write(Snapshot("svi", {"a": torch.zeros(1)}, {"history": [{}] * epochs, "step": epochs}), tmp_path)
-    keeper = Keeper(tmp_path)
-    keeper.rewind(2)
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.rewind(2)
     assert [len(read(path).numbers["history"]) for path in tmp_path.iterdir()] == [1]
-    keeper.rewind(1)
-    assert keeper.latest() is None
+    checkpointer.rewind(1)
+    assert checkpointer.latest() is None
 
 
 def test_what_counts_as_exploded() -> None:

@@ -31,7 +31,7 @@ from pyro_compress.compression.candidates import Candidates
 from pyro_compress.compression.precision import quantize, size_of, step_size
 from pyro_compress.compression.prune import Ranking, kept, masks_at, scores, unit_scores
 from pyro_compress.compression.rounding import Grid
-from pyro_compress.compression.target import Target, Trial, Watch
+from pyro_compress.compression.target import SearchCallbacks, Target, Trial
 from pyro_compress.graph.capture import capture
 from pyro_compress.metrics import evaluate_mixture
 from pyro_compress.pcn import codec, file
@@ -193,7 +193,7 @@ def test_what_misses_its_target_is_not_counted_in_bytes(digits: Splits, monkeypa
     assert not counted
     assert candidates.trial(0.5, Grid(0.25), reached) == (scored, 2)
     seen: list[Trial] = []
-    candidates.watch = Watch(candidate=seen.append)
+    candidates.watch = SearchCallbacks(candidate=seen.append)
     assert candidates.trial(0.5, Grid(0.25), missed) == (scored, 2)
     assert (len(counted), seen[0].bytes, seen[0].sparsity) == (2, 2, 0.5)
     assert candidates.scores_of(candidates.candidate(0.5, Grid(0.25))) == scored

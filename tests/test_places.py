@@ -28,9 +28,9 @@ from pyro_compress.runs import run as runs
 from pyro_compress.runs.folder import load_run, unfinished_config
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig, Goal
-from pyro_compress.settings.fit import Keeping
+from pyro_compress.settings.fit import CheckpointConfig
 from pyro_compress.training.baselines import point_posterior
-from pyro_compress.training.checkpoint import Interrupted, Keeper, Snapshot, write
+from pyro_compress.training.checkpoint import Checkpointer, Interrupted, Snapshot, write
 from pyro_compress.types import Groups, Posterior, Splits
 
 STUDY = (Path(__file__).parents[1] / "scripts" / "studies" / "tiny.toml").read_text()
@@ -206,7 +206,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     data_of(tmp_path / "there" / "mine.npz")
 
     def fitted(stopped: bool = False, resume: bool = False, place: str = "there") -> None:
-        def quick(net, splits, config, note, kept: tuple[Keeper, list]) -> tuple[Posterior, bytes]:
+        def quick(net, splits, config, note, kept: tuple[Checkpointer, list]) -> tuple[Posterior, bytes]:
             if stopped:
                 write(Snapshot("point", {"a": torch.zeros(1)}, {"history": []}), kept[0].folder)
                 raise Interrupted
@@ -217,7 +217,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
         config = FitConfig(prior="none", hidden=(4,), epochs=1, device="cpu", data="mine.npz")
         if resume:
             config = unfinished_config(tmp_path / "there" / "run")
-        fit_run(config, tmp_path / "there" / "run", keeping=Keeping(resume=resume))
+        fit_run(config, tmp_path / "there" / "run", keeping=CheckpointConfig(resume=resume))
 
     return fitted
 

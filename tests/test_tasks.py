@@ -23,8 +23,8 @@ from pyro_compress.bayes.noise import lift_noise
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, tuned_parameters
 from pyro_compress.cli.main import main
+from pyro_compress.compression.finetuned import FineTuning, compress_finetuned
 from pyro_compress.compression.search import compress
-from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.data.npz import LABELS
 from pyro_compress.data.tasks import IGNORED, TASKS
 from pyro_compress.metrics import SCORES, evaluate, regression_scores
@@ -245,7 +245,7 @@ def test_compression_of_a_regression_keeps_its_rmse(posterior) -> None:
     assert after.within(before, 0.05)
     assert removed > 0
     assert network.noise == posterior.noise
-    tuned, _ = compress_finetuned(posterior, splits, Tuning(FineTune(epochs=6), 0.05), Goal(sparsity=0.2))
+    tuned, _ = compress_finetuned(posterior, splits, FineTuning(FineTune(epochs=6), 0.05), Goal(sparsity=0.2))
     assert evaluate(to_module(tuned), splits, "validation", noise=tuned.noise).reaches(0.35)  # 1 is no skill
 
 

@@ -27,19 +27,19 @@ from stored import stored_posterior
 from torch import Tensor, nn
 
 from pyro_compress.bayes.model import Likelihood
-from pyro_compress.bayes.stage import first_stage
+from pyro_compress.bayes.train_state import first_stage
 from pyro_compress.cli.main import main
 from pyro_compress.data.splits import load_splits
 from pyro_compress.graph.capture import capture
 from pyro_compress.machine import prepare
+from pyro_compress.process_group import ALONE, ProcessGroup, joined
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import unfinished, unfinished_config
 from pyro_compress.runs.run import fit_run, initial_net
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.fit import Keeping
-from pyro_compress.training.feed import Feed
+from pyro_compress.settings.fit import CheckpointConfig
+from pyro_compress.training.minibatches import Minibatches
 from pyro_compress.types import Data
-from pyro_compress.world import ALONE, World, joined
 
 Work = Callable[..., Any]
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -92,7 +92,7 @@ def together(size: int, work: Work, *arguments: Any) -> list[Any]:
 # --- what processes tell each other
 
 
-def tell(world: World) -> dict[str, Any]:
+def tell(world: ProcessGroup) -> dict[str, Any]:
     a, b = torch.full((2, 3), float(world.rank)), torch.tensor([1, world.rank])
     world.add_([a, b])
     c = torch.full((2,), float(world.rank))
@@ -120,7 +120,7 @@ def test_what_processes_tell_each_other() -> None:
         }
     ] * 3  # fmt: skip
     assert seeds[0] is None
-    assert len({*seeds, World(1, 3).own_noise(0, 6), World(1, 3).own_noise(-1, 5)}) == 5
+    assert len({*seeds, ProcessGroup(1, 3).own_noise(0, 6), ProcessGroup(1, 3).own_noise(-1, 5)}) == 5
 
 
 @pytest.mark.parametrize("values", [{}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}])
@@ -173,14 +173,14 @@ CASES = {
 """193 examples at 64 a minibatch: the fourth is of one row, less than there are processes."""
 
 
-def fitted(world: World, config: FitConfig, out: Path, every: int = 1) -> tuple[str, int, list[float]]:
-    run = fit_run(config, out, keeping=Keeping(every_epochs=every, resume=True), world=world)
+def fitted(world: ProcessGroup, config: FitConfig, out: Path, every: int = 1) -> tuple[str, int, list[float]]:
+    run = fit_run(config, out, keeping=CheckpointConfig(every_epochs=every, resume=True), world=world)
     weights = torch.cat([tensor.flatten() for tensor in run.posterior.tensors.values()])
     digest = hashlib.sha256(stored_posterior(run.posterior)).hexdigest()
     return digest, len(list(out.parent.iterdir())) if world.first else 0, weights.tolist()
 
 
-def all_fitted(world: World, folder: Path) -> dict[str, Any]:
+def all_fitted(world: ProcessGroup, folder: Path) -> dict[str, Any]:
     return {name: fitted(world, config, folder / name / "run") for name, config in CASES.items()}
 
 
@@ -240,18 +240,21 @@ def test_gradients_of_processes_are_unbiased() -> None:
     )
     parameters = [t.parameter for t in stage.tuned]
 
-    def gradient(feed: Feed) -> Tensor:
+    def gradient(feed: Minibatches) -> Tensor:
         (_, x, y), *_ = feed.epoch()
         loss = stage.objective(x, y, 0.5)[0] * feed.share
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
     def draws(size: int) -> Tensor:
-        feeds = [Feed(data, 7, torch.Generator().manual_seed(0), world=World(rank, size)) for rank in range(size)]
+        feeds = [
+            Minibatches(data, 7, torch.Generator().manual_seed(0), world=ProcessGroup(rank, size))
+            for rank in range(size)
+        ]
         return torch.stack([sum(gradient(feed) for feed in feeds) for _ in range(300)])
 
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(), pyro.validation_enabled(False):
         torch.manual_seed(0)
-        patch.setattr(World, "broadcast_", lambda self, tensors: None)  # the orders are the same already
+        patch.setattr(ProcessGroup, "broadcast_", lambda self, tensors: None)  # the orders are the same already
         one, three = draws(1), draws(3)
     errors = ((one.var(0) + three.var(0)) / 300).sqrt()
     moving = torch.stack([(d != d.median(0).values).float().mean(0) > 0.3 for d in (one, three)]).all(0)
@@ -301,7 +304,7 @@ def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
     assert list(unfinished(out).glob("checkpoint-*"))
 
 
-def differing(world: World, out: Path) -> None:
+def differing(world: ProcessGroup, out: Path) -> None:
     fit_run(replace(TINY, epochs=4 + world.rank), out, world=world)
 
 
@@ -334,5 +337,5 @@ def test_torchrun(tmp_path: Path) -> None:
     done = len((unfinished(out) / "history.jsonl").read_text().splitlines())
     config = replace(unfinished_config(out), epochs=done + 1)
     with contextlib.suppress(KeyboardInterrupt):
-        fit_run(config, out, keeping=Keeping(resume=True))
+        fit_run(config, out, keeping=CheckpointConfig(resume=True))
     assert len((out / "history.jsonl").read_text().splitlines()) == done + 1

@@ -24,7 +24,7 @@ from pyro_compress.bayes.compiler import compiled as through_inductor
 from pyro_compress.bayes.compiler import traced
 from pyro_compress.bayes.elbo import Objective
 from pyro_compress.bayes.noise import Fill, fast_fill, lift_noise
-from pyro_compress.bayes.step import BETA1, BETA2, EPSILON, Rule, State, Step, Tuned
+from pyro_compress.bayes.step import BETA1, BETA2, EPSILON, Rule, State, Step, Trained
 
 MAX_NODES = 20_000
 """Larger graphs are not compiled: inductor's time grows faster than they do."""
@@ -43,7 +43,7 @@ def set_scalars(scalars: Scalars, count: int, kl_weight: float, factor: float) -
 
 
 def capture_graph(
-    objective: Objective, tuned: list[Tuned], rule: Rule, state: State, scalars: Scalars, x: Tensor, y: Tensor
+    objective: Objective, tuned: list[Trained], rule: Rule, state: State, scalars: Scalars, x: Tensor, y: Tensor
 ) -> torch.fx.GraphModule:
     """Trace one step into a graph that updates the state in place.
 
@@ -94,7 +94,7 @@ def capture_gradient(
 
 
 def capture_update(
-    tuned: list[Tuned], rule: Rule, state: State, scalars: Scalars, flat: Tensor
+    tuned: list[Trained], rule: Rule, state: State, scalars: Scalars, flat: Tensor
 ) -> torch.fx.GraphModule:
     """Trace the second part: Adam on the gradient in `flat`. Inputs: (parameters, first, second, flat, scalars)."""
 
@@ -140,7 +140,7 @@ def _clipped(gradients: list[Tensor], norm: float) -> list[Tensor]:
 
 
 def _adam(
-    tuned: list[Tuned], values: list[Tensor], first: list[Tensor], second: list[Tensor], gradients: list[Tensor],
+    tuned: list[Trained], values: list[Tensor], first: list[Tensor], second: list[Tensor], gradients: list[Tensor],
     scalars: Scalars,
 ) -> None:  # fmt: skip
     """Adam (Kingma & Ba 2015, the reordered form at the end of section 2) in place, then the bounds."""
@@ -155,7 +155,7 @@ def _adam(
 
 def captured(
     objective: Objective,
-    tuned: list[Tuned],
+    tuned: list[Trained],
     rule: Rule,
     state: State,
     example: tuple[Tensor, Tensor],
@@ -217,7 +217,7 @@ def captured(
 
 
 def _updating(
-    tuned: list[Tuned], rule: Rule, state: State, scalars: Scalars, flat: Tensor, compiled: bool
+    tuned: list[Trained], rule: Rule, state: State, scalars: Scalars, flat: Tensor, compiled: bool
 ) -> Callable[[], None]:
     graph = capture_update(tuned, rule, state, scalars, flat)
     inputs = (state.parameters, state.first, state.second, flat, scalars)

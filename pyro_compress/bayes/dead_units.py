@@ -21,7 +21,7 @@ from pyro_compress.bayes.assignment import assigned
 from pyro_compress.bayes.extract import mean_tensors, moments
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers
 from pyro_compress.bayes.model import Likelihood
-from pyro_compress.bayes.stage import Chosen, Stage, first_stage
+from pyro_compress.bayes.train_state import Chosen, TrainState, first_stage
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.foreign import of_type, record
@@ -46,7 +46,9 @@ def refuse_dropout(net: nn.Module) -> None:
         raise ValueError(f"shrink_every rebuilds the network from its operations, without dropout ({dropping[0]})")
 
 
-def without_dead_units(stage: Stage, example: tuple[Tensor, Tensor], config: FitConfig, epoch: int) -> Stage | None:
+def without_dead_units(
+    stage: TrainState, example: tuple[Tensor, Tensor], config: FitConfig, epoch: int
+) -> TrainState | None:
     """The stage of the smaller network, or None where too little would go.
 
     Args:
@@ -67,18 +69,18 @@ def without_dead_units(stage: Stage, example: tuple[Tensor, Tensor], config: Fit
     return replace(new, removals=(*stage.removals, removal))
 
 
-def _likelihood(stage: Stage) -> Likelihood:
+def _likelihood(stage: TrainState) -> Likelihood:
     return copy.deepcopy(stage.objective.elbo.model.likelihood)
 
 
-def _with_prior(stage: Stage) -> Chosen:
+def _with_prior(stage: TrainState) -> Chosen:
     """What has a prior: those of the smaller network that are among it keep it."""
     layers = stage.objective.layers
     own = [layer.shape.name for layer in layers if isinstance(layer, BayesLayer)]
     return Chosen(own, [layer.shape.name for layer in layers if not isinstance(layer, BayesLayer)])
 
 
-def masked_tensors(stage: Stage, config: FitConfig) -> dict[str, Tensor]:
+def masked_tensors(stage: TrainState, config: FitConfig) -> dict[str, Tensor]:
     """Posterior mean of every tensor of the graph, on the CPU; a weight that scores below the threshold is zero."""
     model, guide = stage.objective.elbo.model, stage.objective.elbo.guide
     layers = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in bayes_layers(model.net)}
@@ -87,12 +89,12 @@ def masked_tensors(stage: Stage, config: FitConfig) -> dict[str, Tensor]:
     return tensors | {name: torch.where(mask, tensors[name], 0.0) for name, mask in masks.items()}
 
 
-def widths_of(stage: Stage) -> list[int]:
+def widths_of(stage: TrainState) -> list[int]:
     """Widths of a stage's network from input to output."""
     return widths(stage.graph, _means(stage))
 
 
-def _means(stage: Stage) -> dict[str, Tensor]:
+def _means(stage: TrainState) -> dict[str, Tensor]:
     net = stage.objective.elbo.model.net
     tensors = tensors_of(net) | mean_tensors(net, stage.objective.elbo.guide)
     used = dict.fromkeys(name for node in stage.graph.nodes for name in node.parameters.values())
@@ -100,7 +102,7 @@ def _means(stage: Stage) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def carry(old: Stage, new: Stage, small: Shrunk, masked: dict[str, Tensor]) -> None:
+def carry(old: TrainState, new: TrainState, small: Shrunk, masked: dict[str, Tensor]) -> None:
     """Give the new stage what the old one knows of the units that stay.
 
     Args:
@@ -148,7 +150,7 @@ def _cut(tensor: Tensor, small: Shrunk, name: str) -> Tensor:
 # --- in a checkpoint
 
 
-def told(stage: Stage) -> dict[str, Any]:
+def told(stage: TrainState) -> dict[str, Any]:
     """What a checkpoint must tell of a network that got smaller, as JSON takes it."""
     if not stage.removals:
         return {}
@@ -157,7 +159,7 @@ def told(stage: Stage) -> dict[str, Any]:
     return {"network": {"graph": asdict(stage.graph), "shapes": shapes, "removals": removals}}
 
 
-def retold(numbers: dict[str, Any], stage: Stage, example: tuple[Tensor, Tensor], config: FitConfig) -> Stage:
+def retold(numbers: dict[str, Any], stage: TrainState, example: tuple[Tensor, Tensor], config: FitConfig) -> TrainState:
     """The stage that a checkpoint was taken in, its state still to be restored.
 
     Args:

@@ -16,15 +16,15 @@ from pyro_compress.bayes.extract import mean_tensors, moments
 from pyro_compress.bayes.layers import bayes_layers, check_keep, left_out
 from pyro_compress.bayes.model import Fit, Likelihood
 from pyro_compress.bayes.own_guides import Own
-from pyro_compress.bayes.stage import Stage, bayesian, check_assigned, chosen, first_stage
 from pyro_compress.bayes.step import Rule, Step, eager
+from pyro_compress.bayes.train_state import TrainState, bayesian, check_assigned, chosen, first_stage
 from pyro_compress.doubts import doubt
 from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.fitted import with_graph
 from pyro_compress.networks.outputs import doubtful_end
 from pyro_compress.settings import COMPILE_STEPS, FitConfig
-from pyro_compress.training.checkpoint import Keeper, restoring
+from pyro_compress.training.checkpoint import Checkpointer, restoring
 from pyro_compress.training.guards import diverged, exploded, over_pruned
 from pyro_compress.training.history import Diverged, Epoch, OnEpoch, OnLayers, OnStep
 from pyro_compress.training.point import LOOK_EVERY, SCHEDULES, PointPlan
@@ -37,7 +37,7 @@ def fit_posterior(
     splits: Splits,
     config: FitConfig,
     on_epoch: OnEpoch = lambda epoch: None,
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
     on_layers: OnLayers | None = None,
     on_step: OnStep | None = None,
 ) -> Fit:
@@ -48,7 +48,7 @@ def fit_posterior(
         splits: trained on `train`; `validation` is watched.
         config: a resolved configuration (`pyro_compress.resolve`).
         on_epoch: called after every epoch; where it returns True, the fit ends there, and what it has is the result.
-        keeper: writes checkpoints; the fit goes on from its latest, where it has one.
+        checkpointer: writes checkpoints; the fit goes on from its latest, where it has one.
         on_layers: called after every epoch with a posterior.
         on_step: called after every step; it ends the fit likewise.
 
@@ -78,7 +78,7 @@ def fit_posterior(
         refuse_dropout(net)
     with torch.random.fork_rng(), pyro.validation_enabled(False):
         torch.manual_seed(config.seed)
-        progress = Progress(splits, config, on_epoch, keeper or Keeper(), on_step)
+        progress = Progress(splits, config, on_epoch, checkpointer or Checkpointer(), on_step)
         if progress.world.first:
             for sentence in (
                 doubtful_end(graph, splits.task),
@@ -101,7 +101,7 @@ def fit_posterior(
     return Fit(model, guide, net, stage.graph, config, tuple(progress.history), stage.removals)
 
 
-def _refuse_what_layers_lack(stage: Stage, example: tuple[Tensor, Tensor]) -> None:
+def _refuse_what_layers_lack(stage: TrainState, example: tuple[Tensor, Tensor]) -> None:
     """Run the program once: a layer with a prior can be called, and has nothing else of what stood in its place.
 
     Raises:
@@ -128,19 +128,19 @@ class _Inference:
         on_layers: called after every epoch.
     """
 
-    def __init__(self, progress: Progress, stage: Stage, on_layers: OnLayers | None = None):
+    def __init__(self, progress: Progress, stage: TrainState, on_layers: OnLayers | None = None):
         self.progress, self.stage, self.on_layers = progress, stage, on_layers
         self.config, self.batches = progress.config, progress.feed.batches
         self.pretrained = self.config.pretrain_epochs or 0
         self.total = ((self.config.epochs or 0) - self.pretrained) * self.batches
         self.noted: list[Tensor] = []  # of every minibatch of the running epoch
 
-    def run(self) -> Stage:
+    def run(self) -> TrainState:
         """Maximise the ELBO, from the snapshot on where there is one."""
         config, progress = self.config, self.progress
         snapshot = progress.snapshot if progress.snapshot and progress.snapshot.phase == "svi" else None
         if snapshot:
-            with restoring(progress.keeper):
+            with restoring(progress.checkpointer):
                 self.stage = retold(snapshot.numbers, self.stage, progress.example(2), config)
                 self.stage.state.restore(snapshot.part("state"), snapshot.numbers["step"])
                 self.noted = list(snapshot.tensors["noted"].to(config.device) * float(progress.world.first))
@@ -180,14 +180,14 @@ class _Inference:
         self.progress.world.average_statistics_(model)
         model.eval()
 
-    def smaller(self) -> Stage | None:
+    def smaller(self) -> TrainState | None:
         """The network without its dead units, where it is time to look for them and enough of it would go."""
         every, epoch = self.config.shrink_every, len(self.progress.history) + 1
         if not every or (epoch - self.pretrained) % every or epoch == self.config.epochs:
             return None
         return without_dead_units(self.stage, self.progress.example(2), self.config, epoch)
 
-    def note(self, smaller: Stage | None) -> None:
+    def note(self, smaller: TrainState | None) -> None:
         """Evaluate the terms of the ELBO and the posterior mean."""
         model, guide, step = self.stage.objective.elbo.model, self.stage.objective.elbo.guide, self.stage.state.count
         kl = self.progress.world.mean(kl_nats(model.net, guide, self.config.samples))

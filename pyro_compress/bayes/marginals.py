@@ -27,7 +27,7 @@ from pyro_compress.bayes.guides import Guide
 from pyro_compress.bayes.layers import bayes_layers, multiplied
 from pyro_compress.foreign import of_type, own_code, shown
 from pyro_compress.graph.network import Network
-from pyro_compress.runs.waist import GROUPINGS, check_tensors, read_tensors
+from pyro_compress.runs.posterior_file import GROUPINGS, check_tensors, read_tensors
 from pyro_compress.settings import FitConfig
 from pyro_compress.tensorfile import Given, Later, write_tensors
 from pyro_compress.types import LayerShape, Posterior, WeightDraw, blocks, rows_of

@@ -20,7 +20,7 @@ from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Likelihood, Model
 from pyro_compress.bayes.own_guides import made_guide, median
 from pyro_compress.bayes.priors import Start
-from pyro_compress.bayes.stage import bayesian, check_assigned, chosen
+from pyro_compress.bayes.train_state import bayesian, check_assigned, chosen
 from pyro_compress.graph.checked import evaluating
 from pyro_compress.graph.packing import in_one_row
 from pyro_compress.metrics import SPLITS, examples_of

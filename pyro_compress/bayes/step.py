@@ -22,7 +22,7 @@ has it; the next step may overwrite the tensor."""
 
 
 @dataclass(frozen=True)
-class Tuned:
+class Trained:
     """One parameter, how fast it moves, and where it must stay.
 
     Attributes:
@@ -79,7 +79,7 @@ class State:
     count: int = 0
 
     @classmethod
-    def of(cls, objective: Objective, tuned: list[Tuned]) -> State:
+    def of(cls, objective: Objective, tuned: list[Trained]) -> State:
         """The state before the first step."""
         values = [t.parameter.data for t in tuned]
         first, second = ([torch.zeros_like(value) for value in values] for _ in range(2))
@@ -113,7 +113,7 @@ class State:
 
 def tuned_parameters(
     objective: Objective, lr: float, lr_scale: float, lr_group: float, priors: Assignment | None = None
-) -> list[Tuned]:
+) -> list[Trained]:
     """Every parameter of model and guide, each once, with its rate and bounds.
 
     Args:
@@ -133,12 +133,12 @@ def tuned_parameters(
     if (log_noise := objective.elbo.model.likelihood.log_noise) is not None:
         rates[id(log_noise)], bounds[id(log_noise)] = lr_scale, LOG_NOISE_BOUNDS
     return [
-        Tuned(name, parameter, rates.get(id(parameter), lr), bounds.get(id(parameter)))
+        Trained(name, parameter, rates.get(id(parameter), lr), bounds.get(id(parameter)))
         for name, parameter in objective.elbo.named_parameters()
     ]
 
 
-def eager(objective: Objective, tuned: list[Tuned], rule: Rule, state: State) -> Step:
+def eager(objective: Objective, tuned: list[Trained], rule: Rule, state: State) -> Step:
     """The step as Pyro and torch run it, on the moments of `state`."""
     groups = [{"params": [t.parameter], "lr": t.rate} for t in tuned]
     parameters = [t.parameter for t in tuned]

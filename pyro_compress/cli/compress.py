@@ -143,9 +143,9 @@ def compressed(
     on_candidate: Callable[[Trial], None] | None,
 ) -> tuple[Source, Report]:  # fmt: skip
     """What is compressed, and what came of it, with the progress display that fits."""
+    from pyro_compress.compression.finetuned import Teacher
     from pyro_compress.compression.pipeline import compress_run, way_of
-    from pyro_compress.compression.target import Watch
-    from pyro_compress.compression.tuned import Teacher
+    from pyro_compress.compression.target import SearchCallbacks
     from pyro_compress.machine import prepare
     from pyro_compress.runs.folder import load_run
 
@@ -161,7 +161,7 @@ def compressed(
     way = way_of(config, named.get("seed", 0), teacher)
     shown: AbstractContextManager[Any] = tune_printer(quiet) if config.finetuning else trial_printer(quiet)
     with shown as on_progress:
-        watch = Watch(**{"epoch" if config.finetuning else "trial": on_progress})
+        watch = SearchCallbacks(**{"epoch" if config.finetuning else "trial": on_progress})
         report = compress_run(
             source.posterior, source.splits, out, replace(config, reference=source.reference), way, device,
             replace(watch, candidate=on_candidate), config.reorder,

@@ -24,7 +24,7 @@ from pyro_compress.cli.options import (
 from pyro_compress.doubts import keep
 from pyro_compress.foreign import file_name
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.fit import Keeping
+from pyro_compress.settings.fit import CheckpointConfig
 
 RESULT: dict[str, Any] = {"cls": Option, "heading": RESULTS}
 
@@ -55,7 +55,7 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     "--resume", type=click.Path(path_type=Path), default=None, metavar="RUN",
     help="Go on with the interrupted fit of this run folder; its configuration counts, not other options.", **RESULT,
 )  # fmt: skip
-@setting_options(Keeping)
+@setting_options(CheckpointConfig)
 @click.option(
     "--print-config", is_flag=True, help="Print the resolved configuration as TOML, and fit nothing.", **RESULT
 )
@@ -67,6 +67,7 @@ def fit(
 ) -> None:  # fmt: skip
     """Train a network and write its posterior to a run folder."""
     with one_line_errors():
+        from pyro_compress.process_group import joined
         from pyro_compress.runs.config import never_shrinks
         from pyro_compress.runs.folder import unfinished_config
         from pyro_compress.runs.run import ended_run, fit_run
@@ -74,7 +75,6 @@ def fit(
         from pyro_compress.training.checkpoint import Interrupted
         from pyro_compress.training.history import read_history
         from pyro_compress.training.settled import unsettled
-        from pyro_compress.world import joined
 
         context = click.get_current_context()
         announce_option(context)
@@ -85,7 +85,7 @@ def fit(
         if print_config or dry_run:
             echo(told(FitConfig(**given(context, FitConfig)), out, force, print_config))
             return
-        keeping = Keeping(resume=resume is not None, **given(context, Keeping))
+        keeping = CheckpointConfig(resume=resume is not None, **given(context, CheckpointConfig))
         with joined(context.params["device"]) as world:
             run = ended_run(resume, force, world) if resume else None
             config = (

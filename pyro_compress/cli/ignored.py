@@ -17,7 +17,7 @@ from pyro_compress.cli.commands import Command
 from pyro_compress.cli.options import NETWORK
 from pyro_compress.settings import PosteriorConfig
 from pyro_compress.settings.declared import having, names_in
-from pyro_compress.settings.fit import Keeping
+from pyro_compress.settings.fit import CheckpointConfig
 
 Values = dict[str, Any]
 DATASETS = names_in("data/datasets.py", "DATASETS")
@@ -113,7 +113,7 @@ def _without_run(row: Ignored) -> Ignored:
 
 FIT = (
     Ignored(
-        ("resume", "force", "download", *having(Keeping), "device", "no_code"),
+        ("resume", "force", "download", *having(CheckpointConfig), "device", "no_code"),
         lambda values: values["resume"] is not None,
         "cannot change with --resume: the run's own configuration counts; leave it out, or start another fit",
         others=True,

@@ -20,7 +20,7 @@ from pyro_compress.compression.precision import Size
 from pyro_compress.compression.prune import Ranking, Sparsity, removed_share
 from pyro_compress.compression.rounding import Grid, rounded_weights, sizes_of
 from pyro_compress.compression.shrink import shrink
-from pyro_compress.compression.target import Target, Trial, Watch
+from pyro_compress.compression.target import SearchCallbacks, Target, Trial
 from pyro_compress.data.splits import told
 from pyro_compress.graph.network import Network
 from pyro_compress.graph.statistics import batch_statistics
@@ -66,10 +66,10 @@ class Candidates:
 
     def __init__(
         self, posterior: Posterior, splits: Splits, criterion: str, device: str, shares: Iterable[float] = (),
-        watch: Watch | None = None,
+        watch: SearchCallbacks | None = None,
     ):  # fmt: skip
         self.posterior, self.splits, self.device = posterior, splits, device
-        self.ranking, self.watch = Ranking(posterior, criterion, shares), watch or Watch()
+        self.ranking, self.watch = Ranking(posterior, criterion, shares), watch or SearchCallbacks()
         self.told = origin_of(posterior, splits, criterion)
         self.sizes: dict[Any, dict[str, Size]] = {}
         self.stopped = False

@@ -18,7 +18,7 @@ from pyro_compress.compression.packing import before_folding, packed
 from pyro_compress.compression.prune import removed_share
 from pyro_compress.compression.search import PRECISION_TOLERANCE
 from pyro_compress.compression.shrink import shrink
-from pyro_compress.compression.target import NLL_PER_ACCURACY, Target, Trial, Watch, target_of
+from pyro_compress.compression.target import NLL_PER_ACCURACY, SearchCallbacks, Target, Trial, target_of
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
 from pyro_compress.scores import Quality
@@ -59,7 +59,7 @@ class Compensation:
 
 def compress_compensated(
     posterior: Posterior, splits: Splits, how: Compensation | None = None, goal: Goal | None = None,
-    device: str = "cpu", watch: Watch | None = None,
+    device: str = "cpu", watch: SearchCallbacks | None = None,
 ) -> tuple[Compressed, float]:  # fmt: skip
     """Round a network's weights with compensation, at the highest price of a bit that reaches the goal.
 
@@ -80,7 +80,7 @@ def compress_compensated(
     Raises:
         ValueError: a goal that names a sparsity, or that no candidate reaches; other kinds of layers.
     """
-    how, goal, watch = how or Compensation(), goal or Goal(), watch or Watch()
+    how, goal, watch = how or Compensation(), goal or Goal(), watch or SearchCallbacks()
     if goal.sparsity is not None:
         raise ValueError("a sparsity is reached by pruning; rounding with compensation takes a tolerance or a size")
     if others := unserved(posterior.graph, posterior.layers):
@@ -113,7 +113,7 @@ class _Search:
     """Candidates at many prices, and the best so far."""
 
     def __init__(
-        self, posterior: Posterior, splits: Splits, goal: Goal, device: str, watch: Watch, seed: int = 0
+        self, posterior: Posterior, splits: Splits, goal: Goal, device: str, watch: SearchCallbacks, seed: int = 0
     ):  # fmt: skip
         self.posterior, self.splits, self.goal, self.device, self.watch = posterior, splits, goal, device, watch
         self.target = target_of(posterior, splits, goal, device)

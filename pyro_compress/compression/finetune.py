@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_compress.compression.survivors import Survivors
+from pyro_compress.compression.quantization_aware import QuantizationAware
 from pyro_compress.data.augment import AUGMENTATIONS, check_images
 from pyro_compress.data.several import task_named
 from pyro_compress.graph.statistics import batch_statistics
@@ -47,7 +47,7 @@ def finetune(
 def finetuned(
     posterior: Posterior, masks: Masks, train: Data, how: FineTune,
     teacher: Teach | None = None, on_epoch: OnEpoch = lambda epoch, epochs, kept: None,
-) -> Survivors:  # fmt: skip
+) -> QuantizationAware:  # fmt: skip
     """Fine-tune what the masks keep of the posterior mean.
 
     Args:
@@ -69,7 +69,9 @@ def finetuned(
             "SVI under the mask goes on from a posterior, and this network has point weights only: fit one with "
             "--prior, or leave --finetune-svi out"
         )
-    work = Survivors(posterior.graph, tensors | batch_statistics(posterior.graph, tensors, train.x), how, spreads)
+    work = QuantizationAware(
+        posterior.graph, tensors | batch_statistics(posterior.graph, tensors, train.x), how, spreads
+    )
     task = task_named(posterior.task)
     loss, noise, counted = task.loss, posterior.noise or 1.0, task.counted(train.y)
     work.loss = lambda outputs, y: loss(outputs, y, noise)

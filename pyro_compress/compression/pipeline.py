@@ -14,14 +14,14 @@ from torch import Tensor
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.compensated import Compensation, compress_compensated
+from pyro_compress.compression.finetuned import FineTuning, Teacher, compress_finetuned
 from pyro_compress.compression.fixed_point import fixed_point_of
 from pyro_compress.compression.order import reordered
 from pyro_compress.compression.packing import folded
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress, rounding_in
 from pyro_compress.compression.shrink import stuck_units
-from pyro_compress.compression.target import Target, Watch, target_of
-from pyro_compress.compression.tuned import Teacher, Tuning, compress_finetuned
+from pyro_compress.compression.target import SearchCallbacks, Target, target_of
 from pyro_compress.compression.verdict import at_chance, hints_of, larger, outside
 from pyro_compress.graph.ir import widths
 from pyro_compress.graph.network import Network
@@ -136,7 +136,9 @@ def load(path: str | Path, max_memory: float = MAX_MEMORY_MIB) -> Network:
     return to_module(file.read(Path(path), limited(max_memory)))
 
 
-def way_of(config: CompressConfig, seed: int = 0, teacher: Teacher | None = None) -> Rounding | Compensation | Tuning:
+def way_of(
+    config: CompressConfig, seed: int = 0, teacher: Teacher | None = None
+) -> Rounding | Compensation | FineTuning:
     """How a configuration makes integers of the weights.
 
     Args:
@@ -150,7 +152,7 @@ def way_of(config: CompressConfig, seed: int = 0, teacher: Teacher | None = None
     if config.finetuning:
         if len(config.teacher) > 0 and teacher is None:
             raise ValueError(f"teacher {', '.join(config.teacher)}: give its network, `Teacher.of(...)`")
-        return Tuning(config.finetuning, config.rate, teacher)
+        return FineTuning(config.finetuning, config.rate, teacher)
     if config.rounding == "compensated":
         return Compensation(seed=seed)
     return rounding_in(config)
@@ -158,7 +160,7 @@ def way_of(config: CompressConfig, seed: int = 0, teacher: Teacher | None = None
 
 def compress_run(
     posterior: Posterior, splits: Splits, path: Path, goal: Goal | None = None,
-    how: Rounding | Compensation | Tuning | None = None, device: str = "cpu", watch: Watch | None = None,
+    how: Rounding | Compensation | FineTuning | None = None, device: str = "cpu", watch: SearchCallbacks | None = None,
     passes: int | None = None,
 ) -> Report:  # fmt: skip
     """Compress into a file and report on it.
@@ -183,10 +185,10 @@ def compress_run(
     goal = goal or Goal()
     if isinstance(how, Rounding) and any(how.prices) and posterior.criterion == "magnitude":
         raise ValueError("a price per bit is weighed against a posterior's spread, and these are point weights")
-    if not isinstance(how, Tuning):
+    if not isinstance(how, FineTuning):
         give_back(posterior.largest_bytes)
     target = target_of(posterior, splits, goal, device)
-    if isinstance(how, Tuning):
+    if isinstance(how, FineTuning):
         network, removed = compress_finetuned(posterior, splits, how, goal, device, watch, passes)
     elif isinstance(how, Compensation):
         network, removed = compress_compensated(posterior, splits, how, goal, device, watch)
@@ -200,8 +202,8 @@ def compress_run(
     return judged(found, splits, target, _hints(goal, how), goal.reference is not None)
 
 
-def _hints(goal: Goal, how: Rounding | Compensation | Tuning | None) -> list[str]:
-    finetuned = isinstance(how, Tuning)
+def _hints(goal: Goal, how: Rounding | Compensation | FineTuning | None) -> list[str]:
+    finetuned = isinstance(how, FineTuning)
     rate, bits = getattr(how, "rate", None), bool(getattr(how, "bits", ()))
     return hints_of(goal, finetuned, rate, bits)
 

@@ -17,7 +17,7 @@ from pyro_compress.compression.candidates import BIAS_LEVELS, Candidates, Draft
 from pyro_compress.compression.order import passes_over, reordered
 from pyro_compress.compression.prune import Sparsity, removed_share
 from pyro_compress.compression.rounding import Grid, Rounding, check_bits
-from pyro_compress.compression.target import NLL_PER_ACCURACY, Target, Watch, default_nll_tolerance, target_of
+from pyro_compress.compression.target import NLL_PER_ACCURACY, SearchCallbacks, Target, default_nll_tolerance, target_of
 from pyro_compress.data.several import task_named
 from pyro_compress.pcn import file
 from pyro_compress.settings import CompressConfig, Goal
@@ -44,7 +44,7 @@ Chosen = tuple[Sparsity, Grid]
 
 def compress(
     posterior: Posterior, splits: Splits, goal: Goal | None = None, rounding: Rounding | None = None,
-    device: str = "cpu", watch: Watch | None = None, passes: int | None = 0,
+    device: str = "cpu", watch: SearchCallbacks | None = None, passes: int | None = 0,
 ) -> tuple[Compressed, float]:  # fmt: skip
     """Prune, round and shrink a posterior's mean network.
 
@@ -75,7 +75,7 @@ def compress(
         >>> round(removed, 2)
         0.5
     """
-    goal, watch = goal or Goal(), watch or Watch()
+    goal, watch = goal or Goal(), watch or SearchCallbacks()
     rounding = rounding or rounding_in(goal)
     search = _candidates(posterior, splits, goal, device, watch)
     grids = grids_of(rounding, posterior, goal.sparsity is not None)
@@ -107,7 +107,7 @@ def rounding_in(goal: Goal) -> Rounding:
 
 
 def _candidates(
-    posterior: Posterior, splits: Splits, goal: Goal, device: str = "cpu", watch: Watch | None = None
+    posterior: Posterior, splits: Splits, goal: Goal, device: str = "cpu", watch: SearchCallbacks | None = None
 ) -> Candidates:
     shares = [1 - kept for kept in KEPT]
     return Candidates(posterior, splits, goal.criterion or posterior.criterion, device, shares, watch)

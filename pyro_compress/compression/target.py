@@ -46,7 +46,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Watch:
+class SearchCallbacks:
     """Who is told while a compression runs.
 
     Attributes:

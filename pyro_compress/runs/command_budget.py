@@ -53,8 +53,8 @@ COMMANDS = {
 }
 """By command. A price per bit and compensated rounding work on a whole layer at once: of the former it is what a layer
 takes that keeps nearly all its weights, of the latter an upper bound, counted from its arrays. Fine-tuning is reckoned
-with a tenth of the weights left, and asked again once their number is known (`compression.tuned`). Where weights have
-scales, `inspect` holds the guide's parameters besides."""
+with a tenth of the weights left, and asked again once their number is known (`compression.finetuned`). Where weights
+have scales, `inspect` holds the guide's parameters besides."""
 
 
 def needed_by(command: str, graph: Graph, shapes: Shapes, rows: Mapping[str, int], posterior: int) -> dict[str, int]:

@@ -32,12 +32,12 @@ from pyro_compress.networks.bounded import check_inputs
 from pyro_compress.pcn import gate
 from pyro_compress.places import check_folder, check_name
 from pyro_compress.placing import CHECKPOINTS, emptied, located, making, put_in_place, recover, unfinished, unordinary
+from pyro_compress.process_group import ALONE, ProcessGroup
 from pyro_compress.runs.config import options_of, preprocessing_in, read_config
-from pyro_compress.runs.waist import read_posterior
+from pyro_compress.runs.posterior_file import read_posterior
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.history import Diverged
 from pyro_compress.types import Posterior, Preprocessing, Splits
-from pyro_compress.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _foreign(folder: Path) -> list[str] | None:
     return foreign_to_run(folder) if is_run(folder) else None
 
 
-def unfinished_config(out: Path, world: World = ALONE) -> FitConfig:
+def unfinished_config(out: Path, world: ProcessGroup = ALONE) -> FitConfig:
     """Configuration of an unfinished fit, which the first of several processes reads to the others.
 
     Raises:

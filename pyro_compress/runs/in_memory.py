@@ -18,7 +18,7 @@ from torch import nn
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.pipeline import Report, compress_run, load, way_of
-from pyro_compress.compression.target import Watch
+from pyro_compress.compression.target import SearchCallbacks
 from pyro_compress.data.examples import batch_size_of
 from pyro_compress.data.sources import Takes, splits_from
 from pyro_compress.doubts import gathered, keep
@@ -124,7 +124,7 @@ class Fitted:
 
         Args:
             goal: what to reach; by default the smallest file that costs half a point of accuracy.
-            how: `Rounding`, `Compensation` or `Tuning`; None: what the options say.
+            how: `Rounding`, `Compensation` or `FineTuning`; None: what the options say.
             callbacks: told of every candidate.
             **options: settings of `CompressConfig` by the names of their options: `tolerance`, `sparsity`,
                 `max_bytes`, `finetune`, `finetune_lr`, ... (docs/settings.md)
@@ -137,7 +137,7 @@ class Fitted:
         config = CompressConfig.of(asked | options)
         goal, how = replace(config, reference=goal.reference if goal else None), how or way_of(config, self.config.seed)
         told = Callbacks(callbacks)
-        watch = Watch(
+        watch = SearchCallbacks(
             trial=told.on_search,
             candidate=told.candidates,
             epoch=lambda epoch, epochs, kept: told.on_search(epoch, epochs),

@@ -28,9 +28,9 @@ from pyro_compress.runs.folder import check_run_folder
 from pyro_compress.runs.run import fit_run, initial_net, made_from
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import point_posterior
-from pyro_compress.training.feed import batch_count
 from pyro_compress.training.history import OnEpoch
 from pyro_compress.training.laplace import gradient_bytes, laplace
+from pyro_compress.training.minibatches import batch_count
 from pyro_compress.types import Posterior, Splits
 
 log = logging.getLogger(__name__)

@@ -29,19 +29,19 @@ from pyro_compress.networks.outputs import with_columns, with_one_output
 from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.outputs import is_several, outputs_of
 from pyro_compress.placing import FRAMES
+from pyro_compress.process_group import ALONE, ProcessGroup
 from pyro_compress.runs.budget import check_memory
 from pyro_compress.runs.config import absolute, config_toml, resolve
 from pyro_compress.runs.folder import Run, found_complete, load_run, new_folder
-from pyro_compress.runs.waist import write_posterior
+from pyro_compress.runs.posterior_file import write_posterior
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.fit import Keeping
-from pyro_compress.training.checkpoint import Keeper, stops_on_signals
+from pyro_compress.settings.fit import CheckpointConfig
+from pyro_compress.training.checkpoint import Checkpointer, stops_on_signals
 from pyro_compress.training.guards import REWINDS, slower
 from pyro_compress.training.history import Diverged, Epoch, OnEpoch, OnLayers
 from pyro_compress.training.live import watched
 from pyro_compress.training.snapshots import Frames
 from pyro_compress.types import LayerPosterior, Posterior, Splits
-from pyro_compress.world import ALONE, World
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ def fit_run(
     force: bool = False,
     download: bool = False,
     on_epoch: OnEpoch = lambda epoch: None,
-    keeping: Keeping | None = None,
-    world: World = ALONE,
+    keeping: CheckpointConfig | None = None,
+    world: ProcessGroup = ALONE,
 ) -> Run:
     """Load data, build the network, fit it, write the run folder.
 
@@ -78,7 +78,7 @@ def fit_run(
         Interrupted: a signal came; the unfinished fit can be resumed.
         Lost: another process ended.
     """
-    keeping = keeping or Keeping()
+    keeping = keeping or CheckpointConfig()
     if keeping.resume and (run := ended_run(out, force, world)):
         return run
     place: AbstractContextManager[Path] = new_folder(out, force, keeping.resume)
@@ -95,19 +95,21 @@ def fit_run(
         check_memory(net, splits, config)
         if world.size > 1:
             world.check_same(_starts(config, splits, net))
-        keeper = Keeper(folder, keeping.every_epochs, keeping.every_minutes, world=world)
+        checkpointer = Checkpointer(folder, keeping.every_epochs, keeping.every_minutes, world=world)
         frames = _frames(folder, config) if keeping.snapshots else None
         rewinds = list(notes.get("rewinds", []))
         while True:
             text = config_toml(replace(config, **paths), splits, rewinds, world.size)  # type: ignore[arg-type]
             write_atomically(folder / "config.toml", f"{text}\n[called]\ndata = {json.dumps(config.data)}\n".encode())
             try:
-                posterior, write_guide = _fit_noted(net, splits, config, on_epoch, _Kept(keeper, frames, keeping.log))
+                posterior, write_guide = _fit_noted(
+                    net, splits, config, on_epoch, _Kept(checkpointer, frames, keeping.log)
+                )
                 break
             except Diverged as error:
                 if config.nan_policy == "stop":
                     raise
-                config = _rewound(config, keeper, rewinds, error)
+                config = _rewound(config, checkpointer, rewinds, error)
         if frames:
             frames.collect(folder / "snapshots.safetensors")
         posterior = made_from(folder / START, posterior)
@@ -120,7 +122,7 @@ def fit_run(
     return Run(out, replace(config, **paths), posterior, splits.sizes, stored=preprocessing(splits))  # type: ignore[arg-type]
 
 
-def ended_run(out: Path, force: bool = False, world: World = ALONE) -> Run | None:
+def ended_run(out: Path, force: bool = False, world: ProcessGroup = ALONE) -> Run | None:
     """The run of a fit whose process ended after everything was written, but before the folder had its name.
 
     Raises:
@@ -129,7 +131,7 @@ def ended_run(out: Path, force: bool = False, world: World = ALONE) -> Run | Non
     return load_run(out) if world.any(world.first and found_complete(out, force))[0] else None
 
 
-def _with_start(config: FitConfig, folder: Path, resume: bool, world: World) -> FitConfig:
+def _with_start(config: FitConfig, folder: Path, resume: bool, world: ProcessGroup) -> FitConfig:
     """Keep a copy of the compressed file that a fit begins with; to go on, the copy stands in for the file."""
     if not config.net.endswith(SUFFIX):
         return config
@@ -151,7 +153,7 @@ def made_from(path: Path, posterior: Posterior) -> Posterior:
 class _Kept(NamedTuple):
     """Where a running fit writes what: checkpoints, snapshots (or None), the live log (or an empty name)."""
 
-    keeper: Keeper
+    checkpointer: Checkpointer
     frames: Frames | None
     log: str
 
@@ -160,14 +162,14 @@ def _fit_noted(
     net: nn.Module, splits: Splits, config: FitConfig, on_epoch: OnEpoch, kept: _Kept
 ) -> tuple[Posterior, WriteGuide | None]:
     """Fit from the keeper's latest checkpoint on, every epoch a line of `history.jsonl`."""
-    keeper, folder = kept.keeper, kept.keeper.folder
+    checkpointer, folder = kept.checkpointer, kept.checkpointer.folder
     assert folder is not None
-    before = keeper.latest()
+    before = checkpointer.latest()
     earlier = before.numbers.get("history", []) if before else []
     with (
         appended(folder / "history.jsonl") as add,
         watched(kept.log, folder, len(earlier)) as log,
-        stops_on_signals(keeper),
+        stops_on_signals(checkpointer),
     ):
         for epoch in earlier:
             add(json.dumps(epoch))
@@ -179,10 +181,12 @@ def _fit_noted(
             on_epoch(epoch)
 
         viewers: list[OnLayers] = [view for view in (kept.frames, log.layers if log else None) if view]
-        return _fit(net, splits, config, note, (keeper, viewers))
+        return _fit(net, splits, config, note, (checkpointer, viewers))
 
 
-def _rewound(config: FitConfig, keeper: Keeper, rewinds: list[dict[str, Any]], error: Diverged) -> FitConfig:
+def _rewound(
+    config: FitConfig, checkpointer: Checkpointer, rewinds: list[dict[str, Any]], error: Diverged
+) -> FitConfig:
     """Put a fit back to the last checkpoint of an earlier epoch (the beginning, without one), with smaller rates.
 
     Raises:
@@ -190,10 +194,10 @@ def _rewound(config: FitConfig, keeper: Keeper, rewinds: list[dict[str, Any]], e
     """
     if len(rewinds) == REWINDS:
         raise Diverged(f"{error} (put back {REWINDS} times, down to lr {config.lr:g})") from error
-    assert keeper.folder is not None
-    finished = len((keeper.folder / "history.jsonl").read_text().splitlines())
-    keeper.rewind(finished)
-    before = keeper.latest()
+    assert checkpointer.folder is not None
+    finished = len((checkpointer.folder / "history.jsonl").read_text().splitlines())
+    checkpointer.rewind(finished)
+    before = checkpointer.latest()
     rates = {name: getattr(config, name) for name in ("lr", "lr_scale", "lr_group")}
     epoch = len(before.numbers.get("history", [])) if before else 0
     rewinds.append({"failed_in_epoch": finished + 1, "to_epoch": epoch, "reason": str(error)} | rates)
@@ -201,7 +205,7 @@ def _rewound(config: FitConfig, keeper: Keeper, rewinds: list[dict[str, Any]], e
     return slower(config)
 
 
-def stored_notes(folder: Path, world: World = ALONE) -> dict[str, Any]:
+def stored_notes(folder: Path, world: ProcessGroup = ALONE) -> dict[str, Any]:
     """What the config.toml of an unfinished fit says, in the first process's folder.
 
     That is among others how often it was put back already, and what its data were called when it began.
@@ -214,7 +218,7 @@ def stored_notes(folder: Path, world: World = ALONE) -> dict[str, Any]:
     return found
 
 
-def _loaded(config: FitConfig, download: bool, world: World) -> Splits:
+def _loaded(config: FitConfig, download: bool, world: ProcessGroup) -> Splits:
     def load() -> Splits:
         return load_splits(config.data, config.data_dir, config.validation, download, config.reading)
 
@@ -255,14 +259,14 @@ def _frames(folder: Path, config: FitConfig) -> Frames:
 
 
 def _fit(
-    net: nn.Module, splits: Splits, config: FitConfig, note: OnEpoch, kept: tuple[Keeper, list[OnLayers]]
+    net: nn.Module, splits: Splits, config: FitConfig, note: OnEpoch, kept: tuple[Checkpointer, list[OnLayers]]
 ) -> tuple[Posterior, WriteGuide | None]:
     """The waist, and what stores the posterior's parameters (None for a deterministic network)."""
-    keeper, viewers = kept
+    checkpointer, viewers = kept
     if config.prior == "none":
         from pyro_compress.training.baselines import fit_baseline
 
-        return fit_baseline(net, splits, config, note, keeper)[0], None
+        return fit_baseline(net, splits, config, note, checkpointer)[0], None
     from pyro_compress.bayes.extract import extract
     from pyro_compress.bayes.fit import fit_posterior
     from pyro_compress.bayes.marginals import write_marginals
@@ -271,7 +275,7 @@ def _fit(
         for view in viewers:
             view(epoch, layers)
 
-    fit = fit_posterior(net, splits, config, note, keeper, on_layers if viewers else None)
+    fit = fit_posterior(net, splits, config, note, checkpointer, on_layers if viewers else None)
     return extract(fit), lambda file: write_marginals(file, fit.model.net, fit.guide)
 
 

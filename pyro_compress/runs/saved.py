@@ -22,7 +22,7 @@ from pyro_compress.metrics import SPLITS, examples_of
 from pyro_compress.placing import located
 from pyro_compress.runs.config import absolute, config_toml
 from pyro_compress.runs.folder import Run, new_folder
-from pyro_compress.runs.waist import write_posterior
+from pyro_compress.runs.posterior_file import write_posterior
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.history import Epoch
 from pyro_compress.types import LayerShape, Posterior, Splits

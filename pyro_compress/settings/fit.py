@@ -202,7 +202,7 @@ class MachineConfig(Config):
 
 
 @dataclass(frozen=True)
-class Keeping(Config):
+class CheckpointConfig(Config):
     """What of a running fit is kept; `resume`: go on from an unfinished one, where there is one."""
 
     heading: ClassVar = "Results"

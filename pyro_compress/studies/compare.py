@@ -50,7 +50,7 @@ from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.scores import Scores
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.fit import Keeping
+from pyro_compress.settings.fit import CheckpointConfig
 from pyro_compress.studies.identity import config_hash, run_folder
 from pyro_compress.studies.plan import CHOOSE_BY, DRAWS, Planned, plan, read_study
 from pyro_compress.studies.results import (
@@ -216,7 +216,7 @@ def chosen(planned: Planned, out: Path) -> tuple[FitConfig, Path]:
             folder.parent.mkdir(exist_ok=True)
             with locked(folder.with_suffix(".lock")):  # methods may share a fit
                 if not folder.is_dir():
-                    fit_run(config, folder, keeping=Keeping(resume=True))
+                    fit_run(config, folder, keeping=CheckpointConfig(resume=True))
         found.append((rank(last_epoch(folder)), config, folder))
     _, config, folder = min(found, key=lambda candidate: candidate[0])
     return config, folder

@@ -16,7 +16,7 @@ from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.fitted import with_graph
 from pyro_compress.networks.outputs import doubtful_end
 from pyro_compress.settings import FitConfig
-from pyro_compress.training.checkpoint import Keeper
+from pyro_compress.training.checkpoint import Checkpointer
 from pyro_compress.training.history import Epoch, OnEpoch, OnStep
 from pyro_compress.training.point import PointPlan, dropped_inputs
 from pyro_compress.training.progress import Progress
@@ -31,7 +31,7 @@ def fit_baseline(
     splits: Splits,
     config: FitConfig,
     on_epoch: OnEpoch = lambda epoch: None,
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[Posterior, tuple[Epoch, ...]]:
     """Train point weights, with dropout or pruned while training if asked for.
@@ -41,7 +41,7 @@ def fit_baseline(
         splits: trained on `train`; `validation` is watched.
         config: a resolved configuration with prior `none`.
         on_epoch: called after every epoch; where it returns True, training ends there.
-        keeper: writes checkpoints; training goes on from its latest, where it has one.
+        checkpointer: writes checkpoints; training goes on from its latest, where it has one.
         on_step: called after every step; it ends training likewise.
 
     Raises:
@@ -54,7 +54,7 @@ def fit_baseline(
     parameters = dict(net.named_parameters(remove_duplicate=False))
     weights = [name for name in multiplied(graph) if name in parameters and parameters[name].dim() > 1]
     net, plan = copy.deepcopy(net).to(config.device), point_plan(config)
-    progress = Progress(splits, config, on_epoch, keeper or Keeper(), on_step)
+    progress = Progress(splits, config, on_epoch, checkpointer or Checkpointer(), on_step)
     if progress.world.first:
         doubt(log, doubtful_end(graph, splits.task))
     total = plan.epochs * progress.feed.batches

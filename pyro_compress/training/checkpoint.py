@@ -23,8 +23,8 @@ from torch import Tensor
 
 from pyro_compress.atomic import written
 from pyro_compress.foreign import json_of, of_type, shown, table
+from pyro_compress.process_group import ALONE, ProcessGroup
 from pyro_compress.tensorfile import TensorFile, write_tensors
-from pyro_compress.world import ALONE, World
 
 KEPT = 2
 """Checkpoints that are kept."""
@@ -77,7 +77,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 @dataclass
-class Keeper:
+class Checkpointer:
     """Decides after every step whether to write a checkpoint, and finds the last one.
 
     Attributes:
@@ -93,7 +93,7 @@ class Keeper:
     every_minutes: float = 10.0
     stop: threading.Event = field(default_factory=threading.Event)
     written: float = field(default_factory=time.monotonic)
-    world: World = ALONE
+    world: ProcessGroup = ALONE
     calls: int = 0
 
     def after_step(self, finished_epoch: int, take: Callable[[], Snapshot]) -> None:
@@ -198,7 +198,7 @@ def decoded(source: Path | bytes) -> Snapshot:
 
 
 @contextmanager
-def restoring(keeper: Keeper) -> Iterator[None]:
+def restoring(checkpointer: Checkpointer) -> Iterator[None]:
     """Whatever is wrong with a checkpoint that is put back is one line: its tensors are those of another fit.
 
     Raises:
@@ -209,7 +209,7 @@ def restoring(keeper: Keeper) -> Iterator[None]:
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"the checkpoint in {keeper.folder} is not of this fit ({type(error).__name__}: {shown(reason)}); "
+            f"the checkpoint in {checkpointer.folder} is not of this fit ({type(error).__name__}: {shown(reason)}); "
             "start anew with --force"
         ) from error
 
@@ -228,19 +228,19 @@ def set_random_states(snapshot: Snapshot) -> None:
 
 
 @contextmanager
-def stops_on_signals(keeper: Keeper) -> Iterator[None]:
+def stops_on_signals(checkpointer: Checkpointer) -> Iterator[None]:
     """SIGINT and SIGTERM let the running step finish; a second one ends the process as always.
 
     Raises:
         Interrupted: a signal came after the last step, which is in the last checkpoint.
     """
-    if keeper.folder is None or threading.current_thread() is not threading.main_thread():
+    if checkpointer.folder is None or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(number: int, frame: Any) -> None:
-        keeper.stop.set()
+        checkpointer.stop.set()
         signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
 
     for number in before:
@@ -250,5 +250,5 @@ def stops_on_signals(keeper: Keeper) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-    if keeper.stop.is_set() and keeper.world.size == 1:
+    if checkpointer.stop.is_set() and checkpointer.world.size == 1:
         raise Interrupted

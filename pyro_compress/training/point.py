@@ -14,8 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from pyro_compress.graph.ir import first_weights
 from pyro_compress.graph.operations.table import is_weighted
-from pyro_compress.training.feed import Feed
 from pyro_compress.training.history import Diverged
+from pyro_compress.training.minibatches import Minibatches
 from pyro_compress.types import Graph
 
 LOOK_EVERY = 200
@@ -176,7 +176,7 @@ def _failed(loss: Tensor, step: int) -> Diverged:
 
 def train_point(
     net: nn.Module,
-    feed: Feed,
+    feed: Minibatches,
     plan: PointPlan,
     after_epoch: Callable[[int, int], bool] = lambda epoch, step: True,
     after_step: AfterStep = lambda step, optimizer: None,

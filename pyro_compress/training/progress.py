@@ -15,10 +15,10 @@ from pyro_compress.data.several import task_named
 from pyro_compress.data.tasks import class_weights
 from pyro_compress.metrics import evaluate
 from pyro_compress.settings import FitConfig
-from pyro_compress.training.checkpoint import Keeper, Snapshot, random_states, restoring, set_random_states
-from pyro_compress.training.feed import Feed
+from pyro_compress.training.checkpoint import Checkpointer, Snapshot, random_states, restoring, set_random_states
 from pyro_compress.training.guards import diverged, not_finite
 from pyro_compress.training.history import Diverged, Epoch, Iteration, OnEpoch, OnStep, epoch_of
+from pyro_compress.training.minibatches import Minibatches
 from pyro_compress.training.point import AfterStep, PointPlan, PointState, no_change, optimizer_tensors, train_point
 from pyro_compress.types import Splits
 
@@ -30,7 +30,7 @@ class Progress:
         splits: trained on `train`; `validation` is watched.
         config: resolved.
         on_epoch: called after every epoch.
-        keeper: writes checkpoints, holds the one to go on from, and knows the processes of the fit.
+        checkpointer: writes checkpoints, holds the one to go on from, and knows the processes of the fit.
         on_step: called after every step; None: nobody asks.
 
     Attributes:
@@ -44,21 +44,26 @@ class Progress:
     """
 
     def __init__(
-        self, splits: Splits, config: FitConfig, on_epoch: OnEpoch, keeper: Keeper, on_step: OnStep | None = None
+        self,
+        splits: Splits,
+        config: FitConfig,
+        on_epoch: OnEpoch,
+        checkpointer: Checkpointer,
+        on_step: OnStep | None = None,
     ):
         assert config.batch_size
-        self.splits, self.config, self.on_epoch, self.keeper = splits, config, on_epoch, keeper
+        self.splits, self.config, self.on_epoch, self.checkpointer = splits, config, on_epoch, checkpointer
         self.on_step, self.stopped = on_step, False
-        self.world, generator = keeper.world, torch.Generator().manual_seed(config.seed)
+        self.world, generator = checkpointer.world, torch.Generator().manual_seed(config.seed)
         augment = AUGMENTATIONS.get(config.augment)
-        self.feed = Feed(splits.train, config.batch_size, generator, config.device, augment, self.world)
+        self.feed = Minibatches(splits.train, config.batch_size, generator, config.device, augment, self.world)
         balanced = config.class_weights == "balanced"
         self.weights = class_weights(splits.train.y, splits.outputs).to(config.device) if balanced else None
         self.started, self.history = time.perf_counter(), list[Epoch]()
         self.turned: int | None = None
-        self.snapshot = keeper.latest()
+        self.snapshot = checkpointer.latest()
         if self.snapshot:
-            with restoring(keeper):
+            with restoring(checkpointer):
                 self.history = [epoch_of(epoch, "history") for epoch in self.snapshot.numbers["history"]]
                 self.started -= self.snapshot.numbers["seconds"]
             self.turned = self.snapshot.numbers.get("turned")
@@ -72,7 +77,7 @@ class Progress:
     def keep(
         self, phase: str, tensors: Callable[[], dict[str, Tensor]], step: int, told: dict[str, Any] | None = None
     ) -> None:
-        """Let the keeper write a checkpoint, if one is due after this step.
+        """Let the checkpointer write a checkpoint, if one is due after this step.
 
         Args:
             phase: `point` or `svi`.
@@ -85,7 +90,7 @@ class Progress:
             Diverged: the state is not finite; it is not written.
         """
         last = self.feed.position == self.feed.batches
-        self.keeper.after_step(
+        self.checkpointer.after_step(
             len(self.history) + 1 if last else 0, lambda: self._taken(phase, tensors(), step, told or {})
         )
 
@@ -111,7 +116,7 @@ class Progress:
 
     def go_on(self, snapshot: Snapshot) -> None:
         """Put shuffling and noise where the snapshot was taken."""
-        with restoring(self.keeper):
+        with restoring(self.checkpointer):
             self.feed.restore(snapshot.part("feed"), snapshot.numbers["position"])
             set_random_states(snapshot)
         self._own_noise(snapshot.numbers["step"])
@@ -143,7 +148,7 @@ class Progress:
         """
         start = None
         if self.snapshot:
-            with restoring(self.keeper):
+            with restoring(self.checkpointer):
                 if self.snapshot.phase != "point":
                     raise ValueError(f"its phase is {self.snapshot.phase}")
                 net.load_state_dict(self.snapshot.part("net"))

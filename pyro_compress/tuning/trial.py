@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from pyro_compress.compression.candidates import to_module
+from pyro_compress.compression.finetuned import FineTuning, compress_finetuned
 from pyro_compress.compression.pipeline import save
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress
-from pyro_compress.compression.tuned import Tuning, compress_finetuned
 from pyro_compress.doubts import gathered
 from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import CompressConfig
-from pyro_compress.settings.fit import Keeping
+from pyro_compress.settings.fit import CheckpointConfig
 from pyro_compress.studies.identity import run_folder
 from pyro_compress.tuning.plan import Point
 from pyro_compress.types import Compressed, Posterior, Splits
@@ -94,7 +94,7 @@ def fitted(point: Point, runs: Path) -> Run:
         runs.mkdir(parents=True, exist_ok=True)
         with locked(runs / f"{point.fit_hash}.lock"):
             if not folder.is_dir():
-                fit_run(point.config, folder, keeping=Keeping(resume=True))
+                fit_run(point.config, folder, keeping=CheckpointConfig(resume=True))
     return _loaded(folder)
 
 
@@ -108,5 +108,5 @@ def compressed(posterior: Posterior, splits: Splits, settings: dict[str, Any]) -
     config = CompressConfig.of(settings)
     if how := config.finetuning:
         rate = how.rate if config.rate is None else config.rate
-        return compress_finetuned(posterior, splits, Tuning(how, rate), config)[0]
+        return compress_finetuned(posterior, splits, FineTuning(how, rate), config)[0]
     return compress(posterior, splits, config, Rounding(config.coarseness))[0]

@@ -44,7 +44,7 @@ from pyro_compress.runs.info import info
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import Goal, Reading
 from pyro_compress.settings.export import ExportConfig, Members
-from pyro_compress.settings.fit import Keeping
+from pyro_compress.settings.fit import CheckpointConfig
 from pyro_compress.studies import plan as studies
 from pyro_compress.studies.results import read_results
 from pyro_compress.training.history import read_history
@@ -192,7 +192,7 @@ def checkpoint(seeds: Path, place: Path, chance: random.Random) -> Iterator[Step
     config = unfinished_config(out)
     yield None
     if (config.epochs or 0) <= 3 and max(config.hidden) <= 64:
-        fit_run(config, out, keeping=Keeping(resume=True))
+        fit_run(config, out, keeping=CheckpointConfig(resume=True))
         yield "fit --resume"
 
 

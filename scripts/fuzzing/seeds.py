@@ -19,8 +19,8 @@ from pyro_compress.pcn import file
 from pyro_compress.runs.config import config_toml
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.fit import Keeping
-from pyro_compress.training.checkpoint import Interrupted, Keeper
+from pyro_compress.settings.fit import CheckpointConfig
+from pyro_compress.training.checkpoint import Checkpointer, Interrupted
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
 CLASSES = ("cat", "dog")
@@ -39,7 +39,7 @@ def write_seeds(seeds: Path) -> None:
 
 def write_runs(seeds: Path) -> None:
     """Run folders and unfinished fits (`kinds.FITTED`)."""
-    fit_run(small("horseshoe", pretrain_epochs=0), seeds / "horseshoe", keeping=Keeping(snapshots=True))
+    fit_run(small("horseshoe", pretrain_epochs=0), seeds / "horseshoe", keeping=CheckpointConfig(snapshots=True))
     fit_run(small("none"), seeds / "none")
     for name, config in (("h", small("horseshoe", pretrain_epochs=0)), ("n", small("none"))):
         with stopped(), contextlib.suppress(Interrupted):
@@ -49,17 +49,17 @@ def write_runs(seeds: Path) -> None:
 @contextlib.contextmanager
 def stopped() -> Any:
     """Every fit ends after its first step, as by Ctrl-C."""
-    real = Keeper.after_step
+    real = Checkpointer.after_step
 
-    def stop(self: Keeper, finished: int, take: Callable[[], Any]) -> None:
+    def stop(self: Checkpointer, finished: int, take: Callable[[], Any]) -> None:
         self.stop.set()
         real(self, finished, take)
 
-    Keeper.after_step = stop  # type: ignore[method-assign]
+    Checkpointer.after_step = stop  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Keeper.after_step = real  # type: ignore[method-assign]
+        Checkpointer.after_step = real  # type: ignore[method-assign]
 
 
 def write_plain(seeds: Path) -> None:

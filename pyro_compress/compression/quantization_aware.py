@@ -26,7 +26,7 @@ SPREAD_RATE = 10.0
 a step is to a weight."""
 
 
-class Survivors:
+class QuantizationAware:
     """The network while it is trained; of a masked weight only the survivors are stored.
 
     Attributes:

@@ -20,7 +20,7 @@ from pyro_compress.compression.finetune import Teach, finetuned
 from pyro_compress.compression.order import reordered
 from pyro_compress.compression.packing import before_folding
 from pyro_compress.compression.search import prune
-from pyro_compress.compression.target import Target, Trial, Watch, target_of
+from pyro_compress.compression.target import SearchCallbacks, Target, Trial, target_of
 from pyro_compress.graph.network import Network
 from pyro_compress.machine import require
 from pyro_compress.metrics import evaluate, logits_of
@@ -58,7 +58,7 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Tuning:
+class FineTuning:
     """Fine-tuning in place of rounding.
 
     Attributes:
@@ -73,8 +73,8 @@ class Tuning:
 
 
 def compress_finetuned(
-    posterior: Posterior, splits: Splits, tuning: Tuning, goal: Goal | None = None, device: str = "cpu",
-    watch: Watch | None = None, passes: int | None = 0,
+    posterior: Posterior, splits: Splits, tuning: FineTuning, goal: Goal | None = None, device: str = "cpu",
+    watch: SearchCallbacks | None = None, passes: int | None = 0,
 ) -> tuple[Compressed, float]:  # fmt: skip
     """Prune, fine-tune and shrink a posterior's mean network.
 
@@ -93,7 +93,7 @@ def compress_finetuned(
     Raises:
         ValueError: no rate reaches the target.
     """
-    goal, watch, how = goal or Goal(), watch or Watch(), tuning.how
+    goal, watch, how = goal or Goal(), watch or SearchCallbacks(), tuning.how
     target = target_of(posterior, splits, goal, device)
     masks, removed = prune(posterior, splits, goal, target, device)
     _check_memory(masks)

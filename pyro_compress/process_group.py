@@ -31,7 +31,7 @@ class Lost(ConnectionError):
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """The processes of a fit, seen from one of them. All of them must make the same calls in the same order.
 
     Attributes:
@@ -171,11 +171,11 @@ class World:
             ) from error
 
 
-ALONE = World()
+ALONE = ProcessGroup()
 
 
 @contextmanager
-def joined(device: str = "auto") -> Iterator[World]:
+def joined(device: str = "auto") -> Iterator[ProcessGroup]:
     """The processes that `torchrun` started, from here to the end of the block; `ALONE` where it started none.
 
     On CUDA every process takes the device of its local number and NCCL carries the gradients, unless processes share
@@ -208,12 +208,12 @@ def joined(device: str = "auto") -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _announced(environment: Mapping[str, str]) -> World:
+def _announced(environment: Mapping[str, str]) -> ProcessGroup:
     given: dict[str, Any] = {name: environment.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     if given["WORLD_SIZE"] in (None, "1"):
         return ALONE
     try:
-        found = World(int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"]))
+        found = ProcessGroup(int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"]))
         if 0 <= found.rank < found.size and found.local_rank >= 0:
             return found
     except (TypeError, ValueError):
@@ -222,7 +222,7 @@ def _announced(environment: Mapping[str, str]) -> World:
     raise ValueError(f"{told}: several processes are started by torchrun, which sets all three; else unset WORLD_SIZE")
 
 
-def _backend(world: World, device: str) -> str:
+def _backend(world: ProcessGroup, device: str) -> str:
     if device == "cpu" or not torch.cuda.is_available():
         return "gloo"
     devices, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", world.local_rank + 1))

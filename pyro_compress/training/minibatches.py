@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyro_compress.data.augment import Augment, check_images
 from pyro_compress.data.streaming import Streamed
+from pyro_compress.process_group import ALONE, ProcessGroup
 from pyro_compress.types import Data
-from pyro_compress.world import ALONE, World
 
 
 def batch_count(examples: int, batch_size: int) -> int:
@@ -19,7 +19,7 @@ def batch_count(examples: int, batch_size: int) -> int:
     return max(1, -(-examples // batch_size))
 
 
-class Feed:
+class Minibatches:
     """Shuffled minibatches, epoch after epoch; it can be put back to any place in one.
 
     Of several processes each takes every so many-th row of the same minibatches, in the order that the first one draws.
@@ -46,7 +46,7 @@ class Feed:
 
     def __init__(
         self, data: Data, batch_size: int, generator: torch.Generator, device: str = "cpu",
-        augment: Augment | None = None, world: World = ALONE,
+        augment: Augment | None = None, world: ProcessGroup = ALONE,
     ):  # fmt: skip
         check_images(augment, data)
         x: Any = data.x if isinstance(data.x, Streamed) else data.x.to(device)

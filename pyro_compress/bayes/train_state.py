@@ -17,7 +17,7 @@ from pyro_compress.bayes.elbo import Objective, build_objective
 from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize, plain_weights
 from pyro_compress.bayes.model import Likelihood, Model
-from pyro_compress.bayes.step import State, Tuned, tuned_parameters
+from pyro_compress.bayes.step import State, Trained, tuned_parameters
 from pyro_compress.bayes.tensors import across, drawable, with_tensors
 from pyro_compress.graph.ir import first_weights
 from pyro_compress.settings import FitConfig
@@ -25,7 +25,7 @@ from pyro_compress.types import Graph, Removal
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainState:
     """What inference works on.
 
     Attributes:
@@ -40,7 +40,7 @@ class Stage:
     graph: Graph
     mean_net: nn.Module
     objective: Objective
-    tuned: list[Tuned]
+    tuned: list[Trained]
     state: State
     removals: tuple[Removal, ...] = ()
 
@@ -94,7 +94,7 @@ def check_assigned(config: FitConfig, among: Chosen) -> None:
 def first_stage(
     net: nn.Module, graph: Graph, likelihood: Likelihood, example: tuple[Tensor, Tensor], config: FitConfig,
     among: Chosen | None = None,
-) -> Stage:  # fmt: skip
+) -> TrainState:  # fmt: skip
     """The program of a plain network, its posterior around the network's weights.
 
     Args:
@@ -119,7 +119,7 @@ def first_stage(
     assert config.lr_group
     objective = build_objective(model, guide, config.estimator, config.samples, config.precision)
     tuned = tuned_parameters(objective, config.lr, config.lr_scale, config.lr_group, priors)
-    return Stage(graph, net, objective, tuned, State.of(objective, tuned))
+    return TrainState(graph, net, objective, tuned, State.of(objective, tuned))
 
 
 def _bound(config: FitConfig, priors: Assignment, name: str) -> float:
