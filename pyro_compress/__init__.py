@@ -31,14 +31,20 @@ if TYPE_CHECKING:
     from pyro_compress.data.sources import Shapes as Shapes
     from pyro_compress.data.sources import splits_from as splits_from
     from pyro_compress.data.splits import load_splits as load_splits
+    from pyro_compress.deploy.bench import bench as bench
+    from pyro_compress.deploy.export import export as export
     from pyro_compress.graph.capture import capture as capture
     from pyro_compress.graph.packing import pack as pack
+    from pyro_compress.inspection.report import report as report
     from pyro_compress.inspection.summary import inspect as inspect
     from pyro_compress.networks.attention import split_attention as split_attention
     from pyro_compress.networks.nets import build_net as build_net
     from pyro_compress.runs.config import resolve as resolve
+    from pyro_compress.runs.evaluation import evaluate as evaluate
     from pyro_compress.runs.in_memory import fit as fit
     from pyro_compress.runs.info import info as info
+    from pyro_compress.runs.opened import load_run as load_run
+    from pyro_compress.runs.opened import resume as resume
     from pyro_compress.runs.own_loops import posterior as posterior
     from pyro_compress.runs.own_loops import program as program
     from pyro_compress.runs.own_loops import save_run as save_run
@@ -48,16 +54,18 @@ if TYPE_CHECKING:
     from pyro_compress.settings import FineTune as FineTune
     from pyro_compress.settings import FitConfig as FitConfig
     from pyro_compress.settings import Goal as Goal
+    from pyro_compress.studies.study import compare as compare
     from pyro_compress.training.callbacks import Callback as Callback
     from pyro_compress.training.display import ProgressBar as ProgressBar
+    from pyro_compress.tuning.search import tune as tune
     from pyro_compress.types import Data as Data
     from pyro_compress.types import Splits as Splits
 
 _HOMES = {
     "AfterTraining": "runs.trainers",
     "Callback": "training.callbacks",
-    "Data": "types",
     "CompressConfig": "settings",
+    "Data": "types",
     "FineTune": "settings",
     "FitConfig": "settings",
     "Goal": "settings",
@@ -66,29 +74,37 @@ _HOMES = {
     "Shapes": "data.sources",
     "Splits": "types",
     "bayesianize": "bayes.layers",
+    "bench": "deploy.bench",
     "bring": "bayes.own_priors",
     "bring_guide": "bayes.own_guides",
     "build_net": "networks.nets",
     "capture": "graph.capture",
+    "compare": "studies.study",
     "compress": "compression.search",
+    "evaluate": "runs.evaluation",
+    "export": "deploy.export",
     "extract": "bayes.extract",
     "fit": "runs.in_memory",
     "fit_posterior": "bayes.fit",
     "info": "runs.info",
     "inspect": "inspection.summary",
     "load": "compression.pipeline",
+    "load_run": "runs.opened",
     "load_splits": "data.splits",
     "pack": "graph.packing",
     "posterior": "runs.own_loops",
     "predict": "runs.prediction",
-    "program": "runs.own_loops",
     "predictive": "bayes.predict",
+    "program": "runs.own_loops",
     "reordered": "compression.order",
+    "report": "inspection.report",
     "resolve": "runs.config",
+    "resume": "runs.opened",
     "save": "compression.pipeline",
     "save_run": "runs.own_loops",
     "split_attention": "networks.attention",
     "splits_from": "data.sources",
+    "tune": "tuning.search",
 }
 
 __all__ = sorted(_HOMES)

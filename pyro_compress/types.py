@@ -268,7 +268,7 @@ class Removal:
     parameters_after: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Posterior:
     """The waist: all that compression may know of a fit.
 
@@ -287,6 +287,11 @@ class Posterior:
     criterion: str
     provenance: dict[str, Any]
     removals: tuple[Removal, ...] = ()
+
+    def __repr__(self) -> str:
+        """How many weights, for what."""
+        weights = sum(layer.mean.numel() for layer in self.layers.values())
+        return f"Posterior: {weights:,} weights in {len(self.layers)} tensors, {self.task}; criterion {self.criterion}"
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -75,7 +75,7 @@ def faithful(folder: Path, data_dir: str) -> Run:
     if folder.exists():
         return load_run(folder)
     planned = next(p for p in plan(read_study(STUDY), data_dir, "cpu", 1) if p.method.variant == "faithful")
-    return fit_run(planned.configs[0], folder, on_epoch=lambda epoch: print(epoch.as_dict(), flush=True))
+    return fit_run(planned.configs[0], folder, on_epoch=lambda epoch: print(epoch.to_dict(), flush=True))
 
 
 def table(row: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from pyro_compress.atomic import write_atomically
 from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.pipeline import compress_run
-from pyro_compress.deploy.bench import bench_files
+from pyro_compress.deploy.bench import bench as measure
 from pyro_compress.deploy.export import export
 from pyro_compress.deploy.measured import Bench, Cell, Row
 from pyro_compress.runs.run import fit_run
@@ -46,7 +46,7 @@ def exports(file: Path, data_dir: str) -> list[dict]:
     for name, options in EXPORTS.items():
         with tempfile.TemporaryDirectory() as place:
             out = Path(place) / name.split()[0]
-            found.append(export(file, out, ExportConfig(**options), data_dir=data_dir).as_dict() | {"path": name})
+            found.append(export(file, out, ExportConfig(**options), data_dir=data_dir).to_dict() | {"path": name})
     return found
 
 
@@ -56,7 +56,7 @@ def ensembles(run: Path, members: list[int], data_dir: str) -> list[dict]:
     for count in members:
         with tempfile.TemporaryDirectory() as place:
             out = Path(place) / "model.onnx"
-            told = export(run, out, ExportConfig(members=Members(count)), data_dir=data_dir).as_dict()
+            told = export(run, out, ExportConfig(members=Members(count)), data_dir=data_dir).to_dict()
             found.append(told | {"members": count, "path": out.name})
     return found
 
@@ -139,8 +139,8 @@ def main() -> None:
         for what, source in asked:
             name = f"{what} {options.name or source.name}"
             if what == "speed":
-                (told,) = bench_files([source], options.dense, options.batches, options.seconds, threads=1)
-                rows = kept(told.as_dict() | {"file": source.name})
+                (told,) = measure([source], options.dense, options.batches, options.seconds, threads=1)
+                rows = kept(told.to_dict() | {"file": source.name})
             elif what == "exports":
                 rows = exports(source, options.data_dir)
             else:

@@ -53,7 +53,7 @@ def work(place: Path, reports: Path) -> None:
     from pyro_compress.runs.run import fit_run
     from pyro_compress.settings import FitConfig, Goal
     from pyro_compress.settings.fit import CheckpointConfig
-    from pyro_compress.studies.compare import compare_file
+    from pyro_compress.studies.study import compare
 
     prepare("cpu", 1)
 
@@ -72,7 +72,7 @@ def work(place: Path, reports: Path) -> None:
         report(*write_curve(place / "curve.csv", trials))
         for name in ("net", "net.safetensors", "net.c", "net.pt2"):
             report(export(place / "small.pcn", place / name, force=True).path)
-        compare_file(STUDY, place / f"study-{number % 3}")
+        compare(STUDY, place / f"study-{number % 3}", device="cpu", threads=1)
         report(place / f"study-{number % 3}" / "study.csv", place / f"study-{number % 3}" / "rows")
         shutil.rmtree(place / f"study-{(number + 1) % 3}", ignore_errors=True)
         with reports.open("a") as file:

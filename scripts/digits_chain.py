@@ -32,7 +32,7 @@ def stage(config: FitConfig, folder: Path, name: str) -> tuple[dict, Path]:
     began, file = time.process_time(), folder / f"{name}.pcn"
     run = fit_run(config, folder / name)
     fitted = time.process_time()
-    report = compress_run(run.posterior, run.splits(), file).as_dict()
+    report = compress_run(run.posterior, run.splits(), file).to_dict()
     return {
         "prior": config.prior,
         "epochs": run.config.epochs,

@@ -19,9 +19,9 @@ from pyro_compress.cli.commands import run_script
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.runs.folder import load_run
 from pyro_compress.settings import Goal
-from pyro_compress.studies.compare import compare_file
 from pyro_compress.studies.figures import accuracy_against_bytes, new_figure, save
 from pyro_compress.studies.results import read_results
+from pyro_compress.studies.study import compare
 from pyro_compress.studies.tables import Row
 
 SMOKE = Path(__file__).parent / "studies/smoke.toml"
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a small study on the embedded digits first")
     options = parser.parse_args()
     if options.smoke:
-        compare_file(SMOKE, options.results)
+        compare(SMOKE, options.results, device="cpu", threads=1)
     data = options.data or read_results(options.results)[0].dataset
     points = measure(options.results, data, options.out, options.data_dir)
     for path in save(draw(points), options.out):

@@ -13,9 +13,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pyro_compress.cli.commands import run_script
-from pyro_compress.studies.compare import compare_file
 from pyro_compress.studies.figures import accuracy_against_sparsity, labels_of, name_once, new_figure, save
 from pyro_compress.studies.plan import of_studies
+from pyro_compress.studies.study import compare
 from pyro_compress.studies.tables import Row, groups, read_csv
 
 PUBLISHED = Path(__file__).parents[1] / "docs/results/published.json"
@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         with tempfile.TemporaryDirectory() as folder:
-            rows = compare_file(Path(__file__).parent / "studies/smoke.toml", Path(folder))
+            rows = compare(Path(__file__).parent / "studies/smoke.toml", Path(folder), device="cpu", threads=1)
     else:
         rows = read_csv(options.csv.read_text())
     rows = of_studies([row for row in rows if options.network in ("", row.network)], options.studies)

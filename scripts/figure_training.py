@@ -12,9 +12,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pyro_compress.cli.commands import run_script
-from pyro_compress.studies.compare import compare_file
 from pyro_compress.studies.figures import new_figure, save, training_curves
 from pyro_compress.studies.results import read_results
+from pyro_compress.studies.study import compare
 
 SMOKE = Path(__file__).parent / "studies/smoke.toml"
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a small study on the embedded digits first")
     options = parser.parse_args()
     if options.smoke:
-        compare_file(SMOKE, options.results)
+        compare(SMOKE, options.results, device="cpu", threads=1)
     for path in save(draw(options.results, options.data or read_results(options.results)[0].dataset), options.out):
         print(path)
 

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 
 from pyro_compress.cli.commands import run_script
 from pyro_compress.runs.folder import load_run
-from pyro_compress.studies.compare import compare_file
 from pyro_compress.studies.figures import STYLES, new_figure, save, weight_distributions
 from pyro_compress.studies.results import read_results
+from pyro_compress.studies.study import compare
 
 SMOKE = Path(__file__).parent / "studies/smoke.toml"
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a small study on the embedded digits first")
     options = parser.parse_args()
     if options.smoke:
-        compare_file(SMOKE, options.results)
+        compare(SMOKE, options.results, device="cpu", threads=1)
     for path in save(draw(options.results, options.data or read_results(options.results)[0].dataset), options.out):
         print(path)
 

@@ -71,7 +71,7 @@ class Counts:
         for name, times in self.used.most_common():
             yield f"| {name} | {times:,} | {self.refused[name]:,} |"
 
-    def as_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """JSON values."""
         return {"kinds": self.by_kind, "used": self.used, "refused": +self.refused}
 
@@ -163,7 +163,7 @@ def counted(outcomes: Iterator[Tried], options: argparse.Namespace) -> int:
     if options.json:
         about = {"seed": options.seed, "first": options.first, "inputs": total, "seconds": round(60 * minutes, 1)}
         options.json.write_text(
-            json.dumps(about | {"computing": round(seconds, 1)} | counts.as_dict(), indent=1) + "\n"
+            json.dumps(about | {"computing": round(seconds, 1)} | counts.to_dict(), indent=1) + "\n"
         )
     return failed
 

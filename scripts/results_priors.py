@@ -59,7 +59,7 @@ def row(config: FitConfig) -> dict:
         epochs = []
         run = fit_run(config, Path(folder) / "run", on_epoch=epochs.append)
         splits = run.splits()
-        report = compress_run(run.posterior, splits, Path(folder) / "network.pcn").as_dict()
+        report = compress_run(run.posterior, splits, Path(folder) / "network.pcn").to_dict()
         return {
             "data": config.data,
             "net": config.net,

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.cli.commands import run_script
-from pyro_compress.studies.compare import compare, compare_file
+from pyro_compress.studies.compare import run_planned
 from pyro_compress.studies.plan import of_studies, plan, read_study
 from pyro_compress.studies.results import cached_rows, csv_text, read_results
+from pyro_compress.studies.study import compare
 from pyro_compress.studies.tables import Row, exceeds_noise, grid, markdown_table, read_csv, spread, table
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,7 @@ COMPARED = ("Bayes by Backprop (faithful)", "SGD (Adam)")
 def add(study: Path, folder: Path, results: Path, data_dir: str) -> None:
     """Merge what a results folder holds of a study into study.csv and study.json; nothing is fitted."""
     planned = plan(read_study(study), data_dir, "cpu", 1)
-    compare([one for one in planned if cached_rows(one, folder)], folder)
+    run_planned([one for one in planned if cached_rows(one, folder)], folder)
     rows = read_results(folder)
     cells = {_cell(row) for row in rows}
     path = results / "study.csv"
@@ -144,7 +145,7 @@ def main() -> None:
     if options.smoke:
         with tempfile.TemporaryDirectory() as folder:
             smoke, options.results = STUDIES / "smoke.toml", Path(folder)
-            compare_file(smoke, options.results / "out")
+            compare(smoke, options.results / "out", device="cpu", threads=1)
             add(smoke, options.results / "out", options.results, "")
             print(markdown_table(table(read_csv((options.results / "study.csv").read_text()))))
         return

@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import Ensemble, has_spread, masked
+from pyro_compress.runs import evaluation
 from pyro_compress.runs.config import config_toml
-from pyro_compress.runs.evaluation import evaluate_target
 from pyro_compress.runs.folder import load_run, unfinished
 from pyro_compress.studies import compare, results
 from pyro_compress.studies import identity as named
@@ -153,6 +154,9 @@ def test_whole_study_then_resumed(study: Path, tmp_path: Path, monkeypatch: pyte
     assert "| SGD (Adam) |" in table.stdout
     assert fitted == []
     assert len(read_csv((out / "study.csv").read_text())) == len(rows)
+    found = pc.compare(study, out, table=True, device="cpu", threads=1)
+    assert (found.to_dict()["rows"], [row.seed for row in found]) == (rows, [row["seed"] for row in rows])
+    assert repr(found) in invoke(study, "--out", out, "--table").stdout
     everything = invoke(study, "--out", out)
     assert everything.exit_code == 0
     assert fitted == [1] * 4
@@ -166,7 +170,7 @@ def test_validation_chooses(study: Path, tmp_path: Path) -> None:
     )
     planned = plan(read_study(study), device="cpu", threads=1)
     assert [[config.lr for config in one.configs] for one in planned] == [[1e-6, 1e-2]] * 2
-    (outcome,) = compare.compare(planned[:1], tmp_path / "out")
+    (outcome,) = compare.run_planned(planned[:1], tmp_path / "out")
     assert {row.config_hash for row in outcome.rows} == {config_hash(planned[0].configs[1])}
     (run,) = json.loads((tmp_path / "out/study.json").read_text())["runs"].values()
     assert run["config"]["lr"] == 1e-2
@@ -201,7 +205,7 @@ def test_rows_are_of_their_own_criterion(study: Path, tmp_path: Path) -> None:
     study.write_text(STUDY + bayes + 'variant = "by magnitude"\ncriterion = "magnitude"\n')
     planned = plan(read_study(study), device="cpu", threads=1)[3:5]
     assert planned[0].configs == planned[1].configs
-    by_noise, by_magnitude = compare.compare(planned, tmp_path / "out")
+    by_noise, by_magnitude = compare.run_planned(planned, tmp_path / "out")
     same = [one.nll_nats == other.nll_nats for one, other in zip(by_noise.rows, by_magnitude.rows, strict=True)]
     assert [row.sparsity for row in by_noise.rows] == [0.0, 0.0, 0.5, 0.5]
     assert same == [True, True, False, False]
@@ -210,9 +214,9 @@ def test_rows_are_of_their_own_criterion(study: Path, tmp_path: Path) -> None:
 def test_rows_are_what_evaluate_says(study: Path, tmp_path: Path) -> None:
     planned = plan(read_study(study), device="cpu", threads=1)
     sgd, bayes = planned[0], planned[3]
-    (outcome, other) = compare.compare([sgd, bayes], tmp_path / "out")
+    (outcome, other) = compare.run_planned([sgd, bayes], tmp_path / "out")
     folder = tmp_path / "out/runs" / config_hash(sgd.config)
-    assert evaluate_target(folder, None, "test")[0].accuracy == outcome.rows[0].accuracy
+    assert evaluation.evaluate(folder)[0].accuracy == outcome.rows[0].accuracy
     run = load_run(folder)
     weights = {name: layer.mean.clone() for name, layer in run.posterior.layers.items()}
     everything = sorted(float(value) for weight in weights.values() for value in weight.abs().flatten())
@@ -238,7 +242,7 @@ def test_a_fit_that_fails_does_not_stop_the_others(jobs: str, study: Path, tmp_p
 
 def test_ensemble_of_a_posterior_without_noise_is_its_mean(study: Path, tmp_path: Path) -> None:
     planned = plan(read_study(study), device="cpu", threads=1)[3]
-    compare.compare([planned], tmp_path / "out")
+    compare.run_planned([planned], tmp_path / "out")
     run = load_run(tmp_path / "out/runs" / config_hash(planned.config))
     assert has_spread(run.posterior)
     pruned = masked(run.posterior, masks_at(scores(run.posterior, "snr"), 0.7))
@@ -293,9 +297,9 @@ def test_table_without_rows(study: Path, tmp_path: Path) -> None:
 def test_tables_only_grow(study: Path, tmp_path: Path) -> None:
     """A process that has only begun to gather what others finished does not take their rows out of the tables."""
     planned, table = plan(read_study(study), device="cpu", threads=1)[:2], tmp_path / "study.csv"
-    compare.compare(planned, tmp_path)
+    compare.run_planned(planned, tmp_path)
     full, seen = table.read_text(), []
-    compare.compare(planned, tmp_path, on_outcome=lambda outcome, done, total: seen.append(table.read_text()))
+    compare.run_planned(planned, tmp_path, on_outcome=lambda outcome, done, total: seen.append(table.read_text()))
     assert seen == [full, full]
 
 
@@ -316,7 +320,7 @@ def worker(study: Path, out: Path, log: Path) -> None:
         deadline = time.monotonic() + 120
         while len(list(log.parent.glob(f"{log.stem}.*"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-        compare.compare(planned, out)
+        compare.run_planned(planned, out)
 
 
 @pytest.mark.slow

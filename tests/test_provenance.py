@@ -9,7 +9,7 @@ import torch
 
 import pyro_compress as pc
 from pyro_compress.pcn import file
-from pyro_compress.runs.evaluation import evaluate_target
+from pyro_compress.runs.evaluation import evaluate
 from pyro_compress.settings import FitConfig, Reading
 from pyro_compress.training.baselines import fit_baseline
 from pyro_compress.types import Data, Posterior, Quantity, Splits
@@ -50,17 +50,17 @@ def test_data_made_by_hand_have_no_name(prior: str, tmp_path: Path) -> None:
     assert (meta["data"], meta["classes"]) == ("", list(CLASSES))
     assert "scale" not in meta
     with pytest.raises(ValueError, match="does not say what it was fitted on; name them with --data"):
-        evaluate_target(tmp_path / "own.pcn", None, "test")
+        evaluate(tmp_path / "own.pcn", None, "test")
     data = own_data()
     np.savez(tmp_path / "mine.npz", x=data.test.x, y=data.test.y)
-    assert evaluate_target(tmp_path / "own.pcn", str(tmp_path / "mine.npz"), "test")[1] == 200
+    assert evaluate(tmp_path / "own.pcn", str(tmp_path / "mine.npz"), "test")[1] == 200
 
 
 def test_data_of_a_file_bear_its_name_and_share(tmp_path: Path) -> None:
     meta = saved(own_data(tmp_path / "mine.npz"), tmp_path / "own.pcn", "none")
     assert meta["data"] == str(tmp_path / "mine.npz")
     assert meta["validation"] == 0.25
-    assert evaluate_target(tmp_path / "own.pcn", None, "validation")[1] == 50
+    assert evaluate(tmp_path / "own.pcn", None, "validation")[1] == 50
 
 
 def test_a_known_data_set_is_only_named(digits: Splits, tmp_path: Path) -> None:

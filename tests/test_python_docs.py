@@ -9,6 +9,10 @@ from pathlib import Path
 import pyro
 import pytest
 
+import pyro_compress as pc
+from pyro_compress.cli.main import main
+from pyro_compress.runs.in_memory import Fitted
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text()
 BLOCKS = re.findall(r"^## ([^\n]*)\n(?:(?!^## ).)*?^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
@@ -56,3 +60,15 @@ def test_scripts_run(script: Path, tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert "0.weight" in done.stdout
+
+
+def test_every_command_is_a_function() -> None:
+    """The table of the page names every command, and functions and methods that are there."""
+    rows = re.findall(r"^\| (?:`([\w -]+)[^|]*`)? *\| (`pc\.[^|]*) \|", PAGE, re.MULTILINE)
+    assert {command.split()[0] for command, _ in rows if command} == main.commands.keys()
+    for _, function in rows:
+        for name in re.findall(r"pc\.(\w+)", function):
+            assert callable(getattr(pc, name))
+            assert name in dir(pc)
+        for method in re.findall(r"\)\.(\w+)", function):
+            assert callable(getattr(Fitted, method))

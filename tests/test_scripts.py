@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from pyro_compress.studies.compare import compare_file
+from pyro_compress.studies.study import compare
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
 
@@ -206,7 +206,7 @@ def test_study_document_keeps_methods_that_share_a_fit(tmp_path: Path) -> None:
             "[fit]\nhidden = [5]\nepochs = 3\n"
             f'[[methods]]\nname = "{criterion}"\nprior = "spike-and-slab"\ncriterion = "{criterion}"\n'
         )
-        (row, *_) = compare_file(study, folder)
+        (row, *_) = compare(study, folder, device="cpu", threads=1)
         cells[criterion] = f"| {criterion} | 90 % | {row.nll_nats:.3f} | {row.ece:.3f} | {row.brier:.3f} |"
         added = ("--add", str(study), str(folder), "--results", str(results), "--document", str(document))
         run(script("study_document"), *added, cwd=tmp_path)

@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 from filelock import FileLock
 from optuna._hypervolume import compute_hypervolume
 
+import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.prune import masks_at
@@ -236,6 +237,9 @@ def test_the_test_split_is_read_once(searched: Path) -> None:
     result = invoke("tune", searched / "study.toml", "--out", searched / "out", "--resume", "--json")
     assert result.exit_code == 0, result.output
     assert {member["test_error"] for member in json.loads(result.stdout)["front"]} == {0.125}
+    told = pc.tune(searched / "study.toml", searched / "out", resume=True)
+    assert json.loads(json.dumps(told.to_dict())) == json.loads(result.stdout)
+    assert repr(told).count("bytes, validation error") == len(members)
     path.write_text(json.dumps(members))
 
 

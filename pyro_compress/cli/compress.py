@@ -114,7 +114,7 @@ def compress(
         seconds = {"posterior_seconds": source.seconds, "seconds": time.perf_counter() - started}
     for sentence in report.warnings:
         keep(sentence)
-    told = report.as_dict() | {"file": str(out), "warnings": kept()} | ({} if run else seconds)
+    told = report.to_dict() | {"file": str(out), "warnings": kept()} | ({} if run else seconds)
     echo(json.dumps(told) if as_json else report_text(report, out))
     if not run and not as_json:
         minutes = [seconds[name] / 60 for name in ("posterior_seconds", "seconds")]

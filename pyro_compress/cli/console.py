@@ -128,15 +128,6 @@ def tune_printer(quiet: bool) -> Iterator[Callable[[int, int, int], None]]:
         )
 
 
-def scores_text(target: Path, scores: Quality, size: int) -> str:
-    """Scores for people."""
-    parts = []
-    for name, cell in scores.cells.items():
-        unit = " nats" if name.endswith(" (nats)") else ""
-        parts.append(f"{name.removesuffix(' (nats)')} {cell}{unit}")
-    return f"{target}: {', '.join(parts)} on {size:,} examples"
-
-
 def outcome_line(outcome: Outcome, done: int, total: int) -> None:
     """One fit of a study, on standard error."""
     planned = outcome.planned
@@ -154,7 +145,7 @@ def searched_line(epochs: int, trial: FrozenTrial) -> None:
     echo(f"trial {trial.number} at {epochs} epochs: {found} ({seconds:.1f} s)", err=True)
 
 
-def searched_text(outcome: Searched, out: Path) -> str:
+def searched_text(outcome: Searched) -> str:
     """The outcome of a search, for people."""
     rows = [("trial", "bytes", "validation", "test", "values", "")]
     for m in outcome.front:
@@ -168,7 +159,7 @@ def searched_text(outcome: Searched, out: Path) -> str:
             *table(rows),
             "",
             f"{outcome.finished} trials{failed}, {outcome.minutes:.1f} minutes of computing; "
-            f"the front's files, table and picture: {out}",
+            f"the front's files, table and picture: {outcome.out}",
             *([wrapped(f"importances: {shares}")] if shares else []),
             *([] if outcome.best else ["nothing meets the bound; allow more trials, or another bound"]),
         ]

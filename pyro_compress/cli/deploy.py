@@ -34,7 +34,7 @@ def export(source: Path, out: Path, data: str | None, force: bool, as_json: bool
 
         request = ExportConfig.of(given(click.get_current_context(), ExportConfig))
         exported = write(source, out, request, data, data_dir, force)
-    echo(json.dumps(exported.as_dict()) if as_json else export_text(exported))
+    echo(json.dumps(exported.to_dict()) if as_json else export_text(exported))
 
 
 @click.command(cls=Command, short_help="Measure latency, throughput, size and memory.")
@@ -57,7 +57,7 @@ def export(source: Path, out: Path, data: str | None, force: bool, as_json: bool
 def bench(pcn: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Measure latency, throughput, size and memory, and say which kind of pruning gained what."""
     with one_line_errors():
-        from pyro_compress.deploy.bench import bench_files
+        from pyro_compress.deploy.bench import bench as measured
 
-        results = bench_files(pcn, **options)
-    echo(json.dumps([result.as_dict() for result in results]) if as_json else bench_text(results))
+        results = measured(pcn, **options)
+    echo(json.dumps([result.to_dict() for result in results]) if as_json else bench_text(results))

@@ -69,8 +69,7 @@ def fit(
     with one_line_errors():
         from pyro_compress.process_group import joined
         from pyro_compress.runs.config import never_shrinks
-        from pyro_compress.runs.folder import unfinished_config
-        from pyro_compress.runs.run import ended_run, fit_run
+        from pyro_compress.runs.run import fit_run, resume_run
         from pyro_compress.training.callbacks import Callback
         from pyro_compress.training.checkpoint import Interrupted
         from pyro_compress.training.history import read_history
@@ -85,33 +84,32 @@ def fit(
         if print_config or dry_run:
             echo(told(FitConfig(**given(context, FitConfig)), out, force, print_config))
             return
-        keeping = CheckpointConfig(resume=resume is not None, **given(context, CheckpointConfig))
+        keeping = CheckpointConfig(**given(context, CheckpointConfig))
         with joined(context.params["device"]) as world:
-            run = ended_run(resume, force, world) if resume else None
-            config = (
-                run.config
-                if run
-                else unfinished_config(resume, world)
-                if resume
-                else FitConfig(**given(context, FitConfig))
-            )
-            if resume and not run:
-                announce_code(
-                    {"net": config.net, "prior": config.prior, "guide": config.guide}, f"{resume}, an unfinished fit,"
-                )
+            config = FitConfig(**given(context, FitConfig))
             where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
             try:
                 with epoch_printer() if world.first else nullcontext(Callback()) as shown:
-                    run = run or fit_run(config, where, force, download, shown.on_epoch, keeping, world)
+                    if resume:
+                        run = resume_run(resume, force, download, shown.on_epoch, keeping, world, announced)
+                    else:
+                        run = fit_run(config, where, force, download, shown.on_epoch, keeping, world)
             except Interrupted:
                 if world.first:
                     again = f"{where} --force" if force else f"{where}"
                     echo(f"stopped, state kept; go on with: pyro-compress fit --resume {again}", err=True)
                 raise click.exceptions.Exit(130) from None
     if world.first:
+        config = run.config if resume else config
         echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
         keep(unsettled(read_history(run.path), config.kl_weight))
         keep(never_shrinks(run.config))
+
+
+def announced(config: FitConfig) -> None:
+    """Say which code of the user's an unfinished fit is about to import."""
+    named = {"net": config.net, "prior": config.prior, "guide": config.guide}
+    announce_code(named, f"{click.get_current_context().params['resume']}, an unfinished fit,")
 
 
 def told(config: FitConfig, out: Path | None, force: bool, print_config: bool) -> str:

@@ -37,7 +37,7 @@ def info(file: Path, as_json: bool, max_memory: float) -> None:
         from pyro_compress.runs.info import info as found_in
 
         found = found_in(file, max_memory)
-    echo(json.dumps(found.as_dict()) if as_json else info_text(found))
+    echo(json.dumps(found.to_dict()) if as_json else info_text(found))
 
 
 def info_text(found: Info) -> str:

@@ -74,7 +74,7 @@ def _inspect(
     inspection, diagnosis = inspect_run(run, size=Size(draws=draws or AUTO, rows=rows), **options)
     if netcdf is not None:
         save_netcdf(diagnosis, netcdf)
-    return json.dumps(inspection.as_dict()) if as_json else inspection_text(inspection)
+    return json.dumps(inspection.to_dict()) if as_json else inspection_text(inspection)
 
 
 @click.command(cls=StrictCommand, ignored=REPORT, short_help="Write one HTML page on a run or on compare's results.")
@@ -94,27 +94,10 @@ def _inspect(
 @MOVED
 @code_options
 @data_options
-def report(
-    folder: Path, out: Path | None, network: Path | None, draws: int | None, force: bool, threads: int, data: str,
-    data_dir: str,
-) -> None:  # fmt: skip
+def report(folder: Path, draws: int | None, **options: Any) -> None:
     """Write one self-contained HTML page: of a run (result, bytes, pictures, diagnostics) or of compare's results."""
     with one_line_errors():
-        from pyro_compress.places import check_file
+        from pyro_compress.inspection.report import report as write
 
-        out = out or folder / "report.html"
-        check_file(out, "page", force)
-        if (folder / "study.json").is_file():
-            if data:
-                raise ValueError(f"--data goes with a run; {folder} holds the results of compare")
-            if network is not None:
-                raise ValueError(f"--network goes with a run; {folder} holds the results of compare")
-            from pyro_compress.studies.page import write_comparison
-
-            write_comparison(folder, out)
-        else:
-            from pyro_compress.bayes.diagnostics import AUTO, Size
-            from pyro_compress.inspection.report import write_report
-
-            write_report(folder, out, network, data_dir, Size(draws=draws or AUTO), threads, data)
-    echo(f"{out}: {out.stat().st_size:,} bytes; open it in any browser, it loads nothing")
+        page = write(folder, draws=draws or 0, **options)
+    echo(f"{page}: {page.stat().st_size:,} bytes; open it in any browser, it loads nothing")

@@ -16,7 +16,6 @@ import click
 from pyro_compress.cli.commands import Group, echo, one_line_errors
 from pyro_compress.cli.compare import compare
 from pyro_compress.cli.compress import compress
-from pyro_compress.cli.console import scores_text
 from pyro_compress.cli.deploy import bench, export
 from pyro_compress.cli.fit import fit
 from pyro_compress.cli.ignored import EVALUATE, StrictCommand
@@ -55,10 +54,10 @@ def main(ctx: click.Context) -> None:
 def evaluate(target: Path, data: str | None, split: str, as_json: bool, **options: Any) -> None:
     """Score a run folder (its posterior mean) or a .pcn file."""
     with one_line_errors():
-        from pyro_compress.runs.evaluation import evaluate_target
+        from pyro_compress.runs.evaluation import evaluate as evaluated
 
-        scores, size = evaluate_target(target, data, split, **options)
-    echo(json.dumps(vars(scores) | {"examples": size}) if as_json else scores_text(target, scores, size))
+        found = evaluated(target, data, split, **options)
+    echo(json.dumps(found.to_dict()) if as_json else f"{target}: {found!r}")
 
 
 for command in (fit, compress, info, predict, compare, tune, export, bench, inspect_command, report):

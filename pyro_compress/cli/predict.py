@@ -60,7 +60,7 @@ def predict(
         if out is not None:
             found.write_csv(out)
     if as_json:
-        echo(json.dumps({"file": str(file), "data": data} | found.as_dict()))
+        echo(json.dumps({"file": str(file), "data": data} | found.to_dict()))
     elif out is None:
         echo(predictions_text(found))
     else:

@@ -108,7 +108,7 @@ class Report:
         """Dense bytes per file byte."""
         return self.dense_bytes / self.file_bytes
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Flat JSON values: `test_accuracy_before` and the like, and the ratio."""
         fields = asdict(self)
         for name in ("validation_before", "validation_after", "test_before", "test_after"):

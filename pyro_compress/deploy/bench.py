@@ -52,10 +52,10 @@ class _Entry:
         return sum(part.stat().st_size for part in [self.path, *self.path.rglob("*")] if part.is_file())
 
 
-def bench_files(
-    paths: Sequence[Path],
-    dense: Path | None = None,
-    batches: str = "1,16,256",
+def bench(
+    paths: str | Path | Sequence[str | Path],
+    dense: str | Path | None = None,
+    batches: str | Sequence[int] = (1, 16, 256),
     seconds: float = 1.0,
     no_memory: bool = False,
     data_dir: str = "",
@@ -66,9 +66,9 @@ def bench_files(
     """Measure every file beside its original network.
 
     Args:
-        paths: `.pcn` files.
+        paths: a `.pcn` file, or several.
         dense: run folder of the original; None: the folder a file lies in, if it is one.
-        batches: batch sizes, separated by commas.
+        batches: batch sizes, or words of them separated by commas.
         seconds: time per row and batch size.
         no_memory: leave out peak memory.
         data_dir: not read; speed does not depend on the inputs' values.
@@ -83,8 +83,8 @@ def bench_files(
     device = prepare(device, threads or 1)
     every = [threads] if threads else sorted({1, torch.multiprocessing.cpu_count()})
     results = []
-    for path in paths:
-        folder = dense or (path.parent if (path.parent / "posterior.safetensors").is_file() else None)
+    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
+        folder = Path(dense) if dense else path.parent if (path.parent / "posterior.safetensors").is_file() else None
         posterior = load_run(folder).posterior if folder else None
         with tempfile.TemporaryDirectory() as place:
             network = _read(path, limited(max_memory), max(sizes))
@@ -106,9 +106,9 @@ def _read(path: Path, limits: Limits, batch: int) -> Compressed:
     return network
 
 
-def _sizes(batches: str) -> list[int]:
+def _sizes(batches: str | Sequence[int]) -> list[int]:
     try:
-        sizes = [int(part) for part in batches.split(",")]
+        sizes = [int(part) for part in (batches.split(",") if isinstance(batches, str) else batches)]
     except ValueError:
         sizes = [0]
     if min(sizes) < 1:

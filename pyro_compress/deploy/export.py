@@ -50,7 +50,7 @@ INT8_LOSS = 0.01
 """Validation accuracy (share of the RMSE) that 8-bit arithmetic may cost before the export is refused."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Exported:
     """What was written, and how it compares with the decoded network on the test inputs.
 
@@ -76,9 +76,17 @@ class Exported:
     examples: int
     notes: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self) | {"path": str(self.path)}
+
+    def __repr__(self) -> str:
+        """What was written, and how it compares."""
+        measure, before = next(iter(self.before.cells.items()))
+        return (
+            f"{self.path}: {self.bytes:,} bytes; largest difference of outputs {self.difference:.2g}; "
+            f"{measure} {before} decoded, {self.after.cells[measure]} exported"
+        )
 
 
 HINTS = ("a smaller --sparsity (or none: those below the threshold go)", "a larger --ensemble")
@@ -162,13 +170,9 @@ EXPORTERS: dict[str, Exporter] = {
 
 
 def export(
-    path: Path,
-    out: Path,
-    request: ExportConfig | None = None,
-    data: str | None = None,
-    data_dir: str = "",
-    force: bool = False,
-) -> Exported:
+    path: str | Path, out: str | Path, request: ExportConfig | None = None, data: str | None = None,
+    data_dir: str = "", force: bool = False, **options: Any,
+) -> Exported:  # fmt: skip
     """Export a `.pcn` file, or draws from a run; the suffix of `out` names the format, none means a folder.
 
     Args:
@@ -178,12 +182,13 @@ def export(
         data: data set to compare on; None: what the network was fitted on.
         data_dir: folder of the torchvision data sets.
         force: replace `out`.
+        **options: instead of a request, settings of `ExportConfig` by their options: `int8`, `raw`, `ensemble`, ...
 
     Raises:
         ValueError: unknown format, an option that does not go with it, missing data or packages, outputs that differ.
         OSError: the file cannot be read or written.
     """
-    request = request or ExportConfig()
+    path, out, request = Path(path), Path(out), request or ExportConfig.of(options)
     exporter = _exporter(out, request)
     if out.suffix:
         check_file(out, out.suffix, force)

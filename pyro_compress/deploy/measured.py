@@ -44,7 +44,7 @@ class Row:
     cells: tuple[Cell, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bench:
     """Everything measured for one file.
 
@@ -64,9 +64,13 @@ class Bench:
     rows: tuple[Row, ...]
     missing: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        """Which kind of pruning gained what."""
+        return "\n  ".join([f"{self.file}: {self.file_bytes:,} bytes, {len(self.rows)} rows", *findings(self)])
 
     def row(self, variant: str, engine: str) -> Row | None:
         """The row with the fewest threads."""

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from pyro_compress.atomic import write_atomically
-from pyro_compress.bayes.diagnostics import Size
+from pyro_compress.bayes.diagnostics import AUTO, Size
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.inspection import page
 from pyro_compress.inspection.gallery import pictures
@@ -18,8 +18,52 @@ from pyro_compress.inspection.readings import layer_rows, readings
 from pyro_compress.inspection.summary import Inspection, counted, inspect_run
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
+from pyro_compress.places import check_file
 from pyro_compress.scores import Quality, Scores
+from pyro_compress.studies.page import write_comparison
 from pyro_compress.types import Splits
+
+
+def report(
+    folder: str | Path, out: str | Path | None = None, network: str | Path | None = None, draws: int = AUTO,
+    force: bool = False, threads: int = 0, data: str = "", data_dir: str = "",
+) -> Path:  # fmt: skip
+    """Write one self-contained HTML page on a run, or on the results of `compare`.
+
+    Args:
+        folder: a run folder or a results folder.
+        out: the page; None: `report.html` in the folder.
+        network: of a run, its `.pcn` file; None: `network.pcn` in the folder, if there is one.
+        draws: networks drawn from the posterior; 0: as many as go with its size.
+        force: replace a page.
+        threads: CPU threads; 0 leaves torch's default.
+        data: where the run's data lie now; empty: where they lay.
+        data_dir: folder of the torchvision data sets.
+
+    Returns:
+        Where the page lies.
+
+    Raises:
+        ValueError: neither kind of folder, something that does not go with it, something else at `out`.
+        OSError: the page cannot be written.
+
+    Example:
+        >>> import pyro_compress as pc
+        >>> pc.report("missing", "page.html")
+        Traceback (most recent call last):
+        ValueError: missing is no run folder (it needs config.toml and posterior.safetensors, as fit writes them)
+    """
+    folder = Path(folder)
+    where = Path(out or folder / "report.html")
+    check_file(where, "page", force)
+    if not (folder / "study.json").is_file():
+        write_report(folder, where, Path(network) if network else None, data_dir, Size(draws), threads, data)
+        return where
+    for option, given in {"--data": data, "--network": network}.items():
+        if given:
+            raise ValueError(f"{option} goes with a run; {folder} holds the results of compare")
+    write_comparison(folder, where)
+    return where
 
 
 def write_report(

@@ -135,7 +135,7 @@ class Inspection:
             lines.append(f"  test by {what}: " + ", ".join(f"{name} {cell}" for name, cell in found.cells.items()))
         return "\n".join(lines)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
             "run": str(self.run.path),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
+from pyro_compress import metrics
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.data.splits import (
     PREPROCESSING,
@@ -23,7 +24,6 @@ from pyro_compress.data.table_files import is_table
 from pyro_compress.data.text import is_text
 from pyro_compress.graph.network import Network
 from pyro_compress.machine import prepare
-from pyro_compress.metrics import evaluate, in_units, scored, scored_as
 from pyro_compress.networks.bounded import bounded, check_inputs, check_outputs, shape_of, shown
 from pyro_compress.pcn import file
 from pyro_compress.pcn.gate import MAX_MEMORY_MIB, Limits, Plan, limited
@@ -34,10 +34,29 @@ from pyro_compress.settings import Reading
 from pyro_compress.types import Graph, Preprocessing, Splits, kind_of
 
 
-def evaluate_target(
-    target: Path, data: str | None, split: str, data_dir: str = "", device: str = "auto", threads: int = 0,
-    max_memory: float = MAX_MEMORY_MIB,
-) -> tuple[Quality, int]:  # fmt: skip
+class Evaluation(NamedTuple):
+    """How good a network is, on so many examples."""
+
+    scores: Quality
+    examples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self.scores) | {"examples": self.examples}
+
+    def __repr__(self) -> str:
+        """Scores for people."""
+        cells = (
+            f"{name.removesuffix(' (nats)')} {cell}{' nats' * name.endswith(' (nats)')}"
+            for name, cell in self.scores.cells.items()
+        )
+        return f"{', '.join(cells)} on {self.examples:,} examples"
+
+
+def evaluate(
+    target: str | Path, data: str | None = None, split: str = "test", data_dir: str = "", device: str = "auto",
+    threads: int = 0, max_memory: float = MAX_MEMORY_MIB,
+) -> Evaluation:  # fmt: skip
     """Score a run folder (posterior mean) or a `.pcn` file.
 
     Args:
@@ -56,9 +75,15 @@ def evaluate_target(
 
     Raises:
         ValueError: a damaged file, missing data, inputs or outputs of another shape, outputs that are no numbers.
+
+    Example:
+        >>> import pyro_compress as pc
+        >>> pc.evaluate("missing.pcn")
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] No such file or directory: 'missing.pcn'
     """
     device = prepare(device, threads)
-    loaded = load_target(target, data_dir, data, limited(max_memory))
+    loaded = load_target(Path(target), data_dir, data, limited(max_memory))
     network = bounded(loaded.network.to(device), loaded.plan)
     if data is not None and _all_scored(data, loaded):
         if split != "test":
@@ -67,14 +92,15 @@ def evaluate_target(
         check_inputs(loaded.graph, tuple(examples.x.shape[1:]), kind_of(examples.x), data, examples.inputs)
         if (task := loaded.reading.task) in ("classification", "regression"):
             check_outputs(loaded.plan, *shown(examples.y), data)
-            return scored(network, examples, loaded.known.targets, loaded.noise, device), len(examples)
+            found = metrics.scored(network, examples, loaded.known.targets, loaded.noise, device)
+            return Evaluation(found, len(examples))
         check_outputs(loaded.plan, shape_of(examples, task), task, data)
-        found = scored_as(task, network, examples, loaded.known.targets, loaded.noise, device)
-        return in_units(found, loaded.reading.vocabulary), len(examples)
+        found = metrics.scored_as(task, network, examples, loaded.known.targets, loaded.noise, device)
+        return Evaluation(metrics.in_units(found, loaded.reading.vocabulary), len(examples))
     splits = loaded.splits(data, data_dir)
     check_inputs(loaded.graph, splits.input_shape, splits.kind, data or loaded.data, splits.inputs)
     check_outputs(loaded.plan, splits.output_shape, splits.task, data or loaded.data)
-    return evaluate(network, splits, split, device, loaded.noise), splits.sizes[split]
+    return Evaluation(metrics.evaluate(network, splits, split, device, loaded.noise), splits.sizes[split])
 
 
 def _all_scored(data: str, loaded: Loaded) -> bool:
@@ -106,7 +132,7 @@ def load_target(
     Args:
         target: run folder or file.
         data_dir: folder of the torchvision data sets.
-        data: where the data are now, as for `evaluate_target`.
+        data: where the data are now, as for `evaluate`.
         limits: what a file may ask for.
         command: what it is for, a name in `command_budget.COMMANDS`.
 

@@ -40,7 +40,7 @@ from pyro_compress.training.history import Diverged
 from pyro_compress.types import Posterior, Preprocessing, Splits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run folder, read.
 
@@ -59,6 +59,11 @@ class Run:
     sizes: Mapping[str, int] = field(default_factory=dict)
     data: str = ""
     stored: Preprocessing | None = None
+
+    def __repr__(self) -> str:
+        """What was fitted on what."""
+        config = self.config
+        return f"Run: {self.path}; prior {config.prior}; net {config.net} on {self.called}, {self.posterior!r}"
 
     @property
     def called(self) -> str:

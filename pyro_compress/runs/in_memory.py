@@ -76,7 +76,7 @@ class Compression:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return self.report.as_dict()
+        return self.report.to_dict()
 
     def __repr__(self) -> str:
         """Size, ratio, scores."""
@@ -108,6 +108,7 @@ class Fitted:
         splits: its data.
         fit: model and guide, still in Pyro; None with prior `none`.
         doubts: what is doubtful of it, in words.
+        path: the run folder that it was read from; None: it was not.
     """
 
     posterior: Posterior
@@ -116,6 +117,7 @@ class Fitted:
     splits: Splits
     fit: Fit | None = None
     doubts: tuple[str, ...] = ()
+    path: Path | None = None
 
     def compress(
         self, goal: Goal | None = None, how: Any = None, callbacks: Iterable[Any] = (), **options: Any
@@ -154,6 +156,8 @@ class Fitted:
             ValueError: something else lies there, or `force` is not given.
             OSError: it cannot be written.
         """
+        if self.path is not None:
+            raise ValueError(f"{self.path} is a run folder already; copy it")
         sites = None
         if self.fit is not None:
             from pyro_compress.bayes.layers import bayes_layers
@@ -166,7 +170,7 @@ class Fitted:
         """JSON values: configuration, history, sizes of the splits, doubts."""
         return {
             "config": {name: value for name, value in asdict(self.config).items() if value is not None},
-            "history": [epoch.as_dict() for epoch in self.history],
+            "history": [epoch.to_dict() for epoch in self.history],
             "splits": self.splits.sizes,
             "doubts": list(self.doubts),
         }
@@ -182,13 +186,17 @@ class Fitted:
             ValueError: there is no posterior, or ArviZ is not installed.
         """
         from pyro_compress.bayes.diagnostics import Size, diagnose
-        from pyro_compress.bayes.marginals import marginals_of
+        from pyro_compress.bayes.marginals import marginals_of, read_marginals
         from pyro_compress.inspection.arviz_compat import arviz, inference_data
 
-        if self.fit is None:
+        if self.config.prior == "none" or (self.fit is None and self.path is None):
             raise ValueError("a deterministic network has no posterior to draw from; fit it with a prior")
         arviz()
-        marginals = marginals_of(self.fit.model.net, self.fit.guide, self.config)
+        if self.fit is not None:
+            marginals = marginals_of(self.fit.model.net, self.fit.guide, self.config)
+        else:
+            assert self.path
+            marginals = read_marginals(self.path / "guide.safetensors", self.config, self.posterior)
         found = diagnose(self.posterior, marginals, self.splits.train, Size(draws), seed)
         return inference_data(found.groups)
 
@@ -200,18 +208,19 @@ class Fitted:
         return _table("Fitted", self._rows())
 
     def _rows(self) -> list[tuple[str, str]]:
-        last, config = self.history[-1], self.config
+        config = self.config
         weights = sum(layer.mean.numel() for layer in self.posterior.layers.values())
-        score = f"RMSE {last.validation_rmse:.5g}" if last.validation_accuracy is None else ""
         rows = [
+            *([("run", str(self.path))] if self.path else []),
             ("prior", str(config.prior)),
             ("weights", f"{weights:,} in {len(self.posterior.layers)} tensors"),
-            ("epochs", f"{last.epoch} of {config.epochs}, {last.seconds:.1f} s"),
-            (
-                "validation",
-                f"{score or f'{100 * (last.validation_accuracy or 0):.2f} %'}, {last.validation_nll_nats:.4f} nats",
-            ),
         ]
+        if self.history:
+            last = self.history[-1]
+            rows += [
+                ("epochs", f"{last.epoch} of {config.epochs}, {last.seconds:.1f} s"),
+                ("validation", last.validation),
+            ]
         return rows + [("doubt", text) for text in self.doubts]
 
 
@@ -257,7 +266,7 @@ def fit(
         config = resolve(config, len(splits.train))
         module = initial_net(config, splits) if isinstance(net, str) else net
         posterior, history, fitted = _fitted(module, splits, config, told)
-        keep(unsettled([epoch.as_dict() for epoch in history], config.kl_weight))
+        keep(unsettled([epoch.to_dict() for epoch in history], config.kl_weight))
         keep(never_shrinks(config))
     return Fitted(posterior, history, config, splits, fitted, tuple(doubts))
 

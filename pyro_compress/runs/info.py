@@ -109,7 +109,7 @@ class Info:
         """How many times smaller than float32 it is."""
         return self.dense_bytes / self.bytes if self.dense_bytes and self.bytes else None
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         tensors = [asdict(one) | {"values": one.values, "bits": one.bits} for one in self.tensors]
         return asdict(self) | {"tensors": tensors, "ratio": self.ratio}

@@ -93,10 +93,10 @@ class Predictions:
         """What the numbers beside classes are."""
         return "share" if self.task in ("tagging", "segmentation") else "probability"
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         if self.outputs:
-            return {"task": self.task, "outputs": {name: one.as_dict() for name, one in self.outputs.items()}}
+            return {"task": self.task, "outputs": {name: one.to_dict() for name, one in self.outputs.items()}}
         told: dict[str, Any] = {"task": self.task, "predictions": [self._row(row) for row in self.rows]}
         return told | ({"noise": dict(zip(self.targets, self.noise, strict=True))} if self.noise else {})
 

@@ -32,7 +32,7 @@ from pyro_compress.placing import FRAMES
 from pyro_compress.process_group import ALONE, ProcessGroup
 from pyro_compress.runs.budget import check_memory
 from pyro_compress.runs.config import absolute, config_toml, resolve
-from pyro_compress.runs.folder import Run, found_complete, load_run, new_folder
+from pyro_compress.runs.folder import Run, found_complete, load_run, new_folder, unfinished_config
 from pyro_compress.runs.posterior_file import write_posterior
 from pyro_compress.settings import FitConfig
 from pyro_compress.settings.fit import CheckpointConfig
@@ -122,6 +122,31 @@ def fit_run(
     return Run(out, replace(config, **paths), posterior, splits.sizes, stored=preprocessing(splits))  # type: ignore[arg-type]
 
 
+def resume_run(
+    out: Path, force: bool = False, download: bool = False, on_epoch: OnEpoch = lambda epoch: None,
+    keeping: CheckpointConfig | None = None, world: ProcessGroup = ALONE,
+    on_config: Callable[[FitConfig], None] = lambda config: None,
+) -> Run:  # fmt: skip
+    """Go on with an interrupted fit, whose own configuration counts.
+
+    Args:
+        out: its folder.
+        force: as for `fit_run`, like `download`, `on_epoch`, `keeping` and `world`.
+        download: as above.
+        on_epoch: as above.
+        keeping: as above.
+        world: as above.
+        on_config: told of its configuration before anything is done.
+
+    Raises:
+        ValueError: there is no such fit; what `fit_run` refuses.
+    """
+    if run := ended_run(out, force, world):
+        return run
+    on_config(config := unfinished_config(out, world))
+    return fit_run(config, out, force, download, on_epoch, replace(keeping or CheckpointConfig(), resume=True), world)
+
+
 def ended_run(out: Path, force: bool = False, world: ProcessGroup = ALONE) -> Run | None:
     """The run of a fit whose process ended after everything was written, but before the folder had its name.
 
@@ -175,7 +200,7 @@ def _fit_noted(
             add(json.dumps(epoch))
 
         def note(epoch: Epoch) -> None:
-            add(json.dumps(epoch.as_dict()))
+            add(json.dumps(epoch.to_dict()))
             if log:
                 log.epoch(epoch)
             on_epoch(epoch)

@@ -72,7 +72,7 @@ def write_run(
         if history:
             with appended(folder / "history.jsonl") as add:
                 for epoch in history:
-                    add(json.dumps(epoch.as_dict()))
+                    add(json.dumps(epoch.to_dict()))
         if sites is not None:
             from pyro_compress.bayes.marginals import write_sites
 

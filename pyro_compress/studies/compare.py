@@ -52,11 +52,10 @@ from pyro_compress.scores import Scores
 from pyro_compress.settings import FitConfig
 from pyro_compress.settings.fit import CheckpointConfig
 from pyro_compress.studies.identity import config_hash, run_folder
-from pyro_compress.studies.plan import CHOOSE_BY, DRAWS, Planned, plan, read_study
+from pyro_compress.studies.plan import CHOOSE_BY, DRAWS, Planned
 from pyro_compress.studies.results import (
     Outcome,
     failed_path,
-    keep_study,
     lock_path,
     rows_path,
     settled,
@@ -77,7 +76,7 @@ STOP_SECONDS = 10.0
 OnOutcome = Callable[[Outcome, int, int], None]
 
 
-def compare(
+def run_planned(
     planned: list[Planned], out: Path, jobs: int = 1, on_outcome: OnOutcome = lambda outcome, done, total: None
 ) -> list[Outcome]:
     """Run what is missing, `jobs` fits at a time, and write the tables after each.
@@ -278,10 +277,3 @@ def _row(
         ood_auroc=out_of_domain_auroc(predict, splits, other, "test") if other else None,
         ensemble=ensemble,
     )
-
-
-def compare_file(study: Path, out: Path, data_dir: str = "", jobs: int = 1) -> list[Row]:
-    """Run a study file on the CPU, one thread per fit, and give its rows."""
-    planned = plan(read_study(study), data_dir, "cpu", 1)
-    keep_study(study, out)
-    return [row for outcome in compare(planned, out, jobs) for row in outcome.rows]

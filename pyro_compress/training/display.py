@@ -93,13 +93,7 @@ def _notebook_cell() -> Callable[[int, int, str], object] | None:
 def bar_text(epoch: Epoch) -> str:
     """What stands beside the progress bar: short enough for 80 columns."""
     kl = "" if epoch.kl_nats is None else f", KL {epoch.kl_nats:,.0f}"
-    return f"{epoch.phase}, validation {_validation(epoch)}{kl}"
-
-
-def _validation(epoch: Epoch) -> str:
-    if epoch.validation_accuracy is None:
-        return f"RMSE {epoch.validation_rmse:.5g}"
-    return f"{100 * epoch.validation_accuracy:.2f} %"
+    return f"{epoch.phase}, validation {epoch.validation}{kl}"
 
 
 def epoch_line(epoch: Epoch) -> str:
@@ -107,6 +101,6 @@ def epoch_line(epoch: Epoch) -> str:
     parts = [f"epoch {epoch.epoch:3d} {epoch.phase:5s}"]
     if epoch.negative_elbo_nats is not None:
         parts.append(f"-ELBO {epoch.negative_elbo_nats:,.0f} nats (KL {epoch.kl_nats:,.0f} × {epoch.kl_weight:.2f})")
-    parts.append(f"validation {_validation(epoch)}, {epoch.validation_nll_nats:.4f} nats")
+    parts.append(f"validation {epoch.validation}")
     left = [f"units left: {'-'.join(map(str, epoch.widths))}"] if epoch.widths else []
     return ", ".join([*parts, f"{epoch.seconds:.0f} s", *left])

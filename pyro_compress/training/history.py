@@ -49,7 +49,14 @@ class Epoch:
     seconds: float = 0.0
     widths: list[int] | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    @property
+    def validation(self) -> str:
+        """The scores on validation, in words."""
+        score = self.validation_accuracy
+        told = f"RMSE {self.validation_rmse:.5g}" if score is None else f"{100 * score:.2f} %"
+        return f"{told}, {self.validation_nll_nats:.4f} nats"
+
+    def to_dict(self) -> dict[str, Any]:
         """Field name -> value."""
         return asdict(self)
 
@@ -73,7 +80,7 @@ def read_history(folder: Path) -> tuple[dict[str, Any], ...]:
     """
     file = folder / "history.jsonl"
     lines = file.read_bytes().splitlines() if file.is_file() else []
-    return tuple(epoch_of(json_of(line, w), w).as_dict() for n, line in enumerate(lines, 1) if (w := f"{file}:{n}"))
+    return tuple(epoch_of(json_of(line, w), w).to_dict() for n, line in enumerate(lines, 1) if (w := f"{file}:{n}"))
 
 
 @dataclass(frozen=True)

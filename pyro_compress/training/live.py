@@ -39,7 +39,7 @@ class TensorBoard:
 
     def epoch(self, epoch: Epoch) -> None:
         """Note the numbers of an epoch."""
-        told = epoch.as_dict()
+        told = epoch.to_dict()
         numbers = {name: told[name] for name in ("validation_accuracy", "validation_nll_nats", "seconds")}
         for name in ("negative_elbo_nats", "expected_log_likelihood_nats", "kl_nats", "kl_weight"):
             if told[name] is not None:

@@ -101,7 +101,7 @@ class Progress:
         numbers = told | {
             "step": step,
             "position": self.feed.position,
-            "history": [epoch.as_dict() for epoch in self.history],
+            "history": [epoch.to_dict() for epoch in self.history],
             "turned": self.turned,
             "seconds": time.perf_counter() - self.started,
         }

@@ -78,7 +78,7 @@ class Member:
     fit: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """A search, ended or interrupted.
 
@@ -89,6 +89,7 @@ class Outcome:
         front: smallest file first.
         best: of the front what the objective asked for; None where nothing meets its bound.
         importances: parameter -> share, most important first.
+        out: folder with all of it.
     """
 
     finished: int
@@ -97,6 +98,21 @@ class Outcome:
     front: tuple[Member, ...]
     best: Member | None
     importances: dict[str, float]
+    out: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self) | {"out": str(self.out)}
+
+    def __repr__(self) -> str:
+        """The front, smallest file first."""
+        lines = [f"{self.out}: {self.finished} trials, {self.failed} without a file, {self.minutes:.1f} minutes"]
+        for m in self.front:
+            best = ", the best" if m is self.best else ""
+            lines.append(
+                f"  trial {m.trial}: {m.bytes:,} bytes, validation error {100 * m.validation_error:.2f} %{best}"
+            )
+        return "\n".join(lines)
 
 
 def conclude(work: Work) -> Outcome:
@@ -125,6 +141,7 @@ def conclude(work: Work) -> Outcome:
         front=front,
         best=_best(work.plan, front),
         importances=shares,
+        out=work.out,
     )
     _write(work, outcome, [coordinates(trial) for trial in complete])
     return outcome

@@ -26,7 +26,7 @@ from pyro_compress.networks.decoded import decoded_net
 from pyro_compress.networks.weights import read_weights
 from pyro_compress.pcn import file, gate, runner
 from pyro_compress.pcn.gate import Plan
-from pyro_compress.runs.evaluation import evaluate_target
+from pyro_compress.runs.evaluation import evaluate
 from pyro_compress.runs.info import info
 from pyro_compress.runs.prediction import predict
 from pyro_compress.scores import Scores
@@ -126,7 +126,7 @@ def _net(read: Read) -> None:
 
 def _evaluate(read: Read) -> None:
     if read.plan.work < BUSY:
-        evaluate_target(read.path, None, "test", device="cpu", threads=1, max_memory=MEMORY)
+        evaluate(read.path, None, "test", device="cpu", threads=1, max_memory=MEMORY)
 
 
 def _predict(read: Read) -> None:
@@ -138,7 +138,7 @@ def _predict(read: Read) -> None:
 
 def _info(read: Read) -> None:
     found = info(read.path, MEMORY)
-    json.dumps(found.as_dict())
+    json.dumps(found.to_dict())
     assert "\x1b" not in info_text(found)
 
 

@@ -38,7 +38,7 @@ from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.pcn import header
 from pyro_compress.runs.config import read_config
-from pyro_compress.runs.evaluation import evaluate_target
+from pyro_compress.runs.evaluation import evaluate
 from pyro_compress.runs.folder import load_run, unfinished, unfinished_config
 from pyro_compress.runs.info import info
 from pyro_compress.runs.run import fit_run
@@ -143,9 +143,9 @@ def folder(seeds: Path, place: Path, chance: random.Random) -> Iterator[Step]:
     loaded = load_run(run)
     yield None
     read_history(run)
-    json.dumps(info(run).as_dict())
+    json.dumps(info(run).to_dict())
     yield "info"
-    evaluate_target(run, None, "validation", device="cpu", threads=1)
+    evaluate(run, None, "validation", device="cpu", threads=1)
     yield "evaluate"
     if (run / "guide.safetensors").is_file():
         from pyro_compress.bayes.marginals import networks, read_marginals
@@ -250,7 +250,7 @@ def exports(seeds: Path, place: Path, chance: random.Random) -> Iterator[Step]:
     shutil.copy(seeds / path.name, path)
     changed_tensors(path, chance)
     with contextlib.suppress(ValueError):
-        json.dumps(info(path).as_dict())
+        json.dumps(info(path).to_dict())
     network = torch_files.load_safetensors(path, LIMITS)
     yield None
     with contextlib.suppress(ValueError):
