@@ -17,7 +17,7 @@ from pyro_compress.cli.values import RunPath
 from pyro_compress.foreign import name_shown
 
 if TYPE_CHECKING:
-    from pyro_compress.runs.prediction import Prediction, Predictions
+    from pyro_compress.runs.predictions import Prediction, Predictions
 
 EXAMPLE = "\b\nExample:\n  pyro-compress predict network.pcn photos --top 3 -o predictions.csv"
 
