@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,10 +44,17 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """A command whose `--help` shows its options under headings, in the order of `ORDER`."""
+    """A command whose `--help` shows its options under headings, in the order of `ORDER`, and ends in examples.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    Args:
+        examples: what to type, without the program's name.
+        arguments: as for `click.Command`.
+    """
+
+    def __init__(self, *arguments: Any, examples: Sequence[str] = (), **options: Any) -> None:
+        self.examples = examples
+        told = "\n".join(f"  pyro-compress {example}" for example in examples)
+        super().__init__(*arguments, epilog=f"\b\nExamples:\n{told}", **options)
         for param in self.params:
             if isinstance(param, click.Option) and param.metavar is None and not param.is_flag:
                 param.metavar = NUMBERS.get(type(param.type))
@@ -63,17 +70,21 @@ class Command(click.Command):
                 formatter.write_dl(sections[heading])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run, and end in what is doubtful of the result; beside JSON on standard error."""
+        """Run, and end in what is doubtful of the result: on standard error beside JSON, and with `--quiet`."""
         with gathered() as doubts:
             result = super().invoke(ctx)
         if os.environ.get("RANK", "0") == "0":
             for text in doubts:
-                echo(wrapped(f"warning: {text}"), err=bool(ctx.params.get("as_json")))
+                echo(wrapped(f"warning: {text}"), err=hushed())
         return result
 
 
 class Group(click.Group):
-    """Commands whose misuse is told in text that can be shown: a file's name may hold anything."""
+    """Commands in the order of work; misuse is told in text that can be shown: a file's name may hold anything."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As they were added."""
+        return list(self.commands)
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         """As click makes one."""
@@ -99,6 +110,25 @@ def shown_errors() -> Iterator[None]:
 def echo(text: str, err: bool = False) -> None:
     """Print a text, without what acts on a terminal: it may repeat what stands in somebody's file."""
     click.echo(printable(text), err=err)
+
+
+QUIET = "pyro_compress.quiet"
+quiet_option = click.option(
+    "-q", "--quiet", is_flag=True, expose_value=False, help="Print nothing but warnings and errors.",
+    callback=lambda ctx, param, value: ctx.meta.update({QUIET: value}), cls=Option, heading=RUNNING,
+)  # fmt: skip
+
+
+def tell(text: str, err: bool = False) -> None:
+    """Print what `--quiet` leaves out: results for people, and how far the work has come."""
+    if not click.get_current_context().meta.get(QUIET):
+        echo(text, err)
+
+
+def hushed() -> bool:
+    """Whether no progress is shown: with `--quiet`, and where JSON is all that is asked for."""
+    context = click.get_current_context()
+    return bool(context.meta.get(QUIET) or context.params.get("as_json"))
 
 
 @contextmanager

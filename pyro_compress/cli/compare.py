@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pyro_compress.cli.commands import echo, one_line_errors
+from pyro_compress.cli.commands import echo, one_line_errors, quiet_option, tell
 from pyro_compress.cli.console import outcome_line
 from pyro_compress.cli.ignored import COMPARE, StrictCommand
 from pyro_compress.cli.options import announce_code, code_options, data_options, device_options
@@ -27,9 +27,14 @@ class Seeds(click.ParamType):
             self.fail(f"{value!r}: give seeds separated by commas, like 0,1,2", param, ctx)
 
 
-@click.command(cls=StrictCommand, ignored=COMPARE, short_help="Fit and prune what a study file names, into one table.")
+@click.command(
+    cls=StrictCommand, ignored=COMPARE, short_help="Fit and prune what a study file names, into one table.",
+    examples=("compare study.toml --jobs 4", "compare study.toml --seeds 0,1 --elpd", "compare study.toml --table"),
+)  # fmt: skip
 @click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; default studies/NAME.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=None, help="Results folder; default studies/NAME."
+)
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Fits at a time, one process each.")
 @click.option("--seeds", type=Seeds(), default=None, help="Only these seeds of the study.")
 @click.option("--table", is_flag=True, help="Fit nothing: tables of what is there.")
@@ -39,6 +44,7 @@ class Seeds(click.ParamType):
 @code_options
 @data_options
 @device_options
+@quiet_option
 def compare(
     study: Path, out: Path | None, seeds: tuple[int, ...] | None, table: bool, elpd: bool, markdown: bool,
     as_json: bool, **options: Any,
@@ -62,11 +68,11 @@ def compare(
         told = found.to_dict()
         echo(json.dumps(told if elpd else told["rows"]))
     else:
-        echo((tables.markdown if markdown else tables.plain)(found.rows))
+        tell((tables.markdown if markdown else tables.plain)(found.rows))
         if elpd:
             from pyro_compress.studies.ranking import lines
 
-            echo("\n" + (tables.markdown_table if markdown else tables.aligned)(lines(found.ranked)))
+            tell("\n" + (tables.markdown_table if markdown else tables.aligned)(lines(found.ranked)))
     if failed := found.failed:
         raise click.ClickException(
             f"{len(failed)} of {len(found.outcomes)} fits failed; the first: {failed[0].failure}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_compress.cli.commands import RESULTS, Option, echo, one_line_errors
+from pyro_compress.cli.commands import RESULTS, Option, echo, hushed, one_line_errors, quiet_option, tell
 from pyro_compress.cli.console import report_text, trial_printer, tune_printer
 from pyro_compress.cli.ignored import COMPRESS, StrictCommand
 from pyro_compress.cli.options import (
@@ -59,7 +59,14 @@ BESIDE = {"how": str} | {n: declared(FitConfig)[n].whole for n in (*NETWORK, "da
 """What else a file may give -> its type: what is written and where, and what is refused, says the command line."""
 
 
-@click.command(cls=StrictCommand, ignored=COMPRESS, short_help="Prune, round and shrink into a .pcn file.")
+@click.command(
+    cls=StrictCommand, ignored=COMPRESS, short_help="Prune, round and shrink into a .pcn file.",
+    examples=(
+        "compress runs/digits-mlp-horseshoe-0 --tolerance 0.01",
+        "compress runs/digits-mlp-horseshoe-0 --finetune 10 -o small.pcn",
+        "compress --net torchvision:resnet18 --init weights.pt --data photos",
+    ),
+)  # fmt: skip
 @click.argument("run", type=RunPath(file_okay=False), required=False)
 @network_options
 @code_options
@@ -73,8 +80,8 @@ BESIDE = {"how": str} | {n: declared(FitConfig)[n].whole for n in (*NETWORK, "da
     help="Write size against error of every candidate (and a .png beside it, with matplotlib).", **RESULT,
 )  # fmt: skip
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="The .pcn file; default RUN/network.pcn or NET.pcn.",
-    **RESULT,
+    "-o", "--out", type=click.Path(path_type=Path), default=None,
+    help="The .pcn file; default RUN/network.pcn or NET.pcn.", **RESULT,
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing file.", **RESULT)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object and nothing else.", **RESULT)
@@ -84,6 +91,7 @@ BESIDE = {"how": str} | {n: declared(FitConfig)[n].whole for n in (*NETWORK, "da
 )  # fmt: skip
 @data_options
 @device_options
+@quiet_option
 def compress(
     run: Path | None, out: Path | None, force: bool, as_json: bool, curve: Path | None, print_config: bool, **_: Any
 ) -> None:  # fmt: skip
@@ -110,18 +118,21 @@ def compress(
         if curve:
             check_curve(curve, out, force)
         trials, started = list[Trial](), time.perf_counter()
-        source, report = compressed(asked, run, named, out, as_json, trials.append if curve else None)
+        source, report = compressed(asked, run, named, out, hushed(), trials.append if curve else None)
         seconds = {"posterior_seconds": source.seconds, "seconds": time.perf_counter() - started}
     for sentence in report.warnings:
         keep(sentence)
     told = report.to_dict() | {"file": str(out), "warnings": kept()} | ({} if run else seconds)
-    echo(json.dumps(told) if as_json else report_text(report, out))
+    if as_json:
+        echo(json.dumps(told))
+    else:
+        tell(report_text(report, out))
     if not run and not as_json:
         minutes = [seconds[name] / 60 for name in ("posterior_seconds", "seconds")]
         spent = f"{minutes[0]:.1f} of {minutes[1]:.1f} minutes their posterior"
-        echo(f"before: the weights of {named['init']}; {spent if minutes[0] else f'{minutes[1]:.1f} minutes'}")
+        tell(f"before: the weights of {named['init']}; {spent if minutes[0] else f'{minutes[1]:.1f} minutes'}")
     if curve:
-        draw(curve, trials, out, as_json)
+        draw(curve, trials, out, hushed())
 
 
 def printed(asked: CompressConfig, run: Path | None, named: dict[str, Any]) -> str:

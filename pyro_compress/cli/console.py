@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyro_compress.cli.commands import echo, wrapped
+from pyro_compress.cli.commands import echo, tell, wrapped
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -134,7 +134,7 @@ def outcome_line(outcome: Outcome, done: int, total: int) -> None:
     method, config = planned.method, planned.config
     head = f"[{done}/{total}] {config.data} {planned.network} {method.name} {method.variant} seed {config.seed}"
     cells = [f"{100 * r.sparsity:g} %: {100 * r.accuracy:.2f}" for r in outcome.rows if not r.ensemble]
-    echo(" ".join(head.split()) + ": " + (outcome.failure or ", ".join(cells)), err=True)
+    tell(" ".join(head.split()) + ": " + (outcome.failure or ", ".join(cells)), err=True)
 
 
 def searched_line(epochs: int, trial: FrozenTrial) -> None:
@@ -142,7 +142,7 @@ def searched_line(epochs: int, trial: FrozenTrial) -> None:
     told = trial.user_attrs
     found = told.get("failure") or f"validation error {100 * told['error']:.2f} %, {told['bytes']:,} bytes"
     seconds = trial.duration.total_seconds() if trial.duration else 0.0
-    echo(f"trial {trial.number} at {epochs} epochs: {found} ({seconds:.1f} s)", err=True)
+    tell(f"trial {trial.number} at {epochs} epochs: {found} ({seconds:.1f} s)", err=True)
 
 
 def searched_text(outcome: Searched) -> str:

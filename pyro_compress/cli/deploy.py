@@ -8,15 +8,28 @@ from typing import Any
 
 import click
 
-from pyro_compress.cli.commands import Command, echo, one_line_errors
+from pyro_compress.cli.commands import Command, echo, one_line_errors, quiet_option, tell
 from pyro_compress.cli.console import bench_text, export_text
 from pyro_compress.cli.ignored import EXPORT, StrictCommand
-from pyro_compress.cli.options import data_options, device_options, given, memory_option, setting_options
+from pyro_compress.cli.options import (
+    data_options,
+    device_options,
+    given,
+    memory_option,
+    setting_options,
+    threads_option,
+)
 from pyro_compress.cli.values import RunPath
 from pyro_compress.settings.export import ExportConfig
 
 
-@click.command(cls=StrictCommand, ignored=EXPORT, short_help="Write a .pcn file as ONNX, torch or numpy, verified.")
+@click.command(
+    cls=StrictCommand, ignored=EXPORT, short_help="Write a .pcn file as ONNX, torch, C or numpy, verified.",
+    examples=(
+        "export network.pcn -o model.onnx --int8", "export network.pcn -o model.c --raw",
+        "export runs/digits-mlp-horseshoe-0 --ensemble 10 -o draws.onnx",
+    ),
+)  # fmt: skip
 @click.argument("source", metavar="FILE.pcn|RUN", type=RunPath())
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True,
@@ -27,17 +40,30 @@ from pyro_compress.settings.export import ExportConfig
 @click.option("--force", is_flag=True, help="Replace an existing export.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object and nothing else.")
 @data_options
-def export(source: Path, out: Path, data: str | None, force: bool, as_json: bool, data_dir: str, **_: Any) -> None:
+@threads_option
+@quiet_option
+def export(
+    source: Path, out: Path, data: str | None, force: bool, as_json: bool, data_dir: str, threads: int, **_: Any
+) -> None:  # fmt: skip
     """Write a .pcn file in another format, loaded again and compared on the test inputs."""
     with one_line_errors():
         from pyro_compress.deploy.export import export as write
 
         request = ExportConfig.of(given(click.get_current_context(), ExportConfig))
-        exported = write(source, out, request, data, data_dir, force)
-    echo(json.dumps(exported.to_dict()) if as_json else export_text(exported))
+        exported = write(source, out, request, data, data_dir, force, threads)
+    if as_json:
+        echo(json.dumps(exported.to_dict()))
+    else:
+        tell(export_text(exported))
 
 
-@click.command(cls=Command, short_help="Measure latency, throughput, size and memory.")
+@click.command(
+    cls=Command, short_help="Measure latency, throughput, size and memory.",
+    examples=(
+        "bench runs/digits-mlp-horseshoe-0/network.pcn --threads 1",
+        "bench network.pcn --dense runs/digits-mlp-horseshoe-0 --batches 1,64",
+    ),
+)  # fmt: skip
 @click.argument(
     "pcn", metavar="FILE.pcn...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
 )

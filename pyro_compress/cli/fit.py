@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ from typing import Any
 
 import click
 
-from pyro_compress.cli.commands import RESULTS, Option, echo, one_line_errors
+from pyro_compress.cli.commands import RESULTS, Option, echo, hushed, one_line_errors, quiet_option, tell
 from pyro_compress.cli.console import epoch_printer
 from pyro_compress.cli.ignored import FIT, StrictCommand
 from pyro_compress.cli.options import (
@@ -38,7 +39,13 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
             ctx.default_map = as_defaults(ctx, read_config(path))
 
 
-@click.command(cls=StrictCommand, ignored=FIT)
+@click.command(
+    cls=StrictCommand, ignored=FIT,
+    examples=(
+        "fit --prior horseshoe --epochs 30 --seed 1", "fit --data photos --net resnet-20 -o runs/photos",
+        "fit --resume runs/photos",
+    ),
+)  # fmt: skip
 @click.option(
     "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), callback=load_config, is_eager=True,
     expose_value=False, help="TOML file with the same options (a run's config.toml, say); the command line wins.",
@@ -47,7 +54,7 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
 @setting_options(FitConfig)
 @click.option("--download", is_flag=True, help="Fetch a missing data set into --data-dir.", cls=Option, heading="Data")
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Run folder; default runs/DATA-NET-PRIOR-SEED.",
+    "-o", "--out", type=click.Path(path_type=Path), default=None, help="Run folder; default runs/DATA-NET-PRIOR-SEED.",
     **RESULT,
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing run folder, drop an unfinished one.", **RESULT)
@@ -57,13 +64,18 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
 )  # fmt: skip
 @setting_options(CheckpointConfig)
 @click.option(
+    "--json", "as_json", is_flag=True, help="Print the run folder and its last epoch as one JSON object.", **RESULT
+)
+@click.option(
     "--print-config", is_flag=True, help="Print the resolved configuration as TOML, and fit nothing.", **RESULT
 )
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be done, in how much memory and time; nothing is written.", **RESULT
 )
+@quiet_option
 def fit(
-    out: Path | None, force: bool, download: bool, resume: Path | None, print_config: bool, dry_run: bool, **_: Any
+    out: Path | None, force: bool, download: bool, resume: Path | None, print_config: bool, dry_run: bool,
+    as_json: bool, **_: Any,
 ) -> None:  # fmt: skip
     """Train a network and write its posterior to a run folder."""
     with one_line_errors():
@@ -89,7 +101,7 @@ def fit(
             config = FitConfig(**given(context, FitConfig))
             where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
             try:
-                with epoch_printer() if world.first else nullcontext(Callback()) as shown:
+                with epoch_printer() if world.first and not hushed() else nullcontext(Callback()) as shown:
                     if resume:
                         run = resume_run(resume, force, download, shown.on_epoch, keeping, world, announced)
                     else:
@@ -101,8 +113,12 @@ def fit(
                 raise click.exceptions.Exit(130) from None
     if world.first:
         config = run.config if resume else config
-        echo(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
-        keep(unsettled(read_history(run.path), config.kl_weight))
+        history = read_history(run.path)
+        if as_json:
+            echo(json.dumps({"run": str(run.path)} | history[-1]))
+        else:
+            tell(f"{run.path}: posterior of {config.net} on {config.data}; next: pyro-compress compress {run.path}")
+        keep(unsettled(history, config.kl_weight))
         keep(never_shrinks(run.config))
 
 

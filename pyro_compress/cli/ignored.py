@@ -113,7 +113,7 @@ def _without_run(row: Ignored) -> Ignored:
 
 FIT = (
     Ignored(
-        ("resume", "force", "download", *having(CheckpointConfig), "device", "no_code"),
+        ("resume", "force", "download", *having(CheckpointConfig), "device", "no_code", "quiet", "as_json"),
         lambda values: values["resume"] is not None,
         "cannot change with --resume: the run's own configuration counts; leave it out, or start another fit",
         others=True,

@@ -19,12 +19,14 @@ from pyro_compress.outputs import outputs_of
 if TYPE_CHECKING:
     from pyro_compress.runs.info import Info
 
-EXAMPLE = "\b\nExample:\n  pyro-compress info network.pcn"
 MOST_NAMES = 12
 """Of classes, columns and operations so many are listed."""
 
 
-@click.command(cls=Command, epilog=EXAMPLE, short_help="Say what a file, a run or an export holds.")
+@click.command(
+    cls=Command, short_help="Say what a file, a run or an export holds.",
+    examples=("info network.pcn", "info runs/digits-mlp-horseshoe-0 --json", "info model.onnx"),
+)  # fmt: skip
 @click.argument("file", metavar="FILE.pcn|RUN|EXPORT", type=RunPath())
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object and nothing else.")
 @memory_option

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pyro_compress.cli.commands import echo, one_line_errors
+from pyro_compress.cli.commands import echo, one_line_errors, quiet_option, tell
 from pyro_compress.cli.console import inspection_text, restarts_text
 from pyro_compress.cli.ignored import INSPECT, REPORT, StrictCommand
 from pyro_compress.cli.options import code_options, data_options, threads_option
@@ -23,8 +23,13 @@ DRAWS = "Networks drawn from the posterior, at least 50; default: 200, of networ
 
 
 @click.command(
-    "inspect", cls=StrictCommand, ignored=INSPECT, short_help="What a run's posterior learned, and how far to trust it."
-)
+    "inspect", cls=StrictCommand, ignored=INSPECT,
+    short_help="Say what a run's posterior learned, and how far to trust it.",
+    examples=(
+        "inspect runs/digits-mlp-horseshoe-0", "inspect runs/digits-mlp-horseshoe-0 --draws 50 --netcdf draws.nc",
+        "inspect --restarts runs/digits-mlp-horseshoe-0 runs/digits-mlp-horseshoe-1",
+    ),
+)  # fmt: skip
 @click.argument("runs", type=RunPath(file_okay=False), nargs=-1, required=True)
 @click.option("--restarts", is_flag=True, help="Compare two or more runs that differ in their seed only.")
 @click.option("--draws", type=click.IntRange(50), default=None, help=DRAWS)
@@ -32,7 +37,9 @@ DRAWS = "Networks drawn from the posterior, at least 50; default: 200, of networ
 @click.option(
     "--all-rows", is_flag=True, help="k-hat from every training row instead of --rows: exact, slow on large sets."
 )
-@click.option("--netcdf", type=click.Path(path_type=Path), default=None, help="Write the draws for ArviZ and xarray.")
+@click.option(
+    "-o", "--netcdf", type=click.Path(path_type=Path), default=None, help="Write the draws for ArviZ and xarray."
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 @click.option("--seed", type=int, default=0, help="Seeds the draws.")
@@ -40,6 +47,7 @@ DRAWS = "Networks drawn from the posterior, at least 50; default: 200, of networ
 @MOVED
 @code_options
 @data_options
+@quiet_option
 def inspect_command(runs: tuple[Path, ...], restarts: bool, as_json: bool, **options: Any) -> None:
     """Look at what a run's posterior learned, and how far to trust it."""
     if restarts:
@@ -50,7 +58,10 @@ def inspect_command(runs: tuple[Path, ...], restarts: bool, as_json: bool, **opt
     else:
         with one_line_errors():
             text = _inspect(runs[0], as_json, **options)
-    echo(text)
+    if as_json:
+        echo(text)
+    else:
+        tell(text)
 
 
 def _restarts(
@@ -77,7 +88,10 @@ def _inspect(
     return json.dumps(inspection.to_dict()) if as_json else inspection_text(inspection)
 
 
-@click.command(cls=StrictCommand, ignored=REPORT, short_help="Write one HTML page on a run or on compare's results.")
+@click.command(
+    cls=StrictCommand, ignored=REPORT, short_help="Write one HTML page on a run or on compare's results.",
+    examples=("report runs/digits-mlp-horseshoe-0", "report studies/smoke -o smoke.html --force"),
+)  # fmt: skip
 @click.argument("folder", metavar="RUN|RESULTS", type=RunPath(file_okay=False))
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=None, help="The page; default report.html in the folder."
@@ -90,14 +104,20 @@ def _inspect(
 )
 @click.option("--draws", type=click.IntRange(50), default=None, help=DRAWS)
 @click.option("--force", is_flag=True, help="Replace an existing page.")
+@click.option("--json", "as_json", is_flag=True, help="Print the page's name and size as one JSON object.")
 @threads_option
 @MOVED
 @code_options
 @data_options
-def report(folder: Path, draws: int | None, **options: Any) -> None:
+@quiet_option
+def report(folder: Path, draws: int | None, as_json: bool, **options: Any) -> None:
     """Write one self-contained HTML page: of a run (result, bytes, pictures, diagnostics) or of compare's results."""
     with one_line_errors():
         from pyro_compress.inspection.report import report as write
 
         page = write(folder, draws=draws or 0, **options)
-    echo(f"{page}: {page.stat().st_size:,} bytes; open it in any browser, it loads nothing")
+    size = page.stat().st_size
+    if as_json:
+        echo(json.dumps({"page": str(page), "bytes": size}))
+    else:
+        tell(f"{page}: {size:,} bytes; open it in any browser, it loads nothing")

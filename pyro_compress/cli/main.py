@@ -38,7 +38,13 @@ def main(ctx: click.Context) -> None:
         )
 
 
-@main.command(cls=StrictCommand, ignored=EVALUATE)
+@click.command(
+    cls=StrictCommand, ignored=EVALUATE,
+    examples=(
+        "evaluate runs/digits-mlp-horseshoe-0", "evaluate network.pcn --split validation --json",
+        "evaluate network.pcn --data new.csv",
+    ),
+)  # fmt: skip
 @click.argument("target", type=RunPath())
 @click.option(
     "--data",
@@ -60,5 +66,7 @@ def evaluate(target: Path, data: str | None, split: str, as_json: bool, **option
     echo(json.dumps(found.to_dict()) if as_json else f"{target}: {found!r}")
 
 
-for command in (fit, compress, info, predict, compare, tune, export, bench, inspect_command, report):
+for command in (
+    fit, compress, evaluate, inspect_command, report, info, predict, export, bench, compare, tune,
+):  # fmt: skip
     main.add_command(command)

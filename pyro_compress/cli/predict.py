@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_compress.cli.commands import echo, one_line_errors
+from pyro_compress.cli.commands import echo, one_line_errors, quiet_option, tell
 from pyro_compress.cli.console import table
 from pyro_compress.cli.ignored import PREDICT, StrictCommand
 from pyro_compress.cli.options import data_options, device_options, memory_option
@@ -19,12 +19,14 @@ from pyro_compress.foreign import name_shown
 if TYPE_CHECKING:
     from pyro_compress.runs.predictions import Prediction, Predictions
 
-EXAMPLE = "\b\nExample:\n  pyro-compress predict network.pcn photos --top 3 -o predictions.csv"
-
 
 @click.command(
-    cls=StrictCommand, ignored=PREDICT, epilog=EXAMPLE, short_help="Say what a network makes of images, rows or texts."
-)
+    cls=StrictCommand, ignored=PREDICT, short_help="Say what a network makes of images, rows or texts.",
+    examples=(
+        "predict network.pcn photos --top 3 -o predictions.csv", "predict network.pcn new.csv --json",
+        "predict runs/digits-mlp-horseshoe-0 digits",
+    ),
+)  # fmt: skip
 @click.argument("file", metavar="FILE.pcn|RUN", type=RunPath())
 @click.argument("data", metavar="DATA")
 @click.option(
@@ -39,6 +41,7 @@ EXAMPLE = "\b\nExample:\n  pyro-compress predict network.pcn photos --top 3 -o p
 @memory_option
 @data_options
 @device_options
+@quiet_option
 def predict(
     file: Path, data: str, top: int | None, out: Path | None, force: bool, as_json: bool, **options: Any
 ) -> None:
@@ -62,9 +65,9 @@ def predict(
     if as_json:
         echo(json.dumps({"file": str(file), "data": data} | found.to_dict()))
     elif out is None:
-        echo(predictions_text(found))
+        tell(predictions_text(found))
     else:
-        echo(f"{out}: {len(found):,} predictions")
+        tell(f"{out}: {len(found):,} predictions")
 
 
 def predictions_text(found: Predictions) -> str:

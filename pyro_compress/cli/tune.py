@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pyro_compress.cli.commands import echo, one_line_errors
+from pyro_compress.cli.commands import echo, one_line_errors, quiet_option, tell
 from pyro_compress.cli.console import searched_line, searched_text
 from pyro_compress.cli.ignored import TUNE, StrictCommand
 from pyro_compress.cli.options import announce_code, code_options, data_options, device_options, setting_options
@@ -17,10 +17,16 @@ from pyro_compress.settings.studies import SearchConfig
 STORAGE = "PYRO_COMPRESS_STORAGE"
 
 
-@click.command(cls=StrictCommand, ignored=TUNE, short_help="Search the settings of fit and compress together.")
+@click.command(
+    cls=StrictCommand, ignored=TUNE, short_help="Search the settings of fit and compress together.",
+    examples=(
+        "tune study.toml --trials 20 --workers 2", "tune study.toml --resume --trials 40",
+        "tune study.toml --worker  # on another machine, with the same folder",
+    ),
+)  # fmt: skip
 @click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Results folder; default tuning/NAME.")
-@setting_options(SearchConfig, ("trials", "minutes", "sampler"), "Instead of the study's", unset=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="Results folder; default tuning/NAME.")
+@setting_options(SearchConfig, ("trials", "minutes", "sampler", "seed"), "Instead of the study's", unset=True)
 @click.option("--workers", type=click.IntRange(1), default=1, help="Processes on this machine.")
 @click.option("--resume", is_flag=True, help="Go on with a study: after an interruption, or with a larger budget.")
 @click.option("--worker", is_flag=True, help="Join a study that somebody else began, and leave the outcome to them.")
@@ -39,6 +45,7 @@ STORAGE = "PYRO_COMPRESS_STORAGE"
 @code_options
 @data_options
 @device_options
+@quiet_option
 def tune(
     study: Path, out: Path | None, workers: int, resume: bool, worker: bool, as_json: bool, **options: Any
 ) -> None:  # fmt: skip
@@ -50,7 +57,7 @@ def tune(
         from pyro_compress.tuning.search import join, place_of
         from pyro_compress.tuning.search import tune as searched
 
-        own = {name: options.pop(name) for name in ("trials", "minutes", "sampler")}
+        own = {name: options.pop(name) for name in ("trials", "minutes", "sampler", "seed")}
         asked = options | {name: value for name, value in own.items() if value is not None}
         try:
             if worker:
@@ -61,4 +68,7 @@ def tune(
             again = f"pyro-compress tune {study} --out {place_of(study, out)} --resume"
             echo(f"stopped, state kept; go on with: {again}", err=True)
             raise click.exceptions.Exit(130) from None
-    echo(json.dumps(outcome.to_dict()) if as_json else searched_text(outcome))
+    if as_json:
+        echo(json.dumps(outcome.to_dict()))
+    else:
+        tell(searched_text(outcome))

@@ -32,6 +32,7 @@ from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.doubts import keep
 from pyro_compress.foreign import meant
 from pyro_compress.kinds import foreign_to_export, is_export
+from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.bounded import bounded, check_inputs, check_outputs
 from pyro_compress.pcn import file
@@ -171,7 +172,7 @@ EXPORTERS: dict[str, Exporter] = {
 
 def export(
     path: str | Path, out: str | Path, request: ExportConfig | None = None, data: str | None = None,
-    data_dir: str = "", force: bool = False, **options: Any,
+    data_dir: str = "", force: bool = False, threads: int = 0, **options: Any,
 ) -> Exported:  # fmt: skip
     """Export a `.pcn` file, or draws from a run; the suffix of `out` names the format, none means a folder.
 
@@ -182,12 +183,14 @@ def export(
         data: data set to compare on; None: what the network was fitted on.
         data_dir: folder of the torchvision data sets.
         force: replace `out`.
+        threads: CPU threads; 0 leaves torch's default.
         **options: instead of a request, settings of `ExportConfig` by their options: `int8`, `raw`, `ensemble`, ...
 
     Raises:
         ValueError: unknown format, an option that does not go with it, missing data or packages, outputs that differ.
         OSError: the file cannot be read or written.
     """
+    prepare("cpu", threads)
     path, out, request = Path(path), Path(out), request or ExportConfig.of(options)
     exporter = _exporter(out, request)
     if out.suffix:

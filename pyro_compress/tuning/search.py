@@ -57,6 +57,7 @@ def tune(
         write_atomically(work.out / "study.toml", Path(study).read_bytes())
     plan = work.plan
     again = [str(study), "--out", str(work.out), "--trials", str(plan.trials), "--sampler", plan.sampler, "--worker"]
+    again += ["--seed", str(plan.seed)]
     again += ["--data-dir", data_dir, "--device", device, "--threads", str(threads), "--grace", str(grace)]
     again += ["--minutes", str(plan.minutes)] if plan.minutes else []
     with further_workers(workers - 1, again, storage) as others:

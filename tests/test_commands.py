@@ -1,0 +1,99 @@
+"""What all commands have in common: their order, examples that parse, names of options, quiet runs, completion."""
+
+import json
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner, Result
+
+from pyro_compress.cli.main import main
+from pyro_compress.runs.folder import Run
+
+ORDER = "fit compress evaluate inspect report info predict export bench compare tune".split()
+EXAMPLES = [(name, example) for name, command in main.commands.items() for example in command.examples]
+SHARED = {
+    "quiet": "fit compress inspect report predict export compare tune",
+    "as_json": "fit compress evaluate inspect report info predict export bench compare tune",
+    "force": "fit compress inspect report predict export",
+    "threads": "fit compress evaluate inspect report predict export bench compare tune",
+    "device": "fit compress evaluate predict bench compare tune",
+    "seed": "fit compress inspect export tune",
+}
+"""Parameter -> the commands that have it."""
+NAMES = {"quiet": ["-q", "--quiet"], "as_json": ["--json"]}
+FILE = "fit compress inspect report predict export compare tune".split()
+"""Commands that write: `-o` says where."""
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def test_commands_stand_in_the_order_of_work() -> None:
+    lines = run("--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == ORDER
+
+
+def test_the_same_names_everywhere() -> None:
+    for parameter, commands in SHARED.items():
+        having = {n: [p for p in c.params if p.name == parameter] for n, c in main.commands.items()}
+        assert {name for name, found in having.items() if found} == set(commands.split()), parameter
+        for found in having.values():
+            assert all(one.opts == NAMES.get(parameter, [f"--{parameter}"]) for one in found)
+    assert {name for name, c in main.commands.items() if any("-o" in p.opts for p in c.params)} == set(FILE)
+
+
+@pytest.mark.parametrize(("name", "example"), EXAMPLES, ids=[example for _, example in EXAMPLES])
+def test_examples_parse(name: str, example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command, *words = shlex.split(example, comments=True)
+    for word in words:  # a name without suffix may be a folder
+        if not word.startswith("-"):
+            path = Path(word)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch() if path.suffix else path.mkdir(exist_ok=True)
+    assert command == name
+    assert len(f"  pyro-compress {example}") <= 100
+    main.commands[name].make_context(name, words, parent=click.Context(main))
+
+
+def test_every_help_ends_in_examples() -> None:
+    for name, command in main.commands.items():
+        assert 2 <= len(command.examples) <= 3
+        told = run(name, "--help").stdout.rstrip().rpartition("Examples:\n")[2].splitlines()
+        assert [line.strip() for line in told] == [f"pyro-compress {example}" for example in command.examples]
+
+
+def test_quiet_says_nothing_but_warnings(fitted_run: Run, tmp_path: Path) -> None:
+    small = ("fit", "--hidden", 6, "--epochs", 1, "--device", "cpu", "-o", tmp_path / "run")
+    found = run(*small, "-q")
+    assert (found.exit_code, found.stdout) == (0, "")
+    assert all(line.startswith(("warning: ", "  ")) for line in found.stderr.splitlines())
+    found = run("compress", fitted_run.path, "-q", "--sparsity", 0.9999, "-o", tmp_path / "small.pcn")
+    assert (found.exit_code, found.stdout) == (0, "")
+    assert found.stderr.startswith("warning: ")
+    for words in (("export", tmp_path / "small.pcn", "-o", tmp_path / "arrays"),
+                  ("predict", tmp_path / "small.pcn", "digits", "-o", tmp_path / "told.csv")):  # fmt: skip
+        found = run(*words, "-q")
+        assert (found.exit_code, found.output) == (0, "")
+        assert words[-1].exists()
+    assert run("compress", fitted_run.path, "-q", "-o", tmp_path / "small.pcn").exit_code == 1
+
+
+def test_a_fit_as_json(tmp_path: Path) -> None:
+    found = run("fit", "--hidden", 6, "--epochs", 1, "--device", "cpu", "-o", tmp_path / "run", "--json")
+    told = json.loads(found.stdout)
+    assert (told["run"], told["epoch"]) == (str(tmp_path / "run"), 1)
+    assert "epoch   1" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "wanted"),
+    [([], "ex", "export"), (["fit"], "--pri", "--prior"), (["compress", "--rounding"], "comp", "compensated")],
+)
+def test_completion(words: list[str], begun: str, wanted: str) -> None:
+    completer = ShellComplete(main, {}, "pyro-compress", "_PYRO_COMPRESS_COMPLETE")
+    assert wanted in [one.value for one in completer.get_completions(words, begun)]
