@@ -31,6 +31,7 @@ FLOORS = [
         "atomic",
         "tensorfile",
         "doubts",
+        "advance",
         "inspection/drawing",
     },
     {"placing", "settings/data"},

@@ -178,7 +178,7 @@ def test_all_callbacks_are_told_and_a_stranger_is_refused() -> None:
 def test_the_bar_of_a_notebook_and_the_lines_elsewhere(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     with pc.ProgressBar() as bar:
         bar.on_epoch(Epoch(1, 2, validation_accuracy=0.5, validation_nll_nats=1.25))
-    assert "validation 50.00 %, 1.2500 nats" in capsys.readouterr().err
+    assert "validation   50.00 %, 1.2500 nats" in capsys.readouterr().err
     drawn = []
     page = SimpleNamespace(HTML=str, display=lambda *a, **k: SimpleNamespace(update=drawn.append))
     shell = SimpleNamespace(get_ipython=lambda: SimpleNamespace(), display=page)

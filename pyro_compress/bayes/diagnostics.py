@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_compress.advance import advanced
 from pyro_compress.bayes.marginals import Marginals, TensorDraw, draw, draw_prior, drawn_network, kl_by_tensor
 from pyro_compress.compression.prune import unit_scores
 from pyro_compress.data.several import task_named
@@ -115,8 +116,9 @@ def diagnose(
     ratio_rows = train if all_rows else subset
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for _ in range(size.draws):
+        for drawn in range(size.draws):
             _draw_once(collected, posterior, marginals, subset, (ratio_rows, len(train)))
+            advanced("drawing networks", drawn + 1, size.draws)
         for _ in range(size.prior_draws):
             if not _draw_prior_once(collected, marginals):
                 break

@@ -54,7 +54,7 @@ class Command(click.Command):
     def __init__(self, *arguments: Any, examples: Sequence[str] = (), **options: Any) -> None:
         self.examples = examples
         told = "\n".join(f"  pyro-compress {example}" for example in examples)
-        super().__init__(*arguments, epilog=f"\b\nExamples:\n{told}", **options)
+        super().__init__(*arguments, **options | {"epilog": f"\b\nExamples:\n{told}"})
         for param in self.params:
             if isinstance(param, click.Option) and param.metavar is None and not param.is_flag:
                 param.metavar = NUMBERS.get(type(param.type))

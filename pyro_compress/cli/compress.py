@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_compress.cli.commands import RESULTS, Option, echo, hushed, one_line_errors, quiet_option, tell
-from pyro_compress.cli.console import report_text, trial_printer, tune_printer
+from pyro_compress.cli.console import progress_shown, report_text
 from pyro_compress.cli.ignored import COMPRESS, StrictCommand
 from pyro_compress.cli.options import (
     NETWORK,
@@ -170,9 +169,11 @@ def compressed(
     taught_by = [load_run(Path(teacher)) for teacher in config.teacher]
     teacher = Teacher.of([(taught.posterior, taught.config.net) for taught in taught_by]) if taught_by else None
     way = way_of(config, named.get("seed", 0), teacher)
-    shown: AbstractContextManager[Any] = tune_printer(quiet) if config.finetuning else trial_printer(quiet)
-    with shown as on_progress:
-        watch = SearchCallbacks(**{"epoch" if config.finetuning else "trial": on_progress})
+    with progress_shown() as show:
+        watch = SearchCallbacks(
+            trial=lambda done, total: show("searching on the validation split", done, total),
+            epoch=lambda epoch, epochs, kept: show("fine-tuning", epoch, epochs, f"fine-tuning, {kept:,} values left"),
+        )
         report = compress_run(
             source.posterior, source.splits, out, replace(config, reference=source.reference), way, device,
             replace(watch, candidate=on_candidate), config.reorder,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyro_compress.cli.commands import echo, tell, wrapped
+from pyro_compress.advance import Heard, hearing
+from pyro_compress.cli.commands import echo, hushed, tell, wrapped
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -32,17 +33,19 @@ def epoch_printer() -> ProgressBar:
 
 
 @contextmanager
-def trial_printer(quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of the search, on a terminal only."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
+def progress_shown(ticking: bool = True) -> Iterator[Heard]:
+    """How far the work inside has come, as a bar that does not stay; on a terminal only.
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("searching on the validation split", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    Args:
+        ticking: whether its times run on between two tellings, which takes a thread.
+    """
+    if hushed() or not sys.stderr.isatty():
+        yield lambda what, done, total, *texts: None
+        return
+    from pyro_compress.training.display import terminal_bar
+
+    with terminal_bar(transient=True, ticking=ticking) as show, hearing(show):
+        yield show
 
 
 def ratio_text(ratio: float) -> str:
@@ -112,29 +115,14 @@ def finetuning_text(report: Report) -> str:
     return f"{report.finetune_epochs} epochs{svi} at rate {report.finetune_rate:.3g}{teacher}{augmented}"
 
 
-@contextmanager
-def tune_printer(quiet: bool) -> Iterator[Callable[[int, int, int], None]]:
-    """A progress bar of fine-tuning, on a terminal only."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda epoch, epochs, kept: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("fine-tuning", total=None)
-        yield lambda epoch, epochs, kept: progress.update(
-            task, completed=epoch, total=epochs, description=f"fine-tuning, {kept:,} values left"
-        )
-
-
 def outcome_line(outcome: Outcome, done: int, total: int) -> None:
     """One fit of a study, on standard error."""
     planned = outcome.planned
     method, config = planned.method, planned.config
-    head = f"[{done}/{total}] {config.data} {planned.network} {method.name} {method.variant} seed {config.seed}"
+    head = f"{config.data} {planned.network} {method.name} {method.variant} seed {config.seed}"
     cells = [f"{100 * r.sparsity:g} %: {100 * r.accuracy:.2f}" for r in outcome.rows if not r.ensemble]
-    tell(" ".join(head.split()) + ": " + (outcome.failure or ", ".join(cells)), err=True)
+    count = f"[{done:>{len(str(total))}}/{total}]"
+    tell(f"{count} {' '.join(head.split())}: {outcome.failure or ', '.join(cells)}", err=True)
 
 
 def searched_line(epochs: int, trial: FrozenTrial) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pyro_compress.cli.commands import Command, echo, one_line_errors, quiet_option, tell
-from pyro_compress.cli.console import bench_text, export_text
+from pyro_compress.cli.console import bench_text, export_text, progress_shown
 from pyro_compress.cli.ignored import EXPORT, StrictCommand
 from pyro_compress.cli.options import (
     data_options,
@@ -85,5 +85,6 @@ def bench(pcn: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     with one_line_errors():
         from pyro_compress.deploy.bench import bench as measured
 
-        results = measured(pcn, **options)
+        with progress_shown(ticking=False):
+            results = measured(pcn, **options)
     echo(json.dumps([result.to_dict() for result in results]) if as_json else bench_text(results))

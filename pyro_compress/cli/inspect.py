@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pyro_compress.cli.commands import echo, one_line_errors, quiet_option, tell
-from pyro_compress.cli.console import inspection_text, restarts_text
+from pyro_compress.cli.console import inspection_text, progress_shown, restarts_text
 from pyro_compress.cli.ignored import INSPECT, REPORT, StrictCommand
 from pyro_compress.cli.options import code_options, data_options, threads_option
 from pyro_compress.cli.values import RunPath
@@ -56,7 +56,7 @@ def inspect_command(runs: tuple[Path, ...], restarts: bool, as_json: bool, **opt
     elif len(runs) > 1:
         raise click.UsageError("several runs go with --restarts only")
     else:
-        with one_line_errors():
+        with one_line_errors(), progress_shown():
             text = _inspect(runs[0], as_json, **options)
     if as_json:
         echo(text)
@@ -115,7 +115,8 @@ def report(folder: Path, draws: int | None, as_json: bool, **options: Any) -> No
     with one_line_errors():
         from pyro_compress.inspection.report import report as write
 
-        page = write(folder, draws=draws or 0, **options)
+        with progress_shown():
+            page = write(folder, draws=draws or 0, **options)
     size = page.stat().st_size
     if as_json:
         echo(json.dumps({"page": str(page), "bytes": size}))

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from pyro_compress.advance import advanced
 from pyro_compress.compression.shrink import Units, free_units
 from pyro_compress.pcn import context, file, sections
 from pyro_compress.pcn.layout import layouts
@@ -23,6 +24,8 @@ from pyro_compress.types import Compressed, Quantized
 CODED = 16_000_000
 """Values that are coded in the search where nothing else is said: some seconds of the compiled coder."""
 COMPILED = not str(context.__file__).endswith(".py")
+TOLD = 100
+"""How often a search tells how far it has come."""
 MOST_PASSES = 300
 """Passes over a small network where nothing else is said."""
 
@@ -83,7 +86,7 @@ class _Search:
     def run(self, budget: int) -> None:
         """Move units until this many values were coded."""
         self.bits = {name: sections.context_bits(codes, self.layouts[name]) for name, codes in self.codes.items()}
-        chances = [units.count for units in self.units]
+        chances, whole, heard = [units.count for units in self.units], budget, budget
         while budget > 0:
             (chosen,) = self.random.choices(range(len(self.units)), chances)
             units = self.units[chosen]
@@ -91,6 +94,9 @@ class _Search:
             codes = {name: part for name, part in arranged(self.codes, units, order).items() if part.size}
             bits = {name: sections.context_bits(part, self.layouts[name]) for name, part in codes.items()}
             budget -= sum(part.size for part in codes.values()) + 1
+            if heard - budget >= whole / TOLD:
+                heard = budget
+                advanced("order of units", whole - max(budget, 0), whole)
             if sum(bits.values()) < sum(self.bits[name] for name in bits):
                 self.codes |= codes
                 self.bits |= bits

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_compress.advance import advanced
 from pyro_compress.deploy import arrays, onnx_files, torch_files
 from pyro_compress.deploy.c import library as c_library
 from pyro_compress.deploy.c import source as c_source
@@ -90,7 +91,9 @@ def bench(
             network = _read(path, limited(max_memory), max(sizes))
             variants = _variants(network, posterior)
             entries, missing = _entries(variants, Path(place), device)
-            rows = [row for count in every for row in _measure(entries, variants["shrunken"], count, sizes, seconds)]
+            rows = list[Row]()
+            for count in every:
+                rows += _measure(entries, variants["shrunken"], count, sizes, seconds)
             if not no_memory:
                 rows = _with_memory(rows, entries, (max(sizes), *variants["shrunken"].graph.input_shape))
         results.append(_result(path, variants, rows, missing))
@@ -204,10 +207,13 @@ def _measure(
     few = [e for e in entries if threads == 1 or e.engine in ("torch", "ONNX Runtime")]
     loaded = [ENGINES[entry.engine](entry.path, threads) for entry in few]
     cells: list[list[Cell]] = [[] for _ in few]
-    for size in sizes:
+    what = f"measuring latencies, {threads} thread{'s' * (threads > 1)}"
+    advanced(what, 0, len(sizes))
+    for done, size in enumerate(sizes, 1):
         x = _inputs(network, size)
         for mine, times in zip(cells, in_turns([ready(x) for ready in loaded], seconds), strict=True):
             mine.append(Cell(size, float(np.median(times)) / 1e3, float(np.quantile(times, 0.95)) / 1e3, len(times)))
+        advanced(what, done, len(sizes))
     for entry, mine in zip(few, cells, strict=True):
         yield Row(entry.variant, entry.label, threads, entry.bytes, None, None, tuple(mine))
 
@@ -237,7 +243,10 @@ def _turn(call: Call, times: list[int]) -> int:
 
 
 def _with_memory(rows: list[Row], entries: list[_Entry], shape: tuple[int, ...]) -> list[Row]:
-    peaks = {(e.variant, e.label): peak_memory(e.engine, e.path, shape) for e in entries}
+    peaks = dict[tuple[str, str], tuple[float, float] | None]()
+    for done, e in enumerate(entries, 1):
+        peaks[e.variant, e.label] = peak_memory(e.engine, e.path, shape)
+        advanced("measuring memory", done, len(entries))
     found = [(row, peaks[row.variant, row.engine] or (None, None)) for row in rows]
     return [replace(row, peak_mib=total, added_mib=added) for row, (total, added) in found]
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_compress.advance import advanced
 from pyro_compress.bayes.diagnostics import Diagnosis
 from pyro_compress.bayes.marginals import networks, read_marginals
 from pyro_compress.compression.prune import CRITERIA, kept
@@ -35,7 +36,11 @@ def pictures(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits
         ValueError: matplotlib is not installed.
     """
     with drawing.style():
-        return [picture for maker in MAKERS for picture in maker(inspection, diagnosis, splits)]
+        found = list[Picture]()
+        for done, maker in enumerate(MAKERS, 1):
+            found += maker(inspection, diagnosis, splits)
+            advanced("drawing pictures", done, len(MAKERS))
+    return found
 
 
 Maker = Callable[[Inspection, Diagnosis | None, Splits], Iterator[Picture]]

@@ -5,11 +5,19 @@ from __future__ import annotations
 import html
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from pyro_compress.advance import Heard, advanced, hearing
 from pyro_compress.training.callbacks import Callback
 from pyro_compress.training.history import Epoch
+
+SEARCH = "searching on the validation split"
+AVERAGED = 86_400.0
+"""Seconds whose parts say how long the rest will take: one part may take long."""
+WIDE = 60
+"""Columns of a terminal from which on there is room for the bar itself."""
 
 
 def _written(line: str) -> None:
@@ -17,42 +25,48 @@ def _written(line: str) -> None:
 
 
 class ProgressBar(Callback):
-    """Shows a fit and a search while they run, on standard error or in a notebook's cell.
+    """Shows a fit, a search and whatever tells how far it has come, on standard error or in a notebook's cell.
 
     Args:
-        write: takes a line per epoch, where there is neither a terminal nor a notebook.
+        write: takes a line per epoch, where there is neither a terminal nor a notebook, and the last one.
     """
 
     def __init__(self, write: Callable[[str], object] = _written):
         self.write = write
-        self.bar: Any = None
-        self.update: Callable[[int, int, str], object] | None = None
+        self.update: Heard | None = None
+        self.best: Epoch | None = None
+        self.last: Epoch | None = None
+        self.running = ExitStack()
 
     def on_begin(self, what: str) -> None:
         """Draw the bar where one can be drawn."""
         if (cell := _notebook_cell()) is not None:
             self.update = cell
         elif sys.stderr.isatty():
-            self.bar, self.update = _terminal_bar(what)
-            self.bar.start()
+            self.update = self.running.enter_context(terminal_bar())
+        if self.update is not None:
+            self.running.enter_context(hearing(self.update))
 
     def on_epoch(self, epoch: Epoch) -> None:
         """Move it, or write a line."""
+        self.last = epoch
+        self.best = epoch if self.best is None else min(self.best, epoch, key=_rank)
         if self.update is None:
             self.write(epoch_line(epoch))
         else:
-            self.update(epoch.epoch, epoch.epochs, bar_text(epoch))
+            self.update(f"fit, {epoch.phase}", epoch.epoch, epoch.epochs, *bar_texts(epoch))
 
     def on_search(self, done: int, total: int) -> None:
         """Move it."""
-        if self.update is not None:
-            self.update(done, total, "searching on the validation split")
+        advanced(SEARCH, done, total)
 
     def on_end(self, what: str) -> None:
-        """Leave it as it is."""
-        if self.bar is not None:
-            self.bar.stop()
-        self.bar = self.update = None
+        """Leave it as it is, and say what a fit came to."""
+        self.running.close()
+        self.update = None
+        if self.last is not None and self.best is not None:
+            self.write(last_line(self.last, self.best))
+        self.last = self.best = None
 
     def __enter__(self) -> ProgressBar:
         """As a context, where no one else says what begins."""
@@ -64,17 +78,47 @@ class ProgressBar(Callback):
         self.on_end("fit")
 
 
-def _terminal_bar(what: str) -> tuple[Any, Callable[[int, int, str], object]]:
+def _rank(epoch: Epoch) -> tuple[float, float]:
+    """The smaller, the better on validation."""
+    accuracy, error = epoch.validation_accuracy, epoch.validation_rmse or 0.0
+    return error if accuracy is None else -accuracy, epoch.validation_nll_nats
+
+
+@contextmanager
+def terminal_bar(console: Any = None, transient: bool = False, ticking: bool = True) -> Iterator[Heard]:
+    """A bar that says what is done, how much of it, and how long it will take; only what fits into the line is shown.
+
+    Args:
+        console: of `rich`; None: standard error.
+        transient: nothing of it stays.
+        ticking: whether its times run on between two updates, which takes a thread.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    bar = Progress(*columns, console=Console(stderr=True))
-    task = bar.add_task(what, total=None)
-    return bar, lambda done, total, text: bar.update(task, total=total, completed=done, description=text)
+    console = console or Console(stderr=True)
+    times = TimeRemainingColumn(compact=True, elapsed_when_finished=True)
+    wide: list[Any] = [BarColumn(12)] if console.width >= WIDE else []
+    text = TextColumn("{task.description}", markup=False)
+    columns = (*wide, MofNCompleteColumn(), times, text)
+    with Progress(
+        *columns, console=console, transient=transient, auto_refresh=ticking, speed_estimate_period=AVERAGED
+    ) as bar:
+        task, shown = bar.add_task("", total=None), ""
+
+        def update(what: str, done: int, total: int, *texts: str) -> None:
+            nonlocal shown
+            if what != shown:
+                bar.reset(task)
+                shown = what
+            room = console.width - 13 * bool(wide) - 2 * len(f"{total}") - len("/ 0:00:00 ")
+            told = next((one for one in texts or (what,) if len(one) <= room), (texts or (what,))[-1][: max(room, 0)])
+            bar.update(task, total=total, completed=done, description=told, refresh=not ticking)
+
+        yield update
 
 
-def _notebook_cell() -> Callable[[int, int, str], object] | None:
+def _notebook_cell() -> Heard | None:
     """What draws a bar into the running cell; None outside of notebooks. HTML alone: no widgets have to be there."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
@@ -83,24 +127,39 @@ def _notebook_cell() -> Callable[[int, int, str], object] | None:
     page = importlib.import_module("IPython.display")
     handle = page.display(page.HTML(""), display_id=True)
 
-    def update(done: int, total: int, text: str) -> None:
-        bar = f'<progress value="{done}" max="{total}"></progress> {done}/{total} {html.escape(text)}'
+    def update(what: str, done: int, total: int, *texts: str) -> None:
+        bar = f'<progress value="{done}" max="{total}"></progress> {done}/{total} {html.escape((*texts, what)[0])}'
         handle.update(page.HTML(bar))
 
     return update
 
 
-def bar_text(epoch: Epoch) -> str:
-    """What stands beside the progress bar: short enough for 80 columns."""
-    kl = "" if epoch.kl_nats is None else f", KL {epoch.kl_nats:,.0f}"
-    return f"{epoch.phase}, validation {epoch.validation}{kl}"
+def bar_texts(epoch: Epoch) -> tuple[str, ...]:
+    """What stands beside the progress bar, the longest first."""
+    short = epoch.validation
+    kl = () if epoch.kl_nats is None else (f"{epoch.phase}, validation {short}, KL {epoch.kl_nats:,.0f}",)
+    return *kl, f"{epoch.phase}, validation {short}", f"validation {short}", short
 
 
 def epoch_line(epoch: Epoch) -> str:
-    """One epoch in words."""
-    parts = [f"epoch {epoch.epoch:3d} {epoch.phase:5s}"]
+    """One epoch in words, in columns."""
+    elbo = ""
     if epoch.negative_elbo_nats is not None:
-        parts.append(f"-ELBO {epoch.negative_elbo_nats:,.0f} nats (KL {epoch.kl_nats:,.0f} × {epoch.kl_weight:.2f})")
-    parts.append(f"validation {epoch.validation}")
-    left = [f"units left: {'-'.join(map(str, epoch.widths))}"] if epoch.widths else []
-    return ", ".join([*parts, f"{epoch.seconds:.0f} s", *left])
+        elbo = f"-ELBO {epoch.negative_elbo_nats:>11,.0f} nats (KL {epoch.kl_nats:>11,.0f} × {epoch.kl_weight:.2f})"
+    left = f"units left: {'-'.join(map(str, epoch.widths))}" if epoch.widths else ""
+    head = f"epoch {epoch.epoch:3d} {epoch.phase:5s}  validation {epoch.validation:>22}  {epoch.seconds:5.0f} s"
+    return "  ".join(filter(None, [head, elbo, left]))
+
+
+def last_line(last: Epoch, best: Epoch) -> str:
+    """What a fit came to."""
+    spent = f"{last.epoch} epoch{'s' * (last.epoch != 1)} in {duration(last.seconds)}"
+    return f"{spent}; best on validation: {best.validation}, in epoch {best.epoch}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
