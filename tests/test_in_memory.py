@@ -204,3 +204,18 @@ def test_the_bar_of_a_notebook_and_the_lines_elsewhere(monkeypatch: pytest.Monke
 def test_what_is_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pc.fit("mlp", settings.pop("train", "digits"), **settings)
+
+
+def test_tokens_that_nobody_announced_are_in_the_file(tmp_path: Path) -> None:
+    """An embedding says how many there are; what is saved reads the same tokens again."""
+    x = torch.randint(0, 10, (300, 6))
+    net = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(24, 2))
+    fitted = pc.fit(net, (x, (x[:, 0] > 4).long()), prior="log-uniform", epochs=3, device="cpu")
+    fitted.compress(sparsity=0.2, coarseness=0.1).save(tmp_path / "net.pcn")
+    assert len(pc.predict(tmp_path / "net.pcn", x)) == 300
+
+
+def test_a_fit_that_ends_before_its_posterior_says_so() -> None:
+    x = torch.randn(300, 6)
+    fitted = pc.fit(nn.Linear(6, 2), (x, (x[:, 0] > 0).long()), epochs=20, device="cpu", callbacks=[lambda epoch: True])
+    assert any("ended before its posterior began" in doubt for doubt in fitted.doubts)

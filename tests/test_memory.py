@@ -26,7 +26,7 @@ from pyro_compress.bayes.marginals import (
     write_marginals,
 )
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.compression import search, tuned
+from pyro_compress.compression import finetuned, search
 from pyro_compress.compression.candidates import Candidates
 from pyro_compress.compression.precision import quantize, size_of, step_size
 from pyro_compress.compression.prune import Ranking, kept, masks_at, scores, unit_scores
@@ -201,12 +201,12 @@ def test_what_misses_its_target_is_not_counted_in_bytes(digits: Splits, monkeypa
 
 def test_fine_tuning_asks_once_it_knows_the_survivors(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = {"a": torch.rand(30, 20) < 0.2, "b": torch.ones(5, 30, dtype=torch.bool)}
-    needed = tuned.PER_WEIGHT * 750 + tuned.PER_SURVIVOR * (int(masks["a"].sum()) + 150)
+    needed = finetuned.PER_WEIGHT * 750 + finetuned.PER_SURVIVOR * (int(masks["a"].sum()) + 150)
     monkeypatch.setattr(machine, "available_bytes", lambda device: needed)
-    tuned._check_memory(masks)
+    finetuned._check_memory(masks)
     monkeypatch.setattr(machine, "available_bytes", lambda device: needed - 1)
     with pytest.raises(ValueError, match=r"fine-tuning needs about .*: remove more weights with --sparsity"):
-        tuned._check_memory(masks)
+        finetuned._check_memory(masks)
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (5, 1), (5, 7)])

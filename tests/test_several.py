@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,8 @@ def test_from_a_fit_to_predictions_and_exports(tmp_path: Path, monkeypatch: pyte
         "more.npz", x=examples()["x_test"], **{f"y.{n}": examples()[f"y_test.{n}"] for n in ("kind", "size", "marks")}
     )
     assert run("evaluate", "run/network.pcn", "--data", "more.npz").split(": ", 1)[1] == said.split(": ", 1)[1]
+    assert json.loads(run("evaluate", "run/network.pcn", "--json"))["parts"]["kind"]["accuracy"] > 0.85
+    run("fit", "--config", "run/config.toml", "--epochs", "3", "--out", "again")
     run("predict", "run/network.pcn", "a.npz", "--csv", "out.csv")
     rows = list(csv.DictReader(io.StringIO(Path("out.csv").read_text())))
     assert list(rows[0]) == [
@@ -278,7 +281,7 @@ def test_labels_by_name_in_python() -> None:
     assert whole.sizes == {"train": 266, "validation": 134, "test": 100}
     rows = [(x[i], {name: array[i] for name, array in labels.items()}) for i in range(len(x))]
     assert torch.equal(splits_from(rows).train.y, whole.train.y)
-    with pytest.raises(ValueError, match="inputs and targets have 3 and 500 rows"):
+    with pytest.raises(ValueError, match=r"got rows of inputs 500, of targets \(kind: 500, size: 3, marks: 500\)"):
         splits_from((x, labels | {"size": np.zeros(3)}))
     fitted = pc.fit(Three(), (x, labels), prior="log-uniform", epochs=2, device="cpu")
     assert fitted.posterior.task == fitted.splits.task == whole.task

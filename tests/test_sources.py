@@ -141,7 +141,7 @@ def test_tokens_are_those_of_the_networks_embedding() -> None:
     ("given", "message"),
     [
         (5, "train is a int; give"),
-        ((X, Y[:7]), "inputs and targets have 7 and 300 rows"),
+        ((X, Y[:7]), "got rows of inputs 300, of targets 7$"),
         ({"x": X}, "it needs inputs, and targets under one of the names y, label"),
         ([(X[0], X[0], 1)] * 4, "train gives 3 values at a time; it must give"),
         ([(X[0], 1), (X[0, :2], 0)], r"inputs: examples of different shapes, \(2,\), \(4,\)"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,13 @@ class Value(click.ParamType):
 class Name(click.Choice):
     """One of some names; another one is refused with what was meant, as Python and TOML files do."""
 
+    def __init__(self, names: Sequence[str], also: Callable[[object], bool] | None = None) -> None:
+        super().__init__(names)
+        self.also = also
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The name."""
-        if value not in self.choices:
+        if value not in self.choices and not (self.also and self.also(value)):
             what = param.opts[-1].lstrip("-").replace("-", "_") if param else "name"
             raise click.ClickException(str(unknown(what, value, filter(None, self.choices))))
         return value
@@ -98,7 +102,7 @@ def value_type(row: Declared) -> click.ParamType:
     if row.setting.kind == "run":
         return RunPath(file_okay=False)
     if row.setting.among and not row.setting.other:
-        return Name(list(row.setting.among))
+        return Name(list(row.setting.among), row.setting.also)
     if row.whole in (int, float):
         ranged = Whole(row) if row.whole is int else Real(row)
         return ranged if row.setting.range else click.INT if row.whole is int else click.FLOAT

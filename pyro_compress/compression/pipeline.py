@@ -227,7 +227,7 @@ def judged(found: Report, splits: Splits, target: Target, hints: list[str], else
     return replace(found, within_tolerance=reached, warnings=[text for text in told if text])
 
 
-def save(path: Path, network: Compressed, splits: Splits) -> dict[str, int]:
+def save(path: str | Path, network: Compressed, splits: Splits) -> dict[str, int]:
     """Write the file, but only after its bytes, decoded and run by numpy alone, gave torch's predictions.
 
     Where batch norm became scale and shift, these are first held against the network before.
@@ -252,7 +252,7 @@ def save(path: Path, network: Compressed, splits: Splits) -> dict[str, int]:
     scale = max(float(np.abs(wanted).max()), 1.0)
     if not np.allclose(got, wanted, rtol=1e-4, atol=1e-5 * scale):
         raise RuntimeError(f"the decoded network is off by {np.abs(got - wanted).max():.2g}; nothing was written")
-    write_atomically(path, data)
+    write_atomically(Path(path), data)
     return parts
 
 

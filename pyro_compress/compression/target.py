@@ -85,7 +85,8 @@ class Target:
     def __str__(self) -> str:
         """In words."""
         wanted = self.reference.bound(self.tolerance) if self.error is None else f"error of {self.error:g}"
-        return f"a validation {wanted} and an NLL of {self.reference.nll_nats + self.nll_tolerance:.4f} nats"
+        most = self.reference.nll_nats + self.nll_tolerance
+        return f"a validation {wanted}" + (f" and an NLL of {most:.4f} nats" if math.isfinite(most) else "")
 
 
 def target_of(posterior: Posterior, splits: Splits, goal: Goal, device: str = "cpu") -> Target:

@@ -71,10 +71,19 @@ def examples_of(given: Any, what: str, reading: Reading, names: Sequence[str] = 
         raise ValueError(f"{what} is a {type(given).__name__}; give {KINDS}")
     lengths = {len(one) for side in (found.x, found.y) for one in (side.values() if isinstance(side, dict) else [side])}
     if len(lengths) != 1:
-        raise ValueError(f"{what}: inputs and targets have {' and '.join(map(str, sorted(lengths)))} rows")
+        sides = (("inputs", found.x), ("targets", found.y))
+        told = [f"{called} {_rows(side)}" for called, side in sides]
+        raise ValueError(f"{what}: as many targets as inputs are wanted; got rows of {', of '.join(told)}")
     if not lengths - {0}:
         raise ValueError(f"{what}: no examples")
     return found
+
+
+def _rows(side: Any) -> str:
+    """How many rows inputs or targets have."""
+    if isinstance(side, dict):
+        return f"({', '.join(f'{name}: {len(one)}' for name, one in side.items())})"
+    return str(len(side))
 
 
 def spread(item: Any, names: Sequence[str]) -> Any:

@@ -261,6 +261,8 @@ def fit(
     splits = splits_from(train, share, test, reading, config.data_dir, task, takes(net))
     config = replace(config, batch_size=config.batch_size or batch_size_of(train), net=_net_name(net))
     config = config.on(splits.origin, splits.task)
+    if not splits.origin.get("vocabulary"):  # tokens that nobody announced are the network's
+        config = replace(config, tokens=splits.tokens)
     told = Callbacks(callbacks)
     with gathered() as doubts, told.running("fit"):
         config = resolve(config, len(splits.train))
@@ -268,6 +270,8 @@ def fit(
         posterior, history, fitted = _fitted(module, splits, config, told)
         keep(unsettled([epoch.to_dict() for epoch in history], config.kl_weight))
         keep(never_shrinks(config))
+        if config.prior != "none" and all(epoch.kl_nats is None for epoch in history):
+            keep("the fit ended before its posterior began: spreads are those that it starts with, and tell nothing")
     return Fitted(posterior, history, config, splits, fitted, tuple(doubts))
 
 
