@@ -9,10 +9,12 @@ from rich.console import Console
 
 import pyro_compress as pc
 from pyro_compress.advance import advanced, hearing
+from pyro_compress.cli.console import search_texts, trial_line
 from pyro_compress.compression import order
 from pyro_compress.training import display
 from pyro_compress.training.display import SEARCH, bar_texts, duration, epoch_line, last_line, terminal_bar
 from pyro_compress.training.history import Epoch
+from pyro_compress.tuning.reported import Reported
 from pyro_compress.types import Splits
 
 POINT = Epoch(1, 100, "point", validation_accuracy=0.925, validation_nll_nats=0.3154, seconds=0.4)
@@ -74,6 +76,25 @@ def test_lines_of_a_pipe_stand_in_columns() -> None:
     assert lines[2].endswith("-ELBO      39,205 nats (KL      38,982 × 1.00)  units left: 784-200-10")
     assert last_line(SVI, POINT) == "100 epochs in 1 min 35 s; best on validation: 92.50 %, 0.3154 nats, in epoch 1"
     assert [duration(s) for s in (0.4, 59.6, 3600)] == ["0 s", "1 min 00 s", "1 h 00 min"]
+
+
+def test_a_search_says_how_it_stands() -> None:
+    first = Reported(5, 3, 12.34, (0.0333, 1234), "", 4, 60, (0.0292, 1180), 190.0)
+    lines = [
+        trial_line(first),
+        trial_line(replace(first, trial=12, found=(0.1, 12), done=13)),
+        trial_line(replace(first, found=None, failure="it failed", best=None, seconds_left=None, wanted=0)),
+    ]
+    assert lines[0] == (
+        "[ 4/60] trial   3 at 5 epochs: validation error   3.33 %,     1,234 bytes (12.3 s); "
+        "best 2.92 %, 1,180 bytes; about 3 min 10 s left"
+    )
+    assert lines[1].index("bytes (") == lines[0].index("bytes (")
+    assert lines[2] == "[   4] trial   3 at 5 epochs: it failed (12.3 s); nothing meets the bound yet"
+    for width in (30, 40, 80):
+        raw, _ = shown(width, ("5 epochs", 4, 60, *search_texts(first)))
+        assert "\x1b[1A" not in raw
+        assert ("left" in raw) is (width == 80)
 
 
 def test_the_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from pyro_compress.pcn import file
 from pyro_compress.studies.identity import config_hash
 from pyro_compress.tuning.front import hypervolume, on_front
 from pyro_compress.tuning.plan import point_of, read_plan
+from pyro_compress.tuning.reported import Reported
 from pyro_compress.tuning.storage import SAMPLERS, opened_storage, quietly
 from pyro_compress.tuning.workers import Work, begin, revive, run_worker
 from pyro_compress.types import Splits
@@ -330,8 +331,8 @@ def interrupted(work: Work) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             os.kill(os.getpid(), signal.SIGINT)
 
-    def note(epochs: int, trial: optuna.trial.FrozenTrial) -> None:
-        told.append(trial.number)
+    def note(reported: Reported) -> None:
+        told.append(reported.trial)
         if len(told) == 2:
             signal.signal(signal.SIGALRM, look)
             signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)

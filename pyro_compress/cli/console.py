@@ -12,8 +12,6 @@ from pyro_compress.advance import Heard, hearing
 from pyro_compress.cli.commands import echo, hushed, tell, wrapped
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
-
     from pyro_compress.compression.pipeline import Report
     from pyro_compress.deploy.export import Exported
     from pyro_compress.deploy.measured import Bench
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from pyro_compress.studies.results import Outcome
     from pyro_compress.training.display import ProgressBar
     from pyro_compress.tuning.outcome import Outcome as Searched
+    from pyro_compress.tuning.reported import OnTrial, Reported
 
 
 def epoch_printer() -> ProgressBar:
@@ -125,12 +124,37 @@ def outcome_line(outcome: Outcome, done: int, total: int) -> None:
     tell(f"{count} {' '.join(head.split())}: {outcome.failure or ', '.join(cells)}", err=True)
 
 
-def searched_line(epochs: int, trial: FrozenTrial) -> None:
-    """One trial of a search, on standard error."""
-    told = trial.user_attrs
-    found = told.get("failure") or f"validation error {100 * told['error']:.2f} %, {told['bytes']:,} bytes"
-    seconds = trial.duration.total_seconds() if trial.duration else 0.0
-    tell(f"trial {trial.number} at {epochs} epochs: {found} ({seconds:.1f} s)", err=True)
+def trial_line(told: Reported) -> str:
+    """One trial of a search, in columns, and how the search stands."""
+    count = f"[{told.done:>{len(str(told.wanted))}}/{told.wanted}]" if told.wanted else f"[{told.done:>4}]"
+    found = told.failure
+    if told.found:
+        found = f"validation error {100 * told.found[0]:6.2f} %, {told.found[1]:>9,} bytes"
+    head = f"{count} trial {told.trial:>3} at {told.epochs} epochs: {found} ({told.seconds:.1f} s)"
+    return f"{head}; {search_texts(told)[0]}"
+
+
+def search_texts(told: Reported) -> tuple[str, ...]:
+    """What is best so far and how long it will take, the longest first."""
+    from pyro_compress.training.display import duration
+
+    short = f"best {100 * told.best[0]:.2f} %, {told.best[1]:,} bytes" if told.best else "nothing meets the bound yet"
+    left = f"{short}; about {duration(told.seconds_left)} left" if told.seconds_left else short
+    return left, short
+
+
+@contextmanager
+def trials_shown() -> Iterator[OnTrial]:
+    """A bar of the trials on a terminal, a line of each elsewhere; both on standard error."""
+    if hushed():
+        yield lambda told: None
+    elif not sys.stderr.isatty():
+        yield lambda told: echo(trial_line(told), err=True)
+    else:
+        from pyro_compress.training.display import terminal_bar
+
+        with terminal_bar() as show:
+            yield lambda told: show(f"{told.epochs} epochs", told.done, told.wanted or told.done, *search_texts(told))
 
 
 def searched_text(outcome: Searched) -> str:

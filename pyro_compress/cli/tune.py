@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pyro_compress.cli.commands import echo, one_line_errors, quiet_option, tell
-from pyro_compress.cli.console import searched_line, searched_text
+from pyro_compress.cli.console import searched_text, trials_shown
 from pyro_compress.cli.ignored import TUNE, StrictCommand
 from pyro_compress.cli.options import announce_code, code_options, data_options, device_options, setting_options
 from pyro_compress.settings.studies import SearchConfig
@@ -60,10 +60,11 @@ def tune(
         own = {name: options.pop(name) for name in ("trials", "minutes", "sampler", "seed")}
         asked = options | {name: value for name, value in own.items() if value is not None}
         try:
-            if worker:
-                join(study, out, on_trial=searched_line, **asked)
-                return
-            outcome = searched(study, out, workers, resume=resume, on_trial=searched_line, **asked)
+            with trials_shown() as on_trial:
+                if worker:
+                    join(study, out, on_trial=on_trial, **asked)
+                    return
+                outcome = searched(study, out, workers, resume=resume, on_trial=on_trial, **asked)
         except KeyboardInterrupt:
             again = f"pyro-compress tune {study} --out {place_of(study, out)} --resume"
             echo(f"stopped, state kept; go on with: {again}", err=True)

@@ -34,6 +34,7 @@ from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
 from pyro_compress.settings import FineTune
 from pyro_compress.studies.identity import identity
+from pyro_compress.tuning.front import best_of
 from pyro_compress.tuning.plan import Plan, Point, point_of
 from pyro_compress.tuning.published import PUBLISHED
 from pyro_compress.tuning.storage import open_study, opened_storage, quietly
@@ -41,8 +42,6 @@ from pyro_compress.tuning.trial import file_of, measure
 from pyro_compress.tuning.workers import Work, coordinates, finished, front_of, minutes_of
 from pyro_compress.types import Splits
 
-TOLERANCE = 0.005
-"""Of a whole front, the best is the smallest file within half a point of its lowest validation error."""
 OF_A_TRIAL = re.compile(r"\d+\.(pcn|toml)")
 """Files of `pareto/`; whatever else lies there stays."""
 ENOUGH = 4
@@ -205,11 +204,8 @@ def scored(trial: int, path: Path, point: Point, splits: Splits) -> Member:
 
 def _best(plan: Plan, front: tuple[Member, ...]) -> Member | None:
     """Chosen on validation alone."""
-    if plan.objective == "error-at-bytes":
-        return min((m for m in front if m.bytes <= plan.bound), key=lambda m: m.validation_error, default=None)
-    lowest = min(member.validation_error for member in front)
-    bound = plan.bound if plan.objective == "bytes-at-error" else lowest + TOLERANCE
-    return min((m for m in front if m.validation_error <= bound), key=lambda m: m.bytes, default=None)
+    chosen = best_of([(m.validation_error, m.bytes) for m in front], plan.objective, plan.bound)
+    return None if chosen is None else front[chosen]
 
 
 def _importances(study: Study, complete: list[FrozenTrial]) -> dict[str, float]:

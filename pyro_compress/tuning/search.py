@@ -19,7 +19,8 @@ from pyro_compress.locks import Silence, holder
 from pyro_compress.places import check_results
 from pyro_compress.tuning.outcome import Outcome, conclude
 from pyro_compress.tuning.plan import read_plan
-from pyro_compress.tuning.workers import OnTrial, Work, begin, run_worker
+from pyro_compress.tuning.reported import OnTrial
+from pyro_compress.tuning.workers import Work, begin, run_worker
 
 STORAGE = "PYRO_COMPRESS_STORAGE"
 STOP_SECONDS = 30.0
@@ -30,7 +31,7 @@ LOOK_SECONDS = 0.5
 def tune(
     study: str | Path, out: str | Path | None = None, workers: int = 1, *, resume: bool = False, storage: str = "",
     grace: float = 60.0, data_dir: str = "", device: str = "auto", threads: int = 0,
-    on_trial: OnTrial = lambda epochs, trial: None, **search: Any,
+    on_trial: OnTrial = lambda reported: None, **search: Any,
 ) -> Outcome:  # fmt: skip
     """Search the settings of fit and compression that a study file names.
 
@@ -44,7 +45,7 @@ def tune(
         data_dir: folder of the torchvision data sets.
         device: `auto`, `cpu` or `cuda`.
         threads: CPU threads; 0 leaves torch's default.
-        on_trial: called after every trial of this process with (epochs, an Optuna trial).
+        on_trial: called after every trial of this process with what it found and how the search stands (`Reported`).
         **search: settings of `SearchConfig` instead of the study's: `trials`, `minutes`, `sampler`, ...
 
     Raises:
@@ -68,7 +69,7 @@ def tune(
 
 def join(
     study: str | Path, out: str | Path | None = None, *, storage: str = "", grace: float = 60.0, data_dir: str = "",
-    device: str = "auto", threads: int = 0, on_trial: OnTrial = lambda epochs, trial: None, **search: Any,
+    device: str = "auto", threads: int = 0, on_trial: OnTrial = lambda reported: None, **search: Any,
 ) -> None:  # fmt: skip
     """Take trials of a search that somebody else began, who sees to the outcome; arguments as for `tune`."""
     run_worker(_work(study, out, storage, grace, (data_dir, device, threads), on_trial, search))

@@ -18,7 +18,7 @@ import platform
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -31,8 +31,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pyro_compress.doubts import doubt
 from pyro_compress.locks import Silence, claimed, stopped
-from pyro_compress.tuning.front import on_front
+from pyro_compress.tuning.front import best_of, on_front
 from pyro_compress.tuning.plan import Plan, point_of
+from pyro_compress.tuning.reported import OnTrial, Reported, Spent, seconds_left
 from pyro_compress.tuning.storage import (
     create_studies,
     open_study,
@@ -53,8 +54,6 @@ NAMELESS_SECONDS = 300.0
 """A running trial that never got a worker's name is taken for lost after this time, or when nobody else is there."""
 HOPELESS = 5
 """Trials after which a study whose every trial failed is given up."""
-OnTrial = Callable[[int, FrozenTrial], None]
-"""(epochs, trial)."""
 
 
 class _Surplus(Exception):
@@ -79,7 +78,7 @@ class Work:
     out: Path
     url: str = ""
     grace: float = 60.0
-    on_trial: OnTrial = lambda epochs, trial: None
+    on_trial: OnTrial = lambda reported: None
 
 
 def begin(work: Work) -> None:
@@ -206,6 +205,7 @@ def _search(work: Work, study: Study, name: str, index: int) -> None:
     wanted = (plan.trials if full else plan.cheap_trials) or math.inf
     minutes = plan.minutes / len(plan.fidelities) if plan.minutes else math.inf
     known, silence = study.get_trials(deepcopy=False), Silence()
+    first = _spent(known)
     base = samplers(plan.sampler, zlib.crc32(f"{plan.seed} {name.rpartition('/')[2]} {len(known)}".encode()))
     while True:
         revive(work, study, name)
@@ -225,13 +225,29 @@ def _search(work: Work, study: Study, name: str, index: int) -> None:
         with suppress(optuna.exceptions.UpdateFinishedTrialError):  # taken for dead and tried again by somebody else
             study.optimize(
                 lambda trial: _objective(work, study, trial, name, (epochs, wanted)),
-                n_trials=1, catch=(ValueError, _Surplus), callbacks=[lambda _, trial: _told(work, epochs, trial)],
+                n_trials=1, catch=(ValueError, _Surplus),
+                callbacks=[lambda _, trial: _report(work, study, trial, (first, epochs, wanted, minutes))],
             )  # fmt: skip
 
 
-def _told(work: Work, epochs: int, trial: FrozenTrial) -> None:
-    if finished([trial]):
-        work.on_trial(epochs, trial)
+def _spent(trials: list[FrozenTrial]) -> Spent:
+    return Spent(time.monotonic(), len(finished(trials)), minutes_of(trials))
+
+
+def _report(work: Work, study: Study, trial: FrozenTrial, of: tuple[Spent, int, float, float]) -> None:
+    if not finished([trial]):
+        return
+    (first, epochs, wanted, minutes), trials = of, study.get_trials(deepcopy=False)
+    now, complete = _spent(trials), [coordinates(t) for t in trials if t.state == TrialState.COMPLETE]
+    best = best_of(complete, work.plan.objective, work.plan.bound)
+    failure = str(trial.user_attrs.get("failure", ""))
+    work.on_trial(
+        Reported(
+            epochs, trial.number, trial.duration.total_seconds() if trial.duration else 0.0,
+            None if failure else coordinates(trial), failure, now.trials, int(wanted) if wanted < math.inf else 0,
+            None if best is None else complete[best], seconds_left(first, now, wanted, minutes),
+        )
+    )  # fmt: skip
 
 
 def open_fit(plan: Plan, trials: list[FrozenTrial], runs: Path) -> dict[str, Any]:
