@@ -3,12 +3,14 @@
 import io
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 import pyro_compress as pc
 from pyro_compress.advance import advanced, hearing
+from pyro_compress.cli.commands import wrapped
 from pyro_compress.cli.console import search_texts, trial_line
 from pyro_compress.compression import order
 from pyro_compress.training import display
@@ -123,3 +125,11 @@ def test_who_listens_hears_the_last_seconds(digits: Splits, monkeypatch: pytest.
     assert orders == sorted(orders)
     assert fitted.compress(sparsity=0.5).data == told.data
     advanced("nobody hears", 1, 2)
+
+
+def test_paragraphs_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence = "warning: the fit had not settled; " * 5
+    assert max(map(len, wrapped(sentence).splitlines())) > 90
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setenv("COLUMNS", "40")
+    assert max(map(len, wrapped(sentence).splitlines())) <= 40

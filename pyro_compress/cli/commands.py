@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -145,8 +146,9 @@ def one_line_errors() -> Iterator[None]:
 
 
 def wrapped(text: str) -> str:
-    """A paragraph in lines of at most 100 characters."""
-    return textwrap.fill(text, 100, subsequent_indent="  ")
+    """A paragraph in lines of at most 100 characters, or as a narrower terminal has them."""
+    width = min(100, max(20, shutil.get_terminal_size().columns)) if sys.stdout.isatty() else 100
+    return textwrap.fill(text, width, subsequent_indent="  ")
 
 
 def run_script(main: Callable[[], None]) -> None:

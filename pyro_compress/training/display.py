@@ -108,12 +108,13 @@ def terminal_bar(console: Any = None, transient: bool = False, ticking: bool = T
 
         def update(what: str, done: int, total: int, *texts: str) -> None:
             nonlocal shown
-            if what != shown:
-                bar.reset(task)
-                shown = what
             room = console.width - 13 * bool(wide) - 2 * len(f"{total}") - len("/ 0:00:00 ")
             told = next((one for one in texts or (what,) if len(one) <= room), (texts or (what,))[-1][: max(room, 0)])
-            bar.update(task, total=total, completed=done, description=told, refresh=not ticking)
+            if what == shown:
+                bar.update(task, total=total, completed=done, description=told, refresh=not ticking)
+            else:  # its pace begins anew
+                bar.reset(task, total=total, completed=done, description=told)
+                shown = what
 
         yield update
 
