@@ -219,3 +219,16 @@ def test_a_fit_that_ends_before_its_posterior_says_so() -> None:
     x = torch.randn(300, 6)
     fitted = pc.fit(nn.Linear(6, 2), (x, (x[:, 0] > 0).long()), epochs=20, device="cpu", callbacks=[lambda epoch: True])
     assert any("ended before its posterior began" in doubt for doubt in fitted.doubts)
+
+
+def test_one_callback_needs_no_list() -> None:
+    seen = list[int]()
+    for given in (None, lambda epoch: seen.append(epoch.epoch), [lambda epoch: seen.append(-epoch.epoch)]):
+        Callbacks(given).on_epoch(Epoch(epoch=3))
+    assert seen == [3, -3]
+
+
+@pytest.mark.parametrize("settings", [{"guide": "auto-normal"}, {"kl_weight": 0.1}])
+def test_what_goes_with_a_prior_is_refused_without_one(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=rf"^{next(iter(settings))}: goes with a prior; prior is 'none'$"):
+        pc.fit("mlp", "digits", prior="none", **settings)

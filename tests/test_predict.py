@@ -283,3 +283,24 @@ def test_hostile_names_are_spelled_out(tmp_path: Path) -> None:
     Image.new("L", (2, 2), 9).save("p/\x1b[2J.png")
     told = called("predict", net, "p", "--top", 2).splitlines()[1]
     assert re.split("  +", told) == [r"'\x1b[2J.png'", r"'a\nb\u202e'", "53.52 %", "' '", "46.48 %"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"x": np.ones((2, 2))}, r"^inputs x; this network takes one without a name: give its array$"),
+        (object(), r"^the inputs are a object; give an array"),
+    ],
+)
+def test_inputs_that_are_none(data: Any, message: str, tmp_path: Path) -> None:
+    net = flat(tmp_path / "a.pcn", (2,), [[1, 0], [0, 1]])
+    with pytest.raises(ValueError, match=message):
+        pc.predict(net, data)
+
+
+def test_lists_are_arrays(tmp_path: Path) -> None:
+    net, x = flat(tmp_path / "a.pcn", (2,), [[1, 0], [0, 1]]), np.array([[5.0, 2.0], [1.0, 3.0]])
+    wanted = pc.predict(net, x).rows
+    assert pc.predict(net, x.tolist()).rows == pc.predict(net, list(torch.from_numpy(x))).rows == wanted
+    with pytest.raises(ValueError, match=r"is a folder; give the \.pcn file in it"):
+        pc.load(tmp_path)

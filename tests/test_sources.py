@@ -161,3 +161,13 @@ def test_more_than_memory_may_hold() -> None:
         splits_from(Squares(), reading=Reading(in_memory_mib=0.001))
     with pytest.raises(ValueError, match="brings its own splits"):
         splits_from("digits", test=(X, Y))
+
+
+def test_values_that_are_none_are_named_by_the_row_that_was_given() -> None:
+    x, y = X.clone(), Y.float()
+    x[300 - 2, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"^train: inputs: 1 values are NaN or infinite .* in row 299, column 2$"):
+        splits_from((x, Y))
+    y[5] = torch.inf
+    with pytest.raises(ValueError, match=r"^train: targets: 1 values are NaN or infinite .* in row 6$"):
+        splits_from((X, y))

@@ -133,6 +133,10 @@ def load(path: str | Path, max_memory: float = MAX_MEMORY_MIB) -> Network:
         Traceback (most recent call last):
         FileNotFoundError: [Errno 2] No such file or directory: 'missing.pcn'
     """
+    if Path(path).is_dir():
+        raise ValueError(
+            f"{path} is a folder; give the .pcn file in it (network.pcn, in a run folder that was compressed)"
+        )
     return to_module(file.read(Path(path), limited(max_memory)))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_compress.data.datasets import Arrays
 from pyro_compress.data.examples import Examples, examples_of
 from pyro_compress.data.held_out import drawn
+from pyro_compress.data.npz import check_finite
 from pyro_compress.data.outputs import splits_of
 from pyro_compress.data.preprocessing import numbered
 from pyro_compress.data.several import task_named
@@ -89,6 +90,11 @@ def splits_from(
     found |= {
         p: examples_of(e, p, reading, takes.names) for p, e in (("validation", given), ("test", test)) if e is not None
     }
+    for part, one in found.items():  # before rows change their places
+        for called, side in (("inputs", one.x), ("targets", one.y)):
+            for name, array in side.items() if isinstance(side, dict) else [(called, side)]:
+                if array.dtype.kind == "f":
+                    check_finite([array], f"{part}: {name}")
     reading = replace(reading, task=task or _task_of(found["train"], reading))
     x = found["train"].x
     if takes.vocabulary and not reading.tokens and not isinstance(x, dict) and kind_of(x) == "int64" and x.ndim == 2:

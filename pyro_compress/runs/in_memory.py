@@ -29,7 +29,7 @@ from pyro_compress.runs.config import never_shrinks, resolve
 from pyro_compress.runs.folder import Run
 from pyro_compress.runs.run import initial_net
 from pyro_compress.runs.saved import Sites, write_run
-from pyro_compress.settings import CompressConfig, FitConfig, Goal
+from pyro_compress.settings import CompressConfig, FitConfig, Goal, PosteriorConfig
 from pyro_compress.settings.declared import declared
 from pyro_compress.training.callbacks import Callbacks
 from pyro_compress.training.history import Epoch
@@ -254,6 +254,9 @@ def fit(
         >>> fitted.posterior.layers["1.weight"].std.shape
         torch.Size([20, 64])
     """
+    given = {*settings} | ({"guide"} if guide != FitConfig.guide else set())
+    if prior == "none" and (useless := sorted(given & {*declared(PosteriorConfig)})):
+        raise ValueError(f"{', '.join(useless)}: goes with a prior; prior is 'none'")
     guide = guide if isinstance(guide, str) else _brought(guide)
     config = FitConfig(prior=spelled(prior), guide=guide, **named(settings, declared(FitConfig), "of a fit"))
     reading = config.reading

@@ -106,7 +106,17 @@ def _named(data: Any) -> bool:
 
 def _inputs(data: str | Path | np.ndarray | Tensor | Mapping[str, Any], loaded: Loaded, data_dir: str) -> Inputs:
     if isinstance(data, Mapping):
+        if not loaded.graph.inputs:
+            raise ValueError(
+                f"inputs {', '.join(map(str, data))}; this network takes one without a name: give its array"
+            )
         return rows(pack_for(data, loaded.graph.inputs, "the arrays"))
+    if isinstance(data, list | tuple):
+        data = torch.stack(list(data)) if all(isinstance(one, Tensor) for one in data) else np.asarray(data)
+    if not _named(data) and not isinstance(data, np.ndarray | Tensor):
+        raise ValueError(
+            f"the inputs are a {type(data).__name__}; give an array (n, ...), or the name of a file or folder"
+        )
     if isinstance(data, np.ndarray | Tensor):
         array = data.detach().cpu().numpy() if isinstance(data, Tensor) else data
         return rows(array_inputs(array, "the array", loaded.graph, loaded.known, loaded.reading))

@@ -39,7 +39,7 @@ class Callbacks(Callback):
     """Several of them as one; a plain function is told of epochs.
 
     Args:
-        given: callbacks, objects with some of their methods, or functions of an `Epoch`.
+        given: callbacks, objects with some of their methods, or functions of an `Epoch`; or one of these; or None.
 
     Raises:
         ValueError: something that can be told nothing.
@@ -50,8 +50,9 @@ class Callbacks(Callback):
         (False, True)
     """
 
-    def __init__(self, given: Iterable[Any]):
-        self.given = list(given)
+    def __init__(self, given: Iterable[Any] | Any):
+        single = callable(given) or isinstance(given, Callback)
+        self.given = [given] if single else list(given or ())
         self.methods: dict[str, list[Callable[..., object]]] = {
             name: [] for name in vars(Callback) if name[:3] == "on_"
         }
