@@ -254,8 +254,8 @@ def fit(
         >>> fitted.posterior.layers["1.weight"].std.shape
         torch.Size([20, 64])
     """
-    given = {*settings} | ({"guide"} if guide != FitConfig.guide else set())
-    if prior == "none" and (useless := sorted(given & {*declared(PosteriorConfig)})):
+    rows, given = declared(PosteriorConfig), settings | {"guide": guide}
+    if prior == "none" and (useless := sorted(n for n, one in given.items() if n in rows and one != rows[n].default)):
         raise ValueError(f"{', '.join(useless)}: goes with a prior; prior is 'none'")
     guide = guide if isinstance(guide, str) else _brought(guide)
     config = FitConfig(prior=spelled(prior), guide=guide, **named(settings, declared(FitConfig), "of a fit"))
