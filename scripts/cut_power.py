@@ -130,6 +130,8 @@ def cut(folder: Path, images: int, generator: random.Random, sync: bool) -> list
                 subprocess.run(["cp", "--sparse=always", image, copy], check=True)
                 copies.append((copy, len(read(reports))))
                 process.send_signal(signal.SIGCONT)
+            while copies and len(read(reports)) == copies[-1][1] and process.poll() is None:
+                time.sleep(0.1)  # what was being written when the last copy was made is reported, too
         finally:
             process.kill()
             process.wait()
