@@ -24,7 +24,8 @@ from pyro_compress.compression.shrink import shrink
 from pyro_compress.deploy.arrays import write_folder
 from pyro_compress.deploy.c.plan import planned
 from pyro_compress.deploy.card import card
-from pyro_compress.deploy.onnx_files import load_onnx, write_onnx
+from pyro_compress.deploy.onnx_files import load_onnx, write_int8, write_onnx
+from pyro_compress.deploy.torch_files import load_program, write_program
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network
 from pyro_compress.graph.operations.kept import NAMES, whole_tensors
@@ -315,6 +316,26 @@ def test_torchs_exporter_writes_them_to_onnx(name: str, tmp_path: Path) -> None:
     write_onnx(network, card(network, Scores(0.0, 0.0, 0.0, 0.0), 1), path)
     got = load_onnx(path)(x.numpy())
     np.testing.assert_allclose(got, runner.run(network, x.numpy()), rtol=1e-4, atol=1e-5)
+
+
+def test_exports_take_as_many_examples_as_there_are(tmp_path: Path) -> None:
+    """Also where a call is given the number of examples, which torch's exporters must not take for a constant."""
+    arguments = [{"value": 0}, [{"batch": 1}, -1]]
+    view = {"call": "view.default", "arguments": arguments, "batch": 0}
+    nodes = (
+        Node("input"), Node("amax", (0,), {}, {"axes": [1], "keepdim": False}), Node("aten", (1,), {}, view),
+        Node("linear", (2,), {"weight": "w"}),
+    )  # fmt: skip
+    w = np.random.default_rng(2).normal(size=(5, 12)).astype(np.float32)
+    network, x = Compressed(Graph(nodes, (2, 3, 4)), {"w": w}, {}), torch.randn(7, 2, 3, 4)
+    about = card(network, Scores(0.0, 0.0, 0.0, 0.0), 1)
+    wanted = x.amax(1).flatten(1).numpy() @ w.T
+    write_onnx(network, about, tmp_path / "a.onnx")
+    write_program(network, about, tmp_path / "a.pt2")
+    write_int8(network, about, tmp_path / "b.onnx", x.numpy(), dynamic=True)
+    np.testing.assert_allclose(load_onnx(tmp_path / "a.onnx")(x.numpy()), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(load_program(tmp_path / "a.pt2")(x).numpy(force=True), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(load_onnx(tmp_path / "b.onnx")(x.numpy()), wanted, atol=0.2)
 
 
 FITTED = {

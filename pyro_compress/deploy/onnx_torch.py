@@ -62,5 +62,7 @@ def build_by_torch(network: Compressed, card: Mapping[str, Any]) -> onnx.ModelPr
         logging.disable(disabled)
     assert made is not None
     model = made.model_proto
+    if fixed := [one.name for one in model.graph.input if not one.type.tensor_type.shape.dim[0].dim_param]:
+        raise ValueError(f"torch's exporter to ONNX fixes the number of examples of {fixed[0]!r}; nothing was written")
     model.ir_version = min(model.ir_version, IR_VERSION + 1)
     return checked(model, card)

@@ -34,17 +34,23 @@ def write_program(network: Compressed, card: Mapping[str, Any], path: Path) -> N
     """Write a `.pt2` program with a free batch dimension.
 
     Torch writes the names of tensors into Python code; a part that is a keyword (`class`) gets an underscore behind it.
+
+    Raises:
+        ValueError: torch cannot trace the network for batches of any size.
     """
     check_names(network.tensors)
     network = _without_keywords(network)
     batch = {0: torch.export.Dim.DYNAMIC}
-    if inputs := network.graph.inputs:
-        module: nn.Module = with_inputs(to_module(network), inputs)
-        examples = parts_of(torch.zeros(2, size_of(inputs)), inputs)
-        program = torch.export.export(module, (), examples, dynamic_shapes={name: batch for name in examples})
-    else:
-        example = torch.zeros(2, *network.graph.input_shape, dtype=getattr(torch, network.graph.kind))
-        program = torch.export.export(to_module(network), (example,), dynamic_shapes=(batch,))
+    try:
+        if inputs := network.graph.inputs:
+            module: nn.Module = with_inputs(to_module(network), inputs)
+            examples = parts_of(torch.zeros(2, size_of(inputs)), inputs)
+            program = torch.export.export(module, (), examples, dynamic_shapes={name: batch for name in examples})
+        else:
+            example = torch.zeros(2, *network.graph.input_shape, dtype=getattr(torch, network.graph.kind))
+            program = torch.export.export(to_module(network), (example,), dynamic_shapes=(batch,))
+    except Exception as error:  # whatever the exporter says of an operation
+        raise ValueError(f"torch.export refuses the network: {' '.join(str(error).split())[:160]}") from error
     content = io.BytesIO()  # torch's own writer ends in a C++ stack where the disk is full
     torch.export.save(program, content, extra_files={f"{KEY}.json": json.dumps(card)})
     write_atomically(path, content.getvalue())
