@@ -17,7 +17,7 @@ from pyro_compress.data.splits import (
     preprocessing_of,
     told,
 )
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Preprocessing, Splits
 
 
@@ -126,7 +126,7 @@ def test_every_type_of_number_is_read_alike_from_memory_and_disk(kind: str, tmp_
     folder = as_files(tmp_path / "files", values)
     wanted = torch.from_numpy(x.astype("f4", order="C")) / (255 if kind == "bytes" else 1)
     for source, memory in ((tmp_path / "a.npz", 9.0), (folder, 9.0), (folder, 0.0)):
-        splits = load_splits(str(source), reading=Reading(in_memory_mib=memory, workers=0))
+        splits = load_splits(str(source), reading=ReadConfig(in_memory_mib=memory, workers=0))
         assert torch.equal(splits.test.x[:], wanted[:20])
         assert splits.scale == (255 if kind == "bytes" else 1)
     assert torch.equal(load_examples(tmp_path / "a.npz", preprocessing(splits)).x, wanted[:20])
@@ -145,7 +145,7 @@ def test_what_is_no_number_is_found_in_every_split_in_memory_and_on_disk(
     called = "validation" if part == "val" else part
     for source, memory in ((tmp_path / "a.npz", 9.0), (folder, 9.0), (folder, 0.0)):
         with pytest.raises(ValueError, match=rf"x_{called}: 1 values are NaN .* the first in row 18, column 4$"):
-            load_splits(str(source), reading=Reading(in_memory_mib=memory))
+            load_splits(str(source), reading=ReadConfig(in_memory_mib=memory))
 
 
 def test_a_validation_split_of_one_s_own(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pyro_compress.data.splits import load_splits
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODEL = EXAMPLES / "browser" / "model.onnx"
@@ -113,7 +113,7 @@ def test_the_page_prepares_drawings_as_mnist_was(mnist_dir: str, tmp_path: Path)
 def test_digit_masks(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "digit_masks.py"), str(tmp_path / "scans"), "--images", "30"]
     subprocess.run(command, check=True, capture_output=True)
-    splits = load_splits(str(tmp_path / "scans"), reading=Reading("segmentation"))
+    splits = load_splits(str(tmp_path / "scans"), reading=ReadConfig("segmentation"))
     assert splits.input_shape == (1, 48, 48)
     labels = splits.train.y
     ground, ink, none = ((labels == 0).sum(), (labels > 0).sum(), (labels == -100).sum())

@@ -24,7 +24,7 @@ from pyro_compress.data.streaming import Streamed
 from pyro_compress.data.tasks import class_weights
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import initial_net
-from pyro_compress.settings import FitConfig, Reading
+from pyro_compress.settings import FitConfig, ReadConfig
 from pyro_compress.training.baselines import fit_baseline
 from pyro_compress.training.checkpoint import Checkpointer, Interrupted
 from pyro_compress.training.minibatches import Minibatches
@@ -119,7 +119,7 @@ def loose(folder: Path, number: int = 1) -> None:
 
 def test_colour_size_and_a_missing_test_folder(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "rgb", "RGB", 8, ("train",))
-    splits = load_splits(str(folder), reading=Reading(image_size=6))
+    splits = load_splits(str(folder), reading=ReadConfig(image_size=6))
     assert splits.input_shape == (3, 6, 6)
     assert splits.sizes["test"] == 12
     Image.new("RGB", (5, 9)).save(folder / "train" / "below" / "odd.png")
@@ -164,7 +164,7 @@ def table(path: Path, rows: int = 60) -> Path:
     return path
 
 
-CLASSES = Reading(target=("kind",))
+CLASSES = ReadConfig(target=("kind",))
 
 
 def test_tables_are_standardised_by_their_training_rows(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_table_of_test_rows(tmp_path: Path) -> None:
 def test_bad_tables(text: str, target: tuple[str, ...], task: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_splits(str(tmp_path / "t.csv"), reading=Reading(task=task, target=target))
+        load_splits(str(tmp_path / "t.csv"), reading=ReadConfig(task=task, target=target))
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1.7e9, 0.5), (-3e-7, 2e-9), (4.0, 6e20), (5.0, 0.0)])
@@ -245,7 +245,7 @@ def test_targets_of_a_npz_keep_their_units(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     y = rng.normal(100, 5, (40, 2))
     np.savez(tmp_path / "a.npz", x_train=rng.normal(size=(40, 3)), y_train=y, x_test=np.zeros((9, 3)), y_test=y[:9])
-    splits = load_splits(str(tmp_path / "a.npz"), reading=Reading(task="regression"))
+    splits = load_splits(str(tmp_path / "a.npz"), reading=ReadConfig(task="regression"))
     std, mean = (torch.tensor([getattr(t, key) for t in splits.targets]) for key in ("std", "mean"))
     assert torch.allclose(splits.test.y * std + mean, torch.tensor(y[:9]).float(), atol=1e-4)
     with pytest.raises(ValueError, match="for numbers to predict use --task regression"):
@@ -263,20 +263,20 @@ def test_series_have_channels_and_are_no_images(shape: tuple[int, ...], tmp_path
     wanted = shape if len(shape) == 2 else (1, *shape)
     for source in (tmp_path / "a.npz", tmp_path):
         for memory in (4096.0, 0.0):
-            splits = load_splits(str(source), reading=Reading(series=True, in_memory_mib=memory, workers=0))
+            splits = load_splits(str(source), reading=ReadConfig(series=True, in_memory_mib=memory, workers=0))
             assert splits.input_shape == wanted
             assert np.allclose(splits.test.x[:].numpy(), arrays["x_test"].reshape(9, *wanted))
     plain = load_splits(str(tmp_path / "a.npz"))
     assert plain.input_shape == ((1, *shape) if len(shape) == 2 else shape)
     with pytest.raises(ValueError, match="holds images; series are arrays"):
-        load_splits(str(pictures(tmp_path / "images")), reading=Reading(series=True))
+        load_splits(str(pictures(tmp_path / "images")), reading=ReadConfig(series=True))
 
 
 # --- limit, weights, augmentation
 
 
 def test_a_limit_keeps_the_shares_and_the_other_splits(digits: Splits) -> None:
-    few = load_splits("digits", reading=Reading(limit=100))
+    few = load_splits("digits", reading=ReadConfig(limit=100))
     assert few.sizes == {"train": 100, "validation": 240, "test": 360}
     assert torch.equal(few.validation.x, digits.validation.x)
     assert few.train.y.bincount().tolist() == [10] * 10
@@ -376,7 +376,7 @@ def arrays(folder: Path) -> Path:
 @pytest.mark.parametrize("make", [pictures, arrays])
 def test_streaming_gives_what_memory_gives(make, tmp_path: Path) -> None:
     folder = str(make(tmp_path / "data"))
-    held, left = (load_splits(folder, reading=Reading(in_memory_mib=size, workers=0)) for size in (10, 0))
+    held, left = (load_splits(folder, reading=ReadConfig(in_memory_mib=size, workers=0)) for size in (10, 0))
     assert isinstance(held.train.x, Tensor)
     assert isinstance(left.train.x, Streamed)
     assert left.input_shape == held.input_shape
@@ -393,7 +393,7 @@ def test_streaming_gives_what_memory_gives(make, tmp_path: Path) -> None:
 def test_workers_read_ahead_in_order_and_start_anywhere(tmp_path: Path) -> None:
     """Two epochs of one pair of workers, and what is left of an epoch after it was put back."""
     folder = str(arrays(tmp_path / "data"))
-    held, left = (load_splits(folder, reading=Reading(in_memory_mib=size, workers=1)) for size in (10, 0))
+    held, left = (load_splits(folder, reading=ReadConfig(in_memory_mib=size, workers=1)) for size in (10, 0))
     before = torch.get_rng_state()
     feeds = [Minibatches(one.train, 10, torch.Generator().manual_seed(2)) for one in (held, left)]
     for feed in feeds:
@@ -428,7 +428,7 @@ def test_a_streamed_and_augmented_fit_resumes_to_the_same_bytes(prior: str, tmp_
     config = FitConfig(prior=prior, data=folder, hidden=(5,), epochs=3, pretrain_epochs=0, batch_size=8, device="cpu")
     config = replace(config, augment="shift")
     for size, stops in ((10, ()), (0, ()), (0, (7,))):
-        splits = load_splits(folder, reading=Reading(in_memory_mib=size, workers=0))
+        splits = load_splits(folder, reading=ReadConfig(in_memory_mib=size, workers=0))
         resolved = resolve(config, len(splits.train))
         net = initial_net(resolved, splits)
 

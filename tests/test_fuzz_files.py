@@ -15,7 +15,7 @@ from pyro_compress.foreign import LINE, one_line
 from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.networks.weights import read_weights
 from pyro_compress.pcn import file
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 
 CORPUS = Path(__file__).parent / "corpus"
 FOUND = {
@@ -52,7 +52,7 @@ def opened(path: Path, out: Path) -> None:
     elif path.suffix == ".pt":
         read_weights(str(path))
     else:
-        load_splits(str(path), reading=Reading(target=("b",) if path.suffix == ".csv" else ()))
+        load_splits(str(path), reading=ReadConfig(target=("b",) if path.suffix == ".csv" else ()))
 
 
 def test_the_corpus_is_told_of() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_compress.data.splits import load_splits
 from pyro_compress.data.streaming import Streamed
 from pyro_compress.data.unlabelled import load_inputs
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Graph, Node, Preprocessing
 
 RNG = np.random.default_rng(0)
@@ -34,7 +34,7 @@ def read(path: Path, **how: float) -> Tensor:
     """All images in the order of their names, held or streamed: both must be the same."""
     found = []
     for memory in (4096.0, 0.0):
-        splits = load_splits(str(path), reading=Reading(in_memory_mib=memory, workers=0, **how))  # type: ignore[arg-type]
+        splits = load_splits(str(path), reading=ReadConfig(in_memory_mib=memory, workers=0, **how))  # type: ignore[arg-type]
         assert isinstance(splits.train.x, Streamed) == (memory == 0)
         parts = [part.x[:] for part in (splits.train, splits.validation, splits.test)]
         found.append(torch.cat(parts))
@@ -94,7 +94,7 @@ def test_images_without_labels_are_read_as_those_with_labels(kind: str, tmp_path
     images, ending, _, scale = KINDS[kind]
     wanted = read(folder(tmp_path, images, ending))
     graph, known = Graph((Node("input"),), tuple(wanted.shape[1:])), Preprocessing(scale, ())
-    given = load_inputs(str(tmp_path), graph, known, Reading())
+    given = load_inputs(str(tmp_path), graph, known, ReadConfig())
     assert given.names == [f"train/{'ab'[i // 15]}/{i:03d}.{ending}" for i in range(30)]
     found = torch.cat(list(given.parts))
     rows = found.flatten(1).numpy()
@@ -171,14 +171,14 @@ def test_values_that_are_no_numbers_are_found_held_and_streamed(tmp_path: Path) 
     path = folder(tmp_path, [Image.fromarray(one) for one in broken], "tif")
     for memory in (4096.0, 0.0):
         with pytest.raises(ValueError, match=r"020\.tif: 1 values are NaN or infinite, the first in row 3, column 4"):
-            load_splits(str(path), reading=Reading(in_memory_mib=memory))
+            load_splits(str(path), reading=ReadConfig(in_memory_mib=memory))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.slow
 def test_a_damaged_image_is_one_line_from_workers_too(workers: int, tmp_path: Path) -> None:
     path = folder(tmp_path, KINDS["L"][0])
-    splits = load_splits(str(path), reading=Reading(in_memory_mib=0, workers=workers))
+    splits = load_splits(str(path), reading=ReadConfig(in_memory_mib=0, workers=workers))
     for file in path.rglob("*.png"):
         file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(ValueError, match=r"png is no readable image") as caught:
@@ -275,7 +275,7 @@ def test_a_validation_folder_and_a_share_contradict_each_other(tmp_path: Path) -
     LAYOUTS["train, val"][0](tmp_path)
     with pytest.raises(ValueError, match=r"brings its own validation split: leave out --validation 0\.1"):
         load_splits(str(tmp_path), validation=0.1)
-    few = load_splits(str(tmp_path), reading=Reading(limit=8))
+    few = load_splits(str(tmp_path), reading=ReadConfig(limit=8))
     assert few.sizes == {"train": 8, "validation": 6, "test": 4}
 
 

@@ -13,7 +13,7 @@ from pyro_compress.data.labels import doubts, read_labels
 from pyro_compress.data.splits import before, load_examples, load_splits, preprocessing, preprocessing_of, told
 from pyro_compress.deploy.standalone import Runner
 from pyro_compress.runs.folder import load_run
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Preprocessing
 
 PLACE = np.arange(60) % 3
@@ -223,10 +223,10 @@ def test_what_earlier_versions_made_is_read_as_they_made_it(tmp_path: Path, monk
     y = np.array([0, 1, 3])[PLACE]
     bits = (np.random.default_rng(0).random((60, 4)) < 0.5).astype(np.uint8)
     path = saved(tmp_path / "a.npz", y, x_train=bits, x_test=bits[:30])
-    known = before(str(path), Reading(), 4)
+    known = before(str(path), ReadConfig(), 4)
     assert known == Preprocessing(255.0, ("0", "1", "2", "3"))
     splits = load_splits(str(path), known=known)
     assert splits.test.y.tolist() == y[:30].tolist()
     assert float(splits.train.x.max()) == pytest.approx(1 / 255)
     assert load_splits(str(path)).train.x.max() == 1
-    assert before("digits", Reading(), 10) is None
+    assert before("digits", ReadConfig(), 10) is None

@@ -12,7 +12,7 @@ from torch import nn
 from pyro_compress.cli.main import main
 from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.outputs import with_columns
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 
 GENERATOR = np.random.default_rng(0)
 
@@ -63,7 +63,7 @@ def test_masks_beside_images(tmp_path: Path) -> None:
     void[:, 0] = 255
     for i, one in enumerate(void):
         Image.fromarray(one).save(folder / "masks" / f"{i:03}.png")
-    splits = load_splits(str(folder), reading=Reading("segmentation"))
+    splits = load_splits(str(folder), reading=ReadConfig("segmentation"))
     assert splits.output_shape == (3, 16, 16)
     assert splits.sizes == {"train": 16, "validation": 8, "test": 6}
     whole = torch.from_numpy(x / np.float32(255))
@@ -78,7 +78,7 @@ def test_masks_of_black_and_white_are_two_classes(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "a")
     for i, one in enumerate(shapes(30)[1]):
         Image.fromarray(np.where(one > 0, 255, 0).astype(np.uint8)).save(folder / "masks" / f"{i:03}.png")
-    splits = load_splits(str(folder), reading=Reading("segmentation", image_size=8))
+    splits = load_splits(str(folder), reading=ReadConfig("segmentation", image_size=8))
     assert splits.output_shape == (2, 8, 8)
     assert set(splits.train.y.unique().tolist()) == {0, 1}
 
@@ -95,7 +95,7 @@ def test_masks_of_black_and_white_are_two_classes(tmp_path: Path) -> None:
 def test_masks_that_do_not_fit_say_which(change, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     change(pictures(tmp_path / "a"))
     with pytest.raises(ValueError, match=message):
-        load_splits(str(tmp_path / "a"), reading=Reading("segmentation"))
+        load_splits(str(tmp_path / "a"), reading=ReadConfig("segmentation"))
 
 
 def test_padding_lengths_and_labels_that_say_none(tmp_path: Path) -> None:
@@ -103,14 +103,14 @@ def test_padding_lengths_and_labels_that_say_none(tmp_path: Path) -> None:
     x[:, 4], y[:, 0] = 0, 9
     lengths = np.full(40, 3)
     np.savez(tmp_path / "a.npz", x_train=x, y_train=y, lengths_train=lengths, x_test=x, y_test=y)
-    reading = Reading("tagging", tokens=6, pad=0, ignore=9)
+    reading = ReadConfig("tagging", tokens=6, pad=0, ignore=9)
     splits = load_splits(str(tmp_path / "a.npz"), reading=reading)
     assert splits.outputs == 3
     assert ((splits.train.y == -100).all(0)).tolist() == [True, False, False, True, True]
     assert ((splits.test.y == -100).all(0)).tolist() == [True, False, False, False, True]
     np.savez(tmp_path / "b.npz", x_train=x, y_train=y % 3, x_test=x, y_test=y)
     with pytest.raises(ValueError, match="to 9, but there are 3 classes"):
-        load_splits(str(tmp_path / "b.npz"), reading=Reading("tagging", tokens=6))
+        load_splits(str(tmp_path / "b.npz"), reading=ReadConfig("tagging", tokens=6))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_labels_of_another_kind_are_refused(task: str, y: np.ndarray, message: s
     x = GENERATOR.random((40, 2, 5), np.float32)
     np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     with pytest.raises(ValueError, match=message):
-        load_splits(str(tmp_path / "a.npz"), reading=Reading(task, series=True))
+        load_splits(str(tmp_path / "a.npz"), reading=ReadConfig(task, series=True))
 
 
 class OneLogit(nn.Module):

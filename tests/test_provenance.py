@@ -10,7 +10,7 @@ import torch
 import pyro_compress as pc
 from pyro_compress.pcn import file
 from pyro_compress.runs.evaluation import evaluate
-from pyro_compress.settings import FitConfig, Reading
+from pyro_compress.settings import FitConfig, ReadConfig
 from pyro_compress.training.baselines import fit_baseline
 from pyro_compress.types import Data, Posterior, Quantity, Splits
 
@@ -70,7 +70,7 @@ def test_a_known_data_set_is_only_named(digits: Splits, tmp_path: Path) -> None:
 
 
 def test_how_data_were_read_comes_from_them_too() -> None:
-    few = pc.load_splits("digits", reading=Reading(limit=300))
+    few = pc.load_splits("digits", reading=ReadConfig(limit=300))
     assert fitted(few, "none").provenance["limit"] == 300
 
 

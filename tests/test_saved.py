@@ -18,7 +18,7 @@ from pyro_compress.cli.main import main
 from pyro_compress.graph.network import Network
 from pyro_compress.metrics import SPLITS, evaluate, examples_of
 from pyro_compress.runs.folder import load_run
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Splits
 
 
@@ -77,7 +77,7 @@ def test_a_fit_is_read_back_as_it_was(kind: str, tmp_path: Path) -> None:
     """Posterior, marginals, data of every kind, scores; also where the folder was moved."""
     net, data = DATA[kind]
     if kind == "series":
-        data = pc.splits_from(data, reading=Reading(series=True))
+        data = pc.splits_from(data, reading=ReadConfig(series=True))
     fitted = pc.fit(net, data, prior="gaussian", epochs=2, device="cpu")
     fitted.save(tmp_path / "run")
     shutil.move(tmp_path / "run", tmp_path / "moved")

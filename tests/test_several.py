@@ -252,22 +252,22 @@ def test_from_a_fit_to_predictions_and_exports(tmp_path: Path, monkeypatch: pyte
 
 def test_labels_with_names_are_none_of_a_network_with_one_output(tmp_path: Path) -> None:
     from pyro_compress.data.splits import load_examples
-    from pyro_compress.settings import Reading
+    from pyro_compress.settings import ReadConfig
 
     with pytest.raises(ValueError, match=r"this network has one output, for classification: give y_test$"):
-        load_examples(saved(tmp_path / "a.npz"), reading=Reading())
+        load_examples(saved(tmp_path / "a.npz"), reading=ReadConfig())
 
 
 def test_a_resumed_configuration_finds_its_outputs_again(tmp_path: Path) -> None:
     """The spelled task of a run reads the same data, and refuses others."""
-    from pyro_compress.settings import Reading
+    from pyro_compress.settings import ReadConfig
 
     splits = load_splits(str(saved(tmp_path / "a.npz")))
-    again = load_splits(str(tmp_path / "a.npz"), reading=Reading(task=splits.task))
+    again = load_splits(str(tmp_path / "a.npz"), reading=ReadConfig(task=splits.task))
     assert torch.equal(again.test.y, splits.test.y)
     other = saved(tmp_path / "b.npz", **{f"y_{part}.size": None for part in ("train", "test")})
     with pytest.raises(ValueError, match="wanted are labels for kind, marks, size"):
-        load_splits(str(other), reading=Reading(task=splits.task))
+        load_splits(str(other), reading=ReadConfig(task=splits.task))
     found = evaluate(lambda x: torch.zeros(len(x), 6), splits, "test")
     assert set(found.parts) == {"kind", "marks", "size"}
 

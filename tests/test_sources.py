@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, T
 
 from pyro_compress.data.sources import Takes, splits_from
 from pyro_compress.data.splits import load_splits
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 
 X = torch.arange(1200, dtype=torch.float32).reshape(300, 4) / 1200
 Y = torch.arange(300) % 3
@@ -158,7 +158,7 @@ def test_what_is_no_data(given: object, message: str) -> None:
 
 def test_more_than_memory_may_hold() -> None:
     with pytest.raises(ValueError, match=r"train: more than 0.001 MiB; write them as x_train.npy"):
-        splits_from(Squares(), reading=Reading(in_memory_mib=0.001))
+        splits_from(Squares(), reading=ReadConfig(in_memory_mib=0.001))
     with pytest.raises(ValueError, match="brings its own splits"):
         splits_from("digits", test=(X, Y))
 

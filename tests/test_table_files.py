@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from pyro_compress.cli.main import main
 from pyro_compress.data import tabular
 from pyro_compress.data.splits import load_examples, load_splits, preprocessing
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Column, Quantity
 
 N = 60
 RNG = np.random.default_rng(0)
 NUMBERS = RNG.normal(5, 2, N).round(3)
 TARGET = [("bad", "good")[i % 2] for i in range(N)]
-READING = Reading(target=("y",))
+READING = ReadConfig(target=("y",))
 
 
 def csv(path: Path, separator: str = ",", encoding: str = "utf-8", end: str = "\n", **columns: list) -> Path:
@@ -33,7 +33,7 @@ def csv(path: Path, separator: str = ",", encoding: str = "utf-8", end: str = "\
     return path
 
 
-def column(path: Path, reading: Reading = READING) -> torch.Tensor:
+def column(path: Path, reading: ReadConfig = READING) -> torch.Tensor:
     """What the first column becomes, over all rows in the order of the file."""
     splits = load_splits(str(path), reading=reading)
     return load_examples(path, preprocessing(splits), reading).x[:, 0]
@@ -268,7 +268,7 @@ def two(path: Path, names: str) -> Path:
 def test_rows_that_training_never_showed_are_said(tmp_path: Path, caplog) -> None:
     """Names that the training rows lack, a test table that is the training table."""
     train, test = two(tmp_path / "a.csv", "abc"), two(tmp_path / "b.csv", "abz")
-    reading = Reading("regression", ("size",))
+    reading = ReadConfig("regression", ("size",))
     with caplog.at_level(logging.WARNING):
         load_splits(str(train), reading=replace(reading, test_data=str(test)))
     assert "b.csv: column 'kind': 20 of 60 rows hold names that training never showed, the first 'z'" in caplog.text
@@ -279,7 +279,7 @@ def test_rows_that_training_never_showed_are_said(tmp_path: Path, caplog) -> Non
 
 def test_a_target_is_named_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="target 'size' is named twice"):
-        load_splits(str(two(tmp_path / "a.csv", "abc")), reading=Reading("regression", ("size", "size")))
+        load_splits(str(two(tmp_path / "a.csv", "abc")), reading=ReadConfig("regression", ("size", "size")))
 
 
 @pytest.mark.parametrize(
@@ -320,4 +320,4 @@ def test_a_number_beyond_all_floats_is_none(tmp_path: Path) -> None:
 def test_a_column_that_is_not_found_gets_a_hint(table: str, target: str, hint: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(table)
     with pytest.raises(ValueError, match=hint):
-        load_splits(str(tmp_path / "t.csv"), reading=Reading(target=(target,)))
+        load_splits(str(tmp_path / "t.csv"), reading=ReadConfig(target=(target,)))

@@ -22,7 +22,7 @@ from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.outputs import with_columns
 from pyro_compress.pcn import file
 from pyro_compress.runs.config import resolve
-from pyro_compress.settings import FitConfig, Reading
+from pyro_compress.settings import FitConfig, ReadConfig
 from pyro_compress.types import Data, Splits
 
 WORDS = ("the", "weights", "of", "a", "network", "are", "drawn", "from", "its", "posterior", "näher", "\n")
@@ -46,7 +46,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("vocabulary", ["bytes", "characters"])
 def test_windows_are_stretches_of_the_text_and_no_two_splits_share_one(story: Path, vocabulary: str) -> None:
-    reading = Reading("next-token", vocabulary=vocabulary, context=12)
+    reading = ReadConfig("next-token", vocabulary=vocabulary, context=12)
     splits = load_splits(str(story), reading=reading)
     whole = story.read_text(encoding="utf-8") if vocabulary == "characters" else story.read_bytes()
     seen = []
@@ -77,7 +77,7 @@ def test_a_folder_is_read_without_links_doubles_and_what_is_no_text(story: Path,
     (folder / "twice.txt").write_bytes(story.read_bytes())
     (folder / "link").symlink_to(folder / "a.txt")
     (folder / "program").write_bytes(b"\0\1\2" * 900)
-    reading = Reading("next-token", context=8)
+    reading = ReadConfig("next-token", context=8)
     found, alone = load_splits(str(folder), reading=reading), load_splits(str(story), reading=reading)
     assert sum(found.sizes.values()) == pytest.approx(sum(alone.sizes.values()) + 700 / 8, abs=STRETCHES)
     assert not any((part.x == 1).any() for part in (found.train, found.validation, found.test))
@@ -97,20 +97,20 @@ def test_texts_that_cannot_be_read_say_why(
 ) -> None:
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        load_splits(str(tmp_path / "a.txt"), reading=Reading("next-token", **options))  # type: ignore[arg-type]
+        load_splits(str(tmp_path / "a.txt"), reading=ReadConfig("next-token", **options))  # type: ignore[arg-type]
 
 
 def test_tokens_of_arrays_are_named_as_such(tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(1, 9, (60, 7))
     x[:, 5:] = 0
     np.savez(tmp_path / "a.npz", x_train=x[:40], x_test=x[40:])
-    splits = load_splits(str(tmp_path / "a.npz"), reading=Reading("next-token", tokens=9, pad=0))
+    splits = load_splits(str(tmp_path / "a.npz"), reading=ReadConfig("next-token", tokens=9, pad=0))
     assert splits.train.x.shape[1] == 6
     assert (splits.tokens, splits.outputs) == (9, 9)
     assert (splits.train.y[:, 4:] == -100).all()
     assert (splits.train.y[:, :4] > 0).all()
     with pytest.raises(ValueError, match="tokens from 0 to 8, but --tokens 8"):
-        load_splits(str(tmp_path / "a.npz"), reading=Reading("next-token", tokens=8))
+        load_splits(str(tmp_path / "a.npz"), reading=ReadConfig("next-token", tokens=8))
 
 
 NETS = [("lstm", (6,), 9, 30), ("gru", (6,), 30, 30), ("gpt", (6,), 30, 30), ("gru", (3, 6), 4, 0)]

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from pyro_compress.cli.commands import ELSEWHERE, Option, echo
 from pyro_compress.cli.values import Name, many, value_type
 from pyro_compress.foreign import NO_CODE, code_named_in
-from pyro_compress.settings import FitConfig, Reading
+from pyro_compress.settings import FitConfig, ReadConfig
 from pyro_compress.settings.declared import Config, Declared, declared, having, names_in
 from pyro_compress.settings.export import MemoryConfig
 from pyro_compress.settings.fit import RUNNING, MachineConfig
@@ -139,7 +139,7 @@ NETWORK = (
     "input_mean",
     "input_std",
     "data",
-    *having(Reading),
+    *having(ReadConfig),
     "validation",
     "epochs",
     "lr",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
 
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 
 TARGETS = ("y", "label", "labels", "target", "targets")
 """What the targets are called in a dictionary or a data set with names."""
@@ -40,7 +40,7 @@ class Examples(NamedTuple):
     classes: tuple[str, ...] = ()
 
 
-def examples_of(given: Any, what: str, reading: Reading, names: Sequence[str] = ()) -> Examples:
+def examples_of(given: Any, what: str, reading: ReadConfig, names: Sequence[str] = ()) -> Examples:
     """Inputs and targets of anything but a name, in memory.
 
     Args:
@@ -129,7 +129,7 @@ def _of_names(arrays: dict[str, np.ndarray], what: str) -> Examples:
     return Examples(arrays if len(arrays) > 1 else next(iter(arrays.values())), y)
 
 
-def _of_columns(given: Any, what: str, reading: Reading) -> Examples:
+def _of_columns(given: Any, what: str, reading: ReadConfig) -> Examples:
     """A Hugging Face data set: one input per column, names of classes from its features."""
     names = [str(name) for name in given.column_names]
     found = _collected(({name: row[name] for name in names} for row in given), what, reading)
@@ -144,7 +144,7 @@ def _named(found: Examples, classes: Any) -> Examples:
     return found._replace(classes=tuple(str(name) for name in classes))
 
 
-def _of_loader(loader: DataLoader, what: str, reading: Reading, names: Sequence[str]) -> Examples:
+def _of_loader(loader: DataLoader, what: str, reading: ReadConfig, names: Sequence[str]) -> Examples:
     """In the order of its data set, where it gives each example once; else as it comes."""
     sampler, dataset = loader.sampler, loader.dataset
     once = isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(dataset)  # type: ignore[arg-type]
@@ -199,7 +199,7 @@ def _items(given: Any) -> Iterator[Any]:
     return (given[row] for row in range(len(given))) if hasattr(given, "__len__") else iter(given)
 
 
-def _collected(items: Iterable[Any], what: str, reading: Reading) -> Examples:
+def _collected(items: Iterable[Any], what: str, reading: ReadConfig) -> Examples:
     """Examples that come one by one."""
     found = [_of_batch(_as_batch(item, what), what) for item in _bounded(items, what, reading)]
     if not found:
@@ -216,7 +216,7 @@ def _as_batch(item: Any, what: str) -> Any:
     return tuple({name: one[None] for name, one in s.items()} if isinstance(s, dict) else s[None] for s in (x, y))
 
 
-def _bounded(items: Iterable[Any], what: str, reading: Reading) -> Iterator[Any]:
+def _bounded(items: Iterable[Any], what: str, reading: ReadConfig) -> Iterator[Any]:
     """The same, as long as they fit into memory.
 
     Raises:

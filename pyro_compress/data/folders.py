@@ -21,13 +21,13 @@ from pyro_compress.data.layout import Listed, listed, split_folders
 from pyro_compress.data.masks import load_masks
 from pyro_compress.data.npz import VALIDATION
 from pyro_compress.data.streaming import MIB, ArrayFile, Source, Streamed
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 
 TEST_SHARE = 0.2
 """Share of the images that is held out where there is no folder `test`."""
 
 
-def load_folder(folder: Path, reading: Reading) -> Arrays:
+def load_folder(folder: Path, reading: ReadConfig) -> Arrays:
     """Data of a folder; examples that do not fit into `reading.in_memory_mib` are left where they are.
 
     Raises:
@@ -48,7 +48,7 @@ def load_folder(folder: Path, reading: Reading) -> Arrays:
     return _images(folder, places, reading)
 
 
-def _arrays(folder: Path, reading: Reading) -> Arrays:
+def _arrays(folder: Path, reading: ReadConfig) -> Arrays:
     own = [name for name in VALIDATION if (folder / f"x_{name}.npy").is_file()][:1]
     names = [f"{kind}_{part}" for part in ("train", "test", *own) for kind in ("x", "y")]
     if missing := [name for name in names if not (folder / f"{name}.npy").is_file()]:
@@ -61,7 +61,7 @@ def _arrays(folder: Path, reading: Reading) -> Arrays:
     return Arrays(taken[0], y[0], taken[1], y[1], (), x_validation, y_validation)
 
 
-def _images(folder: Path, places: dict[str, Path], reading: Reading) -> Arrays:
+def _images(folder: Path, places: dict[str, Path], reading: ReadConfig) -> Arrays:
     train, classes = listed(places["train"])
     found = {"train": train} | {split: listed(places[split], classes)[0] for split in places if split != "train"}
     if "test" not in found:
@@ -97,11 +97,11 @@ def _scale(files: Sequence[ImageFiles], held: dict[str, np.ndarray]) -> float:
     return whole_scale(max(most for most, _ in extremes), min(least for _, least in extremes))
 
 
-def _fits(sources: Sequence[Source], reading: Reading) -> bool:
+def _fits(sources: Sequence[Source], reading: ReadConfig) -> bool:
     """Whether all examples may be held in memory as float32."""
     examples = sum(len(source) for source in sources)
     return 4 * math.prod(sources[0].shape) * examples <= reading.in_memory_mib * MIB
 
 
-def _left(source: Source, reading: Reading) -> Streamed:
+def _left(source: Source, reading: ReadConfig) -> Streamed:
     return Streamed(source, torch.arange(len(source)), reading.workers)

@@ -9,7 +9,7 @@ import torch
 
 from pyro_compress.data.datasets import SPLIT_SEED
 from pyro_compress.data.streaming import Streamed
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Data
 
 FEW_CLASSES = 20
@@ -24,7 +24,7 @@ def rows_of(data: Data, rows: np.ndarray) -> Data:
     return Data(part, data.y[index])
 
 
-def partition(y: np.ndarray, validation: float | None, reading: Reading, name: str) -> tuple[np.ndarray, np.ndarray]:
+def partition(y: np.ndarray, validation: float | None, reading: ReadConfig, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows to validate on: stratified by class, or at random for regression.
 
     Raises:
@@ -39,7 +39,7 @@ def partition(y: np.ndarray, validation: float | None, reading: Reading, name: s
     return limited(held_in, y, reading, name), held_out
 
 
-def held_out(found: dict[str, Data], validation: float | None, reading: Reading, name: str) -> list[Data]:
+def held_out(found: dict[str, Data], validation: float | None, reading: ReadConfig, name: str) -> list[Data]:
     """Training, validation and test examples, of those that the data bring: without a validation split one is drawn."""
     train = found["train"]
     if "validation" not in found:
@@ -51,7 +51,7 @@ def held_out(found: dict[str, Data], validation: float | None, reading: Reading,
     return [rows_of(train, kept) if len(kept) < len(train) else train, found["validation"], found["test"]]
 
 
-def limited(rows: np.ndarray, y: np.ndarray, reading: Reading, name: str) -> np.ndarray:
+def limited(rows: np.ndarray, y: np.ndarray, reading: ReadConfig, name: str) -> np.ndarray:
     """Training rows, not more than the limit."""
     if not 0 < reading.limit < len(rows):
         return rows

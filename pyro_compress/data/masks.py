@@ -19,7 +19,7 @@ from pyro_compress.data.images import ImageFiles, opened
 from pyro_compress.data.layout import NAMES, images_in, visible
 from pyro_compress.data.streaming import MIB
 from pyro_compress.data.tasks import IGNORED
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ PIXEL_BYTES = 12
 Pairs = list[tuple[Path, Path]]
 
 
-def load_masks(folder: Path, reading: Reading) -> Arrays:
+def load_masks(folder: Path, reading: ReadConfig) -> Arrays:
     """Images and the class of every pixel.
 
     Raises:

@@ -18,7 +18,7 @@ from pyro_compress.data.positions import position_labels, tokens_in, without_len
 from pyro_compress.data.streaming import ArrayFile, Streamed, scaled
 from pyro_compress.foreign import ordinary
 from pyro_compress.inputs import Input, inputs_of, kind_of, packed
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import PER_POSITION, Preprocessing
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def _array(archive: Any, name: str) -> np.ndarray | bytes:
         raise
 
 
-def inputs(x: Any, what: str, scale: float, reading: Reading) -> Any:
+def inputs(x: Any, what: str, scale: float, reading: ReadConfig) -> Any:
     """Check examples and turn them into a float32 tensor; a missing dimension of channels is added.
 
     Args:
@@ -258,7 +258,7 @@ def input_scale(arrays: Arrays) -> float:
     return BYTES
 
 
-def scale_for(x: np.ndarray, known: Preprocessing, reading: Reading) -> float:
+def scale_for(x: np.ndarray, known: Preprocessing, reading: ReadConfig) -> float:
     """What whole numbers of examples are divided by, which a network of which so much is known is given."""
     return 1.0 if reading.tokens else known.scale or input_scale(Arrays(x, x, x, x))
 

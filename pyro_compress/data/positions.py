@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_compress.data.preprocessing import numbered
 from pyro_compress.data.streaming import Streamed
 from pyro_compress.data.tasks import IGNORED
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Data
 
 MOST_CLASSES = 1 << 16
@@ -47,7 +47,7 @@ def yes_or_no(y: np.ndarray, what: str) -> Tensor:
     return torch.from_numpy(y.astype(np.float32))
 
 
-def tokens_in(x: Any, what: str, reading: Reading) -> Tensor:
+def tokens_in(x: Any, what: str, reading: ReadConfig) -> Tensor:
     """Tokens `(n, length)`.
 
     Raises:
@@ -67,7 +67,7 @@ def tokens_in(x: Any, what: str, reading: Reading) -> Tensor:
     return torch.from_numpy(x.astype(np.int64))
 
 
-def masked(x: Tensor, y: Tensor, what: str, reading: Reading) -> Tensor:
+def masked(x: Tensor, y: Tensor, what: str, reading: ReadConfig) -> Tensor:
     """Labels of positions, `IGNORED` where there is none: by their own value, or because the input is padding.
 
     Args:
@@ -93,7 +93,7 @@ def masked(x: Tensor, y: Tensor, what: str, reading: Reading) -> Tensor:
 
 
 def position_classes(
-    labels: dict[str, Tensor], declared: Sequence[str], known: Sequence[str], reading: Reading
+    labels: dict[str, Tensor], declared: Sequence[str], known: Sequence[str], reading: ReadConfig
 ) -> tuple[str, ...]:
     """Names of the classes of positions: given, or numbered up to the largest of the training labels.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from pyro_compress.settings import TOLD, Reading
+from pyro_compress.settings import TOLD, ReadConfig
 from pyro_compress.types import Column, Preprocessing, Quantity, Splits
 
 NUMERALS = tuple("0123456789")
@@ -70,7 +70,7 @@ def preprocessing(splits: Splits) -> Preprocessing:
     return Preprocessing(splits.scale, splits.classes, splits.columns, splits.targets)
 
 
-def reading_of(meta: dict[str, Any]) -> Reading:
+def reading_of(meta: dict[str, Any]) -> ReadConfig:
     """How the data of a compressed file with this metadata are read."""
     found = {name: meta[name] for name in TOLD if name in meta}
-    return Reading(**found | {"target": tuple(meta.get("target", ()))})
+    return ReadConfig(**found | {"target": tuple(meta.get("target", ()))})

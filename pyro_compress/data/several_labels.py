@@ -14,7 +14,7 @@ from pyro_compress.data.npz import LABELS
 from pyro_compress.data.outputs import classes_of, splits_of, standardized, with_targets
 from pyro_compress.data.preprocessing import numbered
 from pyro_compress.outputs import Outputs, is_several, outputs_from, outputs_of
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Data, Preprocessing, Quantity, Splits
 
 Named = Mapping[str, np.ndarray]
@@ -43,14 +43,19 @@ def check_several(several: bool, task: str, name: str, told: bool = False) -> No
         raise ValueError(
             f"{name} has labels with names, y_test.NAME; this network has one output, for {task}: give y_test"
         )
-    if several and task != Reading().task and not is_several(task):
+    if several and task != ReadConfig().task and not is_several(task):
         raise ValueError(f"{name}: labels with names, y_train.NAME, say themselves what they are for: leave --task out")
     if is_several(task) and not several:
         raise ValueError(f"{name} has one array of labels; this network has several outputs: give y_test.NAME of each")
 
 
 def several_splits(
-    x: Mapping[str, Any], y: Mapping[str, Named], name: str, reading: Reading, known: Preprocessing | None, **told: Any
+    x: Mapping[str, Any],
+    y: Mapping[str, Named],
+    name: str,
+    reading: ReadConfig,
+    known: Preprocessing | None,
+    **told: Any,
 ) -> Splits:
     """Splits whose examples have several labels, each under a name.
 
@@ -91,7 +96,7 @@ def several_splits(
         part: Data(x[part], torch.from_numpy(np.concatenate([rows[one.name][i] for one in outputs.each], 1)))
         for i, part in enumerate(y)
     }
-    parts = held_out(found, validation, Reading(task=outputs.task, limit=reading.limit), name)
+    parts = held_out(found, validation, ReadConfig(task=outputs.task, limit=reading.limit), name)
     parts, targets = _in_units(parts, outputs, name, known)
     return splits_of(parts, classes, targets=targets, task=outputs.task, **told)
 

@@ -27,7 +27,7 @@ from pyro_compress.data.table_splits import TEST_SHARE
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.graph.packing import pack, pack_for
 from pyro_compress.inputs import Input, kind_of
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Data, Quantity, Splits
 
 PARTS = ("validation", "val", "valid")
@@ -50,7 +50,7 @@ NOTHING = Takes()
 
 
 def splits_from(
-    train: Any, validation: Any = None, test: Any = None, reading: Reading | None = None, data_dir: str = "",
+    train: Any, validation: Any = None, test: Any = None, reading: ReadConfig | None = None, data_dir: str = "",
     task: str = "", takes: Takes = NOTHING,
 ) -> Splits:  # fmt: skip
     """Splits from whatever a program has.
@@ -72,7 +72,7 @@ def splits_from(
         >>> splits_from((x, y)).sizes
         {'train': 160, 'validation': 80, 'test': 60}
     """
-    reading = reading or Reading()
+    reading = reading or ReadConfig()
     share = None if validation is None or not isinstance(validation, float | int) else float(validation)
     given = None if isinstance(validation, float | int) else validation
     if isinstance(train, Splits | str | Path):
@@ -121,7 +121,7 @@ class Shapes(NamedTuple):
     tokens: int = 0
 
 
-def taken_whole(given: Any, reading: Reading | None = None, task: str = "", takes: Takes = NOTHING) -> Splits:
+def taken_whole(given: Any, reading: ReadConfig | None = None, task: str = "", takes: Takes = NOTHING) -> Splits:
     """Examples as they are, all of them in every split: for loops that give `model(x, y)` the same numbers.
 
     Nothing is held out, no target is standardised, and labels are class numbers from 0 on. `Splits` stay as they are.
@@ -136,7 +136,7 @@ def taken_whole(given: Any, reading: Reading | None = None, task: str = "", take
         return splits_from(given, reading=reading, task=task, takes=takes)
     if isinstance(given, Shapes):
         return _of_shapes(given)
-    reading = reading or Reading()
+    reading = reading or ReadConfig()
     found = examples_of(given, "train", reading, takes.names)
     if isinstance(found.y, dict):
         raise ValueError(
@@ -177,11 +177,11 @@ def _all_in_each(data: Data, outputs: int, task: str, tokens: int) -> Splits:
     return splits_of([data] * 3, () if targets else numbered(outputs), targets=targets, task=task, tokens=tokens)
 
 
-def _task_of(train: Examples, reading: Reading) -> str:
+def _task_of(train: Examples, reading: ReadConfig) -> str:
     """What the targets of the training examples say; those of several outputs say it one by one."""
     if isinstance(train.y, dict):
         return reading.task
-    if reading.task != Reading().task or train.y.dtype.kind != "f":
+    if reading.task != ReadConfig().task or train.y.dtype.kind != "f":
         if reading.task == "classification" and train.y.ndim > 1:
             raise ValueError(
                 f"targets of shape {train.y.shape} are no class per example; say what they are with task=, one of "
@@ -191,7 +191,7 @@ def _task_of(train: Examples, reading: Reading) -> str:
     return "regression"
 
 
-def _arrays(found: dict[str, Examples], reading: Reading) -> Arrays:
+def _arrays(found: dict[str, Examples], reading: ReadConfig) -> Arrays:
     """Training, validation and test examples as `split` takes them; a fifth is held out where there is no test."""
     rows, inputs = _packed({part: one.x for part, one in found.items()})
     parts = {part: (rows[part], one.y) for part, one in found.items()}

@@ -51,7 +51,7 @@ from pyro_compress.data.text import is_text, text_examples, text_splits, with_vo
 from pyro_compress.foreign import unknown
 from pyro_compress.outputs import is_several, outputs_of
 from pyro_compress.pcn.meta import ENTRIES
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import PER_POSITION, Data, Preprocessing, Splits
 
 
@@ -60,7 +60,7 @@ def load_splits(
     data_dir: str = "",
     validation: float | None = None,
     download: bool = False,
-    reading: Reading | None = None,
+    reading: ReadConfig | None = None,
     known: Preprocessing | None = None,
     shape: tuple[int, ...] | None = None,
 ) -> Splits:
@@ -81,12 +81,12 @@ def load_splits(
     """
     if not data:
         raise ValueError("no data are named, and the network does not say what it was fitted on; name them with --data")
-    reading = reading or Reading()
+    reading = reading or ReadConfig()
     found = _loaded(data, (data_dir, download), validation, reading, (known, shape))
     _check_told(data, found)
     if found.task == "next-token" and not reading.tokens:
         reading = replace(reading, vocabulary=with_vocabulary(reading))
-    how = {one.name: getattr(reading, one.name) for one in fields(Reading)}
+    how = {one.name: getattr(reading, one.name) for one in fields(ReadConfig)}
     how |= {"task": found.task} if is_several(found.task) else {}
     return replace(found, origin={"data": data, "validation": validation} | how)
 
@@ -100,7 +100,7 @@ def _check_told(data: str, splits: Splits) -> None:
 
 
 def _loaded(
-    data: str, source: tuple[str, bool], validation: float | None, reading: Reading,
+    data: str, source: tuple[str, bool], validation: float | None, reading: ReadConfig,
     network: tuple[Preprocessing | None, tuple[int, ...] | None],
 ) -> Splits:  # fmt: skip
     path, (known, shape) = Path(data), network
@@ -124,11 +124,11 @@ def _loaded(
 
 
 def split(
-    arrays: Arrays, validation: float | None, name: str = "data", reading: Reading | None = None,
+    arrays: Arrays, validation: float | None, name: str = "data", reading: ReadConfig | None = None,
     known: Preprocessing | None = None, shape: tuple[int, ...] | None = None,
 ) -> Splits:  # fmt: skip
     """Check and convert raw arrays, and hold out the validation split (seed `SPLIT_SEED`) where they bring none."""
-    reading = reading or Reading()
+    reading = reading or ReadConfig()
     given = _labelled(arrays, name, reading)
     scale = 1.0 if reading.tokens else _scale(arrays, name, known)
     x = {part: inputs(raw, f"{name}: x_{part}", scale, reading) for part, (raw, _) in given.items()}
@@ -164,7 +164,11 @@ def split(
 
 
 def _of_task(
-    x: dict[str, Any], labels: dict[str, Any], names: tuple[Sequence[str], Sequence[str]], name: str, reading: Reading
+    x: dict[str, Any],
+    labels: dict[str, Any],
+    names: tuple[Sequence[str], Sequence[str]],
+    name: str,
+    reading: ReadConfig,
 ) -> tuple[dict[str, Data], tuple[str, ...]]:
     """Examples of a task that is neither classification nor regression, and the names of its classes.
 
@@ -208,7 +212,7 @@ def _scale(arrays: Arrays, name: str, known: Preprocessing | None) -> float:
     return known.scale if known and known.scale not in (0, 1) else input_scale(arrays)
 
 
-def before(data: str, reading: Reading, outputs: int) -> Preprocessing | None:
+def before(data: str, reading: ReadConfig, outputs: int) -> Preprocessing | None:
     """What earlier versions made of own data, and did not write down: all bytes were divided, all labels were numbers.
 
     Returns:
@@ -226,7 +230,7 @@ def before(data: str, reading: Reading, outputs: int) -> Preprocessing | None:
     return Preprocessing(scale, () if unnumbered else numbered(outputs))
 
 
-def _labelled(arrays: Arrays, name: str, reading: Reading) -> dict[str, tuple[Any, Any]]:
+def _labelled(arrays: Arrays, name: str, reading: ReadConfig) -> dict[str, tuple[Any, Any]]:
     """Part -> examples, and their labels (`Labels`) or targets."""
     found: dict[str, tuple[Any, Any]] = {}
     pairs = {
@@ -242,7 +246,7 @@ def _labelled(arrays: Arrays, name: str, reading: Reading) -> dict[str, tuple[An
     return found
 
 
-def _labels_beside(x: Any, y: np.ndarray, what: str, labels: str, reading: Reading) -> Any:
+def _labels_beside(x: Any, y: np.ndarray, what: str, labels: str, reading: ReadConfig) -> Any:
     """Labels or targets, as many as there are examples."""
     if not len(x.shape) or not y.ndim:
         raise ValueError(f"{what}: examples (n, ...) and labels (n,) are wanted, got shapes {x.shape} and {y.shape}")
@@ -253,7 +257,7 @@ def _labels_beside(x: Any, y: np.ndarray, what: str, labels: str, reading: Readi
     return LABELS[reading.task](y, labels)
 
 
-def load_examples(path: Path, known: Preprocessing | None = None, reading: Reading | None = None) -> Data:
+def load_examples(path: Path, known: Preprocessing | None = None, reading: ReadConfig | None = None) -> Data:
     """Labelled examples of a `.npz` file (its `x` and `y`, or `x_test` and `y_test`) or of a table.
 
     Args:
@@ -266,7 +270,7 @@ def load_examples(path: Path, known: Preprocessing | None = None, reading: Readi
         ValueError: missing arrays or columns, mismatched lengths, NaNs, values out of the network's range, a class
             that the network does not know.
     """
-    reading, known = reading or Reading(), known or Preprocessing(0.0, ())
+    reading, known = reading or ReadConfig(), known or Preprocessing(0.0, ())
     if is_text(path, reading):
         return text_examples(path, reading, known)
     if is_table(path):

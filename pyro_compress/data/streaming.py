@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 
 MIB = 1 << 20
 
@@ -39,10 +39,10 @@ class Source(Protocol):
 class ArrayFile:
     """Examples of a `.npy` file `(n, ...)`, mapped into memory; a missing dimension of channels is added."""
 
-    def __init__(self, path: Path, reading: Reading | None = None):
+    def __init__(self, path: Path, reading: ReadConfig | None = None):
         self.path = path
         self._mapped: np.ndarray | None = None
-        self.shape = (reading or Reading()).example_shape(tuple(self.mapped.shape[1:]))
+        self.shape = (reading or ReadConfig()).example_shape(tuple(self.mapped.shape[1:]))
 
     @property
     def mapped(self) -> np.ndarray:

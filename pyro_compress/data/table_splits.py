@@ -16,7 +16,7 @@ from pyro_compress.data.labels import places
 from pyro_compress.data.outputs import classes_of, splits_of, with_targets
 from pyro_compress.data.table_files import Table, read_table
 from pyro_compress.doubts import doubt
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Column, Data, Preprocessing, Quantity, Splits
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,9 @@ TEST_SHARE = 0.2
 """Share of a table's rows that is held out where no table with test rows is given."""
 
 
-def table_splits(path: Path, validation: float | None, reading: Reading, known: Preprocessing | None = None) -> Splits:
+def table_splits(
+    path: Path, validation: float | None, reading: ReadConfig, known: Preprocessing | None = None
+) -> Splits:
     """Splits of a table; means, spreads and categories are those of the training rows, unless they are known.
 
     Raises:
@@ -53,21 +55,21 @@ def table_splits(path: Path, validation: float | None, reading: Reading, known: 
     return splits_of(parts, classes, columns=columns, targets=targets)
 
 
-def _table(path: Path, reading: Reading) -> Table:
+def _table(path: Path, reading: ReadConfig) -> Table:
     table = read_table(path, reading.target if reading.task == "classification" else ())
     tabular.check_targets(table, reading.target, reading.task, path)
     return table
 
 
 def _table_classes(
-    table: Table, reading: Reading, path: Path, known: Preprocessing | None
+    table: Table, reading: ReadConfig, path: Path, known: Preprocessing | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
     what = f"{path}: column {reading.target[0]!r}"
     classes, (numbers,) = classes_of({what: tabular.labels_of(table, reading, path)}, (), str(path), known)
     return classes, numbers
 
 
-def _targets(table: Table, reading: Reading) -> np.ndarray:
+def _targets(table: Table, reading: ReadConfig) -> np.ndarray:
     """Targets in their own units, `(n, targets)`."""
     return np.stack([table[name].astype(np.float64) for name in reading.target], 1)
 
@@ -77,7 +79,7 @@ def _rows_of_table(table: Table, columns: Sequence[Column], y: np.ndarray, rows:
     return Data(torch.from_numpy(tabular.inputs_of(part, columns, path)), torch.from_numpy(y[rows]))
 
 
-def table_data(path: Path, columns: Sequence[Column], reading: Reading, classes: Sequence[str]) -> Data:
+def table_data(path: Path, columns: Sequence[Column], reading: ReadConfig, classes: Sequence[str]) -> Data:
     """All rows of a table, targets in their own units."""
     table = _table(path, reading)
     if reading.task == "classification":

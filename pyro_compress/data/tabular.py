@@ -17,7 +17,7 @@ from pyro_compress.data.labels import Labels, read_labels
 from pyro_compress.data.table_files import Table
 from pyro_compress.doubts import doubt
 from pyro_compress.foreign import meant
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Column, Quantity
 
 log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def _divided(gap: np.ndarray, std: float | np.ndarray, what: str) -> np.ndarray:
     return found
 
 
-def labels_of(table: Table, reading: Reading, path: Path) -> Labels:
+def labels_of(table: Table, reading: ReadConfig, path: Path) -> Labels:
     """Labels in the target column of classification; numbers with decimals may be some."""
     name = reading.target[0]
     return read_labels(table[name], f"{path}: column {name!r}", fractions=True)

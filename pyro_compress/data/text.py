@@ -21,7 +21,7 @@ from pyro_compress.data.streaming import MIB
 from pyro_compress.doubts import doubt
 from pyro_compress.foreign import ordinary
 from pyro_compress.pcn.meta import VOCABULARIES
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Data, Preprocessing, Splits
 
 log = logging.getLogger(__name__)
@@ -38,13 +38,13 @@ TOKEN_BYTES = 24
 """Bytes that a token takes in memory: its number as input and as target, and on the way there."""
 
 
-def is_text(path: Path, reading: Reading) -> bool:
+def is_text(path: Path, reading: ReadConfig) -> bool:
     """Whether data are read as text: any file or folder of next-token prediction that holds no arrays."""
     arrays = path.suffix.lower() == ".npz" or (path / "x_train.npy").is_file()
     return reading.task == "next-token" and path.exists() and not arrays
 
 
-def text_splits(path: Path, validation: float | None, reading: Reading, known: Preprocessing | None) -> Splits:
+def text_splits(path: Path, validation: float | None, reading: ReadConfig, known: Preprocessing | None) -> Splits:
     """Windows of a text: training, validation and test.
 
     Args:
@@ -83,7 +83,7 @@ def text_splits(path: Path, validation: float | None, reading: Reading, known: P
     return Splits(train, found["validation"], found["test"], names, task="next-token", tokens=len(names))
 
 
-def text_examples(path: Path, reading: Reading, known: Preprocessing) -> Data:
+def text_examples(path: Path, reading: ReadConfig, known: Preprocessing) -> Data:
     """All windows of a text, for a network of which its vocabulary is known.
 
     Raises:
@@ -97,7 +97,7 @@ def text_examples(path: Path, reading: Reading, known: Preprocessing) -> Data:
     return _windows([_numbers(units, known.classes, reading)], reading)
 
 
-def last_window(path: Path, reading: Reading, known: Preprocessing) -> torch.Tensor:
+def last_window(path: Path, reading: ReadConfig, known: Preprocessing) -> torch.Tensor:
     """The last tokens of a text, as many as a network sees at a time, `(1, context)`.
 
     Raises:
@@ -113,12 +113,12 @@ def last_window(path: Path, reading: Reading, known: Preprocessing) -> torch.Ten
     return torch.from_numpy(numbers[None].astype(np.int64))
 
 
-def with_vocabulary(reading: Reading) -> str:
+def with_vocabulary(reading: ReadConfig) -> str:
     """The vocabulary of a text: bytes, where nobody says."""
     return reading.vocabulary or VOCABULARIES[0]
 
 
-def _units(path: Path, reading: Reading) -> np.ndarray:
+def _units(path: Path, reading: ReadConfig) -> np.ndarray:
     """The text as bytes, or as code points."""
     files = _files(path) if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files)
@@ -165,7 +165,7 @@ def _without_doubles(texts: Sequence[bytes]) -> list[bytes]:
     return list({hashlib.sha256(text).digest(): text for text in reversed(texts)}.values())[::-1]
 
 
-def _names(train: Sequence[np.ndarray], reading: Reading, known: Preprocessing | None) -> tuple[str, ...]:
+def _names(train: Sequence[np.ndarray], reading: ReadConfig, known: Preprocessing | None) -> tuple[str, ...]:
     """Names of the tokens: numbers of bytes, or the characters that the training text shows."""
     if with_vocabulary(reading) == "bytes":
         return numbered(BYTES)
@@ -179,7 +179,7 @@ def _holds(char: str) -> bool:
     return char in "\t\n" or (char.isprintable() and char != UNKNOWN) or char in "\u00a0\u00ad"
 
 
-def _numbers(units: np.ndarray, names: Sequence[str], reading: Reading) -> np.ndarray:
+def _numbers(units: np.ndarray, names: Sequence[str], reading: ReadConfig) -> np.ndarray:
     if with_vocabulary(reading) == "bytes":
         return units
     table: np.ndarray = np.zeros(0x110000, np.int64)
@@ -187,7 +187,7 @@ def _numbers(units: np.ndarray, names: Sequence[str], reading: Reading) -> np.nd
     return table[units]
 
 
-def _windows(stretches: Sequence[np.ndarray], reading: Reading) -> Data:
+def _windows(stretches: Sequence[np.ndarray], reading: ReadConfig) -> Data:
     """Windows next to each other `(n, context)`, and the same one token further on."""
     each = reading.context
     x, y = [], []
@@ -199,7 +199,7 @@ def _windows(stretches: Sequence[np.ndarray], reading: Reading) -> Data:
     return Data(inputs, labels)
 
 
-def _say(found: dict[str, Data], names: Sequence[str], reading: Reading, path: str) -> None:
+def _say(found: dict[str, Data], names: Sequence[str], reading: ReadConfig, path: str) -> None:
     if with_vocabulary(reading) == "characters":
         unknown = {name: float((part.y == 0).double().mean()) for name, part in found.items()}
         if (most := max(unknown, key=lambda name: unknown[name])) and unknown[most] > 0.01:

@@ -21,7 +21,7 @@ from pyro_compress.data.table_files import is_table, read_table
 from pyro_compress.data.tabular import inputs_of
 from pyro_compress.data.text import last_window
 from pyro_compress.foreign import ordinary
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Graph, Preprocessing
 
 HELD_VALUES = 1 << 22
@@ -47,7 +47,7 @@ def rows(x: Tensor) -> Inputs:
     return Inputs("row", [str(i) for i in range(1, len(x) + 1)], [x])
 
 
-def load_inputs(data: str, graph: Graph, known: Preprocessing, reading: Reading) -> Inputs:
+def load_inputs(data: str, graph: Graph, known: Preprocessing, reading: ReadConfig) -> Inputs:
     """Examples of a file or folder, for a network.
 
     Args:
@@ -85,7 +85,7 @@ def load_inputs(data: str, graph: Graph, known: Preprocessing, reading: Reading)
     return _images(found, [one.relative_to(path).as_posix() for one in found], graph, known, reading)
 
 
-def told(graph: Graph, known: Preprocessing, reading: Reading) -> str:
+def told(graph: Graph, known: Preprocessing, reading: ReadConfig) -> str:
     """What a network takes, in words."""
     shape = graph.input_shape
     if known.columns:
@@ -97,7 +97,7 @@ def told(graph: Graph, known: Preprocessing, reading: Reading) -> str:
     return f"{'tokens' if graph.kind == 'int64' else 'numbers'} of shape {shape}"
 
 
-def array_inputs(x: np.ndarray, what: str, graph: Graph, known: Preprocessing, reading: Reading) -> Tensor:
+def array_inputs(x: np.ndarray, what: str, graph: Graph, known: Preprocessing, reading: ReadConfig) -> Tensor:
     """An array `(n, ...)` as a network takes it; of longer sequences, whose next token is asked for, their ends.
 
     What the network takes says whether examples `(n, a, b)` are series, and the numbers of a text network's words.
@@ -135,7 +135,7 @@ def _array(path: Path) -> np.ndarray:
 
 
 def _images(
-    paths: Sequence[Path], names: Sequence[str], graph: Graph, known: Preprocessing, reading: Reading
+    paths: Sequence[Path], names: Sequence[str], graph: Graph, known: Preprocessing, reading: ReadConfig
 ) -> Inputs:  # fmt: skip
     shape = graph.input_shape
     files = ImageFiles(paths, reading.image_size, paths, shape)

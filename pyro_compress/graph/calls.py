@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Reading = tuple[str, list[torch.fx.Node], dict[str, torch.fx.Node | None], dict[str, Any]]
+Parsed = tuple[str, list[torch.fx.Node], dict[str, torch.fx.Node | None], dict[str, Any]]
 """Operation, the values it reads, its tensors by role, its attributes."""
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch._decomp import get_decompositions
 
-from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.calls import Call, Parsed
 from pyro_compress.graph.changes import changes_views, owners, refuse_changed_tensors, told
 from pyro_compress.graph.idioms import IDIOMS
 from pyro_compress.graph.keeping import Keeping, name_of, value_of
@@ -272,7 +272,7 @@ class _Reading:
         name = self.names[source.name]
         return name, self.shapes[name]
 
-    def reading(self, source: fx.Node, part: list[int], called: str) -> Reading:
+    def reading(self, source: fx.Node, part: list[int], called: str) -> Parsed:
         """What the operation's reader makes of it."""
         known_readers: Mapping[str, Any] = self.parts if part else self.readers
         known = isinstance(source.target, torch._ops.OpOverload) and source.target.namespace == "aten"
@@ -280,7 +280,7 @@ class _Reading:
         if not known or name not in known_readers:
             raise ValueError(UNKNOWN)
         call = Call(source, self.names)
-        found: Reading = known_readers[name](call, *part)
+        found: Parsed = known_readers[name](call, *part)
         call.refuse_unread()
         return found
 

@@ -30,7 +30,7 @@ from pyro_compress.pcn.gate import MAX_MEMORY_MIB, Limits, Plan, limited
 from pyro_compress.runs.command_budget import check_command
 from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.scores import Quality
-from pyro_compress.settings import Reading
+from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Graph, Preprocessing, Splits, kind_of
 
 
@@ -118,7 +118,7 @@ class Loaded(NamedTuple):
     graph: Graph
     data: str
     known: Preprocessing
-    reading: Reading
+    reading: ReadConfig
     noise: float | None
     splits: Callable[[str | None, str], Splits]
     plan: Plan

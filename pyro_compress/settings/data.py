@@ -31,7 +31,7 @@ class DataSource(Config):
 
 
 @dataclass(frozen=True)
-class Reading(Config):
+class ReadConfig(Config):
     """How data are read, beside their name."""
 
     heading: ClassVar = "Data"
@@ -77,17 +77,17 @@ class Reading(Config):
     @property
     def told(self) -> dict[str, Any]:
         """What a compressed file must say of it, so that the same rows are found again: whatever is no default."""
-        plain = Reading()
+        plain = ReadConfig()
         found = {name: getattr(self, name) for name in TOLD if getattr(self, name) != getattr(plain, name)}
         return found | ({"target": list(self.target)} if self.target else {})
 
 
-TOLD = having(Reading, told=True)
+TOLD = having(ReadConfig, told=True)
 """Fields that a compressed file repeats where they are no defaults."""
 
 
 @dataclass(frozen=True)
-class DataConfig(Reading, DataSource):
+class DataConfig(ReadConfig, DataSource):
     """Data, how they are read, and how they are trained on."""
 
     heading: ClassVar = "Data"

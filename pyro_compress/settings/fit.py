@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from pyro_compress.settings.data import MOST, DataConfig, Reading
+from pyro_compress.settings.data import MOST, DataConfig, ReadConfig
 from pyro_compress.settings.declared import Config, Names, setting
 
 COMPILE_STEPS = 5000
@@ -269,6 +269,6 @@ class FitConfig(
         return replace(self, **({"data": "", "validation": None, "task": task} | origin))
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> ReadConfig:
         """How its data are read, and nothing else of it."""
-        return self.part(Reading)
+        return self.part(ReadConfig)

@@ -42,7 +42,7 @@ from pyro_compress.runs.evaluation import evaluate
 from pyro_compress.runs.folder import load_run, unfinished, unfinished_config
 from pyro_compress.runs.info import info
 from pyro_compress.runs.run import fit_run
-from pyro_compress.settings import Goal, Reading
+from pyro_compress.settings import Goal, ReadConfig
 from pyro_compress.settings.export import ExportConfig, Members
 from pyro_compress.settings.fit import CheckpointConfig
 from pyro_compress.studies import plan as studies
@@ -270,13 +270,13 @@ def data(seeds: Path, place: Path, chance: random.Random) -> Iterator[Step]:
         change = hurt_text if part.suffix in (".csv", ".npy") else hurt
         part.write_bytes(change(part.read_bytes(), chance))
     table = name.startswith("table")
-    found = load_splits(str(path), reading=Reading(target=("target",) if table else ()))
+    found = load_splits(str(path), reading=ReadConfig(target=("target",) if table else ()))
     yield None
     assert all(bool(torch.isfinite(part.x[:]).all()) for part in (found.train, found.test)), "inputs are not finite"
     yield "fit --data"
     if name != "arrays":
         graph = Graph((Node("input"),), found.input_shape)
-        given = load_inputs(str(path), graph, preprocessing(found), Reading())
+        given = load_inputs(str(path), graph, preprocessing(found), ReadConfig())
         assert sum(len(one) for one in given.parts) == len(given.names), "rows and names differ"
         yield "predict"
     if name == "data.npz":

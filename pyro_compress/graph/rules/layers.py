@@ -8,30 +8,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from pyro_compress.graph.calls import Call, Reading, axes_of
+from pyro_compress.graph.calls import Call, Parsed, axes_of
 from pyro_compress.graph.faces.c import Layer
 from pyro_compress.graph.faces.onnx import Builder, Step
 from pyro_compress.graph.rules.row import Rule, check_rank, each
 
 
-def _read_linear(call: Call) -> Reading:
+def _read_linear(call: Call) -> Parsed:
     weight, turned = turned_weight(call["weight"])
     op = "linear_transpose" if turned else "linear"
     return op, [call["input"]], {"weight": weight, "bias": call["bias"]}, {}
 
 
-def _read_addmm(call: Call) -> Reading:
+def _read_addmm(call: Call) -> Parsed:
     if call["beta"] != 1 or call["alpha"] != 1:
         raise ValueError("supported with alpha and beta of 1 only")
     op, inputs, tensors, attributes = product(call, call["mat1"], call["mat2"])
     return op, inputs, tensors | {"bias": call["self"]}, attributes
 
 
-def _read_mm(call: Call) -> Reading:
+def _read_mm(call: Call) -> Parsed:
     return product(call, call["self"], call["mat2"])
 
 
-def product(call: Call, one: fx.Node, weight: fx.Node) -> Reading:
+def product(call: Call, one: fx.Node, weight: fx.Node) -> Parsed:
     """A product with a weight on its right, `(in, out)` as it stands.
 
     Raises:
@@ -53,7 +53,7 @@ def turned_weight(weight: fx.Node) -> tuple[fx.Node, bool]:
     return source, True
 
 
-def _read_conv(call: Call) -> Reading:
+def _read_conv(call: Call) -> Parsed:
     kernel = call["weight"].meta["val"].shape[2:]
     rank = len(kernel)
     check_rank(call, rank)
@@ -88,7 +88,7 @@ def _conv(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
     return conv(x, p["weight"], p.get("bias"), a["stride"], padding, a["dilation"], a.get("groups", 1))
 
 
-def _read_conv_transpose(call: Call) -> Reading:
+def _read_conv_transpose(call: Call) -> Parsed:
     rank = len(call["weight"].meta["val"].shape) - 2
     check_rank(call, rank)
     names = {"stride": "stride", "padding": "padding", "dilation": "dilation", "extra": "output_padding"}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.calls import Call, Parsed
 from pyro_compress.graph.faces import c, onnx
 from pyro_compress.graph.faces.c_text import floats
 from pyro_compress.graph.rules.row import Rule
@@ -19,7 +19,7 @@ from pyro_compress.types import Node, count
 # --- readers
 
 
-def _read_reshape(call: Call) -> Reading:
+def _read_reshape(call: Call) -> Parsed:
     call.told_by_shape("size", "shape", "dim", "sizes", "start_dim", "end_dim", "other")
     shape, before = call.shape, call.before
     if any(not isinstance(size, int) for size in shape[1:]) or isinstance(shape[0], int) != isinstance(before[0], int):
@@ -28,29 +28,29 @@ def _read_reshape(call: Call) -> Reading:
     return op, [call.first], {}, {"shape": list(shape[1:])}
 
 
-def _read_permute(call: Call) -> Reading:
+def _read_permute(call: Call) -> Parsed:
     return _moved(call, [axis % len(call.before) for axis in call["dims"]])
 
 
-def _read_transpose(call: Call) -> Reading:
+def _read_transpose(call: Call) -> Parsed:
     axes = list(range(len(call.before)))
     one, two = (int(call[name]) % len(axes) for name in ("dim0", "dim1"))
     axes[one], axes[two] = axes[two], axes[one]
     return _moved(call, axes)
 
 
-def _moved(call: Call, axes: list[int]) -> Reading:
+def _moved(call: Call, axes: list[int]) -> Parsed:
     if axes[0] != 0:
         raise ValueError("it moves the batch dimension, which is not supported")
     return "permute", [call.first], {}, {"axes": axes[1:]}
 
 
-def _read_select(call: Call) -> Reading:
+def _read_select(call: Call) -> Parsed:
     axis = call.axis(call["dim"])
     return "select", [call.first], {}, {"axis": axis, "index": int(call["index"]) % call.before[axis]}
 
 
-def _read_slice(call: Call) -> Reading:
+def _read_slice(call: Call) -> Parsed:
     """A part of an axis, or all of it."""
     ends = [call[name] for name in ("start", "end", "step")]
     if call.before == call.shape:
@@ -60,23 +60,23 @@ def _read_slice(call: Call) -> Reading:
     return _part(call, axis, *slice(*ends).indices(call.before[axis]))
 
 
-def _part(call: Call, axis: int, start: int, stop: int, step: int = 1) -> Reading:
+def _part(call: Call, axis: int, start: int, stop: int, step: int = 1) -> Parsed:
     attributes = {"axis": axis, "start": start, "stop": stop} | ({"step": step} if step != 1 else {})
     return "slice", [call.first], {}, attributes
 
 
-def _read_part_of_split(call: Call, part: int) -> Reading:
+def _read_part_of_split(call: Call, part: int) -> Parsed:
     call.told_by_shape("chunks", "split_size", "split_sizes")
     axis = call.axis(call["dim"])
     sizes = [value.shape[axis] for value in call.node.meta["val"]]
     return _part(call, axis, sum(sizes[:part]), sum(sizes[: part + 1]))
 
 
-def _read_part_of_unbound(call: Call, part: int) -> Reading:
+def _read_part_of_unbound(call: Call, part: int) -> Parsed:
     return "select", [call.first], {}, {"axis": call.axis(call["dim"]), "index": part}
 
 
-def _read_expand(call: Call) -> Reading:
+def _read_expand(call: Call) -> Parsed:
     """A parameter that is repeated for every example is repeated by its node anyway."""
     call.told_by_shape("size", "other")
     call.without_effect("implicit")
@@ -91,16 +91,16 @@ def _read_expand(call: Call) -> Reading:
     return "expand", [call.first], {}, {"axes": list(sizes), "sizes": list(sizes.values())}
 
 
-def _read_narrow(call: Call) -> Reading:
+def _read_narrow(call: Call) -> Parsed:
     axis, start, length = call.axis(call["dim"]), int(call["start"]), int(call["length"])
     return _part(call, axis, start % call.before[axis], start % call.before[axis] + length)
 
 
-def _read_flip(call: Call) -> Reading:
+def _read_flip(call: Call) -> Parsed:
     return "flip", [call["self"]], {}, {"axes": sorted(call.axis(axis) for axis in call["dims"])}
 
 
-def _read_roll(call: Call) -> Reading:
+def _read_roll(call: Call) -> Parsed:
     axes, shifts = list(call["dims"]), list(call["shifts"])
     if not axes:
         raise ValueError("it works across the batch dimension, which is not supported")
@@ -110,11 +110,11 @@ def _read_roll(call: Call) -> Reading:
     return "roll", [call["self"]], {}, {"shifts": list(total.values()), "axes": list(total)}
 
 
-def _read_concat(call: Call) -> Reading:
+def _read_concat(call: Call) -> Parsed:
     return "concat", list(call["tensors"]), {}, {"axis": call.axis(call["dim"])}
 
 
-def _read_pad(call: Call) -> Reading:
+def _read_pad(call: Call) -> Parsed:
     mode, sizes = call["mode"], list(call["pad"])
     if mode == "constant" and (call["value"] or 0) != 0:
         raise ValueError("padding with a constant other than 0 is not supported")

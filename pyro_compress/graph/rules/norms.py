@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch.nn.functional as F
 
-from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.calls import Call, Parsed
 from pyro_compress.graph.faces import c
 from pyro_compress.graph.faces.c_text import floats, number
 from pyro_compress.graph.faces.onnx import Builder, Step
@@ -14,7 +14,7 @@ from pyro_compress.pcn.file import dense
 from pyro_compress.types import Node, count
 
 
-def _read_batch_norm(call: Call) -> Reading:
+def _read_batch_norm(call: Call) -> Parsed:
     call.without_effect("momentum", "cudnn_enabled")
     if call["training"]:
         raise ValueError(
@@ -24,7 +24,7 @@ def _read_batch_norm(call: Call) -> Reading:
     return _batch_normed(call)
 
 
-def _batch_normed(call: Call) -> Reading:
+def _batch_normed(call: Call) -> Parsed:
     call.without_effect("momentum")
     roles = {role: call[role] for role in ("weight", "bias", "running_mean", "running_var")}
     if (roles["weight"] is None) != (roles["bias"] is None):
@@ -32,26 +32,26 @@ def _batch_normed(call: Call) -> Reading:
     return "batch_norm", [call["input"]], roles, {"eps": call["eps"]}
 
 
-def _read_batch_norm_part(call: Call, part: int) -> Reading:
+def _read_batch_norm_part(call: Call, part: int) -> Parsed:
     if part:
         raise ValueError("the statistics of batch norm are not supported as values")
     return _batch_normed(call)
 
 
-def _read_layer_norm(call: Call) -> Reading:
+def _read_layer_norm(call: Call) -> Parsed:
     call.without_effect("cudnn_enable")
     if len(call["normalized_shape"]) != 1:
         raise ValueError("layer norm is supported over the last dimension only")
     return "layer_norm", [call["input"]], {"weight": call["weight"], "bias": call["bias"]}, {"eps": call["eps"]}
 
 
-def _read_group_norm(call: Call) -> Reading:
+def _read_group_norm(call: Call) -> Parsed:
     call.without_effect("cudnn_enabled")
     roles = {"weight": call["weight"], "bias": call["bias"]}
     return "group_norm", [call["input"]], roles, {"groups": call["num_groups"], "eps": call["eps"]}
 
 
-def _read_instance_norm(call: Call) -> Reading:
+def _read_instance_norm(call: Call) -> Parsed:
     """Group norm with a group per channel."""
     call.without_effect("running_mean", "running_var", "momentum", "cudnn_enabled")
     if not call["use_input_stats"]:
@@ -60,7 +60,7 @@ def _read_instance_norm(call: Call) -> Reading:
     return "group_norm", [call["input"]], roles, {"groups": call.before[1], "eps": call["eps"]}
 
 
-def _read_prelu(call: Call) -> Reading:
+def _read_prelu(call: Call) -> Parsed:
     return "prelu", [call["self"]], {"weight": call["weight"]}, {}
 
 

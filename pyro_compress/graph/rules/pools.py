@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.calls import Call, Parsed
 from pyro_compress.graph.faces import c, onnx
 from pyro_compress.graph.rules.row import Reader, Rule, check_rank, each, refuse_places
 from pyro_compress.types import Node
 
 
 def _read_max_pool(rank: int) -> Reader:
-    def read(call: Call) -> Reading:
+    def read(call: Call) -> Parsed:
         check_rank(call, rank)
         kernel = each(call["kernel_size"], rank)
         if any(d != 1 for d in each(call["dilation"], rank)):
@@ -35,7 +35,7 @@ def _read_max_pool(rank: int) -> Reader:
 
 
 def _read_avg_pool(rank: int) -> Reader:
-    def read(call: Call) -> Reading:
+    def read(call: Call) -> Parsed:
         check_rank(call, rank)
         kernel, padding = each(call["kernel_size"], rank), each(call["padding"], rank)
         if call["ceil_mode"] or (rank > 1 and call["divisor_override"] is not None):
@@ -50,11 +50,11 @@ def _read_avg_pool(rank: int) -> Reader:
     return read
 
 
-def _read_adaptive_avg_pool(call: Call) -> Reading:
+def _read_adaptive_avg_pool(call: Call) -> Parsed:
     return "avg_pool", [call.first], {}, _whole_ratio(call)
 
 
-def _read_adaptive_max_pool(call: Call, part: int) -> Reading:
+def _read_adaptive_max_pool(call: Call, part: int) -> Parsed:
     attributes = _whole_ratio(call)
     refuse_places(part)
     return "max_pool", [call.first], {}, attributes | {"padding": [0] * len(attributes["kernel"])}

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.calls import Call, Parsed
 from pyro_compress.graph.faces import c, onnx
 from pyro_compress.graph.rules.row import Reader, Rule, refuse_places
 from pyro_compress.types import Node, count
@@ -15,7 +15,7 @@ from pyro_compress.types import Node, count
 def _read(op: str) -> Reader:
     """An operation that takes several axes to one value each."""
 
-    def read(call: Call) -> Reading:
+    def read(call: Call) -> Parsed:
         wanted = call["dim"]
         axes = [call.axis(axis) for axis in (wanted if isinstance(wanted, list | tuple) else [wanted])]
         if not axes:
@@ -26,17 +26,17 @@ def _read(op: str) -> Reader:
     return read
 
 
-def _read_largest(call: Call, part: int) -> Reading:
+def _read_largest(call: Call, part: int) -> Parsed:
     refuse_places(part)
     return _read("amax")(call)
 
 
-def _read_smallest(call: Call, part: int) -> Reading:
+def _read_smallest(call: Call, part: int) -> Parsed:
     refuse_places(part)
     return _read("amin")(call)
 
 
-def _read_variance(call: Call) -> Reading:
+def _read_variance(call: Call) -> Parsed:
     unbiased = call["unbiased"] if call.has("unbiased") else True
     correction = call["correction"] if call.has("correction") else int(unbiased)
     correction = 1 if correction is None else correction

@@ -8,7 +8,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.calls import Call, Parsed
 from pyro_compress.graph.faces import c, onnx
 from pyro_compress.graph.rules.row import Rule
 from pyro_compress.types import Node
@@ -17,7 +17,7 @@ LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 """What torch calls linear interpolation, by the number of dimensions."""
 
 
-def _read_nearest(call: Call) -> Reading:
+def _read_nearest(call: Call) -> Parsed:
     _whole_scale(call)
     before, after = call.before[2:], call.shape[2:]
     if any(a % b for a, b in zip(after, before, strict=True)):
@@ -25,7 +25,7 @@ def _read_nearest(call: Call) -> Reading:
     return "upsample", [call.first], {}, {"factors": [a // b for a, b in zip(after, before, strict=True)]}
 
 
-def _read_linear(call: Call) -> Reading:
+def _read_linear(call: Call) -> Parsed:
     _whole_scale(call)
     return "resize", [call.first], {}, {"sizes": list(call.shape[2:]), "corners": bool(call["align_corners"])}
 

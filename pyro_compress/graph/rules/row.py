@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.calls import Call, Parsed
 from pyro_compress.graph.faces.c import Face
 from pyro_compress.graph.faces.onnx import Place
 
-Reader = Callable[[Call], Reading]
-PartReader = Callable[[Call, int], Reading]
+Reader = Callable[[Call], Parsed]
+PartReader = Callable[[Call, int], Parsed]
 
 
 @dataclass(frozen=True)

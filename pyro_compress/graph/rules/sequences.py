@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.calls import Call, Parsed
 from pyro_compress.graph.faces.onnx import Builder, Step
 from pyro_compress.graph.operations.sequences import GATES
 from pyro_compress.graph.rules.row import Rule
@@ -20,7 +20,7 @@ ORDERS = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
 """Gates in the order in which ONNX has them."""
 
 
-def _read_embedding(call: Call) -> Reading:
+def _read_embedding(call: Call) -> Parsed:
     call.without_effect("padding_idx", "scale_grad_by_freq", "sparse")
     return "embedding", [call["indices"]], {"weight": call["weight"]}, {}
 

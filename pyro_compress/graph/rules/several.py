@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.calls import Call, Parsed
 from pyro_compress.graph.faces import c
 from pyro_compress.graph.faces.c_text import number
 from pyro_compress.graph.faces.onnx import Builder, Step, plain
@@ -23,7 +23,7 @@ from pyro_compress.types import count
 def _two(op: str) -> Reader:
     """An operation on two values, of which one may be repeated along dimensions other than the batch."""
 
-    def read(call: Call) -> Reading:
+    def read(call: Call) -> Parsed:
         a, b = call["self"], call["other"]
         if not isinstance(a, torch.fx.Node) or not isinstance(b, torch.fx.Node):
             raise ValueError("supported for two tensors only")
@@ -35,30 +35,30 @@ def _two(op: str) -> Reader:
     return read
 
 
-def _read_add(call: Call) -> Reading:
+def _read_add(call: Call) -> Parsed:
     return scaled(call, 1, call["other"]) if is_number(call["other"]) else _two("add")(call)
 
 
-def _read_sub(call: Call) -> Reading:
+def _read_sub(call: Call) -> Parsed:
     return scaled(call, 1, -call["other"]) if is_number(call["other"]) else _two("subtract")(call)
 
 
-def _read_rsub(call: Call) -> Reading:
+def _read_rsub(call: Call) -> Parsed:
     if not is_number(call["other"]):
         raise ValueError("supported for a number minus a value only")
     return scaled(call, -1, call["other"])
 
 
-def _read_mul(call: Call) -> Reading:
+def _read_mul(call: Call) -> Parsed:
     return scaled(call, call["other"]) if is_number(call["other"]) else _two("multiply")(call)
 
 
-def _read_div(call: Call) -> Reading:
+def _read_div(call: Call) -> Parsed:
     other = call["other"]
     return scaled(call, 1 / other) if is_number(other) and other else _two("divide")(call)
 
 
-def _read_matmul(call: Call) -> Reading:
+def _read_matmul(call: Call) -> Parsed:
     one, two = call["self"], call["other" if call.has("other") else "mat2"]
     weight, _ = turned_weight(two)
     if weight.name in call.tensors and weight.meta["val"].dim() == 2:
@@ -68,7 +68,7 @@ def _read_matmul(call: Call) -> Reading:
     return "matmul", [one, two], {}, {}
 
 
-def _read_attention(call: Call) -> Reading:
+def _read_attention(call: Call) -> Parsed:
     if call["attn_mask"] is not None or call["enable_gqa"]:
         raise ValueError("attention is supported without a mask and with as many keys' heads as queries' only")
     values = [call[name] for name in ("query", "key", "value")]

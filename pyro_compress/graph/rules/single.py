@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.calls import Call, Parsed
 from pyro_compress.graph.faces.c import Single
 from pyro_compress.graph.faces.c_text import number
 from pyro_compress.graph.faces.onnx import Builder, Step, plain
@@ -27,27 +27,27 @@ GELU = {
 """In C, by whether it is the approximation."""
 
 
-def _read_gelu(call: Call) -> Reading:
+def _read_gelu(call: Call) -> Parsed:
     return "gelu", [call["self"]], {}, {"tanh": call["approximate"] == "tanh"}
 
 
-def _read_leaky_relu(call: Call) -> Reading:
+def _read_leaky_relu(call: Call) -> Parsed:
     return "leaky_relu", [call["self"]], {}, {"slope": float(call["negative_slope"])}
 
 
-def _read_elu(call: Call) -> Reading:
+def _read_elu(call: Call) -> Parsed:
     return _scaled_elu(call, call["alpha"], call["scale"])
 
 
-def _read_selu(call: Call) -> Reading:
+def _read_selu(call: Call) -> Parsed:
     return _scaled_elu(call, 1.6732632423543772, 1.0507009873554805)
 
 
-def _scaled_elu(call: Call, alpha: float, scale: float) -> Reading:
+def _scaled_elu(call: Call, alpha: float, scale: float) -> Parsed:
     return "elu", [call["self"]], {}, {"alpha": float(alpha), "scale": float(scale)}
 
 
-def _read_softplus(call: Call) -> Reading:
+def _read_softplus(call: Call) -> Parsed:
     if call["beta"] != 1:
         raise ValueError("softplus is supported with beta 1 only")
     if call["threshold"] < FLAT_SOFTPLUS:
@@ -55,15 +55,15 @@ def _read_softplus(call: Call) -> Reading:
     return "softplus", [call["self"]], {}, {}
 
 
-def _read_clip(call: Call) -> Reading:
+def _read_clip(call: Call) -> Parsed:
     return "clip", [call["self"]], {}, {"low": float(call["min_val"]), "high": float(call["max_val"])}
 
 
-def _read_relu6(call: Call) -> Reading:
+def _read_relu6(call: Call) -> Parsed:
     return "clip", [call["self"]], {}, {"low": 0.0, "high": 6.0}
 
 
-def _read_clamp(call: Call) -> Reading:
+def _read_clamp(call: Call) -> Parsed:
     ends = [call[name] if call.has(name) else None for name in ("min", "max")]
     if not all(end is None or is_number(end) for end in ends):
         raise ValueError("supported between two numbers only")
@@ -71,17 +71,17 @@ def _read_clamp(call: Call) -> Reading:
     return "clip", [call["self"]], {}, {"low": float(low), "high": float(high)}
 
 
-def _read_power(call: Call) -> Reading:
+def _read_power(call: Call) -> Parsed:
     if not is_number(call["exponent"]):
         raise ValueError("supported for a value to the power of a number only")
     return "power", [call["self"]], {}, {"exponent": float(call["exponent"])}
 
 
-def _read_square(call: Call) -> Reading:
+def _read_square(call: Call) -> Parsed:
     return "power", [call["self"]], {}, {"exponent": 2.0}
 
 
-def scaled(call: Call, factor: float = 1.0, offset: float = 0.0) -> Reading:
+def scaled(call: Call, factor: float = 1.0, offset: float = 0.0) -> Parsed:
     """A value times a number, plus a number."""
     attributes = {"factor": float(factor)} | ({"offset": float(offset)} if offset else {})
     return "scale", [call["self"]], {}, attributes

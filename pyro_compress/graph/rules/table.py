@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_compress.graph.calls import Call, Reading
+from pyro_compress.graph.calls import Call, Parsed
 from pyro_compress.graph.operations import table
 from pyro_compress.graph.operations.row import Operation
 from pyro_compress.graph.rules import (
@@ -40,7 +40,7 @@ RULES: dict[str, Rule] = (
 def _same(*without_effect: str) -> Reader:
     """What changes no value; a change of type shows in the type of its output."""
 
-    def read(call: Call) -> Reading:
+    def read(call: Call) -> Parsed:
         call.without_effect(*without_effect)
         before, after = call.first.meta["val"].dtype, call.node.meta["val"].dtype
         return TYPED.get((before, after), "identity"), [call.first], {}, {}
@@ -48,7 +48,7 @@ def _same(*without_effect: str) -> Reader:
     return read
 
 
-def _dropout(call: Call) -> Reading:
+def _dropout(call: Call) -> Parsed:
     rate, train = call["p"], call["train"]
     if rate and train:
         raise ValueError("it drops values in evaluation mode too; give it training=self.training")
