@@ -214,9 +214,9 @@ def test_what_is_folded_and_where_the_border_lies() -> None:
     assert ops["vgg-16"][:4] == ["pad", "conv2d", "pad", "conv2d"]
     assert ops["fcn-1d"] == ["pad", "conv1d"] * 3 + ["avg_pool", "linear"]
     assert ops["residual"].count("copy") == 0
-    steps = planned(file.read(RECORDS / "mnist-lenet-5-caffe-rate2-seed0.pcn"))
-    layout = laid_out(steps)
-    assert [step.op for step in steps[: layout.border]] == ["conv2d", "max_pool"] * 2
+    loops = planned(file.read(RECORDS / "mnist-lenet-5-caffe-rate2-seed0.pcn"))
+    layout = laid_out(loops)
+    assert [loop.op for loop in loops[: layout.border]] == ["conv2d", "max_pool"] * 2
     assert laid_out(planned(file.read(RECORDS / "mnist-lenet-300-100-rate1.5-seed0.pcn"))).border == 0
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_compress.deploy.crop import cropped
-from pyro_compress.graph.faces.onnx import Builder, Place, Step
+from pyro_compress.graph.faces.onnx import Builder, Place, Placement
 from pyro_compress.graph.rules.table import RULES
 from pyro_compress.inputs import Input
 from pyro_compress.pcn.file import shapes_of
@@ -142,8 +142,8 @@ def _place_all(builder: Builder, first: str, output: str) -> tuple[int, ...]:
             raise ValueError(f"operation {node.op!r} has no ONNX counterpart here; known: {known}")
         name = output if index == len(graph.nodes) - 1 else _free(f"{node.op}_{index}", taken)
         read = [shapes[i] for i in node.inputs]
-        step = Step([names[i] for i in node.inputs], name, node.parameters, node.attributes, read)
-        place(builder, step)
+        placement = Placement([names[i] for i in node.inputs], name, node.parameters, node.attributes, read)
+        place(builder, placement)
         names.append(name)
         shapes.append(_cropped(node) if node.op == "crop" else made(node, read, tensors).shape)
     return shapes[-1]
@@ -156,11 +156,11 @@ def _placement(op: str) -> Place | None:
     return RULES[op].onnx if op in RULES else None
 
 
-def _crop(builder: Builder, step: Step) -> None:
-    starts, ends = step.attributes["starts"], step.attributes["ends"]
+def _crop(builder: Builder, placement: Placement) -> None:
+    starts, ends = placement.attributes["starts"], placement.attributes["ends"]
     lists = {"starts": starts, "ends": ends, "axes": range(1, len(starts) + 1)}
-    names = [builder.constant(np.array(v, np.int64), f"{step.output}.{name}") for name, v in lists.items()]
-    builder.node("Slice", [*step.inputs, *names], step.output)
+    names = [builder.constant(np.array(v, np.int64), f"{placement.output}.{name}") for name, v in lists.items()]
+    builder.node("Slice", [*placement.inputs, *names], placement.output)
 
 
 def _free(name: str, taken: Set[str]) -> str:

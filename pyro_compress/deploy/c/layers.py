@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pyro_compress.deploy.c.layout import ROW
-from pyro_compress.graph.faces.c import Step, Weights
+from pyro_compress.graph.faces.c import Loop, Weights
 from pyro_compress.graph.faces.c_text import floats, integers, number
 
 DENSE = 2 / 3
@@ -34,29 +34,29 @@ class Tile:
     vectors: bool
 
 
-def is_dense(step: Step) -> bool:
+def is_dense(loop: Loop) -> bool:
     """Whether a layer is stored whole."""
-    assert step.weights is not None
-    codes = step.weights.codes
-    return step.op == "linear" and bool(np.count_nonzero(codes) > DENSE * codes.size)
+    assert loop.weights is not None
+    codes = loop.weights.codes
+    return loop.op == "linear" and bool(np.count_nonzero(codes) > DENSE * codes.size)
 
 
-def read(step: Step) -> np.ndarray:
+def read(loop: Loop) -> np.ndarray:
     """Which of the values that a layer is given it reads."""
-    found = np.zeros(int(np.prod(step.shapes[0])), bool)
-    found[:] = is_dense(step)
-    found[_sparse(step)[1]] = True
+    found = np.zeros(int(np.prod(loop.shapes[0])), bool)
+    found[:] = is_dense(loop)
+    found[_sparse(loop)[1]] = True
     return found
 
 
-def tables(tag: str, step: Step) -> str:
+def tables(tag: str, loop: Loop) -> str:
     """The arrays of a layer."""
-    assert step.weights is not None
-    weights = step.weights
-    if is_dense(step):
+    assert loop.weights is not None
+    weights = loop.weights
+    if is_dense(loop):
         codes, parts = weights.codes.reshape(len(weights.codes), -1).T.ravel(), []
     else:
-        codes, places, starts = _sparse(step)
+        codes, places, starts = _sparse(loop)
         parts = [integers(f"{tag}_places", places), integers(f"{tag}_starts", starts)]
     parts.insert(0, (floats if codes.dtype.kind == "f" else integers)(f"{tag}_codes", codes))
     if weights.scale.size > 1:
@@ -66,10 +66,10 @@ def tables(tag: str, step: Step) -> str:
     return "".join(parts)
 
 
-def _sparse(step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _sparse(loop: Loop) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Non-zeros in the order of their outputs, the place of what each multiplies, and where each output begins."""
-    assert step.weights is not None
-    weights, (channels, height, width) = step.weights, step.shapes[0]
+    assert loop.weights is not None
+    weights, (channels, height, width) = loop.weights, loop.shapes[0]
     out, channel, row, column = np.nonzero(weights.codes)
     group = out // (len(weights.codes) // weights.groups)
     channel = channel + group * (channels // weights.groups)
@@ -78,14 +78,14 @@ def _sparse(step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return weights.codes[weights.codes != 0], places, starts
 
 
-def body(tag: str, step: Step, lanes: str) -> str:
+def body(tag: str, loop: Loop, lanes: str) -> str:
     """What a layer's function does; `lanes` is empty for one example."""
-    assert step.weights is not None
-    if step.op == "linear" and not lanes:
-        return _dense_once(tag, step) if is_dense(step) else _sparse_once(tag, step)
-    if step.shape[1:] == (1, 1) and lanes:
-        return _pairs(tag, step, lanes)
-    return _tiles(tag, step, lanes)
+    assert loop.weights is not None
+    if loop.op == "linear" and not lanes:
+        return _dense_once(tag, loop) if is_dense(loop) else _sparse_once(tag, loop)
+    if loop.shape[1:] == (1, 1) and lanes:
+        return _pairs(tag, loop, lanes)
+    return _tiles(tag, loop, lanes)
 
 
 def result(tag: str, weights: Weights, sums: str) -> str:
@@ -95,11 +95,11 @@ def result(tag: str, weights: Weights, sums: str) -> str:
     return f"{scaled} + {tag}_bias[o]" if weights.bias.any() else scaled
 
 
-def _sparse_once(tag: str, step: Step) -> str:
-    assert step.weights is not None
+def _sparse_once(tag: str, loop: Loop) -> str:
+    assert loop.weights is not None
     term = f"{tag}_codes[k{{0}}] * x[{tag}_places[k{{0}}]]"
     return f"""
-        for (size_t o = 0; o < {step.shape[0]}; o++) {{
+        for (size_t o = 0; o < {loop.shape[0]}; o++) {{
         const size_t end = {tag}_starts[o + 1];
         float a = 0, b = 0, c = 0, d = 0;
         size_t k = {tag}_starts[o];
@@ -111,13 +111,13 @@ def _sparse_once(tag: str, step: Step) -> str:
         }}
         for (; k < end; k++)
         a += {term.format("")};
-        y[o] = {result(tag, step.weights, "((a + b) + (c + d))")};
+        y[o] = {result(tag, loop.weights, "((a + b) + (c + d))")};
         }}"""
 
 
-def _dense_once(tag: str, step: Step) -> str:
-    assert step.weights is not None
-    outputs, inputs = step.shape[0], step.shapes[0][0]
+def _dense_once(tag: str, loop: Loop) -> str:
+    assert loop.weights is not None
+    outputs, inputs = loop.shape[0], loop.shapes[0][0]
     return f"""
         for (size_t o = 0; o < {outputs}; o++)
         y[o] = 0;
@@ -127,34 +127,34 @@ def _dense_once(tag: str, step: Step) -> str:
         y[o] += value * {tag}_codes[i * {outputs} + o];
         }}
         for (size_t o = 0; o < {outputs}; o++)
-        y[o] = {result(tag, step.weights, "y[o]")};"""
+        y[o] = {result(tag, loop.weights, "y[o]")};"""
 
 
-def _walk(tag: str, step: Step) -> tuple[str, str, str, str]:
+def _walk(tag: str, loop: Loop) -> tuple[str, str, str, str]:
     """First and last index of an output's weights, a weight, and the place of what it multiplies."""
-    if is_dense(step):
-        return "0", str(step.shapes[0][0]), f"{tag}_codes[{{0}} * {step.shape[0]} + o]", "({0})"
+    if is_dense(loop):
+        return "0", str(loop.shapes[0][0]), f"{tag}_codes[{{0}} * {loop.shape[0]} + o]", "({0})"
     return f"{tag}_starts[o]", f"{tag}_starts[o + 1]", f"{tag}_codes[{{0}}]", f"{tag}_places[{{0}}]"
 
 
-def _pairs(tag: str, step: Step, lanes: str) -> str:
+def _pairs(tag: str, loop: Loop, lanes: str) -> str:
     """One output for all lanes, from two weights at a time into sums that do not wait for each other."""
-    assert step.weights is not None
-    begin, end, code, place = _walk(tag, step)
-    loop = f"for (size_t j = 0; j < {lanes} / VECTOR; j++)"
+    assert loop.weights is not None
+    begin, end, code, place = _walk(tag, loop)
+    lane = f"for (size_t j = 0; j < {lanes} / VECTOR; j++)"
     return f"""
-        for (size_t o = 0; o < {step.shape[0]}; o++) {{
+        for (size_t o = 0; o < {loop.shape[0]}; o++) {{
         const size_t end = {end};
         const vector zero = {{0}};
         vector sum[{lanes} / VECTOR], other[{lanes} / VECTOR];
         size_t k = {begin};
-        {loop}
+        {lane}
         sum[j] = other[j] = zero;
         for (; k + 2 <= end; k += 2) {{
         const float first = {code.format("k")}, second = {code.format("(k + 1)")};
         const float *p = x + (size_t){place.format("k")} * {lanes};
         const float *q = x + (size_t){place.format("k + 1")} * {lanes};
-        {loop} {{
+        {lane} {{
         sum[j] += first * FROM(p + j * VECTOR);
         other[j] += second * FROM(q + j * VECTOR);
         }}
@@ -162,19 +162,19 @@ def _pairs(tag: str, step: Step, lanes: str) -> str:
         if (k < end) {{
         const float last = {code.format("k")};
         const float *p = x + (size_t){place.format("k")} * {lanes};
-        {loop}
+        {lane}
         sum[j] += last * FROM(p + j * VECTOR);
         }}
-        {loop}
-        AT(y + o * {lanes} + j * VECTOR) = {result(tag, step.weights, "(sum[j] + other[j])")};
+        {lane}
+        AT(y + o * {lanes} + j * VECTOR) = {result(tag, loop.weights, "(sum[j] + other[j])")};
         }}"""
 
 
-def tile(step: Step, lanes: str) -> Tile:
+def tile(loop: Loop, lanes: str) -> Tile:
     """The tile that a convolution is computed in."""
-    assert step.weights is not None
-    _, height, width = step.shape
-    dense_rows = step.weights.stride[1] == 1
+    assert loop.weights is not None
+    _, height, width = loop.shape
+    dense_rows = loop.weights.stride[1] == 1
     if lanes:  # 16 of them
         pixels = _even(width, SUMS // 16)
         rows = _even(height, SUMS // 16 // pixels)
@@ -192,10 +192,10 @@ def _even(total: int, most: int) -> int:
     return -(-total // parts)
 
 
-def _tiles(tag: str, step: Step, lanes: str) -> str:
-    assert step.weights is not None
-    weights, cut = step.weights, tile(step, lanes)
-    into, (outputs, height, width) = step.shapes[0][2], step.shape
+def _tiles(tag: str, loop: Loop, lanes: str) -> str:
+    assert loop.weights is not None
+    weights, cut = loop.weights, tile(loop, lanes)
+    into, (outputs, height, width) = loop.shapes[0][2], loop.shape
     down, aside = weights.stride[0] * into, weights.stride[1]
     per = f" * {lanes}" if lanes else ""
     unit = _unit(cut, per)
@@ -206,7 +206,7 @@ def _tiles(tag: str, step: Step, lanes: str) -> str:
         if str(size) != "1"
     )
     summed = f"sum[{'i' if cut.rows > 1 else 0}][{'u' if cut.units > 1 else 0}][{'j' if unit.number != '1' else 0}]"
-    begin, end, code, place = _walk(tag, step)
+    begin, end, code, place = _walk(tag, loop)
     return f"""
         for (size_t o = 0; o < {outputs}; o++) {{
         {across[0]}

@@ -1,7 +1,7 @@
-"""A network as the steps of a C program: what is folded into what, and what runs over which output.
+"""A network as the loops of a C program: what is folded into what, and what runs over which output.
 
-A step is one loop nest of the generated code. Batch norm behind a layer becomes the layer's scale and bias, functions
-of single values run over the output of the step before them, padding is a step of its own, and reshaping is none,
+A loop is one loop nest of the generated code. Batch norm behind a layer becomes the layer's scale and bias, functions
+of single values run over the output of the loop before them, padding is a loop of its own, and reshaping is none,
 because values lie in memory as torch numbers them. What else an operation becomes is the C face of its rule
 (`graph.faces.c`).
 """
@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pyro_compress.graph.faces.c import Layer, Shape, Single, Step, Stepped, Weights, spatial, zero_border
+from pyro_compress.graph.faces.c import Layer, Loop, LoopRule, Shape, Single, Weights, spatial, zero_border
 from pyro_compress.graph.operations.kept import refuse_kept
 from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.graph.rules.table import RULES
@@ -26,13 +26,13 @@ def supported() -> list[str]:
     return [op for op, rule in RULES.items() if rule.c or OPERATIONS[op].affine]
 
 
-def is_layer(step: Step) -> bool:
-    """Whether a step is a layer with weights."""
-    return step.op in RULES and isinstance(RULES[step.op].c, Layer)
+def is_layer(loop: Loop) -> bool:
+    """Whether a loop is a layer with weights."""
+    return loop.op in RULES and isinstance(RULES[loop.op].c, Layer)
 
 
-def planned(network: Compressed) -> list[Step]:
-    """The steps of a network in order; the last one's output is the network's.
+def planned(network: Compressed) -> list[Loop]:
+    """The loops of a network in order; the last one's output is the network's.
 
     Operations whose value nobody reads become none.
 
@@ -48,7 +48,7 @@ def planned(network: Compressed) -> list[Step]:
                 f"operation {node.op!r} is not supported in C (supported: {', '.join(known)}); "
                 "export to model.onnx, or to a folder for numpy, which know them all"
             )
-    return _Plan(network).steps
+    return _Plan(network).loops
 
 
 def _read(graph: Graph) -> Graph:
@@ -69,13 +69,13 @@ class _Plan:
     Attributes:
         network: what is exported.
         shapes: of one example's value behind every node.
-        steps: so far.
-        value: node of the graph -> the step that computes it (-1: the input).
+        loops: so far.
+        value: node of the graph -> the loop that computes it (-1: the input).
         alone: nodes whose value nobody else reads, so that it may be changed where it lies.
     """
 
     def __init__(self, network: Compressed):
-        self.network, self.steps = network, list[Step]()
+        self.network, self.loops = network, list[Loop]()
         self.shapes = plan_of(network).shapes
         self.value, self.alone = {0: -1}, {0: False}
         readers = Counter(i for node in network.graph.nodes for i in node.inputs)
@@ -85,33 +85,33 @@ class _Plan:
             passed_on = self.value[index] == self.value[node.inputs[0]]
             self.alone[index] = single and self.value[index] >= 0 and (not passed_on or self.alone[node.inputs[0]])
         last = len(network.graph.nodes) - 1
-        if not self.steps or self.value[last] != len(self.steps) - 1:
+        if not self.loops or self.value[last] != len(self.loops) - 1:
             self.copy(last, last)
 
     def place(self, node: Node, index: int) -> None:
-        """Turn one node into a step, or into a part of the one before."""
+        """Turn one node into a loop, or into a part of the one before."""
         first, face = node.inputs[0], RULES[node.op].c
         self.value[index] = self.value[first]
         if isinstance(face, Single):
             if not self.alone[first]:
                 self.copy(first, index)
-            self.steps[self.value[index]].after.append(node)
+            self.loops[self.value[index]].after.append(node)
         elif isinstance(face, Layer):
             self.layer(node, index)
-        elif isinstance(face, Stepped):
+        elif isinstance(face, LoopRule):
             self.value[index] = face.place(self, node, index)
         else:
             self.normalised(node, index)
 
-    def add(self, step: Step) -> int:
-        """Append a step; returns its index."""
-        self.steps.append(step)
-        return len(self.steps) - 1
+    def add(self, loop: Loop) -> int:
+        """Append a loop; returns its index."""
+        self.loops.append(loop)
+        return len(self.loops) - 1
 
     def copy(self, source: int, index: int) -> None:
         """Values that others still read are copied before a function runs over them."""
         shape = spatial(self.shapes[index])
-        self.value[index] = self.add(Step("copy", [self.value[source]], [shape], shape))
+        self.value[index] = self.add(Loop("copy", [self.value[source]], [shape], shape))
 
     def padded(self, source: int, sources: list[list[int]], fill: float) -> int:
         """Values with a border; `sources` names the row and the column that every row and column comes from."""
@@ -121,23 +121,23 @@ class _Plan:
         shape = (channels, len(sources[0]), len(sources[1]))
         told = {"sources": sources, "fill": fill}
         before: Shape = (channels, height, width)
-        return self.add(Step("pad", [self.value[source]], [before], shape, attributes=told))
+        return self.add(Loop("pad", [self.value[source]], [before], shape, attributes=told))
 
     def normalised(self, node: Node, index: int) -> None:
-        """A scale and a shift per channel: into the layer before it where nobody else reads that, else as a step."""
+        """A scale and a shift per channel: into the layer before it where nobody else reads that, else as a loop."""
         affine, first = OPERATIONS[node.op].affine, node.inputs[0]
         assert affine is not None
         tensors = {role: dense(self.network.tensors[name]).astype(np.float64) for role, name in node.parameters.items()}
         scale, bias = affine(tensors, node.attributes)
-        step = self.steps[self.value[first]] if self.alone[first] else None
-        if step and step.weights and not step.after and is_layer(step) and step.shape[0] == len(scale):
-            weights = step.weights
+        loop = self.loops[self.value[first]] if self.alone[first] else None
+        if loop and loop.weights and not loop.after and is_layer(loop) and loop.shape[0] == len(scale):
+            weights = loop.weights
             folded = scale * weights.scale, scale * weights.bias + bias
-            step.weights = replace(weights, scale=folded[0], bias=folded[1])
+            loop.weights = replace(weights, scale=folded[0], bias=folded[1])
             return
         shape = spatial(self.shapes[index])
         weights = Weights(np.zeros(0), scale, bias)
-        self.value[index] = self.add(Step("affine", [self.value[first]], [shape], shape, weights))
+        self.value[index] = self.add(Loop("affine", [self.value[first]], [shape], shape, weights))
 
     def layer(self, node: Node, index: int) -> None:
         """A layer with weights, behind a border where it has one."""
@@ -152,8 +152,8 @@ class _Plan:
         sources = [zero_border(*around) for around in zip((height, width), before, after, strict=True)]
         value = self.padded(first, sources, 0.0)
         shape = (channels, len(sources[0]), len(sources[1]))
-        step = Step(node.op, [value], [shape], spatial(self.shapes[index]), _weights(self.network, node))
-        self.value[index] = self.add(step)
+        loop = Loop(node.op, [value], [shape], spatial(self.shapes[index]), _weights(self.network, node))
+        self.value[index] = self.add(loop)
 
 
 def _weights(network: Compressed, node: Node) -> Weights:

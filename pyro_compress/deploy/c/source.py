@@ -1,4 +1,4 @@
-"""A compressed network as one C file: comment, tables, a function per step, and the function that runs them.
+"""A compressed network as one C file: comment, tables, a function per loop, and the function that runs them.
 
 In all pieces of code `name_` and `NAME_` stand for what the names in this file begin with.
 """
@@ -42,9 +42,9 @@ class Sizes:
     Attributes:
         inputs: that it is made of, and `outputs`.
         raw: inputs that are bytes, and become floats in the workspace: all or none.
-        front: values of the steps that run example by example.
+        front: values of the loops that run example by example.
         crossing: values that are handed over to a block.
-        back: values of the steps that run on blocks.
+        back: values of the loops that run on blocks.
     """
 
     inputs: int
@@ -69,7 +69,7 @@ def source(network: Compressed, card: Mapping[str, Any], stem: str) -> str:
     if (values := plan_of(network).values) > MOST_VALUES:
         raise ValueError(f"{values} values are too many for a C file (at most {MOST_VALUES}); export to model.onnx")
     layout = laid_out(planned(network))
-    inputs, shapes = count(network.graph.input_shape), [step.shape for step in layout.steps]
+    inputs, shapes = count(network.graph.input_shape), [loop.shape for loop in layout.loops]
     crossing = inputs if layout.crossing < 0 else count(shapes[layout.crossing])
     raw = inputs if card["input"]["dtype"] == "uint8" else 0
     sizes = Sizes(inputs, count(shapes[-1]), raw, layout.sizes[0], crossing, layout.sizes[1])
@@ -154,29 +154,29 @@ def _declarations(card: Mapping[str, Any], sizes: Sizes) -> str:
 
 
 def _steps(layout: Layout) -> Iterator[str]:
-    """Arrays and functions of every step; behind the border for one example and for a block."""
-    for index, step in enumerate(layout.steps):
+    """Arrays and functions of every loop; behind the border for one example and for a block."""
+    for index, loop in enumerate(layout.loops):
         tag = f"step{index}"
-        yield f"/* {described(step)} */"
-        yield constants(tag, step)
-        yield function(tag, step, "")
+        yield f"/* {described(loop)} */"
+        yield constants(tag, loop)
+        yield function(tag, loop, "")
         if index >= layout.border:
-            yield f"#if LANES > 1\n{function(tag, step, 'LANES')}#endif\n"
+            yield f"#if LANES > 1\n{function(tag, loop, 'LANES')}#endif\n"
 
 
 def _chains(layout: Layout) -> Iterator[str]:
-    """The steps in order: those before the border, and those behind it for one example and for a block."""
+    """The loops in order: those before the border, and those behind it for one example and for a block."""
     for chain, first, last, lanes in (
         ("front", 0, layout.border, ""),
-        ("back", layout.border, len(layout.steps), ""),
-        ("back_lanes", layout.border, len(layout.steps), " * LANES"),
+        ("back", layout.border, len(layout.loops), ""),
+        ("back_lanes", layout.border, len(layout.loops), " * LANES"),
     ):
         places = {index: f"w + {layout.places[index]}{lanes}" for index in range(first, last)}
         calls = []
         for index in range(first, last):
-            values = [places.get(i, "x") for i in layout.steps[index].inputs]
+            values = [places.get(i, "x") for i in layout.loops[index].inputs]
             calls.append(f"step{index}{'_lanes' if lanes else ''}({', '.join([*values, places[index]])});")
-        kept = layout.crossing if chain == "front" else len(layout.steps) - 1
+        kept = layout.crossing if chain == "front" else len(layout.loops) - 1
         lines = [*calls, f"return {places[kept]};"] if calls else ["(void)w;", "return x;"]
         text = "\n".join([f"static const float *run_{chain}(const float *x, float *w)", "{", *lines, "}", ""])
         yield f"#if LANES > 1\n{text}#endif\n" if lanes else text
@@ -192,9 +192,9 @@ def _floats(sizes: Sizes) -> str:
 
 def _taking(layout: Layout, sizes: Sizes) -> str:
     """The values that a block begins with, one example per lane; lanes without an example are zero."""
-    step = next((one for one in layout.steps[layout.border :] if layout.crossing in one.inputs), None)
-    alone = sum(layout.crossing in one.inputs for one in layout.steps[layout.border :]) == 1
-    used = np.flatnonzero(read(step)) if step and alone and step.op == "linear" else np.arange(sizes.crossing)
+    loop = next((one for one in layout.loops[layout.border :] if layout.crossing in one.inputs), None)
+    alone = sum(layout.crossing in one.inputs for one in layout.loops[layout.border :]) == 1
+    used = np.flatnonzero(read(loop)) if loop and alone and loop.op == "linear" else np.arange(sizes.crossing)
     some = 0 < len(used) < GATHER * sizes.crossing
     total, place = (len(used), "taken[i]") if some else (sizes.crossing, "i")
     if layout.border:

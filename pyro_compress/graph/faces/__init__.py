@@ -1,1 +1,1 @@
-"""What a rule writes of an operation for a deployment: nodes of ONNX, steps of a C program."""
+"""What a rule writes of an operation for a deployment: nodes of ONNX, loops of a C program."""

@@ -1,7 +1,7 @@
 """Steps of a C program: what a rule says of an operation in C, and what it is given to say it.
 
-Three faces: a function of single values (`Single`), a loop nest of its own (`Stepped`), and a layer with weights
-(`Layer`), whose code is `deploy.c.layers`. In a body `tag` begins the names of the step's own tables, and `per` is what
+Three faces: a function of single values (`Single`), a loop nest of its own (`LoopRule`), and a layer with weights
+(`Layer`), whose code is `deploy.c.layers`. In a body `tag` begins the names of the loop's own tables, and `per` is what
 an index is multiplied by: empty for one example, ` * LANES` for a block of them.
 """
 
@@ -43,12 +43,12 @@ class Weights:
 
 
 @dataclass
-class Step:
+class Loop:
     """One loop nest.
 
     Attributes:
         op: an operation whose rule has a body, or `pad`, `affine`, `copy`.
-        inputs: values it reads: -1 is the network's input, others are indices of steps.
+        inputs: values it reads: -1 is the network's input, others are indices of loops.
         shapes: theirs.
         shape: of its output.
         weights: of a layer; of `affine` and what has a number per channel, scale and bias; of `constant`, the codes.
@@ -71,27 +71,27 @@ class Planning(Protocol):
     Attributes:
         network: what is exported.
         shapes: of one example's value behind every node.
-        value: node of the graph -> the step that computes it (-1: the input).
+        value: node of the graph -> the loop that computes it (-1: the input).
     """
 
     network: Compressed
     shapes: tuple[tuple[int, ...], ...]
     value: dict[int, int]
 
-    def add(self, step: Step) -> int:
-        """Append a step; returns its index."""
+    def add(self, loop: Loop) -> int:
+        """Append a loop; returns its index."""
 
     def padded(self, source: int, sources: list[list[int]], fill: float) -> int:
         """Values with a border; `sources` names the row and the column that every row and column comes from."""
 
 
-Body = Callable[[str, Step, str], str]
-"""`(tag, step, per)` -> the lines of the step's function."""
+Body = Callable[[str, Loop, str], str]
+"""`(tag, loop, per)` -> the lines of the loop's function."""
 
 
 @dataclass(frozen=True)
 class Single:
-    """A function of single values `v`, which runs over the output of the step before it.
+    """A function of single values `v`, which runs over the output of the loop before it.
 
     Attributes:
         expression: what becomes of `v`, given the attributes.
@@ -101,24 +101,24 @@ class Single:
 
 
 def placed(planning: Planning, node: Node, index: int) -> int:
-    """A step that reads values as they are, and has the attributes of its node."""
+    """A loop that reads values as they are, and has the attributes of its node."""
     values, planes = [planning.value[i] for i in node.inputs], [spatial(planning.shapes[i]) for i in node.inputs]
-    return planning.add(Step(node.op, values, planes, spatial(planning.shapes[index]), None, dict(node.attributes)))
+    return planning.add(Loop(node.op, values, planes, spatial(planning.shapes[index]), None, dict(node.attributes)))
 
 
 @dataclass(frozen=True)
-class Stepped:
+class LoopRule:
     """A loop nest of its own.
 
     Attributes:
-        body: what it does; None where `place` adds steps of other operations only.
-        place: puts it into a plan, returns the step that has its value, and refuses what it cannot do.
-        tables: the constants of a step, given its tag.
+        body: what it does; None where `place` adds loops of other operations only.
+        place: puts it into a plan, returns the loop that has its value, and refuses what it cannot do.
+        tables: the constants of a loop, given its tag.
     """
 
     body: Body | None
     place: Callable[[Planning, Node, int], int] = placed
-    tables: Callable[[str, Step], str] = lambda tag, step: ""
+    tables: Callable[[str, Loop], str] = lambda tag, loop: ""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Layer:
     """A layer with weights."""
 
 
-Face = Single | Stepped | Layer
+Face = Single | LoopRule | Layer
 
 
 def spatial(shape: tuple[int, ...]) -> Shape:

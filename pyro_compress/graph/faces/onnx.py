@@ -67,10 +67,12 @@ class Builder:
         self.node("Cast", [stored], f"{name}.float", to=1)  # TensorProto.FLOAT
         return self.node("Mul", [f"{name}.float", step], name)
 
-    def by_channel(self, step: Step, role: str) -> str:
+    def by_channel(self, placement: Placement, role: str) -> str:
         """One of the network's vectors, in the shape in which it meets a value."""
-        values = dense(self.network.tensors[step.parameters[role]]).reshape(-1, *[1] * (len(step.shapes[0]) - 1))
-        return self.constant(values, f"{step.output}.{role}")
+        values = dense(self.network.tensors[placement.parameters[role]]).reshape(
+            -1, *[1] * (len(placement.shapes[0]) - 1)
+        )
+        return self.constant(values, f"{placement.output}.{role}")
 
 
 def _integer_type(codes: np.ndarray) -> type | None:
@@ -81,7 +83,7 @@ def _integer_type(codes: np.ndarray) -> type | None:
 
 
 @dataclass(frozen=True)
-class Step:
+class Placement:
     """One operation to place: names of its inputs and output, parameters by role, shapes of one example per input."""
 
     inputs: list[str]
@@ -91,14 +93,16 @@ class Step:
     shapes: list[tuple[int, ...]]
 
 
-Place = Callable[[Builder, Step], object]
+Place = Callable[[Builder, Placement], object]
 
 
 def plain(op: str, **attributes: Any) -> Place:
     """An operation that ONNX has as it is."""
-    return lambda builder, step: builder.node(op, step.inputs, step.output, **attributes)
+    return lambda builder, placement: builder.node(op, placement.inputs, placement.output, **attributes)
 
 
 def over_axis(op: str) -> Place:
     """One along an axis."""
-    return lambda builder, step: builder.node(op, step.inputs, step.output, axis=step.attributes["axis"])
+    return lambda builder, placement: builder.node(
+        op, placement.inputs, placement.output, axis=placement.attributes["axis"]
+    )

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from pyro_compress.graph.calls import Call, Parsed, axes_of
 from pyro_compress.graph.faces.c import Layer
-from pyro_compress.graph.faces.onnx import Builder, Step
+from pyro_compress.graph.faces.onnx import Builder, Placement
 from pyro_compress.graph.rules.row import Rule, check_rank, each
 
 
@@ -103,44 +103,50 @@ def _conv_transpose(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tenso
     return conv(x, p["weight"], p.get("bias"), a["stride"], a["padding"], a["extra"], a.get("groups", 1), a["dilation"])
 
 
-def _place_conv_transpose(builder: Builder, step: Step) -> None:
-    parameters = [builder.tensor(step.parameters[role]) for role in ("weight", "bias") if role in step.parameters]
-    a = step.attributes
+def _place_conv_transpose(builder: Builder, placement: Placement) -> None:
+    parameters = [
+        builder.tensor(placement.parameters[role]) for role in ("weight", "bias") if role in placement.parameters
+    ]
+    a = placement.attributes
     builder.node(
-        "ConvTranspose", [*step.inputs, *parameters], step.output, strides=a["stride"], pads=[*a["padding"]] * 2,
-        dilations=a["dilation"], output_padding=a["extra"], group=a.get("groups", 1),
+        "ConvTranspose", [*placement.inputs, *parameters], placement.output, strides=a["stride"],
+        pads=[*a["padding"]] * 2, dilations=a["dilation"], output_padding=a["extra"], group=a.get("groups", 1),
     )  # fmt: skip
 
 
-def _place_linear(builder: Builder, step: Step) -> None:
-    weight = builder.tensor(step.parameters["weight"])
-    bias = [builder.tensor(step.parameters["bias"])] if "bias" in step.parameters else []
-    if len(step.shapes[0]) == 1:
-        builder.node("Gemm", [*step.inputs, weight, *bias], step.output, transB=1)
+def _place_linear(builder: Builder, placement: Placement) -> None:
+    weight = builder.tensor(placement.parameters["weight"])
+    bias = [builder.tensor(placement.parameters["bias"])] if "bias" in placement.parameters else []
+    if len(placement.shapes[0]) == 1:
+        builder.node("Gemm", [*placement.inputs, weight, *bias], placement.output, transB=1)
         return
-    turned = builder.node("Transpose", [weight], f"{step.output}.weight", perm=[1, 0])
-    _place_product(builder, step, turned, bias)
+    turned = builder.node("Transpose", [weight], f"{placement.output}.weight", perm=[1, 0])
+    _place_product(builder, placement, turned, bias)
 
 
-def _place_product(builder: Builder, step: Step, weight: str, bias: list[str]) -> None:
-    product = builder.node("MatMul", [*step.inputs, weight], f"{step.output}.product" if bias else step.output)
+def _place_product(builder: Builder, placement: Placement, weight: str, bias: list[str]) -> None:
+    product = builder.node(
+        "MatMul", [*placement.inputs, weight], f"{placement.output}.product" if bias else placement.output
+    )
     if bias:
-        builder.node("Add", [product, *bias], step.output)
+        builder.node("Add", [product, *bias], placement.output)
 
 
-def _place_linear_transpose(builder: Builder, step: Step) -> None:
-    weight = builder.tensor(step.parameters["weight"])
-    bias = [builder.tensor(step.parameters["bias"])] if "bias" in step.parameters else []
-    _place_product(builder, step, weight, bias)
+def _place_linear_transpose(builder: Builder, placement: Placement) -> None:
+    weight = builder.tensor(placement.parameters["weight"])
+    bias = [builder.tensor(placement.parameters["bias"])] if "bias" in placement.parameters else []
+    _place_product(builder, placement, weight, bias)
 
 
-def _place_conv(builder: Builder, step: Step) -> None:
-    parameters = [builder.tensor(step.parameters[role]) for role in ("weight", "bias") if role in step.parameters]
-    attributes = step.attributes
+def _place_conv(builder: Builder, placement: Placement) -> None:
+    parameters = [
+        builder.tensor(placement.parameters[role]) for role in ("weight", "bias") if role in placement.parameters
+    ]
+    attributes = placement.attributes
     before, after = attributes["padding"]
     builder.node(
-        "Conv", [*step.inputs, *parameters], step.output, strides=attributes["stride"], pads=[*before, *after],
-        dilations=attributes["dilation"], group=attributes.get("groups", 1),
+        "Conv", [*placement.inputs, *parameters], placement.output, strides=attributes["stride"],
+        pads=[*before, *after], dilations=attributes["dilation"], group=attributes.get("groups", 1),
     )  # fmt: skip
 
 

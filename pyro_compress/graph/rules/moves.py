@@ -151,79 +151,79 @@ def _slice(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
 # --- ONNX
 
 
-def _place_reshape(builder: onnx.Builder, step: onnx.Step) -> None:
-    shape = step.attributes["shape"]
+def _place_reshape(builder: onnx.Builder, placement: onnx.Placement) -> None:
+    shape = placement.attributes["shape"]
     if len(shape) == 1:
-        builder.node("Flatten", step.inputs, step.output, axis=1)
+        builder.node("Flatten", placement.inputs, placement.output, axis=1)
     else:
-        target = builder.constant(np.array([0, *shape], np.int64), f"{step.output}.shape")
-        builder.node("Reshape", [*step.inputs, target], step.output)
+        target = builder.constant(np.array([0, *shape], np.int64), f"{placement.output}.shape")
+        builder.node("Reshape", [*placement.inputs, target], placement.output)
 
 
-def _place_regroup(builder: onnx.Builder, step: onnx.Step) -> None:
-    target = builder.constant(np.array([-1, *step.attributes["shape"]], np.int64), f"{step.output}.shape")
-    builder.node("Reshape", [*step.inputs, target], step.output)
+def _place_regroup(builder: onnx.Builder, placement: onnx.Placement) -> None:
+    target = builder.constant(np.array([-1, *placement.attributes["shape"]], np.int64), f"{placement.output}.shape")
+    builder.node("Reshape", [*placement.inputs, target], placement.output)
 
 
-def _place_pad(builder: onnx.Builder, step: onnx.Step) -> None:
-    sizes, rank = step.attributes["sizes"], len(step.shapes[0]) + 1
+def _place_pad(builder: onnx.Builder, placement: onnx.Placement) -> None:
+    sizes, rank = placement.attributes["sizes"], len(placement.shapes[0]) + 1
     pads = np.zeros((2, rank), np.int64)
     for place in range(len(sizes) // 2):  # torch names the last dimension first, (before, after) each
         pads[:, rank - 1 - place] = sizes[2 * place : 2 * place + 2]
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-    amounts = builder.constant(pads.reshape(-1), f"{step.output}.pads")
-    builder.node("Pad", [*step.inputs, amounts], step.output, mode=modes[step.attributes["mode"]])
+    amounts = builder.constant(pads.reshape(-1), f"{placement.output}.pads")
+    builder.node("Pad", [*placement.inputs, amounts], placement.output, mode=modes[placement.attributes["mode"]])
 
 
-def _place_permute(builder: onnx.Builder, step: onnx.Step) -> None:
-    builder.node("Transpose", step.inputs, step.output, perm=[0, *step.attributes["axes"]])
+def _place_permute(builder: onnx.Builder, placement: onnx.Placement) -> None:
+    builder.node("Transpose", placement.inputs, placement.output, perm=[0, *placement.attributes["axes"]])
 
 
-def _place_select(builder: onnx.Builder, step: onnx.Step) -> None:
-    index = builder.constant(np.array(step.attributes["index"], np.int64), f"{step.output}.index")
-    builder.node("Gather", [*step.inputs, index], step.output, axis=step.attributes["axis"])
+def _place_select(builder: onnx.Builder, placement: onnx.Placement) -> None:
+    index = builder.constant(np.array(placement.attributes["index"], np.int64), f"{placement.output}.index")
+    builder.node("Gather", [*placement.inputs, index], placement.output, axis=placement.attributes["axis"])
 
 
-def _place_slice(builder: onnx.Builder, step: onnx.Step) -> None:
-    a = step.attributes
+def _place_slice(builder: onnx.Builder, placement: onnx.Placement) -> None:
+    a = placement.attributes
     numbers = {"starts": a["start"], "ends": a["stop"], "axes": a["axis"], "steps": a.get("step", 1)}
-    names = [builder.constant(np.array([n], np.int64), f"{step.output}.{name}") for name, n in numbers.items()]
-    builder.node("Slice", [*step.inputs, *names], step.output)
+    names = [builder.constant(np.array([n], np.int64), f"{placement.output}.{name}") for name, n in numbers.items()]
+    builder.node("Slice", [*placement.inputs, *names], placement.output)
 
 
-def _place_expand(builder: onnx.Builder, step: onnx.Step) -> None:
-    sizes = dict(zip(step.attributes["axes"], step.attributes["sizes"], strict=True))
-    wanted = [sizes.get(axis, 1) for axis in range(len(step.shapes[0]) + 1)]
-    shape = builder.constant(np.array(wanted, np.int64), f"{step.output}.shape")
-    builder.node("Expand", [*step.inputs, shape], step.output)
+def _place_expand(builder: onnx.Builder, placement: onnx.Placement) -> None:
+    sizes = dict(zip(placement.attributes["axes"], placement.attributes["sizes"], strict=True))
+    wanted = [sizes.get(axis, 1) for axis in range(len(placement.shapes[0]) + 1)]
+    shape = builder.constant(np.array(wanted, np.int64), f"{placement.output}.shape")
+    builder.node("Expand", [*placement.inputs, shape], placement.output)
 
 
-def _place_flip(builder: onnx.Builder, step: onnx.Step) -> None:
-    axes = step.attributes["axes"]
+def _place_flip(builder: onnx.Builder, placement: onnx.Placement) -> None:
+    axes = placement.attributes["axes"]
     numbers = {"starts": [-1] * len(axes), "ends": [np.iinfo(np.int64).min] * len(axes), "axes": axes}
     numbers["steps"] = [-1] * len(axes)
-    names = [builder.constant(np.array(v, np.int64), f"{step.output}.{name}") for name, v in numbers.items()]
-    builder.node("Slice", [*step.inputs, *names], step.output)
+    names = [builder.constant(np.array(v, np.int64), f"{placement.output}.{name}") for name, v in numbers.items()]
+    builder.node("Slice", [*placement.inputs, *names], placement.output)
 
 
-def _place_roll(builder: onnx.Builder, step: onnx.Step) -> None:
+def _place_roll(builder: onnx.Builder, placement: onnx.Placement) -> None:
     """Axis by axis, the places in the order in which they will lie."""
-    pairs = list(zip(step.attributes["axes"], step.attributes["shifts"], strict=True))
-    found = step.inputs[0]
+    pairs = list(zip(placement.attributes["axes"], placement.attributes["shifts"], strict=True))
+    found = placement.inputs[0]
     for place, (axis, shift) in enumerate(pairs, 1):
-        order = np.roll(np.arange(step.shapes[0][axis - 1]), shift).astype(np.int64)
-        name = step.output if place == len(pairs) else f"{step.output}.{place}"
+        order = np.roll(np.arange(placement.shapes[0][axis - 1]), shift).astype(np.int64)
+        name = placement.output if place == len(pairs) else f"{placement.output}.{place}"
         found = builder.node("Gather", [found, builder.constant(order, f"{name}.order")], name, axis=axis)
 
 
-def _place_constant(builder: onnx.Builder, step: onnx.Step) -> None:
+def _place_constant(builder: onnx.Builder, placement: onnx.Placement) -> None:
     """A tensor of one example, repeated for the batch, whose size only the input knows."""
-    shape = step.attributes["shape"]
-    value = dense(builder.network.tensors[step.parameters["value"]]).reshape(1, *shape)
-    batch = builder.node("Shape", step.inputs, f"{step.output}.batch", start=0, end=1)
-    rest = builder.constant(np.array(shape, np.int64), f"{step.output}.shape")
-    whole = builder.node("Concat", [batch, rest], f"{step.output}.whole", axis=0)
-    builder.node("Expand", [builder.constant(value, f"{step.output}.value"), whole], step.output)
+    shape = placement.attributes["shape"]
+    value = dense(builder.network.tensors[placement.parameters["value"]]).reshape(1, *shape)
+    batch = builder.node("Shape", placement.inputs, f"{placement.output}.batch", start=0, end=1)
+    rest = builder.constant(np.array(shape, np.int64), f"{placement.output}.shape")
+    whole = builder.node("Concat", [batch, rest], f"{placement.output}.whole", axis=0)
+    builder.node("Expand", [builder.constant(value, f"{placement.output}.value"), whole], placement.output)
 
 
 # --- C
@@ -263,16 +263,16 @@ def _c_place_part(planning: c.Planning, node: Node, index: int) -> int:
     channels, height, width = (len(taken) if i == place else size for i, size in enumerate(before))
     told = {"place": place, "start": taken.start, "step": taken.step}
     value = planning.value[first]
-    return planning.add(c.Step("slice", [value], [before], (channels, height, width), attributes=told))
+    return planning.add(c.Loop("slice", [value], [before], (channels, height, width), attributes=told))
 
 
-def _c_slice(tag: str, step: c.Step, per: str) -> str:
+def _c_slice(tag: str, loop: c.Loop, per: str) -> str:
     """Part of an axis, in steps."""
-    a, (_, rows, columns) = step.attributes, step.shapes[0]
+    a, (_, rows, columns) = loop.attributes, loop.shapes[0]
     k, r, q = (
         f"({name} * {a['step']} + {a['start']})" if place == a["place"] else name for place, name in enumerate("crq")
     )
-    channels, height, width = step.shape
+    channels, height, width = loop.shape
     return f"""
         for (size_t c = 0; c < {channels}; c++)
         for (size_t r = 0; r < {height}; r++)
@@ -287,10 +287,10 @@ def _c_place_concat(planning: c.Planning, node: Node, index: int) -> int:
     return c.placed(planning, node, index)
 
 
-def _c_concat(tag: str, step: c.Step, per: str) -> str:
+def _c_concat(tag: str, loop: c.Loop, per: str) -> str:
     lines, start = [], 0
-    for number, shape in enumerate(step.shapes):
-        name = f"x{number if len(step.shapes) > 1 else ''}"
+    for number, shape in enumerate(loop.shapes):
+        name = f"x{number if len(loop.shapes) > 1 else ''}"
         lines.append(f"for (size_t i = 0; i < {count(shape)}{per}; i++)\ny[{start}{per} + i] = {name}[i];")
         start += count(shape)
     return "\n".join(lines)
@@ -299,20 +299,20 @@ def _c_concat(tag: str, step: c.Step, per: str) -> str:
 def _c_place_constant(planning: c.Planning, node: Node, index: int) -> int:
     shape = c.spatial(planning.shapes[index])
     weights = c.Weights(dense(planning.network.tensors[node.parameters["value"]]), np.ones(1), np.zeros(1))
-    return planning.add(c.Step("constant", [planning.value[node.inputs[0]]], [shape], shape, weights))
+    return planning.add(c.Loop("constant", [planning.value[node.inputs[0]]], [shape], shape, weights))
 
 
-def _c_constant(tag: str, step: c.Step, per: str) -> str:
+def _c_constant(tag: str, loop: c.Loop, per: str) -> str:
     return f"""
         (void)x;
-        for (size_t i = 0; i < {count(step.shape)}; i++)
+        for (size_t i = 0; i < {count(loop.shape)}; i++)
         {c.each(per)}
         y[i{per} + l] = {tag}_values[i];"""
 
 
-def _c_values(tag: str, step: c.Step) -> str:
-    assert step.weights is not None
-    return floats(f"{tag}_values", step.weights.codes.reshape(-1))
+def _c_values(tag: str, loop: c.Loop) -> str:
+    assert loop.weights is not None
+    return floats(f"{tag}_values", loop.weights.codes.reshape(-1))
 
 
 SHAPED = ("flatten", "view", "view_as", "reshape", "reshape_as", "unflatten", "unsqueeze", "squeeze", "_unsafe_view")
@@ -321,11 +321,11 @@ RULES = {
     "reshape": Rule(
         lambda x, p, a: x.reshape(x.shape[0], *a["shape"]),  # len(x) would fix the batch in torch.export
         dict.fromkeys(SHAPED, _read_reshape),
-        onnx=_place_reshape, c=c.Stepped(None, _c_reshape),
+        onnx=_place_reshape, c=c.LoopRule(None, _c_reshape),
     ),
     "regroup": Rule(lambda x, p, a: x.reshape(-1, *a["shape"]), onnx=_place_regroup),
     "pad": Rule(
-        lambda x, p, a: F.pad(x, a["sizes"], a["mode"]), {"pad": _read_pad}, onnx=_place_pad, c=c.Stepped(None, _c_pad)
+        lambda x, p, a: F.pad(x, a["sizes"], a["mode"]), {"pad": _read_pad}, onnx=_place_pad, c=c.LoopRule(None, _c_pad)
     ),
     "permute": Rule(
         lambda x, p, a: x.permute(0, *a["axes"]), {"permute": _read_permute, "transpose": _read_transpose},
@@ -333,12 +333,12 @@ RULES = {
     ),
     "select": Rule(
         lambda x, p, a: x.select(a["axis"], a["index"]), {"select": _read_select}, {"unbind": _read_part_of_unbound},
-        _place_select, c.Stepped(None, _c_place_part),
+        _place_select, c.LoopRule(None, _c_place_part),
     ),
     "slice": Rule(
         _slice, {"slice": _read_slice, "narrow": _read_narrow},
         dict.fromkeys(("chunk", "split", "split_with_sizes"), _read_part_of_split),
-        _place_slice, c.Stepped(_c_slice, _c_place_part),
+        _place_slice, c.LoopRule(_c_slice, _c_place_part),
     ),
     "expand": Rule(
         _expand, {"expand": _read_expand, "expand_as": _read_expand},
@@ -347,7 +347,7 @@ RULES = {
     "flip": Rule(lambda x, p, a: x.flip(a["axes"]), {"flip": _read_flip}, onnx=_place_flip),
     "roll": Rule(lambda x, p, a: x.roll(a["shifts"], a["axes"]), {"roll": _read_roll}, onnx=_place_roll),
     "concat": Rule(
-        _concat, {"cat": _read_concat}, onnx=onnx.over_axis("Concat"), c=c.Stepped(_c_concat, _c_place_concat)
+        _concat, {"cat": _read_concat}, onnx=onnx.over_axis("Concat"), c=c.LoopRule(_c_concat, _c_place_concat)
     ),
-    "constant": Rule(_constant, onnx=_place_constant, c=c.Stepped(_c_constant, _c_place_constant, _c_values)),
+    "constant": Rule(_constant, onnx=_place_constant, c=c.LoopRule(_c_constant, _c_place_constant, _c_values)),
 }  # fmt: skip

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pyro_compress.graph.calls import Call, Parsed
 from pyro_compress.graph.faces import c
 from pyro_compress.graph.faces.c_text import floats, number
-from pyro_compress.graph.faces.onnx import Builder, Step
+from pyro_compress.graph.faces.onnx import Builder, Placement
 from pyro_compress.graph.rules.row import Rule
 from pyro_compress.pcn.file import dense
 from pyro_compress.types import Node, count
@@ -64,61 +64,71 @@ def _read_prelu(call: Call) -> Parsed:
     return "prelu", [call["self"]], {"weight": call["weight"]}, {}
 
 
-def _place_batch_norm(builder: Builder, step: Step) -> None:
-    channels = dense(builder.network.tensors[step.parameters["running_mean"]]).shape
+def _place_batch_norm(builder: Builder, placement: Placement) -> None:
+    channels = dense(builder.network.tensors[placement.parameters["running_mean"]]).shape
     absent = {"weight": np.ones(channels, np.float32), "bias": np.zeros(channels, np.float32)}
     tensors = [
-        builder.tensor(step.parameters[role]) if role in step.parameters
-        else builder.constant(absent[role], f"{step.output}.{role}")
+        builder.tensor(placement.parameters[role]) if role in placement.parameters
+        else builder.constant(absent[role], f"{placement.output}.{role}")
         for role in ("weight", "bias", "running_mean", "running_var")
     ]  # fmt: skip
-    builder.node("BatchNormalization", [*step.inputs, *tensors], step.output, epsilon=float(step.attributes["eps"]))
+    builder.node(
+        "BatchNormalization",
+        [*placement.inputs, *tensors],
+        placement.output,
+        epsilon=float(placement.attributes["eps"]),
+    )
 
 
-def _place_layer_norm(builder: Builder, step: Step) -> None:
-    size = step.shapes[0][-1:]
+def _place_layer_norm(builder: Builder, placement: Placement) -> None:
+    size = placement.shapes[0][-1:]
     scale = (
-        builder.tensor(step.parameters["weight"]) if "weight" in step.parameters
-        else builder.constant(np.ones(size, np.float32), f"{step.output}.weight")
+        builder.tensor(placement.parameters["weight"]) if "weight" in placement.parameters
+        else builder.constant(np.ones(size, np.float32), f"{placement.output}.weight")
     )  # fmt: skip
-    bias = [builder.tensor(step.parameters["bias"])] if "bias" in step.parameters else []
-    builder.node("LayerNormalization", [*step.inputs, scale, *bias], step.output, epsilon=float(step.attributes["eps"]))
+    bias = [builder.tensor(placement.parameters["bias"])] if "bias" in placement.parameters else []
+    builder.node(
+        "LayerNormalization",
+        [*placement.inputs, scale, *bias],
+        placement.output,
+        epsilon=float(placement.attributes["eps"]),
+    )
 
 
-def _place_group_norm(builder: Builder, step: Step) -> None:
+def _place_group_norm(builder: Builder, placement: Placement) -> None:
     """Instance norm of groups; ONNX's own group norm has changed what its scale means from opset to opset."""
-    out, groups, shape = step.output, step.attributes["groups"], step.shapes[0]
+    out, groups, shape = placement.output, placement.attributes["groups"], placement.shapes[0]
     rows = builder.constant(np.array([0, groups, -1], np.int64), f"{out}.rows")
     back = builder.constant(np.array([0, *shape], np.int64), f"{out}.shape")
     ones = builder.constant(np.ones(groups, np.float32), f"{out}.ones")
     zeros = builder.constant(np.zeros(groups, np.float32), f"{out}.zeros")
-    found = builder.node("Reshape", [*step.inputs, rows], f"{out}.grouped")
+    found = builder.node("Reshape", [*placement.inputs, rows], f"{out}.grouped")
     found = builder.node(
-        "InstanceNormalization", [found, ones, zeros], f"{out}.normalized", epsilon=float(step.attributes["eps"])
+        "InstanceNormalization", [found, ones, zeros], f"{out}.normalized", epsilon=float(placement.attributes["eps"])
     )
-    left = [(role, op) for role, op in (("weight", "Mul"), ("bias", "Add")) if role in step.parameters]
+    left = [(role, op) for role, op in (("weight", "Mul"), ("bias", "Add")) if role in placement.parameters]
     found = builder.node("Reshape", [found, back], f"{out}.whole" if left else out)
     for place, (role, op) in enumerate(left, 1):
-        values = builder.by_channel(step, role)
+        values = builder.by_channel(placement, role)
         found = builder.node(op, [found, values], out if place == len(left) else f"{out}.{op}")
 
 
-def _place_prelu(builder: Builder, step: Step) -> None:
-    builder.node("PRelu", [*step.inputs, builder.by_channel(step, "weight")], step.output)
+def _place_prelu(builder: Builder, placement: Placement) -> None:
+    builder.node("PRelu", [*placement.inputs, builder.by_channel(placement, "weight")], placement.output)
 
 
 def _c_place(planning: c.Planning, node: Node, index: int) -> int:
-    """A step with a number per channel, or two."""
+    """A loop with a number per channel, or two."""
     p = {role: dense(planning.network.tensors[name]) for role, name in node.parameters.items()}
     shape = c.spatial(planning.shapes[index])
     scale = np.broadcast_to(p.get("weight", np.ones(1)), shape[:1])
     weights = c.Weights(np.zeros(0), scale, p.get("bias", np.zeros(shape[0])))
     first = planning.value[node.inputs[0]]
-    return planning.add(c.Step(node.op, [first], [shape], shape, weights, dict(node.attributes)))
+    return planning.add(c.Loop(node.op, [first], [shape], shape, weights, dict(node.attributes)))
 
 
-def _c_prelu(tag: str, step: c.Step, per: str) -> str:
-    channels, pixels = step.shape[0], count(step.shape[1:])
+def _c_prelu(tag: str, loop: c.Loop, per: str) -> str:
+    channels, pixels = loop.shape[0], count(loop.shape[1:])
     return f"""
         for (size_t o = 0; o < {channels}; o++)
         for (size_t i = 0; i < {pixels}{per}; i++) {{
@@ -127,9 +137,9 @@ def _c_prelu(tag: str, step: c.Step, per: str) -> str:
         }}"""
 
 
-def _c_group_norm(tag: str, step: c.Step, per: str) -> str:
-    groups, pixels = step.attributes["groups"], count(step.shape[1:])
-    size = count(step.shape) // groups
+def _c_group_norm(tag: str, loop: c.Loop, per: str) -> str:
+    groups, pixels = loop.attributes["groups"], count(loop.shape[1:])
+    size = count(loop.shape) // groups
     return f"""
         for (size_t g = 0; g < {groups}; g++)
         {c.each(per)} {{
@@ -141,21 +151,21 @@ def _c_group_norm(tag: str, step: c.Step, per: str) -> str:
         const float v = x[(g * {size} + i){per} + l] - mean;
         spread += v * v;
         }}
-        spread = 1 / sqrtf(spread / {size} + {number(step.attributes["eps"])});
+        spread = 1 / sqrtf(spread / {size} + {number(loop.attributes["eps"])});
         for (size_t i = g * {size}; i < (g + 1) * {size}; i++)
         y[i{per} + l] = (x[i{per} + l] - mean) * spread * {tag}_scale[i / {pixels}] + {tag}_bias[i / {pixels}];
         }}"""
 
 
-def _c_scale(tag: str, step: c.Step) -> str:
-    assert step.weights is not None
-    return floats(f"{tag}_scale", step.weights.scale)
+def _c_scale(tag: str, loop: c.Loop) -> str:
+    assert loop.weights is not None
+    return floats(f"{tag}_scale", loop.weights.scale)
 
 
-def c_scale_and_bias(tag: str, step: c.Step) -> str:
-    """The tables of a step with two numbers per channel."""
-    assert step.weights is not None
-    return floats(f"{tag}_scale", np.atleast_1d(step.weights.scale)) + floats(f"{tag}_bias", step.weights.bias)
+def c_scale_and_bias(tag: str, loop: c.Loop) -> str:
+    """The tables of a loop with two numbers per channel."""
+    assert loop.weights is not None
+    return floats(f"{tag}_scale", np.atleast_1d(loop.weights.scale)) + floats(f"{tag}_bias", loop.weights.bias)
 
 
 RULES = {
@@ -176,12 +186,12 @@ RULES = {
         lambda x, p, a: F.group_norm(x, a["groups"], p.get("weight"), p.get("bias"), a["eps"]),
         {"group_norm": _read_group_norm, "instance_norm": _read_instance_norm},
         onnx=_place_group_norm,
-        c=c.Stepped(_c_group_norm, _c_place, c_scale_and_bias),
+        c=c.LoopRule(_c_group_norm, _c_place, c_scale_and_bias),
     ),
     "prelu": Rule(
         lambda x, p, a: F.prelu(x, p["weight"]),
         {"prelu": _read_prelu},
         onnx=_place_prelu,
-        c=c.Stepped(_c_prelu, _c_place, _c_scale),
+        c=c.LoopRule(_c_prelu, _c_place, _c_scale),
     ),
 }

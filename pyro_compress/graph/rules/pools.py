@@ -100,16 +100,16 @@ def _max_of_slices(x: Tensor, kernel: list[int], stride: list[int]) -> Tensor:
 
 
 def _place(op: str, **more: int) -> onnx.Place:
-    def place(builder: onnx.Builder, step: onnx.Step) -> None:
-        kernel, strides = step.attributes["kernel"], step.attributes["stride"]
-        before = step.attributes.get("padding", [0] * len(kernel))
-        pads = [*before, *step.attributes.get("after", before)]
-        builder.node(op, step.inputs, step.output, kernel_shape=kernel, strides=strides, pads=pads, **more)
+    def place(builder: onnx.Builder, placement: onnx.Placement) -> None:
+        kernel, strides = placement.attributes["kernel"], placement.attributes["stride"]
+        before = placement.attributes.get("padding", [0] * len(kernel))
+        pads = [*before, *placement.attributes.get("after", before)]
+        builder.node(op, placement.inputs, placement.output, kernel_shape=kernel, strides=strides, pads=pads, **more)
 
     return place
 
 
-def _c_face(start: str, more: str, end: str, fill: float) -> c.Stepped:
+def _c_face(start: str, more: str, end: str, fill: float) -> c.LoopRule:
     """Pooling, behind a border where it has one."""
 
     def place(planning: c.Planning, node: Node, index: int) -> int:
@@ -121,11 +121,11 @@ def _c_face(start: str, more: str, end: str, fill: float) -> c.Stepped:
         value = planning.padded(first, sources, fill)
         shape = (channels, len(sources[0]), len(sources[1]))
         made = c.spatial(planning.shapes[index])
-        return planning.add(c.Step(node.op, [value], [shape], made, attributes=dict(a)))
+        return planning.add(c.Loop(node.op, [value], [shape], made, attributes=dict(a)))
 
-    def body(tag: str, step: c.Step, per: str) -> str:
-        kernel, stride = ([1] * (2 - len(step.attributes[k])) + step.attributes[k] for k in ("kernel", "stride"))
-        (channels, height, width), (_, rows, columns) = step.shape, step.shapes[0]
+    def body(tag: str, loop: c.Loop, per: str) -> str:
+        kernel, stride = ([1] * (2 - len(loop.attributes[k])) + loop.attributes[k] for k in ("kernel", "stride"))
+        (channels, height, width), (_, rows, columns) = loop.shape, loop.shapes[0]
         return f"""
             for (size_t c = 0; c < {channels}; c++)
             for (size_t r = 0; r < {height}; r++)
@@ -141,7 +141,7 @@ def _c_face(start: str, more: str, end: str, fill: float) -> c.Stepped:
             y[((c * {height} + r) * {width} + q){per} + l] = {end.format(kernel[0] * kernel[1])};
             }}"""
 
-    return c.Stepped(body, place)
+    return c.LoopRule(body, place)
 
 
 RULES = {

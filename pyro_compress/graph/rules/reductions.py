@@ -46,12 +46,12 @@ def _read_variance(call: Call) -> Parsed:
     return op, inputs, tensors, attributes | {"correction": int(correction)}
 
 
-def _place_variance(builder: onnx.Builder, step: onnx.Step) -> None:
-    out, a = step.output, step.attributes
+def _place_variance(builder: onnx.Builder, placement: onnx.Placement) -> None:
+    out, a = placement.output, placement.attributes
     axes = builder.constant(np.array(a["axes"], np.int64), f"{out}.axes")
-    mean = builder.node("ReduceMean", [*step.inputs, axes], f"{out}.mean", keepdims=1)
-    spread = builder.node("Sub", [*step.inputs, mean], f"{out}.spread")
-    number = math.prod(step.shapes[0][axis - 1] for axis in a["axes"]) - a["correction"]
+    mean = builder.node("ReduceMean", [*placement.inputs, axes], f"{out}.mean", keepdims=1)
+    spread = builder.node("Sub", [*placement.inputs, mean], f"{out}.spread")
+    number = math.prod(placement.shapes[0][axis - 1] for axis in a["axes"]) - a["correction"]
     total = builder.node("ReduceSumSquare", [spread, axes], f"{out}.sum", keepdims=int(a.get("keepdim", False)))
     builder.node("Div", [total, builder.constant(np.array(number, np.float32), f"{out}.number")], out)
 
@@ -61,24 +61,26 @@ def _read_over_axis(op: str) -> Reader:
 
 
 def _place(op: str) -> onnx.Place:
-    def place(builder: onnx.Builder, step: onnx.Step) -> None:
-        axes = builder.constant(np.array(step.attributes["axes"], np.int64), f"{step.output}.axes")
-        builder.node(op, [*step.inputs, axes], step.output, keepdims=int(step.attributes.get("keepdim", False)))
+    def place(builder: onnx.Builder, placement: onnx.Placement) -> None:
+        axes = builder.constant(np.array(placement.attributes["axes"], np.int64), f"{placement.output}.axes")
+        builder.node(
+            op, [*placement.inputs, axes], placement.output, keepdims=int(placement.attributes.get("keepdim", False))
+        )
 
     return place
 
 
-def _c_reduced(start: str, more: str, end: str) -> c.Stepped:
+def _c_reduced(start: str, more: str, end: str) -> c.LoopRule:
     def place(planning: c.Planning, node: Node, index: int) -> int:
         rank = len(planning.shapes[node.inputs[0]])
         if node.attributes["axes"] != list(range(2, 1 + rank)):
             raise ValueError(f"a {node.op} over other axes than all of an image's (or a series') is not supported in C")
         return c.placed(planning, node, index)
 
-    def body(tag: str, step: c.Step, per: str) -> str:
-        pixels = count(step.shapes[0][1:])
+    def body(tag: str, loop: c.Loop, per: str) -> str:
+        pixels = count(loop.shapes[0][1:])
         return f"""
-            for (size_t c = 0; c < {step.shape[0]}; c++)
+            for (size_t c = 0; c < {loop.shape[0]}; c++)
             {c.each(per)} {{
             const float *p = x + c * {pixels}{per} + l;
             float found = {start};
@@ -89,28 +91,28 @@ def _c_reduced(start: str, more: str, end: str) -> c.Stepped:
             y[c{per} + l] = {end.format(pixels)};
             }}"""
 
-    return c.Stepped(body, place)
+    return c.LoopRule(body, place)
 
 
-def _c_softmax(last: str) -> c.Stepped:
+def _c_softmax(last: str) -> c.LoopRule:
     def place(planning: c.Planning, node: Node, index: int) -> int:
         if len(planning.shapes[node.inputs[0]]) != 1:
             raise ValueError(f"a {node.op} of anything but a vector is not supported in C")
         return c.placed(planning, node, index)
 
-    def body(tag: str, step: c.Step, per: str) -> str:
+    def body(tag: str, loop: c.Loop, per: str) -> str:
         return f"""
             {c.each(per)} {{
             float most = x[l], sum = 0;
-            for (size_t i = 0; i < {step.shape[0]}; i++)
+            for (size_t i = 0; i < {loop.shape[0]}; i++)
             most = most > x[i{per} + l] ? most : x[i{per} + l];
-            for (size_t i = 0; i < {step.shape[0]}; i++)
+            for (size_t i = 0; i < {loop.shape[0]}; i++)
             sum += expf(x[i{per} + l] - most);
-            for (size_t i = 0; i < {step.shape[0]}; i++)
+            for (size_t i = 0; i < {loop.shape[0]}; i++)
             y[i{per} + l] = {last.format(per)};
             }}"""
 
-    return c.Stepped(body, place)
+    return c.LoopRule(body, place)
 
 
 RULES = {

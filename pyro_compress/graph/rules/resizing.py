@@ -50,21 +50,22 @@ def _resize(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
     return F.interpolate(x, tuple(a["sizes"]), mode=LINEAR[len(a["sizes"])], align_corners=a["corners"])
 
 
-def _place_upsample(builder: onnx.Builder, step: onnx.Step) -> None:
-    factors = [1.0, 1.0, *map(float, step.attributes["factors"])]
-    scales = builder.constant(np.array(factors, np.float32), f"{step.output}.scales")
+def _place_upsample(builder: onnx.Builder, placement: onnx.Placement) -> None:
+    factors = [1.0, 1.0, *map(float, placement.attributes["factors"])]
+    scales = builder.constant(np.array(factors, np.float32), f"{placement.output}.scales")
     builder.node(
-        "Resize", [*step.inputs, "", scales], step.output, mode="nearest", nearest_mode="floor",
+        "Resize", [*placement.inputs, "", scales], placement.output, mode="nearest", nearest_mode="floor",
         coordinate_transformation_mode="asymmetric",
     )  # fmt: skip
 
 
-def _place_resize(builder: onnx.Builder, step: onnx.Step) -> None:
-    sizes = step.attributes["sizes"]
-    wanted = builder.constant(np.array(sizes, np.int64), f"{step.output}.sizes")
+def _place_resize(builder: onnx.Builder, placement: onnx.Placement) -> None:
+    sizes = placement.attributes["sizes"]
+    wanted = builder.constant(np.array(sizes, np.int64), f"{placement.output}.sizes")
     builder.node(
-        "Resize", [*step.inputs, "", "", wanted], step.output, mode="linear", axes=list(range(2, 2 + len(sizes))),
-        coordinate_transformation_mode="align_corners" if step.attributes["corners"] else "half_pixel",
+        "Resize", [*placement.inputs, "", "", wanted], placement.output, mode="linear",
+        axes=list(range(2, 2 + len(sizes))),
+        coordinate_transformation_mode="align_corners" if placement.attributes["corners"] else "half_pixel",
     )  # fmt: skip
 
 
@@ -74,10 +75,10 @@ def _c_place(planning: c.Planning, node: Node, index: int) -> int:
     return c.placed(planning, node, index)
 
 
-def _c_upsample(tag: str, step: c.Step, per: str) -> str:
-    channels, height, width = step.shape
-    _, rows, columns = step.shapes[0]
-    down, aside = [1] * (2 - len(step.attributes["factors"])) + step.attributes["factors"]
+def _c_upsample(tag: str, loop: c.Loop, per: str) -> str:
+    channels, height, width = loop.shape
+    _, rows, columns = loop.shapes[0]
+    down, aside = [1] * (2 - len(loop.attributes["factors"])) + loop.attributes["factors"]
     source = f"((c * {rows} + r / {down}) * {columns} + q / {aside})"
     return f"""
         for (size_t c = 0; c < {channels}; c++)
@@ -92,7 +93,7 @@ RULES = {
         _upsample,
         {f"upsample_nearest{rank}d": _read_nearest for rank in (1, 2, 3)},
         onnx=_place_upsample,
-        c=c.Stepped(_c_upsample, _c_place),
+        c=c.LoopRule(_c_upsample, _c_place),
     ),
     "resize": Rule(
         _resize,

@@ -31,7 +31,7 @@ class Rule:
         reads: what `torch.export` calls it -> reader.
         parts: the same, for what gives several values.
         onnx: its nodes; None: it cannot be exported to ONNX.
-        c: its step; None: it cannot be exported to C.
+        c: its loop nest; None: it cannot be exported to C.
     """
 
     run: Callable[..., Tensor]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_compress.graph.calls import Call, Parsed
-from pyro_compress.graph.faces.onnx import Builder, Step
+from pyro_compress.graph.faces.onnx import Builder, Placement
 from pyro_compress.graph.operations.sequences import GATES
 from pyro_compress.graph.rules.row import Rule
 from pyro_compress.pcn.file import dense
@@ -51,39 +51,41 @@ def _gru(x: Tensor, start: Tensor, p: list[Tensor]) -> Tensor:
     return torch.gru(x, start, p, len(p) > 2, 1, 0.0, False, False, True)[0]
 
 
-def _place_embedding(builder: Builder, step: Step) -> None:
-    builder.node("Gather", [builder.tensor(step.parameters["weight"]), *step.inputs], step.output, axis=0)
+def _place_embedding(builder: Builder, placement: Placement) -> None:
+    builder.node(
+        "Gather", [builder.tensor(placement.parameters["weight"]), *placement.inputs], placement.output, axis=0
+    )
 
 
-def _place_as(kind: str) -> Callable[[Builder, Step], None]:
+def _place_as(kind: str) -> Callable[[Builder, Placement], None]:
     """Values in another type."""
 
-    def place(builder: Builder, step: Step) -> None:
+    def place(builder: Builder, placement: Placement) -> None:
         from onnx import TensorProto
 
-        builder.node("Cast", step.inputs, step.output, to=getattr(TensorProto, kind))
+        builder.node("Cast", placement.inputs, placement.output, to=getattr(TensorProto, kind))
 
     return place
 
 
-def _place_recurrent(op: str) -> Callable[[Builder, Step], None]:
+def _place_recurrent(op: str) -> Callable[[Builder, Placement], None]:
     """ONNX has time in front of the batch, gates in another order, and both biases in one tensor."""
 
-    def place(builder: Builder, step: Step) -> None:
+    def place(builder: Builder, placement: Placement) -> None:
         def ordered(role: str) -> np.ndarray:
-            if role not in step.parameters:
-                return np.zeros(len(dense(builder.network.tensors[step.parameters["weight_hh"]])), np.float32)
-            blocks = np.split(dense(builder.network.tensors[step.parameters[role]]), GATES[op])
+            if role not in placement.parameters:
+                return np.zeros(len(dense(builder.network.tensors[placement.parameters["weight_hh"]])), np.float32)
+            blocks = np.split(dense(builder.network.tensors[placement.parameters[role]]), GATES[op])
             return np.concatenate([blocks[place] for place in ORDERS[op]])
 
-        out = step.output
+        out = placement.output
         weights = [builder.constant(ordered(role)[None], f"{out}.{role}") for role in ("weight_ih", "weight_hh")]
         biases = np.concatenate([ordered("bias_ih"), ordered("bias_hh")])[None]
-        turned = builder.node("Transpose", step.inputs, f"{out}.turned", perm=[1, 0, 2])
-        direction = "reverse" if step.attributes.get("reverse") else "forward"
+        turned = builder.node("Transpose", placement.inputs, f"{out}.turned", perm=[1, 0, 2])
+        direction = "reverse" if placement.attributes.get("reverse") else "forward"
         more = {"linear_before_reset": 1} if op == "gru" else {}
         inputs = [turned, *weights, builder.constant(biases, f"{out}.bias")]
-        units = weights and dense(builder.network.tensors[step.parameters["weight_hh"]]).shape[1]
+        units = weights and dense(builder.network.tensors[placement.parameters["weight_hh"]]).shape[1]
         ran = builder.node(op.upper(), inputs, f"{out}.ran", hidden_size=units, direction=direction, **more)
         axis = builder.constant(np.array([1], np.int64), f"{out}.axis")
         builder.node("Transpose", [builder.node("Squeeze", [ran, axis], f"{out}.squeezed")], out, perm=[1, 0, 2])

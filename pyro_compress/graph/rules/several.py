@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_compress.graph.calls import Call, Parsed
 from pyro_compress.graph.faces import c
 from pyro_compress.graph.faces.c_text import number
-from pyro_compress.graph.faces.onnx import Builder, Step, plain
+from pyro_compress.graph.faces.onnx import Builder, Placement, plain
 from pyro_compress.graph.rules.layers import product, turned_weight
 from pyro_compress.graph.rules.row import Reader, Rule, is_number
 from pyro_compress.graph.rules.single import scaled
@@ -81,33 +81,33 @@ def _mixture(logits: tuple[Tensor, ...]) -> Tensor:
     return log_probs.logsumexp(0) - math.log(len(logits))
 
 
-def _place_mixture(builder: Builder, step: Step) -> None:
-    axis = builder.constant(np.array([0], np.int64), f"{step.output}.axis")
+def _place_mixture(builder: Builder, placement: Placement) -> None:
+    axis = builder.constant(np.array([0], np.int64), f"{placement.output}.axis")
     members = [
         builder.node(
             "Unsqueeze",
-            [builder.node("LogSoftmax", [name], f"{step.output}.{place}", axis=1), axis],
-            f"{step.output}.{place}.stacked",
+            [builder.node("LogSoftmax", [name], f"{placement.output}.{place}", axis=1), axis],
+            f"{placement.output}.{place}.stacked",
         )
-        for place, name in enumerate(step.inputs)
+        for place, name in enumerate(placement.inputs)
     ]
-    stacked = builder.node("Concat", members, f"{step.output}.members", axis=0)
-    total = builder.node("ReduceLogSumExp", [stacked, axis], f"{step.output}.sum", keepdims=0)
-    log_number = builder.constant(np.array(np.log(len(members)), np.float32), f"{step.output}.number")
-    builder.node("Sub", [total, log_number], step.output)
+    stacked = builder.node("Concat", members, f"{placement.output}.members", axis=0)
+    total = builder.node("ReduceLogSumExp", [stacked, axis], f"{placement.output}.sum", keepdims=0)
+    log_number = builder.constant(np.array(np.log(len(members)), np.float32), f"{placement.output}.number")
+    builder.node("Sub", [total, log_number], placement.output)
 
 
-def _place_attention(builder: Builder, step: Step) -> None:
+def _place_attention(builder: Builder, placement: Placement) -> None:
     """softmax(q kᵀ · scale + mask) v, spelled out: ONNX has had the operation since opset 23 only."""
-    q, k, v = step.inputs
-    out, (*_, length, size), keys = step.output, step.shapes[0], step.shapes[1][-2]
-    scale = step.attributes["scale"] if step.attributes["scale"] is not None else size**-0.5
-    axes = [*range(len(step.shapes[1]) - 1), len(step.shapes[1]), len(step.shapes[1]) - 1]
+    q, k, v = placement.inputs
+    out, (*_, length, size), keys = placement.output, placement.shapes[0], placement.shapes[1][-2]
+    scale = placement.attributes["scale"] if placement.attributes["scale"] is not None else size**-0.5
+    axes = [*range(len(placement.shapes[1]) - 1), len(placement.shapes[1]), len(placement.shapes[1]) - 1]
     turned = builder.node("Transpose", [k], f"{out}.keys", perm=axes)
     scores = builder.node("MatMul", [q, turned], f"{out}.scores")
     factor = builder.constant(np.array(scale, np.float32), f"{out}.scale")
     scores = builder.node("Mul", [scores, factor], f"{out}.scaled")
-    if step.attributes["causal"]:
+    if placement.attributes["causal"]:
         mask = np.where(np.tri(length, keys, dtype=bool), 0, np.finfo(np.float32).min).astype(np.float32)
         scores = builder.node("Add", [scores, builder.constant(mask, f"{out}.mask")], f"{out}.masked")
     weights = builder.node("Softmax", [scores], f"{out}.weights", axis=-1)
@@ -129,15 +129,15 @@ def smaller(one: str, other: str) -> str:
     return f"{one} < {other} ? {one} : {other}"
 
 
-def _c_two(become: Callable[[str, str], str]) -> c.Stepped:
+def _c_two(become: Callable[[str, str], str]) -> c.LoopRule:
     """Two values, of which one may be repeated along a dimension where it has size 1."""
 
-    def body(tag: str, step: c.Step, per: str) -> str:
-        if step.shapes[0] == step.shapes[1]:
-            return f"for (size_t i = 0; i < {count(step.shape)}{per}; i++)\ny[i] = {become('x0[i]', 'x1[i]')};"
-        channels, height, width = step.shape
+    def body(tag: str, loop: c.Loop, per: str) -> str:
+        if loop.shapes[0] == loop.shapes[1]:
+            return f"for (size_t i = 0; i < {count(loop.shape)}{per}; i++)\ny[i] = {become('x0[i]', 'x1[i]')};"
+        channels, height, width = loop.shape
         places = []
-        for k, h, w in step.shapes:
+        for k, h, w in loop.shapes:
             steps = (h * w if k > 1 else 0, w if h > 1 else 0, 1 if w > 1 else 0)
             places.append(f"(c * {steps[0]} + r * {steps[1]} + q * {steps[2]}){per} + l")
         found = become(*(f"x{index}[{place}]" for index, place in enumerate(places)))
@@ -148,12 +148,12 @@ def _c_two(become: Callable[[str, str], str]) -> c.Stepped:
             {c.each(per)}
             y[((c * {height} + r) * {width} + q){per} + l] = {found};"""
 
-    return c.Stepped(body)
+    return c.LoopRule(body)
 
 
-def _c_mixture(tag: str, step: c.Step, per: str) -> str:
+def _c_mixture(tag: str, loop: c.Loop, per: str) -> str:
     """Log of the mean of the members' class probabilities."""
-    members, classes = len(step.shapes), step.shape[0]
+    members, classes = len(loop.shapes), loop.shape[0]
     names = ", ".join(f"x{i}" for i in range(members))
     return f"""
         const float *const members[{members}] = {{{names}}};
@@ -191,7 +191,7 @@ RULES = {
     "minimum": Rule(
         lambda x, y, p, a: torch.minimum(x, y), {"minimum": _two("minimum")}, onnx=plain("Min"), c=_c_two(smaller)
     ),
-    "mixture": Rule(lambda *given: _mixture(given[:-2]), onnx=_place_mixture, c=c.Stepped(_c_mixture)),
+    "mixture": Rule(lambda *given: _mixture(given[:-2]), onnx=_place_mixture, c=c.LoopRule(_c_mixture)),
     "matmul": Rule(lambda x, y, p, a: x @ y, {"matmul": _read_matmul, "bmm": _read_matmul}, onnx=plain("MatMul")),
     "attention": Rule(
         lambda q, k, v, p, a: F.scaled_dot_product_attention(q, k, v, is_causal=a["causal"], scale=a["scale"]),

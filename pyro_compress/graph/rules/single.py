@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_compress.graph.calls import Call, Parsed
 from pyro_compress.graph.faces.c import Single
 from pyro_compress.graph.faces.c_text import number
-from pyro_compress.graph.faces.onnx import Builder, Step, plain
+from pyro_compress.graph.faces.onnx import Builder, Placement, plain
 from pyro_compress.graph.operations.row import MAX_NUMBER
 from pyro_compress.graph.rules.row import Rule, elementwise, is_number
 
@@ -96,72 +96,80 @@ def _scale(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
     return x + offset if offset else x
 
 
-def _place_silu(builder: Builder, step: Step) -> None:
-    gate = builder.node("Sigmoid", step.inputs, f"{step.output}.gate")
-    builder.node("Mul", [*step.inputs, gate], step.output)
+def _place_silu(builder: Builder, placement: Placement) -> None:
+    gate = builder.node("Sigmoid", placement.inputs, f"{placement.output}.gate")
+    builder.node("Mul", [*placement.inputs, gate], placement.output)
 
 
-def _place_gelu(builder: Builder, step: Step) -> None:
-    builder.node("Gelu", step.inputs, step.output, approximate="tanh" if step.attributes["tanh"] else "none")
-
-
-def _place_leaky_relu(builder: Builder, step: Step) -> None:
-    builder.node("LeakyRelu", step.inputs, step.output, alpha=float(step.attributes["slope"]))
-
-
-def _place_elu(builder: Builder, step: Step) -> None:
+def _place_gelu(builder: Builder, placement: Placement) -> None:
     builder.node(
-        "Selu", step.inputs, step.output, alpha=float(step.attributes["alpha"]), gamma=float(step.attributes["scale"])
+        "Gelu", placement.inputs, placement.output, approximate="tanh" if placement.attributes["tanh"] else "none"
     )
 
 
-def _place_scale(builder: Builder, step: Step) -> None:
-    numbers = [(name, op) for name, op in (("factor", "Mul"), ("offset", "Add")) if name in step.attributes]
-    found = step.inputs[0]
+def _place_leaky_relu(builder: Builder, placement: Placement) -> None:
+    builder.node("LeakyRelu", placement.inputs, placement.output, alpha=float(placement.attributes["slope"]))
+
+
+def _place_elu(builder: Builder, placement: Placement) -> None:
+    builder.node(
+        "Selu",
+        placement.inputs,
+        placement.output,
+        alpha=float(placement.attributes["alpha"]),
+        gamma=float(placement.attributes["scale"]),
+    )
+
+
+def _place_scale(builder: Builder, placement: Placement) -> None:
+    numbers = [(name, op) for name, op in (("factor", "Mul"), ("offset", "Add")) if name in placement.attributes]
+    found = placement.inputs[0]
     for place, (name, op) in enumerate(numbers, 1):
-        value = builder.constant(np.array(step.attributes[name], np.float32), f"{step.output}.{name}")
-        found = builder.node(op, [found, value], step.output if place == len(numbers) else f"{step.output}.{op}")
+        value = builder.constant(np.array(placement.attributes[name], np.float32), f"{placement.output}.{name}")
+        found = builder.node(
+            op, [found, value], placement.output if place == len(numbers) else f"{placement.output}.{op}"
+        )
 
 
-def _place_rsqrt(builder: Builder, step: Step) -> None:
-    root = builder.node("Sqrt", step.inputs, f"{step.output}.root")
-    builder.node("Reciprocal", [root], step.output)
+def _place_rsqrt(builder: Builder, placement: Placement) -> None:
+    root = builder.node("Sqrt", placement.inputs, f"{placement.output}.root")
+    builder.node("Reciprocal", [root], placement.output)
 
 
-def _place_expm1(builder: Builder, step: Step) -> None:
+def _place_expm1(builder: Builder, placement: Placement) -> None:
     """exp(x) - 1 as 2 sinh(x / 2) exp(x / 2), which loses no digits near 0."""
-    half = builder.constant(np.array(0.5, np.float32), f"{step.output}.half")
-    two = builder.constant(np.array(2, np.float32), f"{step.output}.two")
-    x = builder.node("Mul", [*step.inputs, half], f"{step.output}.x")
+    half = builder.constant(np.array(0.5, np.float32), f"{placement.output}.half")
+    two = builder.constant(np.array(2, np.float32), f"{placement.output}.two")
+    x = builder.node("Mul", [*placement.inputs, half], f"{placement.output}.x")
     product = builder.node(
         "Mul",
-        [builder.node("Sinh", [x], f"{step.output}.sinh"), builder.node("Exp", [x], f"{step.output}.exp")],
-        f"{step.output}.product",
+        [builder.node("Sinh", [x], f"{placement.output}.sinh"), builder.node("Exp", [x], f"{placement.output}.exp")],
+        f"{placement.output}.product",
     )
-    builder.node("Mul", [product, two], step.output)
+    builder.node("Mul", [product, two], placement.output)
 
 
-def _place_log_sigmoid(builder: Builder, step: Step) -> None:
-    turned = builder.node("Neg", step.inputs, f"{step.output}.turned")
-    builder.node("Neg", [builder.node("Softplus", [turned], f"{step.output}.softplus")], step.output)
+def _place_log_sigmoid(builder: Builder, placement: Placement) -> None:
+    turned = builder.node("Neg", placement.inputs, f"{placement.output}.turned")
+    builder.node("Neg", [builder.node("Softplus", [turned], f"{placement.output}.softplus")], placement.output)
 
 
-def _place_log1p(builder: Builder, step: Step) -> None:
-    one = builder.constant(np.array(1, np.float32), f"{step.output}.one")
-    builder.node("Log", [builder.node("Add", [*step.inputs, one], f"{step.output}.sum")], step.output)
+def _place_log1p(builder: Builder, placement: Placement) -> None:
+    one = builder.constant(np.array(1, np.float32), f"{placement.output}.one")
+    builder.node("Log", [builder.node("Add", [*placement.inputs, one], f"{placement.output}.sum")], placement.output)
 
 
-def _place_power(builder: Builder, step: Step) -> None:
-    exponent = builder.constant(np.array(step.attributes["exponent"], np.float32), f"{step.output}.exponent")
-    builder.node("Pow", [*step.inputs, exponent], step.output)
+def _place_power(builder: Builder, placement: Placement) -> None:
+    exponent = builder.constant(np.array(placement.attributes["exponent"], np.float32), f"{placement.output}.exponent")
+    builder.node("Pow", [*placement.inputs, exponent], placement.output)
 
 
-def _place_clip(builder: Builder, step: Step) -> None:
+def _place_clip(builder: Builder, placement: Placement) -> None:
     ends = [
-        builder.constant(np.array(step.attributes[name], np.float32), f"{step.output}.{name}")
+        builder.constant(np.array(placement.attributes[name], np.float32), f"{placement.output}.{name}")
         for name in ("low", "high")
     ]
-    builder.node("Clip", [*step.inputs, *ends], step.output)
+    builder.node("Clip", [*placement.inputs, *ends], placement.output)
 
 
 def _c_elu(a: dict[str, Any]) -> str:
