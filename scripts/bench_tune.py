@@ -24,9 +24,9 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.machine import prepare
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import load_run
+from pyro_compress.runs.identity import config_hash
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
-from pyro_compress.studies.identity import config_hash
 from pyro_compress.tuning.front import hypervolume
 from pyro_compress.tuning.plan import Plan
 from pyro_compress.tuning.space import after_the_waist

@@ -47,8 +47,8 @@ def shared() -> Callable[[FitConfig], Run]:
     from filelock import FileLock
 
     from pyro_compress.runs.folder import load_run
+    from pyro_compress.runs.identity import config_hash
     from pyro_compress.runs.run import fit_run
-    from pyro_compress.studies.identity import config_hash
 
     def run(config: FitConfig) -> Run:
         path = Path(os.environ[COMMON]) / config_hash(config)

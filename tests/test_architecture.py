@@ -139,8 +139,8 @@ FLOORS = [
     {"compression/pipeline"},
     {"runs/config", "runs/budget"},
     {"runs/folder", "runs/command_budget"},
-    {"runs/run", "runs/saved", "studies/tables", "studies/identity"},
-    {"runs/rehearsal"},
+    {"runs/run", "runs/saved", "studies/tables", "runs/identity"},
+    {"runs/rehearsal", "runs/store"},
     {
         "runs/evaluation",
         "runs/post_training",

@@ -21,12 +21,12 @@ from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import Ensemble, has_spread, masked
-from pyro_compress.runs import evaluation
+from pyro_compress.runs import evaluation, store
+from pyro_compress.runs import identity as named
 from pyro_compress.runs.config import config_toml
 from pyro_compress.runs.folder import load_run, unfinished
+from pyro_compress.runs.identity import config_hash, differing, earlier_hash, identity
 from pyro_compress.studies import compare, results
-from pyro_compress.studies import identity as named
-from pyro_compress.studies.identity import config_hash, differing, earlier_hash, identity, run_folder
 from pyro_compress.studies.plan import of_studies, plan, read_study
 from pyro_compress.studies.tables import COLUMNS, Row, read_csv
 from pyro_compress.types import Splits
@@ -141,9 +141,9 @@ def test_whole_study_then_resumed(study: Path, tmp_path: Path, monkeypatch: pyte
     assert all(run["config"]["seed"] == 0 and run["versions"]["torch"] for run in document["runs"].values())
 
     fitted = []
-    real = compare.fit_run
+    real = store.fit_run
     monkeypatch.setattr(
-        compare, "fit_run", lambda config, *rest, **more: (fitted.append(config.seed), real(config, *rest, **more))
+        store, "fit_run", lambda config, *rest, **more: (fitted.append(config.seed), real(config, *rest, **more))
     )
     victim = told[rows[0]["config_hash"]]
     (out / "rows" / f"{victim}.json").unlink()  # as after an interruption between fit and evaluation
@@ -185,7 +185,7 @@ def test_what_validation_chooses_by(study: Path, tmp_path: Path, monkeypatch: py
     )[0]
     ends = {1e-3: (0.90, 0.3), 1e-2: (0.95, 0.5), 3e-2: (0.95, 0.4)}
     fitted = {config_hash(c): c.lr for c in plan(read_study(study), device="cpu", threads=1)[0].configs}
-    monkeypatch.setattr(compare, "fit_run", lambda config, folder, keeping: fitted.update({folder.name: config.lr}))
+    monkeypatch.setattr(store, "fit_run", lambda config, folder, keeping: fitted.update({folder.name: config.lr}))
     monkeypatch.setattr(
         compare,
         "last_epoch",
@@ -305,7 +305,7 @@ def test_tables_only_grow(study: Path, tmp_path: Path) -> None:
 
 def worker(study: Path, out: Path, log: Path) -> None:
     """Run the study, noting every fit that is begun."""
-    real = compare.fit_run
+    real = store.fit_run
 
     def noted(config, folder, **more):
         with log.open("a") as file:
@@ -313,7 +313,7 @@ def worker(study: Path, out: Path, log: Path) -> None:
         return real(config, folder, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "fit_run", noted)
+        patch.setattr(store, "fit_run", noted)
         patch.setattr(compare, "POLL_SECONDS", 0.05)
         planned = plan(read_study(study), device="cpu", threads=1)  # before the wait: they are to begin together
         log.with_suffix(f".{os.getpid()}").touch()
@@ -415,9 +415,9 @@ def test_runs_of_an_earlier_version_count_where_they_are_the_same_fit(
     earlier = tmp_path / earlier_hash(config)
     earlier.mkdir()
     (earlier / "config.toml").write_text(config_toml(config, digits))
-    assert run_folder(config, tmp_path) == earlier
+    assert store.RunStore(tmp_path).path(config) == earlier
     (earlier / "config.toml").write_text(config_toml(replace(config, momentum=0.8), digits))
-    assert run_folder(config, tmp_path) == tmp_path / config_hash(config)
+    assert store.RunStore(tmp_path).path(config) == tmp_path / config_hash(config)
     assert "was fitted with other defaults: momentum 0.8, now 0.9; it is fitted anew" in caplog.text
     assert differing(asdict(config), config) == []
 

@@ -15,10 +15,10 @@ from pyro_compress.cli.commands import Command
 from pyro_compress.cli.main import main
 from pyro_compress.cli.options import given, setting_options
 from pyro_compress.compression.pipeline import compress_run
+from pyro_compress.runs.identity import config_hash
 from pyro_compress.settings import CompressConfig, DataConfig, FineTune, FitConfig, Goal, PosteriorConfig
 from pyro_compress.settings.declared import Config, built, declared, flat, having, options_in, setting
 from pyro_compress.settings.page import page
-from pyro_compress.studies.identity import config_hash
 
 ROOT = Path(__file__).parents[1]
 ALL = [(of, row) for of in (FitConfig, CompressConfig) for row in declared(of).values()]

@@ -28,7 +28,7 @@ from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.prune import masks_at
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
-from pyro_compress.studies.identity import config_hash
+from pyro_compress.runs.identity import config_hash
 from pyro_compress.tuning.front import hypervolume, on_front
 from pyro_compress.tuning.plan import point_of, read_plan
 from pyro_compress.tuning.reported import Reported

@@ -11,7 +11,7 @@ import click
 from pyro_compress.cli.commands import echo, one_line_errors, quiet_option, tell
 from pyro_compress.cli.console import outcome_line
 from pyro_compress.cli.ignored import COMPARE, StrictCommand
-from pyro_compress.cli.options import announce_code, code_options, data_options, device_options
+from pyro_compress.cli.options import announce_code, code_options, data_options, device_options, runs_option
 
 
 class Seeds(click.ParamType):
@@ -35,6 +35,7 @@ class Seeds(click.ParamType):
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=None, help="Results folder; default studies/NAME."
 )
+@runs_option
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Fits at a time, one process each.")
 @click.option("--seeds", type=Seeds(), default=None, help="Only these seeds of the study.")
 @click.option("--table", is_flag=True, help="Fit nothing: tables of what is there.")

@@ -109,6 +109,10 @@ def _option(row: Declared, unset: bool, heading: str, help: str | None) -> Calla
     return click.option(row.option, row.name, default=default, help=told, cls=Option, heading=heading, **more)
 
 
+runs_option = click.option(
+    "--runs", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
+    help="Runs that studies and searches share; OUT/runs becomes a link to it. Default: OUT/runs itself.",
+)  # fmt: skip
 data_options = setting_options(FitConfig, ["data_dir"], RUNNING)
 device_options = setting_options(FitConfig, having(MachineConfig), RUNNING)
 memory_option = setting_options(MemoryConfig)

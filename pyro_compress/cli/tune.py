@@ -11,7 +11,14 @@ import click
 from pyro_compress.cli.commands import echo, one_line_errors, quiet_option, tell
 from pyro_compress.cli.console import searched_text, trials_shown
 from pyro_compress.cli.ignored import TUNE, StrictCommand
-from pyro_compress.cli.options import announce_code, code_options, data_options, device_options, setting_options
+from pyro_compress.cli.options import (
+    announce_code,
+    code_options,
+    data_options,
+    device_options,
+    runs_option,
+    setting_options,
+)
 from pyro_compress.settings.studies import SearchConfig
 
 STORAGE = "PYRO_COMPRESS_STORAGE"
@@ -26,6 +33,7 @@ STORAGE = "PYRO_COMPRESS_STORAGE"
 )  # fmt: skip
 @click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="Results folder; default tuning/NAME.")
+@runs_option
 @setting_options(SearchConfig, ("trials", "minutes", "sampler", "seed"), "Instead of the study's", unset=True)
 @click.option("--workers", type=click.IntRange(1), default=1, help="Processes on this machine.")
 @click.option("--resume", is_flag=True, help="Go on with a study: after an interruption, or with a larger budget.")

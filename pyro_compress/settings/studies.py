@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from pyro_compress.settings.data import MOST
 from pyro_compress.settings.declared import Config, Names, setting
 
 NAME = "Of the study; default: its file's."
+
+
+class Machine(TypedDict, total=False):
+    """Where a study finds its data and computes: settings of a fit that are none of its own."""
+
+    data_dir: str
+    device: str
+    threads: int
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,10 @@ from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
 from pyro_compress.networks.draws import Ensemble, has_spread, masked
 from pyro_compress.runs.folder import load_run
-from pyro_compress.runs.run import fit_run
+from pyro_compress.runs.identity import config_hash
+from pyro_compress.runs.store import store_of
 from pyro_compress.scores import Scores
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.fit import CheckpointConfig
-from pyro_compress.studies.identity import config_hash, run_folder
 from pyro_compress.studies.plan import CHOOSE_BY, DRAWS, Planned
 from pyro_compress.studies.results import (
     Outcome,
@@ -210,12 +209,7 @@ def chosen(planned: Planned, out: Path) -> tuple[FitConfig, Path]:
     """Fit what is missing; the configuration that is best on validation at its end, and its run folder."""
     rank, found = CHOOSE_BY[planned.choose_by], []
     for config in planned.configs:
-        folder = run_folder(config, out / "runs")
-        if not folder.is_dir():
-            folder.parent.mkdir(exist_ok=True)
-            with locked(folder.with_suffix(".lock")):  # methods may share a fit
-                if not folder.is_dir():
-                    fit_run(config, folder, keeping=CheckpointConfig(resume=True))
+        folder = store_of(out).fitted(config)  # methods may share a fit
         found.append((rank(last_epoch(folder)), config, folder))
     _, config, folder = min(found, key=lambda candidate: candidate[0])
     return config, folder

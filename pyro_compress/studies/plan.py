@@ -34,10 +34,10 @@ from typing import Any
 from pyro_compress.data.splits import load_splits
 from pyro_compress.foreign import file_name, read_toml
 from pyro_compress.runs.config import refuse_criterion, resolve
+from pyro_compress.runs.identity import config_hash, digest, earlier_fingerprint, earlier_hash, fingerprint
 from pyro_compress.settings import FitConfig
 from pyro_compress.settings.declared import declared, having, options_in
 from pyro_compress.settings.studies import MethodConfig, StudyConfig
-from pyro_compress.studies.identity import config_hash, digest, earlier_fingerprint, earlier_hash, fingerprint
 from pyro_compress.studies.tables import Row
 
 DRAWS = 10

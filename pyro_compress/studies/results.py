@@ -17,7 +17,7 @@ from typing import Any
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.foreign import cell, json_of, of_type, ordinary, table
-from pyro_compress.studies.identity import differing
+from pyro_compress.runs.identity import differing
 from pyro_compress.studies.plan import Planned
 from pyro_compress.studies.tables import COLUMNS, Row, markdown, row_of
 
@@ -117,7 +117,7 @@ def csv_text(rows: list[Row]) -> str:
 
 def keep_study(study: Path, out: Path) -> None:
     """Put a copy of the study file beside its results."""
-    out.mkdir(parents=True, exist_ok=True)
+    (out / "rows").mkdir(parents=True, exist_ok=True)
     write_atomically(out / STUDY_COPY, study.read_bytes())
 
 

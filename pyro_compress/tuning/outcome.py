@@ -32,8 +32,8 @@ from pyro_compress.foreign import cell, json_of, of_type, record
 from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
+from pyro_compress.runs.identity import identity
 from pyro_compress.settings import FineTune
-from pyro_compress.studies.identity import identity
 from pyro_compress.tuning.front import best_of
 from pyro_compress.tuning.plan import Plan, Point, point_of
 from pyro_compress.tuning.published import PUBLISHED

@@ -13,10 +13,10 @@ from typing import Any
 from pyro_compress.data.splits import load_splits
 from pyro_compress.foreign import file_name, read_toml, typed
 from pyro_compress.runs.config import refuse_criterion, resolve
+from pyro_compress.runs.identity import config_hash, digest, fingerprint
 from pyro_compress.settings import CompressConfig, FitConfig
 from pyro_compress.settings.declared import flat, having, options_in
 from pyro_compress.settings.studies import SearchConfig
-from pyro_compress.studies.identity import config_hash, digest, fingerprint
 from pyro_compress.tuning.published import Reference
 from pyro_compress.tuning.space import (
     FINETUNED,

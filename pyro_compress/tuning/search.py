@@ -17,6 +17,7 @@ from pyro_compress.foreign import read_toml
 from pyro_compress.kinds import is_search
 from pyro_compress.locks import Silence, holder
 from pyro_compress.places import check_results
+from pyro_compress.runs.store import share
 from pyro_compress.tuning.outcome import Outcome, conclude
 from pyro_compress.tuning.plan import read_plan
 from pyro_compress.tuning.reported import OnTrial
@@ -29,9 +30,9 @@ LOOK_SECONDS = 0.5
 
 
 def tune(
-    study: str | Path, out: str | Path | None = None, workers: int = 1, *, resume: bool = False, storage: str = "",
-    grace: float = 60.0, data_dir: str = "", device: str = "auto", threads: int = 0,
-    on_trial: OnTrial = lambda reported: None, **search: Any,
+    study: str | Path, out: str | Path | None = None, workers: int = 1, *, runs: str | Path | None = None,
+    resume: bool = False, storage: str = "", grace: float = 60.0, data_dir: str = "", device: str = "auto",
+    threads: int = 0, on_trial: OnTrial = lambda reported: None, **search: Any,
 ) -> Outcome:  # fmt: skip
     """Search the settings of fit and compression that a study file names.
 
@@ -39,6 +40,7 @@ def tune(
         study: TOML file.
         out: folder of the results; None: `tuning/NAME`.
         workers: processes on this machine.
+        runs: folder of runs that several studies and searches share, found by their configurations; None: `OUT/runs`.
         resume: go on with a study: after an interruption, or with a larger budget.
         storage: URL of a data base that workers share; empty: a journal in the folder.
         grace: seconds of silence after which a worker is taken for dead, or for stopped.
@@ -56,6 +58,8 @@ def tune(
     if not resume:
         begin(work)
         write_atomically(work.out / "study.toml", Path(study).read_bytes())
+    if runs:
+        share(work.out, Path(runs))
     plan = work.plan
     again = [str(study), "--out", str(work.out), "--trials", str(plan.trials), "--sampler", plan.sampler, "--worker"]
     again += ["--seed", str(plan.seed)]

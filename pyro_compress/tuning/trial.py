@@ -1,7 +1,6 @@
 """One trial: a fit, made once and found again by its configuration, and a file made of it. Reads train and validation.
 
-runs/HASH/          one run folder per configuration of the fit
-runs/HASH.lock      held while it is fitted, so that two workers do not fit the same thing
+runs/               the store of the fits (`pyro_compress.runs.store`): two workers never fit the same thing
 files/HASH.pcn      one file per configuration of fit and compression
 """
 
@@ -19,13 +18,10 @@ from pyro_compress.compression.pipeline import save
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress
 from pyro_compress.doubts import gathered
-from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
 from pyro_compress.runs.folder import Run, load_run
-from pyro_compress.runs.run import fit_run
+from pyro_compress.runs.store import store_of
 from pyro_compress.settings import CompressConfig
-from pyro_compress.settings.fit import CheckpointConfig
-from pyro_compress.studies.identity import run_folder
 from pyro_compress.tuning.plan import Point
 from pyro_compress.types import Compressed, Posterior, Splits
 
@@ -65,7 +61,7 @@ def measure(point: Point, splits: Splits, out: Path) -> Measured:
     """
     started = time.perf_counter()
     with gathered():  # a trial is no result yet
-        run = fitted(point, out / "runs")
+        run = _loaded(store_of(out).fitted(point.config))
     after_fit = time.perf_counter()
     network = compressed(run.posterior, splits, point.settings)
     path = file_of(point, out)
@@ -85,17 +81,6 @@ def measure(point: Point, splits: Splits, out: Path) -> Measured:
 def file_of(point: Point, out: Path) -> Path:
     """Where its file lies."""
     return out / "files" / f"{point.hash}.pcn"
-
-
-def fitted(point: Point, runs: Path) -> Run:
-    """The run of a configuration; fitted, or a killed worker's fit gone on with, if it is not there."""
-    folder = run_folder(point.config, runs)
-    if not folder.is_dir():
-        runs.mkdir(parents=True, exist_ok=True)
-        with locked(runs / f"{point.fit_hash}.lock"):
-            if not folder.is_dir():
-                fit_run(point.config, folder, keeping=CheckpointConfig(resume=True))
-    return _loaded(folder)
 
 
 @lru_cache(maxsize=2)

@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pyro_compress.doubts import doubt
 from pyro_compress.locks import Silence, claimed, stopped
+from pyro_compress.runs.store import store_of
 from pyro_compress.tuning.front import best_of, on_front
 from pyro_compress.tuning.plan import Plan, point_of
 from pyro_compress.tuning.reported import OnTrial, Reported, Spent, seconds_left
@@ -87,7 +88,7 @@ def begin(work: Work) -> None:
     Raises:
         ValueError: there is one already.
     """
-    for name in ("runs", "files", "workers"):
+    for name in ("files", "workers"):
         (work.out / name).mkdir(parents=True, exist_ok=True)
     with quietly(), opened_storage(work.out, work.url, work.grace) as storage:
         free = next(
@@ -221,7 +222,7 @@ def _search(work: Work, study: Study, name: str, index: int) -> None:
                 return
             time.sleep(POLL_SECONDS)
             continue
-        study.sampler = base.given(open_fit(plan, trials, work.out / "runs"))
+        study.sampler = base.given(open_fit(plan, trials, store_of(work.out).folder))
         with suppress(optuna.exceptions.UpdateFinishedTrialError):  # taken for dead and tried again by somebody else
             study.optimize(
                 lambda trial: _objective(work, study, trial, name, (epochs, wanted)),

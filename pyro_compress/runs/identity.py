@@ -9,17 +9,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pyro_compress.runs.folder import stored_config
 from pyro_compress.settings import FitConfig
 from pyro_compress.settings.declared import having
-
-log = logging.getLogger(__name__)
 
 SCHEMA = 2
 """Raised when the same configuration comes to mean another fit: what lies there under the number before is not used."""
@@ -69,17 +65,6 @@ def differing(stored: Mapping[str, Any], config: FitConfig) -> list[str]:
         for key, value in wanted.items()
         if key not in FILES and _json(told[key]) != _json(value)
     ]
-
-
-def run_folder(config: FitConfig, runs: Path) -> Path:
-    """Where a fit lies, or will: under the name of an earlier version, where that made it as it is asked for."""
-    folder, earlier = runs / config_hash(config), runs / earlier_hash(config)
-    if folder.is_dir() or not (earlier / "config.toml").is_file():
-        return folder
-    if differences := differing(asdict(stored_config(earlier / "config.toml")), config):
-        log.warning("%s was fitted with other defaults: %s; it is fitted anew", earlier, "; ".join(differences[:3]))
-        return folder
-    return earlier
 
 
 def digest(values: Any) -> str:
