@@ -4,11 +4,8 @@ from setuptools import Extension, setup
 
 setup(
     ext_modules=[
-        Extension(
-            "pyro_compress.pcn.context",
-            ["pyro_compress/pcn/context.py"],
-            depends=["pyro_compress/pcn/context.pxd"],
-            optional=True,
-        )
+        Extension(f"pyro_compress.pcn.{name}", [f"pyro_compress/pcn/{name}.{ending}"], depends=[TYPES], optional=True)
+        for TYPES in ["pyro_compress/pcn/context.pxd"]
+        for name, ending in (("context", "py"), ("released", "pyx"))
     ]
 )

@@ -18,7 +18,7 @@ find_python() {
 set_up() { # $1: extras to install, in brackets, or nothing
   local stamp state wanted python
   stamp=.venv/.installed
-  state="$(cat pyproject.toml setup.py pyro_compress/pcn/context.p* | cksum)" # the compiled coder follows its source
+  state="$(cat pyproject.toml setup.py pyro_compress/pcn/context.p* pyro_compress/pcn/released.pyx | cksum)" # the compiled coder follows its source
   wanted="$state $1"
   if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] || [ "$(cat "$stamp" 2>/dev/null)" = "$state [dev]" ]; then
     return

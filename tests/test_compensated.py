@@ -28,7 +28,7 @@ from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_of, 
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network
 from pyro_compress.networks.nets import build_net
-from pyro_compress.pcn.sections import context_bits
+from pyro_compress.pcn.streams import bits
 from pyro_compress.settings import Goal
 from pyro_compress.types import Node
 
@@ -153,7 +153,7 @@ def test_prices_are_the_coders() -> None:
     rng = np.random.default_rng(0)
     codes = (rng.integers(-3, 4, (40, 60)) * (rng.random((40, 60)) < 0.2)).astype(np.int32)
     found = prices(codes, (40, 15, 2, 2))
-    assert found.total == pytest.approx(context_bits(codes, (40, 15, 2, 2)))
+    assert found.total == pytest.approx(bits(codes, (40, 15, 2, 2)))
     there = codes != 0
     told = found.zero[~there].sum() + (found.other[there] + found.more[np.abs(codes[there])]).sum()
     assert told == pytest.approx(found.total, rel=0.05)
@@ -227,13 +227,12 @@ def test_what_is_kept_between_prices_changes_nothing(trained, digits, monkeypatc
     assert not little.inputs
 
 
-@pytest.mark.parametrize("in_context", [True, False])
-def test_prices_without_the_compiled_coder_are_estimated(in_context: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prices_without_the_compiled_coder_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     codes = (rng.integers(-3, 4, (40, 60)) * (rng.random((40, 60)) < 0.2)).astype(np.int32)
     known = prices(codes, (40, 60, 1, 1))
     monkeypatch.setattr("pyro_compress.compression.compensation.COMPILED", False)
-    found = prices(codes, (40, 60, 1, 1), in_context)
+    found = prices(codes, (40, 60, 1, 1))
     assert found.total == pytest.approx(known.total, rel=0.1)
     np.testing.assert_array_equal(found.more, known.more)
 

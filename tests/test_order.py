@@ -61,13 +61,13 @@ def test_it_takes_fewer_bytes_and_says_the_same_twice() -> None:
 
 def test_a_network_that_is_too_large_for_the_context_coder_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     network = perceptron()
-    monkeypatch.setattr(order.sections, "MAX_CONTEXT_VALUES", 10)
+    monkeypatch.setattr(order.streams, "MAX_VALUES", 10)
     assert reordered(network, 100) is network
 
 
 def test_without_the_compiled_coder_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     network = perceptron()
-    monkeypatch.setattr(order, "COMPILED", False)
+    monkeypatch.setattr(order.streams, "COMPILED", False)
     assert reordered(network) is network
 
 

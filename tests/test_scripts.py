@@ -321,6 +321,15 @@ def test_cut_power(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_bench_coder(tmp_path: Path) -> None:
+    run(script("bench_coder"), "--smoke", "--json", "rows.json", cwd=tmp_path)
+    learned, static = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert (learned["version"], static["version"]) == (6, 4)
+    assert learned["bytes"] < static["bytes"]
+    assert learned["values"] == static["values"] == 1235496
+
+
+@pytest.mark.slow
 def test_bench_memory(tmp_path: Path) -> None:
     run(script("bench_memory"), "--smoke", "--json", "rows.json", cwd=tmp_path)
     (row,) = json.loads((tmp_path / "rows.json").read_text())

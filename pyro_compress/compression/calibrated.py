@@ -27,7 +27,6 @@ from pyro_compress.graph.rules.table import run_node
 from pyro_compress.pcn import gate
 from pyro_compress.pcn.codec import quarter_power
 from pyro_compress.pcn.layout import layouts
-from pyro_compress.pcn.sections import MAX_CONTEXT_VALUES
 from pyro_compress.types import Graph
 
 IMAGES = 4096
@@ -129,10 +128,9 @@ class Calibrated:
     def _layer(self, index: int, seen: Moments, setting: Setting) -> tuple[Tensor, float]:
         """Values of a rounded weight, and its step."""
         name, shapes = self.graph.nodes[index].parameters["weight"], self._shapes
-        in_context = sum(t.numel() for t in self.tensors.values()) <= MAX_CONTEXT_VALUES
         problem = problem_of(
             self.tensors[name], seen, self.worth[index], layouts(self.graph, shapes)[name], setting.price,
-            setting.damping, setting.descending, in_context,
+            setting.damping, setting.descending,
         )  # fmt: skip
         found = self.found[index] = rounded_layer(problem, self.found.get(index))
         step = quarter_power(found.exponent)

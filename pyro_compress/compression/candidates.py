@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_compress.compression.order import COMPILED
 from pyro_compress.compression.packing import before_folding, packed
 from pyro_compress.compression.precision import Size
 from pyro_compress.compression.prune import Ranking, Sparsity, removed_share
@@ -26,6 +25,7 @@ from pyro_compress.graph.network import Network
 from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
+from pyro_compress.pcn.streams import COMPILED
 from pyro_compress.scores import Quality
 from pyro_compress.types import Compressed, Graph, Masks, Posterior, Quantized, Splits
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pyro_compress.compression.calibrated import Rounded, Setting, calibrated, unserved
 from pyro_compress.compression.candidates import BIAS_LEVELS, origin_of, to_module
 from pyro_compress.compression.curvature import drawn_of
-from pyro_compress.compression.order import COMPILED
 from pyro_compress.compression.packing import before_folding, packed
 from pyro_compress.compression.prune import removed_share
 from pyro_compress.compression.search import PRECISION_TOLERANCE
@@ -21,6 +20,7 @@ from pyro_compress.compression.shrink import shrink
 from pyro_compress.compression.target import NLL_PER_ACCURACY, SearchCallbacks, Target, Trial, target_of
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
+from pyro_compress.pcn.streams import COMPILED
 from pyro_compress.scores import Quality
 from pyro_compress.settings import Goal
 from pyro_compress.types import Compressed, Posterior, Splits

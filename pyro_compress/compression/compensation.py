@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from pyro_compress.compression.curvature import Moments, Sensitivity
-from pyro_compress.compression.order import COMPILED
 from pyro_compress.compression.precision import MAX_CODE
 from pyro_compress.compression.rate import LARGEST, Rate, magnitudes
 from pyro_compress.pcn import context
 from pyro_compress.pcn.codec import quarter_power
 from pyro_compress.pcn.layout import Layout
+from pyro_compress.pcn.streams import COMPILED
 
 BLOCK = 64
 """Columns whose updates of all columns behind them are made at once."""
@@ -66,7 +66,6 @@ class Problem:
         worth: `½ · s · P` of every row, `(groups, rows)`.
         layout: of the tensor, for the coder.
         price: nats per bit.
-        in_context: whether the file codes the tensor with the coder that learns.
     """
 
     target: np.ndarray
@@ -76,7 +75,6 @@ class Problem:
     worth: np.ndarray
     layout: Layout
     price: float
-    in_context: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Found:
 
 def problem_of(
     weight: Tensor, found: Moments, sensitivity: Sensitivity, layout: Layout, price: float, damping: float,
-    descending: bool, in_context: bool = True,
+    descending: bool,
 ) -> Problem:  # fmt: skip
     """Set up a layer.
 
@@ -111,7 +109,6 @@ def problem_of(
         price: nats per bit.
         damping: in units of the mean second moment.
         descending: round the columns with the largest second moment first, else in the order in which they lie.
-        in_context: whether the file codes the tensor with the coder that learns.
     """
     groups, n, _ = found.second.shape
     wanted = weight.double().reshape(groups, -1, n)
@@ -128,30 +125,26 @@ def problem_of(
     worth = (squares + LEAST * sensitivity.squares.mean()).clamp_min(1e-30) * sensitivity.positions / 2
     return Problem(
         target.numpy(), factor.float().numpy(), found.second.numpy(), order.numpy(), worth.numpy(), layout, price,
-        in_context,
     )  # fmt: skip
 
 
-def prices(codes: np.ndarray, layout: Layout, in_context: bool = True) -> Prices:
-    """What the coder asks for a tensor's integers, and would for others in their place.
+def prices(codes: np.ndarray, layout: Layout) -> Prices:
+    """What the coder asks for a tensor's integers, and would for others; without the compiled one it is estimated.
 
     Args:
         codes: the integers.
         layout: of the tensor.
-        in_context: whether it is the coder that learns; where that is not compiled, it is estimated.
     """
     there, chance, spent = codes != 0, None, 0.0
     sizes = np.abs(codes[there]).clip(max=LARGEST)
-    if in_context and COMPILED:
+    if COMPILED:
         coder, chances = context.Coder(), array("q", bytes(8 * codes.size))
         context.code(coder, array("q", codes.astype("<i8").tobytes()), *layout, chances)
         chance = np.frombuffer(chances, np.int64).reshape(codes.shape).astype(np.float32) / 65536
         spent = 8 * coder.written() + 32 - math.log2(coder.range)
-    elif in_context:
+    else:
         flat = torch.from_numpy(there.reshape(layout[0], -1)).float()
         chance = Rate(layout).chances(flat).numpy().reshape(codes.shape)
-    else:
-        chance = np.full(codes.shape, (len(sizes) + 0.5) / (codes.size + 1), np.float32)
     more = np.arange(LARGEST + 1, dtype=np.float32) - 1
     first = 0.0
     if len(sizes):
@@ -173,8 +166,8 @@ def rounded_at(problem: Problem, step: float) -> tuple[np.ndarray, float]:
     """Integers at a step, in the target's shape, and the bits that they take."""
     size = problem.target / step
     codes = np.trunc(size + np.sign(size) * OUTWARD).clip(-MAX_CODE, MAX_CODE).astype(np.int32)
-    codes = _sweep(problem, step, prices(codes, problem.layout, problem.in_context))
-    return codes, prices(codes, problem.layout, problem.in_context).total
+    codes = _sweep(problem, step, prices(codes, problem.layout))
+    return codes, prices(codes, problem.layout).total
 
 
 def _sweep(problem: Problem, step: float, asked: Prices) -> np.ndarray:

@@ -17,13 +17,12 @@ import torch
 
 from pyro_compress.advance import advanced
 from pyro_compress.compression.shrink import Units, free_units
-from pyro_compress.pcn import context, file, sections
+from pyro_compress.pcn import file, streams
 from pyro_compress.pcn.layout import layouts
 from pyro_compress.types import Compressed, Quantized
 
 CODED = 16_000_000
 """Values that are coded in the search where nothing else is said: some seconds of the compiled coder."""
-COMPILED = not str(context.__file__).endswith(".py")
 TOLD = 100
 """How often a search tells how far it has come."""
 MOST_PASSES = 300
@@ -56,8 +55,8 @@ def passes_over(network: Compressed, passes: int | None = None) -> int:
     """As many as `reordered` spends on a network; 0: it leaves the units where they are."""
     values = _values(network)
     if passes is None:
-        passes = min(MOST_PASSES, CODED // max(values, 1)) if COMPILED else 0
-    return passes if 0 < values <= sections.MAX_CONTEXT_VALUES else 0
+        passes = min(MOST_PASSES, CODED // max(values, 1)) if streams.COMPILED else 0
+    return passes if 0 < values <= streams.MAX_VALUES else 0
 
 
 def _values(network: Compressed) -> int:
@@ -85,14 +84,14 @@ class _Search:
 
     def run(self, budget: int) -> None:
         """Move units until this many values were coded."""
-        self.bits = {name: sections.context_bits(codes, self.layouts[name]) for name, codes in self.codes.items()}
+        self.bits = {name: streams.bits(codes, self.layouts[name]) for name, codes in self.codes.items()}
         chances, whole, heard = [units.count for units in self.units], budget, budget
         while budget > 0:
             (chosen,) = self.random.choices(range(len(self.units)), chances)
             units = self.units[chosen]
             order = moved(units.count, self.random)
             codes = {name: part for name, part in arranged(self.codes, units, order).items() if part.size}
-            bits = {name: sections.context_bits(part, self.layouts[name]) for name, part in codes.items()}
+            bits = {name: streams.bits(part, self.layouts[name]) for name, part in codes.items()}
             budget -= sum(part.size for part in codes.values()) + 1
             if heard - budget >= whole / TOLD:
                 heard = budget

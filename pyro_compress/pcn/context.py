@@ -74,13 +74,17 @@ class Coder:
     Attributes:
         decoding: whether it reads.
         data: what it reads.
+        length: how many bytes that are.
         position: how many bytes it has read, at most four more than it needed.
+        wrong: whether a magnitude was larger than the format allows.
     """
 
     def __init__(self, data: bytes | None = None):
         self.decoding = data is not None
         self.data = data or b""
+        self.length = len(self.data)
         self.position = 0
+        self.wrong = False
         self.low = 0
         self.range = 0xFFFFFFFF
         self.code = 0
@@ -94,7 +98,7 @@ class Coder:
     def next_byte(self) -> int:
         """The next byte; zeros behind the end."""
         self.position += 1
-        if self.position > len(self.data):
+        if self.position > self.length:
             return 0
         return self.data[self.position - 1]
 
@@ -329,18 +333,23 @@ def code(
     Raises:
         ValueError: a magnitude of `MAX_MAGNITUDE` or more.
     """
-    mixture = Mixture(coder)
-    place = Place(planes, height, width)
+    run(Mixture(coder), Place(planes, height, width), values, rows, chances)
+    if coder.wrong:
+        raise ValueError("a magnitude is larger than the format allows")
+
+
+def run(mixture: Mixture, place: Place, values: array[int], rows: int, chances: array[int] | None) -> None:
+    """Code rows of values; whether one was too large is told by the coder's `wrong`."""
     at = 0
     for row in range(rows):
         place.row = row
         place.row_count = place.row_sum = 0
-        for plane in range(planes):
+        for plane in range(place.planes):
             place.plane = plane
             place.here = 0
-            for y in range(height):
+            for y in range(place.height):
                 place.y = y
-                for x in range(width):
+                for x in range(place.width):
                     place.x = x
                     place.look(values, at)
                     values[at] = code_value(mixture, place, values[at])
@@ -439,7 +448,8 @@ def code_rest(mixture: Mixture, known: int) -> int:
             break
         length += 1
         if length > 15:
-            raise ValueError("a magnitude is larger than the format allows")
+            mixture.coder.wrong = True
+            return MAX_UNARY
     found = 1
     for place in range(length - 2, -1, -1):
         found = 2 * found + mixture.coder.bit((rest >> place) & 1, 32768)

@@ -3,9 +3,9 @@
 Layout (little-endian; `docs/format.md` has the details):
 
     4 bytes   magic 93 50 43 4E
-    1 byte    version, 4; 3 where the header names a template, 5 where it says more than version 4 can
+    1 byte    version, 4; 3 where the header names a template, 5 where it says more than version 4 can, 6 in large files
     ...       header: the network by a template's number and widths, or spelled out, and the metadata
-    ...       one descriptor per tensor, the sections of those that stand alone, the stream of those coded in context
+    ...       one descriptor per tensor, the sections of those that stand alone, the streams of those coded in context
     4 bytes   CRC-32 of everything before
 
 Version 2, whose header is packed with other dictionaries, and version 1, which had a longer header and one section per
@@ -44,11 +44,20 @@ def dumps(network: Compressed, in_context: bool = True) -> tuple[bytes, dict[str
     Raises:
         ValueError: the header is longer than the format allows, or codes span too many values.
     """
+    found = written(network, in_context, several=False)
+    if in_context and sections.too_many(network.tensors, layouts(network.graph, shapes_of(network))):
+        found = min(found, written(network, in_context, several=True), key=lambda one: len(one[0]))
+    return found
+
+
+def written(network: Compressed, in_context: bool, several: bool) -> tuple[bytes, dict[str, int]]:
+    """As `dumps`; `several` says whether what is coded in context lies in several streams, as in version 6."""
     tensors, shapes = network.tensors, shapes_of(network)
-    version, head = header.write(network.graph, shapes, network.meta)
-    body, parts = sections.write(tensors, layouts(network.graph, shapes, version), in_context)
-    data = MAGIC + bytes([version]) + head + body
-    return data + struct.pack("<I", zlib.crc32(data)), {"frame": len(MAGIC) + 1 + 4, "header": len(head)} | parts
+    version, head = header.write(network.graph, shapes, network.meta, several)
+    body, parts = sections.write(tensors, layouts(network.graph, shapes, version), in_context, several)
+    data = b"".join((MAGIC, bytes([version]), head, body))
+    parts = {"frame": len(MAGIC) + 1 + 4, "header": len(head)} | parts
+    return b"".join((data, struct.pack("<I", zlib.crc32(data)))), parts
 
 
 def parts_of(data: bytes, network: Compressed) -> dict[str, int]:
@@ -100,7 +109,8 @@ def loads(data: bytes, limits: Limits = DEFAULT) -> Compressed:
 def _loads(reader: codec.Reader, version: int, limits: Limits) -> Compressed:
     graph, shapes, meta = header.read(reader, version)
     meta = _checked(graph, shapes, meta, limits)
-    return Compressed(graph, sections.read(reader, shapes, layouts(graph, shapes, version)), meta)
+    several = version >= header.OF_STREAMS
+    return Compressed(graph, sections.read(reader, shapes, layouts(graph, shapes, version), several), meta)
 
 
 def _loads_first(reader: codec.Reader, limits: Limits) -> Compressed:

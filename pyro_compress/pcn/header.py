@@ -4,7 +4,7 @@ Since version 2 it names a template and its widths where the network matches one
 JSON is packed with raw deflate and a preset dictionary; version 3 has another one. Version 4 spells graphs out in fewer
 words (`shortened`); what names a template is still written as version 3. Version 5 is for networks that version 4
 cannot say: inputs that are whole numbers, operations that came later, operations that torch runs. It names the set of
-operations that it takes.
+operations that it takes. Version 6 has the header of version 5, and several streams behind it (`streams.py`).
 """
 
 from __future__ import annotations
@@ -88,29 +88,41 @@ DICTIONARIES = {
     3: (DICTIONARY_3, DICTIONARY_3),
     4: (DICTIONARY_4, DICTIONARY_3),
     5: (WORDS, WORDS),
+    6: (WORDS, WORDS),
 }
 """Version -> dictionaries of a header that spells the network out, and of the metadata beside a template."""
 NEWEST = max(DICTIONARIES)
+OF_STREAMS = 6
+"""Version that a file has that codes in several streams."""
+OF_KINDS = 5
+"""Version that a file has whose header says more than version 4 can."""
 OF_TEMPLATES = 3
 """Version that a file has whose header names a template."""
 OF_GRAPHS = 4
 """Version that a file has whose header spells out what version 4 can say."""
 
 
-def write(graph: Graph, shapes: Shapes, meta: dict[str, Any]) -> tuple[int, bytes]:
+def write(graph: Graph, shapes: Shapes, meta: dict[str, Any], several: bool = False) -> tuple[int, bytes]:
     """The oldest version that can hold the header, and the header.
+
+    Args:
+        graph: the network.
+        shapes: of its tensors, in the file's order.
+        meta: JSON values.
+        several: whether several streams follow.
 
     Raises:
         ValueError: it is longer than the format allows, or the metadata is not JSON.
     """
-    if match := matching(graph, shapes):
+    if not several and (match := matching(graph, shapes)):
         number, widths = match
         sizes = [len(graph.input_shape), *graph.input_shape, len(widths), *widths]
         packed = _deflate(_json(meta), DICTIONARIES[OF_TEMPLATES][1])
         return OF_TEMPLATES, b"".join(varint(n) for n in (number, *sizes)) + _sized(packed)
     told, needed = shortened(graph, shapes) | {"meta": meta}, set_of(graph)
-    version = OF_GRAPHS if needed <= OF_GRAPHS and graph.kind == "float32" and not graph.inputs else NEWEST
-    if version == NEWEST:
+    version = OF_GRAPHS if needed <= OF_GRAPHS and graph.kind == "float32" and not graph.inputs else OF_KINDS
+    version = OF_STREAMS if several else version
+    if version >= OF_KINDS:
         told["graph"] = {"operations": needed, "kind": graph.kind} | told["graph"]
     if graph.inputs:
         told["graph"]["inputs"] = [[one.name, list(one.shape), one.kind] for one in graph.inputs]

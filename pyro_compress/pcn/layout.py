@@ -15,7 +15,7 @@ from pyro_compress.types import Graph
 Layout = tuple[int, int, int, int]
 """(rows, planes, height, width)."""
 
-NEWEST = 5
+NEWEST = 6
 
 
 def passed_by(version: int) -> frozenset[str]:

@@ -1,18 +1,17 @@
 """The tensors of a file: how each is coded, and the bytes.
 
-Every tensor has a descriptor, then come the sections of those that stand alone, then one stream that holds all tensors
-coded in context (`context.py`). The writer takes for every tensor what is smaller in actual bytes.
+Every tensor has a descriptor, then come the sections of those that stand alone, then those coded in context
+(`streams.py`). The writer takes for every tensor what is smaller in actual bytes.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from array import array
 
 import numpy as np
 
-from pyro_compress.pcn import codec, context
+from pyro_compress.pcn import codec, streams
 from pyro_compress.pcn.layout import Layout
 from pyro_compress.types import Quantized
 
@@ -20,9 +19,6 @@ STATIC_FLOAT, CONTEXT_FLOAT, DENSE = 240, 241, 255
 """Descriptors: a block of `codec`, or context coding, with a float32 step behind it; float32 values.
 Below 240: bit 0 is context coding, the rest a step of 2^((n - 100) / 4)."""
 LOWEST, HIGHEST = -100, 19
-MAX_CONTEXT_VALUES = 1 << 20
-"""Values that a file may code in context: what bounds the time to decode it."""
-MAX_CONTEXT_TENSORS = 1 << 10
 MIN_STEP, MAX_STEP = 2.0**-126, 2.0**110
 """A smaller one is zero where torch flushes such numbers; times any code the largest is a float32."""
 
@@ -30,35 +26,52 @@ Tensors = dict[str, Quantized | np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
 
 
-def write(tensors: Tensors, layouts: dict[str, Layout], in_context: bool = True) -> tuple[bytes, dict[str, int]]:
+def write(
+    tensors: Tensors, layouts: dict[str, Layout], in_context: bool = True, several: bool = False
+) -> tuple[bytes, dict[str, int]]:
     """All tensors as bytes, and how many of them each takes.
 
     Args:
         tensors: in the file's order.
         layouts: of those that hold values.
         in_context: False leaves context coding out: faster, and somewhat larger.
+        several: code in several streams, as version 6 does; else tensors that one stream cannot hold stand alone.
 
     Raises:
         ValueError: codes span too many values.
     """
     alone = {name: _section(tensor) for name, tensor in tensors.items()}
-    able = [n for n, t in tensors.items() if isinstance(t, Quantized) and n in layouts] if in_context else []
-    if len(able) > MAX_CONTEXT_TENSORS or sum(math.prod(layouts[name]) for name in able) > MAX_CONTEXT_VALUES:
-        able = []
-    stream, spent = _encode(tensors, layouts, able)
-    able = [name for name in able if spent[name] <= len(alone[name])]
-    stream, spent = _encode(tensors, layouts, able)
-    parts, descriptors, sections = dict[str, int](), b"", b""
+    codes = able(tensors, layouts) if in_context and (several or not too_many(tensors, layouts)) else {}
+    stream, spent = streams.encode(codes, layouts, several)
+    smaller = {name: each for name, each in codes.items() if spent[name] <= len(alone[name])}
+    if smaller.keys() != codes.keys():
+        stream, spent = streams.encode(smaller, layouts, several)
+    parts, descriptors, sections = dict[str, int](), list[bytes](), list[bytes]()
     for name, tensor in tensors.items():
-        descriptor = _descriptor(tensor, name in able)
-        section = b"" if name in able else alone[name]
-        parts[name] = len(descriptor) + len(section) + spent.get(name, 0)
-        descriptors, sections = descriptors + descriptor, sections + section
-    return descriptors + sections + stream, parts
+        descriptors.append(_descriptor(tensor, name in smaller))
+        sections.append(b"" if name in smaller else alone[name])
+        parts[name] = len(descriptors[-1]) + len(sections[-1]) + spent.get(name, 0)
+    return b"".join((*descriptors, *sections, stream)), parts
 
 
-def read(reader: codec.Reader, shapes: Shapes, layouts: dict[str, Layout]) -> Tensors:
+def too_many(tensors: Tensors, layouts: dict[str, Layout]) -> bool:
+    """Whether one stream cannot hold all that can be coded in context."""
+    return not streams.fits_one({name: layouts[name] for name in able(tensors, layouts)})
+
+
+def able(tensors: Tensors, layouts: dict[str, Layout]) -> dict[str, np.ndarray]:
+    """Integers of the tensors that can be coded in context, by name."""
+    return {name: t.codes for name, t in tensors.items() if isinstance(t, Quantized) and name in layouts}
+
+
+def read(reader: codec.Reader, shapes: Shapes, layouts: dict[str, Layout], several: bool = False) -> Tensors:
     """Read what `write` wrote, to the end.
+
+    Args:
+        reader: at the first descriptor.
+        shapes: of the tensors, in the file's order.
+        layouts: of those that hold values.
+        several: whether there are several streams, as in version 6.
 
     Raises:
         ValueError: truncated or inconsistent.
@@ -71,17 +84,10 @@ def read(reader: codec.Reader, shapes: Shapes, layouts: dict[str, Layout]) -> Te
         elif kind == "static":
             found[name] = Quantized(codec.decode(reader.take(reader.varint()), shapes[name]), step)
     chosen = {name: step for name, (kind, step) in kinds.items() if kind == "context"}
-    decoded = _decode(reader.rest(), {name: layouts.get(name, (0, 0, 0, 0)) for name in chosen})
+    decoded = streams.decode(reader, {name: layouts.get(name, (0, 0, 0, 0)) for name in chosen}, several)
     for name, step in chosen.items():
         found[name] = Quantized(decoded[name].reshape(shapes[name]), step)
     return {name: found[name] for name in shapes}
-
-
-def context_bits(codes: np.ndarray, layout: Layout) -> float:
-    """What the context coder spends on a tensor, in bits and fractions of them."""
-    coder = context.Coder()
-    context.code(coder, array("q", codes.astype("<i8").tobytes()), *layout)
-    return 8 * coder.written() + 32 - math.log2(coder.range)
 
 
 def read_dense(content: codec.Reader, shape: tuple[int, ...]) -> np.ndarray:
@@ -123,30 +129,3 @@ def _read_descriptor(reader: codec.Reader) -> tuple[str, float]:
     if byte > CONTEXT_FLOAT:
         raise ValueError(f"unknown kind of tensor {byte}")
     return "context" if byte % 2 else "static", codec.quarter_power(byte // 2 + LOWEST)
-
-
-def _encode(tensors: Tensors, layouts: dict[str, Layout], names: list[str]) -> tuple[bytes, dict[str, int]]:
-    """The stream, and the bytes that it grew by with every tensor."""
-    coder, ends = context.Coder(), []
-    for name in names:
-        tensor = tensors[name]
-        assert isinstance(tensor, Quantized)
-        context.code(coder, array("q", tensor.codes.ravel().tolist()), *layouts[name])
-        ends.append(coder.written())
-    stream = coder.finish() if names else b""
-    ends = [min(end, len(stream)) for end in ends[:-1]] + [len(stream)]
-    return stream, {name: end - start for name, start, end in zip(names, [0, *ends], ends, strict=False)}
-
-
-def _decode(stream: bytes, layouts: dict[str, Layout]) -> dict[str, np.ndarray]:
-    total = sum(math.prod(layout) for layout in layouts.values())
-    if total > MAX_CONTEXT_VALUES or len(layouts) > MAX_CONTEXT_TENSORS:
-        raise ValueError(f"{total} values in {len(layouts)} tensors coded in context, more than the format allows")
-    coder, found = context.Coder(stream), dict[str, np.ndarray]()
-    for name, layout in layouts.items():
-        values = array("q", bytes(8 * math.prod(layout)))
-        context.code(coder, values, *layout)
-        found[name] = np.array(values, np.int64).astype(np.int32)
-    if (coder.position if layouts else 0) < len(stream):
-        raise ValueError("bytes left over after the last tensor")
-    return found

@@ -32,10 +32,12 @@ def packed(text: bytes, dictionary: bytes) -> bytes:
 
 
 def own(graph: Graph, document: dict[str, Any], chance: random.Random) -> bytes:
-    """The file of a valid network, as this program writes it: shortened, by a template, coded in context."""
-    tensors = tensors_of(document["tensors"], chance)
+    """The file of a valid network, as this program writes it: by a template, coded in context, in several streams."""
+    network = Compressed(graph, tensors_of(document["tensors"], chance), document["meta"])
     try:
-        return file.dumps(Compressed(graph, tensors, document["meta"]), chance.random() < 0.5)[0]
+        if chance.random() < 0.2:  # as if it were a large one
+            return file.written(network, in_context=True, several=True)[0]
+        return file.dumps(network, chance.random() < 0.5)[0]
     except ValueError:  # codes that span too much, say
         return foreign(document, 4, chance)
 
@@ -45,13 +47,13 @@ def foreign(told: Any, version: int, chance: random.Random, text: bytes | None =
 
     Args:
         told: the document.
-        version: 1 to 5; where there are operations that came later, it is 5.
+        version: 1 to 6, 5 excepted; where there are operations that came later, it is 5 or 6.
         chance: draws the values.
         text: what is packed in its place.
         broken: the sections of the tensors are changed, too.
     """
-    if text is None and (newer := _newer(told)):
-        told, version = newer, header.NEWEST
+    if text is None and (newer := _newer(told, version)):
+        told, version = newer, max(version, header.OF_KINDS)
     text = json.dumps(told).encode() if text is None else text
     try:
         tensors = tensors_of(told["tensors"], chance)
@@ -66,14 +68,17 @@ def foreign(told: Any, version: int, chance: random.Random, text: bytes | None =
         head = reader.rest()
         return sealed(file.MAGIC + b"\x01" + struct.pack("<I", len(head)) + head + body)
     body = _changed_parts(tensors, chance) if broken else sections.write(tensors, {}, False)[0]
+    if version == header.OF_STREAMS and chance.random() < 0.3:
+        body += b"".join(codec.varint(chance.choice((0, 1, 5, 1 << 34))) for _ in range(chance.randint(1, 3)))
+        body += chance.randbytes(chance.randint(0, 30))
     return sealed(file.MAGIC + bytes([version]) + codec.varint(0) + packed(text, dictionary) + body)
 
 
-def _newer(told: Any) -> dict[str, Any] | None:
-    """A document as version 5 has it, where it has operations that are as new; None: it has none."""
+def _newer(told: Any, version: int) -> dict[str, Any] | None:
+    """A document as version 5 has it, where it has operations that are as new, or is to be newer; None: neither."""
     try:
         names = {node[0] for node in told["graph"]["nodes"]}
-        if all(OPERATIONS[name].since <= header.OF_GRAPHS for name in names):
+        if version < header.OF_KINDS and all(OPERATIONS[name].since <= header.OF_GRAPHS for name in names):
             return None
         return told | {"graph": {"operations": header.OPERATION_SET, "kind": "float32"} | told["graph"]}
     except (TypeError, KeyError, IndexError):

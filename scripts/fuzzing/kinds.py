@@ -83,7 +83,7 @@ def _fields(chance: random.Random) -> bytes:
         changed(told, chance)
         return foreign(document, 4, chance, json.dumps(told).encode())
     changed(document, chance)
-    return foreign(document, chance.choice((1, 2, 3, 4, 4)), chance)
+    return foreign(document, chance.choice((1, 2, 3, 4, 4, 6)), chance)
 
 
 def _metadata(chance: random.Random) -> bytes:
@@ -93,7 +93,7 @@ def _metadata(chance: random.Random) -> bytes:
 
 
 def _sections(chance: random.Random) -> bytes:
-    return foreign(_document(chance), chance.choice((2, 3, 4, 4)), chance, broken=True)
+    return foreign(_document(chance), chance.choice((2, 3, 4, 4, 6)), chance, broken=True)
 
 
 def _text(chance: random.Random) -> bytes:
