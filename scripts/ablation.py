@@ -3,7 +3,7 @@
     python scripts/ablation.py runs/svd runs/gnj runs/ghs runs/dense --finetune 30 --rate 4 --teacher runs/teacher
     python scripts/ablation.py --table
 
-One row per run folder, merged into --json; then the table of means over seeds between `<!-- ablation -->` and
+One row per run folder, merged into --json; then the table of means over seeds between `<!-- table ablation -->` and
 `<!-- end -->` of --document is written anew. Ratios of the first two stages are computed as in the literature (Louizos
 et al. 2017: 32 bits a value against the bits of what is left, without biases, header or index); those of all others are
 sizes of files. Thresholds and steps are chosen on the validation split; the test split is read once per stage.
@@ -56,7 +56,7 @@ PUBLISHED = {
 }
 """Molchanov et al. 2017; Louizos et al. 2017, their largest ratio beside our static tables; Han et al. 2015, 2016."""
 ROOT = Path(__file__).parents[1]
-MARKED = re.compile(r"(<!-- ablation -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- table ablation -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def scored(network: Network, splits: Splits) -> dict[str, float]:
@@ -155,7 +155,7 @@ def refresh(document: Path, rows: list[dict]) -> None:
     """Write the table into the document."""
     text = document.read_text()
     if not MARKED.search(text):
-        raise SystemExit(f"{document} has no place for the table: <!-- ablation --> and <!-- end -->")
+        raise SystemExit(f"{document} has no place for the table: <!-- table ablation --> and <!-- end -->")
     text = MARKED.sub(lambda found: f"{found[1]}\n{table(rows)}\n\n{found[2]}", text)
     write_atomically(document, text.encode())
 
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="run folders of networks to distil from")
     parser.add_argument("--data-dir", default=os.environ.get("PYRO_COMPRESS_DATA", ""))
     parser.add_argument("--json", type=Path, default=ROOT / "docs" / "results" / "ablation.json")
-    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "results.md")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "results" / "files.md")
     parser.add_argument("--table", action="store_true", help="only write the table of the rows that are there")
     parser.add_argument("--smoke", action="store_true", help="three tiny networks on the embedded digits")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """What the published pruning of Bayes by Backprop did, beside what it meant to do, on one fitted posterior.
 
     python scripts/artefact.py runs/faithful --data-dir data --json docs/results/artefact.json
-    python scripts/artefact.py --json docs/results/artefact.json --document docs/artefact.md
+    python scripts/artefact.py --json docs/results/artefact.json --document docs/results/artefact.md
 
 Test accuracy at each sparsity, three times: pruned by |mu| / sigma; pruned by the published score |mu| / rho, where
 sigma = softplus(rho); and as published, where pruning replaced a tensor that the forward pass never reads. Where there

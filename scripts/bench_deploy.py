@@ -1,4 +1,4 @@
-"""What exports weigh and how fast they are: rows and tables of docs/deploy.md.
+"""What exports weigh and how fast they are: rows and tables of docs/results/exports.md.
 
     python scripts/bench_deploy.py speed FILE.pcn --dense RUN
     python scripts/bench_deploy.py exports FILE.pcn --data-dir data

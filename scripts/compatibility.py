@@ -1,4 +1,4 @@
-"""Which networks of others are taken, and how far: `python scripts/compatibility.py` writes docs/compatibility.md.
+"""Networks of others, how far they are taken, for docs/results/compatibility.md: `python scripts/compatibility.py`.
 
 Goes through torchvision's classifiers and segmentation networks, one network of each family of timm, and the usual
 architectures of transformers, untrained, at small sizes where their code allows it. Per network: is it captured (and
@@ -354,7 +354,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="networks whose name contains this")
     parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "results" / "compatibility.json", help="JSON rows")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "compatibility.md", help="the document")
+    parser.add_argument(
+        "--page", type=Path, default=ROOT / "docs" / "results" / "compatibility.md", help="the document"
+    )
     parser.add_argument("--largest", type=int, default=MOST_PARAMETERS, help="no more than capturing beyond this size")
     parser.add_argument("--missing", action="store_true", help="only those that have no row yet")
     parser.add_argument("--smoke", action="store_true", help="one small network of torchvision; nothing but its row")

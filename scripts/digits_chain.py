@@ -1,4 +1,4 @@
-"""The README's example over seeds, and the second fit inside of its file: rows and table of docs/networks.md.
+"""The README's example over seeds, and the second fit inside of its file: rows and table of docs/results/trained.md.
 
     python scripts/digits_chain.py --seeds 0 1 2 3 4
     python scripts/digits_chain.py --table

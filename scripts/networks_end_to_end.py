@@ -1,4 +1,4 @@
-"""Whole networks through the whole program, and a trained network compressed after training: docs/networks.md.
+"""Whole networks through the whole program, and a trained network compressed after training: docs/results/trained.md.
 
     python scripts/networks_end_to_end.py networks --nets resnet-18 vgg-16 --batch 32
     python scripts/networks_end_to_end.py post-training --data fashion-mnist --net lenet-300-100 --data-dir data

@@ -1,4 +1,4 @@
-"""Every prior on one network and data set, several seeds: the rows of docs/results.md.
+"""Every prior on one network and data set, several seeds: the rows of docs/results/files.md.
 
     python scripts/results_priors.py --data mnist --net lenet-300-100 --epochs 30 --out docs/results/priors.json
 

@@ -1,4 +1,4 @@
-"""Takes results of compare into the repository and writes the tables of docs/study.md from them.
+"""Takes results of compare into the repository and writes the tables of docs/results/study.md from them.
 
     python scripts/study_document.py --add scripts/studies/tables.toml studies/tables
 
@@ -113,8 +113,10 @@ def gaps(rows: list[Row]) -> str:
     return markdown_table(lines)
 
 
-def refresh(document: Path, results: Path) -> None:
-    """Rewrite the marked tables of the document."""
+def renewed(text: str, results: Path) -> str:
+    """A page with its marked tables as the rows have them."""
+    if not MARKED.search(text):
+        return text
     rows = read_csv((results / "study.csv").read_text())
     runs = json.loads((results / "study.json").read_text())
     claims = json.loads((results / "published.json").read_text())
@@ -131,7 +133,7 @@ def refresh(document: Path, results: Path) -> None:
         own = [row for row in shown if row.dataset == data and row.network == network]
         return f"{head}\n{makers[name](own, data) if own else '(not run)'}\n\n{end}"
 
-    write_atomically(document, MARKED.sub(written, document.read_text()).encode())
+    return MARKED.sub(written, text)
 
 
 def main() -> None:
@@ -139,7 +141,7 @@ def main() -> None:
     parser.add_argument("--add", type=Path, nargs=2, action="append", default=[], metavar=("STUDY", "FOLDER"))
     parser.add_argument("--data-dir", default=os.environ.get("PYRO_COMPRESS_DATA", ""))
     parser.add_argument("--results", type=Path, default=ROOT / "docs/results")
-    parser.add_argument("--document", type=Path, default=ROOT / "docs/study.md")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs/results/study.md")
     parser.add_argument("--smoke", action="store_true", help="a small study on the embedded digits")
     options = parser.parse_args()
     if options.smoke:
@@ -151,7 +153,8 @@ def main() -> None:
         return
     for study, folder in options.add:
         add(study, folder, options.results, options.data_dir)
-    refresh(options.document, options.results)
+    text = options.document.read_text(encoding="utf-8")
+    write_atomically(options.document, renewed(text, options.results).encode())
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def page(fit: type[Config] = FitConfig, compress: type[Config] = CompressConfig)
         "## A search\n\n`SearchConfig`, the file of `tune`, beside its tables ([tuning](tuning.md)).\n",
         *sections(SearchConfig),
         "## A comparison\n\n`StudyConfig`, the file of `compare`; `[fit]` and every one of `[[methods]]` may hold "
-        "settings of a fit as well\n([study](study.md)).\n",
+        "settings of a fit as well\n([study](results/study.md)).\n",
         *sections(StudyConfig),
         *sections(MethodConfig),
     ]
