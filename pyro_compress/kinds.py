@@ -25,6 +25,8 @@ RUN_FILES = {
 }  # fmt: skip
 RUN_FOLDERS = {"tensorboard", FRAMES}
 EXPORT_FILES = {"network.json", "run.py", "__pycache__", LOCK}
+HEADS_OF_CURVES = (b"sparsity,relative_step,lambda,bytes,", b"sparsity,coarseness,rate,bytes,")
+"""How a table of `compress --curve` begins, and how it did before."""
 OF_THE_SYSTEM = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """What file managers leave everywhere."""
 _BEING_MADE = re.compile(r"\..+\.(unfinished|replaced)")
@@ -54,7 +56,7 @@ def is_netcdf(path: Path) -> bool:
 
 def is_curve(path: Path) -> bool:
     """Whether a file is a table of `compress --curve`."""
-    return _start(path, 200).split(b"\n")[0].startswith(b"sparsity,coarseness,rate,bytes,")
+    return _start(path, 200).startswith(HEADS_OF_CURVES)
 
 
 def is_predictions(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """What every ingredient contributes to a file: posterior, precision, coder, fine-tuning, teacher, one after the other.
 
-    python scripts/ablation.py runs/svd runs/gnj runs/ghs runs/dense --finetune 30 --rate 4 --teacher runs/teacher
+    python scripts/ablation.py runs/svd runs/gnj runs/ghs runs/dense --finetune 30 --finetune-lambda 4 \
+        --teacher runs/teacher
     python scripts/ablation.py --table
 
 One row per run folder, merged into --json; then the table of means over seeds between `<!-- table ablation -->` and
@@ -96,11 +97,11 @@ def row(run: Run, splits: Splits, tolerance: float, how: FineTune, teacher: Teac
     posterior, dense = run.posterior, 4 * run.posterior.parameters_total
     stages = computed(run, splits, tolerance)
     stages |= filed(compress(posterior, splits, goal)[0], splits, dense, ("static", "file"))
-    tunings = {"tuned": FineTuning(how, how.rate)}
+    tunings = {"tuned": FineTuning(how, how.lam)}
     if run.config.prior != "none":
-        tunings["svi"] = FineTuning(replace(how, svi=True), how.rate)
+        tunings["svi"] = FineTuning(replace(how, svi=True), how.lam)
     if teacher:
-        tunings["taught"] = FineTuning(how, how.rate, teacher)
+        tunings["taught"] = FineTuning(how, how.lam, teacher)
     for name, tuning in tunings.items():
         network, _ = compress_finetuned(posterior, splits, tuning, goal)
         stages |= filed(network, splits, dense, (f"{name} static", name))
@@ -108,7 +109,7 @@ def row(run: Run, splits: Splits, tolerance: float, how: FineTune, teacher: Teac
     return {
         "run": run.path.name, "method": method(config), "network": config.net, "dataset": config.data,
         "seed": config.seed, "epochs": config.epochs, "dense_bytes": dense, "tolerance": tolerance,
-        "finetune_epochs": how.epochs, "rate": how.rate, "teacher": teacher.name if teacher else "",
+        "finetune_epochs": how.epochs, "rate": how.lam, "teacher": teacher.name if teacher else "",
         "stages": {name: stages[name] for name in stages},
     }  # fmt: skip
 
@@ -166,7 +167,7 @@ def smoke() -> None:
         rows = []
         for prior in ("log-uniform", "normal-jeffreys", "none"):
             run = fit_run(FitConfig(prior=prior, hidden=(16,), epochs=6, device="cpu"), Path(folder) / prior)
-            how = replace(RECIPE, epochs=1, batch_size=64, rate=1.0)
+            how = replace(RECIPE, epochs=1, batch_size=64, lam=1.0)
             teacher = Teacher.of([(run.posterior, "mlp")]) if prior == "none" else None
             rows.append(row(run, run.splits(), 0.05, how, teacher))
         print(table(rows))
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", type=Path, help="run folders")
     parser.add_argument("--tolerance", type=float, default=0.005, help="validation accuracy that may be lost")
     parser.add_argument("--finetune", type=int, default=30, help="epochs of fine-tuning")
-    parser.add_argument("--rate", type=float, default=4.0, help="price of a bit in fine-tuning")
+    parser.add_argument("--finetune-lambda", "--rate", type=float, default=4.0, help="λ of fine-tuning")
     parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="run folders of networks to distil from")
     parser.add_argument("--data-dir", default=os.environ.get("PYRO_COMPRESS_DATA", ""))
     parser.add_argument("--json", type=Path, default=ROOT / "docs" / "results" / "ablation.json")
@@ -196,7 +197,7 @@ def main() -> None:
     teacher = Teacher.of([(run.posterior, run.config.net) for run in taught_by]) if taught_by else None
     for path in options.runs:
         run = load_run(path)
-        how = replace(RECIPE, epochs=options.finetune, rate=options.rate, seed=run.config.seed)
+        how = replace(RECIPE, epochs=options.finetune, lam=options.finetune_lambda, seed=run.config.seed)
         new = row(run, run.splits(options.data_dir), options.tolerance, how, teacher)
         rows = [*(old for old in rows if old["run"] != new["run"]), new]
         write_atomically(options.json, (json.dumps(rows, indent=1) + "\n").encode())

@@ -11,7 +11,7 @@ that is trained, spreads drawn. Everything has one thread, `--threads` for comma
     fit:PRIOR:eager|captured[:checkpoints]    two epochs; with checkpoints after each
     resume:PRIOR:eager                        the same, interrupted and gone on with
     inspect:horseshoe                         of a run with scales of groups
-    evaluate, inspect, compress[:HOW]         of a run with a Gaussian posterior; HOW is sparsity, bit-price,
+    evaluate, inspect, compress[:HOW]         of a run with a Gaussian posterior; HOW is sparsity, lambda,
                                               compensated, finetune, weights (a network of somebody else's)
 """
 
@@ -128,13 +128,16 @@ COMMANDS: dict[str, Callable[[Path], list[str]]] = {
     "inspect": lambda folder: ["inspect", str(folder / "run"), "--json"],
     "inspect:horseshoe": lambda folder: ["inspect", str(folder / "run"), "--json"],
     "compress": compressed(),
-    "compress:sparsity": compressed("--sparsity", "0.8", "--coarseness", "0.25"),
-    "compress:bit-price": compressed("--sparsity", "0.5", "--coarseness", "0.25", "--bit-price", "1"),
+    "compress:sparsity": compressed("--sparsity", "0.8", "--relative-step", "0.25"),
+    "compress:lambda": compressed("--sparsity", "0.5", "--relative-step", "0.25", "--lambda", "1"),
     "compress:compensated": compressed("--rounding", "compensated"),
-    "compress:finetune": compressed("--sparsity", "0.9", "--finetune", "1", "--masked-epochs", "0", "--rate", "1"),
+    "compress:finetune": compressed(
+        "--sparsity", "0.9", "--finetune", "1", "--masked-epochs", "0", "--finetune-lambda", "1"
+    ),
     "compress:weights": lambda folder: [
         "compress", "--net", "mlp", "--hidden", (folder / "hidden").read_text(), "--init", str(folder / "net.pt"),
-        "--data", "digits", "--out", str(folder / "network.pcn"), "--json", "--sparsity", "0.5", "--coarseness", "0.25",
+        "--data", "digits", "--out", str(folder / "network.pcn"), "--json",
+        "--sparsity", "0.5", "--relative-step", "0.25",
     ],
 }  # fmt: skip
 CASES = [*FITS, "fit:gaussian:eager:checkpoints", "resume:gaussian:eager", *COMMANDS]

@@ -1,11 +1,11 @@
-"""The smallest files of a network: fit, fine-tune at a few rates, one file and one row per seed and rate.
+"""The smallest files of a network: fit, fine-tune at a few values of λ, one file and one row per seed and λ.
 
-    python scripts/record.py --data mnist --net lenet-300-100 --seeds 0 1 2 --rates 2 4
-    python scripts/record.py --data mnist --net lenet-5-caffe --shrink-every 5 --teacher runs/teacher --rates 4
+    python scripts/record.py --data mnist --net lenet-300-100 --seeds 0 1 2 --lambdas 2 4
+    python scripts/record.py --data mnist --net lenet-5-caffe --shrink-every 5 --teacher runs/teacher --lambdas 4
     python scripts/record.py --augment affine --teacher runs/one runs/two --finetune 100 --label taught-augmented
 
 A fit is kept in --runs and not repeated (one that was interrupted goes on with `pyro-compress fit --resume`); a row
-that is there is not made again. Recipe and rates were chosen on the validation split; the test split is read once per
+that is there is not made again. Recipe and λ were chosen on the validation split; the test split is read once per
 row. `--recode` writes the files that are there anew, the same integers as today's coder and order of units have them,
 and measures them again; nothing is fitted.
 `--smoke` makes one tiny row on the embedded digits.
@@ -39,7 +39,7 @@ PASSES = 2000
 FITS = {name: name for name in ("prior", "net", "data", "epochs", "kl_weight", "shrink_every")}
 FITS |= {"augment": "fit_augment"}
 """Options of the fit -> of the script."""
-PLACES = ("data", "data_dir", "seeds", "rates", "runs", "out", "recode", "smoke")
+PLACES = ("data", "data_dir", "seeds", "lambdas", "runs", "out", "recode", "smoke")
 """Options that are told apart, or not at all, in a row's command."""
 
 
@@ -63,7 +63,7 @@ def sparsity(run: Run) -> float:
 def record(run: Run, data_dir: str, how: FineTune, teacher: Teacher | None, path: Path, passes: int) -> dict:
     """Compress a run into a file; its row."""
     report = compress_run(
-        run.posterior, run.splits(data_dir), path, Goal(sparsity=sparsity(run)), FineTuning(how, how.rate, teacher),
+        run.posterior, run.splits(data_dir), path, Goal(sparsity=sparsity(run)), FineTuning(how, how.lam, teacher),
         passes=passes,
     )  # fmt: skip
     return {
@@ -83,7 +83,7 @@ def record(run: Run, data_dir: str, how: FineTune, teacher: Teacher | None, path
         "finetune_epochs": report.finetune_epochs,
         "finetune_augment": report.finetune_augment,
         "finetune_svi": report.finetune_svi,
-        "rate": how.rate,
+        "rate": how.lam,
         "values": report.parameters_kept,
         "units": report.units_kept,
         "sections_bytes": report.sections_bytes,
@@ -121,7 +121,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", default=os.environ.get("PYRO_COMPRESS_DATA", ""))
     parser.add_argument("--net", default="lenet-300-100")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rates", nargs="+", type=float, default=[2.0, 4.0])
+    # records of before say --rates
+    parser.add_argument("--lambdas", "--rates", nargs="+", type=float, default=[2.0, 4.0])
     parser.add_argument("--epochs", type=int, default=50, help="of the fit")
     parser.add_argument("--kl-weight", type=float, default=1.0, help="of the fit; 1 is the ELBO")
     parser.add_argument("--shrink-every", type=int, default=0, help="epochs after which dead units leave the fit")
@@ -146,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def command(options: argparse.Namespace, seed: int, rate: float) -> str:
+def command(options: argparse.Namespace, seed: int, lam: float) -> str:
     """The command of one row: what differs from the defaults, whatever folders it read and wrote left out."""
     told = ["python scripts/record.py", f"--data {options.data}"]
     for name in [name for name in vars(options) if name not in PLACES]:
@@ -154,7 +155,7 @@ def command(options: argparse.Namespace, seed: int, rate: float) -> str:
         if value != parser().get_default(name):
             shown = " ".join(path.as_posix() for path in value) if isinstance(value, list) else value
             told.append(f"--{name.replace('_', '-')} {shown}")
-    return " ".join([*told, f"--seeds {seed} --rates {rate:g}"])
+    return " ".join([*told, f"--seeds {seed} --lambdas {lam:g}"])
 
 
 def main() -> None:
@@ -166,7 +167,7 @@ def main() -> None:
         sam_rho=options.sam_rho, batch_size=options.finetune_batch_size,
     )  # fmt: skip
     if options.smoke:
-        options.data, options.net, options.seeds, options.rates, options.epochs = "digits", "mlp", [0], [2.0], 4
+        options.data, options.net, options.seeds, options.lambdas, options.epochs = "digits", "mlp", [0], [2.0], 4
         recipe = replace(recipe, epochs=1, batch_size=64)
     passes = 50 if options.smoke else PASSES
     if options.recode:
@@ -179,8 +180,8 @@ def main() -> None:
     teacher = Teacher.of([(run.posterior, run.config.net) for run in taught_by]) if taught_by else None
     label = f"-{options.label or 'taught'}" if options.label or teacher else ""
     for seed in options.seeds:
-        for rate in options.rates:
-            path = options.out / f"{options.data}-{options.net}{label}-rate{rate:g}-seed{seed}.pcn"
+        for lam in options.lambdas:
+            path = options.out / f"{options.data}-{options.net}{label}-rate{lam:g}-seed{seed}.pcn"
             if path.name in {row["file"] for row in rows}:
                 continue
             config = FitConfig(
@@ -189,8 +190,8 @@ def main() -> None:
                 **{name: getattr(options, told) for name, told in FITS.items()},
             )  # fmt: skip
             run = fitted(config, options.runs / f"{options.data}-{options.net}-{seed}")
-            row = record(run, options.data_dir, replace(recipe, rate=rate, seed=seed), teacher, path, passes)
-            rows = [*rows, row | {"command": command(options, seed, rate)}]
+            row = record(run, options.data_dir, replace(recipe, lam=lam, seed=seed), teacher, path, passes)
+            rows = [*rows, row | {"command": command(options, seed, lam)}]
             write_atomically(table, (json.dumps(rows, indent=1) + "\n").encode())
             shown = ("file", "bytes", "validation_error_percent", "test_error_percent")
             print(", ".join(f"{key} {row[key]}" for key in shown), flush=True)

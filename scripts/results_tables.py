@@ -59,7 +59,7 @@ def records() -> list[dict]:
 
 
 def recipe(row: dict) -> tuple[str, str, str, int, float]:
-    """Data, network, words, epochs of fine-tuning, price of a bit."""
+    """Data, network, words, epochs of fine-tuning, λ."""
     label = NAMED.fullmatch(row["file"])
     assert label, row["file"]
     return row["dataset"], row["network"], RECIPES[label[1]], row["finetune_epochs"], row["rate"]
@@ -79,7 +79,7 @@ def smallest(data: str, network: str) -> str:
                 f"{statistics.mean(row['ratio'] for row in rows):,.0f}×", of("validation_error_percent", 2),
                 of("test_error_percent", 2),
             ])  # fmt: skip
-    heads = ["how", "epochs", "price of a bit", "seeds", "bytes", "spelled out", "ratio", "validation error %"]
+    heads = ["how", "epochs", "λ", "seeds", "bytes", "spelled out", "ratio", "validation error %"]
     return lines([*heads, "test error %"], found)
 
 

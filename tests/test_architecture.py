@@ -19,7 +19,7 @@ FAMILIES = ("kept", "layers", "single", "norms", "pools", "moves", "resizing", "
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
     {"foreign", "outputs"},
-    {"imports", "inputs"},
+    {"imports", "inputs", "settings/registries"},
     {
         "types",
         "settings/declared",
@@ -113,7 +113,7 @@ FLOORS = [
     {"compression/axes"},
     {"compression/flow"},
     {"compression/sweep"},
-    {"compression/prune", "compression/precision", "compression/shrink", "compression/rate"},
+    {"compression/prune", "compression/precision", "compression/shrink", "compression/code_length"},
     {"compression/packing"},
     {
         "compression/order",

@@ -1,4 +1,4 @@
-"""Rounding with compensation: algebra against brute force, prices against the coder, results on the digits."""
+"""Rounding with compensation: algebra against brute force, code lengths against the coder, results on the digits."""
 
 import json
 from dataclasses import replace
@@ -15,11 +15,11 @@ from pyro_compress.cli.main import main
 from pyro_compress.compression.calibrated import Calibrated, Setting, calibrated, unserved, work_of
 from pyro_compress.compression.compensated import compress_compensated
 from pyro_compress.compression.compensation import (
-    Prices,
+    CodeLengths,
     Problem,
     _sweep,
+    code_lengths,
     cost,
-    prices,
     problem_of,
     rounded_at,
     rounded_layer,
@@ -74,7 +74,7 @@ def test_sensitivities_are_mean_squared_gradients() -> None:
     torch.testing.assert_close(linear.squares, torch.full((2,), 4.0).double(), rtol=0.06, atol=0)
 
 
-def layer_problem(price: float = 1e-3, damping: float = 0.02, descending: bool = False, rows: int = 6) -> Problem:
+def layer_problem(lam: float = 1e-3, damping: float = 0.02, descending: bool = False, rows: int = 6) -> Problem:
     generator = torch.Generator().manual_seed(1)
     mix = torch.randn(8, 8, generator=generator)
     before = torch.randn(500, 8, generator=generator) @ mix
@@ -83,7 +83,7 @@ def layer_problem(price: float = 1e-3, damping: float = 0.02, descending: bool =
     weight = torch.randn(rows, 8, generator=generator)
     worth = Sensitivity(torch.linspace(0.5, 2, rows).double(), 1)
     found = moments([now], [before], node, (rows, 8))
-    return problem_of(weight, found, worth, (rows, 8, 1, 1), price, damping, descending)
+    return problem_of(weight, found, worth, (rows, 8, 1, 1), lam, damping, descending)
 
 
 def test_the_target_is_the_least_squares_solution() -> None:
@@ -97,7 +97,7 @@ def test_the_target_is_the_least_squares_solution() -> None:
     np.testing.assert_allclose(problem.target[0], wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def naive(problem: Problem, step: float, asked: Prices) -> np.ndarray:
+def naive(problem: Problem, step: float, lengths: CodeLengths) -> np.ndarray:
     """Column by column, the rest solved anew every time: what compensation means (Hassibi & Stork 1993)."""
     _, rows, n = problem.target.shape
     factor = problem.factor[0].astype(np.float64)
@@ -105,15 +105,15 @@ def naive(problem: Problem, step: float, asked: Prices) -> np.ndarray:
     order, codes = problem.order, np.zeros((rows, n), np.int64)
     for row in range(rows):
         weights = problem.target[0, row, order].copy()
-        price = problem.price / problem.worth[0, row]
+        lam = problem.lam / problem.worth[0, row]
         for j in range(n):
             place = row, order[j]
             below = int(abs(weights[j]) / step)
             left = np.linalg.inv(damped[j:, j:])
             costs = {}
             for size in {0, below, below + 1}:
-                bits = asked.zero[place] if size == 0 else asked.other[place] + asked.more[size]
-                costs[size] = (abs(weights[j]) - size * step) ** 2 / left[0, 0] + price * bits
+                bits = lengths.zero[place] if size == 0 else lengths.other[place] + lengths.more[size]
+                costs[size] = (abs(weights[j]) - size * step) ** 2 / left[0, 0] + lam * bits
             size = min(costs, key=costs.__getitem__)
             codes[place] = size * (1 if weights[j] >= 0 else -1)
             weights[j:] -= (weights[j] - codes[place] * step) * left[0] / left[0, 0]
@@ -124,8 +124,8 @@ def naive(problem: Problem, step: float, asked: Prices) -> np.ndarray:
 def test_a_sweep_is_column_by_column_with_the_rest_solved_anew(descending: bool, step: float) -> None:
     problem = layer_problem(descending=descending)
     start = np.trunc(problem.target[0] / step).astype(np.int32)
-    asked = prices(start, problem.layout)
-    assert np.array_equal(_sweep(problem, step, asked)[0], naive(problem, step, asked))
+    lengths = code_lengths(start, problem.layout)
+    assert np.array_equal(_sweep(problem, step, lengths)[0], naive(problem, step, lengths))
 
 
 def test_blocks_and_groups_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,22 +137,22 @@ def test_blocks_and_groups_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     whole = rounded_at(both, 0.25)[0]
     monkeypatch.setattr("pyro_compress.compression.compensation.BLOCK", 3)
     assert np.array_equal(rounded_at(both, 0.25)[0], whole)
-    asked = prices(whole, both.layout)
+    lengths = code_lengths(whole, both.layout)
     for group in range(2):
         rows = slice(3 * group, 3 * group + 3)
         alone = Problem(
             both.target[[group]], both.factor[[group]], both.second[[group]], both.order, both.worth[[group]],
-            (3, 10, 1, 1), both.price,
+            (3, 10, 1, 1), both.lam,
         )  # fmt: skip
-        part = Prices(*(a.reshape(6, 10)[rows] for a in (asked.zero, asked.other)), asked.more, 0.0)
-        assert np.array_equal(_sweep(alone, 0.25, part)[0], _sweep(both, 0.25, asked)[group])
+        part = CodeLengths(*(a.reshape(6, 10)[rows] for a in (lengths.zero, lengths.other)), lengths.more, 0.0)
+        assert np.array_equal(_sweep(alone, 0.25, part)[0], _sweep(both, 0.25, lengths)[group])
 
 
-def test_prices_are_the_coders() -> None:
+def test_code_lengths_are_the_coders() -> None:
     """Summed over a tensor, presence and what follows it come to what the coder spends."""
     rng = np.random.default_rng(0)
     codes = (rng.integers(-3, 4, (40, 60)) * (rng.random((40, 60)) < 0.2)).astype(np.int32)
-    found = prices(codes, (40, 15, 2, 2))
+    found = code_lengths(codes, (40, 15, 2, 2))
     assert found.total == pytest.approx(bits(codes, (40, 15, 2, 2)))
     there = codes != 0
     told = found.zero[~there].sum() + (found.other[there] + found.more[np.abs(codes[there])]).sum()
@@ -160,19 +160,19 @@ def test_prices_are_the_coders() -> None:
 
 
 def test_it_costs_less_than_rounding_to_the_nearest() -> None:
-    problem = layer_problem(price=1e-2, rows=60)
+    problem = layer_problem(lam=1e-2, rows=60)
     found = rounded_layer(problem)
     codes, exponent = found.codes, found.exponent
-    best = cost(codes, 2 ** (exponent / 4), problem, prices(codes[0], problem.layout).total)
+    best = cost(codes, 2 ** (exponent / 4), problem, code_lengths(codes[0], problem.layout).total)
     for e in range(-20, 8):
         nearest = np.round(problem.target / 2 ** (e / 4)).astype(np.int32)
-        assert best < cost(nearest, 2 ** (e / 4), problem, prices(nearest[0], problem.layout).total)
+        assert best < cost(nearest, 2 ** (e / 4), problem, code_lengths(nearest[0], problem.layout).total)
     again = rounded_layer(problem, found)
     assert again.exponent == exponent
     assert np.array_equal(again.codes, codes)
-    near = rounded_layer(replace(problem, price=1.1 * problem.price), found)
+    near = rounded_layer(replace(problem, lam=1.1 * problem.lam), found)
     assert near.exponent == exponent
-    assert near.price == problem.price
+    assert near.lam == problem.lam
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_a_network_keeps_its_outputs_better_than_by_rounding_to_the_nearest(trai
     assert off(found.tensors) < 0.5 * off(nearest)
 
 
-def test_what_is_kept_between_prices_changes_nothing(trained, digits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_between_lambdas_changes_nothing(trained, digits, monkeypatch: pytest.MonkeyPatch) -> None:
     """Moments of first layers and inputs of the others in the network as it was given, against all of them anew."""
     given = trained.graph, trained.tensors, digits.train.x[:200]
     keeps = calibrated(*given)
@@ -227,12 +227,12 @@ def test_what_is_kept_between_prices_changes_nothing(trained, digits, monkeypatc
     assert not little.inputs
 
 
-def test_prices_without_the_compiled_coder_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_lengths_without_the_compiled_coder_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     codes = (rng.integers(-3, 4, (40, 60)) * (rng.random((40, 60)) < 0.2)).astype(np.int32)
-    known = prices(codes, (40, 60, 1, 1))
+    known = code_lengths(codes, (40, 60, 1, 1))
     monkeypatch.setattr("pyro_compress.compression.compensation.COMPILED", False)
-    found = prices(codes, (40, 60, 1, 1))
+    found = code_lengths(codes, (40, 60, 1, 1))
     assert found.total == pytest.approx(known.total, rel=0.1)
     np.testing.assert_array_equal(found.more, known.more)
 
@@ -322,7 +322,7 @@ def test_an_option_of_pruning_or_fine_tuning_leaves_compensation() -> None:
     assert rounding_of(None, {}, plain) == "compensated"
     assert rounding_of(Path("run"), {}, plain) == "nearest"
     assert rounding_of(Path("run"), {}, CompressConfig(rounding="compensated")) == "compensated"
-    for asked in ({"finetune": 10}, {"sparsity": 0.5}, {"bit_price": (1.0,)}, {"criterion": "snr"}):
+    for asked in ({"finetune": 10}, {"sparsity": 0.5}, {"lambda": (1.0,)}, {"criterion": "snr"}):
         assert rounding_of(None, {}, CompressConfig.of(asked)) == "nearest"
     for named in ({"how": "svi"}, {"epochs": 3}):
         assert rounding_of(None, named, plain) == "nearest"

@@ -1,4 +1,4 @@
-"""Rate-aware fine-tuning: what it minimises, what it removes, what the file tells of it."""
+"""Fine-tuning by likelihood and bits: what it minimises, what it removes, what the file tells of it."""
 
 import json
 import math
@@ -18,12 +18,12 @@ import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.compression import search
 from pyro_compress.compression.candidates import Candidates, to_module
+from pyro_compress.compression.code_length import CodeLength
 from pyro_compress.compression.finetune import finetune
 from pyro_compress.compression.finetuned import FineTuning, Teacher, logits_by
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.quantization_aware import QuantizationAware, distilled
-from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.rounding import Grid
 from pyro_compress.compression.target import SearchCallbacks
 from pyro_compress.data.augment import AUGMENTATIONS
@@ -60,8 +60,8 @@ def survivors(run: Run, **how: float) -> QuantizationAware:
 
 
 @pytest.mark.slow
-def test_a_higher_price_gives_a_smaller_file(run: Run, digits: Splits) -> None:
-    free, cheap, dear = (tuned(run, digits, rate=rate) for rate in (0.0, 1.0, 8.0))
+def test_a_higher_lambda_gives_a_smaller_file(run: Run, digits: Splits) -> None:
+    free, cheap, dear = (tuned(run, digits, lam=lam) for lam in (0.0, 1.0, 8.0))
     sizes = [len(file.dumps(network)[0]) for network in (free, cheap, dear)]
     assert sizes[0] > sizes[1] > sizes[2]
     assert evaluate(to_module(cheap), digits, "validation").accuracy > 0.9
@@ -121,7 +121,7 @@ def test_a_run_gives_the_same_file_in_every_process(run: Run, tmp_path: Path) ->
     found = []
     for seed in ("1", "2", "here"):
         out = tmp_path / f"{seed}.pcn"
-        arguments = ["compress", run.path, "--out", out, "--finetune", "1", "--rate", "2", "--noise", "0.4"]
+        arguments = ["compress", run.path, "--out", out, "--finetune", "1", "--finetune-lambda", "2", "--noise", "0.4"]
         arguments += ["--reorder", "20"]  # passes, told: where they are not, these tests make few
         command = [*map(str, arguments), "--threads", "1"]
         if seed == "here":
@@ -155,7 +155,7 @@ def test_the_worst_weights_nearby_are_where_they_should_be(run: Run, digits: Spl
 
 def test_a_sharpness_aware_step_descends_from_the_worst_weights(run: Run, digits: Splits) -> None:
     """As Foret et al.'s algorithm 1, spelled out beside it: two gradients, the second one is the step's."""
-    work, x, y = survivors(run, sam_rho=0.2, rate=0.0), digits.train.x[:64], digits.train.y[:64]
+    work, x, y = survivors(run, sam_rho=0.2, lam=0.0), digits.train.x[:64], digits.train.y[:64]
     names = [name for name in work.free if name in work.steps]
     begin = {name: value.detach().clone().requires_grad_() for name, value in work.rounded().items()}
 
@@ -186,7 +186,7 @@ def test_sharpness_aware_fine_tuning_ends_in_flatter_places(run: Run, digits: Sp
     """What it minimises is smaller than without: the loss at the worst weights nearby, a minibatch at a time."""
 
     def worst_loss(sam_rho: float) -> float:
-        found = tuned(run, digits, epochs=24, batch_size=64, rate=0.0, step=0.2, svi=svi, sam_rho=sam_rho)
+        found = tuned(run, digits, epochs=24, batch_size=64, lam=0.0, step=0.2, svi=svi, sam_rho=sam_rho)
         tensors = {name: torch.from_numpy(file.dense(tensor)) for name, tensor in found.tensors.items()}
         work, losses = QuantizationAware(found.graph, tensors, FineTune(sam_rho=0.3), {}), []
         for x, y in zip(digits.train.x.split(64), digits.train.y.split(64), strict=True):
@@ -197,10 +197,10 @@ def test_sharpness_aware_fine_tuning_ends_in_flatter_places(run: Run, digits: Sp
 
 
 def test_svi_under_the_mask(run: Run, digits: Splits) -> None:
-    """Spreads start at the posterior's, a step bounds them, and their entropy is paid for at the price of a bit."""
+    """Spreads start at the posterior's, a step bounds them, and their entropy is paid for in the unit of bits."""
     posterior, chosen = run.posterior, masks(run.posterior)
     tensors = {name: torch.where(chosen[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
-    how = FineTune(svi=True, rate=3.0, ramp=0.0, lr=0.0)
+    how = FineTune(svi=True, lam=3.0, ramp=0.0, lr=0.0)
     spreads = {name: layer.std for name, layer in posterior.layers.items()}
     work = QuantizationAware(posterior.graph, tensors | posterior.dense, how, spreads)
     work.choose_steps()
@@ -210,7 +210,7 @@ def test_svi_under_the_mask(run: Run, digits: Splits) -> None:
         assert spread.max() <= math.log(work.steps[name]) + 1e-6
     # nothing but the entropy: no data, no bits
     work.loss = lambda outputs, y: outputs.sum() * 0
-    work.rates = {name: (lambda values, drawn: values.sum() * 0) for name in work.rates}  # type: ignore[misc]
+    work.code_lengths = {name: (lambda values, drawn: values.sum() * 0) for name in work.code_lengths}  # type: ignore[misc]
     work.train(digits.train.x[:8], digits.train.y[:8], None, 1.0, 500)
     for spread in work.log_spread.values():
         assert torch.allclose(spread.grad, torch.tensor(-3.0 / 500))
@@ -218,7 +218,7 @@ def test_svi_under_the_mask(run: Run, digits: Splits) -> None:
 
 def test_learned_spreads_tell_what_must_be_precise(run: Run, digits: Splits) -> None:
     """Weights that the loss does not feel take the largest spread, those that it feels a smaller one."""
-    network = tuned(run, digits, svi=True, rate=1.0, epochs=8)
+    network = tuned(run, digits, svi=True, lam=1.0, epochs=8)
     assert evaluate(to_module(network), digits, "validation").accuracy > 0.9
     decoded = file.loads(file.dumps(network)[0])
     assert decoded.parameters == network.parameters
@@ -228,7 +228,7 @@ def test_learned_spreads_tell_what_must_be_precise(run: Run, digits: Splits) -> 
     x = torch.randn(512, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.0])
     y = (x[:, 0] > 0).long()
     work = QuantizationAware(
-        graph, {"w": torch.tensor([[-1.0, 1.0], [1.0, 1.0]])}, FineTune(svi=True, rate=1.0, ramp=0.0, lr=5e-3),
+        graph, {"w": torch.tensor([[-1.0, 1.0], [1.0, 1.0]])}, FineTune(svi=True, lam=1.0, ramp=0.0, lr=5e-3),
         {"w": torch.full((2, 2), 0.05)},
     )  # fmt: skip
     work.choose_steps()
@@ -246,20 +246,20 @@ def test_svi_needs_a_posterior(run: Run, digits: Splits) -> None:
 
 
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.4])
-def test_the_price_is_near_what_the_coder_takes(density: float) -> None:
+def test_the_code_length_is_near_what_the_coder_takes(density: float) -> None:
     rng = np.random.default_rng(0)
     codes = (np.round(rng.laplace(0, 2, (60, 200))) * (rng.random((60, 200)) < density)).astype(np.int64)
     layout = plain(codes.shape)
     coder = context.Coder()
     context.code(coder, array("q", codes.ravel().tolist()), *layout)
     spent = 8 * len(coder.finish())
-    priced = float(Rate(layout)(torch.from_numpy(codes).float().flatten()))
-    assert priced == pytest.approx(spent, rel=0.15)
+    expected = float(CodeLength(layout)(torch.from_numpy(codes).float().flatten()))
+    assert expected == pytest.approx(spent, rel=0.15)
 
 
-def test_the_price_pulls_towards_zero() -> None:
+def test_the_code_length_pulls_towards_zero() -> None:
     values = torch.tensor([0.0, 0.4, -0.4, 1.6, -5.3, 0.0, 0.0, 0.0], requires_grad=True)
-    Rate((2, 4, 1, 1))(values).backward()
+    CodeLength((2, 4, 1, 1))(values).backward()
     assert values.grad is not None
     assert torch.equal(values.grad[1:5].sign(), torch.tensor([1.0, -1.0, 1.0, -1.0]))
 
@@ -333,16 +333,25 @@ def test_report_and_file_tell_of_fine_tuning(run: Run, tmp_path: Path) -> None:
     assert (plain["finetune_epochs"], plain["teacher"]) == (0, "")
     curve = tmp_path / "curve.csv"
     told = compress(
-        run, tmp_path / "tuned.pcn", "--finetune", "4", "--rate", "2", "--teacher", str(run.path), "--curve", str(curve)
+        run,
+        tmp_path / "tuned.pcn",
+        "--finetune",
+        "4",
+        "--finetune-lambda",
+        "2",
+        "--teacher",
+        str(run.path),
+        "--curve",
+        str(curve),
     )
     assert told["finetune_augment"] == ""
     assert told["finetune_epochs"] == 6  # two masked ones before
-    assert (told["finetune_rate"], told["teacher"]) == (2.0, "mlp")
+    assert (told["finetune_lambda"], told["teacher"]) == (2.0, "mlp")
     assert told["file_bytes"] < plain["file_bytes"]
     assert file.read(tmp_path / "tuned.pcn").meta["teacher"] == "mlp"
     assert "finetune_augment" not in file.read(tmp_path / "tuned.pcn").meta
     header, row = curve.read_text().splitlines()
-    assert header == "sparsity,coarseness,rate,bytes,validation_error,validation_nll_nats"
+    assert header == "sparsity,relative_step,lambda,bytes,validation_error,validation_nll_nats"
     assert int(row.split(",")[3]) >= told["file_bytes"]  # its units were put in another order behind the search
     assert 100 * float(row.split(",")[4]) == pytest.approx(100 * (1 - told["validation_accuracy_after"]))
 
@@ -356,9 +365,9 @@ def test_rates_are_searched_for(run: Run, digits: Splits, tmp_path: Path) -> Non
         watch=SearchCallbacks(candidate=trials.append),
     )  # fmt: skip
     assert report.validation_after.accuracy >= 0.92
-    assert 3 <= len({trial.rate for trial in trials}) <= 4
+    assert 3 <= len({trial.lam for trial in trials}) <= 4
     good = [trial for trial in trials if trial.validation_error <= 0.08]
-    assert report.finetune_rate == max(trial.rate for trial in good)
+    assert report.finetune_lambda == max(trial.lam for trial in good)
     small = compress_run(
         run.posterior, digits, tmp_path / "b.pcn", pc.Goal(max_bytes=report.file_bytes + 200), FineTuning(how)
     )
@@ -396,8 +405,8 @@ def test_no_file_that_fits_is_better(run: Run, digits: Splits, most: int) -> Non
     assert len(file.dumps(network)[0]) <= most
     every = Candidates(run.posterior, digits, "snr", "cpu")
     walked = [
-        every.candidate(1 - kept, Grid(coarseness))
-        for kept in search.KEPT[::8] for coarseness in search.COARSENESS[::2]
+        every.candidate(1 - kept, Grid(step))
+        for kept in search.KEPT[::8] for step in search.RELATIVE_STEPS[::2]
     ]  # fmt: skip
     fitting = [every.scores_of(one).nll_nats for one in walked if len(file.dumps(one)[0]) <= most]
     assert every.scores_of(network).nll_nats <= min(fitting) + 0.002
@@ -410,7 +419,7 @@ OUTSIDE = [
     (["--sparsity", "0.99"], "a smaller --sparsity"),
     (["--max-bytes", "200", "--reorder", "0"], "more --max-bytes"),
     (["--sparsity", "0.9", "--bits", "2"], "more --bits"),
-    (["--finetune", "1", "--rate", "2000"], "a lower --rate"),
+    (["--finetune", "1", "--finetune-lambda", "2000"], "a lower --finetune-lambda"),
 ]
 
 
@@ -445,23 +454,26 @@ def test_help_says_how_many_epochs_come_before() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rate", "1"], "go with --finetune"),
+        (["--finetune-lambda", "1"], "go with --finetune"),
         (["--target-error", "0.1", "--max-bytes", "100"], "Error: --target-error and --max-bytes exclude each other"),
         (["--max-bytes", "20"], "fits into 20 bytes"),
         (["--target-error", "0"], "allow more"),
-        (["--finetune", "1", "--max-bytes", "20"], "no rate from"),
+        (["--finetune", "1", "--max-bytes", "20"], "no lambda from"),
         (
-            ["--finetune", "1", "--rate", "1", "--max-bytes", "20"],
-            "bytes, more than 20; leave --rate out",
+            ["--finetune", "1", "--finetune-lambda", "1", "--max-bytes", "20"],
+            "bytes, more than 20; leave --finetune-lambda out",
         ),
         (["--finetune-svi"], "goes with --finetune"),
         (["--sam-rho", "0.1"], "goes with --finetune"),
         (["--finetune", "1", "--sam-rho", "nan"], "sam_rho nan: it must not be negative"),
         (["--finetune", "1", "--step", "inf"], "step inf: it must be"),
-        (["--finetune", "1", "--rate", "nan"], "rate nan: it must not be negative"),
-        (["--finetune", "1", "--rate", "1", "--finetune-lr", "1e30"], "choose a smaller lr than 1e+30"),
-        (["--finetune", "1", "--masked-epochs", "0", "--rate", "1", "--sam-rho", "1e30"], "or sam_rho than 1e+30"),
-        (["--bit-price", "nan"], "bit_price nan: it must not be negative"),
+        (["--finetune", "1", "--finetune-lambda", "nan"], "finetune_lambda nan: it must not be negative"),
+        (["--finetune", "1", "--finetune-lambda", "1", "--finetune-lr", "1e30"], "choose a smaller lr than 1e+30"),
+        (
+            ["--finetune", "1", "--masked-epochs", "0", "--finetune-lambda", "1", "--sam-rho", "1e30"],
+            "or sam_rho than 1e+30",
+        ),
+        (["--lambda", "nan"], "lambda nan: it must not be negative"),
     ],
 )
 def test_errors_are_one_line(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:

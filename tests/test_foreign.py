@@ -160,7 +160,7 @@ def test_a_compress_table_says_neither_where_to_write_nor_anything_of_a_wrong_ki
         ({"no_code": False}, "unknown option 'no_code'"),
         ({"tolerance": [0.1]}, "tolerance"),
         ({"finetune_svi": [1]}, "finetune_svi"),
-        ({"bit_price": 0.5}, "bit_price"),
+        ({"lambda": 0.5}, "lambda"),
         ({"sparsity": ["\x1b"]}, "sparsity"),
     ):
         path.write_text(tomli_w.dumps({"compress": table}))

@@ -175,7 +175,7 @@ def test_commands_are_refused_by_the_headers_of_a_run(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["compress", "RUN"], ["compress", "RUN", "--bit-price", "1"], ["compress", "RUN", "--rounding", "compensated"],
+        ["compress", "RUN"], ["compress", "RUN", "--lambda", "1"], ["compress", "RUN", "--rounding", "compensated"],
         ["compress", "RUN", "--finetune", "1"], ["inspect", "RUN"], ["evaluate", "RUN"], ["report", "RUN"],
         ["compress", "--net", "mlp", "--hidden", "6", "--init", "START", "--data", "DATA"],
     ],

@@ -211,7 +211,7 @@ def test_tokens_that_nobody_announced_are_in_the_file(tmp_path: Path) -> None:
     x = torch.randint(0, 10, (300, 6))
     net = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(24, 2))
     fitted = pc.fit(net, (x, (x[:, 0] > 4).long()), prior="log-uniform", epochs=3, device="cpu")
-    fitted.compress(sparsity=0.2, coarseness=0.1).save(tmp_path / "net.pcn")
+    fitted.compress(sparsity=0.2, relative_step=0.1).save(tmp_path / "net.pcn")
     assert len(pc.predict(tmp_path / "net.pcn", x)) == 300
 
 

@@ -146,6 +146,7 @@ def a_run(folder: Path, **others: bytes) -> Path:
         ("history.jsonl", b"", True), ("start.pcn", b"", True), ("checkpoint-000001.safetensors", b"", True),
         ("small.pcn", b"\x93PCN...", True), ("small.pcn", b"a list", False), ("notes.txt", b"mine", False),
         ("page.html", b'<p class="lead">pyro-compress, one run', True), ("page.html", b"<p>mine", False),
+        ("curve.csv", b"sparsity,relative_step,lambda,bytes,validation_error\n", True),
         ("curve.csv", b"sparsity,coarseness,rate,bytes,validation_error\n", True), ("a.csv", b"a,b\n", False),
         (".DS_Store", b"", True), ("weights.safetensors", save({"a": torch.zeros(1)}), False),
         ("weights.safetensors", save({"a": torch.zeros(1)}, {"pyro_compress": "{}"}), True),

@@ -24,7 +24,7 @@ from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.post_training import POSTERIORS
 from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.declared import names_in
+from pyro_compress.settings.registries import names_in
 from pyro_compress.training import live, point, sparse
 from pyro_compress.tuning import space, storage
 from pyro_compress.tuning.plan import point_of, read_plan

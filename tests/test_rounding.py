@@ -1,4 +1,4 @@
-"""Integers for a price, bit widths by hand, and bit widths as the literature counts them."""
+"""Integers by λ, bit widths by hand, and bit widths as the literature counts them."""
 
 import math
 from dataclasses import replace
@@ -11,9 +11,9 @@ from click.testing import CliRunner
 import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.compression.candidates import to_module
+from pyro_compress.compression.code_length import CodeLength
 from pyro_compress.compression.fixed_point import fixed_point, fixed_point_of, occupied, significant_bits
 from pyro_compress.compression.precision import Size, bits_step, size_of
-from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.rounding import LEAST_STD, Grid, Rounding, cheapest, rounded_weights
 from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
@@ -36,25 +36,27 @@ def layer(std: float, shape: tuple[int, int] = (30, 40)) -> LayerPosterior:
 LAYOUT = (30, 40, 1, 1)
 
 
-def test_no_price_rounds_to_the_nearest() -> None:
+def test_lambda_0_rounds_to_the_nearest() -> None:
     one = layer(0.1)
     found = cheapest(one.mean, one, 0.2, LAYOUT, 0.0)
     assert torch.equal(found, torch.round(one.mean / 0.2))
 
 
 @pytest.mark.parametrize("std", [0.0, 0.02, 0.3])
-def test_a_price_is_paid_back(std: float) -> None:
+def test_lambda_is_paid_back(std: float) -> None:
     """Distortion and bits together are no more than those of the nearest integers, and signs never turn."""
-    one, step, price = layer(std), 0.2, 1.0
+    one, step, lam = layer(std), 0.2, 1.0
 
     def objective(codes: torch.Tensor) -> float:
-        rate, size = Rate(LAYOUT), codes.abs()
-        rate.look(size)
-        bits = torch.where(size == 0, rate.zero.view_as(size), rate.one.view_as(size) + rate.more[size.long()])
+        code_length, size = CodeLength(LAYOUT), codes.abs()
+        code_length.look(size)
+        bits = torch.where(
+            size == 0, code_length.zero.view_as(size), code_length.one.view_as(size) + code_length.more[size.long()]
+        )
         spread = (one.std / step).clamp_min(LEAST_STD)
-        return float(((one.mean / step - codes).square() / (2 * spread.square()) + price * math.log(2) * bits).sum())
+        return float(((one.mean / step - codes).square() / (2 * spread.square()) + lam * math.log(2) * bits).sum())
 
-    found = cheapest(one.mean, one, step, LAYOUT, price)
+    found = cheapest(one.mean, one, step, LAYOUT, lam)
     assert objective(found) <= objective(torch.round(one.mean / step))
     assert (found * one.mean >= 0).all()
     assert (found[one.mean == 0] == 0).all()
@@ -62,7 +64,7 @@ def test_a_price_is_paid_back(std: float) -> None:
 
 
 def test_what_is_known_well_stays_and_what_is_not_may_go() -> None:
-    """Half of the layer has a posterior so narrow that no price moves it; the other half pays."""
+    """Half of the layer has a posterior so narrow that no λ moves it; the other half pays."""
     one = layer(0.5)
     std = one.std.clone()
     std[:15] = 1e-6
@@ -75,8 +77,8 @@ def test_what_is_known_well_stays_and_what_is_not_may_go() -> None:
 def test_dearer_bits_give_a_smaller_file(run: Run, digits: Splits) -> None:
     masks = {name: layer.mean.abs() > 0.2 * layer.std for name, layer in run.posterior.layers.items()}
     counts = []
-    for price in (0.0, 1.0, 10.0):
-        weights, _ = rounded_weights(run.posterior, masks, Grid(0.25, (), price))
+    for lam in (0.0, 1.0, 10.0):
+        weights, _ = rounded_weights(run.posterior, masks, Grid(0.25, (), lam))
         counts.append(sum(int((weight != 0).sum()) for weight in weights.values()))
     assert counts[0] > counts[1] > counts[2]
 
@@ -159,7 +161,7 @@ REFUSED = [
     (("--bits", "1"), "bits 1: allowed are values from 2 and up to 15"),
     (("--bits", "4,4"), "2 bit widths for 3 layers"),
     (("--bits", "8", "--finetune", "2"), "go without --finetune"),
-    (("--bit-price", "0.1", "--finetune", "2"), "go without --finetune"),
+    (("--lambda", "0.1", "--finetune", "2"), "go without --finetune"),
 ]
 
 
@@ -170,12 +172,12 @@ def test_refused(arguments: tuple[str, ...], message: str, run: Run, tmp_path: P
     assert message in result.output
 
 
-def test_prices_on_the_command_line(run: Run, tmp_path: Path) -> None:
-    """Both prices are tried, and the report tells what the variances alone would save."""
+def test_lambdas_on_the_command_line(run: Run, tmp_path: Path) -> None:
+    """Both values of λ are tried, and the report tells what the variances alone would save."""
     arguments = [
-        "--bit-price",
+        "--lambda",
         "0",
-        "--bit-price",
+        "--lambda",
         "0.01",
         "--bits",
         "7",
@@ -188,5 +190,5 @@ def test_prices_on_the_command_line(run: Run, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["compress", str(run.path), "--out", str(out), *arguments])
     assert result.exit_code == 0, result.output
     assert "bits a weight by the posterior's variances" in result.output
-    prices = {line.split(",")[2] for line in (tmp_path / "curve.csv").read_text().splitlines()[1:]}
-    assert {float(price) for price in prices} == {0.0, 0.01}
+    lams = {line.split(",")[2] for line in (tmp_path / "curve.csv").read_text().splitlines()[1:]}
+    assert {float(lam) for lam in lams} == {0.0, 0.01}

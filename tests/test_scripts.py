@@ -279,7 +279,7 @@ def test_record(tmp_path: Path) -> None:
     assert len(path.read_bytes()) <= len(written)
     assert row["finetune_epochs"] > 0
     assert row["fit"]["shrink_every"] == 1
-    assert "--shrink-every 1 --seeds 0 --rates 2" in row["command"]
+    assert "--shrink-every 1 --seeds 0 --lambdas 2" in row["command"]
 
 
 @pytest.mark.slow

@@ -102,15 +102,19 @@ def test_values_as_people_have_them() -> None:
 
 
 def test_a_compression_has_flat_names_and_parts() -> None:
-    config = CompressConfig.of({"finetune": 3, "finetune_lr": 1e-4, "rate": 2.0, "sparsity": {"1.weight": 0.5}})
-    assert config == CompressConfig(finetuning=FineTune(epochs=3, lr=1e-4), rate=2.0, sparsity={"1.weight": 0.5})
+    config = CompressConfig.of(
+        {"finetune": 3, "finetune_lr": 1e-4, "finetune_lambda": 2.0, "sparsity": {"1.weight": 0.5}}
+    )
+    assert config == CompressConfig(
+        finetuning=FineTune(epochs=3, lr=1e-4), finetune_lambda=2.0, sparsity={"1.weight": 0.5}
+    )
     assert built(CompressConfig, flat(config)) == config
     assert set(flat(CompressConfig())) == {"tolerance"}
     for options, message in (
         ({"finetune_lr": 1e-4}, "--finetune-lr goes with --finetune EPOCHS"),
-        ({"rate": 1.0}, "go with --finetune"),
+        ({"finetune_lambda": 1.0}, "go with --finetune"),
         ({"sparsity": 0.5, "max_bytes": 9}, "--sparsity and --max-bytes exclude each other"),
-        ({"finetune": 1, "bits": (4,)}, "--bits and --bit-price go without --finetune"),
+        ({"finetune": 1, "bits": (4,)}, "--bits and --lambda go without --finetune"),
     ):
         with pytest.raises(ValueError, match=message):
             CompressConfig.of(options)
@@ -129,7 +133,7 @@ def test_a_fits_parts_are_disjoint_and_whole() -> None:
 class Mine(FitConfig):
     """A fit with one more setting."""
 
-    sharpness: float = setting(0.5, "How sharp it is.", least=0, below=1, unit="SHARE", group="Training")
+    sharpness: float = setting(0.5, "How sharp it is.", least=0, below=1, unit="SHARE", group="Training", former="edge")
 
 
 @click.command(cls=Command)
@@ -158,6 +162,43 @@ def test_a_new_setting_needs_its_field_alone() -> None:
     assert "| `sharpness` | number, `0<=x<1` | `0.5` | How sharp it is. |" in page(fit=Mine)
 
 
+def test_an_earlier_name_is_understood_and_shown_nowhere() -> None:
+    for words in (["--edge", "0.75"], ["--edge=0.75"], ["--epochs", "3", "--edge", "0.25", "--edge", "0.75"]):
+        assert CliRunner().invoke(mine, words).stdout == "0.75\n"
+    assert "edge" not in CliRunner().invoke(mine, ["--help"]).stdout + page(fit=Mine)
+    both = CliRunner().invoke(mine, ["--sharpness", "0.5", "--edge=0.75"])
+    assert (both.exit_code, both.stderr) == (1, "Error: --edge and --sharpness are one option: give --sharpness\n")
+    assert options_in({"edge": 0.25}, Mine, "c.toml") == built_of(edge=0.25) == {"sharpness": 0.25}
+    with pytest.raises(ValueError, match=r"^c\.toml: sharpness and edge are one setting: sharpness$"):
+        options_in({"sharpness": 0.5, "edge": 0.25}, Mine, "c.toml")
+    with pytest.raises(TypeError, match=r"Mine: 'edge' is called 'sharpness'$"):
+        Mine(edge=0.25)  # type: ignore[call-arg]
+
+
+def built_of(**options: float) -> dict[str, float]:
+    return {"sharpness": built(Mine, options).sharpness}
+
+
+def test_earlier_names_of_a_compression(fitted_run, tmp_path: Path) -> None:
+    """On the command line, in a file and in Python: the same bytes."""
+    given = {"sparsity": 0.8, "relative_step": 0.5, "lambda": [0.1], "reorder": 0}
+    former = {"relative_step": "coarseness", "lambda": "bit-price"}
+    found = set[bytes]()
+    for index, names in enumerate(({}, former)):
+        told = {names.get(name, name.replace("_", "-")): value for name, value in given.items()}
+        words = [word for n, v in told.items() for word in (f"--{n}", str(v[0] if isinstance(v, list) else v))]
+        (tmp_path / "c.toml").write_text(tomli_w.dumps({"compress": told}))
+        for ask in (words, ["--config", str(tmp_path / "c.toml")]):
+            out = tmp_path / f"{index}.pcn"
+            done = CliRunner().invoke(main, ["compress", str(fitted_run.path), "--out", str(out), "--force", *ask])
+            assert done.exit_code == 0, done.output
+            found.add(out.read_bytes())
+    assert len(found) == 1
+    config = CompressConfig(sparsity=0.8, relative_step=0.5, lam=(0.1,), reorder=0)
+    assert CompressConfig.of({"sparsity": 0.8, "coarseness": 0.5, "bit_price": (0.1,), "reorder": 0}) == config
+    assert CompressConfig.of({"finetune": 1, "rate": 2.0}).finetune_lambda == 2.0
+
+
 def test_a_compress_config_says_how(fitted_run, digits, tmp_path: Path) -> None:
     """Whoever takes a goal does all of what a configuration asks for, or refuses it."""
     posterior, config = fitted_run.posterior, CompressConfig(sparsity=0.5, bits=(4,), reorder=0)
@@ -165,7 +206,7 @@ def test_a_compress_config_says_how(fitted_run, digits, tmp_path: Path) -> None:
     assert {abs(one.codes).max() <= 7 for name, one in coarse.tensors.items() if "weight" in name} == {True}
     report = compress_run(posterior, digits, tmp_path / "a.pcn", config)
     assert report.sparsity == pytest.approx(0.5, abs=0.01)
-    tuned = CompressConfig(sparsity=0.5, finetuning=FineTune(epochs=1, masked_epochs=0), rate=1.0, reorder=0)
+    tuned = CompressConfig(sparsity=0.5, finetuning=FineTune(epochs=1, masked_epochs=0), finetune_lambda=1.0, reorder=0)
     with pytest.raises(ValueError, match="fine-tuning and compensation go another way"):
         pc.compress(posterior, digits, tuned)
     assert compress_run(posterior, digits, tmp_path / "b.pcn", tuned).finetune_epochs == 1

@@ -109,7 +109,7 @@ def test_one_share_per_layer() -> None:
         ("", FIT + "[space.fit]\naugment = {low = 1, high = 2}\n", "augment: is no number; give a list"),
         ("", FIT + "[space.compress]\nrate = {low = 1, high = 2}\n", "without finetune"),
         ("", FIT + "[space.compress]\nkept = {low = 0.5, high = 1.5}\n", "up to 1"),
-        ("", FIT + "[space.compress]\ncoarseness = {low = 0.5, high = 1.5}\n", "stands nowhere"),
+        ("", FIT + "[space.compress]\nrelative-step = {low = 0.5, high = 1.5}\n", "stands nowhere"),
         ("", FIT + "[compress]\nrate = 1\n", "does not go with this study"),
     ],
 )
@@ -119,8 +119,9 @@ def test_refused_studies(head: str, tail: str, told: str, tmp_path: Path) -> Non
 
 
 def test_the_option_says_whether_a_range_holds_whole_numbers_alone(tmp_path: Path) -> None:
-    """However its bounds are written: 1 to 8 as a rate of bits is not one of eight rates."""
-    compress = "rate = {low = 1, high = 8}\nfinetune-batch-size = {low = 32, high = 64}\nnoise = {low = 0, high = 1}\n"
+    """However its bounds are written: 1 to 8 as λ is not one of eight values."""
+    compress = "finetune-lambda = {low = 1, high = 8}\nfinetune-batch-size = {low = 32, high = 64}\n"
+    compress += "noise = {low = 0, high = 1}\n"
     tail = (
         FIT
         + "[compress]\nfinetune = 1\nsparsity = 0.9\n[space.fit]\nsamples = {low = 1, high = 3}\n[space.compress]\n"
@@ -128,7 +129,7 @@ def test_the_option_says_whether_a_range_holds_whole_numbers_alone(tmp_path: Pat
     )
     plan, _ = read_plan(written(tmp_path, "", tail))
     whole = {parameter.option: parameter.integer for parameter in plan.space}
-    assert whole == {"samples": True, "rate": False, "finetune_batch_size": True, "noise": False}
+    assert whole == {"samples": True, "finetune_lambda": False, "finetune_batch_size": True, "noise": False}
 
 
 def test_points(tmp_path: Path) -> None:
@@ -304,6 +305,47 @@ def test_what_may_change_while_a_study_goes_on(searched: Path, tmp_path: Path) -
     assert "no study 'small' to go on with" in invoke("tune", study, "--out", tmp_path / "new", "--resume").output
     other = written(tmp_path, study.read_text().replace("hidden = [8]", "hidden = [9]"), "")
     assert "was begun with another fit" in invoke("tune", other, "--out", out, "--resume").output
+
+
+def test_a_search_that_was_begun_with_earlier_names_goes_on(tmp_path: Path) -> None:
+    """In its own words, with the files that are there; what it makes of the best has the names of today."""
+    study = written(tmp_path, HEAD.replace("6", "1"))
+    plan, splits = read_plan(study, device="cpu", threads=1)
+    work = Work(plan.in_earlier_words, splits, tmp_path / "out")
+    begin(work)
+    run_worker(work)
+    (first,) = (tmp_path / "out" / "files").iterdir()
+    assert "compress.coarseness" in completed(tmp_path / "out")[0].params
+    study.write_text(study.read_text().replace("trials = 1", "trials = 2"))
+    result = invoke("tune", study, "--out", tmp_path / "out", "--resume")
+    assert result.exit_code == 0, result.output
+    assert [sorted(trial.params) for trial in completed(tmp_path / "out")] == [
+        ["compress.coarseness", "compress.kept"]
+    ] * 2
+    assert len(list((tmp_path / "out" / "files").iterdir())) == 2
+    assert first.is_file()
+    written_best = next((tmp_path / "out" / "pareto").glob("*.toml")).read_text()
+    assert "relative_step" in written_best
+    assert "coarseness" not in written_best
+
+
+@pytest.mark.parametrize(
+    ("compress", "told"),
+    [
+        ("relative-step = {low = 0.5, high = 1.5}\n", ["relative_step"]),
+        ("coarseness = {low = 0.5, high = 1.5}\n", ["relative_step"]),
+        ("coarseness = [0.5]\nrelative-step = [0.5]\n", "coarseness and relative_step are one setting"),
+    ],
+)
+def test_a_space_by_earlier_names(compress: str, told: list[str] | str, tmp_path: Path) -> None:
+    study = written(tmp_path, HEAD, FIT + "[compress]\nsparsity = 0.5\n[space.compress]\n" + compress)
+    if isinstance(told, str):
+        with pytest.raises(ValueError, match=told):
+            read_plan(study, device="cpu", threads=1)
+    else:
+        plan, _ = read_plan(study, device="cpu", threads=1)
+        assert [one.option for one in plan.after] == told
+        assert plan.digest != plan.in_earlier_words.digest
 
 
 def test_a_data_base_is_closed_behind_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

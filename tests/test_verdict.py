@@ -45,18 +45,18 @@ def test_an_error_that_was_asked_for_counts_instead() -> None:
 
 
 @pytest.mark.parametrize(
-    ("goal", "finetuned", "rate", "bits", "hint"),
+    ("goal", "finetuned", "lam", "bits", "hint"),
     [
         (Goal(sparsity=0.9), False, None, False, "a smaller --sparsity (or none: it is searched for)"),
         (Goal(max_bytes=9), False, None, False, "more --max-bytes"),
-        (Goal(), True, 4.0, False, "a lower --rate (or none: it is searched for)"),
+        (Goal(), True, 4.0, False, "a lower --finetune-lambda (or none: it is searched for)"),
         (Goal(), False, None, True, "more --bits (or none)"),
         (Goal(), False, None, False, "--finetune EPOCHS"),
         (Goal(), True, None, False, "more epochs of --finetune"),
     ],
 )
-def test_hints_are_about_what_was_given(goal: Goal, finetuned: bool, rate: float | None, bits: bool, hint: str) -> None:
-    found = hints_of(goal, finetuned, rate, bits)
+def test_hints_are_about_what_was_given(goal: Goal, finetuned: bool, lam: float | None, bits: bool, hint: str) -> None:
+    found = hints_of(goal, finetuned, lam, bits)
     assert hint in found
     assert ("more --tolerance" in found) is (goal.max_bytes is None)  # they exclude each other
     assert ("--finetune EPOCHS" in found) is not finetuned
@@ -116,14 +116,14 @@ WAYS = {
     "compress RUN": None,
     "compress RUN --tolerance 0.002": None,
     "compress RUN --sparsity 0.97": True,
-    "compress RUN --sparsity 0 --coarseness 9": True,
+    "compress RUN --sparsity 0 --relative-step 9": True,
     "compress RUN --bits 2": None,
     "compress RUN --sparsity 0.5 --bits 2": True,
-    "compress RUN --bit-price 0.01": None,
+    "compress RUN --lambda 0.01": None,
     "compress RUN --max-bytes 150": True,
     "compress RUN --max-bytes 6000": False,
     "compress RUN --target-error 0.5": False,
-    "compress RUN --finetune 1 --rate 60": True,
+    "compress RUN --finetune 1 --finetune-lambda 60": True,
     "compress RUN --finetune 1": None,
     "export RUN --ensemble 2": None,
     "export RUN --ensemble 2 --sparsity 0.98": True,
@@ -156,7 +156,7 @@ def test_no_success_outside_the_tolerance_without_a_word(way: str, run: Path, tm
     ("options", "said"),
     [
         ("--criterion snr", "criterion 'snr' needs a posterior's spread, and these are point weights: take magnitude"),
-        ("--bit-price 0.1", "a price per bit is weighed against a posterior's spread, and these are point weights"),
+        ("--lambda 0.1", "--lambda weighs bits against a posterior's spread, and these are point weights"),
     ],
 )
 def test_point_weights_have_no_spread(options: str, said: str, tmp_path: Path) -> None:

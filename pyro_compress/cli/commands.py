@@ -36,12 +36,29 @@ class Option(click.Option):
 
     Args:
         heading: its heading; empty: "Options".
+        former: what it was called; that is still understood, and shown nowhere.
         arguments: as for `click.Option`.
     """
 
-    def __init__(self, *arguments: Any, heading: str = "", **options: Any) -> None:
+    def __init__(self, *arguments: Any, heading: str = "", former: str = "", **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.heading = heading
+        self.heading, self.former = heading, former
+
+
+def renamed(params: Sequence[click.Parameter], words: Sequence[str]) -> list[str]:
+    """A command line whose options have the names of today.
+
+    Raises:
+        ClickException: one is given by both of its names.
+    """
+    names = {one.former: max(one.opts, key=len) for one in params if isinstance(one, Option) and one.former}
+    heads = [word.partition("=")[0] for word in words]
+    heads = heads[: heads.index("--")] if "--" in heads else heads
+    for head in heads:
+        if names.get(head) in heads:
+            raise click.ClickException(f"{head} and {names[head]} are one option: give {names[head]}")
+    known = [names.get(head, head) + word[len(head) :] for head, word in zip(heads, words, strict=False)]
+    return [*known, *words[len(heads) :]]
 
 
 class Command(click.Command):
@@ -59,6 +76,10 @@ class Command(click.Command):
         for param in self.params:
             if isinstance(param, click.Option) and param.metavar is None and not param.is_flag:
                 param.metavar = NUMBERS.get(type(param.type))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, earlier names of options counting as those of today."""
+        return super().parse_args(ctx, renamed(self.params, args))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections."""

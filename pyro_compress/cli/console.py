@@ -111,7 +111,7 @@ def finetuning_text(report: Report) -> str:
     teacher = f", teacher {report.teacher}" if report.teacher else ""
     augmented = f", images changed by {report.finetune_augment}" if report.finetune_augment else ""
     svi = " of SVI" if report.finetune_svi else ""
-    return f"{report.finetune_epochs} epochs{svi} at rate {report.finetune_rate:.3g}{teacher}{augmented}"
+    return f"{report.finetune_epochs} epochs{svi} at λ {report.finetune_lambda:.3g}{teacher}{augmented}"
 
 
 def outcome_line(outcome: Outcome, done: int, total: int) -> None:

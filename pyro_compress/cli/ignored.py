@@ -16,8 +16,9 @@ from click.core import ParameterSource
 from pyro_compress.cli.commands import Command
 from pyro_compress.cli.options import NETWORK
 from pyro_compress.settings import PosteriorConfig
-from pyro_compress.settings.declared import having, names_in
+from pyro_compress.settings.declared import having
 from pyro_compress.settings.fit import CheckpointConfig
+from pyro_compress.settings.registries import names_in
 
 Values = dict[str, Any]
 DATASETS = names_in("data/datasets.py", "DATASETS")
@@ -141,7 +142,7 @@ FIT = (
 
 COMPRESS = (
     Ignored(
-        ("criterion", "sparsity", "coarseness", "bits", "bit_price", "how", "folder", "epochs", "lr", "finetune"),
+        ("criterion", "sparsity", "relative_step", "bits", "lambda", "how", "folder", "epochs", "lr", "finetune"),
         lambda values: values["rounding"] == "compensated",
         "goes without --rounding compensated, which takes the means as they are and chooses every integer itself",
     ),

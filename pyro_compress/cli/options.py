@@ -14,9 +14,10 @@ from pyro_compress.cli.commands import ELSEWHERE, Option, echo
 from pyro_compress.cli.values import Name, many, value_type
 from pyro_compress.foreign import NO_CODE, code_named_in
 from pyro_compress.settings import FitConfig, ReadConfig
-from pyro_compress.settings.declared import Config, Declared, declared, having, names_in
+from pyro_compress.settings.declared import Config, Declared, declared, having
 from pyro_compress.settings.export import MemoryConfig
 from pyro_compress.settings.fit import RUNNING, MachineConfig
+from pyro_compress.settings.registries import names_in
 
 
 def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,6 +107,7 @@ def _option(row: Declared, unset: bool, heading: str, help: str | None) -> Calla
     if isinstance(default, tuple) and not many(row):
         default = ",".join(map(str, default)) or None
     told = (help or setting.help).replace("{names}", ", ".join(setting.among))
+    more |= {"former": f"--{setting.former.replace('_', '-')}" if setting.former else ""}
     return click.option(row.option, row.name, default=default, help=told, cls=Option, heading=heading, **more)
 
 

@@ -37,7 +37,7 @@ class Source(NamedTuple):
 MOST_WORK = 1e12
 """Multiply-adds for one candidate, above which compensation is only done where it is asked for: half a minute or so."""
 POSTERIOR = ("how", "folder", "epochs", "lr")
-PRUNING = ("criterion", "sparsity", "coarseness", "bits", "bit_price", "finetuning")
+PRUNING = ("criterion", "sparsity", "relative_step", "bits", "lam", "finetuning")
 """Options that ask for a posterior around given weights, and for what is done with one."""
 
 
@@ -55,7 +55,7 @@ def command_of(config: CompressConfig) -> str:
         return "compress --finetune"
     if config.rounding == "compensated":
         return "compress --rounding compensated"
-    return "compress --bit-price" if any(config.bit_price) else "compress"
+    return "compress --lambda" if any(config.lam) else "compress"
 
 
 def of_run(command: str, run: Path, data_dir: str, named: dict[str, Any]) -> Source:

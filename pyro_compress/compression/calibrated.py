@@ -42,12 +42,12 @@ class Setting:
     """How a network is rounded.
 
     Attributes:
-        price: nats per bit and example.
+        lam: λ, nats that a bit may cost, per example.
         damping: of the moments, in units of their mean; more is safer with fewer examples and coarser steps.
         descending: columns with the largest second moment first.
     """
 
-    price: float
+    lam: float
     damping: float = 0.1
     descending: bool = False
 
@@ -67,7 +67,7 @@ class Rounded:
 
 @dataclass
 class Calibrated:
-    """A network with what is needed to round it at any price.
+    """A network with what is needed to round it at any λ.
 
     Attributes:
         graph: the network.
@@ -129,7 +129,7 @@ class Calibrated:
         """Values of a rounded weight, and its step."""
         name, shapes = self.graph.nodes[index].parameters["weight"], self._shapes
         problem = problem_of(
-            self.tensors[name], seen, self.worth[index], layouts(self.graph, shapes)[name], setting.price,
+            self.tensors[name], seen, self.worth[index], layouts(self.graph, shapes)[name], setting.lam,
             setting.damping, setting.descending,
         )  # fmt: skip
         found = self.found[index] = rounded_layer(problem, self.found.get(index))

@@ -131,12 +131,12 @@ class Candidates:
             return scored, None
         size = len(file.dumps(self.network(draft), in_context=False)[0])
         if watched is not None:
-            trial = Trial(draft.removed, grid.coarseness, grid.price, size, scored.error, scored.nll_nats)
+            trial = Trial(draft.removed, grid.relative_step, grid.lam, size, scored.error, scored.nll_nats)
             self.stopped = watched(trial) is True or self.stopped
         return scored, size
 
     def _sizes(self, sparsity: Sparsity, masks: Masks) -> dict[str, Size]:
-        """How large what each layer keeps is: the same at every coarseness."""
+        """How large what each layer keeps is: the same at every step size."""
         key = tuple(sparsity.items()) if isinstance(sparsity, Mapping) else sparsity
         if key not in self.sizes:
             self.sizes[key] = sizes_of(self.posterior, masks)

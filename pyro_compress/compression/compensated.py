@@ -1,7 +1,8 @@
-"""A trained network as integers without training, at the highest price of a bit that reaches what is asked for.
+"""A trained network as integers without training, at the highest λ that reaches what is asked for.
 
-The price is searched for on a logarithmic scale: between one that reaches the goal and one that does not, where the
-line through the two nearest candidates says. Then other dampings and the other order of columns are tried around it.
+λ, the Lagrange multiplier of the bits, is searched for on a logarithmic scale: between one that reaches the goal and
+one that does not, where the line through the two nearest candidates says. Then other dampings and the
+other order of columns are tried around it.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from pyro_compress.scores import Quality
 from pyro_compress.settings import Goal
 from pyro_compress.types import Compressed, Posterior, Splits
 
-PRICES = (1e-10, 6e-6)
-"""Range of the first search for a price, in nats per bit and example."""
+LAMBDAS = (1e-10, 6e-6)
+"""Range of the first search for λ, in nats per bit and example."""
 OUTERMOST = (1e-13, 1e-3)
-"""Prices that are tried where none of them reaches a tolerance (hardly anything is lost), or fits into a bound."""
+"""Values of λ that are tried where none of them reaches a tolerance (hardly anything is lost), or fits into a bound."""
 STEPS, NEAR, NEAR_STEPS = 7, 0.8, 3
-"""Candidates of that search at most; then, with other settings, how far from the best price so far, on a logarithmic
+"""Candidates of that search at most; then, with other settings, how far from the best λ so far, on a logarithmic
 scale, and how many."""
 CLOSE = 0.04
-"""Two prices whose logarithms differ by less are one: a file's size by a hundredth or two."""
+"""Two values of λ whose logarithms differ by less are one: a file's size by a hundredth or two."""
 INNER = 0.15
-"""Share of an interval of prices that its next candidate stays away from both ends."""
+"""Share of an interval of λ that its next candidate stays away from both ends."""
 SLOPE, BYTES = 0.9, 0.5
-"""Powers of the price that nats lost grow with and bytes fall with, about, before two candidates have shown it."""
+"""Powers of λ that nats lost grow with and bytes fall with, about, before two candidates have shown it."""
 HOPELESS = 1.05
 """A setting that would take so many times the best one's bytes, by these powers, is left."""
 
@@ -61,7 +62,7 @@ def compress_compensated(
     posterior: Posterior, splits: Splits, how: Compensation | None = None, goal: Goal | None = None,
     device: str = "cpu", watch: SearchCallbacks | None = None,
 ) -> tuple[Compressed, float]:  # fmt: skip
-    """Round a network's weights with compensation, at the highest price of a bit that reaches the goal.
+    """Round a network's weights with compensation, at the highest λ that reaches the goal.
 
     No label is looked at but those of the validation split, and nothing is trained. The smallest file among all
     candidates that reach the target is taken, with a bound on the bytes the one of the lowest validation NLL.
@@ -110,7 +111,7 @@ class _Candidate:
 
 
 class _Search:
-    """Candidates at many prices, and the best so far."""
+    """Candidates at many values of λ, and the best so far."""
 
     def __init__(
         self, posterior: Posterior, splits: Splits, goal: Goal, device: str, watch: SearchCallbacks, seed: int = 0
@@ -138,7 +139,7 @@ class _Search:
         network, bound = self.candidate(rounded, BIAS_LEVELS[0]), self.goal.max_bytes
         size, scored = len(file.dumps(network, in_context=COMPILED)[0]), self.scores_of(network)
         if self.watch.candidate is not None:
-            trial = Trial(_zeros(self, rounded), 0.0, setting.price, size, scored.error, scored.nll_nats)
+            trial = Trial(_zeros(self, rounded), 0.0, setting.lam, size, scored.error, scored.nll_nats)
             self.stopped = self.watch.candidate(trial) is True or self.stopped
         good = self.target.reached(scored) if bound is None else size <= bound
         found = _Candidate(rounded, setting, size, scored, good)
@@ -153,7 +154,7 @@ class _Search:
         return candidate.size if self.goal.max_bytes is None else candidate.scored.nll_nats
 
     def off(self, candidate: _Candidate) -> float | None:
-        """How far a candidate is from the goal, as a logarithm that rises with the price; None where nothing says."""
+        """How far a candidate is from the goal, as a logarithm that rises with λ; None where nothing says."""
         if self.goal.max_bytes is not None:
             return math.log(self.goal.max_bytes / candidate.size)
         lost = candidate.scored.nll_nats - self.target.reference.nll_nats
@@ -184,32 +185,32 @@ class _Search:
         self.watch.trial(total, total)
 
     def between(self, setting: Setting) -> None:
-        """Look for the price at the goal's border, in the whole range."""
-        low, high = (math.log(price) for price in PRICES)
+        """Look for the λ at the goal's border, in the whole range."""
+        low, high = (math.log(lam) for lam in LAMBDAS)
         self.search(setting, low, high, STEPS)
         if self.best is None:
             bound = self.goal.max_bytes is not None
-            self.look(replace(setting, price=OUTERMOST[bound]))
+            self.look(replace(setting, lam=OUTERMOST[bound]))
 
     def near(self, setting: Setting) -> None:
-        """The same, around the best price so far."""
+        """The same, around the best λ so far."""
         if self.best is not None:
-            best = math.log(self.best.setting.price)
+            best = math.log(self.best.setting.lam)
             self.search(setting, best - NEAR, best + NEAR, NEAR_STEPS)
 
     def search(self, setting: Setting, low: float, high: float, steps: int) -> None:
-        """Look at so many prices between two logarithms, the first in the middle."""
+        """Look at so many values of λ between two logarithms, the first in the middle."""
         offs, middle, rises = dict[float, float | None](), (low + high) / 2, self.goal.max_bytes is None
         best = self.best  # of the settings before
         for _ in range(steps):
-            found = self.look(replace(setting, price=math.exp(middle)))
+            found = self.look(replace(setting, lam=math.exp(middle)))
             offs[middle] = self.off(found)
             low, high = (middle, high) if found.good == rises else (low, middle)
             if high - low < CLOSE or (rises and best is not None and self.hopeless(found, best)):
                 break
-            middle = self.next_price(offs, low, high)
+            middle = self.next_log_lam(offs, low, high)
 
-    def next_price(self, offs: dict[float, float | None], low: float, high: float) -> float:
+    def next_log_lam(self, offs: dict[float, float | None], low: float, high: float) -> float:
         """Where the line through an interval's ends meets the goal, well inside of it; the middle where none does."""
         left, right = offs.get(low), offs.get(high)
         slope = SLOPE if self.goal.max_bytes is None else BYTES

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_compress.compression.code_length import LARGEST, CodeLength, magnitudes
 from pyro_compress.compression.curvature import Moments, Sensitivity
 from pyro_compress.compression.precision import MAX_CODE
-from pyro_compress.compression.rate import LARGEST, Rate, magnitudes
 from pyro_compress.pcn import context
 from pyro_compress.pcn.codec import quarter_power
 from pyro_compress.pcn.layout import Layout
@@ -27,17 +27,17 @@ from pyro_compress.pcn.streams import COMPILED
 BLOCK = 64
 """Columns whose updates of all columns behind them are made at once."""
 OUTWARD = 0.8
-"""What is added to a magnitude before it is cut to an integer, for the prices (0.5 would be to the nearest): with fewer
-zeros than the file will have they favour no row or column too early. To price the chosen integers anew and round again
-lets rows and columns die that others need: LeNet-5 took a tenth more bytes for the same loss."""
+"""What is added to a magnitude before it is cut to an integer, for the code lengths (0.5 would be to the nearest): with
+fewer zeros than the file will have they favour no row or column too early. To count the chosen integers anew and round
+again lets rows and columns die that others need: LeNet-5 took a tenth more bytes for the same loss."""
 SAME_STEP = 0.2
-"""Prices of a bit whose logarithms differ by less have one step: neighbouring steps are best at prices 0.35 apart."""
+"""Values of λ whose logarithms differ by less have one step: neighbouring steps are best at values 0.35 apart."""
 LEAST = 0.05
 """Share of a layer's mean sensitivity that is added to every output's: three drawn labels may miss an output."""
 
 
 @dataclass(frozen=True)
-class Prices:
+class CodeLengths:
     """Bits of a tensor's integers where they stand.
 
     Attributes:
@@ -65,7 +65,7 @@ class Problem:
         order: in which columns are rounded; `factor` is in it, `target` and `second` are not.
         worth: `½ · s · P` of every row, `(groups, rows)`.
         layout: of the tensor, for the coder.
-        price: nats per bit.
+        lam: λ, nats that a bit may cost, per example.
     """
 
     target: np.ndarray
@@ -74,7 +74,7 @@ class Problem:
     order: np.ndarray
     worth: np.ndarray
     layout: Layout
-    price: float
+    lam: float
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,16 @@ class Found:
     Attributes:
         codes: in the target's shape.
         exponent: of their step, 2^(e/4); where the search for a similar problem may begin.
-        price: nats per bit that the step was searched for.
+        lam: λ that the step was searched for.
     """
 
     codes: np.ndarray
     exponent: int
-    price: float
+    lam: float
 
 
 def problem_of(
-    weight: Tensor, found: Moments, sensitivity: Sensitivity, layout: Layout, price: float, damping: float,
+    weight: Tensor, found: Moments, sensitivity: Sensitivity, layout: Layout, lam: float, damping: float,
     descending: bool,
 ) -> Problem:  # fmt: skip
     """Set up a layer.
@@ -106,7 +106,7 @@ def problem_of(
         found: moments of its inputs.
         sensitivity: of its outputs.
         layout: of the weight.
-        price: nats per bit.
+        lam: λ, nats that a bit may cost, per example.
         damping: in units of the mean second moment.
         descending: round the columns with the largest second moment first, else in the order in which they lie.
     """
@@ -124,12 +124,12 @@ def problem_of(
     squares = sensitivity.squares.view(groups, -1)
     worth = (squares + LEAST * sensitivity.squares.mean()).clamp_min(1e-30) * sensitivity.positions / 2
     return Problem(
-        target.numpy(), factor.float().numpy(), found.second.numpy(), order.numpy(), worth.numpy(), layout, price,
+        target.numpy(), factor.float().numpy(), found.second.numpy(), order.numpy(), worth.numpy(), layout, lam,
     )  # fmt: skip
 
 
-def prices(codes: np.ndarray, layout: Layout) -> Prices:
-    """What the coder asks for a tensor's integers, and would for others; without the compiled one it is estimated.
+def code_lengths(codes: np.ndarray, layout: Layout) -> CodeLengths:
+    """What the coder spends on a tensor's integers, and would for others; without the compiled one it is estimated.
 
     Args:
         codes: the integers.
@@ -144,7 +144,7 @@ def prices(codes: np.ndarray, layout: Layout) -> Prices:
         spent = 8 * coder.written() + 32 - math.log2(coder.range)
     else:
         flat = torch.from_numpy(there.reshape(layout[0], -1)).float()
-        chance = Rate(layout).chances(flat).numpy().reshape(codes.shape)
+        chance = CodeLength(layout).chances(flat).numpy().reshape(codes.shape)
     more = np.arange(LARGEST + 1, dtype=np.float32) - 1
     first = 0.0
     if len(sizes):
@@ -152,25 +152,25 @@ def prices(codes: np.ndarray, layout: Layout) -> Prices:
         first, more = float(one), np.concatenate([[0.0], further.numpy()]).astype(np.float32)
     zero, other = -np.log2(1 - chance), 1 + first - np.log2(chance)
     spent = spent or float(zero[~there].sum() + other[there].sum() + more[sizes].sum())
-    return Prices(zero, other, more, spent)
+    return CodeLengths(zero, other, more, spent)
 
 
 def cost(codes: np.ndarray, step: float, problem: Problem, bits: float) -> float:
-    """`Σ ½ s P δ H δᵀ + price · bits`, in nats per example."""
+    """`Σ ½ s P δ H δᵀ + λ · bits`, in nats per example."""
     missed = codes.reshape(problem.target.shape) * step - problem.target
     lost = ((missed @ problem.second) * missed).sum(2)
-    return float((lost * problem.worth).sum()) + problem.price * bits
+    return float((lost * problem.worth).sum()) + problem.lam * bits
 
 
 def rounded_at(problem: Problem, step: float) -> tuple[np.ndarray, float]:
     """Integers at a step, in the target's shape, and the bits that they take."""
     size = problem.target / step
     codes = np.trunc(size + np.sign(size) * OUTWARD).clip(-MAX_CODE, MAX_CODE).astype(np.int32)
-    codes = _sweep(problem, step, prices(codes, problem.layout))
-    return codes, prices(codes, problem.layout).total
+    codes = _sweep(problem, step, code_lengths(codes, problem.layout))
+    return codes, code_lengths(codes, problem.layout).total
 
 
-def _sweep(problem: Problem, step: float, asked: Prices) -> np.ndarray:
+def _sweep(problem: Problem, step: float, lengths: CodeLengths) -> np.ndarray:
     """Round all columns once; arrays are held as `(n, groups, rows)`, one column after the other."""
     groups, rows, n = problem.target.shape
     order, factor = problem.order, problem.factor
@@ -178,14 +178,14 @@ def _sweep(problem: Problem, step: float, asked: Prices) -> np.ndarray:
         np.ascontiguousarray(a.transpose(2, 0, 1)[order], dtype=np.float32)
         for a in (
             problem.target / step,
-            asked.zero.reshape(problem.target.shape),
-            asked.other.reshape(problem.target.shape),
+            lengths.zero.reshape(problem.target.shape),
+            lengths.other.reshape(problem.target.shape),
         )
     )
-    price = (problem.price / problem.worth).astype(np.float32)
+    lam = (problem.lam / problem.worth).astype(np.float32)
     scale = (step / factor.diagonal(axis1=1, axis2=2)).T[:, :, None].astype(np.float32)  # (n, groups, 1)
-    zero, other = zero * price, other * price
-    more = asked.more[:, None, None] * price  # (magnitude, groups, rows)
+    zero, other = zero * lam, other * lam
+    more = lengths.more[:, None, None] * lam  # (magnitude, groups, rows)
     codes = np.empty_like(weights)
     shares = np.moveaxis(factor / factor.diagonal(axis1=1, axis2=2)[:, :, None], 0, 2)  # U_jk / U_jj
     places = np.ogrid[:groups, :rows]
@@ -211,7 +211,7 @@ def _cheapest(
     values: np.ndarray, worth: np.ndarray, zero: np.ndarray, other: np.ndarray, more: np.ndarray,
     places: tuple[np.ndarray, ...],
 ) -> np.ndarray:  # fmt: skip
-    """Of 0, the integer below and the one above the cheapest, with the sign of the value; all prices in distortion."""
+    """Of 0, the integer below and the one above the cheapest, with the sign of the value; all costs in distortion."""
     size = np.abs(values)
     below = np.floor(size)
     whole = below.astype(np.int64)
@@ -230,7 +230,7 @@ def first_exponent(problem: Problem) -> int:
     """A step to begin with, as a power of 2^(1/4): where uniform rounding would lose what a bit or so costs."""
     curvature = float((1 / (problem.factor.astype(np.float64) ** 2).sum(1)).mean()) * float(problem.worth.mean())
     largest = float(np.abs(problem.target).max())
-    wanted = math.sqrt(6 * problem.price / max(curvature, 1e-30))
+    wanted = math.sqrt(6 * problem.lam / max(curvature, 1e-30))
     return round(4 * math.log2(max(min(wanted, largest), largest / MAX_CODE, 1e-12))) if largest else 0
 
 
@@ -242,14 +242,14 @@ def rounded_layer(problem: Problem, start: Found | None = None) -> Found:
         start: what was found for a similar problem.
     """
     seen = dict[int, tuple[float, Found]]()
-    fixed = start is not None and abs(math.log(problem.price / start.price)) < SAME_STEP
-    price = start.price if start is not None and fixed else problem.price
+    fixed = start is not None and abs(math.log(problem.lam / start.lam)) < SAME_STEP
+    lam = start.lam if start is not None and fixed else problem.lam
 
     def look(exponent: int) -> None:
         if exponent not in seen:
             step = quarter_power(exponent)
             codes, bits = rounded_at(problem, step)
-            seen[exponent] = cost(codes, step, problem, bits), Found(codes, exponent, price)
+            seen[exponent] = cost(codes, step, problem, bits), Found(codes, exponent, lam)
 
     best = first_exponent(problem) if start is None else start.exponent
     look(best)

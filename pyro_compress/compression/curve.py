@@ -37,7 +37,10 @@ def write_curve(path: Path, trials: list[Trial]) -> list[Path]:
     """
     names = [field.name for field in fields(Trial)]
     rows = sorted(trials, key=lambda trial: -trial.bytes)
-    lines = [",".join(names), *(",".join(f"{getattr(row, name):.10g}" for name in names) for row in rows)]
+    lines = [
+        ",".join(names).replace(",lam,", ",lambda,"),
+        *(",".join(f"{getattr(row, name):.10g}" for name in names) for row in rows),
+    ]
     write_atomically(path, ("\n".join(lines) + "\n").encode())
     if importlib.util.find_spec("matplotlib") is None:
         return [path]

@@ -1,13 +1,14 @@
-"""Rate-aware fine-tuning: the surviving means, trained on as the integers that the file will hold.
+"""Fine-tuning by likelihood and bits: the surviving means, trained on as the integers that the file will hold.
 
 First a masked fine-tune of the means that pruning left, then training through rounding (straight-through, Bengio et al.
-2013) with the loss `cross entropy + rate · ln 2 / N · bits`, where `bits` is what the coder is about to spend
-(`rate.py`). Units that die on the way are removed. Optionally the logits of a teacher are matched (Hinton et al. 2015).
+2013) with the loss `cross entropy + λ · ln 2 / N · bits`, where `bits` is what the coder is about to spend
+(`code_length.py`) and λ the multiplier. Units that die on the way are removed. Optionally the logits of a teacher are
+matched (Hinton et al. 2015).
 
 With `svi` the second stage goes on with variational inference under the mask: every survivor keeps a Gaussian
-posterior around its integer, with a spread of its own that is learned, and the coder takes the prior's place. At rate 1
+posterior around its integer, with a spread of its own that is learned, and the coder takes the prior's place. At λ = 1
 the loss is the negative ELBO per example under the prior density `2^-bits(w)`, up to a constant:
-`E_q[cross entropy] + rate / N · (E_q[ln 2 · bits] - sum log spread)`, one draw per step.
+`E_q[cross entropy] + λ / N · (E_q[ln 2 · bits] - sum log spread)`, one draw per step.
 """
 
 from __future__ import annotations

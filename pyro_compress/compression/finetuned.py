@@ -1,9 +1,9 @@
-"""Posterior -> Compressed by fine-tuning: masks, then integers under the price of their bits, chosen on validation.
+"""Posterior -> Compressed by fine-tuning: masks, then integers at λ nats per nat of code, chosen on validation.
 
 The masks are those of the sparsity that is given, or the fewest weights with which the unrounded posterior mean is
-still within the tolerance. A given rate is used as it is. Without one a grid of rates is bisected: for the highest rate
-whose scores reach the target, or, with a bound on the bytes, for the lowest whose file fits, and between that and its
-neighbour for what fills the bound.
+still within the tolerance. A given λ is used as it is. Without one a grid is bisected: for the highest λ whose scores
+reach the target, or, with a bound on the bytes, for the lowest whose file fits, and between that and its neighbour for
+what fills the bound.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pyro_compress.pcn import file
 from pyro_compress.settings import FineTune, Goal
 from pyro_compress.types import Compressed, Masks, Posterior, Splits, nonzero
 
-RATES = tuple(2.0 ** (k / 2) for k in range(-4, 9))
-"""Grid of rates, in nats per nat of the description length."""
+LAMBDAS = tuple(2.0 ** (k / 2) for k in range(-4, 9))
+"""Grid of λ, in nats per nat of the description length."""
 PER_WEIGHT, PER_SURVIVOR = 28, 70
 """Bytes that fine-tuning holds beside the posterior: of every weight, dense as a step computes with it, and of every
 weight that is left, with gradient, moments and place."""
 FILLED = 2
-"""Halvings of the step between two rates of the grid, one of which fits into a bound on the bytes."""
+"""Halvings of the step between two λ of the grid, one of which fits into a bound on the bytes."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class FineTuning:
     """Fine-tuning in place of rounding.
 
     Attributes:
-        how: the recipe; its rate is replaced.
-        rate: price of a bit; None searches for one.
+        how: the recipe; its λ is replaced.
+        lam: λ, what a bit may cost; None searches for one.
         teacher: distil from these networks.
     """
 
     how: FineTune
-    rate: float | None = None
+    lam: float | None = None
     teacher: Teacher | None = None
 
 
@@ -81,7 +81,7 @@ def compress_finetuned(
     Args:
         posterior: the waist.
         splits: trained on `train`; `validation` chooses.
-        tuning: how, and at what price.
+        tuning: how, and at which λ.
         goal: how much to prune, or what to reach.
         device: where pruned candidates are evaluated; fine-tuning runs on the CPU.
         watch: told of every epoch and of every fine-tuned network.
@@ -91,7 +91,7 @@ def compress_finetuned(
         The network as it goes into the file, and the share of weights that the criterion removed.
 
     Raises:
-        ValueError: no rate reaches the target.
+        ValueError: no λ reaches the target.
     """
     goal, watch, how = goal or Goal(), watch or SearchCallbacks(), tuning.how
     target = target_of(posterior, splits, goal, device)
@@ -107,29 +107,29 @@ def compress_finetuned(
 
     ended = False
 
-    def tune(rate: float) -> tuple[Compressed, Trial, bool]:
+    def train_at(lam: float) -> tuple[Compressed, Trial, bool]:
         nonlocal ended
-        recipe = replace(how, rate=rate)
+        recipe = replace(how, lam=lam)
         work = finetuned(posterior, masks, splits.train, recipe, teach, watch.epoch)
         before = before_folding(work.graph, work.unfolded())
-        network = Compressed(work.graph, work.packed(), told | {"rate": rate}, before)
+        network = Compressed(work.graph, work.packed(), told | {"rate": lam}, before)
         network = network if goal.max_bytes is None else reordered(network, passes)
-        trial, reached = measured(network, splits, target, removed, rate)
+        trial, reached = measured(network, splits, target, removed, lam)
         if watch.candidate is not None:
             ended = watch.candidate(trial) is True or ended
         return network, trial, reached if goal.max_bytes is None else trial.bytes <= goal.max_bytes
 
-    if tuning.rate is not None:
-        network, trial, fits = tune(tuning.rate)
+    if tuning.lam is not None:
+        network, trial, fits = train_at(tuning.lam)
         if goal.max_bytes is not None and not fits:
             raise ValueError(
-                f"rate {tuning.rate:g} makes {trial.bytes:,} bytes, more than {goal.max_bytes:,}; leave --rate out to "
-                "search for one, or allow more with --max-bytes"
+                f"lambda {tuning.lam:g} makes {trial.bytes:,} bytes, more than {goal.max_bytes:,}; leave "
+                "--finetune-lambda out to search for one, or allow more with --max-bytes"
             )
     elif goal.max_bytes is not None:
-        network = _fullest(tune, lambda: ended)
+        network = _fullest(train_at, lambda: ended)
     else:
-        network = _highest(tune, lambda: ended)
+        network = _highest(train_at, lambda: ended)
     return (network if goal.max_bytes is not None else reordered(network, passes)), removed
 
 
@@ -141,11 +141,11 @@ def _check_memory(masks: Masks) -> None:
     require({"network": network, "survivors": survivors}, "cpu", "fine-tuning", remedy)
 
 
-def measured(network: Compressed, splits: Splits, target: Target, removed: float, rate: float) -> tuple[Trial, bool]:
+def measured(network: Compressed, splits: Splits, target: Target, removed: float, lam: float) -> tuple[Trial, bool]:
     """A point of the curve, and whether its scores reach the target."""
     scored = evaluate(to_module(network), splits, "validation", noise=network.noise)
     size = len(file.dumps(network)[0])
-    return Trial(removed, 0.0, rate, size, scored.error, scored.nll_nats), target.reached(scored)
+    return Trial(removed, 0.0, lam, size, scored.error, scored.nll_nats), target.reached(scored)
 
 
 def logits_by(teacher: Teacher, splits: Splits) -> Teach:
@@ -171,48 +171,53 @@ def logits_by(teacher: Teacher, splits: Splits) -> Teach:
     return logits
 
 
-Tune = Callable[[float], tuple[Compressed, Trial, bool]]
-"""Rate -> a fine-tuned network, what it measures, whether it is good enough (or small enough)."""
+TrainAt = Callable[[float], tuple[Compressed, Trial, bool]]
+"""λ -> a fine-tuned network, what it measures, whether it is good enough (or small enough)."""
 
 
-def _highest(tune: Tune, ended: Callable[[], bool]) -> Compressed:
-    """The highest rate of the grid whose scores reach the target; errors grow along the rates."""
+def _highest(train_at: TrainAt, ended: Callable[[], bool]) -> Compressed:
+    """The highest λ of the grid whose scores reach the target; errors grow with λ."""
     best: Compressed | None = None
-    low, high = -1, len(RATES)
+    low, high = -1, len(LAMBDAS)
     while high - low > 1 and not (best is not None and ended()):
         middle = (low + high) // 2
-        network, _, good = tune(RATES[middle])
+        network, _, good = train_at(LAMBDAS[middle])
         best = network if good else best
         low, high = (middle, high) if good else (low, middle)
     if best is None:
-        raise ValueError(f"no rate from {RATES[0]:g} to {RATES[-1]:g} reaches the target; give --rate, or allow more")
+        raise ValueError(
+            f"no lambda from {LAMBDAS[0]:g} to {LAMBDAS[-1]:g} reaches the target; give --finetune-lambda, or allow "
+            "more"
+        )
     return best
 
 
-def _fullest(tune: Tune, ended: Callable[[], bool]) -> Compressed:
-    """The lowest validation NLL among the files that fit; files shrink along the rates.
+def _fullest(train_at: TrainAt, ended: Callable[[], bool]) -> Compressed:
+    """The lowest validation NLL among the files that fit; files shrink with λ.
 
-    Two rates of the grid are about a fifth of the bytes apart; between the last that does not fit and the first that
+    Two λ of the grid are about a fifth of the bytes apart; between the last that does not fit and the first that
     does, `FILLED` more are tried.
     """
     best: tuple[float, Compressed] | None = None
 
-    def fits(rate: float) -> bool:
+    def fits(lam: float) -> bool:
         nonlocal best
-        network, trial, small = tune(rate)
+        network, trial, small = train_at(lam)
         if small and (best is None or trial.validation_nll_nats < best[0]):
             best = trial.validation_nll_nats, network
         return small
 
-    low, high = -1, len(RATES)
+    low, high = -1, len(LAMBDAS)
     while high - low > 1 and not (best is not None and ended()):
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(RATES[middle]) else (middle, high)
+        low, high = (low, middle) if fits(LAMBDAS[middle]) else (middle, high)
     if best is None:
-        raise ValueError(f"no rate from {RATES[0]:g} to {RATES[-1]:g} fits; give --rate, or allow more")
+        raise ValueError(
+            f"no lambda from {LAMBDAS[0]:g} to {LAMBDAS[-1]:g} fits; give --finetune-lambda, or allow more"
+        )
     if low >= 0:
-        loose, tight = RATES[low], RATES[high]
+        loose, tight = LAMBDAS[low], LAMBDAS[high]
         for _ in range(0 if ended() else FILLED):
-            rate = (loose * tight) ** 0.5
-            loose, tight = (loose, rate) if fits(rate) else (rate, tight)
+            lam = (loose * tight) ** 0.5
+            loose, tight = (loose, lam) if fits(lam) else (lam, tight)
     return best[1]

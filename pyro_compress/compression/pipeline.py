@@ -66,13 +66,13 @@ class Report:
         fixed_point_bits: bits per weight, layer by layer, as the posterior's variances have them (`fixed_point_of`).
         fixed_point_ratio: what the file's network would save at these, counted as Louizos et al. 2017 do.
         finetune_epochs: epochs of fine-tuning; 0 where the posterior, threshold and rounding did it alone.
-        finetune_rate: price of a bit in it.
+        finetune_lambda: λ of it, what a bit may cost.
         teacher: network that was distilled into this one; empty for none.
         finetune_augment: how training images were changed in fine-tuning; empty for not at all.
         finetune_svi: whether it went on with SVI under the mask.
         rounding: `compensated`, where that chose every integer and no criterion anything; else empty.
         within_tolerance: whether the file reaches on validation what was asked for (whatever else was: a sparsity, a
-            rate, a bound on its bytes); None where nobody asked.
+            λ, a bound on its bytes); None where nobody asked.
         warnings: what must be said of it in the last lines, and what to try; empty if all is well.
     """
 
@@ -95,7 +95,7 @@ class Report:
     fixed_point_bits: list[int] = field(default_factory=list)
     fixed_point_ratio: float = 0.0
     finetune_epochs: int = 0
-    finetune_rate: float = 0.0
+    finetune_lambda: float = 0.0
     teacher: str = ""
     finetune_augment: str = ""
     finetune_svi: bool = False
@@ -156,7 +156,7 @@ def way_of(
     if config.finetuning:
         if len(config.teacher) > 0 and teacher is None:
             raise ValueError(f"teacher {', '.join(config.teacher)}: give its network, `Teacher.of(...)`")
-        return FineTuning(config.finetuning, config.rate, teacher)
+        return FineTuning(config.finetuning, config.finetune_lambda, teacher)
     if config.rounding == "compensated":
         return Compensation(seed=seed)
     return rounding_in(config)
@@ -187,8 +187,8 @@ def compress_run(
         how, passes = how or way_of(goal), goal.reorder if passes is None else passes
     check_file(path, "pcn", force=True)
     goal = goal or Goal()
-    if isinstance(how, Rounding) and any(how.prices) and posterior.criterion == "magnitude":
-        raise ValueError("a price per bit is weighed against a posterior's spread, and these are point weights")
+    if isinstance(how, Rounding) and any(how.lams) and posterior.criterion == "magnitude":
+        raise ValueError("--lambda weighs bits against a posterior's spread, and these are point weights")
     if not isinstance(how, FineTuning):
         give_back(posterior.largest_bytes)
     target = target_of(posterior, splits, goal, device)
@@ -208,8 +208,8 @@ def compress_run(
 
 def _hints(goal: Goal, how: Rounding | Compensation | FineTuning | None) -> list[str]:
     finetuned = isinstance(how, FineTuning)
-    rate, bits = getattr(how, "rate", None), bool(getattr(how, "bits", ()))
-    return hints_of(goal, finetuned, rate, bits)
+    lam, bits = getattr(how, "lam", None), bool(getattr(how, "bits", ()))
+    return hints_of(goal, finetuned, lam, bits)
 
 
 def judged(found: Report, splits: Splits, target: Target, hints: list[str], elsewhere: bool) -> Report:
@@ -297,7 +297,7 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
         fixed_point_bits=fixed.bits,
         fixed_point_ratio=fixed.reduced,
         finetune_epochs=network.meta.get("finetune_epochs", 0),
-        finetune_rate=network.meta.get("rate", 0.0),
+        finetune_lambda=network.meta.get("rate", 0.0),
         teacher=network.meta.get("teacher", ""),
         finetune_augment=network.meta.get("finetune_augment", ""),
         finetune_svi=network.meta.get("finetune_svi", False),

@@ -38,16 +38,16 @@ def size_of(values: Tensor, kept: Tensor) -> Size:
     return Size(squares / max(number, 1), largest)
 
 
-def step_size(size: Size, coarseness: float) -> float:
-    """Step of a layer's uniform grid: `coarseness` times the root mean square of what it holds.
+def step_size(size: Size, relative_step: float) -> float:
+    """Step of a layer's uniform grid: `relative_step` times the root mean square of what it holds.
 
     Args:
         size: of the weights that stay.
-        coarseness: 1 rounds at the scale of the weights themselves, 1/16 is fine.
+        relative_step: 1 rounds at the scale of the weights themselves, 1/16 is fine.
     """
     if not size.largest:
         return 1.0
-    return float(np.float32(max(coarseness * math.sqrt(size.mean_square), size.largest / MAX_CODE)))
+    return float(np.float32(max(relative_step * math.sqrt(size.mean_square), size.largest / MAX_CODE)))
 
 
 def bits_step(size: Size, bits: int) -> float:

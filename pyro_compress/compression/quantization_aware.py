@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_compress.compression.code_length import CodeLength
 from pyro_compress.compression.packing import packed
 from pyro_compress.compression.precision import snapped
-from pyro_compress.compression.rate import Rate
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.graph.ir import multiplied
 from pyro_compress.graph.network import fixed_of, run_graph
@@ -88,16 +88,16 @@ class QuantizationAware:
             given = {name: getattr(self.how, name) for name in ("lr", "noise", "sam_rho")}
             smaller = " or ".join(f"{name} than {value:g}" for name, value in given.items() if value)
             raise ValueError(f"fine-tuning diverged: its loss is {loss.item():g}; choose a smaller {smaller}")
-        if self.steps and self.how.rate:
-            price = self.how.rate * min(1.0, progress / max(self.how.ramp, 1e-9))
-            loss = loss + price / examples * (math.log(2) * self.bits(drawn) - self.log_spreads())
+        if self.steps and self.how.lam:
+            lam = self.how.lam * min(1.0, progress / max(self.how.ramp, 1e-9))
+            loss = loss + lam / examples * (math.log(2) * self.bits(drawn) - self.log_spreads())
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.bound_spreads()
 
     def lost(self, values: dict[str, Tensor], x: Tensor, y: Tensor, teacher: Tensor | None) -> Tensor:
-        """Loss of the network with these values, the price of its bits apart."""
+        """Loss of the network with these values, without its bits."""
         logits = run_graph(self.graph, self.full(values), x)
         loss = self.loss(logits, y)
         if teacher is None:
@@ -139,9 +139,9 @@ class QuantizationAware:
     def bits(self, drawn: dict[str, Tensor]) -> Tensor:
         """What the coder will spend on the survivors, or would on draws from their posteriors; differentiable."""
         found = []
-        for name, rate in self.rates.items():
+        for name, code_length in self.code_lengths.items():
             around = drawn[name] / self.steps[name] if name in self.log_spread else None
-            found.append(rate(self.free[name] / self.steps[name], around))
+            found.append(code_length(self.free[name] / self.steps[name], around))
         return torch.stack(found).sum()
 
     def log_spreads(self) -> Tensor:
@@ -193,7 +193,7 @@ class QuantizationAware:
         return found
 
     def _start(self, memory: list[dict[str, Tensor]]) -> None:
-        """An optimizer and prices for the tensors as they are now."""
+        """An optimizer and code lengths for the tensors as they are now."""
         statistics = fixed_of(self.graph)
         trained = [t for name, t in self.free.items() if name not in statistics]
         spreads = list(self.log_spread.values()) if self.steps else []
@@ -210,7 +210,9 @@ class QuantizationAware:
                     "step": self.count.clone(), "exp_avg": first, "exp_avg_sq": second,
                 }  # fmt: skip
         found = layouts(self.graph, self.shapes)
-        self.rates = {name: Rate(found[name], self.places.get(name)) for name in self.steps if name in found}
+        self.code_lengths = {
+            name: CodeLength(found[name], self.places.get(name)) for name in self.steps if name in found
+        }
 
     # --- precision
 

@@ -1,6 +1,6 @@
 """How the weights become integers: a grid for every layer, and which of its points a weight takes.
 
-Steps come from each layer's own size (`coarseness`), or from a number of bits that is given by hand. To the nearest
+Steps come from each layer's own size (`relative_step`), or from a number of bits that is given by hand. To the nearest
 point, or to the point with the best trade of distortion for bits: the posterior says how much a weight may move, the
 coder what its integer costs.
 """
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_compress.compression.code_length import LARGEST, CodeLength
 from pyro_compress.compression.precision import Size, bits_step, rounded, size_of, step_size
-from pyro_compress.compression.rate import LARGEST, Rate
 from pyro_compress.pcn.layout import Layout, layouts
 from pyro_compress.types import CACHED, LayerPosterior, Masks, Posterior, rows_of
 
 PASSES = 3
-"""The price of an integer depends on those around: they are chosen so many times."""
+"""The code length of an integer depends on those around: they are chosen so many times."""
 LEAST_STD = 1e-2
 """In steps: no weight is taken to be known better, and one without a posterior is known as well as that."""
 BITS = (2, 15)
@@ -32,14 +32,14 @@ class Grid:
     """How the weights of a network are rounded.
 
     Attributes:
-        coarseness: step of a layer, relative to the root mean square of its survivors.
+        relative_step: step of a layer, relative to the root mean square of its survivors.
         bits: instead, bits per integer of every layer in turn, sign included; one number is for all.
-        price: of a bit, in nats per nat; 0 rounds to the nearest.
+        lam: λ, distortion in nats that a nat of code may cost; 0 rounds to the nearest.
     """
 
-    coarseness: float
+    relative_step: float
     bits: tuple[int, ...] = ()
-    price: float = 0.0
+    lam: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ class Rounding:
     """What a search may try to make integers of the weights.
 
     Attributes:
-        coarseness: step of the weights, in units of the root mean square of what a layer keeps, where the sparsity is
-            given; None takes the coarsest that costs next to nothing.
+        relative_step: step of the weights, in units of the root mean square of what a layer keeps, where the sparsity
+            is given; None takes the coarsest that costs next to nothing.
         bits: bits per integer, sign included, one number or one per layer; empty looks for the best steps.
-        prices: of a bit, to be tried in turn (`cheapest`); 0 rounds to the nearest.
+        lams: values of λ, to be tried in turn (`cheapest`); 0 rounds to the nearest.
     """
 
-    coarseness: float | None = None
+    relative_step: float | None = None
     bits: tuple[int, ...] = ()
-    prices: tuple[float, ...] = (0.0,)
+    lams: tuple[float, ...] = (0.0,)
 
 
 def check_bits(bits: tuple[int, ...], posterior: Posterior) -> None:
@@ -91,13 +91,13 @@ def rounded_weights(
     steps: dict[str, float] = {}
     bits = grid.bits * len(posterior.layers) if len(grid.bits) == 1 else grid.bits
     shapes = {name: tuple(layer.mean.shape) for name, layer in posterior.layers.items()}
-    places = layouts(posterior.graph, shapes) if grid.price else {}
+    places = layouts(posterior.graph, shapes) if grid.lam else {}
     for index, (name, layer) in enumerate(posterior.layers.items()):
         mask = masks[name]
-        steps[name] = bits_step(sizes[name], bits[index]) if bits else step_size(sizes[name], grid.coarseness)
-        if grid.price:
+        steps[name] = bits_step(sizes[name], bits[index]) if bits else step_size(sizes[name], grid.relative_step)
+        if grid.lam:
             values = torch.where(mask, layer.mean, 0.0)
-            values = cheapest(values, layer, steps[name], places[name], grid.price) * steps[name]
+            values = cheapest(values, layer, steps[name], places[name], grid.lam) * steps[name]
             found[name] = rounded(values, steps[name])
             continue
         found[name] = torch.empty(layer.mean.shape)
@@ -106,11 +106,11 @@ def rounded_weights(
     return found, steps
 
 
-def cheapest(values: Tensor, layer: LayerPosterior, step: float, layout: Layout, price: float) -> Tensor:
-    """Integers that minimise `(w - q)² / 2σ² + price · ln 2 · bits(q)`, weight by weight.
+def cheapest(values: Tensor, layer: LayerPosterior, step: float, layout: Layout, lam: float) -> Tensor:
+    """Integers that minimise `(w - q)² / 2σ² + λ · ln 2 · bits(q)`, weight by weight.
 
     A weight may take the integer below, the one above, or 0. What they cost follows from all others
-    (`compression.rate`), so the choice is repeated. With price 1 the sum is the description length of the weights
+    (`compression.code_length`), so the choice is repeated. With λ = 1 the sum is the description length of the weights
     under their posterior (Hinton & van Camp 1993), up to a constant.
 
     Args:
@@ -118,22 +118,22 @@ def cheapest(values: Tensor, layer: LayerPosterior, step: float, layout: Layout,
         layer: its moments; where the standard deviation is 0, a hundredth of a step stands in.
         step: of the grid.
         layout: of the tensor, for the coder's contexts.
-        price: nats that a nat of code may cost in distortion.
+        lam: λ, nats of distortion that a nat of code may cost.
 
     Returns:
         Integers as float32, in the shape of the weight.
     """
     flat, std = values.flatten(), layer.std.flatten()
     places = flat.nonzero().flatten()
-    codes, rate = torch.round(flat[places].abs() / step), Rate(layout, places)
+    codes, code_length = torch.round(flat[places].abs() / step), CodeLength(layout, places)
     for _ in range(PASSES):
-        rate.look(torch.zeros_like(flat).scatter(0, places, codes.clamp(max=LARGEST)).view(layout[0], -1))
+        code_length.look(torch.zeros_like(flat).scatter(0, places, codes.clamp(max=LARGEST)).view(layout[0], -1))
         for part in range(0, len(places), CACHED):
             some = slice(part, part + CACHED)
             size, spread = flat[places[some]].abs() / step, (std[places[some]] / step).clamp_min(LEAST_STD)
             choices = torch.stack([torch.zeros_like(size), size.floor(), size.floor() + 1])
-            bits = rate.one[some] + rate.more[choices.long().clamp(max=LARGEST)]
-            bits = torch.where(choices == 0, rate.zero[some], bits)
-            worth = (size - choices).square() / (2 * spread.square()) + price * math.log(2) * bits
+            bits = code_length.one[some] + code_length.more[choices.long().clamp(max=LARGEST)]
+            bits = torch.where(choices == 0, code_length.zero[some], bits)
+            worth = (size - choices).square() / (2 * spread.square()) + lam * math.log(2) * bits
             codes[some] = choices.gather(0, worth.argmin(0, keepdim=True))[0]
     return torch.zeros_like(flat).scatter(0, places, codes * flat[places].sign()).view(values.shape)

@@ -1,9 +1,9 @@
 """Posterior -> Compressed: criterion, threshold, precision, shrink, chosen on the validation split.
 
-With a tolerance, the search looks for the smallest file: for every coarseness of the grid it bisects for the highest
+With a tolerance, the search looks for the smallest file: for every step size of the grid it bisects for the highest
 sparsity whose validation scores still reach the target. The smallest few are finished: biases coarsened as far as the
 target allows, coded as the file is, hidden units put in order; then bytes are compared. With a bound on the validation
-error the target is that bound. With a bound on the bytes the search bisects, for every coarseness, for the lowest
+error the target is that bound. With a bound on the bytes the search bisects, for every step size, for the lowest
 sparsity whose file fits; the best few by validation NLL are finished and filled up, and the best of these is taken.
 """
 
@@ -23,10 +23,10 @@ from pyro_compress.pcn import file
 from pyro_compress.settings import CompressConfig, Goal
 from pyro_compress.types import Compressed, Masks, Posterior, Splits
 
-COARSENESS = tuple(2.0 ** (-k / 2) for k in range(9))
+RELATIVE_STEPS = tuple(2.0 ** (-k / 2) for k in range(9))
 """Grid of step sizes, relative to each layer's own scale, coarsest first."""
 FINER = tuple(2.0 ** (-k / 2) for k in range(9, 17))
-"""Step sizes that are tried where none of `COARSENESS` reaches the target: a few bits more, but an answer."""
+"""Step sizes that are tried where none of `RELATIVE_STEPS` reaches the target: a few bits more, but an answer."""
 KEPT = tuple(0.93**k for k in range(90))
 """Grid of kept shares of the weights."""
 FINALISTS, CLOSE = 4, 1.2
@@ -63,7 +63,7 @@ def compress(
 
     Raises:
         ValueError: unknown criterion, a sparsity or tolerance out of range, no candidate within the tolerance, a
-            coarseness that is not positive or comes without a sparsity.
+            relative step that is not positive or comes without a sparsity.
 
     Example:
         >>> import pyro_compress as pc
@@ -103,7 +103,7 @@ def rounding_in(goal: Goal) -> Rounding:
         return Rounding()
     if goal.finetuning or goal.rounding == "compensated":
         raise ValueError("fine-tuning and compensation go another way: pc.fit(...).compress(...), or compress_run")
-    return Rounding(goal.coarseness, goal.bits, goal.bit_price or (0.0,))
+    return Rounding(goal.relative_step, goal.bits, goal.lam or (0.0,))
 
 
 def _candidates(
@@ -190,17 +190,17 @@ def grids_of(rounding: Rounding, posterior: Posterior, at_sparsity: bool) -> lis
     Raises:
         ValueError: settings that exclude each other, or widths that do not fit the layers.
     """
-    coarseness, bits = rounding.coarseness, rounding.bits
-    if coarseness is not None and (not at_sparsity or bits or not coarseness > 0):
-        raise ValueError(f"coarseness {coarseness}: it must be positive, and goes with a sparsity, without bits")
-    for price in rounding.prices:
-        if not 0 <= price < math.inf:
-            raise ValueError(f"price {price} of a bit: it must be finite and at least 0")
+    relative_step, bits = rounding.relative_step, rounding.bits
+    if relative_step is not None and (not at_sparsity or bits or not relative_step > 0):
+        raise ValueError(f"relative_step {relative_step}: it must be positive, and goes with a sparsity, without bits")
+    for lam in rounding.lams:
+        if not 0 <= lam < math.inf:
+            raise ValueError(f"lambda {lam}: it must be finite and at least 0")
     check_bits(bits, posterior)
     if bits:
-        return [Grid(0.0, bits, price) for price in rounding.prices]
-    steps = (coarseness,) if coarseness else COARSENESS
-    return [Grid(step, (), price) for price in rounding.prices for step in steps]
+        return [Grid(0.0, bits, lam) for lam in rounding.lams]
+    steps = (relative_step,) if relative_step else RELATIVE_STEPS
+    return [Grid(step, (), lam) for lam in rounding.lams for step in steps]
 
 
 def _at(search: Candidates, grids: list[Grid], sparsity: Sparsity) -> tuple[Chosen, Target]:
@@ -215,8 +215,8 @@ def _at(search: Candidates, grids: list[Grid], sparsity: Sparsity) -> tuple[Chos
 def _smallest(search: Candidates, grids: list[Grid], target: Target) -> list[Chosen]:
     """The few that reach the target with the fewest bytes, as far as static tables know."""
     reached = list[tuple[int, Chosen]]()
-    cheapest = min(grid.price for grid in grids)
-    finer = [] if grids[0].bits else [Grid(coarseness, (), cheapest) for coarseness in FINER]
+    least = min(grid.lam for grid in grids)
+    finer = [] if grids[0].bits else [Grid(step, (), least) for step in FINER]
     for index, grid in enumerate([*grids, *finer]):
         if reached and (index >= len(grids) or search.stopped):
             break
@@ -298,5 +298,5 @@ def fuller(index: int, grid: Grid, share: float) -> Chosen:
         share: how much more, from 0 to 1: up to two places of the grid; where all weights are there, finer steps.
     """
     if index == 0:
-        return 1 - KEPT[0], replace(grid, coarseness=grid.coarseness * 2.0**-share)
+        return 1 - KEPT[0], replace(grid, relative_step=grid.relative_step * 2.0**-share)
     return 1 - KEPT[index] * (KEPT[max(index - 2, 0)] / KEPT[index]) ** share, grid

@@ -29,8 +29,9 @@ class Trial:
 
     Attributes:
         sparsity: share of the weights that the criterion removed.
-        coarseness: steps relative to each layer's own scale; 0 where fine-tuning chose the integers, or bits are given.
-        rate: price of a bit in fine-tuning or in rounding; 0 without.
+        relative_step: of the weights, in units of each layer's own scale; 0 where fine-tuning chose the integers, or
+            bits are given.
+        lam: λ of fine-tuning or of rounding; 0 without.
         bytes: size of the file before its units are put in another order (`order.py`); without fine-tuning an upper
             bound, as the context coder is left out.
         validation_error: share of validation examples that it gets wrong, or what else the task calls its error.
@@ -38,8 +39,8 @@ class Trial:
     """
 
     sparsity: float
-    coarseness: float
-    rate: float
+    relative_step: float
+    lam: float
     bytes: int
     validation_error: float
     validation_nll_nats: float

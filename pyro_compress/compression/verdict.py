@@ -43,7 +43,7 @@ def larger(file_bytes: int, dense_bytes: int) -> str:
     )
 
 
-def hints_of(goal: Goal, finetuned: bool, rate: float | None, bits: bool) -> list[str]:
+def hints_of(goal: Goal, finetuned: bool, lam: float | None, bits: bool) -> list[str]:
     """What brings a file back into the tolerance, by the options that took it out."""
     found = []
     if goal.sparsity is not None:
@@ -52,8 +52,8 @@ def hints_of(goal: Goal, finetuned: bool, rate: float | None, bits: bool) -> lis
         found.append("more --max-bytes")
     if bits:
         found.append("more --bits (or none)")
-    if rate is not None:
-        found.append("a lower --rate (or none: it is searched for)")
+    if lam is not None:
+        found.append("a lower --finetune-lambda (or none: it is searched for)")
     found.append("more epochs of --finetune" if finetuned else "--finetune EPOCHS")
     return found if goal.max_bytes is not None else [*found, "more --tolerance"]
 

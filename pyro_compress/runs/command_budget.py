@@ -47,11 +47,11 @@ COMMANDS = {
     "inspect": Held(295 * MIB, 2.5),
     "inspect, scales": Held(325 * MIB, 4.5),
     "compress": Held(200 * MIB, 4.1),
-    "compress --bit-price": Held(200 * MIB, 4.1, 5.8),
+    "compress --lambda": Held(200 * MIB, 4.1, 5.8),
     "compress --rounding compensated": Held(225 * MIB, 4.1, 50.0),
     "compress --finetune": Held(350 * MIB, 12.2),
 }
-"""By command. A price per bit and compensated rounding work on a whole layer at once: of the former it is what a layer
+"""By command. A λ and compensated rounding work on a whole layer at once: of the former it is what a layer
 takes that keeps nearly all its weights, of the latter an upper bound, counted from its arrays. Fine-tuning is reckoned
 with a tenth of the weights left, and asked again once their number is known (`compression.finetuned`). Where weights
 have scales, `inspect` holds the guide's parameters besides."""

@@ -30,7 +30,7 @@ from pyro_compress.runs.folder import Run
 from pyro_compress.runs.run import initial_net
 from pyro_compress.runs.saved import Sites, write_run
 from pyro_compress.settings import CompressConfig, FitConfig, Goal, PosteriorConfig
-from pyro_compress.settings.declared import declared
+from pyro_compress.settings.declared import current, declared
 from pyro_compress.training.callbacks import Callbacks
 from pyro_compress.training.history import Epoch
 from pyro_compress.training.settled import unsettled
@@ -134,7 +134,7 @@ class Fitted:
         Raises:
             ValueError: what `compress` refuses, an unknown option.
         """
-        named(options, declared(CompressConfig), "of a compression")
+        options = named(current(options, CompressConfig), declared(CompressConfig), "of a compression")
         asked = {} if goal is None else {name: getattr(goal, name) for name in declared(Goal)}
         config = CompressConfig.of(asked | options)
         goal, how = replace(config, reference=goal.reference if goal else None), how or way_of(config, self.config.seed)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pyro_compress.settings.data import MOST
-from pyro_compress.settings.declared import Config, Names, built, setting
+from pyro_compress.settings.declared import Config, built, setting
+from pyro_compress.settings.registries import Names
 
 if TYPE_CHECKING:
     from pyro_compress.types import Posterior
@@ -57,28 +58,28 @@ class Goal(Config):
 
 @dataclass(frozen=True)
 class FineTune(Config):
-    """How to fine-tune: the surviving weights are trained on as integers, under the price of their bits."""
+    """How to fine-tune: the surviving weights are trained on as integers, at λ nats per nat of code."""
 
     heading: ClassVar = FINE_TUNING
 
     epochs: int = setting(
-        30, "Train what is left on as integers, under the price of their bits; the report counts --masked-epochs too.",
+        30, "Train what is left on as integers, likelihood against bits; the report counts --masked-epochs too.",
         least=1, most=MOST, unit="EPOCHS", option="finetune", kind="switch",
     )  # fmt: skip
     masked_epochs: int = setting(
         2, "Epochs before those of --finetune, on the masked weights, which are not rounded yet.",
         least=0, most=MOST, unit="EPOCHS",
     )  # fmt: skip
-    rate: float = setting(
-        1.0, "Price of a bit in nats of the log-likelihood, over ln 2; 1 is the description length.",
+    lam: float = setting(
+        1.0, "λ: nats of log-likelihood that may be given up to save a nat of code; 1 is the description length.",
         least=0, unlisted=True,
     )  # fmt: skip
-    ramp: float = setting(0.3, "Share of the epochs over which the price rises to it.", least=0, unlisted=True)
+    ramp: float = setting(0.3, "Share of the epochs over which λ rises to its value.", least=0, unlisted=True)
     step: float = setting(
-        1.0, "Step of the weights in fine-tuning, relative to each layer's own scale (the root mean square of what the "
-        "mask kept).", above=0,
+        1.0, "Step size of the weights in fine-tuning, relative to each layer's own scale (the root mean square of "
+        "what the mask kept).", above=0,
     )  # fmt: skip
-    bias_step: float = setting(0.125, "Step of the biases, as a power of two.", above=0, unlisted=True)
+    bias_step: float = setting(0.125, "Step size of the biases, as a power of two.", above=0, unlisted=True)
     noise: float = setting(
         0.0, "Noise on the weights in fine-tuning, in steps (Hinton & van Camp 1993).", least=0, unit="STEPS"
     )
@@ -128,22 +129,23 @@ class CompressConfig(Goal):
         "yet rounded make up for it. nearest (of RUN, the default): after pruning by a criterion.",
         among=("nearest", "compensated"), searched=False,
     )  # fmt: skip
-    coarseness: float | None = setting(
-        None, "Step of the weights, relative to each layer's own scale; goes with --sparsity. Default: found on "
-        "validation.", above=0,
+    relative_step: float | None = setting(
+        None, "Step size of the weights, relative to each layer's own scale; goes with --sparsity. Default: found on "
+        "validation.", above=0, former="coarseness",
     )  # fmt: skip
     bits: tuple[int, ...] = setting(
         (), "Bits per weight, sign included, one number or one per layer, instead of a search for the steps.",
         least=2, most=15, searched=False,
     )  # fmt: skip
-    bit_price: tuple[float, ...] = setting(
-        (), "Round for a price per bit, by the posterior's spread; 0: to the nearest. Repeatable: the best is taken.",
-        least=0, unit="PRICE", kind="repeated", searched=False,
+    lam: tuple[float, ...] = setting(
+        (), "λ, the Lagrange multiplier of rounding: nats of distortion, by the posterior's spread, that may be given "
+        "up to save a nat of code; 0: to the nearest. Repeatable: the best is taken.",
+        least=0, name="lambda", former="bit_price", kind="repeated", searched=False,
     )  # fmt: skip
     finetuning: FineTune | None = field(default=None, metadata={"part": FineTune})
-    rate: float | None = setting(
-        None, "Price of a bit in fine-tuning; 1 is the description length. Default: searched for on validation.",
-        least=0, group=FINE_TUNING,
+    finetune_lambda: float | None = setting(
+        None, "λ of fine-tuning: nats of log-likelihood that may be given up to save a nat of code; 1 is the "
+        "description length. Default: searched for on validation.", least=0, group=FINE_TUNING, former="rate",
     )  # fmt: skip
     teacher: tuple[str, ...] = setting(
         (), "Run whose network is distilled into this one while fine-tuning. Repeatable: their mean probabilities are.",
@@ -164,12 +166,12 @@ class CompressConfig(Goal):
         ]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other: give one of them")
-        if self.finetuning is None and (self.rate is not None or self.teacher):
-            raise ValueError("--rate and --teacher go with --finetune EPOCHS")
-        if self.finetuning and self.coarseness is not None:
-            raise ValueError("--coarseness goes without --finetune; fine-tuning has --step")
-        if self.finetuning and (self.bits or self.bit_price):
-            raise ValueError("--bits and --bit-price go without --finetune, which chooses every integer itself")
+        if self.finetuning is None and (self.finetune_lambda is not None or self.teacher):
+            raise ValueError("--finetune-lambda and --teacher go with --finetune EPOCHS")
+        if self.finetuning and self.relative_step is not None:
+            raise ValueError("--relative-step goes without --finetune; fine-tuning has --step")
+        if self.finetuning and (self.bits or self.lam):
+            raise ValueError("--bits and --lambda go without --finetune, which chooses every integer itself")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pyro_compress.outputs import is_several
-from pyro_compress.settings.declared import Config, Names, having, setting
+from pyro_compress.settings.declared import Config, having, setting
+from pyro_compress.settings.registries import Names
 
 MOST = 1 << 24
 """Of anything that is counted: a larger number is a slip."""

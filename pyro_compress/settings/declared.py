@@ -7,54 +7,20 @@ these declarations. A class of settings is a frozen dataclass that inherits from
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import inspect
 import math
 import operator
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from pyro_compress.foreign import fits, of_type, shown, unknown, wanted
+from pyro_compress.settings.registries import Names
 
 SHOWN = 1 << 10
 """Bounds from here on only catch slips, and are not shown."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Names:
-    """The keys of a registry, read off the source of its module, which is not imported.
-
-    Attributes:
-        module: path of the module in this package.
-        registry: name of a dict literal in it.
-        more: names that are allowed beside them.
-    """
-
-    module: str
-    registry: str
-    more: tuple[str, ...] = ()
-
-    def __iter__(self) -> Iterator[str]:
-        """The names, those that were added to the registry at run time among them."""
-        loaded = sys.modules.get(f"pyro_compress.{self.module.removesuffix('.py').replace('/', '.')}")
-        return iter((*self.more, *(getattr(loaded, self.registry, None) or names_in(self.module, self.registry))))
-
-
-@functools.cache
-def names_in(module: str, registry: str) -> tuple[str, ...]:
-    """Keys of a registry (a dict literal) in a module of this package, without importing it."""
-    source = (Path(__file__).parents[1] / module).read_text(encoding="utf-8")
-    for statement in ast.parse(source).body:
-        target = statement.target if isinstance(statement, ast.AnnAssign) else None
-        if isinstance(target, ast.Name) and target.id == registry:
-            assert isinstance(statement, ast.AnnAssign)
-            assert isinstance(statement.value, ast.Dict)
-            return tuple(ast.literal_eval(key) for key in statement.value.keys if key is not None)
-    raise ValueError(f"no registry {registry} in {module}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +39,8 @@ class Setting:
         unit: what a value stands for in `--help`: `EPOCHS`.
         group: heading in `--help`; empty: the class's own.
         option: name on the command line, where it differs.
+        name: what it is called everywhere but in Python, where that is a keyword of Python.
+        former: what it was called: options, TOML files and studies may still say so.
         kind: what its option is beside: `run` takes a run folder, `repeated` may be given several times, `joined` too,
             which makes one text with commas between, `switch` makes the part that it belongs to.
         envvar: environment variable that gives it, too.
@@ -94,6 +62,8 @@ class Setting:
     unit: str = ""
     group: str = ""
     option: str = ""
+    name: str = ""
+    former: str = ""
     kind: str = ""
     envvar: str = ""
     told: bool = False
@@ -145,7 +115,7 @@ class Declared:
     """A field of a configuration.
 
     Attributes:
-        name: of the field; of one that lies in a part, of its option.
+        name: of the field, or what its setting is called instead; of one that lies in a part, of its option.
         hint: its type.
         default: its default.
         setting: what else is known about it.
@@ -217,7 +187,9 @@ class Config:
         known = [one.name for one in dataclasses.fields(cls)]  # type: ignore[arg-type]
         for name in named:
             if name not in known:
-                raise TypeError(f"{cls.__name__}: {unknown('setting', name, known)}")
+                now = [row.field for row in declared(cls).values() if name in (row.name, row.setting.former)]
+                told = f"{name!r} is called {now[0]!r}" if now else unknown("setting", name, known)
+                raise TypeError(f"{cls.__name__}: {told}")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -228,8 +200,8 @@ class Config:
         """
         for one in declared(type(self)).values():
             if not one.part:
-                object.__setattr__(self, one.name, one.plain(getattr(self, one.name)))
-                one.check(getattr(self, one.name))
+                object.__setattr__(self, one.field, one.plain(getattr(self, one.field)))
+                one.check(getattr(self, one.field))
 
     def part(self, of: type[C]) -> C:
         """Those of its settings that another configuration has, too, as one of that kind."""
@@ -257,7 +229,8 @@ def _declared(of: Any) -> dict[str, Declared]:
             default = one.default_factory() if callable(one.default_factory) else one.default
             owner = next(each for each in reversed(of.__mro__) if one.name in inspect.get_annotations(each))
             group = known.group or owner.heading
-            found[one.name] = Declared(one.name, hints[one.name], default, known, group, field=one.name)
+            name = known.name or one.name
+            found[name] = Declared(name, hints[one.name], default, known, group, field=one.name)
     return found
 
 
@@ -265,6 +238,23 @@ def having(of: type[Config], **wanted: Any) -> tuple[str, ...]:
     """Names of the settings of which so much is known: `having(FitConfig, path=True)`."""
     rows = declared(of).values()
     return tuple(one.name for one in rows if all(getattr(one.setting, key) == value for key, value in wanted.items()))
+
+
+def current(given: Mapping[str, Any], of: type[Config]) -> dict[str, Any]:
+    """Values by the names that their settings have now; earlier names and those of Python's fields are understood.
+
+    Raises:
+        ValueError: a setting is given by two names.
+    """
+    rows, found = declared(of), dict[str, Any]()
+    names = {row.setting.former: name for name, row in rows.items() if row.setting.former}
+    names |= {row.field: name for name, row in rows.items() if not row.part}
+    for key, value in given.items():
+        name = key if key in rows else names.get(key, key)
+        if name in found:
+            raise ValueError(f"{' and '.join(k for k in given if name in (k, names.get(k)))} are one setting: {name}")
+        found[name] = value
+    return found
 
 
 def options_in(
@@ -283,7 +273,10 @@ def options_in(
     Raises:
         ValueError: a name that is not allowed, a value that is none of the setting.
     """
-    options = {str(key).replace("-", "_"): value for key, value in table.items()}
+    try:
+        options = current({str(key).replace("-", "_"): value for key, value in table.items()}, of)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     rows = declared(of)
     names = (*(having(of, unlisted=False) if allowed is None else allowed), *(beside or ()))
     for name, value in options.items():
@@ -318,7 +311,7 @@ def built(of: type[C], options: Mapping[str, Any]) -> C:
         ValueError: a value is refused, or settings of a part that is not there.
     """
     rows, own, parts = declared(of), dict[str, Any](), dict[str, dict[str, Any]]()
-    for name, value in options.items():
+    for name, value in current(options, of).items():
         if (row := rows.get(name)) is None:
             raise unknown("setting", name, rows)
         (parts.setdefault(row.part, {}) if row.part else own)[row.field] = value

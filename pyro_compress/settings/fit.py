@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pyro_compress.settings.data import MOST, DataConfig, ReadConfig
-from pyro_compress.settings.declared import Config, Names, setting
+from pyro_compress.settings.declared import Config, setting
+from pyro_compress.settings.registries import Names
 
 COMPILE_STEPS = 5000
 """Fewer SVI steps than this do not pay back the compiler's half minute."""

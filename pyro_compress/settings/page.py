@@ -68,6 +68,7 @@ def line(row: Declared) -> str:
     values = [", ".join(names) or KINDS[row.whole], row.setting.range and f"`{row.setting.range}`"]
     default = "" if row.default is None or row.setting.kind == "switch" else shown(row.default)
     name = f"`{row.name}`" + (f", `{row.option}`" if row.option != f"--{row.name.replace('_', '-')}" else "")
+    name += f", in Python `{row.field}`" if row.setting.name else ""
     help = row.setting.help.replace("{names}", "one of these")
     cells = (name, ", ".join(filter(None, values)), default, help)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict
 
 from pyro_compress.settings.data import MOST
-from pyro_compress.settings.declared import Config, Names, setting
+from pyro_compress.settings.declared import Config, setting
+from pyro_compress.settings.registries import Names
 
 NAME = "Of the study; default: its file's."
 

@@ -18,7 +18,7 @@ import importlib.util
 import io
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,12 @@ from pyro_compress.locks import locked
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
 from pyro_compress.runs.identity import identity
-from pyro_compress.settings import FineTune
+from pyro_compress.settings import CompressConfig, FineTune
+from pyro_compress.settings.declared import current
 from pyro_compress.tuning.front import best_of
 from pyro_compress.tuning.plan import Plan, Point, point_of
 from pyro_compress.tuning.published import PUBLISHED
-from pyro_compress.tuning.storage import open_study, opened_storage, quietly
+from pyro_compress.tuning.storage import as_begun, open_study, opened_storage, quietly
 from pyro_compress.tuning.trial import file_of, measure
 from pyro_compress.tuning.workers import Work, coordinates, finished, front_of, minutes_of
 from pyro_compress.types import Splits
@@ -122,6 +123,7 @@ def conclude(work: Work) -> Outcome:
         OSError: the folder cannot be written.
     """
     with quietly(), locked(work.out / "outcome.lock"), opened_storage(work.out, work.url, work.grace) as storage:
+        work = replace(work, plan=as_begun(work.plan, storage))
         studies = {epochs: open_study(work.plan, storage, epochs) for epochs in work.plan.fidelities}
         trials = {epochs: study.get_trials() for epochs, study in studies.items()}
         write_atomically(work.out / "trials.csv", _csv(trials, work.plan).encode())
@@ -249,9 +251,10 @@ def configuration(member: Member) -> str:
     """TOML that `fit --config` and `compress --config` take."""
     import tomli_w
 
-    settings = {"reorder": 0} | member.settings  # trials leave units where they are, which is quick
+    settings = current(member.settings, CompressConfig)
+    settings = {"reorder": 0} | settings  # trials leave units where they are, which is quick
     if "finetune" in settings:
-        settings = {"rate": FineTune.rate} | settings  # `compress` would search for one
+        settings = {"finetune_lambda": FineTune.lam} | settings  # `compress` would search for one
     return tomli_w.dumps({"fit": member.fit, "compress": settings})
 
 

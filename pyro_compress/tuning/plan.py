@@ -15,7 +15,7 @@ from pyro_compress.foreign import file_name, read_toml, typed
 from pyro_compress.runs.config import refuse_criterion, resolve
 from pyro_compress.runs.identity import config_hash, digest, fingerprint
 from pyro_compress.settings import CompressConfig, FitConfig
-from pyro_compress.settings.declared import flat, having, options_in
+from pyro_compress.settings.declared import declared, flat, having, options_in
 from pyro_compress.settings.studies import SearchConfig
 from pyro_compress.tuning.published import Reference
 from pyro_compress.tuning.space import (
@@ -74,6 +74,13 @@ class Plan(SearchConfig):
             self.bound,
         ]
         return digest([*told, self.fidelities])
+
+    @property
+    def in_earlier_words(self) -> Plan:
+        """The same with the names that settings of `compress` had before."""
+        former = {name: row.setting.former or name for name, row in declared(CompressConfig).items()}
+        after = tuple(replace(one, name=f"compress.{former.get(one.option, one.option)}") for one in self.after)
+        return replace(self, compress={former[name]: value for name, value in self.compress.items()}, after=after)
 
 
 @dataclass(frozen=True)

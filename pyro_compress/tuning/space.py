@@ -3,9 +3,9 @@
 A parameter before the waist is an option of `fit`, or `prior-options.NAME`. After the waist:
 
     kept            share of the weights that stay (`sparsity` = 1 - kept); layer-wise one per layer
-    coarseness      step of the weights, without fine-tuning
-    rate, step, noise, sam-rho, finetune-lr, finetune-batch-size, finetune-svi, finetune-augment, masked-epochs,
-    finetune        of the fine-tuning
+    relative-step   step size of the weights, without fine-tuning
+    finetune-lambda, step, noise, sam-rho, finetune-lr, finetune-batch-size, finetune-svi, finetune-augment,
+    masked-epochs, finetune: of the fine-tuning
     criterion       pruning score
 
 Where a study names no space, `BEFORE` has one for its prior and `after_the_waist` one for its network.
@@ -24,7 +24,7 @@ from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.runs.run import initial_net
 from pyro_compress.settings import CompressConfig, FitConfig
 from pyro_compress.settings.compress import FINE_TUNING
-from pyro_compress.settings.declared import declared, having
+from pyro_compress.settings.declared import Config, current, declared, having
 from pyro_compress.types import Splits
 
 KEPT = "kept"
@@ -110,10 +110,10 @@ def after_the_waist(layers: dict[str, int], finetuned: bool, layer_wise: bool) -
         for name, size in sizes.items()
     ]
     if not finetuned:
-        return (*kept, Parameter("compress.coarseness", 1 / 16, math.sqrt(2), True))
+        return (*kept, Parameter("compress.relative_step", 1 / 16, math.sqrt(2), True))
     return (
         *kept,
-        Parameter("compress.rate", 0.25, 16.0, True),
+        Parameter("compress.finetune_lambda", 0.25, 16.0, True),
         Parameter("compress.step", 0.35, 1.4, True),
         Parameter("compress.noise", 0.0, 0.6),
         Parameter("compress.finetune_lr", 5e-4, 5e-3, True),
@@ -145,7 +145,7 @@ def read_before(table: dict[str, Any]) -> tuple[Parameter, ...]:
     """
     allowed = [name for name in having(FitConfig, searched=True) if name != "prior_options"]
     found = []
-    for key, value in _flat(table, "prior-options").items():
+    for key, value in _current(_flat(table, "prior-options"), FitConfig, "space.fit").items():
         if key not in allowed and not key.startswith("prior_options."):
             raise ValueError(f"space.fit: {unknown('option to search', key, allowed, 'prior-options.*')}")
         found.append(_parameter(f"fit.{key}", value))
@@ -162,7 +162,7 @@ def read_after(
     """
     allowed = FINETUNED if finetuned else ROUNDED
     found = []
-    for key, value in _flat(table, KEPT).items():
+    for key, value in _current(_flat(table, KEPT), CompressConfig, "space.compress").items():
         name, _, layer = key.partition(".")
         if name not in allowed or (layer and not layer_wise) or (layer and layer not in layers):
             with_layers = f"; kept.LAYER for {', '.join(layers)}" if layer_wise else ""
@@ -173,6 +173,14 @@ def read_after(
         names = [f"{KEPT}.{one}" for one in layers] if name == KEPT and layer_wise and not layer else [key]
         found += [_parameter(f"compress.{one}", value) for one in names]
     return tuple(found)
+
+
+def _current(table: dict[str, Any], of: type[Config], where: str) -> dict[str, Any]:
+    """With the names that settings have now."""
+    try:
+        return current(table, of)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _flat(table: dict[str, Any], nested: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,15 @@ def create_studies(plan: Plan, storage: BaseStorage, another: str = "another nam
         except optuna.exceptions.DuplicatedStudyError:
             raise ValueError(f"there is a study {name!r} already; go on with --resume, or choose {another}") from None
         study.set_user_attr("digest", plan.digest)
+
+
+def as_begun(plan: Plan, storage: BaseStorage) -> Plan:
+    """A plan in the words that its study was begun with: settings have had other names, which its trials hold."""
+    with suppress(KeyError):
+        study = optuna.load_study(study_name=study_name(plan, plan.fidelities[-1]), storage=storage)
+        if study.user_attrs.get("digest") == (earlier := plan.in_earlier_words).digest:
+            return earlier
+    return plan
 
 
 def open_study(plan: Plan, storage: BaseStorage, epochs: int) -> Study:

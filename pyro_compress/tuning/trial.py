@@ -92,6 +92,6 @@ def compressed(posterior: Posterior, splits: Splits, settings: dict[str, Any]) -
     """Compress by settings, which are options of the command `compress`."""
     config = CompressConfig.of(settings)
     if how := config.finetuning:
-        rate = how.rate if config.rate is None else config.rate
-        return compress_finetuned(posterior, splits, FineTuning(how, rate), config)[0]
-    return compress(posterior, splits, config, Rounding(config.coarseness))[0]
+        lam = how.lam if config.finetune_lambda is None else config.finetune_lambda
+        return compress_finetuned(posterior, splits, FineTuning(how, lam), config)[0]
+    return compress(posterior, splits, config, Rounding(config.relative_step))[0]

@@ -20,7 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from pyro_compress.tuning.front import best_of, on_front
 from pyro_compress.tuning.plan import Plan, point_of
 from pyro_compress.tuning.reported import OnTrial, Reported, Spent, seconds_left
 from pyro_compress.tuning.storage import (
+    as_begun,
     create_studies,
     open_study,
     opened_storage,
@@ -105,6 +106,7 @@ def run_worker(work: Work) -> None:
     """
     (work.out / "workers").mkdir(parents=True, exist_ok=True)
     with quietly(), registered(work) as name, opened_storage(work.out, work.url, work.grace) as storage:
+        work = replace(work, plan=as_begun(work.plan, storage))
         below: Study | None = None
         for index, epochs in enumerate(work.plan.fidelities):
             study = open_study(work.plan, storage, epochs)

@@ -87,7 +87,7 @@ def _studies(seeds: Path) -> None:
         "name": "s", "trials": 2, "fidelities": [1, 2], "fit": fit | {"data": "digits", "prior": "none"},
         "space": space,
     }  # fmt: skip
-    more = {"compress": {"coarseness": 0.5}, "reference": [{"name": "a", "bytes": 1, "error": 0.1}], "bound": 0.5}
+    more = {"compress": {"relative_step": 0.5}, "reference": [{"name": "a", "bytes": 1, "error": 0.1}], "bound": 0.5}
     (seeds / "search.toml").write_text(tomli_w.dumps(search | more))
     row = dict.fromkeys(("sparsity", "accuracy", "nll_nats", "ece", "train_seconds"), 0.5)
     row |= dict.fromkeys(("dataset", "network", "method", "variant"), "a") | {"seed": 0, "config_hash": "0123456789ab"}

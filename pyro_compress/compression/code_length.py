@@ -22,7 +22,7 @@ REFRESH = 10
 """Steps between two looks at the integers."""
 
 
-class Rate:
+class CodeLength:
     """Bits of one tensor with a given layout, from its values in units of the step.
 
     Args:
