@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from pyro_compress.cli.main import main
-from pyro_compress.compression.calibrated import Calibrated, Setting, calibrated, unserved, work_of
+from pyro_compress.compression.calibrated import Setting, calibrated, work_of
 from pyro_compress.compression.compensated import compress_compensated
 from pyro_compress.compression.compensation import (
     CodeLengths,
@@ -24,7 +24,8 @@ from pyro_compress.compression.compensation import (
     rounded_at,
     rounded_layer,
 )
-from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_of, moments, patches, sensitivities
+from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_of, moments, sensitivities
+from pyro_compress.compression.uses import ROWS, Use, patches, uses_of
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network
 from pyro_compress.networks.nets import build_net
@@ -50,7 +51,7 @@ def test_patches_are_what_rows_are_multiplied_with(name: str) -> None:
     layer, shape = CONVOLUTIONS[name]
     (node,) = [n for n in capture(layer, shape).nodes if n.parameters]
     x, weight = torch.randn(3, *shape), layer.weight.detach()
-    found = patches(x, node, tuple(weight.shape))
+    found = patches(x, Use(1, node, "weight", ROWS, tuple(weight.shape)))
     groups = found.shape[1]
     rows = weight.reshape(groups, -1, found.shape[2])
     got = torch.einsum("pgn,gon->pgo", found, rows).flatten(1)
@@ -64,7 +65,8 @@ def test_sensitivities_are_mean_squared_gradients() -> None:
     net = nn.Sequential(nn.Conv1d(1, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2))
     graph = capture(net, (1, 5))
     x = torch.randn(2000, 1, 5)
-    found = sensitivities(graph, net.state_dict(), x, drawn_of("regression", 0.5))
+    uses = uses_of(graph, {name: tuple(t.shape) for name, t in net.state_dict().items()})
+    found = sensitivities(graph, net.state_dict(), x, uses, drawn_of("regression", 0.5))
     convolution, linear = found.values()
     jacobian = torch.func.vmap(torch.func.jacrev(lambda h: net[3](torch.tanh(h).flatten())))(net[0](x).detach())
     exact = jacobian.square().sum(1).mean((0, 2)) / 0.5**2  # E[g²] = Σ_k (∂f_k/∂h)² / noise²
@@ -74,16 +76,19 @@ def test_sensitivities_are_mean_squared_gradients() -> None:
     torch.testing.assert_close(linear.squares, torch.full((2,), 4.0).double(), rtol=0.06, atol=0)
 
 
+def linear_use(rows: int, columns: int, groups: int = 1) -> Use:
+    return Use(1, Node("linear", (0,), {"weight": "w"}, {"groups": groups}), "weight", ROWS, (rows, columns))
+
+
 def layer_problem(lam: float = 1e-3, damping: float = 0.02, descending: bool = False, rows: int = 6) -> Problem:
     generator = torch.Generator().manual_seed(1)
     mix = torch.randn(8, 8, generator=generator)
     before = torch.randn(500, 8, generator=generator) @ mix
     now = before + 0.1 * torch.randn(500, 8, generator=generator)
-    node = Node("linear", (0,), {"weight": "w"})
     weight = torch.randn(rows, 8, generator=generator)
     worth = Sensitivity(torch.linspace(0.5, 2, rows).double(), 1)
-    found = moments([now], [before], node, (rows, 8))
-    return problem_of(weight, found, worth, (rows, 8, 1, 1), lam, damping, descending)
+    found = moments([now], [before], linear_use(rows, 8))
+    return problem_of(weight, linear_use(rows, 8), found, worth, (rows, 8, 1, 1), lam, damping, descending)
 
 
 def test_the_target_is_the_least_squares_solution() -> None:
@@ -91,8 +96,10 @@ def test_the_target_is_the_least_squares_solution() -> None:
     before, now = (torch.randn(400, 5, generator=generator).double() for _ in range(2))
     now = now + before
     weight = torch.randn(3, 5, generator=generator)
-    found = moments([now.float()], [before.float()], Node("linear", (0,), {"weight": "w"}), (3, 5))
-    problem = problem_of(weight, found, Sensitivity(torch.ones(3).double(), 1), (3, 5, 1, 1), 1.0, 1e-9, False)
+    found = moments([now.float()], [before.float()], linear_use(3, 5))
+    problem = problem_of(
+        weight, linear_use(3, 5), found, Sensitivity(torch.ones(3).double(), 1), (3, 5, 1, 1), 1.0, 1e-9, False
+    )
     wanted = torch.linalg.lstsq(now, before @ weight.double().T).solution.T
     np.testing.assert_allclose(problem.target[0], wanted.numpy(), rtol=1e-4, atol=1e-5)
 
@@ -133,7 +140,7 @@ def test_blocks_and_groups_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     x, weight = torch.randn(300, 2, 10, generator=generator), torch.randn(6, 10, generator=generator)
     second = torch.einsum("pgi,pgj->gij", x, x).double() / 300
     worth = Sensitivity(torch.linspace(1, 2, 6).double(), 1)
-    both = problem_of(weight, Moments(second, second), worth, (6, 10, 1, 1), 1e-2, 0.1, False)
+    both = problem_of(weight, linear_use(6, 10, 2), Moments(second, second), worth, (6, 10, 1, 1), 1e-2, 0.1, False)
     whole = rounded_at(both, 0.25)[0]
     monkeypatch.setattr("pyro_compress.compression.compensation.BLOCK", 3)
     assert np.array_equal(rounded_at(both, 0.25)[0], whole)
@@ -142,7 +149,7 @@ def test_blocks_and_groups_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         rows = slice(3 * group, 3 * group + 3)
         alone = Problem(
             both.target[[group]], both.factor[[group]], both.second[[group]], both.order, both.worth[[group]],
-            (3, 10, 1, 1), both.lam,
+            (3, 10, 1, 1), both.lam, linear_use(3, 10),
         )  # fmt: skip
         part = CodeLengths(*(a.reshape(6, 10)[rows] for a in (lengths.zero, lengths.other)), lengths.more, 0.0)
         assert np.array_equal(_sweep(alone, 0.25, part)[0], _sweep(both, 0.25, lengths)[group])
@@ -163,10 +170,10 @@ def test_it_costs_less_than_rounding_to_the_nearest() -> None:
     problem = layer_problem(lam=1e-2, rows=60)
     found = rounded_layer(problem)
     codes, exponent = found.codes, found.exponent
-    best = cost(codes, 2 ** (exponent / 4), problem, code_lengths(codes[0], problem.layout).total)
+    best = cost(codes, 2 ** (exponent / 4), problem, code_lengths(codes, problem.layout).total)
     for e in range(-20, 8):
-        nearest = np.round(problem.target / 2 ** (e / 4)).astype(np.int32)
-        assert best < cost(nearest, 2 ** (e / 4), problem, code_lengths(nearest[0], problem.layout).total)
+        nearest = np.round(problem.target[0] / 2 ** (e / 4)).astype(np.int32)
+        assert best < cost(nearest, 2 ** (e / 4), problem, code_lengths(nearest, problem.layout).total)
     again = rounded_layer(problem, found)
     assert again.exponent == exponent
     assert np.array_equal(again.codes, codes)
@@ -195,7 +202,7 @@ def trained(digits):
 
 def test_a_network_keeps_its_outputs_better_than_by_rounding_to_the_nearest(trained, digits) -> None:
     graph, tensors, x = trained.graph, trained.tensors, digits.train.x
-    network = Calibrated(graph, tensors, x, sensitivities(graph, tensors, x))
+    network = calibrated(graph, tensors, x)
     found = network.rounded(Setting(1e-4))
     nearest = dict(found.tensors)
     for name, step in found.steps.items():
@@ -260,20 +267,6 @@ def test_goals_are_reached(trained, digits, goal: Goal) -> None:
 def test_a_sparsity_is_refused(trained, digits) -> None:
     with pytest.raises(ValueError, match="a sparsity is reached by pruning"):
         compress_compensated(trained, digits, goal=Goal(sparsity=0.5))
-
-
-def test_layers_of_other_kinds_are_refused_by_name(digits) -> None:
-    from pyro_compress.training.baselines import point_posterior
-
-    net = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 10))
-    net[0].weight.data.normal_()
-    posterior = point_posterior(capture(net, (8,)), net.state_dict(), {})
-    assert not unserved(posterior.graph, posterior.layers)
-    twice = nn.Sequential(net[0], net[1], net[0], net[2])
-    shared = point_posterior(capture(twice, (8,)), twice.state_dict(), {})
-    assert unserved(shared.graph, shared.layers) == ["2.weight"]
-    with pytest.raises(ValueError, match=r"whose weights are used once; 2.weight is none: use --rounding nearest"):
-        compress_compensated(shared, digits)
 
 
 def test_work_is_that_of_moments_and_algebra() -> None:

@@ -124,12 +124,10 @@ def of_weights(command: str, named: dict[str, Any], asked: CompressConfig, quiet
 
 
 def _spared(network: Posterior) -> bool:
-    """Whether a network is spared compensation that nobody asked for: it cannot be done, or not soon, which is said."""
-    from pyro_compress.compression.calibrated import unserved, work_of
+    """Whether a network is spared compensation that nobody asked for, as it would take long, which is said."""
+    from pyro_compress.compression.calibrated import work_of
 
-    if unserved(network.graph, network.layers):
-        return True
-    if (work := work_of(network.graph, network.tensors)) <= MOST_WORK:
+    if (work := work_of(network.graph, network.tensors, network.layers)) <= MOST_WORK:
         return False
     keep(
         f"rounded to the nearest: compensation takes {work:.0e} multiply-adds for each of a dozen candidates, "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,17 +17,20 @@ from pyro_compress.compression.curvature import (
     Moments,
     Noise,
     Sensitivity,
+    Uses,
     drawn_labels,
     moments,
     most_values,
     sensitivities,
 )
-from pyro_compress.graph.operations.table import has_statistics, is_weighted
+from pyro_compress.compression.uses import LOOKED_UP, STATE, Use, before_steps, uses_of
+from pyro_compress.graph.operations.sequences import GATES
+from pyro_compress.graph.operations.table import has_statistics
 from pyro_compress.graph.rules.table import run_node
 from pyro_compress.pcn import gate
 from pyro_compress.pcn.codec import quarter_power
-from pyro_compress.pcn.layout import layouts
-from pyro_compress.types import Graph
+from pyro_compress.pcn.layout import Layout, layouts
+from pyro_compress.types import Graph, Node
 
 IMAGES = 4096
 """Most calibration examples."""
@@ -73,42 +76,43 @@ class Calibrated:
         graph: the network.
         tensors: as it was given.
         x: calibration examples.
-        worth: sensitivity of the outputs of every layer, by its index.
-        found: the integers that were found last, by layer; where the next search begins.
-        fixed: moments of layers that no other layer with weights precedes, by layer: no rounding changes them.
-        inputs: of the other layers in the network as it was given, by the node they come from; empty where they do not
+        uses: of the weights that are rounded, by the index of their node.
+        worth: sensitivity of the outputs of every weight, by its name.
+        found: the integers that were found last, by weight; where the next search begins.
+        fixed: moments of weights that no other one precedes, by name: no rounding changes them.
+        inputs: of the other nodes in the network as it was given, by the node they come from; empty where they do not
             fit into `VALUES`, and are computed again.
     """
 
     graph: Graph
     tensors: dict[str, Tensor]
     x: Tensor
-    worth: dict[int, Sensitivity]
-    found: dict[int, Found] = field(default_factory=dict)
-    fixed: dict[int, Moments] = field(default_factory=dict)
+    uses: Uses
+    worth: dict[str, Sensitivity]
+    found: dict[str, Found] = field(default_factory=dict)
+    fixed: dict[str, Moments] = field(default_factory=dict)
     inputs: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @torch.no_grad()
     def rounded(self, setting: Setting) -> Rounded:
-        """Round every layer with weights, the first to the last, on what the rounded layers before it give it."""
+        """Round every weight, from the first node to the last, on what those before it give it, rounded."""
         tensors, steps = dict(self.tensors), dict[str, float]()
         finished, held, new = self.graph.finished, bool(self.inputs), dict[int, list[Tensor]]()
         now: dict[int, list[Tensor]] = {0: list(self.x.split(CHUNK))}
         before = self.inputs if held else dict(now)
         for index, node in enumerate(self.graph.nodes[1:], 1):
-            if is_weighted(node.op):
-                name, (source,) = node.parameters["weight"], node.inputs
-                if index not in self.fixed:
-                    same = source in before and all(a is b for a, b in zip(now[source], before[source], strict=True))
-                    seen = moments(now[source], before[source], node, tuple(tensors[name].shape))
-                    if same:
-                        self.fixed[index] = seen
+            for use in self.uses.get(index, ()):
+                if use.name not in self.fixed:
+                    source = node.inputs[0] if node.inputs else 0
+                    seen = self._moments(use, now, before, tensors)
+                    if seen.second is seen.cross and use.kind != STATE:
+                        self.fixed[use.name] = seen
                     else:
                         new[source] = before[source]
                 else:
-                    seen = self.fixed[index]
-                tensors[name], steps[name] = self._layer(index, seen, setting)
-            elif has_statistics(node.op):
+                    seen = self.fixed[use.name]
+                tensors[use.name], steps[use.name] = self._weight(use, seen, setting)
+            if has_statistics(node.op):
                 tensors |= _statistics(now[node.inputs[0]], node.parameters)
             if not held:
                 self._run(index, before, self.tensors)
@@ -125,16 +129,31 @@ class Calibrated:
             self.inputs = new
         return Rounded(tensors, steps)
 
-    def _layer(self, index: int, seen: Moments, setting: Setting) -> tuple[Tensor, float]:
+    def _moments(
+        self, use: Use, now: dict[int, list[Tensor]], before: dict[int, list[Tensor]], tensors: dict[str, Tensor]
+    ) -> Moments:
+        """Of a weight's inputs; a recurrent layer's own outputs come from its weights as they are by now."""
+        if use.by_element:
+            first = now[use.node.inputs[0]] if use.kind == LOOKED_UP else []
+            return moments(first, first, use)
+        (source,) = use.node.inputs
+        if use.kind != STATE:
+            return moments(now[source], before[source], use)
+        is_now = [self._state(use.node, part, tensors) for part in now[source]]
+        return moments(is_now, [self._state(use.node, part, self.tensors) for part in before[source]], use)
+
+    def _state(self, node: Node, x: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        return before_steps(run_node(node, [x], {role: tensors[n] for role, n in node.parameters.items()}), node)
+
+    def _weight(self, use: Use, seen: Moments, setting: Setting) -> tuple[Tensor, float]:
         """Values of a rounded weight, and its step."""
-        name, shapes = self.graph.nodes[index].parameters["weight"], self._shapes
         problem = problem_of(
-            self.tensors[name], seen, self.worth[index], layouts(self.graph, shapes)[name], setting.lam,
+            self.tensors[use.name], use, seen, self.worth[use.name], self._layouts[use.name], setting.lam,
             setting.damping, setting.descending,
         )  # fmt: skip
-        found = self.found[index] = rounded_layer(problem, self.found.get(index))
+        found = self.found[use.name] = rounded_layer(problem, self.found.get(use.name))
         step = quarter_power(found.exponent)
-        return torch.from_numpy(found.codes).float().view(shapes[name]) * step, step
+        return torch.from_numpy(found.codes).float() * step, step
 
     def _run(self, index: int, values: dict[int, list[Tensor]], tensors: dict[str, Tensor]) -> None:
         node = self.graph.nodes[index]
@@ -142,57 +161,52 @@ class Calibrated:
         chunks = zip(*(values[i] for i in node.inputs), strict=True)
         values[index] = [run_node(node, list(inputs), parameters) for inputs in chunks]
 
-    @property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+    @cached_property
+    def _layouts(self) -> dict[str, Layout]:
+        return layouts(self.graph, _shapes(self.tensors))
 
 
-def unserved(graph: Graph, names: Iterable[str]) -> list[str]:
-    """Of some weights those that compensation does not take: of no linear layer or convolution, or used more than once.
-
-    Args:
-        graph: the network.
-        names: of its weights.
-    """
-    uses = Counter(name for node in graph.nodes for name in node.parameters.values())
-    layers = {node.parameters["weight"] for node in graph.nodes if is_weighted(node.op)}
-    return [name for name in names if name not in layers or uses[name] > 1]
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def work_of(graph: Graph, tensors: Mapping[str, Tensor]) -> float:
+def work_of(graph: Graph, tensors: Mapping[str, Tensor], names: Collection[str] = ()) -> float:
     """Multiply-adds of rounding a network once, about: moments of inputs, what is solved with them, and compensation.
 
     Args:
         graph: the network.
         tensors: its tensors.
+        names: weights that are rounded, beside those of all layers.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = _shapes(tensors)
     made, total = gate.check(graph, shapes, gate.UNLIMITED).shapes, 0.0
-    for index, node in enumerate(graph.nodes):
-        if is_weighted(node.op):
-            rows, *inner = shapes[node.parameters["weight"]]
-            n, groups = math.prod(inner), node.attributes.get("groups", 1)
-            positions = min(POSITIONS, IMAGES * math.prod(made[index]) // rows)
-            total += n * n * (groups * (2 * positions + SOLVED * n) + SWEPT * rows)
+    for index, uses in uses_of(graph, shapes, names).items():
+        for use in uses:
+            groups, rows, n = use.size
+            outputs = math.prod(made[index]) if use.node.op not in GATES else made[index][0] * rows
+            positions = 0 if use.by_element else min(POSITIONS, IMAGES * outputs // (groups * rows))
+            total += n * n * groups * (2 * positions + SOLVED * n + SWEPT * rows)
     return total
 
 
 def calibrated(
-    graph: Graph, tensors: dict[str, Tensor], x: Tensor, gradient: Noise = drawn_labels, seed: int = 0
-) -> Calibrated:
+    graph: Graph, tensors: dict[str, Tensor], x: Tensor, names: Collection[str] = (), gradient: Noise = drawn_labels,
+    seed: int = 0,
+) -> Calibrated:  # fmt: skip
     """A network with as many calibration examples as fit into `VALUES`, and the sensitivity of its outputs.
 
     Args:
         graph: the network.
         tensors: its tensors.
         x: examples to choose from; no labels are needed.
+        names: weights that are rounded, beside those of all layers.
         gradient: what the task's likelihood says of the outputs.
         seed: draws the examples, and the labels for the sensitivities.
     """
     number = min(IMAGES, len(x), max(CHUNK, VALUES // most_values(graph, tensors, x[:2])))
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:number]
-    chosen = x[rows]
-    return Calibrated(graph, tensors, chosen, sensitivities(graph, tensors, chosen, gradient, seed))
+    chosen, uses = x[rows], uses_of(graph, _shapes(tensors), names)
+    return Calibrated(graph, tensors, chosen, uses, sensitivities(graph, tensors, chosen, uses, gradient, seed))
 
 
 def _statistics(parts: list[Tensor], names: dict[str, str]) -> dict[str, Tensor]:

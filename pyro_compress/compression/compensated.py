@@ -11,7 +11,7 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from pyro_compress.compression.calibrated import Rounded, Setting, calibrated, unserved
+from pyro_compress.compression.calibrated import Rounded, Setting, calibrated
 from pyro_compress.compression.candidates import BIAS_LEVELS, origin_of, to_module
 from pyro_compress.compression.curvature import drawn_of
 from pyro_compress.compression.packing import before_folding, packed
@@ -79,16 +79,11 @@ def compress_compensated(
         The network as it goes into the file, and the share of its weights that became 0.
 
     Raises:
-        ValueError: a goal that names a sparsity, or that no candidate reaches; other kinds of layers.
+        ValueError: a goal that names a sparsity, or that no candidate reaches.
     """
     how, goal, watch = how or Compensation(), goal or Goal(), watch or SearchCallbacks()
     if goal.sparsity is not None:
         raise ValueError("a sparsity is reached by pruning; rounding with compensation takes a tolerance or a size")
-    if others := unserved(posterior.graph, posterior.layers):
-        raise ValueError(
-            "rounding with compensation takes linear layers and convolutions whose weights are used once; "
-            f"{others[0]} is none: use --rounding nearest"
-        )
     search = _Search(posterior, splits, goal, device, watch, how.seed)
     with suppress(_EnoughError):
         search.run(how)
@@ -121,7 +116,7 @@ class _Search:
         self.best: _Candidate | None = None
         self.stopped = False
         gradient = drawn_of(posterior.task, posterior.noise)
-        self.network = calibrated(posterior.graph, posterior.tensors, splits.train.x, gradient, seed)
+        self.network = calibrated(posterior.graph, posterior.tensors, splits.train.x, posterior.layers, gradient, seed)
 
     def candidate(self, rounded: Rounded, levels: int) -> Compressed:
         """The network as a file holds it."""

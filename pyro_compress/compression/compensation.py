@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_compress.compression.code_length import LARGEST, CodeLength, magnitudes
 from pyro_compress.compression.curvature import Moments, Sensitivity
 from pyro_compress.compression.precision import MAX_CODE
+from pyro_compress.compression.uses import LOOKED_UP, Use
 from pyro_compress.pcn import context
 from pyro_compress.pcn.codec import quarter_power
 from pyro_compress.pcn.layout import Layout
@@ -66,6 +67,7 @@ class Problem:
         worth: `½ · s · P` of every row, `(groups, rows)`.
         layout: of the tensor, for the coder.
         lam: λ, nats that a bit may cost, per example.
+        use: how the tensor lies as rows.
     """
 
     target: np.ndarray
@@ -75,6 +77,7 @@ class Problem:
     worth: np.ndarray
     layout: Layout
     lam: float
+    use: Use
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Found:
     """Integers of a layer.
 
     Attributes:
-        codes: in the target's shape.
+        codes: in the weight's shape.
         exponent: of their step, 2^(e/4); where the search for a similar problem may begin.
         lam: λ that the step was searched for.
     """
@@ -93,16 +96,17 @@ class Found:
 
 
 def problem_of(
-    weight: Tensor, found: Moments, sensitivity: Sensitivity, layout: Layout, lam: float, damping: float,
+    weight: Tensor, use: Use, found: Moments, sensitivity: Sensitivity, layout: Layout, lam: float, damping: float,
     descending: bool,
 ) -> Problem:  # fmt: skip
-    """Set up a layer.
+    """Set up the rounding of a weight.
 
     The target minimises `E|W y - T x|² + d |T - W|²` for inputs y before and x now, with d the damping:
-    `T = (W C + d W) (H + d I)⁻¹`. Inputs that are always 0 get weights of 0.
+    `T = (W C + d W) (H + d I)⁻¹`. Inputs that are always 0 get weights of 0; rows that no example looks up do not.
 
     Args:
-        weight: of the layer, `(out, in / groups, *kernel)`.
+        weight: the tensor.
+        use: of it.
         found: moments of its inputs.
         sensitivity: of its outputs.
         layout: of the weight.
@@ -110,21 +114,26 @@ def problem_of(
         damping: in units of the mean second moment.
         descending: round the columns with the largest second moment first, else in the order in which they lie.
     """
-    groups, n, _ = found.second.shape
-    wanted = weight.double().reshape(groups, -1, n)
+    groups, rows, n = use.size
+    wanted = torch.from_numpy(use.rows(weight.numpy())).double()
     power = found.second.diagonal(dim1=1, dim2=2)
-    mean = power.mean(1, keepdim=True).clamp_min(1e-30)
+    mean = (power.mean((0, 1), keepdim=True) if use.by_element else power.mean(1, keepdim=True)).clamp_min(1e-30)
     d = damping * mean
-    damped = found.second + torch.diag_embed(d.expand_as(power))
-    target = torch.linalg.solve(damped, (wanted @ found.cross + d[..., None] * wanted).mT).mT
-    target = torch.where((power <= 1e-12 * mean)[:, None], 0.0, target)
     order = torch.argsort(power.sum(0), descending=True, stable=True) if descending else torch.arange(n)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped[:, order][:, :, order]))
-    factor = torch.linalg.cholesky(inverse, upper=True)
-    squares = sensitivity.squares.view(groups, -1)
+    if use.by_element:
+        target, factor = wanted, (found.second + d[..., None]).rsqrt()
+    else:
+        damped = found.second + torch.diag_embed(d.expand_as(power))
+        target = torch.linalg.solve(damped, (wanted @ found.cross + d[..., None] * wanted).mT).mT
+        target = torch.where((power <= 1e-12 * mean)[:, None], 0.0, target)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped[:, order][:, :, order]))
+        factor = torch.linalg.cholesky(inverse, upper=True)
+    shared = use.kind == LOOKED_UP  # by all rows of the table
+    squares = sensitivity.squares.expand(groups, rows) if shared else sensitivity.squares.view(groups, -1)
     worth = (squares + LEAST * sensitivity.squares.mean()).clamp_min(1e-30) * sensitivity.positions / 2
     return Problem(
         target.numpy(), factor.float().numpy(), found.second.numpy(), order.numpy(), worth.numpy(), layout, lam,
+        use,
     )  # fmt: skip
 
 
@@ -157,16 +166,17 @@ def code_lengths(codes: np.ndarray, layout: Layout) -> CodeLengths:
 
 def cost(codes: np.ndarray, step: float, problem: Problem, bits: float) -> float:
     """`Σ ½ s P δ H δᵀ + λ · bits`, in nats per example."""
-    missed = codes.reshape(problem.target.shape) * step - problem.target
+    missed = problem.use.rows(codes) * step - problem.target
     lost = ((missed @ problem.second) * missed).sum(2)
     return float((lost * problem.worth).sum()) + problem.lam * bits
 
 
 def rounded_at(problem: Problem, step: float) -> tuple[np.ndarray, float]:
-    """Integers at a step, in the target's shape, and the bits that they take."""
+    """Integers at a step, in the weight's shape, and the bits that they take."""
     size = problem.target / step
     codes = np.trunc(size + np.sign(size) * OUTWARD).clip(-MAX_CODE, MAX_CODE).astype(np.int32)
-    codes = _sweep(problem, step, code_lengths(codes, problem.layout))
+    codes = _sweep(problem, step, code_lengths(problem.use.tensor(codes), problem.layout))
+    codes = problem.use.tensor(codes)
     return codes, code_lengths(codes, problem.layout).total
 
 
@@ -178,8 +188,8 @@ def _sweep(problem: Problem, step: float, lengths: CodeLengths) -> np.ndarray:
         np.ascontiguousarray(a.transpose(2, 0, 1)[order], dtype=np.float32)
         for a in (
             problem.target / step,
-            lengths.zero.reshape(problem.target.shape),
-            lengths.other.reshape(problem.target.shape),
+            problem.use.rows(lengths.zero),
+            problem.use.rows(lengths.other),
         )
     )
     lam = (problem.lam / problem.worth).astype(np.float32)

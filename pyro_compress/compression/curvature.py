@@ -8,19 +8,21 @@ for convolutions) with its output factor taken as diagonal.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_compress.compression.uses import LOOKED_UP, SINGLE, STATE, Use, frequencies, patches
 from pyro_compress.data.several import task_named
-from pyro_compress.graph.operations.table import is_last, is_weighted
-from pyro_compress.graph.rules.layers import padded
+from pyro_compress.graph.operations.sequences import GATES
+from pyro_compress.graph.rules.sequences import parameters_of
 from pyro_compress.graph.rules.table import run_node
 from pyro_compress.types import Graph, Node
+
+Uses = Mapping[int, list[Use]]
+"""Of weights, by the index of the node."""
 
 DRAWS = 3
 """Labels that are drawn per example for the sensitivity of outputs."""
@@ -35,11 +37,12 @@ Noise = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What the outputs of one layer are worth.
+    """What the outputs of a weight's rows are worth.
 
     Attributes:
-        squares: mean squared gradient of the loss at each output, over examples and positions, `(out,)`, float64.
-        positions: at how many positions the layer computes an output.
+        squares: mean squared gradient of the loss at each output, over examples and positions, `(out,)`, float64; of
+            a weight that is rounded value by value at each value, `(values,)`.
+        positions: at how many positions an output is computed.
     """
 
     squares: Tensor
@@ -72,38 +75,101 @@ def drawn_of(task: str, noise: float | None = None) -> Noise:
 
 
 def sensitivities(
-    graph: Graph, tensors: dict[str, Tensor], x: Tensor, gradient: Noise = drawn_labels, seed: int = 0
-) -> dict[int, Sensitivity]:
-    """Mean squared gradient at the outputs of every layer with weights, by the layer's index in the graph.
+    graph: Graph, tensors: dict[str, Tensor], x: Tensor, uses: Uses, gradient: Noise = drawn_labels, seed: int = 0
+) -> dict[str, Sensitivity]:
+    """Mean squared gradient at the outputs of every weight's rows, by the weight's name.
+
+    Of a weight that is rounded value by value it is that of the values themselves, an estimate of the diagonal of the
+    Fisher information: gradients at drawn labels have a mean of 0, so the square of their sum over examples is the sum
+    of their squares in expectation.
 
     Args:
         graph: the network.
         tensors: its tensors.
         x: examples; no labels are needed.
+        uses: of its weights (`uses_of`).
         gradient: what the task's likelihood says of the outputs.
         seed: draws the labels.
     """
     generator = torch.Generator().manual_seed(seed)
-    sums, positions = dict[int, Tensor](), dict[int, int]()
+    sums, positions = dict[str, Tensor](), dict[str, int]()
+    alone = {use.name for parts in uses.values() for use in parts if use.kind == SINGLE}
+    held = {name: t.detach().clone().requires_grad_() if name in alone else t.detach() for name, t in tensors.items()}
     for part in x.split(CHUNK):
-        values, leaves = {0: part}, dict[int, Tensor]()
         with torch.enable_grad():
-            for index, node in enumerate(graph.nodes[1:], 1):
-                given = {role: tensors[name].detach() for role, name in node.parameters.items()}
-                values[index] = run_node(node, [values[i] for i in node.inputs], given)
-                if is_weighted(node.op):
-                    values[index].requires_grad_() if values[index].is_leaf else None
-                    leaves[index] = values[index]
-            outputs = values[len(graph.nodes) - 1]
+            outputs, leaves = _watched(graph, held, part, uses)
+            flat = [leaf for parts, _ in leaves.values() for leaf in parts]
             for draw in range(DRAWS):
-                wanted = gradient(outputs.detach(), generator)
-                found = torch.autograd.grad(outputs, list(leaves.values()), wanted, retain_graph=draw < DRAWS - 1)
-                for index, one in zip(leaves, found, strict=True):
-                    axis = -1 if is_last(graph.nodes[index].op) else 1
-                    channels = one.movedim(axis, -1).reshape(len(part), -1, one.shape[axis])
-                    positions[index] = channels.shape[1]
-                    sums[index] = sums.get(index, 0.0) + channels.square().mean(1).sum(0).double()
-    return {index: Sensitivity(total / (DRAWS * len(x)), positions[index]) for index, total in sums.items()}
+                wanted, again = gradient(outputs.detach(), generator), draw < DRAWS - 1
+                grads = torch.autograd.grad(outputs, flat, wanted, retain_graph=again, allow_unused=True)
+                given = iter([torch.zeros_like(x) if g is None else g for x, g in zip(flat, grads, strict=True)])
+                for name, (parts, axis) in leaves.items():
+                    found = [next(given) for _ in parts]
+                    if name in alone:
+                        squares, positions[name] = found[0].flatten().square(), 1
+                    else:
+                        one = (torch.stack(found, 1) if len(found) > 1 else found[0]).movedim(axis, -1)
+                        channels = one.reshape(len(part), -1, one.shape[-1])
+                        squares, positions[name] = channels.square().mean(1).sum(0), channels.shape[1]
+                    sums[name] = sums.get(name, 0.0) + squares.double()
+    return {name: Sensitivity(total / (DRAWS * len(x)), positions[name]) for name, total in sums.items()}
+
+
+def _watched(
+    graph: Graph, tensors: dict[str, Tensor], x: Tensor, uses: Uses
+) -> tuple[Tensor, dict[str, tuple[list[Tensor], int]]]:
+    """The outputs, and per weight the values whose gradients are asked for, with the axis of their channels."""
+    values, leaves = {0: x}, dict[str, tuple[list[Tensor], int]]()
+    for index, node in enumerate(graph.nodes[1:], 1):
+        given = {role: tensors[name] for role, name in node.parameters.items()}
+        products = [use for use in uses.get(index, ()) if use.kind != SINGLE]
+        if products and node.op in GATES:
+            values[index], into, across = stepped(node, values[node.inputs[0]], given)
+            for use in products:
+                leaves[use.name] = (across, -1) if use.kind == STATE else ([into], -1)
+        else:
+            values[index] = run_node(node, [values[i] for i in node.inputs], given)
+            for use in products:
+                _with_gradient(values[index])
+                leaves[use.name] = [values[index]], -1 if len(use.shape) == 2 else 1
+        leaves |= {use.name: ([tensors[use.name]], 0) for use in uses.get(index, ()) if use.kind == SINGLE}
+    return values[len(graph.nodes) - 1], leaves
+
+
+def _with_gradient(value: Tensor) -> Tensor:
+    return value if value.requires_grad else value.requires_grad_()
+
+
+def stepped(node: Node, x: Tensor, p: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """A recurrent layer step by step: its outputs, and what inputs and outputs before add to its gates.
+
+    Args:
+        node: an `lstm` or a `gru`.
+        x: `(batch, steps, features)`.
+        p: its tensors by role.
+
+    Returns:
+        `(batch, steps, units)`; `(batch, steps, gates * units)`; of every step, in the order in which they are taken,
+        `(batch, gates * units)`. Gradients reach both.
+    """
+    weight, recurrent, *biases = parameters_of(p)
+    b_ih, b_hh = biases or [torch.zeros(()), torch.zeros(())]
+    into = _with_gradient(x @ weight.T + b_ih)
+    h = c = x.new_zeros(len(x), recurrent.shape[1])
+    across, found = list[Tensor](), dict[int, Tensor]()
+    for t in range(x.shape[1] - 1, -1, -1) if node.attributes.get("reverse") else range(x.shape[1]):
+        kept = _with_gradient(h @ recurrent.T + b_hh)
+        across.append(kept)
+        if node.op == "lstm":
+            i, f, g, o = (into[:, t] + kept).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+        else:
+            (r, z, n), (r_h, z_h, n_h) = into[:, t].chunk(3, 1), kept.chunk(3, 1)
+            z = (z + z_h).sigmoid()
+            h = (1 - z) * (n + (r + r_h).sigmoid() * n_h).tanh() + z * h
+        found[t] = h
+    return torch.stack([found[t] for t in range(x.shape[1])], 1), into, across
 
 
 @torch.no_grad()
@@ -119,47 +185,29 @@ def most_values(graph: Graph, tensors: dict[str, Tensor], x: Tensor) -> int:
     return 2 * most // len(x)
 
 
-def patches(x: Tensor, node: Node, shape: tuple[int, ...], most: int = 0, seed: int = 0) -> Tensor:
-    """What the rows of a layer's weight are multiplied with, `(positions, groups, n)`; padding as zeros.
+def moments(now: list[Tensor], before: list[Tensor], use: Use) -> Moments:
+    """Moments of what a weight's rows are multiplied with, from the same examples in chunks.
 
     Args:
-        x: the layer's inputs.
-        node: the layer.
-        shape: of its weight.
-        most: positions, drawn where there are more; 0: all.
-        seed: draws them.
+        now: as it is.
+        before: as it was.
+        use: of the weight.
     """
-    if node.op == "linear":
-        x = x.reshape(-1, x.shape[-1])
-        return _drawn(x, 1, most, seed)[:, None]
-    a, rank = node.attributes, len(shape) - 2
-    x, padding = padded(x, a)
-    x = F.pad(x, [size for size in reversed(padding) for _ in range(2)])
-    for axis, (kernel, stride, dilation) in enumerate(zip(shape[2:], a["stride"], a["dilation"], strict=True), 2):
-        x = x.unfold(axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-    x = _drawn(x.movedim(1, 1 + rank), 1 + rank, most, seed)  # (batch, *positions, channels, *kernel)
-    return x.reshape(-1, a.get("groups", 1), shape[1] * math.prod(shape[2:]))
-
-
-def _drawn(x: Tensor, axes: int, most: int, seed: int) -> Tensor:
-    """At most so many places of the first axes, as one axis; all of them where they are no more."""
-    count = math.prod(x.shape[:axes])
-    if not 0 < most < count:
-        return x
-    rows = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most]
-    return x[torch.unravel_index(rows, x.shape[:axes])]
-
-
-def moments(now: list[Tensor], before: list[Tensor], node: Node, shape: tuple[int, ...]) -> Moments:
-    """Moments of a layer's inputs, from the same examples in chunks, as they are now and as they were before."""
-    n, groups = math.prod(shape[1:]), node.attributes.get("groups", 1)
+    groups, _, n = use.size
+    if use.kind == SINGLE:
+        ones = torch.ones(groups, 1, 1, dtype=torch.float64)
+        return Moments(ones, ones)
+    if use.kind == LOOKED_UP:
+        counted = frequencies(torch.cat([one.reshape(-1) for one in now]), groups)[:, None, None]
+        return Moments(counted, counted)
     second, cross = torch.zeros(2, groups, n, n, dtype=torch.float64)
     same = all(one is other for one, other in zip(now, before, strict=True))
     total, share = 0, POSITIONS // len(now)
     for index, (one, other) in enumerate(zip(now, before, strict=True)):
-        a = patches(one, node, shape, share, index)
+        a = patches(one, use, share, index)
         second += a.permute(1, 2, 0) @ a.transpose(0, 1)
         if not same:
-            cross += patches(other, node, shape, share, index).permute(1, 2, 0) @ a.transpose(0, 1)
+            cross += patches(other, use, share, index).permute(1, 2, 0) @ a.transpose(0, 1)
         total += len(a)
-    return Moments(second / total, (second if same else cross) / total)
+    second /= total
+    return Moments(second, second if same else cross / total)

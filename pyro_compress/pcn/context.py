@@ -331,8 +331,10 @@ def code(
     `chances`, if given, receives the probability (in 16 bits) that each value was given to be another than zero.
 
     Raises:
-        ValueError: a magnitude of `MAX_MAGNITUDE` or more.
+        ValueError: a magnitude of `MAX_MAGNITUDE` or more; another number of values.
     """
+    if len(values) != rows * planes * height * width:
+        raise ValueError("another number of values than rows, planes, height and width make")
     run(Mixture(coder), Place(planes, height, width), values, rows, chances)
     if coder.wrong:
         raise ValueError("a magnitude is larger than the format allows")

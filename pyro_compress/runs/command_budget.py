@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyro_compress.compression.calibrated import IMAGES, VALUES
+from pyro_compress.compression.uses import uses_of
 from pyro_compress.foreign import json_of, of_type, read_toml, table
 from pyro_compress.graph.ir import graph_of
-from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.machine import require
 from pyro_compress.metrics import BATCH_VALUES
 from pyro_compress.pcn import gate
@@ -86,10 +86,8 @@ def needed_by(command: str, graph: Graph, shapes: Shapes, rows: Mapping[str, int
 def _calibration(graph: Graph, shapes: Shapes, plan: gate.Plan) -> int:
     """Bytes of the activations that calibration holds, twice, and of the moments of the layer with the most inputs."""
     values = min(VALUES, 2 * IMAGES * plan.peak)
-    layers = [node for node in graph.nodes if is_weighted(node.op)]
-    squares = [
-        node.attributes.get("groups", 1) * math.prod(shapes[node.parameters["weight"]][1:]) ** 2 for node in layers
-    ]
+    uses = [use.size for parts in uses_of(graph, shapes, list(shapes)).values() for use in parts]
+    squares = [groups * n**2 for groups, _, n in uses]
     return 2 * 4 * values + MOMENTS * max(squares, default=0)
 
 

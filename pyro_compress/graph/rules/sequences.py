@@ -25,7 +25,8 @@ def _read_embedding(call: Call) -> Parsed:
     return "embedding", [call["indices"]], {"weight": call["weight"]}, {}
 
 
-def _parameters(p: dict[str, Tensor]) -> list[Tensor]:
+def parameters_of(p: dict[str, Tensor]) -> list[Tensor]:
+    """Weights of a recurrent layer, on its inputs and on its outputs, and both biases or none."""
     biases = [p[role] for role in ("bias_ih", "bias_hh") if role in p]
     if len(biases) == 1:
         biases = [p.get(role, torch.zeros_like(biases[0])) for role in ("bias_ih", "bias_hh")]
@@ -37,7 +38,7 @@ def _runs(run: Callable[[Tensor, Tensor, list[Tensor]], Tensor]) -> Callable[...
 
     def recurrent(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
         start = x.new_zeros(1, x.shape[0], p["weight_hh"].shape[1])
-        found = run(x.flip(1) if a.get("reverse") else x, start, _parameters(p))
+        found = run(x.flip(1) if a.get("reverse") else x, start, parameters_of(p))
         return found.flip(1) if a.get("reverse") else found
 
     return recurrent
