@@ -121,14 +121,14 @@ def typed(values: Mapping[str, Any], of: type, where: str) -> None:
 Record = TypeVar("Record")
 
 
-def record(of: type[Record], told: Any, where: str) -> Record:
+def record(of: type[Record], document: Any, where: str) -> Record:
     """A dataclass from the table that a file of ours holds of it; a measured number may be NaN there.
 
     Raises:
         ValueError: no table, a field that is unknown or missing, a value of another type.
     """
     known: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(of)  # type: ignore[arg-type]
-    values = table(told, where)
+    values = table(document, where)
     required = {one.name for one in known if one.default is one.default_factory is dataclasses.MISSING}
     if wrong := sorted((set(values) - {one.name for one in known}) | (required - set(values))):
         raise ValueError(f"{where}: unknown or missing {shown(', '.join(wrong))}")
@@ -249,10 +249,10 @@ def file_name(name: Any, where: str) -> str:
     Raises:
         ValueError: it is none, or leads elsewhere.
     """
-    told: str = of_type(name, str, where)
-    if not told or len(told.encode()) > 200 or told in (".", "..") or set(told) & set("/\\") or told.startswith("-"):
-        raise ValueError(f"{where} {shown(told)}: give a name for a folder, without slashes")
-    return told
+    text: str = of_type(name, str, where)
+    if not text or len(text.encode()) > 200 or text in (".", "..") or set(text) & set("/\\") or text.startswith("-"):
+        raise ValueError(f"{where} {shown(text)}: give a name for a folder, without slashes")
+    return text
 
 
 def own_code(net: str) -> bool:

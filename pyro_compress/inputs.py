@@ -44,11 +44,11 @@ class Input:
         return math.prod(self.shape)
 
 
-def inputs_of(told: Any) -> tuple[Input, ...]:
+def inputs_of(given: Any) -> tuple[Input, ...]:
     """Inputs from what JSON or a user says of them, in the order of their names.
 
     Args:
-        told: `{name: shape}` or `{name: (shape, kind)}`, or a list of `[name, shape, kind]`.
+        given: `{name: shape}` or `{name: (shape, kind)}`, or a list of `[name, shape, kind]`.
 
     Raises:
         ValueError: names that are none, shapes or types that no input may have, or too many.
@@ -57,12 +57,12 @@ def inputs_of(told: Any) -> tuple[Input, ...]:
         >>> inputs_of({"tokens": ((5,), "int64"), "image": (1, 8, 8)})
         (Input(name='image', shape=(1, 8, 8), kind='float32'), Input(name='tokens', shape=(5,), kind='int64'))
     """
-    if isinstance(told, Mapping):
-        told = [(name, *(of if _is_pair(of) else (of, "float32"))) for name, of in sorted(told.items())]
-    if not isinstance(told, list | tuple) or len(told) > MOST:
+    if isinstance(given, Mapping):
+        given = [(name, *(of if _is_pair(of) else (of, "float32"))) for name, of in sorted(given.items())]
+    if not isinstance(given, list | tuple) or len(given) > MOST:
         raise ValueError(f"inputs are at most {MOST}, each with a name, a shape and a type")
     found = []
-    for one in told:
+    for one in given:
         if not isinstance(one, list | tuple) or len(one) != 3:
             raise ValueError("an input is a name, a shape and a type")
         name, shape, kind = one
@@ -83,8 +83,8 @@ def inputs_of(told: Any) -> tuple[Input, ...]:
     return tuple(found)
 
 
-def _is_pair(told: Any) -> bool:
-    return isinstance(told, list | tuple) and len(told) == 2 and isinstance(told[1], str)
+def _is_pair(given: Any) -> bool:
+    return isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[1], str)
 
 
 def size_of(inputs: Sequence[Input]) -> int:
@@ -119,8 +119,8 @@ def packed(arrays: Mapping[str, np.ndarray], inputs: Sequence[Input], what: str 
         raise ValueError(f"{before}inputs {', '.join(sorted(arrays))}; this network takes {wanted}")
     examples = {len(array) for array in arrays.values()}
     if len(examples) != 1:
-        told = ", ".join(f"{len(array)} of {name}" for name, array in arrays.items())
-        raise ValueError(f"{before}every input has one row per example; got {told}")
+        counts = ", ".join(f"{len(array)} of {name}" for name, array in arrays.items())
+        raise ValueError(f"{before}every input has one row per example; got {counts}")
     rows = np.empty((*examples, size_of(inputs)), np.float32)
     for one, where in zip(inputs, slices(inputs), strict=True):
         array = np.asarray(arrays[one.name])

@@ -40,7 +40,7 @@ def locked(path: Path) -> Iterator[None]:
             lock.acquire(timeout=SILENT_SECONDS / 2)
             break
         except Timeout:
-            silence.tell(path)
+            silence.warn_once(path)
     try:
         with _beating(path):
             yield
@@ -101,7 +101,7 @@ class Silence:
 
     def __init__(self) -> None:
         self.seen: dict[Path, tuple[float, float]] = {}
-        self.told: set[Path] = set()
+        self.warned: set[Path] = set()
 
     def seconds(self, path: Path) -> float:
         """Seconds in which nothing touched a lock file that was asked for before; 0 at the first time."""
@@ -113,17 +113,17 @@ class Silence:
             self.seen[path] = (touched, time.monotonic())
         return time.monotonic() - self.seen[path][1]
 
-    def tell(self, path: Path) -> None:
+    def warn_once(self, path: Path) -> None:
         """Say once that somebody waits for a lock whose holder has been silent for long."""
-        if path not in self.told and self.seconds(path) >= SILENT_SECONDS:
-            self.told.add(path)
+        if path not in self.warned and self.seconds(path) >= SILENT_SECONDS:
+            self.warned.add(path)
             log.warning("waiting for %s: %s", path, stopped(path))
 
 
 def holder(path: Path) -> int:
     """The process that signed a lock file last; 0 where none did."""
-    told = _signature(path).split()
-    return int(told[1]) if len(told) > 1 and told[0] == "process" and told[1].isdecimal() else 0
+    words = _signature(path).split()
+    return int(words[1]) if len(words) > 1 and words[0] == "process" and words[1].isdecimal() else 0
 
 
 def stopped(path: Path) -> str:

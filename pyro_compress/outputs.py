@@ -95,7 +95,7 @@ def _slices(sizes: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(end - size, end) for end, size in zip(ends, sizes, strict=True))
 
 
-def outputs_from(told: Mapping[str, tuple[str, int]]) -> Outputs:
+def outputs_from(named: Mapping[str, tuple[str, int]]) -> Outputs:
     """Outputs by name, each with its task and its number of values.
 
     Raises:
@@ -105,16 +105,16 @@ def outputs_from(told: Mapping[str, tuple[str, int]]) -> Outputs:
         >>> outputs_from({"digit": ("classification", 10), "angle": ("regression", 1)}).task
         'angle=regression:1+digit=classification:10'
     """
-    if not 0 < len(told) <= MOST:
-        raise ValueError(f"{len(told)} outputs; a network has from 1 to {MOST}")
-    for name, (task, size) in told.items():
+    if not 0 < len(named) <= MOST:
+        raise ValueError(f"{len(named)} outputs; a network has from 1 to {MOST}")
+    for name, (task, size) in named.items():
         if not NAME.fullmatch(name) or name.startswith("__"):
             raise ValueError(f"an output is called {name!r:.60}; names are letters, digits and underscores")
         if task not in PARTS:
             raise ValueError(f"output {name} is for {task!r:.30}; one of several may be for {', '.join(PARTS)}")
         if not 0 < size <= LARGEST:
             raise ValueError(f"output {name} has {size} values; allowed are 1 to {LARGEST}")
-    return Outputs(tuple(Output(name, *told[name]) for name in sorted(told)))
+    return Outputs(tuple(Output(name, *named[name]) for name in sorted(named)))
 
 
 @lru_cache
@@ -127,8 +127,8 @@ def outputs_of(task: str) -> Outputs | None:
     if "=" not in task:
         return None
     found = [ONE.fullmatch(part) for part in task[: 100 * MOST].split("+")]
-    told = {one["name"]: (one["task"], int(one["size"])) for one in found if one}
-    if not all(found) or (outputs := outputs_from(told)).task != task:
+    named = {one["name"]: (one["task"], int(one["size"])) for one in found if one}
+    if not all(found) or (outputs := outputs_from(named)).task != task:
         raise ValueError(
             f"several outputs are spelled NAME=TASK:VALUES+..., in the order of their names; got {task:.100}"
         )

@@ -72,8 +72,8 @@ def check_folder(out: Path, known: Callable[[Path], list[str] | None], force: bo
         if (foreign := known(out)) is None:
             raise ValueError(f"{out} is a folder that is no {what} of this program, so --force leaves it; {another}")
         if foreign:
-            told = ", ".join(foreign[:3]) + (" and more" if len(foreign) > 3 else "")
-            raise ValueError(f"{out} holds {told}, not written by this program; move it away, or {another}")
+            names = ", ".join(foreign[:3]) + (" and more" if len(foreign) > 3 else "")
+            raise ValueError(f"{out} holds {names}, not written by this program; move it away, or {another}")
     _try_to_write(out, another)
 
 
@@ -95,8 +95,8 @@ def check_results(out: Path, known: Callable[[Path], bool], study: Path, what: s
         raise ValueError(f"{out} exists and is not a folder; {another}")
     if out.is_dir() and not known(out):
         if others := [path.name for path in entries(out) if not (_copy(path, study) or is_runs(path))]:
-            told = ", ".join(others[:3]) + (" and more" if len(others) > 3 else "")
-            raise ValueError(f"{out} holds {told} and no results of {what}; {another}")
+            names = ", ".join(others[:3]) + (" and more" if len(others) > 3 else "")
+            raise ValueError(f"{out} holds {names} and no results of {what}; {another}")
     _try_to_write(out / study.name, another)
 
 

@@ -218,8 +218,8 @@ def _announced(environment: Mapping[str, str]) -> ProcessGroup:
             return found
     except (TypeError, ValueError):
         pass
-    told = ", ".join(f"{name}={value}" for name, value in given.items())
-    raise ValueError(f"{told}: several processes are started by torchrun, which sets all three; else unset WORLD_SIZE")
+    known = ", ".join(f"{name}={value}" for name, value in given.items())
+    raise ValueError(f"{known}: several processes are started by torchrun, which sets all three; else unset WORLD_SIZE")
 
 
 def _backend(world: ProcessGroup, device: str) -> str:

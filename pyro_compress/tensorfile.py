@@ -133,8 +133,8 @@ def _header(file: IO[bytes]) -> tuple[str, dict[str, tuple[torch.dtype, tuple[in
         metadata = header.pop("__metadata__")["pyro_compress"]
         places = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
         end = 0
-        for name, told in places:
-            dtype, shape, (start, stop) = KINDS[told["dtype"]], tuple(told["shape"]), told["data_offsets"]
+        for name, entry in places:
+            dtype, shape, (start, stop) = KINDS[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
             whole = all(type(number) is int and 0 <= number < 1 << 62 for number in (*shape, start, stop))
             if not whole or start != end or stop - start != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"the place of tensor {name} does not fit its shape")

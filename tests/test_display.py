@@ -120,7 +120,7 @@ def test_who_listens_hears_the_last_seconds(digits: Splits, monkeypatch: pytest.
     with hearing(lambda what, done, total, *texts: heard.append((what, done, total))):
         told = fitted.compress(sparsity=0.5)
     orders = [(done, total) for what, done, total in heard if what == "order of units"]
-    assert 2 <= len(orders) <= order.TOLD
+    assert 2 <= len(orders) <= order.REPORTS
     assert all(0 < done <= total for done, total in orders)
     assert orders == sorted(orders)
     assert fitted.compress(sparsity=0.5).data == told.data

@@ -19,7 +19,7 @@ from pyro_compress.bayes.model import Likelihood, Model
 from pyro_compress.data import tabular
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.data.datasets import CIFAR10, CIFAR100, PIXELS
-from pyro_compress.data.splits import load_examples, load_splits, preprocessing, preprocessing_of, told
+from pyro_compress.data.splits import load_examples, load_splits, preprocessing, preprocessing_meta, preprocessing_of
 from pyro_compress.data.streaming import Streamed
 from pyro_compress.data.tasks import class_weights
 from pyro_compress.runs.config import resolve
@@ -176,7 +176,7 @@ def test_tables_are_standardised_by_their_training_rows(tmp_path: Path) -> None:
     assert splits.train.x[:, 0].std(correction=0) == pytest.approx(1, rel=1e-5)
     assert torch.equal(splits.train.x[:, 1:].sum(1), torch.ones(splits.sizes["train"]))  # one colour each
     assert not torch.isclose(splits.test.x[:, 0].mean(), torch.zeros(()), atol=1e-6)
-    meta = {"data": str(path), "target": ["kind"]} | told(str(path), splits)
+    meta = {"data": str(path), "target": ["kind"]} | preprocessing_meta(str(path), splits)
     assert preprocessing_of(meta) == preprocessing(splits)
 
 

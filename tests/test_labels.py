@@ -10,7 +10,14 @@ from click.testing import CliRunner
 
 from pyro_compress.cli.main import main
 from pyro_compress.data.labels import doubts, read_labels
-from pyro_compress.data.splits import before, load_examples, load_splits, preprocessing, preprocessing_of, told
+from pyro_compress.data.splits import (
+    before,
+    load_examples,
+    load_splits,
+    preprocessing,
+    preprocessing_meta,
+    preprocessing_of,
+)
 from pyro_compress.deploy.standalone import Runner
 from pyro_compress.runs.folder import load_run
 from pyro_compress.settings import ReadConfig
@@ -64,7 +71,7 @@ def test_every_kind_of_label_names_its_classes(kind: str, tmp_path: Path) -> Non
     splits = load_splits(str(path), validation=0.25)
     assert " ".join(splits.classes) == names
     assert torch.equal(splits.test.y, torch.from_numpy(TRUTH.get(kind, PLACE)[:30]))
-    known = preprocessing_of({"data": str(path)} | json.loads(json.dumps(told(str(path), splits))))
+    known = preprocessing_of({"data": str(path)} | json.loads(json.dumps(preprocessing_meta(str(path), splits))))
     assert known.classes == (() if names == "0 1 2" else splits.classes)
     assert torch.equal(load_examples(path, preprocessing(splits)).y, splits.test.y)
     few = load_splits(str(saved(tmp_path / "few.npz", y[TRUTH.get(kind, PLACE) > 0])), known=preprocessing(splits))

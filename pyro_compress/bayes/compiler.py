@@ -32,8 +32,8 @@ _FORWARD, _BACKWARD = torch.ops.aten.mkldnn_rnn_layer.default, torch.ops.aten.mk
 
 def _schema(operation: Any) -> str:
     """Arguments and results of an operation, without its name."""
-    told = str(operation._schema)
-    return told[told.index("(") :]
+    text = str(operation._schema)
+    return text[text.index("(") :]
 
 
 @torch.library.custom_op("pyro_compress::recurrent_layer", mutates_args=(), schema=_schema(_FORWARD))

@@ -150,8 +150,8 @@ def _cut(tensor: Tensor, small: Shrunk, name: str) -> Tensor:
 # --- in a checkpoint
 
 
-def told(stage: TrainState) -> dict[str, Any]:
-    """What a checkpoint must tell of a network that got smaller, as JSON takes it."""
+def stored_network(stage: TrainState) -> dict[str, Any]:
+    """What a checkpoint must say of a network that got smaller, as JSON takes it."""
     if not stage.removals:
         return {}
     shapes = {name: list(tensor.shape) for name, tensor in stage.mean_net.state_dict().items()}
@@ -159,7 +159,9 @@ def told(stage: TrainState) -> dict[str, Any]:
     return {"network": {"graph": asdict(stage.graph), "shapes": shapes, "removals": removals}}
 
 
-def retold(numbers: dict[str, Any], stage: TrainState, example: tuple[Tensor, Tensor], config: FitConfig) -> TrainState:
+def with_stored_network(
+    numbers: dict[str, Any], stage: TrainState, example: tuple[Tensor, Tensor], config: FitConfig
+) -> TrainState:
     """The stage that a checkpoint was taken in, its state still to be restored.
 
     Args:

@@ -90,9 +90,9 @@ def told_apart(log_likelihood: np.ndarray) -> np.ndarray:
     """
     certain = np.ptp(log_likelihood, axis=1)[0] < LEAST_SPREAD
     noise = np.random.default_rng(ROW_SEED).random((*log_likelihood.shape[:2], int(certain.sum())))
-    told = log_likelihood.copy()
-    told[..., certain] -= (LEAST_SPREAD * noise).astype(told.dtype)
-    return told
+    adjusted = log_likelihood.copy()
+    adjusted[..., certain] -= (LEAST_SPREAD * noise).astype(adjusted.dtype)
+    return adjusted
 
 
 @torch.no_grad()

@@ -37,12 +37,12 @@ def extract(fit: Fit) -> Posterior:
     net, guide = fit.model.net, fit.guide
     found = {shape.name: moments(shape, prior, guide) for layer in bayes_layers(net) for shape, prior in layer.parts}
     noise = fit.model.likelihood.noise
-    told = fit.config.provenance | ({} if noise is None else {"noise": noise})
-    return replace(waist(net, fit.graph, found, assigned(fit.config).criterion, told), removals=fit.removals)
+    provenance = fit.config.provenance | ({} if noise is None else {"noise": noise})
+    return replace(waist(net, fit.graph, found, assigned(fit.config).criterion, provenance), removals=fit.removals)
 
 
 def waist(
-    net: nn.Module, graph: Graph, found: dict[str, LayerPosterior], criterion: str, told: dict[str, Any]
+    net: nn.Module, graph: Graph, found: dict[str, LayerPosterior], criterion: str, provenance: dict[str, Any]
 ) -> Posterior:
     """Moments of tensors, and whatever else a network holds, as what compression takes.
 
@@ -51,7 +51,7 @@ def waist(
         graph: the network as data.
         found: moments of every weight and bias that has a prior.
         criterion: pruning criterion.
-        told: where it comes from.
+        provenance: where it comes from.
     """
     given = tensors_of(net) | net_with(net, found)
     tensors = {name: tensor.detach().cpu() for name, tensor in given.items()}
@@ -63,7 +63,7 @@ def waist(
     layers |= {name: layer for name, layer in found.items() if name not in layers and layer.mean.dim() > 1}
     used = {name for node in graph.nodes for name in node.parameters.values()}
     dense = {name: tensor.float() for name, tensor in tensors.items() if name in used and name not in layers}
-    return Posterior(graph, layers, dense, criterion, told)
+    return Posterior(graph, layers, dense, criterion, provenance)
 
 
 @torch.no_grad()

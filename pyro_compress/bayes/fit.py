@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_compress.bayes.capture import captured
-from pyro_compress.bayes.dead_units import refuse_dropout, retold, told, without_dead_units
+from pyro_compress.bayes.dead_units import refuse_dropout, stored_network, with_stored_network, without_dead_units
 from pyro_compress.bayes.elbo import kl_nats
 from pyro_compress.bayes.extract import mean_tensors, moments
 from pyro_compress.bayes.layers import bayes_layers, check_keep, left_out
@@ -141,7 +141,7 @@ class _Inference:
         snapshot = progress.snapshot if progress.snapshot and progress.snapshot.phase == "svi" else None
         if snapshot:
             with restoring(progress.checkpointer):
-                self.stage = retold(snapshot.numbers, self.stage, progress.example(2), config)
+                self.stage = with_stored_network(snapshot.numbers, self.stage, progress.example(2), config)
                 self.stage.state.restore(snapshot.part("state"), snapshot.numbers["step"])
                 self.noted = list(snapshot.tensors["noted"].to(config.device) * float(progress.world.first))
         step = self.stepper()
@@ -173,7 +173,7 @@ class _Inference:
             if index % LOOK_EVERY == 0:
                 self.look(state.count)
             ends = self.progress.tell("svi", state.count, self.noted[-1])
-            self.progress.keep("svi", self.tensors, state.count, told(self.stage))
+            self.progress.keep("svi", self.tensors, state.count, stored_network(self.stage))
             if ends:
                 break
         model = self.stage.objective.elbo.model

@@ -77,11 +77,11 @@ def of_program(model: ProgramModel, splits: Splits, source: Any, draws: int, see
         found = {shape.name: _moments_of(shape, prior, samples) for shape, prior in parts}
     marginals: Any = own if own is not None else matched(samples, families)
     noise = model.likelihood.noise
-    told = model.config.provenance | ({} if noise is None else {"noise": noise})
+    provenance = model.config.provenance | ({} if noise is None else {"noise": noise})
     spread = any(bool(layer.std.any()) for layer in found.values())
     criterion = assigned(model.config).criterion if spread else "magnitude"
     net = _settled(model, examples_of(splits, SPLITS[0]).x, found)
-    posterior = waist(net, model.graph, found, criterion, told)
+    posterior = waist(net, model.graph, found, criterion, provenance)
     shapes = [shape for shape, _ in parts]
     return Inferred(posterior, marginals if spread else None, shapes, model.config, own is not None)
 

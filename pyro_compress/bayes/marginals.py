@@ -219,14 +219,14 @@ def read_marginals(path: Path, config: FitConfig, posterior: Posterior) -> Margi
     except ValueError as error:
         raise ValueError(f"{path.parent}: {error}") from error
     try:
-        told, tensors = read_tensors(path, functools.partial(_known, posterior))
+        header, tensors = read_tensors(path, functools.partial(_known, posterior))
         check_tensors(tensors)
-        families = of_type(told.get("families"), dict[str, str], "families")
+        families = of_type(header.get("families"), dict[str, str], "families")
         parameters = {site: _parameters(site, family, tensors) for site, family in families.items()}
         sites = Sites({site: FAMILIES[family] for site, family in families.items()}, parameters)
         shapes = {
             name: _shape(name, given, posterior)
-            for name, given in of_type(told.get("shapes"), dict[str, list[Any]], "shapes").items()
+            for name, given in of_type(header.get("shapes"), dict[str, list[Any]], "shapes").items()
         }
         found = Marginals(sites, shapes, assigned(config))
         _check_sites(found)

@@ -102,8 +102,10 @@ def as_prior(given: Any, name: str) -> Prior:
         raise ValueError(f"prior {shown(name)} is a {type(given).__name__}; it must be a Pyro function or a Prior")
     taken = list(inspect.signature(given).parameters.values())
     if [one.name for one in taken[:2]] != ["shape", "name"]:
-        told = ", ".join(one.name for one in taken)
-        raise ValueError(f"prior {shown(name)} takes ({told}); a prior takes (shape, name, and its options by name)")
+        arguments = ", ".join(one.name for one in taken)
+        raise ValueError(
+            f"prior {shown(name)} takes ({arguments}); a prior takes (shape, name, and its options by name)"
+        )
     if bad := [one.name for one in taken[2:] if one.default is inspect.Parameter.empty]:
         raise ValueError(f"option {bad[0]} of prior {shown(name)} has no default")
 
@@ -154,9 +156,9 @@ def _start(
             raise ValueError(f"prior {shown(name)} fails: {type(error).__name__}: {reason}") from error
     sites = {site: node["fn"] for site, node in traced.trace.nodes.items() if node["type"] == "sample"}
     if shape.site not in sites:
-        told = ", ".join(sites) or "nothing"
+        sampled = ", ".join(sites) or "nothing"
         raise ValueError(
-            f"prior {shown(name)} samples {told}; it must sample the weight under the name that it is given"
+            f"prior {shown(name)} samples {sampled}; it must sample the weight under the name that it is given"
         )
     if given.gate is None and given.raw is not traced.trace.nodes[shape.site]["value"]:
         raise ValueError(f"prior {shown(name)} gives something else than what it samples at {shape.site}: return that")

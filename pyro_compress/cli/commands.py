@@ -71,8 +71,8 @@ class Command(click.Command):
 
     def __init__(self, *arguments: Any, examples: Sequence[str] = (), **options: Any) -> None:
         self.examples = examples
-        told = "\n".join(f"  pyro-compress {example}" for example in examples)
-        super().__init__(*arguments, **options | {"epilog": f"\b\nExamples:\n{told}"})
+        lines = "\n".join(f"  pyro-compress {example}" for example in examples)
+        super().__init__(*arguments, **options | {"epilog": f"\b\nExamples:\n{lines}"})
         for param in self.params:
             if isinstance(param, click.Option) and param.metavar is None and not param.is_flag:
                 param.metavar = NUMBERS.get(type(param.type))
@@ -159,7 +159,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(told in str(error) for told in OUT_OF_MEMORY):
+        if isinstance(error, RuntimeError) and not any(phrase in str(error) for phrase in OUT_OF_MEMORY):
             raise
         text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         message = one_line(text)

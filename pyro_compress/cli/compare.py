@@ -66,8 +66,8 @@ def compare(
             echo(f"stopped, what is done is kept; the same command goes on, in {place_of(study, out)}", err=True)
             raise click.exceptions.Exit(130) from None
     if as_json:
-        told = found.to_dict()
-        echo(json.dumps(told if elpd else told["rows"]))
+        document = found.to_dict()
+        echo(json.dumps(document if elpd else document["rows"]))
     else:
         tell((tables.markdown if markdown else tables.plain)(found.rows))
         if elpd:

@@ -121,9 +121,9 @@ def compress(
         seconds = {"posterior_seconds": source.seconds, "seconds": time.perf_counter() - started}
     for sentence in report.warnings:
         keep(sentence)
-    told = report.to_dict() | {"file": str(out), "warnings": kept()} | ({} if run else seconds)
+    document = report.to_dict() | {"file": str(out), "warnings": kept()} | ({} if run else seconds)
     if as_json:
-        echo(json.dumps(told))
+        echo(json.dumps(document))
     else:
         tell(report_text(report, out))
     if not run and not as_json:

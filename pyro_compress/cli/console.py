@@ -124,22 +124,24 @@ def outcome_line(outcome: Outcome, done: int, total: int) -> None:
     tell(f"{count} {' '.join(head.split())}: {outcome.failure or ', '.join(cells)}", err=True)
 
 
-def trial_line(told: Reported) -> str:
+def trial_line(trial: Reported) -> str:
     """One trial of a search, in columns, and how the search stands."""
-    count = f"[{told.done:>{len(str(told.wanted))}}/{told.wanted}]" if told.wanted else f"[{told.done:>4}]"
-    found = told.failure
-    if told.found:
-        found = f"validation error {100 * told.found[0]:6.2f} %, {told.found[1]:>9,} bytes"
-    head = f"{count} trial {told.trial:>3} at {told.epochs} epochs: {found} ({told.seconds:.1f} s)"
-    return f"{head}; {search_texts(told)[0]}"
+    count = f"[{trial.done:>{len(str(trial.wanted))}}/{trial.wanted}]" if trial.wanted else f"[{trial.done:>4}]"
+    found = trial.failure
+    if trial.found:
+        found = f"validation error {100 * trial.found[0]:6.2f} %, {trial.found[1]:>9,} bytes"
+    head = f"{count} trial {trial.trial:>3} at {trial.epochs} epochs: {found} ({trial.seconds:.1f} s)"
+    return f"{head}; {search_texts(trial)[0]}"
 
 
-def search_texts(told: Reported) -> tuple[str, ...]:
+def search_texts(trial: Reported) -> tuple[str, ...]:
     """What is best so far and how long it will take, the longest first."""
     from pyro_compress.training.display import duration
 
-    short = f"best {100 * told.best[0]:.2f} %, {told.best[1]:,} bytes" if told.best else "nothing meets the bound yet"
-    left = f"{short}; about {duration(told.seconds_left)} left" if told.seconds_left else short
+    short = (
+        f"best {100 * trial.best[0]:.2f} %, {trial.best[1]:,} bytes" if trial.best else "nothing meets the bound yet"
+    )
+    left = f"{short}; about {duration(trial.seconds_left)} left" if trial.seconds_left else short
     return left, short
 
 
@@ -147,14 +149,16 @@ def search_texts(told: Reported) -> tuple[str, ...]:
 def trials_shown() -> Iterator[OnTrial]:
     """A bar of the trials on a terminal, a line of each elsewhere; both on standard error."""
     if hushed():
-        yield lambda told: None
+        yield lambda trial: None
     elif not sys.stderr.isatty():
-        yield lambda told: echo(trial_line(told), err=True)
+        yield lambda trial: echo(trial_line(trial), err=True)
     else:
         from pyro_compress.training.display import terminal_bar
 
         with terminal_bar() as show:
-            yield lambda told: show(f"{told.epochs} epochs", told.done, told.wanted or told.done, *search_texts(told))
+            yield lambda trial: show(
+                f"{trial.epochs} epochs", trial.done, trial.wanted or trial.done, *search_texts(trial)
+            )
 
 
 def searched_text(outcome: Searched) -> str:
@@ -249,8 +253,8 @@ def inspection_text(inspection: Inspection) -> str:
         if scores is not None:
             measure, cell = next(iter(scores.cells.items()))
             lines.append(f"test, {name:<20} {measure} {cell}, {-scores.nll_nats:.4f} nats per row")
-    told = [wrapped(f"{topic}: {text}") for topic, text in readings(inspection).items()]
-    return "\n".join([*lines, "", *told])
+    paragraphs = [wrapped(f"{topic}: {text}") for topic, text in readings(inspection).items()]
+    return "\n".join([*lines, "", *paragraphs])
 
 
 def _of_draws(inspection: Inspection) -> Quality | None:

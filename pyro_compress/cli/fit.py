@@ -94,7 +94,7 @@ def fit(
         if (print_config or dry_run) and os.environ.get("RANK", "0") != "0":
             return  # one of several processes says it
         if print_config or dry_run:
-            echo(told(FitConfig(**given(context, FitConfig)), out, force, print_config))
+            echo(rehearsal_text(FitConfig(**given(context, FitConfig)), out, force, print_config))
             return
         keeping = CheckpointConfig(**given(context, CheckpointConfig))
         with joined(context.params["device"]) as world:
@@ -128,7 +128,7 @@ def announced(config: FitConfig) -> None:
     announce_code(named, f"{click.get_current_context().params['resume']}, an unfinished fit,")
 
 
-def told(config: FitConfig, out: Path | None, force: bool, print_config: bool) -> str:
+def rehearsal_text(config: FitConfig, out: Path | None, force: bool, print_config: bool) -> str:
     """What a fit would do, in words; or its resolved configuration as TOML."""
     import tomli_w
 

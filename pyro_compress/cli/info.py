@@ -49,7 +49,7 @@ def info_text(found: Info) -> str:
     size = f"{name_shown(found.path)}: {name_shown(found.format)}, {found.bytes:,} bytes"
     if found.kind == "pcn" and found.ratio is not None:
         size += f"; dense float32 {found.dense_bytes:,} bytes; {ratio_text(found.ratio)}"
-    lines = [size, "", *(f"{name:<{width}}{told}" for name, told in facts)]
+    lines = [size, "", *(f"{name:<{width}}{value}" for name, value in facts)]
     return "\n".join(line.rstrip() for line in [*lines, *_tensors(found), *_parts(found)])
 
 

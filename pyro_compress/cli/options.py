@@ -106,9 +106,9 @@ def _option(row: Declared, unset: bool, heading: str, help: str | None) -> Calla
         more |= {"show_default": default not in (None, "", ())}
     if isinstance(default, tuple) and not many(row):
         default = ",".join(map(str, default)) or None
-    told = (help or setting.help).replace("{names}", ", ".join(setting.among))
+    text = (help or setting.help).replace("{names}", ", ".join(setting.among))
     more |= {"former": f"--{setting.former.replace('_', '-')}" if setting.former else ""}
-    return click.option(row.option, row.name, default=default, help=told, cls=Option, heading=heading, **more)
+    return click.option(row.option, row.name, default=default, help=text, cls=Option, heading=heading, **more)
 
 
 runs_option = click.option(

@@ -85,8 +85,8 @@ def predictions_text(found: Predictions) -> str:
     lines = table([(found.kind, *map(name_shown, heads)), *((name_shown(r.name), *_cells(r, found)) for r in found)])
     if found.noise:
         spreads = zip(found.targets, found.noise, strict=True)
-        told = ", ".join(f"{name_shown(name)} ± {std:.6g}" for name, std in spreads)
-        lines += ["", f"noise that was learned, as a standard deviation: {told}"]
+        listed = ", ".join(f"{name_shown(name)} ± {std:.6g}" for name, std in spreads)
+        lines += ["", f"noise that was learned, as a standard deviation: {listed}"]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -20,7 +20,7 @@ from pyro_compress.compression.prune import Ranking, Sparsity, removed_share
 from pyro_compress.compression.rounding import Grid, rounded_weights, sizes_of
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.compression.target import SearchCallbacks, Target, Trial
-from pyro_compress.data.splits import told
+from pyro_compress.data.splits import preprocessing_meta
 from pyro_compress.graph.network import Network
 from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.metrics import evaluate
@@ -70,7 +70,7 @@ class Candidates:
     ):  # fmt: skip
         self.posterior, self.splits, self.device = posterior, splits, device
         self.ranking, self.watch = Ranking(posterior, criterion, shares), watch or SearchCallbacks()
-        self.told = origin_of(posterior, splits, criterion)
+        self.meta = origin_of(posterior, splits, criterion)
         self.sizes: dict[Any, dict[str, Size]] = {}
         self.stopped = False
 
@@ -97,9 +97,9 @@ class Candidates:
     def network(self, draft: Draft, levels: int = BIAS_LEVELS[0]) -> Compressed:
         """A draft as a file holds it."""
         if not draft.steps:
-            return Compressed(draft.graph, {name: tensor.numpy() for name, tensor in draft.tensors.items()}, self.told)
+            return Compressed(draft.graph, {name: tensor.numpy() for name, tensor in draft.tensors.items()}, self.meta)
         held = packed(draft.graph, draft.tensors, draft.steps, levels)
-        return Compressed(draft.graph, held, self.told, before_folding(draft.graph, draft.tensors))
+        return Compressed(draft.graph, held, self.meta, before_folding(draft.graph, draft.tensors))
 
     def candidate(self, sparsity: Sparsity, grid: Grid | None, levels: int = BIAS_LEVELS[0]) -> Compressed:
         """All in one."""
@@ -112,7 +112,7 @@ class Candidates:
             vectors = [name for name in tensors if name not in draft.steps]
             tensors |= _values(packed(draft.graph, draft.tensors, draft.steps, levels, vectors))
         module = Network(draft.graph, tensors, own=True).eval().to(self.device)
-        return evaluate(module, self.splits, "validation", self.device, self.told.get("noise"))
+        return evaluate(module, self.splits, "validation", self.device, self.meta.get("noise"))
 
     def scores_of(self, network: Compressed) -> Quality:
         """Validation scores of a network."""
@@ -151,7 +151,7 @@ class Candidates:
 
 def origin_of(posterior: Posterior, splits: Splits, criterion: str) -> dict[str, Any]:
     """What a compressed file says of where it comes from."""
-    inputs = told(str(posterior.provenance.get("data", "")), splits)
+    inputs = preprocessing_meta(str(posterior.provenance.get("data", "")), splits)
     return posterior.provenance | inputs | {"criterion": criterion, "parameters_total": posterior.parameters_total}
 
 

@@ -122,8 +122,8 @@ class _Search:
         """The network as a file holds it."""
         graph, small = shrink(self.posterior.graph, dict(rounded.tensors))
         held = packed(graph, small, rounded.steps, levels)
-        told = origin_of(self.posterior, self.splits, "magnitude")
-        return Compressed(graph, held, told, before_folding(graph, small))
+        provenance = origin_of(self.posterior, self.splits, "magnitude")
+        return Compressed(graph, held, provenance, before_folding(graph, small))
 
     def scores_of(self, network: Compressed) -> Quality:
         return evaluate(to_module(network).to(self.device), self.splits, "validation", self.device, network.noise)

@@ -99,11 +99,11 @@ def compress_finetuned(
     _check_memory(masks)
     teacher = tuning.teacher
     teach = None if teacher is None else logits_by(teacher, splits)
-    told = origin_of(posterior, splits, goal.criterion or posterior.criterion)
-    told |= {"finetune_epochs": how.masked_epochs + how.epochs}
-    told |= {} if teacher is None else {"teacher": teacher.name}
-    told |= {} if how.augment == "none" else {"finetune_augment": how.augment}
-    told |= {"finetune_svi": True} if how.svi else {}
+    meta = origin_of(posterior, splits, goal.criterion or posterior.criterion)
+    meta |= {"finetune_epochs": how.masked_epochs + how.epochs}
+    meta |= {} if teacher is None else {"teacher": teacher.name}
+    meta |= {} if how.augment == "none" else {"finetune_augment": how.augment}
+    meta |= {"finetune_svi": True} if how.svi else {}
 
     ended = False
 
@@ -112,7 +112,7 @@ def compress_finetuned(
         recipe = replace(how, lam=lam)
         work = finetuned(posterior, masks, splits.train, recipe, teach, watch.epoch)
         before = before_folding(work.graph, work.unfolded())
-        network = Compressed(work.graph, work.packed(), told | {"rate": lam}, before)
+        network = Compressed(work.graph, work.packed(), meta | {"rate": lam}, before)
         network = network if goal.max_bytes is None else reordered(network, passes)
         trial, reached = measured(network, splits, target, removed, lam)
         if watch.candidate is not None:

@@ -23,8 +23,8 @@ from pyro_compress.types import Compressed, Quantized
 
 CODED = 16_000_000
 """Values that are coded in the search where nothing else is said: some seconds of the compiled coder."""
-TOLD = 100
-"""How often a search tells how far it has come."""
+REPORTS = 100
+"""How often a search says how far it has come."""
 MOST_PASSES = 300
 """Passes over a small network where nothing else is said."""
 
@@ -93,7 +93,7 @@ class _Search:
             codes = {name: part for name, part in arranged(self.codes, units, order).items() if part.size}
             bits = {name: streams.bits(part, self.layouts[name]) for name, part in codes.items()}
             budget -= sum(part.size for part in codes.values()) + 1
-            if heard - budget >= whole / TOLD:
+            if heard - budget >= whole / REPORTS:
                 heard = budget
                 advanced("order of units", whole - max(budget, 0), whole)
             if sum(bits.values()) < sum(self.bits[name] for name in bits):

@@ -222,13 +222,13 @@ def judged(found: Report, splits: Splits, target: Target, hints: list[str], else
         hints: what to try where it does not.
         elsewhere: whether the network was trained elsewhere.
     """
-    told = [
+    warnings = [
         at_chance(found.validation_before, splits, elsewhere),
         outside(target, found.validation_after, hints),
         larger(found.file_bytes, found.dense_bytes),
     ]
     reached = target.reached(found.validation_after)
-    return replace(found, within_tolerance=reached, warnings=[text for text in told if text])
+    return replace(found, within_tolerance=reached, warnings=[text for text in warnings if text])
 
 
 def save(path: str | Path, network: Compressed, splits: Splits) -> dict[str, int]:

@@ -72,8 +72,8 @@ def examples_of(given: Any, what: str, reading: ReadConfig, names: Sequence[str]
     lengths = {len(one) for side in (found.x, found.y) for one in (side.values() if isinstance(side, dict) else [side])}
     if len(lengths) != 1:
         sides = (("inputs", found.x), ("targets", found.y))
-        told = [f"{called} {_rows(side)}" for called, side in sides]
-        raise ValueError(f"{what}: as many targets as inputs are wanted; got rows of {', of '.join(told)}")
+        counts = [f"{called} {_rows(side)}" for called, side in sides]
+        raise ValueError(f"{what}: as many targets as inputs are wanted; got rows of {', of '.join(counts)}")
     if not lengths - {0}:
         raise ValueError(f"{what}: no examples")
     return found
@@ -167,9 +167,9 @@ def _of_batch(batch: Any, what: str) -> Examples:
 
 def _check_pair(item: Any, what: str) -> None:
     if not isinstance(item, tuple | list) or len(item) != 2:
-        told = f"{len(item)} values" if isinstance(item, tuple | list) else f"a {type(item).__name__}"
+        kind = f"{len(item)} values" if isinstance(item, tuple | list) else f"a {type(item).__name__}"
         raise ValueError(
-            f"{what} gives {told} at a time; it must give (inputs, targets), several inputs as a dictionary by the "
+            f"{what} gives {kind} at a time; it must give (inputs, targets), several inputs as a dictionary by the "
             "names of forward's parameters, or in their order"
         )
 

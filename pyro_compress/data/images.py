@@ -66,10 +66,10 @@ class ImageFiles:
         path = self.paths[index]
         pixels = self._pixels(path)
         if pixels.shape[:2] != self.shape[1:]:
-            told, sides = f"{path} is {pixels.shape[1]}×{pixels.shape[0]} pixels", f"{self.shape[2]}×{self.shape[1]}"
+            message, sides = f"{path} is {pixels.shape[1]}×{pixels.shape[0]} pixels", f"{self.shape[2]}×{self.shape[1]}"
             if self.known:
-                raise ValueError(f"{told}; this network takes {sides}: bring it to that size first")
-            raise ValueError(f"{told}, others are {sides}; bring them to one size with --image-size")
+                raise ValueError(f"{message}; this network takes {sides}: bring it to that size first")
+            raise ValueError(f"{message}, others are {sides}; bring them to one size with --image-size")
         return pixels.transpose(2, 0, 1) if self.kind == "colour" else pixels[None]
 
     def _pixels(self, path: Path) -> np.ndarray:

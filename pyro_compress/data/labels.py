@@ -26,7 +26,7 @@ IGNORED = (-100, -1, 255)
 MISSING = ("na", "n/a", "nan", "null", "none", "-", "?", "#n/a", "missing", "unknown", "<na>")
 """Words that often mean that there is nothing; as categories and classes they are taken, and said."""
 WHOLE = re.compile("-?[0-9]+")
-TOLD = 10
+LISTED = 10
 """So many names stand in a message."""
 BOOLS = ("False", "True")
 LAST_LETTER = 0x10FFFF
@@ -237,9 +237,9 @@ def reordered(names: Sequence[str], classes: Sequence[str], what: str) -> list[i
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a message, not more than `TOLD`."""
-    more = f", ... ({len(names)} in all)" if len(names) > TOLD else ""
-    return ", ".join(names[:TOLD]) + more
+    """Names for a message, not more than `LISTED`."""
+    more = f", ... ({len(names)} in all)" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def doubts(labels: Labels) -> list[str]:

@@ -143,7 +143,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             lower = {name: name if "." in name or name.lower() in archive else name.lower() for name in archive}
-            names = {told: name for name, told in lower.items()}
+            names = {key: name for name, key in lower.items()}
             found = {name: _array(archive, stored) for name, stored in names.items()}
     except Exception as error:  # what is damaged or foreign fails in many ways
         raise ValueError(f"{path} is no readable .npz file: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from pyro_compress.settings import TOLD, ReadConfig
+from pyro_compress.settings import STORED, ReadConfig
 from pyro_compress.types import Column, Preprocessing, Quantity, Splits
 
 NUMERALS = tuple("0123456789")
@@ -22,7 +22,7 @@ PREPROCESSING: dict[str, Preprocessing] = {
 """Of the data sets that a name is enough to identify: a compressed file need not repeat it."""
 
 
-def told(data: str, splits: Splits) -> dict[str, Any]:
+def preprocessing_meta(data: str, splits: Splits) -> dict[str, Any]:
     """What a compressed file must say about its inputs and outputs beyond the data set's name."""
     if data in PREPROCESSING:
         return {}
@@ -72,5 +72,5 @@ def preprocessing(splits: Splits) -> Preprocessing:
 
 def reading_of(meta: dict[str, Any]) -> ReadConfig:
     """How the data of a compressed file with this metadata are read."""
-    found = {name: meta[name] for name in TOLD if name in meta}
+    found = {name: meta[name] for name in STORED if name in meta}
     return ReadConfig(**found | {"target": tuple(meta.get("target", ()))})

@@ -27,19 +27,19 @@ def task_of(array: np.ndarray) -> str:
     return "multi-label" if array.ndim == 2 and array.shape[1] > 1 else "classification"
 
 
-def check_several(several: bool, task: str, name: str, told: bool = False) -> None:
+def check_several(several: bool, task: str, name: str, given: bool = False) -> None:
     """Refuse labels of several outputs where a task is for one, and the other way round.
 
     Args:
         several: whether labels have names.
         task: what the data are for.
         name: of the data.
-        told: the task is that of a network; else nobody may have said one.
+        given: the task is that of a network; else nobody may have said one.
 
     Raises:
         ValueError: as said.
     """
-    if several and told and not is_several(task):
+    if several and given and not is_several(task):
         raise ValueError(
             f"{name} has labels with names, y_test.NAME; this network has one output, for {task}: give y_test"
         )
@@ -55,7 +55,7 @@ def several_splits(
     name: str,
     reading: ReadConfig,
     known: Preprocessing | None,
-    **told: Any,
+    **about: Any,
 ) -> Splits:
     """Splits whose examples have several labels, each under a name.
 
@@ -65,12 +65,12 @@ def several_splits(
         name: of the data, in messages.
         reading: its task may spell the outputs of the network that the data are for.
         known: what is known of that network.
-        told: `validation`, the share to hold out, and fields of `Splits`.
+        about: `validation`, the share to hold out, and fields of `Splits`.
 
     Raises:
         ValueError: labels that are missing, that fit no task, or that the network does not know.
     """
-    validation, network = told.pop("validation"), outputs_of(reading.task)
+    validation, network = about.pop("validation"), outputs_of(reading.task)
     kinds = {one: task_of(array) for one, array in y["train"].items()}
     if network:
         kinds = {one.name: one.task for one in network.each}
@@ -98,7 +98,7 @@ def several_splits(
     }
     parts = held_out(found, validation, ReadConfig(task=outputs.task, limit=reading.limit), name)
     parts, targets = _in_units(parts, outputs, name, known)
-    return splits_of(parts, classes, targets=targets, task=outputs.task, **told)
+    return splits_of(parts, classes, targets=targets, task=outputs.task, **about)
 
 
 def several_rows(y: Named, outputs: Outputs, known: Preprocessing, what: str) -> Tensor:
@@ -119,8 +119,8 @@ def several_rows(y: Named, outputs: Outputs, known: Preprocessing, what: str) ->
             raise ValueError(f"{what}.{one.name} has {size} values per example; this network gives {one.size}")
         columns.append(found[0])
     if len({len(column) for column in columns}) > 1:
-        told = ", ".join(str(len(column)) for column in columns)
-        raise ValueError(f"{what}: every output has as many labels as there are examples; got {told}")
+        lengths = ", ".join(str(len(column)) for column in columns)
+        raise ValueError(f"{what}: every output has as many labels as there are examples; got {lengths}")
     rows = torch.from_numpy(np.concatenate(columns, 1))
     return _standard(Data(rows, rows), outputs, known.targets).y if known.targets else rows.float()
 
@@ -135,8 +135,8 @@ def _columns(
         return [rows[:, None].astype(np.float64) for rows in numbers], classes, len(classes)
     columns = [tensor.double().numpy() for tensor in labels.values()]
     if len(widths := {rows.shape[1] for rows in columns}) > 1:
-        told = ", ".join(str(width) for width in sorted(widths))
-        raise ValueError(f"{', '.join(arrays)}: they have {told} columns; all must have the same number")
+        counts = ", ".join(str(width) for width in sorted(widths))
+        raise ValueError(f"{', '.join(arrays)}: they have {counts} columns; all must have the same number")
     size = columns[0].shape[1]
     names = () if task == "regression" else (known.classes if known else numbered(size))
     return columns, tuple(names), size

@@ -40,9 +40,9 @@ from pyro_compress.data.preprocessing import PREPROCESSING as PREPROCESSING
 from pyro_compress.data.preprocessing import filled as filled
 from pyro_compress.data.preprocessing import numbered as numbered
 from pyro_compress.data.preprocessing import preprocessing as preprocessing
+from pyro_compress.data.preprocessing import preprocessing_meta as preprocessing_meta
 from pyro_compress.data.preprocessing import preprocessing_of as preprocessing_of
 from pyro_compress.data.preprocessing import reading_of as reading_of
-from pyro_compress.data.preprocessing import told as told
 from pyro_compress.data.several_labels import check_several, several_rows, several_splits
 from pyro_compress.data.streaming import ArrayFile
 from pyro_compress.data.table_files import is_table
@@ -83,7 +83,7 @@ def load_splits(
         raise ValueError("no data are named, and the network does not say what it was fitted on; name them with --data")
     reading = reading or ReadConfig()
     found = _loaded(data, (data_dir, download), validation, reading, (known, shape))
-    _check_told(data, found)
+    _check_meta(data, found)
     if found.task == "next-token" and not reading.tokens:
         reading = replace(reading, vocabulary=with_vocabulary(reading))
     how = {one.name: getattr(reading, one.name) for one in fields(ReadConfig)}
@@ -91,12 +91,12 @@ def load_splits(
     return replace(found, origin={"data": data, "validation": validation} | how)
 
 
-def _check_told(data: str, splits: Splits) -> None:
+def _check_meta(data: str, splits: Splits) -> None:
     """Refuse before a fit what a file could not hold after it: names that act on a terminal, spreads beyond float32."""
-    for name, value in told(data, splits).items():
+    for name, value in preprocessing_meta(data, splits).items():
         parts = value if isinstance(value, list) else [value]
         if wrong := [one for one in parts if not ENTRIES[name].allows([one] if isinstance(value, list) else one)]:
-            raise ValueError(f"{data}: {name}: {wrong[0]!r:.80}: a file holds {ENTRIES[name].told}")
+            raise ValueError(f"{data}: {name}: {wrong[0]!r:.80}: a file holds {ENTRIES[name].name}")
 
 
 def _loaded(
@@ -149,8 +149,8 @@ def split(
             x, labels, name, reading, known, validation=validation, scale=scale, tokens=reading.tokens
         )
     if reading.task not in ("classification", "regression"):
-        declared, told = arrays.classes, known.classes if known else ()
-        found, classes = _of_task(x, labels, (declared, told), name, reading)
+        declared, known_classes = arrays.classes, known.classes if known else ()
+        found, classes = _of_task(x, labels, (declared, known_classes), name, reading)
         parts = held_out(found, validation, reading, name)
         return splits_of(parts, classes, scale=scale, task=reading.task, tokens=reading.tokens)
     if reading.task == "regression":
@@ -181,17 +181,17 @@ def _of_task(
     """
     if reading.task == "reconstruction":
         return {part: own_targets(values, f"{name}: x_{part}") for part, values in x.items()}, ()
-    declared, told = names
+    declared, known = names
     if reading.task == "multi-label":
         first = labels["train"].shape[1]
-        wanted = len(told) or first
+        wanted = len(known) or first
         if wrong := [part for part, y in labels.items() if y.shape[1] != wanted]:
             raise ValueError(f"{name}: y_{wrong[0]} has {labels[wrong[0]].shape[1]} labels, wanted are {wanted}")
         if declared and len(declared) != first:
             raise ValueError(f"{name}: {len(declared)} names of classes for {first} labels")
-        return {part: Data(x[part], y) for part, y in labels.items()}, tuple(told or declared or numbered(first))
+        return {part: Data(x[part], y) for part, y in labels.items()}, tuple(known or declared or numbered(first))
     masks = {part: masked(x[part], y, f"{name}: y_{part}", reading) for part, y in labels.items()}
-    classes = position_classes({f"{name}: y_{part}": y for part, y in masks.items()}, declared, told, reading)
+    classes = position_classes({f"{name}: y_{part}": y for part, y in masks.items()}, declared, known, reading)
     return {part: Data(x[part], y) for part, y in masks.items()}, classes
 
 
@@ -282,7 +282,7 @@ def load_examples(path: Path, known: Preprocessing | None = None, reading: ReadC
     arrays = completed(arrays, reading.task, path) | labels_of
     for suffix in ("", "_test"):
         if f"x{suffix}" in arrays and f"y{suffix}" in arrays:
-            check_several(bool(labels_of), reading.task, str(path), told=True)
+            check_several(bool(labels_of), reading.task, str(path), given=True)
             x, y = wanted(arrays, (f"x{suffix}", f"y{suffix}"), path)
             what = f"{path}: x{suffix}"
             if outputs := outputs_of(reading.task):

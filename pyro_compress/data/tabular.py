@@ -151,10 +151,10 @@ def inputs_of(table: Table, columns: Sequence[Column], path: Path) -> np.ndarray
 def _say_unknown(values: np.ndarray, known: np.ndarray, what: str) -> None:
     if not known.all():
         strange = values[~known]
-        told = (
+        message = (
             f"{len(strange)} of {len(values)} rows hold names that training never showed, the first {str(strange[0])!r}"
         )
-        doubt(log, f"{what}: {told}")
+        doubt(log, f"{what}: {message}")
 
 
 def _divided(gap: np.ndarray, std: float | np.ndarray, what: str) -> np.ndarray:

@@ -105,9 +105,9 @@ def last_window(path: Path, reading: ReadConfig, known: Preprocessing) -> torch.
     """
     units = _units(path, reading)
     if len(units) < reading.context:
-        told = f"{len(units):,} {with_vocabulary(reading)}"
+        length = f"{len(units):,} {with_vocabulary(reading)}"
         raise ValueError(
-            f"{path}: {told} are too few: the network sees {reading.context} at a time; give a longer text"
+            f"{path}: {length} are too few: the network sees {reading.context} at a time; give a longer text"
         )
     numbers = _numbers(units[-reading.context :], known.classes, reading)
     return torch.from_numpy(numbers[None].astype(np.int64))

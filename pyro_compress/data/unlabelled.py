@@ -75,7 +75,7 @@ def load_inputs(data: str, graph: Graph, known: Preprocessing, reading: ReadConf
     if is_table(path) and known.columns:
         needed = [column.name for column in known.columns]
         return rows(torch.from_numpy(inputs_of(read_table(path, only=needed), known.columns, path)))
-    takes = told(graph, known, reading)
+    takes = wanted_text(graph, known, reading)
     if len(graph.input_shape) != 3 or not (path.is_dir() or is_image(path)):
         raise ValueError(f"{data}: this network takes {takes}; give it such data, or an array of inputs (.npz, .npy)")
     if path.is_dir() and not (found := images_in(path)):
@@ -85,7 +85,7 @@ def load_inputs(data: str, graph: Graph, known: Preprocessing, reading: ReadConf
     return _images(found, [one.relative_to(path).as_posix() for one in found], graph, known, reading)
 
 
-def told(graph: Graph, known: Preprocessing, reading: ReadConfig) -> str:
+def wanted_text(graph: Graph, known: Preprocessing, reading: ReadConfig) -> str:
     """What a network takes, in words."""
     shape = graph.input_shape
     if known.columns:

@@ -57,12 +57,12 @@ def card(network: Compressed, scores: Quality, examples: int, raw: bool = False)
     outputs = plan_of(network).output[0]
     scored = {"split": "test", "examples": examples, **asdict(scores)}
     if several_outputs := outputs_of(network.task):
-        told = {"output": "outputs", "outputs": [asdict(one) for one in several_outputs.each]}
-        told |= {"targets": [asdict(target) for target in known.targets]}
-        return _origin(network) | {"scores": scored, "input": entry, "classes": list(known.classes)} | told
+        described = {"output": "outputs", "outputs": [asdict(one) for one in several_outputs.each]}
+        described |= {"targets": [asdict(target) for target in known.targets]}
+        return _origin(network) | {"scores": scored, "input": entry, "classes": list(known.classes)} | described
     if known.targets:
-        told = {"output": "standardized", "targets": [asdict(target) for target in known.targets]}
-        return _origin(network) | {"scores": scored, "input": entry, "classes": []} | told
+        described = {"output": "standardized", "targets": [asdict(target) for target in known.targets]}
+        return _origin(network) | {"scores": scored, "input": entry, "classes": []} | described
     if network.task == "reconstruction":
         return _origin(network) | {"scores": scored, "input": entry, "classes": [], "output": "values"}
     names = known.classes if len(known.classes) == outputs else tuple(str(i) for i in range(outputs))
@@ -106,15 +106,15 @@ def read_card(path: Path) -> tuple[dict[str, Any], Shapes]:
         raise ValueError(f"{path}: of exports as {path.suffix} the card is not read; its first lines tell it")
     ordinary(path)
     try:
-        told, shapes = reader(path)
-        return table(told, "its card"), {name: tuple(shape) for name, shape in shapes.items()}
+        found, shapes = reader(path)
+        return table(found, "its card"), {name: tuple(shape) for name, shape in shapes.items()}
     except ValueError as error:
         raise ValueError(f"{path} is no export of this program: {error}") from error
 
 
 def _folder_card(path: Path) -> tuple[Any, Shapes]:
-    told = table(json_of(ordinary(path / "network.json").read_bytes(), "network.json"), "network.json")
-    return told, of_type(told.get("tensors", {}), dict[str, list[int]], "tensors")
+    found = table(json_of(ordinary(path / "network.json").read_bytes(), "network.json"), "network.json")
+    return found, of_type(found.get("tensors", {}), dict[str, list[int]], "tensors")
 
 
 def _safetensors_card(path: Path) -> tuple[Any, Shapes]:

@@ -14,7 +14,7 @@ import torch
 
 from pyro_compress.compression.prune import kept, masks_at, scores
 from pyro_compress.compression.shrink import shrink
-from pyro_compress.data.splits import told
+from pyro_compress.data.splits import preprocessing_meta
 from pyro_compress.runs.folder import load_run
 from pyro_compress.types import Compressed, Graph, Node, Quantized, Splits
 
@@ -52,7 +52,7 @@ def ensemble(folder: Path, members: int, splits: Splits, sparsity: float | None 
     ):
         tensors = {name: tensor.detach() for name, tensor in member.state_dict().items()}
         parts.append(shrink(posterior.graph, tensors | {name: tensors[name] * mask for name, mask in masks.items()}))
-    meta = posterior.provenance | told(run.called, splits) | {"members": members, "draw_seed": seed}
+    meta = posterior.provenance | preprocessing_meta(run.called, splits) | {"members": members, "draw_seed": seed}
     return joined(parts, meta)
 
 

@@ -48,8 +48,8 @@ def program(operations: Iterable[str] = ()) -> str:
     parts += [f"OPERATIONS[{op!r}] = {_variable(op, home)}\n" for op, home in foreign.items()]
     parts.append(_body(standalone.__name__, imports))
     own_last = sorted(imports, key=lambda origin: (origin.startswith(("numpy", "import numpy")), origin))
-    told = [f"from {o} import {', '.join(sorted(imports[o]))}" if imports[o] else o for o in own_last]
-    return f'"""{standalone.__doc__}"""\n\n' + "\n".join(told) + "\n\n\n" + "\n\n".join(parts)
+    import_lines = [f"from {o} import {', '.join(sorted(imports[o]))}" if imports[o] else o for o in own_last]
+    return f'"""{standalone.__doc__}"""\n\n' + "\n".join(import_lines) + "\n\n\n" + "\n\n".join(parts)
 
 
 def _body(name: str, imports: Imports) -> str:

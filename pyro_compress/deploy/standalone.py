@@ -112,8 +112,8 @@ def _row(arrays: Mapping[str, np.ndarray], entry: dict[str, Any]) -> np.ndarray:
             raise ValueError(f"examples of {one['name']} of shape {array.shape[1:]}; wanted is (n, *{one['shape']})")
         rows.append(array.reshape(len(array), -1).astype(np.float32))
     if len({len(row) for row in rows}) > 1:
-        told = [f"{len(row)} examples of {name}" for row, name in zip(rows, names, strict=True)]
-        raise ValueError(f"{', '.join(told)}; every input has one row per example")
+        counts = [f"{len(row)} examples of {name}" for row, name in zip(rows, names, strict=True)]
+        raise ValueError(f"{', '.join(counts)}; every input has one row per example")
     return np.concatenate(rows, 1)
 
 

@@ -76,9 +76,9 @@ def load_program(path: Path) -> nn.Module:
 
 def program_of_rows(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     """The program as a function of one tensor, in which several inputs lie one behind the other."""
-    told = {f"{KEY}.json": ""}
-    program = torch.export.load(path, extra_files=told).module()
-    listed = json.loads(told[f"{KEY}.json"])["input"].get("inputs", [])
+    extra = {f"{KEY}.json": ""}
+    program = torch.export.load(path, extra_files=extra).module()
+    listed = json.loads(extra[f"{KEY}.json"])["input"].get("inputs", [])
     inputs = inputs_of([[one["name"], one["shape"], one["dtype"]] for one in listed])
     return (lambda x: program(**parts_of(x, inputs))) if inputs else program
 
@@ -106,10 +106,10 @@ def load_safetensors(path: str | Path, limits: Limits = DEFAULT) -> Network:
 
     try:
         with safe_open(path, "pt") as file:
-            told = json.loads(file.metadata()[KEY])["graph"]
-            nodes = [[node[part] for part in PARTS] for node in told["nodes"][1:]]
-            several = [list(one.values()) for one in told.get("inputs", [])]
-            graph = built(nodes, told["input_shape"], told.get("kind", "float32"), several)
+            listed = json.loads(file.metadata()[KEY])["graph"]
+            nodes = [[node[part] for part in PARTS] for node in listed["nodes"][1:]]
+            several = [list(one.values()) for one in listed.get("inputs", [])]
+            graph = built(nodes, listed["input_shape"], listed.get("kind", "float32"), several)
             names = list(file.keys())
             check(graph, {name: tuple(file.get_slice(name).get_shape()) for name in names}, limits)
             tensors = {name: file.get_tensor(name).float() for name in names}

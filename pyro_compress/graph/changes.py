@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 
-def told(node: fx.Node) -> str:
+def described(node: fx.Node) -> str:
     """An operation and the path of the module that calls it, for messages."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     path = str(stack[-1][0]).removeprefix("L['self']").lstrip(".") if stack else ""
@@ -49,7 +49,7 @@ def refuse_changed_tensors(program: torch.export.ExportedProgram) -> None:
     own = {_storage(node): names[node.name] for node in program.graph.nodes if node.name in names}
     for _, node, changed in _changes(program.graph):
         if (place := _storage(changed)) in own and not _without_effect(node):
-            raise ValueError(f"{told(node)}: it changes {own[place] or 'the input of the network'} in place")
+            raise ValueError(f"{described(node)}: it changes {own[place] or 'the input of the network'} in place")
 
 
 def changes_views(graph: fx.Graph) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from pyro_compress.graph import recurrence_shapes
-from pyro_compress.graph.changes import told
+from pyro_compress.graph.changes import described
 from pyro_compress.graph.ir import tables
 from pyro_compress.graph.packing import inputs_in, random_rows
 from pyro_compress.graph.reading import Read
@@ -60,7 +60,7 @@ def exported(net: nn.Module, input_shape: tuple[int, ...], kind: str = "float32"
     Raises:
         ValueError: it cannot; its first line of reasons.
     """
-    with evaluating(net), _quiet_torch(), recurrence_shapes.told():
+    with evaluating(net), _quiet_torch(), recurrence_shapes.shapes_only():
         try:
             batch = ({0: torch.export.Dim.DYNAMIC},)
             example = torch.zeros(2, *input_shape, dtype=getattr(torch, kind), device=_device(net))
@@ -69,8 +69,8 @@ def exported(net: nn.Module, input_shape: tuple[int, ...], kind: str = "float32"
             reason = str(error).strip().split("\n")[0]
             if "data-dependent" in reason:
                 reason = "what it computes depends on the values of its input (an if on a tensor, say)"
-            told = ", ".join(f"{one.name} {one.shape} {one.kind}" for one in inputs_in(net)) or f"{input_shape} inputs"
-            message = f"the network cannot be captured by torch.export on {told}: {reason}"
+            takes = ", ".join(f"{one.name} {one.shape} {one.kind}" for one in inputs_in(net)) or f"{input_shape} inputs"
+            message = f"the network cannot be captured by torch.export on {takes}: {reason}"
             raise ValueError(message) from error
 
 
@@ -203,7 +203,7 @@ def _first_difference(found: Read, tensors: dict[str, Tensor], x: Tensor, values
                 there[node.name] = node.target(*arguments, **keywords)
             place = found.places.get(node.name)
             if place is not None and not _close(values[place], there[node.name]):
-                return told(node)
+                return described(node)
     return "it depends on more than its input (random numbers, a counter, the size of the batch)"
 
 

@@ -27,15 +27,15 @@ def graph_of(document: Any) -> Graph:
     Raises:
         ValueError: it is none: other fields or types, a node that reads one that comes later.
     """
-    told = table(document, "graph")
-    nodes = [record(Node, node, "node") for node in of_type(told.get("nodes"), list[Any], "nodes")]
-    shape = of_type(told.get("input_shape"), list[int], "input_shape")
+    given = table(document, "graph")
+    nodes = [record(Node, node, "node") for node in of_type(given.get("nodes"), list[Any], "nodes")]
+    shape = of_type(given.get("input_shape"), list[int], "input_shape")
     if not nodes or nodes[0] != Node("input", []):  # type: ignore[arg-type]
         raise ValueError("the first node must be the input")
     for index, node in enumerate(nodes[1:], 1):
         if not all(0 <= i < index for i in node.inputs):
             raise ValueError(f"node {index} reads {shown(list(node.inputs))}; it may read nodes before it only")
-    kind, inputs = kind_of(told.get("kind", "float32")), told.get("inputs") or []
+    kind, inputs = kind_of(given.get("kind", "float32")), given.get("inputs") or []
     listed = [list(one.values()) if isinstance(one, dict) else one for one in of_type(inputs, list[Any], "inputs")]
     nodes = [replace(node, inputs=tuple(node.inputs)) for node in nodes]
     return Graph(tuple(nodes), tuple(shape), kind, inputs_of(listed))

@@ -81,11 +81,11 @@ class Keeping:
         name = name_of(source.target)
         if name is None:
             raise ValueError("it is no functional operation of torch that may be kept")
-        given = [self.told(value) for value in source.args]
+        given = [self.as_json(value) for value in source.args]
         names = [argument.name for argument in source.target._schema.arguments]  # type: ignore[union-attr]
         place = next((i for i, one in enumerate(names[: len(given)]) if one in LEFT_OUT), len(given))
         keywords = dict(zip(names[place:], given[place:], strict=False))
-        keywords |= {key: self.told(value) for key, value in source.kwargs.items() if key not in LEFT_OUT}
+        keywords |= {key: self.as_json(value) for key, value in source.kwargs.items() if key not in LEFT_OUT}
         keywords = {key: value for key, value in keywords.items() if key not in LEFT_OUT}
         attributes: dict[str, Any] = {"call": name, "arguments": given[:place]}
         attributes |= {"keywords": keywords} if keywords else {}
@@ -100,12 +100,12 @@ class Keeping:
             self.inputs.append(index)
         return self.inputs.index(index)
 
-    def told(self, value: Any) -> Any:
+    def as_json(self, value: Any) -> Any:
         """An argument as JSON."""
         if isinstance(value, fx.Node):
-            return self.told_value(value)
+            return self.value_as_json(value)
         if isinstance(value, list | tuple):
-            return [self.told(one) for one in value]
+            return [self.as_json(one) for one in value]
         if isinstance(value, torch.dtype):
             return {"kind": str(value).removeprefix("torch.")}
         if isinstance(value, float) and not math.isfinite(value):
@@ -116,13 +116,13 @@ class Keeping:
             return value
         raise ValueError(f"its argument {str(value)[:40]} cannot be written down")
 
-    def told_value(self, value: fx.Node) -> Any:
+    def value_as_json(self, value: fx.Node) -> Any:
         """A value, a tensor, values that are written down, or a size."""
         found = value.meta.get("val")
         if not isinstance(found, Tensor):
-            return self.told_size(found)
+            return self.size_as_json(found)
         if (written := self.literal(value)) is not None:
-            return self.told_literal(written)
+            return self.literal_as_json(written)
         index = self.located(value)
         if index is not None:
             return {"value": self.reads(index)}
@@ -131,18 +131,18 @@ class Keeping:
         self.parameters[role] = name
         kind = value_of(found).kind
         shape = tuple(int(size) for size in found.shape)
-        told: dict[str, Any] = {"tensor": role}
-        told |= {"kind": kind} if kind != "float32" else {}
-        return told | ({"shape": list(shape)} if shape != own else {})
+        entry: dict[str, Any] = {"tensor": role}
+        entry |= {"kind": kind} if kind != "float32" else {}
+        return entry | ({"shape": list(shape)} if shape != own else {})
 
-    def told_literal(self, written: Tensor) -> Any:
+    def literal_as_json(self, written: Tensor) -> Any:
         """Values that forward writes down."""
         kind = str(written.dtype).removeprefix("torch.")
         if kind not in KINDS or written.numel() > MOST or not bool(torch.isfinite(written.float()).all()):
             raise ValueError("forward makes a tensor; make it in __init__, with register_buffer")
         return {"literal": written.flatten().tolist(), "kind": kind, "shape": list(written.shape)}
 
-    def told_size(self, size: Any) -> Any:
+    def size_as_json(self, size: Any) -> Any:
         """A number, or a multiple of the batch plus a number."""
         if isinstance(size, int | float):
             return size

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._decomp import get_decompositions
 
 from pyro_compress.graph.calls import Call, Parsed
-from pyro_compress.graph.changes import changes_views, owners, refuse_changed_tensors, told
+from pyro_compress.graph.changes import changes_views, described, owners, refuse_changed_tensors
 from pyro_compress.graph.idioms import IDIOMS
 from pyro_compress.graph.keeping import Keeping, name_of, value_of
 from pyro_compress.graph.operations.row import Value, in_rows
@@ -66,7 +66,7 @@ def read(program: torch.export.ExportedProgram, input_shape: tuple[int, ...], ki
     for _ in range(ROUNDS):
         try:
             if unknown := list(_unknown(program.graph)):
-                message = f"{UNKNOWN} {told(unknown[0])}; see docs/networks.md"
+                message = f"{UNKNOWN} {described(unknown[0])}; see docs/networks.md"
                 raise _Unreadable(message, {node.target for node in unknown})  # type: ignore[misc]
             return _Reading(program, kind).read(input_shape)
         except _Unreadable as error:
@@ -182,7 +182,8 @@ class _Reading:
             self.keep(fx_node, source, part)
         except (ValueError, LookupError, AttributeError, TypeError) as error:
             known = str(reason) != UNKNOWN
-            message = f"{told(source)}: {reason}" if known else f"{UNKNOWN} {told(source)}; see docs/networks.md"
+            what = described(source)
+            message = f"{what}: {reason}" if known else f"{UNKNOWN} {what}; see docs/networks.md"
             if isinstance(source.target, torch._ops.OpOverload):
                 raise _Unreadable(message, {source.target}) from error
             raise ValueError(message) from error

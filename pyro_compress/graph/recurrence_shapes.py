@@ -30,7 +30,7 @@ def _outputs(
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def shapes_only() -> Iterator[None]:
     """`torch.lstm` and `torch.gru` give tensors of the right shapes and any values: for tracing only."""
     kernels: tuple[tuple[torch._ops.OpOverload, Callable[..., tuple[Tensor, ...]]], ...] = (
         (torch.ops.aten.lstm.input, _lstm),

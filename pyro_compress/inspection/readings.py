@@ -15,7 +15,7 @@ def readings(inspection: Inspection) -> dict[str, str]:
     """Topic -> a sentence or two."""
     if inspection.sampled is None:
         return {"posterior": "A deterministic network: it has no posterior, so there is nothing to diagnose."}
-    told = {
+    texts = {
         "convergence": convergence(inspection),
         "-ELBO": elbo(inspection, inspection.sampled),
         "k-hat": k_hat(inspection.sampled, inspection.training_rows),
@@ -23,12 +23,12 @@ def readings(inspection: Inspection) -> dict[str, str]:
         "prediction": prediction(inspection),
     }
     if not assigned(inspection.run.config).proper:
-        told["prior"] = (
+        texts["prior"] = (
             f"The {inspection.run.config.prior} prior is improper: KL is counted from an arbitrary zero, bits per "
             "weight compare layers of this run and no other prior, and the exact posterior that k-hat speaks of "
             "does not exist."
         )
-    return told
+    return texts
 
 
 def convergence(inspection: Inspection) -> str:

@@ -182,8 +182,8 @@ def _layers_note(inspection: Inspection) -> str:
 
 
 def _readings(inspection: Inspection) -> str:
-    told = "".join(f"<dt>{escape(topic)}</dt><dd>{escape(text)}</dd>" for topic, text in readings(inspection).items())
-    return f"<dl>{told}</dl>"
+    items = "".join(f"<dt>{escape(topic)}</dt><dd>{escape(text)}</dd>" for topic, text in readings(inspection).items())
+    return f"<dl>{items}</dl>"
 
 
 def _commands(inspection: Inspection, network: Path | None) -> str:

@@ -61,13 +61,13 @@ def check_inputs(graph: Graph, shape: tuple[int, ...], kind: str, data: str, inp
             round.
     """
     if inputs != graph.inputs:
-        told = [", ".join(f"{one.name} {one.shape} {one.kind}" for one in each) for each in (inputs, graph.inputs)]
-        raise ValueError(f"{data}: examples are {told[0] or 'one array'}; this network takes {told[1] or 'one array'}")
+        both = [", ".join(f"{one.name} {one.shape} {one.kind}" for one in each) for each in (inputs, graph.inputs)]
+        raise ValueError(f"{data}: examples are {both[0] or 'one array'}; this network takes {both[1] or 'one array'}")
     if shape != graph.input_shape:
         raise ValueError(f"{data}: one example has shape {shape}; this network takes {graph.input_shape}")
     if kind != graph.kind:
-        told = [READ.get(each, each) for each in (kind, graph.kind)]
-        raise ValueError(f"{data}: examples are {told[0]}; this network reads {told[1]}")
+        both = [READ.get(each, each) for each in (kind, graph.kind)]
+        raise ValueError(f"{data}: examples are {both[0]}; this network reads {both[1]}")
 
 
 def check_tokens(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor, what: str) -> None:
@@ -107,8 +107,8 @@ def check_outputs(plan: Plan, wanted: int | tuple[int, ...], task: str, data: st
     more = task in MAY_HAVE_MORE and got[:1] >= shape[:1]
     if got[1:] != shape[1:] or len(got) != len(shape) or (got[0] != shape[0] and not more):
         kind = THINGS.get(task, "classes")
-        told = f"{shape[0]} {kind}" if len(shape) == 1 else f"outputs of shape {shape}"
-        raise ValueError(f"{data} has {told}; this network gives outputs of shape {got}")
+        outputs = f"{shape[0]} {kind}" if len(shape) == 1 else f"outputs of shape {shape}"
+        raise ValueError(f"{data} has {outputs}; this network gives outputs of shape {got}")
 
 
 def shape_of(examples: Data, task: str) -> tuple[int, ...]:

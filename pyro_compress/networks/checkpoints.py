@@ -149,8 +149,8 @@ def _refused(reason: str) -> str:
             "holds more than tensors, or is damaged; nothing is unpickled here: where you trust it, load it and save "
             f"its state dict alone: {ALONE}"
         )
-    told = next(iter(reason.strip().splitlines()), "it ends too soon")
-    return f"holds no state dict that can be read (damaged, or no file of torch's): {told}"
+    first = next(iter(reason.strip().splitlines()), "it ends too soon")
+    return f"holds no state dict that can be read (damaged, or no file of torch's): {first}"
 
 
 def _walk(value: Any, place: str, depth: int = 0) -> Iterator[Entry]:

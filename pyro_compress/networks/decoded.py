@@ -68,8 +68,8 @@ def compressed_bytes(path: Path) -> bytes:
 
 def parameters_before(path: Path) -> int | None:
     """Values of the network that a file was made from, where it says so."""
-    told = _read(path).meta.get("parameters_total")
-    return told if isinstance(told, int) and told > 0 else None
+    total = _read(path).meta.get("parameters_total")
+    return total if isinstance(total, int) and total > 0 else None
 
 
 def _restart(net: Layered) -> None:

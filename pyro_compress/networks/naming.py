@@ -95,8 +95,8 @@ def _fitting(entries: list[Entry], own: Mapping[str, Tensor], form: Form) -> _Ma
     if not prefixes:
         return _Match("", {}, [])
     if len(prefixes) > 1 and most > len(own) / 2:
-        told = ", ".join(repr(prefix.removesuffix(".")) for prefix in prefixes)
-        doubt(log, f"weights under {told} fit the network, the first are taken; to choose, save one state dict alone")
+        listed = ", ".join(repr(prefix.removesuffix(".")) for prefix in prefixes)
+        doubt(log, f"weights under {listed} fit the network, the first are taken; to choose, save one state dict alone")
     chosen = found[prefixes[0]]
     return _Match(prefixes[0], chosen, _beside(entries, chosen, prefixes[0], form))
 

@@ -106,8 +106,8 @@ def built(nodes: Iterable[Any], input_shape: Any, kind: Any = "float32", several
         ValueError: a value of another type, or a node that reads a later one.
     """
     found = [Node("input")]
-    for told in nodes:
-        op, inputs, parameters, attributes = told
+    for entry in nodes:
+        op, inputs, parameters, attributes = entry
         if not isinstance(op, str) or not isinstance(attributes, dict) or not isinstance(parameters, dict):
             raise ValueError(f"node {len(found)} is not an operation, its inputs, tensors and attributes")
         if not isinstance(inputs, list) or not all(type(i) is int and 0 <= i < len(found) for i in inputs):
@@ -184,8 +184,8 @@ def check(graph: Graph, tensors: Mapping[str, tuple[int, ...]], limits: Limits =
         held -= sum(flows[i].size for i in finished[index])
         flows.append(flow)
     if flows[-1].rows != 1 or flows[-1].kind != "float32":
-        told = f"{flows[-1].kind} of shape {flows[-1].at[0]} for {BATCHES[0]} examples"
-        raise ValueError(f"the network's output is {told}; it must be float32 with a row per example")
+        output = f"{flows[-1].kind} of shape {flows[-1].at[0]} for {BATCHES[0]} examples"
+        raise ValueError(f"the network's output is {output}; it must be float32 with a row per example")
     return Plan(tuple(flows), peak, most, work, values)
 
 

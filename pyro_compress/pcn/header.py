@@ -119,14 +119,14 @@ def write(graph: Graph, shapes: Shapes, meta: dict[str, Any], several: bool = Fa
         sizes = [len(graph.input_shape), *graph.input_shape, len(widths), *widths]
         packed = _deflate(_json(meta), DICTIONARIES[OF_TEMPLATES][1])
         return OF_TEMPLATES, b"".join(varint(n) for n in (number, *sizes)) + _sized(packed)
-    told, needed = shortened(graph, shapes) | {"meta": meta}, set_of(graph)
+    document, needed = shortened(graph, shapes) | {"meta": meta}, set_of(graph)
     version = OF_GRAPHS if needed <= OF_GRAPHS and graph.kind == "float32" and not graph.inputs else OF_KINDS
     version = OF_STREAMS if several else version
     if version >= OF_KINDS:
-        told["graph"] = {"operations": needed, "kind": graph.kind} | told["graph"]
+        document["graph"] = {"operations": needed, "kind": graph.kind} | document["graph"]
     if graph.inputs:
-        told["graph"]["inputs"] = [[one.name, list(one.shape), one.kind] for one in graph.inputs]
-    return version, varint(0) + _sized(_deflate(_json(told), DICTIONARIES[version][0]))
+        document["graph"]["inputs"] = [[one.name, list(one.shape), one.kind] for one in graph.inputs]
+    return version, varint(0) + _sized(_deflate(_json(document), DICTIONARIES[version][0]))
 
 
 def set_of(graph: Graph) -> int:
@@ -139,8 +139,8 @@ def spelled_out(graph: Graph, shapes: Shapes, meta: dict[str, Any]) -> int:
 
     The words are those of version 4. No such file is written: it is the size to set beside those of other formats.
     """
-    told = shortened(graph, shapes) | {"meta": meta}
-    return len(varint(0) + _sized(_deflate(_json(told), b"")))
+    document = shortened(graph, shapes) | {"meta": meta}
+    return len(varint(0) + _sized(_deflate(_json(document), b"")))
 
 
 def shortened(graph: Graph, shapes: Shapes) -> dict[str, Any]:
@@ -152,10 +152,10 @@ def shortened(graph: Graph, shapes: Shapes) -> dict[str, Any]:
     nodes = []
     for index, node in enumerate(graph.nodes[1:]):
         inputs = 0 if node.inputs == (index,) else list(node.inputs)
-        told = [node.op, inputs, _by_prefix(node.parameters), node.attributes]
-        while told[-1] in ({}, 0):
-            told.pop()
-        nodes.append(told)
+        entry = [node.op, inputs, _by_prefix(node.parameters), node.attributes]
+        while entry[-1] in ({}, 0):
+            entry.pop()
+        nodes.append(entry)
     named = dict.fromkeys(name for node in graph.nodes for name in node.parameters.values())
     bare = list(named) == list(shapes)
     tensors = [list(shape) if bare else [name, list(shape), 1] for name, shape in shapes.items()]
@@ -177,8 +177,8 @@ def lengthened(document: Any) -> dict[str, Any]:
     """
     nodes = list[list[Any]]()
     empty: tuple[Any, ...] = (0, {}, {})
-    for index, told in enumerate(document["graph"]["nodes"]):
-        op, inputs, parameters, attributes = tuple(told) + empty[len(told) - 1 :]
+    for index, entry in enumerate(document["graph"]["nodes"]):
+        op, inputs, parameters, attributes = tuple(entry) + empty[len(entry) - 1 :]
         if isinstance(parameters, list):
             prefix, *roles = parameters
             parameters = {role: f"{prefix}.{role}" if prefix else role for role in roles}
@@ -227,17 +227,17 @@ def parse(text: bytes, version: int) -> tuple[Graph, Declared, dict[str, Any]]:
     try:
         if version >= 4:
             header = lengthened(header)
-        told = header["graph"]
-        known, kind = (told["operations"], told["kind"]) if version >= 5 else (OF_GRAPHS, "float32")
+        entry = header["graph"]
+        known, kind = (entry["operations"], entry["kind"]) if version >= 5 else (OF_GRAPHS, "float32")
         if type(known) is not int or known > OPERATION_SET:
             raise ValueError(f"the network takes operation set {shortened_text(known)}; known: up to {OPERATION_SET}")
-        graph = built(told["nodes"], told["input"], kind, told.get("inputs", []) if version >= 5 else [])
+        graph = built(entry["nodes"], entry["input"], kind, entry.get("inputs", []) if version >= 5 else [])
         if (needed := set_of(graph)) > known:
             raise ValueError(f"the network has operations of set {needed}; the file says {known}")
         declared = [(name, shape_of(shape), bool(quantized)) for name, shape, quantized in header["tensors"]]
         names, meta = {name for name, _, _ in declared}, header["meta"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the header is not understood: {_told(error)}") from error
+        raise ValueError(f"the header is not understood: {_reason(error)}") from error
     if len(names) != len(declared):
         raise ValueError("the header declares a tensor twice")
     return graph, declared, meta
@@ -250,14 +250,14 @@ def _values(text: bytes) -> Any:
     try:
         return json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the header is not understood: {_told(error)}") from error
+        raise ValueError(f"the header is not understood: {_reason(error)}") from error
 
 
 def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number")
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """What is wrong, without what others wrote: Python's own errors quote it."""
     return str(error) if type(error) is ValueError else type(error).__name__
 

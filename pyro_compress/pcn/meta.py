@@ -126,7 +126,7 @@ def check_meta(meta: Any, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> 
         if not _is_text(name) or not _is_json(value):
             raise ValueError(f"the metadata hold {shortened(name)}, which has no value that is allowed")
         if name in ENTRIES and not ENTRIES[name].allows(value):
-            raise ValueError(f"the metadata say that {name} is {shortened(value)}, not {ENTRIES[name].told}")
+            raise ValueError(f"the metadata say that {name} is {shortened(value)}, not {ENTRIES[name].name}")
     wanted = sum(len(column.get("categories", ())) or 1 for column in meta.get("columns", ()))
     if wanted and inputs != (wanted,):
         raise ValueError(f"the metadata tell of columns for {wanted} inputs; the network takes {inputs}")

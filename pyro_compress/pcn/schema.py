@@ -29,7 +29,7 @@ def check_node(node: Node) -> Operation:
     for name, value in node.attributes.items():
         kind = row.attributes.get(name) or row.options[name]
         if not kind.allows(value):
-            raise ValueError(f"its {name} is {shortened(value)}, not {kind.told}")
+            raise ValueError(f"its {name} is {shortened(value)}, not {kind.name}")
     return row
 
 

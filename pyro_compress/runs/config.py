@@ -207,19 +207,19 @@ def preprocessing_in(document: dict[str, Any], path: str) -> Preprocessing | Non
     """
     if PREPROCESSED not in document:
         return None
-    told = table(document[PREPROCESSED], f"{path}: {PREPROCESSED}")
+    stored = table(document[PREPROCESSED], f"{path}: {PREPROCESSED}")
     for name in (one.name for one in fields(Preprocessing)):
-        if name in told and not ENTRIES[name].allows(told[name]):
-            raise ValueError(f"{path}: {PREPROCESSED}: {name}: give {ENTRIES[name].told}")
-    return preprocessing_of({name: value for name, value in told.items() if name != "data"})
+        if name in stored and not ENTRIES[name].allows(stored[name]):
+            raise ValueError(f"{path}: {PREPROCESSED}: {name}: give {ENTRIES[name].name}")
+    return preprocessing_of({name: value for name, value in stored.items() if name != "data"})
 
 
 def _preprocessed(splits: Splits) -> dict[str, Any]:
     """What the run needs to read its data again, unless it would be most of the file: then the data say it again."""
     import tomli_w
 
-    told = {PREPROCESSED: asdict(preprocessing(splits))}
-    return told if len(tomli_w.dumps(told).encode()) < MAX_TOML // 2 else {}
+    entry = {PREPROCESSED: asdict(preprocessing(splits))}
+    return entry if len(tomli_w.dumps(entry).encode()) < MAX_TOML // 2 else {}
 
 
 def read_config(path: Path) -> dict[str, Any]:

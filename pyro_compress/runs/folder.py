@@ -110,8 +110,8 @@ class Run:
         if outputs != found:
             raise ValueError(f"{data}: {found} classes or targets; this network has {outputs} outputs")
         if self.data and self.sizes and dict(self.sizes) != splits.sizes:
-            told = [", ".join(f"{name} {rows}" for name, rows in sizes.items()) for sizes in (splits.sizes, self.sizes)]
-            raise ValueError(f"{self.data} holds {told[0]} rows, the run was fitted with {told[1]}: not the same data")
+            both = [", ".join(f"{name} {rows}" for name, rows in sizes.items()) for sizes in (splits.sizes, self.sizes)]
+            raise ValueError(f"{self.data} holds {both[0]} rows, the run was fitted with {both[1]}: not the same data")
 
 
 def found_complete(out: Path, force: bool = False) -> bool:

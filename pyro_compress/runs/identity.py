@@ -59,11 +59,11 @@ def differing(stored: Mapping[str, Any], config: FitConfig) -> list[str]:
         config: resolved.
     """
     plain, wanted = _whole(type(config)()), _whole(config)
-    told = {key: stored.get(key, plain[key]) for key in wanted}
+    before = {key: stored.get(key, plain[key]) for key in wanted}
     return [
-        f"{key} {told[key]!r}, now {value!r}"
+        f"{key} {before[key]!r}, now {value!r}"
         for key, value in wanted.items()
-        if key not in FILES and _json(told[key]) != _json(value)
+        if key not in FILES and _json(before[key]) != _json(value)
     ]
 
 
@@ -80,15 +80,15 @@ def _whole(config: FitConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name in having(type(config), identity=True)}
 
 
-def _by_content(told: dict[str, Any]) -> dict[str, Any]:
-    for key in told.keys() & set(FILES):
-        named = Path(told[key])
+def _by_content(settings: dict[str, Any]) -> dict[str, Any]:
+    for key in settings.keys() & set(FILES):
+        named = Path(settings[key])
         if key == "init" and named.is_dir():
             named = named / "posterior.safetensors"
         if named.suffix and named.is_file():
             found = named.stat()
-            told[key] = _content(named, found.st_mtime_ns, found.st_size)
-    return told
+            settings[key] = _content(named, found.st_mtime_ns, found.st_size)
+    return settings
 
 
 @functools.cache

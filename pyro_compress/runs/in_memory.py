@@ -86,15 +86,15 @@ class Compression:
         return _table("Compression", self._rows())
 
     def _rows(self) -> list[tuple[str, str]]:
-        told = self.report
+        report = self.report
         rows = [
-            ("file", f"{self.bytes:,} bytes, {told.ratio:.1f}× smaller than float32"),
-            ("values kept", f"{told.parameters_kept:,} of {told.parameters_total:,}"),
+            ("file", f"{self.bytes:,} bytes, {report.ratio:.1f}× smaller than float32"),
+            ("values kept", f"{report.parameters_kept:,} of {report.parameters_total:,}"),
         ]
         for split in ("validation", "test"):
-            cells = [next(iter(getattr(told, f"{split}_{when}").cells.items())) for when in ("before", "after")]
+            cells = [next(iter(getattr(report, f"{split}_{when}").cells.items())) for when in ("before", "after")]
             rows.append((f"{split} {cells[0][0]}", f"{cells[0][1]} -> {cells[1][1]}"))
-        return rows + [("warning", text) for text in told.warnings]
+        return rows + [("warning", text) for text in report.warnings]
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,13 +138,13 @@ class Fitted:
         asked = {} if goal is None else {name: getattr(goal, name) for name in declared(Goal)}
         config = CompressConfig.of(asked | options)
         goal, how = replace(config, reference=goal.reference if goal else None), how or way_of(config, self.config.seed)
-        told = Callbacks(callbacks)
+        combined = Callbacks(callbacks)
         watch = SearchCallbacks(
-            trial=told.on_search,
-            candidate=told.candidates,
-            epoch=lambda epoch, epochs, kept: told.on_search(epoch, epochs),
+            trial=combined.on_search,
+            candidate=combined.candidates,
+            epoch=lambda epoch, epochs, kept: combined.on_search(epoch, epochs),
         )
-        with told.running("compress"), tempfile.TemporaryDirectory() as folder:
+        with combined.running("compress"), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.pcn"
             report = compress_run(self.posterior, self.splits, path, goal, how, self.config.device, watch)
             return Compression(path.read_bytes(), report)
@@ -266,11 +266,11 @@ def fit(
     config = config.on(splits.origin, splits.task)
     if not splits.origin.get("vocabulary"):  # tokens that nobody announced are the network's
         config = replace(config, tokens=splits.tokens)
-    told = Callbacks(callbacks)
-    with gathered() as doubts, told.running("fit"):
+    combined = Callbacks(callbacks)
+    with gathered() as doubts, combined.running("fit"):
         config = resolve(config, len(splits.train))
         module = initial_net(config, splits) if isinstance(net, str) else net
-        posterior, history, fitted = _fitted(module, splits, config, told)
+        posterior, history, fitted = _fitted(module, splits, config, combined)
         keep(unsettled([epoch.to_dict() for epoch in history], config.kl_weight))
         keep(never_shrinks(config))
         if config.prior != "none" and all(epoch.kl_nats is None for epoch in history):
@@ -279,16 +279,16 @@ def fit(
 
 
 def _fitted(
-    net: nn.Module, splits: Splits, config: FitConfig, told: Callbacks
+    net: nn.Module, splits: Splits, config: FitConfig, combined: Callbacks
 ) -> tuple[Posterior, tuple[Epoch, ...], Fit | None]:
     if config.prior == "none":
         from pyro_compress.training.baselines import fit_baseline
 
-        return *fit_baseline(net, splits, config, told.on_epoch, on_step=told.steps), None
+        return *fit_baseline(net, splits, config, combined.on_epoch, on_step=combined.steps), None
     from pyro_compress.bayes.extract import extract
     from pyro_compress.bayes.fit import fit_posterior
 
-    fitted = fit_posterior(net, splits, config, told.on_epoch, on_step=told.steps)
+    fitted = fit_posterior(net, splits, config, combined.on_epoch, on_step=combined.steps)
     return extract(fitted), fitted.history, fitted
 
 

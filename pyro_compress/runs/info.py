@@ -184,11 +184,11 @@ def _of_run(path: Path) -> Info:
 
 def _about(graph: Graph, plan: Plan, known: Preprocessing, vocabulary: str) -> dict[str, Any]:
     """Fields that a network at hand and its preprocessing fill in."""
-    told = f"tokens: {vocabulary or 'whole numbers'}" if graph.kind == "int64" else meaning(known)
-    told = SEVERAL if graph.inputs else told
+    meant = f"tokens: {vocabulary or 'whole numbers'}" if graph.kind == "int64" else meaning(known)
+    meant = SEVERAL if graph.inputs else meant
     operations = (str(node.attributes.get("call", node.op)) for node in graph.nodes[1:])
     return {
-        "input_shape": graph.input_shape, "input_kind": graph.kind, "input_meaning": told, "inputs": graph.inputs,
+        "input_shape": graph.input_shape, "input_kind": graph.kind, "input_meaning": meant, "inputs": graph.inputs,
         "output_shape": plan.output, "classes": known.classes, "columns": tuple(one.name for one in known.columns),
         "targets": tuple(one.name for one in known.targets), "operations": tuple(operations),
     }  # fmt: skip
@@ -201,19 +201,19 @@ def _less(meta: Mapping[str, Any]) -> dict[str, Any]:
 def _of_export(path: Path) -> Info:
     card, shapes = read_card(path)
     try:
-        return _told(card, shapes, path)
+        return _from_card(card, shapes, path)
     except ValueError as error:
         raise ValueError(f"{path} is no export of this program: {error}") from error
 
 
-def _told(card: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path) -> Info:
+def _from_card(card: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path) -> Info:
     """What a card tells, every part of the type that it has where this program wrote it."""
     producer = of_type(card.get("producer"), str, "producer")
     origin, given = table(card.get("origin"), "origin"), table(card.get("input"), "input")
     total = of_type(origin.get("parameters_total"), int | None, "parameters_total")
     columns, targets = (
-        [table(one, what).get("name") for one in of_type(told, list[Any], what)]
-        for what, told in (("columns", given.get("columns", [])), ("targets", card.get("targets", [])))
+        [table(one, what).get("name") for one in of_type(entries, list[Any], what)]
+        for what, entries in (("columns", given.get("columns", [])), ("targets", card.get("targets", [])))
     )
     several = [table(one, "inputs") for one in of_type(given.get("inputs", []), list[Any], "inputs")]
     files = sorted(path.iterdir()) if path.is_dir() else [path]

@@ -53,9 +53,9 @@ def resume(path: str | Path, *, callbacks: Iterable[Any] = (), force: bool = Fal
         OSError: the folder cannot be written.
         Interrupted: a signal came again; the fit can be resumed.
     """
-    told = Callbacks(callbacks)
-    with gathered() as doubts, told.running("fit"):
-        run = resume_run(Path(path), force, on_epoch=told.on_epoch, keeping=CheckpointConfig())
+    combined = Callbacks(callbacks)
+    with gathered() as doubts, combined.running("fit"):
+        run = resume_run(Path(path), force, on_epoch=combined.on_epoch, keeping=CheckpointConfig())
         return _opened(run, data_dir, doubts)
 
 

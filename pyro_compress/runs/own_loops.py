@@ -186,8 +186,8 @@ def _curvature(net: nn.Module, splits: Splits) -> dict[str, tuple[Tensor, Tensor
     plain, graph = with_graph(net, splits)
     tensors = {name: tensor.detach().cpu() for name, tensor in tensors_of(plain).items()}
     noise = residual_noise(plain.eval(), splits)
-    told = {"task": splits.task} | ({} if noise is None else {"noise": noise})
-    found = laplace(point_posterior(graph, tensors, told), examples_of(splits, SPLITS[0]))
+    provenance = {"task": splits.task} | ({} if noise is None else {"noise": noise})
+    found = laplace(point_posterior(graph, tensors, provenance), examples_of(splits, SPLITS[0]))
     return {name: (layer.mean, layer.std) for name, layer in found.layers.items()}
 
 

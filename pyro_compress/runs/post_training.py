@@ -153,8 +153,8 @@ def load_trained(
     if any(node.op == "batch_norm" for node in graph.nodes):
         config = replace(config, batch_norm="frozen")
     noise = residual_noise(net.to(config.device), splits, config.device)
-    told = config.provenance | ({} if noise is None else {"noise": noise})
-    given = point_posterior(graph, tensors, told)
+    provenance = config.provenance | ({} if noise is None else {"noise": noise})
+    given = point_posterior(graph, tensors, provenance)
     network = made_from(Path(config.net), given)
     return Trained(network, splits, config, folder)
 

@@ -56,19 +56,19 @@ def read_posterior(path: Path) -> Posterior:
         OSError: it cannot be read.
     """
     try:
-        told, tensors = read_tensors(path)
+        header, tensors = read_tensors(path)
         check_tensors(tensors)
-        groupings = of_type(told.get("layers"), dict[str, str], "layers")
+        groupings = of_type(header.get("layers"), dict[str, str], "layers")
         layers = {name: _layer(name, grouping, tensors) for name, grouping in groupings.items()}
         dense = {name.removeprefix("dense/"): t for name, t in tensors.items() if name.startswith("dense/")}
-        graph = graph_of(told.get("graph"))
+        graph = graph_of(header.get("graph"))
         posterior = Posterior(
             graph=graph,
             layers=layers,
             dense=dense,
-            criterion=of_type(told.get("criterion"), str, "criterion"),
-            provenance=check_meta(told.get("provenance"), graph.input_shape, ()),
-            removals=tuple(record(Removal, one, "removals") for one in told.get("removals", [])),
+            criterion=of_type(header.get("criterion"), str, "criterion"),
+            provenance=check_meta(header.get("provenance"), graph.input_shape, ()),
+            removals=tuple(record(Removal, one, "removals") for one in header.get("removals", [])),
         )
         _check(posterior)
     except (ValueError, KeyError, TypeError) as error:

@@ -42,7 +42,7 @@ def predict(
             absent), a `.npz` file (`x`, `x_test`, or its only array) or `.npy` file, a text, the name of a data set,
             whose test split is taken, or an array or tensor `(n, ...)`. Of a text the token behind its end is
             predicted.
-        top: classes that are told of each input; None: one.
+        top: classes that are named for each input; None: one.
         data_dir: folder of the torchvision data sets.
         device: `auto`, `cpu` or `cuda`.
         threads: CPU threads; 0 leaves torch's default.
@@ -77,13 +77,13 @@ def predict(
             named += names
             parts = _each(loaded.reading.task, logits_of(network, x, device))
             for (own, before), (task, outputs) in zip(found.items(), parts, strict=True):
-                told = READERS[task](outputs, x, answers[own])
-                before += [Prediction(name, *one) for name, one in zip(names, told, strict=True)]
+                read = READERS[task](outputs, x, answers[own])
+                before += [Prediction(name, *one) for name, one in zip(names, read, strict=True)]
     tasks = (
         [one.task for one in several.each] if (several := outputs_of(loaded.reading.task)) else [loaded.reading.task]
     )
     all_of = {
-        own: Predictions(tuple(found[own]), task, given.kind, one.classes, one.told, one.noise)
+        own: Predictions(tuple(found[own]), task, given.kind, one.classes, one.values, one.noise)
         for (own, one), task in zip(answers.items(), tasks, strict=True)
     }
     if not answer.parts:
@@ -131,9 +131,9 @@ class Answer(NamedTuple):
 
     Attributes:
         classes: their names.
-        top: how many are told of each input.
+        top: how many are named for each input.
         targets: of regression, in the order of the outputs.
-        told: names of the values.
+        values: names of the numbers that are predicted.
         noise: of each of them, in its own units.
         pad: token that fills up short sequences; -1: none.
         parts: of several outputs how each is read.
@@ -142,7 +142,7 @@ class Answer(NamedTuple):
     classes: tuple[str, ...]
     top: int
     targets: tuple[Quantity, ...]
-    told: tuple[str, ...]
+    values: tuple[str, ...]
     noise: tuple[float, ...]
     pad: int
     parts: Mapping[str, Answer] = {}

@@ -79,17 +79,17 @@ class Predictions:
         """JSON values."""
         if self.outputs:
             return {"task": self.task, "outputs": {name: one.to_dict() for name, one in self.outputs.items()}}
-        told: dict[str, Any] = {"task": self.task, "predictions": [self._row(row) for row in self.rows]}
-        return told | ({"noise": dict(zip(self.targets, self.noise, strict=True))} if self.noise else {})
+        document: dict[str, Any] = {"task": self.task, "predictions": [self._row(row) for row in self.rows]}
+        return document | ({"noise": dict(zip(self.targets, self.noise, strict=True))} if self.noise else {})
 
     def _row(self, row: Prediction) -> dict[str, Any]:
-        told: dict[str, Any] = {"name": row.name}
+        entry: dict[str, Any] = {"name": row.name}
         if self.targets:
-            return told | {"values": dict(zip(self.targets, row.values, strict=True))}
+            return entry | {"values": dict(zip(self.targets, row.values, strict=True))}
         if self.task == "multi-label":
-            told |= {"labels": list(row.labels)}
+            entry |= {"labels": list(row.labels)}
         pairs = zip(row.classes, row.probabilities, strict=True)
-        return told | {"classes": [{"class": one, self.measure: share} for one, share in pairs]}
+        return entry | {"classes": [{"class": one, self.measure: share} for one, share in pairs]}
 
     def as_csv(self) -> str:
         """A table with a line per input; no cell of it is a formula to a spreadsheet.
@@ -133,8 +133,8 @@ class Predictions:
         """The lines of every output without the first column, its heads with the output's name before them."""
         for name, one in self.outputs.items():
             heads, *lines = ([*line[1:]] for line in one._lines())
-            told = heads if one.targets else [f"{name}, {head}" for head in heads]
-            yield [told, *lines]
+            named = heads if one.targets else [f"{name}, {head}" for head in heads]
+            yield [named, *lines]
 
     def write_csv(self, path: str | Path) -> None:
         """Write the table in UTF-8; what a name of a file holds beyond that is spelled out.

@@ -40,35 +40,35 @@ class ReadConfig(Config):
     task: str = setting(
         "classification",
         "What is predicted: classes, numbers, the next token of a text, a class per position, several labels.",
-        among=TASKS, also=is_several, told=True,
+        among=TASKS, also=is_several, stored=True,
     )  # fmt: skip
-    target: tuple[str, ...] = setting((), "Column of a table to predict. Repeatable.", unit="COLUMN", told=True)
-    test_data: str = setting("", "Table of test rows; default: a fifth of --data.", unit="FILE", told=True, path=True)
+    target: tuple[str, ...] = setting((), "Column of a table to predict. Repeatable.", unit="COLUMN", stored=True)
+    test_data: str = setting("", "Table of test rows; default: a fifth of --data.", unit="FILE", stored=True, path=True)
     image_size: int = setting(
         0, "Height and width that a folder's images are brought to; 0: they are all of one size.",
-        least=0, most=1 << 14, unit="PIXELS", told=True,
+        least=0, most=1 << 14, unit="PIXELS", stored=True,
     )  # fmt: skip
     series: bool = setting(
-        False, "Arrays (n, channels, length) are series, not grey images; (n, length): of one channel.", told=True
+        False, "Arrays (n, channels, length) are series, not grey images; (n, length): of one channel.", stored=True
     )
-    limit: int = setting(0, "Training examples to keep, stratified; 0: all.", least=0, most=1 << 62, told=True)
+    limit: int = setting(0, "Training examples to keep, stratified; 0: all.", least=0, most=1 << 62, stored=True)
     in_memory_mib: float = setting(
         4096.0, "Folders of more than this are read while training, not before.", least=0, unit="MIB", identity=False
     )
     workers: int = setting(2, "Processes that read them while training.", least=0, most=1 << 10, identity=False)
     vocabulary: str = setting(
-        "", "With a text: what its tokens are; default: bytes.", among=("", "bytes", "characters"), told=True
+        "", "With a text: what its tokens are; default: bytes.", among=("", "bytes", "characters"), stored=True
     )
-    context: int = setting(64, "With a text: tokens that the network sees at a time.", least=2, most=MOST, told=True)
+    context: int = setting(64, "With a text: tokens that the network sees at a time.", least=2, most=MOST, stored=True)
     tokens: int = setting(
-        0, "Whole numbers in arrays are tokens, from 0 to N - 1, not features or pixels.", least=0, told=True
+        0, "Whole numbers in arrays are tokens, from 0 to N - 1, not features or pixels.", least=0, stored=True
     )
     pad: int = setting(
         -1, "Token that fills up short sequences; it counts in no loss and no score; -1: none.", least=-1, unit="TOKEN",
-        told=True,
+        stored=True,
     )  # fmt: skip
     ignore: int = setting(
-        -1, "Label of positions that have none, beside -100; -1: no other.", least=-1, unit="LABEL", told=True
+        -1, "Label of positions that have none, beside -100; -1: no other.", least=-1, unit="LABEL", stored=True
     )
 
     def example_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -76,14 +76,14 @@ class ReadConfig(Config):
         return (1, *shape) if len(shape) == (1 if self.series else 2) else shape
 
     @property
-    def told(self) -> dict[str, Any]:
+    def stored(self) -> dict[str, Any]:
         """What a compressed file must say of it, so that the same rows are found again: whatever is no default."""
         plain = ReadConfig()
-        found = {name: getattr(self, name) for name in TOLD if getattr(self, name) != getattr(plain, name)}
+        found = {name: getattr(self, name) for name in STORED if getattr(self, name) != getattr(plain, name)}
         return found | ({"target": list(self.target)} if self.target else {})
 
 
-TOLD = having(ReadConfig, told=True)
+STORED = having(ReadConfig, stored=True)
 """Fields that a compressed file repeats where they are no defaults."""
 
 

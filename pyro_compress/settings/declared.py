@@ -44,7 +44,7 @@ class Setting:
         kind: what its option is beside: `run` takes a run folder, `repeated` may be given several times, `joined` too,
             which makes one text with commas between, `switch` makes the part that it belongs to.
         envvar: environment variable that gives it, too.
-        told: a compressed file repeats it, where it is no default.
+        stored: a compressed file repeats it, where it is no default.
         searched: whether `tune` may search it.
         identity: whether another value makes another fit; else it says where and how fast one runs.
         path: whether it may name a file or folder.
@@ -66,7 +66,7 @@ class Setting:
     former: str = ""
     kind: str = ""
     envvar: str = ""
-    told: bool = False
+    stored: bool = False
     searched: bool = True
     identity: bool = True
     path: bool = False
@@ -98,8 +98,8 @@ class Setting:
             return "it must be finite"
         most = self.most if self.most is None or self.most < SHOWN else None
         ends = {"from": self.least, "above": self.above, "up to": most, "below": self.below}
-        told = [f"{word} {end:g}" for word, end in ends.items() if end is not None]
-        return f"allowed are values {' and '.join(told)}{' on' * (told == told[:1] and self.least is not None)}"
+        bounds = [f"{word} {end:g}" for word, end in ends.items() if end is not None]
+        return f"allowed are values {' and '.join(bounds)}{' on' * (bounds == bounds[:1] and self.least is not None)}"
 
 
 def setting(default: Any, help: str, **more: Any) -> Any:
@@ -188,8 +188,8 @@ class Config:
         for name in named:
             if name not in known:
                 now = [row.field for row in declared(cls).values() if name in (row.name, row.setting.former)]
-                told = f"{name!r} is called {now[0]!r}" if now else unknown("setting", name, known)
-                raise TypeError(f"{cls.__name__}: {told}")
+                reason = f"{name!r} is called {now[0]!r}" if now else unknown("setting", name, known)
+                raise TypeError(f"{cls.__name__}: {reason}")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

@@ -254,11 +254,11 @@ class FitConfig(
     @property
     def provenance(self) -> dict[str, Any]:
         """What a compressed file says about its origin: just enough to evaluate it again."""
-        told: dict[str, Any] = {"prior": self.prior, "data": self.data, "seed": self.seed}
+        found: dict[str, Any] = {"prior": self.prior, "data": self.data, "seed": self.seed}
         if self.validation is not None:
-            told["validation"] = self.validation
-        told |= self.told | ({"dropout": self.dropout} if self.dropout else {})
-        return told | ({"augment": self.augment} if self.augment != "none" else {})
+            found["validation"] = self.validation
+        found |= self.stored | ({"dropout": self.dropout} if self.dropout else {})
+        return found | ({"augment": self.augment} if self.augment != "none" else {})
 
     def on(self, origin: dict[str, Any], task: str) -> FitConfig:
         """The same with data as they are, whatever this said of them.

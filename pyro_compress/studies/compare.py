@@ -160,7 +160,7 @@ def _tried(
 
 def _say_who_is_silent(waiting: dict[int, Planned], out: Path, silence: Silence) -> None:
     for one in waiting.values():
-        silence.tell(lock_path(one, out))
+        silence.warn_once(lock_path(one, out))
 
 
 def attempt(planned: Planned, out: Path, began: float) -> Outcome | None:

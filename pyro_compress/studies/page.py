@@ -145,10 +145,10 @@ def _curves(rows: Sequence[Row], results: Path) -> dict[str, list[float]]:
 
 def _repeat(results: Path, document: dict[str, Any]) -> str:
     study = results / STUDY_COPY
-    told = [f"<pre>pyro-compress compare {STUDY_COPY} --out {escape(results.resolve().name)}</pre>"]
+    parts = [f"<pre>pyro-compress compare {STUDY_COPY} --out {escape(results.resolve().name)}</pre>"]
     if study.is_file():
-        told.append(f"<pre>{escape(printable(study.read_text(errors='replace')))}</pre>")
+        parts.append(f"<pre>{escape(printable(study.read_text(errors='replace')))}</pre>")
     run = next(iter(document["runs"].values()))
     machine = ", ".join(f"{key} {value}" for key, value in (run["versions"] | run["machine"]).items())
-    told.append(page.note(f"{machine}. Resolved configurations of every fit: study.json beside the results."))
-    return "".join(told)
+    parts.append(page.note(f"{machine}. Resolved configurations of every fit: study.json beside the results."))
+    return "".join(parts)

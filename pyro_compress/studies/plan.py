@@ -110,14 +110,14 @@ class Planned:
         """The name that earlier versions gave them."""
         return self._named(earlier_hash, earlier_fingerprint)
 
-    def _named(self, one: Callable[[FitConfig], str], told: Callable[[FitConfig], dict[str, Any]]) -> str:
+    def _named(self, one: Callable[[FitConfig], str], values_of: Callable[[FitConfig], dict[str, Any]]) -> str:
         by = self.choose_by if len(self.configs) > 1 else ""
         how = {
             key: value
             for key, value in (("criterion", self.method.criterion), ("other", self.other), ("by", by))
             if value
         }
-        return digest([*map(told, self.configs), how]) if how else one(self.config)
+        return digest([*map(values_of, self.configs), how]) if how else one(self.config)
 
 
 def read_study(path: Path) -> Study:

@@ -122,5 +122,5 @@ def read_ranking(out: Path) -> list[Ranked]:
     path = out / FILE
     if not path.is_file():
         return []
-    told = of_type(json_of(path.read_bytes(), str(path)), list[Any], str(path))
-    return [record(Ranked, one, str(path)) for one in told]
+    entries = of_type(json_of(path.read_bytes(), str(path)), list[Any], str(path))
+    return [record(Ranked, one, str(path)) for one in entries]

@@ -140,12 +140,12 @@ def read_document(out: Path) -> dict[str, Any]:
     try:
         document = table(json_of(ordinary(path).read_bytes(), str(path)), str(path))
         runs = {name: table(run, f"{path}: {name}") for name, run in table(document["runs"], f"{path}: runs").items()}
-        told = {
+        found = {
             name: run
             | {"rows": [row_of(row, f"{path}: {name}") for row in of_type(run["rows"], list[Any], f"{path}: rows")]}
             | {key: table(run[key], f"{path}: {key}") for key in ("versions", "machine")}
             for name, run in runs.items()
         }
-        return {"runs": told, "failures": of_type(document.get("failures", {}), dict[str, str], f"{path}: failures")}
+        return {"runs": found, "failures": of_type(document.get("failures", {}), dict[str, str], f"{path}: failures")}
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{out} is no results folder of compare (it needs study.json): {error}") from error

@@ -61,13 +61,13 @@ _HASH = re.compile(r"[0-9a-f]{1,64}")
 """What a configuration's hash looks like: it names a folder."""
 
 
-def row_of(told: Any, where: str) -> Row:
+def row_of(document: Any, where: str) -> Row:
     """A row from JSON.
 
     Raises:
         ValueError: it is none.
     """
-    row = record(Row, told, where)
+    row = record(Row, document, where)
     if not 0 <= row.sparsity < 1 or not _HASH.fullmatch(row.config_hash):
         raise ValueError(f"{where}: sparsity {row.sparsity} with config_hash {row.config_hash!r}")
     return row

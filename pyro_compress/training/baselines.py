@@ -65,8 +65,8 @@ def fit_baseline(
             progress.train_point(net, plan, begin)
     tensors = {name: tensor.detach().cpu() for name, tensor in tensors_of(net).items()}
     noise = residual_noise(net.eval(), splits, config.device)
-    told = config.provenance | ({} if noise is None else {"noise": noise})
-    return point_posterior(graph, tensors, told), tuple(progress.history)
+    provenance = config.provenance | ({} if noise is None else {"noise": noise})
+    return point_posterior(graph, tensors, provenance), tuple(progress.history)
 
 
 def point_plan(config: FitConfig) -> PointPlan:

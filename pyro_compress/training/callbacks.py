@@ -69,24 +69,24 @@ class Callbacks(Callback):
                 if getattr(method, "__func__", None) is not getattr(Callback, name):
                     self.methods[name].append(method)
 
-    def _tell(self, name: str, *told: Any) -> bool:
-        return any([method(*told) is True for method in self.methods[name]])  # all of them are told
+    def _call(self, name: str, *arguments: Any) -> bool:
+        return any([method(*arguments) is True for method in self.methods[name]])  # all of them are told
 
     def on_step(self, step: Iteration) -> bool:
         """Whether any wants to end it."""
-        return self._tell("on_step", step)
+        return self._call("on_step", step)
 
     def on_epoch(self, epoch: Epoch) -> bool:
         """Whether any wants to end it."""
-        return self._tell("on_epoch", epoch)
+        return self._call("on_epoch", epoch)
 
     def on_candidate(self, candidate: Any) -> bool:
         """Whether any wants to end it."""
-        return self._tell("on_candidate", candidate)
+        return self._call("on_candidate", candidate)
 
     def on_search(self, done: int, total: int) -> None:
         """Tell all of them."""
-        self._tell("on_search", done, total)
+        self._call("on_search", done, total)
 
     @property
     def steps(self) -> OnStep | None:
@@ -104,5 +104,5 @@ class Callbacks(Callback):
         with ExitStack() as stack:
             for end in self.methods["on_end"]:
                 stack.callback(end, what)
-            self._tell("on_begin", what)
+            self._call("on_begin", what)
             yield

@@ -109,11 +109,11 @@ def terminal_bar(console: Any = None, transient: bool = False, ticking: bool = T
         def update(what: str, done: int, total: int, *texts: str) -> None:
             nonlocal shown
             room = console.width - 13 * bool(wide) - 2 * len(f"{total}") - len("/ 0:00:00 ")
-            told = next((one for one in texts or (what,) if len(one) <= room), (texts or (what,))[-1][: max(room, 0)])
+            text = next((one for one in texts or (what,) if len(one) <= room), (texts or (what,))[-1][: max(room, 0)])
             if what == shown:
-                bar.update(task, total=total, completed=done, description=told, refresh=not ticking)
+                bar.update(task, total=total, completed=done, description=text, refresh=not ticking)
             else:  # its pace begins anew
-                bar.reset(task, total=total, completed=done, description=told)
+                bar.reset(task, total=total, completed=done, description=text)
                 shown = what
 
         yield update

@@ -53,22 +53,22 @@ class Epoch:
     def validation(self) -> str:
         """The scores on validation, in words."""
         score = self.validation_accuracy
-        told = f"RMSE {self.validation_rmse:.5g}" if score is None else f"{100 * score:.2f} %"
-        return f"{told}, {self.validation_nll_nats:.4f} nats"
+        quality = f"RMSE {self.validation_rmse:.5g}" if score is None else f"{100 * score:.2f} %"
+        return f"{quality}, {self.validation_nll_nats:.4f} nats"
 
     def to_dict(self) -> dict[str, Any]:
         """Field name -> value."""
         return asdict(self)
 
 
-def epoch_of(told: Any, where: str) -> Epoch:
+def epoch_of(document: Any, where: str) -> Epoch:
     """An epoch from JSON; what other versions note beside is left out.
 
     Raises:
         ValueError: it is none.
     """
     known = {field.name for field in fields(Epoch)}
-    return record(Epoch, {key: value for key, value in table(told, where).items() if key in known}, where)
+    return record(Epoch, {key: value for key, value in table(document, where).items() if key in known}, where)
 
 
 def read_history(folder: Path) -> tuple[dict[str, Any], ...]:

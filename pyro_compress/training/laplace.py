@@ -58,8 +58,8 @@ def laplace(trained: Posterior, train: Data, device: str = "cpu", seed: int = 0)
         fisher, precision = squares[name] / len(rows), 1 / weight.square().mean().clamp_min(1e-12)
         std = (len(train) * fisher + precision).rsqrt()
         layers[name] = LayerPosterior(trained.layers[name].mean, std.cpu())
-    told: dict[str, Any] = trained.provenance | {"prior": "laplace"}
-    return Posterior(trained.graph, layers, trained.dense, "snr", told)
+    provenance: dict[str, Any] = trained.provenance | {"prior": "laplace"}
+    return Posterior(trained.graph, layers, trained.dense, "snr", provenance)
 
 
 def gradient_bytes(weights: int) -> int:

@@ -39,11 +39,11 @@ class TensorBoard:
 
     def epoch(self, epoch: Epoch) -> None:
         """Note the numbers of an epoch."""
-        told = epoch.to_dict()
-        numbers = {name: told[name] for name in ("validation_accuracy", "validation_nll_nats", "seconds")}
+        values = epoch.to_dict()
+        numbers = {name: values[name] for name in ("validation_accuracy", "validation_nll_nats", "seconds")}
         for name in ("negative_elbo_nats", "expected_log_likelihood_nats", "kl_nats", "kl_weight"):
-            if told[name] is not None:
-                numbers[f"elbo/{name}"] = told[name]
+            if values[name] is not None:
+                numbers[f"elbo/{name}"] = values[name]
         for name, number in numbers.items():
             self.writer.add_scalar(name, number, epoch.epoch)
         self.writer.flush()

@@ -75,7 +75,7 @@ class Progress:
         return train.x[rows].to(device), train.y[rows].to(device)
 
     def keep(
-        self, phase: str, tensors: Callable[[], dict[str, Tensor]], step: int, told: dict[str, Any] | None = None
+        self, phase: str, tensors: Callable[[], dict[str, Tensor]], step: int, more: dict[str, Any] | None = None
     ) -> None:
         """Let the checkpointer write a checkpoint, if one is due after this step.
 
@@ -83,7 +83,7 @@ class Progress:
             phase: `point` or `svi`.
             tensors: gives what the phase has to keep.
             step: steps of the phase so far.
-            told: whatever else it has to keep, as JSON takes it.
+            more: whatever else it has to keep, as JSON takes it.
 
         Raises:
             Interrupted: a signal came, and the checkpoint was written.
@@ -91,14 +91,14 @@ class Progress:
         """
         last = self.feed.position == self.feed.batches
         self.checkpointer.after_step(
-            len(self.history) + 1 if last else 0, lambda: self._taken(phase, tensors(), step, told or {})
+            len(self.history) + 1 if last else 0, lambda: self._taken(phase, tensors(), step, more or {})
         )
 
-    def _taken(self, phase: str, tensors: dict[str, Tensor], step: int, told: dict[str, Any]) -> Snapshot:
+    def _taken(self, phase: str, tensors: dict[str, Tensor], step: int, more: dict[str, Any]) -> Snapshot:
         if not_finite(tensors.items()):
             raise diverged("a checkpoint was due, but the state is broken", step, tensors.items(), self.config)
         feed = {f"feed/{name}": tensor for name, tensor in self.feed.tensors().items()}
-        numbers = told | {
+        numbers = more | {
             "step": step,
             "position": self.feed.position,
             "history": [epoch.to_dict() for epoch in self.history],

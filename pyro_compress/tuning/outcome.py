@@ -156,9 +156,9 @@ def _csv(trials: dict[int, list[FrozenTrial]], plan: Plan) -> str:
     writer.writerow(["epochs", "trial", "state", *numbers, *names])
     for epochs, own in trials.items():
         for trial in own:
-            told = [trial.user_attrs.get(key, "") for key in numbers]
-            told = [trial.number, trial.state.name.lower(), *told, *map(trial.params.get, names)]
-            writer.writerow([epochs, *map(cell, told)])
+            cells = [trial.user_attrs.get(key, "") for key in numbers]
+            cells = [trial.number, trial.state.name.lower(), *cells, *map(trial.params.get, names)]
+            writer.writerow([epochs, *map(cell, cells)])
     return text.getvalue()
 
 
@@ -272,8 +272,8 @@ def markdown(outcome: Outcome) -> str:
 
 def settings_text(settings: dict[str, Any]) -> str:
     """Settings on one line."""
-    told = []
+    texts = []
     for name, value in settings.items():
         shares = ", ".join(f"{layer} {share:.4f}" for layer, share in value.items()) if isinstance(value, dict) else ""
-        told.append(f"{name} {shares or (f'{value:.4g}' if isinstance(value, float) else value)}")
-    return ", ".join(told)
+        texts.append(f"{name} {shares or (f'{value:.4g}' if isinstance(value, float) else value)}")
+    return ", ".join(texts)

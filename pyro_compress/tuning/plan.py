@@ -66,14 +66,14 @@ class Plan(SearchConfig):
     @property
     def digest(self) -> str:
         """Names what a trial's values depend on; budget, sampler and seed may change while a study goes on."""
-        told = [
+        parts = [
             fingerprint(self.recipe or self.fit),
             self.compress,
             [asdict(p) for p in self.space],
             self.objective,
             self.bound,
         ]
-        return digest([*told, self.fidelities])
+        return digest([*parts, self.fidelities])
 
     @property
     def in_earlier_words(self) -> Plan:

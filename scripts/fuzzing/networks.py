@@ -199,7 +199,7 @@ def arguments(op: str, shape: Shape, chance: random.Random) -> Proposal:
 def _by_kind(row: Operation, shape: Shape, chance: random.Random) -> dict[str, Any]:
     """Attributes of an operation that has no row in `ARGUMENTS`, each of its kind."""
     kinds = {**row.attributes, **row.options}
-    return {name: BY_KIND[kind.told](shape, chance) for name, kind in kinds.items() if kind.told in BY_KIND}
+    return {name: BY_KIND[kind.name](shape, chance) for name, kind in kinds.items() if kind.name in BY_KIND}
 
 
 def number(chance: random.Random) -> float:
@@ -391,9 +391,9 @@ def _number(shape: Shape, chance: random.Random) -> float:
 
 
 BY_KIND: dict[str, Callable[[Shape, random.Random], Any]] = {
-    rows.NUMBER.told: _number, rows.EPSILON.told: _eps, rows.NUMBER_OR_NONE.told: _number, rows.BOOL.told: _bool,
-    rows.COUNT.told: _axis, rows.INDEX.told: lambda shape, chance: chance.randrange(4), rows.AXES.told: _axes,
-    rows.SHAPE.told: lambda shape, chance: [max(1, n * chance.choice((1, 1, 2))) for n in shape],
+    rows.NUMBER.name: _number, rows.EPSILON.name: _eps, rows.NUMBER_OR_NONE.name: _number, rows.BOOL.name: _bool,
+    rows.COUNT.name: _axis, rows.INDEX.name: lambda shape, chance: chance.randrange(4), rows.AXES.name: _axes,
+    rows.SHAPE.name: lambda shape, chance: [max(1, n * chance.choice((1, 1, 2))) for n in shape],
 }  # fmt: skip
 _REDUCED = _attributes(axes=_axes, keepdim=_bool)
 ARGUMENTS: dict[str, Callable[[Shape, random.Random], Proposal]] = {

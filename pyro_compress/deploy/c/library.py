@@ -65,8 +65,8 @@ class Library:
             command = [*compiler(), *options, "-shared", "-fPIC", "-o", str(built), str(path), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                told = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
-                raise ValueError(f"{command[0]} does not compile the export: {told}")
+                reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
+                raise ValueError(f"{command[0]} does not compile the export: {reason}")
             self._library = ctypes.CDLL(str(built))
         self.inputs, width, self.outputs, floats = (ctypes.c_size_t * 4).in_dll(self._library, f"{name}_sizes")
         self.raw, self.scale = width == 1, ctypes.c_float.in_dll(self._library, f"{name}_scale").value

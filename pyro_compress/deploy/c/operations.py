@@ -54,11 +54,11 @@ def _places(tag: str, loop: Loop) -> str:
 def described(loop: Loop) -> str:
     """One line about a loop, for the comment above it."""
     shapes = " and ".join("x".join(map(str, shape)) for shape in loop.shapes)
-    told = f"{loop.op}: {shapes} -> {'x'.join(map(str, loop.shape))}"
+    text = f"{loop.op}: {shapes} -> {'x'.join(map(str, loop.shape))}"
     if is_layer(loop) and loop.weights is not None:
         kept, size = np.count_nonzero(loop.weights.codes), loop.weights.codes.size
-        told += f", {kept:,} of {size:,} weights are not zero"
-    return told + "".join(f", then {node.op}" for node in loop.after)
+        text += f", {kept:,} of {size:,} weights are not zero"
+    return text + "".join(f", then {node.op}" for node in loop.after)
 
 
 def _per(lanes: str) -> str:

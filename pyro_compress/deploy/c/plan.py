@@ -119,9 +119,9 @@ class _Plan:
         if sources == [list(range(height)), list(range(width))]:
             return self.value[source]
         shape = (channels, len(sources[0]), len(sources[1]))
-        told = {"sources": sources, "fill": fill}
+        attributes = {"sources": sources, "fill": fill}
         before: Shape = (channels, height, width)
-        return self.add(Loop("pad", [self.value[source]], [before], shape, attributes=told))
+        return self.add(Loop("pad", [self.value[source]], [before], shape, attributes=attributes))
 
     def normalised(self, node: Node, index: int) -> None:
         """A scale and a shift per channel: into the layer before it where nobody else reads that, else as a loop."""

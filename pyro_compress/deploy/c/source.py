@@ -98,7 +98,7 @@ def _about(card: Mapping[str, Any], sizes: Sizes, stem: str) -> list[str]:
     entry = card["input"]
     lines = [f"A compressed network as one C99 file, written by {card['producer']}.", ""]
     kind = "bytes" if sizes.raw else "float32"
-    told = {
+    entries = {
         "origin": json.dumps(card["origin"]),
         "scores" if "scores" in card else "accuracy": json.dumps(card.get("scores") or card["accuracy"]),
         "input": f"{sizes.inputs} values ({kind}, {'x'.join(map(str, entry['shape']))}): {entry['meaning']}",
@@ -107,7 +107,7 @@ def _about(card: Mapping[str, Any], sizes: Sizes, stem: str) -> list[str]:
         "classes": json.dumps(card["classes"]) if card["classes"] else "",
         "targets": json.dumps(card["targets"]) if "targets" in card else "",
     }
-    for key, text in told.items():
+    for key, text in entries.items():
         if text:
             lines += textwrap.wrap(f"{key + ':':<10}{text}", WIDTH, subsequent_indent=" " * 10)
     name = identifier(stem)

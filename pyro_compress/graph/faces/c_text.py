@@ -67,12 +67,12 @@ def comment(lines: Iterable[str]) -> str:
 
 def harmless(text: str) -> str:
     """Text that may stand in a comment, in ASCII."""
-    told = text.encode("ascii", "backslashreplace").decode()
-    told = "".join(c if " " <= c else " " for c in told)
+    clean = text.encode("ascii", "backslashreplace").decode()
+    clean = "".join(c if " " <= c else " " for c in clean)
     for part in ("*/", "/*", "??"):
-        while part in told:
-            told = told.replace(part, f"{part[0]} {part[1]}")
-    return told
+        while part in clean:
+            clean = clean.replace(part, f"{part[0]} {part[1]}")
+    return clean
 
 
 def indented(text: str) -> str:

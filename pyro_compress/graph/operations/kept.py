@@ -193,26 +193,26 @@ def call(inputs: Sequence[Tensor], parameters: Mapping[str, Tensor], attributes:
     working = max(floating, key=lambda kind: kind.itemsize, default=torch.float32)  # double where a network is
     device = next((one.device for one in (*inputs, *parameters.values())), torch.device("cpu"))
 
-    def value(told: Any) -> Any:
-        if isinstance(told, list):
-            return [value(one) for one in told]
-        if not isinstance(told, dict):
-            return told
-        if "value" in told:
-            found = inputs[told["value"]]
+    def value(argument: Any) -> Any:
+        if isinstance(argument, list):
+            return [value(one) for one in argument]
+        if not isinstance(argument, dict):
+            return argument
+        if "value" in argument:
+            found = inputs[argument["value"]]
             return found.to(working) if found.is_floating_point() else found
-        if "batch" in told:
-            return told["batch"] * batch + told.get("plus", 0)
-        if "number" in told:
-            return NUMBERS[told["number"]]
-        kind = getattr(torch, told.get("kind", "float32"))
+        if "batch" in argument:
+            return argument["batch"] * batch + argument.get("plus", 0)
+        if "number" in argument:
+            return NUMBERS[argument["number"]]
+        kind = getattr(torch, argument.get("kind", "float32"))
         kind = working if kind is torch.float32 else kind
-        if "literal" in told:
-            return torch.tensor(told["literal"], dtype=kind, device=device).reshape(told["shape"])
-        if "tensor" not in told:
+        if "literal" in argument:
+            return torch.tensor(argument["literal"], dtype=kind, device=device).reshape(argument["shape"])
+        if "tensor" not in argument:
             return kind
-        found = parameters[told["tensor"]].to(kind)
-        return found.reshape(told["shape"]) if "shape" in told else found
+        found = parameters[argument["tensor"]].to(kind)
+        return found.reshape(argument["shape"]) if "shape" in argument else found
 
     operation, overload = attributes["call"].split(".")
     if operation in ("view", "_unsafe_view"):  # what lies in memory otherwise than when it was read is copied
@@ -399,7 +399,7 @@ def refuse_kept(graph: Graph, where: str) -> None:
     """
     if calls := sorted({node.attributes["call"].partition(".")[0] for node in graph.nodes if node.op == "aten"}):
         more = f" and {len(calls) - 5} more" if len(calls) > 5 else ""
-        told = f"{', '.join(calls[:5])}{more}"
+        names = f"{', '.join(calls[:5])}{more}"
         raise ValueError(
-            f"{where} has no {told}, which torch alone runs here; export to .pt2 (torch), or keep the .pcn file"
+            f"{where} has no {names}, which torch alone runs here; export to .pt2 (torch), or keep the .pcn file"
         )

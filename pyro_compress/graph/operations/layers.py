@@ -119,8 +119,8 @@ def _conv_transpose(x: np.ndarray, p: Parameters, a: Attributes) -> np.ndarray:
 
 
 def _sizes_upward(sizes: Sequence[int], kernel: Sequence[int], a: Attributes) -> list[int]:
-    told = zip(sizes, kernel, a["stride"], a["padding"], a["dilation"], a["extra"], strict=True)
-    return [(n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, k, s, p, d, e in told]
+    axes = zip(sizes, kernel, a["stride"], a["padding"], a["dilation"], a["extra"], strict=True)
+    return [(n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, k, s, p, d, e in axes]
 
 
 def _conv_transpose_shape(rank: int) -> Rule:

@@ -109,7 +109,7 @@ class Kind(NamedTuple):
     """A type of attribute: whether a value is one, and what to call it."""
 
     allows: Callable[[Any], bool]
-    told: str
+    name: str
 
 
 class Channels(Enum):

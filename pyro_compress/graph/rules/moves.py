@@ -261,9 +261,9 @@ def _c_place_part(planning: c.Planning, node: Node, index: int) -> int:
     one = {"start": a["index"], "stop": a["index"] + 1} if "index" in a else a
     taken = range(one["start"], one["stop"], one.get("step", 1))
     channels, height, width = (len(taken) if i == place else size for i, size in enumerate(before))
-    told = {"place": place, "start": taken.start, "step": taken.step}
+    attributes = {"place": place, "start": taken.start, "step": taken.step}
     value = planning.value[first]
-    return planning.add(c.Loop("slice", [value], [before], (channels, height, width), attributes=told))
+    return planning.add(c.Loop("slice", [value], [before], (channels, height, width), attributes=attributes))
 
 
 def _c_slice(tag: str, loop: c.Loop, per: str) -> str:
