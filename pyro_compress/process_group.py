@@ -188,22 +188,22 @@ def joined(device: str = "auto") -> Iterator[ProcessGroup]:
         ValueError: the environment is incomplete; or an error of this process, with its number.
         Lost: the others cannot be reached.
     """
-    world = _announced(os.environ)
-    if world.size == 1:
+    group = _announced(os.environ)
+    if group.size == 1:
         yield ALONE
         return
-    backend = _backend(world, device)
+    backend = _backend(group, device)
     try:
         dist.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise Lost(
-            f"process {world.rank} of {world.size} cannot join the others ({_first_line(error)}): start them with "
+            f"process {group.rank} of {group.size} cannot join the others ({_first_line(error)}): start them with "
             "torchrun, or unset WORLD_SIZE"
         ) from error
     try:
-        yield world
+        yield group
     except ValueError as error:
-        raise error if world.first else ValueError(f"process {world.rank} of {world.size}: {error}") from error
+        raise error if group.first else ValueError(f"process {group.rank} of {group.size}: {error}") from error
     finally:
         dist.destroy_process_group()
 
@@ -222,11 +222,11 @@ def _announced(environment: Mapping[str, str]) -> ProcessGroup:
     raise ValueError(f"{known}: several processes are started by torchrun, which sets all three; else unset WORLD_SIZE")
 
 
-def _backend(world: ProcessGroup, device: str) -> str:
+def _backend(group: ProcessGroup, device: str) -> str:
     if device == "cpu" or not torch.cuda.is_available():
         return "gloo"
-    devices, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", world.local_rank + 1))
-    torch.cuda.set_device(world.local_rank % devices)
+    devices, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", group.local_rank + 1))
+    torch.cuda.set_device(group.local_rank % devices)
     return "cpu:gloo,cuda:nccl" if here <= devices else "gloo"
 
 

@@ -1,6 +1,6 @@
 """The values that flow between the parts; nothing here computes more than a shape or a sum.
 
-The waist of the hourglass is `Posterior`: left of it everything samples (Pyro), right of it everything is
+`Posterior` stands in the middle: left of it everything samples (Pyro), right of it everything is
 deterministic. Neither torch nor Pyro is imported at run time, so that a decoder needs only numpy.
 """
 
@@ -270,7 +270,7 @@ class Removal:
 
 @dataclass(frozen=True, repr=False)
 class Posterior:
-    """The waist: all that compression may know of a fit.
+    """All that compression may know of a fit.
 
     Attributes:
         graph: the network.

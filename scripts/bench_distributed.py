@@ -34,13 +34,13 @@ def member(out: Path, options: dict) -> None:
         add(self, tensors, factor)
 
     ProcessGroup.add_ = counted
-    with joined("cpu") as world:
-        run = fit_run(FitConfig(**options), out, world=world)
+    with joined("cpu") as group:
+        run = fit_run(FitConfig(**options), out, group=group)
     digest = hashlib.sha256()
     for name, tensor in sorted(run.posterior.tensors.items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
-    told = {"rank": world.rank, "digest": digest.hexdigest()} | sent
-    (out.parent / f"process-{world.rank}.json").write_text(json.dumps(told))
+    told = {"rank": group.rank, "digest": digest.hexdigest()} | sent
+    (out.parent / f"process-{group.rank}.json").write_text(json.dumps(told))
 
 
 def measured(size: int, options: dict, folder: Path) -> dict:

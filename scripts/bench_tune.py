@@ -2,7 +2,7 @@
 
     python scripts/bench_tune.py --data mnist --net lenet-300-100 --trials 60 --seeds 0 1 2 --samplers gp random
 
-The fit is made once (or taken from --run) and every search works on it: only what comes after the waist varies, one
+The fit is made once (or taken from --run) and every search works on it: only the compression varies, one
 kept share for the network (`global`) or one per layer (`layer-wise`), and the precision. The hypervolume is the area
 below the trials' front in log10(validation error) and log10(bytes), up to a reference point of 10 % and a fiftieth of
 the dense bytes. Rows come as they are done and are not made again; an interrupted search goes on.
@@ -29,7 +29,7 @@ from pyro_compress.runs.run import fit_run
 from pyro_compress.settings import FitConfig
 from pyro_compress.tuning.front import hypervolume
 from pyro_compress.tuning.plan import Plan
-from pyro_compress.tuning.space import after_the_waist
+from pyro_compress.tuning.space import compression_space
 from pyro_compress.tuning.storage import SAMPLERS, open_study, opened_storage, quietly
 from pyro_compress.tuning.workers import Work, begin, coordinates, finished, run_worker
 
@@ -41,7 +41,7 @@ LEVELS = (0.02, 0.025, 0.03)
 def planned(options: argparse.Namespace, config: FitConfig, mode: str, sampler: str, seed: int) -> tuple[Plan, dict]:
     layers = {name: layer.mean.numel() for name, layer in load_run(options.run).posterior.layers.items()}
     compress = {"finetune": options.finetune, "masked_epochs": 1} if options.finetune else {}
-    space = after_the_waist(layers, bool(options.finetune), mode == "layer-wise")
+    space = compression_space(layers, bool(options.finetune), mode == "layer-wise")
     epochs = config.epochs or 1
     name = f"{mode}-{sampler}-{seed}"
     return Plan(

@@ -64,7 +64,9 @@ def work(place: Path, reports: Path) -> None:
     config = FitConfig(prior="gaussian", hidden=(8,), epochs=2, limit=300, device="cpu", threads=1)
     number, parent = 0, os.getppid()
     while os.getppid() == parent:
-        run = fit_run(replace(config, seed=number), place / "run", number > 0, keeping=CheckpointConfig(every_epochs=1))
+        run = fit_run(
+            replace(config, seed=number), place / "run", number > 0, checkpointing=CheckpointConfig(every_epochs=1)
+        )
         report(run.path)
         goal, trials = Goal(sparsity=0.5 + number % 5 / 20), [Trial(0, 0, 0, 100 + number, 0, 0)]
         compress_run(run.posterior, run.splits(), place / "small.pcn", goal, passes=0)

@@ -3,7 +3,7 @@
     python scripts/digits_chain.py --seeds 0 1 2 3 4
     python scripts/digits_chain.py --table
 
-TrainState 1 is `fit --prior horseshoe` and `compress`, stage 2 `fit --prior log-uniform --net FILE --init FILE` and
+Stage 1 is `fit --prior horseshoe` and `compress`, stage 2 `fit --prior log-uniform --net FILE --init FILE` and
 `compress`, all with their defaults, one thread. A row is added as soon as it is there; what is there is not run again.
 `--smoke` runs one tiny row.
 """

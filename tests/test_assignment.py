@@ -16,7 +16,7 @@ from pyro_compress.bayes import own_priors
 from pyro_compress.bayes.assignment import assigned, assignment_of, spelled
 from pyro_compress.bayes.model import Likelihood
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.train_state import TrainState, first_stage
+from pyro_compress.bayes.train_state import TrainState, first_train_state
 from pyro_compress.cli.main import main
 from pyro_compress.graph.capture import capture
 from pyro_compress.runs.folder import load_run
@@ -43,11 +43,11 @@ class Net(nn.Module):
         return self.fc2(self.fc1(self.conv1(x).relu().flatten(1)).relu())
 
 
-def stage_of(prior: str, **options) -> tuple[TrainState, FitConfig]:
+def train_state_of(prior: str, **options) -> tuple[TrainState, FitConfig]:
     net = Net()
     config = pc.resolve(pc.FitConfig(prior=prior, device="cpu", **options), 1000)
     example = torch.rand(2, 1, 8, 8), torch.tensor([1, 2])
-    return first_stage(net, capture(net, (1, 8, 8)), Likelihood("classification", 1000), example, config), config
+    return first_train_state(net, capture(net, (1, 8, 8)), Likelihood("classification", 1000), example, config), config
 
 
 def test_one_pattern_for_all_is_the_prior(digits: Splits) -> None:
@@ -63,9 +63,9 @@ def test_one_pattern_for_all_is_the_prior(digits: Splits) -> None:
 @pytest.mark.parametrize("lr", [None, 1e-4])
 def test_each_tensor_is_fitted_by_its_own_recipe(lr: float | None) -> None:
     """Starts, spreads, groupings, bounds are the prior's own; rates are too, in proportion to a given one."""
-    stage, config = stage_of(BOTH, lr=lr)
-    guide, (horseshoe, log_uniform) = stage.objective.elbo.guide, (PRIORS["horseshoe"], PRIORS["log-uniform"])
-    shapes = {layer.shape.name: layer.shape for layer in stage.objective.layers}
+    train_state, config = train_state_of(BOTH, lr=lr)
+    guide, (horseshoe, log_uniform) = train_state.objective.elbo.guide, (PRIORS["horseshoe"], PRIORS["log-uniform"])
+    shapes = {layer.shape.name: layer.shape for layer in train_state.objective.layers}
     assert {name: shape.grouping for name, shape in shapes.items()} == {
         "conv1.weight": "input", "fc1.weight": "weight", "fc2.weight": "weight",
     }  # fmt: skip
@@ -75,7 +75,7 @@ def test_each_tensor_is_fitted_by_its_own_recipe(lr: float | None) -> None:
     assert [site for site in guide.families if site.startswith("fc1")] == ["fc1.weight.raw"]
     assert float(guide.marginal("fc1.weight.raw").scale.detach().mean()) == pytest.approx(log_uniform.init_scale)
     assert float(guide.marginal("conv1.weight.raw").scale.detach().mean()) == pytest.approx(horseshoe.init_scale)
-    rates = {one.name: one.rate for one in stage.tuned}
+    rates = {one.name: one.rate for one in train_state.tuned}
     factor = 1.0 if lr is None else lr / horseshoe.lr
     assert rates["guide.loc.conv1/weight/raw"] == pytest.approx(factor * horseshoe.lr)
     assert rates["guide.loc.fc1/weight/raw"] == pytest.approx(factor * log_uniform.lr)

@@ -129,10 +129,10 @@ def test_sgd_is_that_of_torch(digits: Splits) -> None:
     other = copy.deepcopy(net)
     plan = PointPlan(3, 0.1, "sgd", 0.5, "constant")
     train_point(net, Minibatches(data, 100, torch.Generator().manual_seed(3)), plan)
-    feed = Minibatches(data, 100, torch.Generator().manual_seed(3))
+    minibatches = Minibatches(data, 100, torch.Generator().manual_seed(3))
     velocity = [torch.zeros_like(p) for p in other.parameters()]
     for _ in range(3):
-        for _, x, y in feed.epoch():
+        for _, x, y in minibatches.epoch():
             gradients = torch.autograd.grad(F.cross_entropy(other(x), y), list(other.parameters()))
             with torch.no_grad():
                 for p, v, g in zip(other.parameters(), velocity, gradients, strict=True):

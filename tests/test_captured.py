@@ -42,7 +42,7 @@ from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.layers import BayesLayer, bayesianize, left_out, plain_weights
 from pyro_compress.bayes.model import Likelihood
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.train_state import first_stage
+from pyro_compress.bayes.train_state import first_train_state
 from pyro_compress.compression import packing
 from pyro_compress.compression.packing import folded
 from pyro_compress.compression.shrink import shrink
@@ -351,8 +351,8 @@ def test_the_first_layers_are_those_that_read_the_input() -> None:
     assert first_weights(graph) == ["body.weight", "skip.weight"]
     likelihood = Likelihood("classification", 10)
     config = resolve(FitConfig(prior="log-uniform", max_scale=0.2, device="cpu"), 10)
-    stage = first_stage(net, graph, likelihood, (torch.zeros(2, 6), torch.zeros(2).long()), config)
-    bounds = stage.objective.elbo.guide.max_log_scale
+    train_state = first_train_state(net, graph, likelihood, (torch.zeros(2, 6), torch.zeros(2).long()), config)
+    bounds = train_state.objective.elbo.guide.max_log_scale
     assert bounds == {f"{name}.weight.raw": pytest.approx(math.log(0.2)) for name in ("body", "skip")}
     seen: dict[str, Tensor] = {}
     net.train()

@@ -170,7 +170,7 @@ def test_signals(number: signal.Signals, shared: Callable[[FitConfig], Run], tmp
     config = unfinished_config(out)
     with pytest.raises(ValueError, match="an unfinished fit lies in"):
         fit_run(config, out)
-    fit_run(config, out, keeping=CheckpointConfig(resume=True))
+    fit_run(config, out, checkpointing=CheckpointConfig(resume=True))
     assert not unfinished(out).exists()
     wanted = shared(SIGNALLED)
     assert (out / "posterior.safetensors").read_bytes() == (wanted.path / "posterior.safetensors").read_bytes()
@@ -195,9 +195,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     monkeypatch.setattr(pyro_compress.training.checkpoint, "write_tensors", full)
     config = FitConfig(hidden=(8,), epochs=5, pretrain_epochs=1, limit=150, device="cpu")
     with pytest.raises(OSError, match="No space left"):
-        fit_run(config, tmp_path / "run", keeping=CheckpointConfig(every_epochs=1))
+        fit_run(config, tmp_path / "run", checkpointing=CheckpointConfig(every_epochs=1))
     monkeypatch.undo()
-    found = fit_run(config, tmp_path / "run", keeping=CheckpointConfig(resume=True))
+    found = fit_run(config, tmp_path / "run", checkpointing=CheckpointConfig(resume=True))
     assert found.posterior.tensors.keys()
     assert Checkpointer(unfinished(tmp_path / "run")).latest() is None
 

@@ -185,7 +185,7 @@ def test_what_validation_chooses_by(study: Path, tmp_path: Path, monkeypatch: py
     )[0]
     ends = {1e-3: (0.90, 0.3), 1e-2: (0.95, 0.5), 3e-2: (0.95, 0.4)}
     fitted = {config_hash(c): c.lr for c in plan(read_study(study), device="cpu", threads=1)[0].configs}
-    monkeypatch.setattr(store, "fit_run", lambda config, folder, keeping: fitted.update({folder.name: config.lr}))
+    monkeypatch.setattr(store, "fit_run", lambda config, folder, checkpointing: fitted.update({folder.name: config.lr}))
     monkeypatch.setattr(
         compare,
         "last_epoch",

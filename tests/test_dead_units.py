@@ -16,7 +16,7 @@ from pyro_compress.bayes.extract import extract, mean_tensors
 from pyro_compress.bayes.fit import fit_posterior
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Likelihood
-from pyro_compress.bayes.train_state import TrainState, first_stage
+from pyro_compress.bayes.train_state import TrainState, first_train_state
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.data.splits import load_splits
@@ -55,8 +55,8 @@ def splits() -> Splits:
     return Splits(Data(full.train.x[:300], full.train.y[:300]), full.validation, full.test, full.classes)
 
 
-def stage_of(name: str, prior: str, splits: Splits, grouping: str | None = None) -> tuple[TrainState, FitConfig]:
-    """A stage with random moments, in which some units make nothing and others are not heard."""
+def train_state_of(name: str, prior: str, splits: Splits, grouping: str | None = None) -> tuple[TrainState, FitConfig]:
+    """A train state with random moments, in which some units make nothing and others are not heard."""
     config = resolve(FitConfig(prior=prior, grouping=grouping, shrink_every=1, device="cpu"), len(splits.train))
     torch.manual_seed(4)
     net = NETS[name]()
@@ -66,20 +66,20 @@ def stage_of(name: str, prior: str, splits: Splits, grouping: str | None = None)
             module.running_var.uniform_(0.5, 2)
             module.bias.data.normal_()
     likelihood, example = Likelihood("classification", len(splits.train)), (splits.train.x[:2], splits.train.y[:2])
-    stage = first_stage(net, capture(net, splits.input_shape), likelihood, example, config)
-    for moments in (stage.state.first, stage.state.second):
+    train_state = first_train_state(net, capture(net, splits.input_shape), likelihood, example, config)
+    for moments in (train_state.state.first, train_state.state.second):
         for moment in moments:
             moment.uniform_()
-    stage.state.count = 7
-    guide = stage.objective.elbo.guide
-    layers = bayes_layers(stage.objective.elbo.model.net)
+    train_state.state.count = 7
+    guide = train_state.objective.elbo.guide
+    layers = bayes_layers(train_state.objective.elbo.model.net)
     for layer in layers:
         gated = layer.shape.gate if layer.prior.factors else layer.shape.weight
         rows = torch.rand(gated[0]) < 0.4 if layer is not layers[-1] else torch.zeros(gated[0], dtype=torch.bool)
         columns = torch.rand(gated[1]) < 0.4
         dead = rows.view(-1, *[1] * (len(gated) - 1)) | columns.view(1, -1, *[1] * (len(gated) - 2))
         bury(guide, layer, dead.expand(gated))
-    return stage, config
+    return train_state, config
 
 
 @torch.no_grad()
@@ -110,13 +110,13 @@ def test_the_smaller_network_computes_what_the_masked_one_does(
     net: str, prior: str, grouping: str | None, splits: Splits
 ) -> None:
     """With the dead weights of living units masked as before, function and guide agree exactly."""
-    stage, config = stage_of(net, prior, splits, grouping)
-    before = masked_tensors(stage, config)
-    smaller = without_dead_units(stage, (splits.train.x[:2], splits.train.y[:2]), config, 3)
+    train_state, config = train_state_of(net, prior, splits, grouping)
+    before = masked_tensors(train_state, config)
+    smaller = without_dead_units(train_state, (splits.train.x[:2], splits.train.y[:2]), config, 3)
     assert smaller is not None
     after = masked_tensors(smaller, config)
     x = splits.validation.x
-    wanted = Network(stage.graph, before).double().eval()(x.double())
+    wanted = Network(train_state.graph, before).double().eval()(x.double())
     found = Network(smaller.graph, after).double().eval()(x.double())
     assert torch.allclose(found, wanted, atol=1e-5)
     removal = smaller.removals[0]
@@ -128,21 +128,21 @@ def test_the_smaller_network_computes_what_the_masked_one_does(
 
 @pytest.mark.parametrize(("net", "prior", "grouping"), CASES)
 def test_survivors_keep_posterior_and_moments(net: str, prior: str, grouping: str | None, splits: Splits) -> None:
-    """Every value of the smaller stage is found in the larger one, at the place the removal tells."""
-    stage, config = stage_of(net, prior, splits, grouping)
-    small = trace_shrink(stage.graph, masked_tensors(stage, config))
-    smaller = without_dead_units(stage, (splits.train.x[:2], splits.train.y[:2]), config, 1)
+    """Every value of the smaller train state is found in the larger one, at the place the removal tells."""
+    train_state, config = train_state_of(net, prior, splits, grouping)
+    small = trace_shrink(train_state.graph, masked_tensors(train_state, config))
+    smaller = without_dead_units(train_state, (splits.train.x[:2], splits.train.y[:2]), config, 1)
     assert smaller is not None
-    old = {t.name: index for index, t in enumerate(stage.tuned)}
-    assert smaller.state.count == stage.state.count
+    old = {t.name: index for index, t in enumerate(train_state.tuned)}
+    assert smaller.state.count == train_state.state.count
     for index, t in enumerate(smaller.tuned):
-        assert t.rate == stage.tuned[old[t.name]].rate
+        assert t.rate == train_state.tuned[old[t.name]].rate
         rows, columns = places(t.name, small)
         for part in ("first", "second"):
-            wanted = picked(getattr(stage.state, part)[old[t.name]], rows, columns)
+            wanted = picked(getattr(train_state.state, part)[old[t.name]], rows, columns)
             assert torch.equal(getattr(smaller.state, part)[index], wanted)
         if t.name.startswith("guide.log_scale"):
-            assert torch.equal(t.parameter, picked(stage.tuned[old[t.name]].parameter, rows, columns))
+            assert torch.equal(t.parameter, picked(train_state.tuned[old[t.name]].parameter, rows, columns))
 
 
 def places(parameter: str, small: Shrunk) -> tuple[Tensor | None, Tensor | None]:
@@ -158,9 +158,9 @@ def picked(tensor: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tenso
 
 
 def test_little_is_left_alone(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage, config = stage_of("mlp", "log-uniform", splits)
+    train_state, config = train_state_of("mlp", "log-uniform", splits)
     monkeypatch.setattr(dead_units, "LEAST_SHARE", 0.99)
-    assert without_dead_units(stage, (splits.train.x[:2], splits.train.y[:2]), config, 1) is None
+    assert without_dead_units(train_state, (splits.train.x[:2], splits.train.y[:2]), config, 1) is None
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -301,7 +301,7 @@ def test_a_fit_that_ends_before_units_may_leave_says_so(options: dict, said: str
 
 def test_refused_beside_snapshots_and_dropout(splits: Splits, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leave one of them out"):
-        fit_run(fit_config(net="mlp"), tmp_path / "run", keeping=CheckpointConfig(snapshots=True))
+        fit_run(fit_config(net="mlp"), tmp_path / "run", checkpointing=CheckpointConfig(snapshots=True))
     dropping = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 10))
     with pytest.raises(ValueError, match="without dropout"):
         fit_posterior(dropping, splits, resolve(fit_config(), 300))

@@ -130,10 +130,10 @@ def test_resumes_without_the_file(small: Path, tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit_run(config, tmp_path / "run", on_epoch=stop, keeping=CheckpointConfig(every_epochs=1))
+        fit_run(config, tmp_path / "run", on_epoch=stop, checkpointing=CheckpointConfig(every_epochs=1))
     assert unfinished(tmp_path / "run").is_dir()
     given.unlink()
-    found = fit_run(config, tmp_path / "run", keeping=CheckpointConfig(resume=True))
+    found = fit_run(config, tmp_path / "run", checkpointing=CheckpointConfig(resume=True))
     for name in ("posterior.safetensors", "guide.safetensors", START):
         assert (found.path / name).read_bytes() == (wanted.path / name).read_bytes()
 

@@ -61,7 +61,7 @@ def layers() -> nn.Module:
 @pytest.mark.parametrize("bias_prior", ["none", "same"])
 @pytest.mark.parametrize("prior", PRIORS)
 def test_stored_is_fitted(prior: str, bias_prior: str, tmp_path: Path) -> None:
-    """Marginals survive the disk bit by bit; draws and moments agree with the waist; the KL with the fit's own."""
+    """Marginals survive the disk bit by bit; draws and moments agree with the posterior; the KL with the fit's own."""
     fit, marginals = fitted(tmp_path, layers(), prior=prior, bias_prior=bias_prior, epochs=4)
     for site in fit.guide.families:
         q = fit.guide.marginal(site)

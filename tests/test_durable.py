@@ -137,7 +137,7 @@ def fits(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, flo
             return point_posterior(graphs[0], tensors, config.provenance), b""
 
         monkeypatch.setattr(runs, "_fit", fitted)
-        monkeypatch.setattr(runs, "_loaded", lambda config, download, world: digits)
+        monkeypatch.setattr(runs, "_loaded", lambda config, download, group: digits)
         fit_run(CONFIG, out, **options)
 
     return fit
@@ -210,7 +210,7 @@ def check(out: Path, ended: bool, replaces: bool, fits) -> None:
     if not out.exists() and posterior.is_file() and posterior.stat().st_size:
         assert number_of(out) == 2.0
     elif not ended:
-        fits(out, 2.0, force=replaces, keeping=CheckpointConfig(resume=True))
+        fits(out, 2.0, force=replaces, checkpointing=CheckpointConfig(resume=True))
         assert number_of(out) == 2.0
     fits(out, 3.0, force=True)
     assert [path.name for path in out.parent.iterdir()] == ["run"]
@@ -238,7 +238,7 @@ def test_the_next_command_says_what_it_found(fits, tmp_path: Path, caplog: pytes
 
 def test_a_complete_run_is_never_started_anew(fits, tmp_path: Path) -> None:
     """Complete, but without its name: a plain fit is refused, a resumed one has nothing left to do."""
-    for options in ({}, {"keeping": CheckpointConfig(resume=True)}):
+    for options in ({}, {"checkpointing": CheckpointConfig(resume=True)}):
         out = tmp_path / f"run{len(options)}"
         fits(out, 1.0)
         os.replace(out, unfinished(out))
@@ -258,12 +258,12 @@ def test_an_error_of_the_user_leaves_checkpoints(fits, tmp_path: Path, monkeypat
     kept = sorted(unfinished(tmp_path / "run").glob("checkpoint-*"))
     assert kept
 
-    def missing(config, download, world) -> None:
+    def missing(config, download, group) -> None:
         raise ValueError("no such data")
 
     monkeypatch.setattr(runs, "_loaded", missing)
     with pytest.raises(ValueError, match="no such data"):
-        fit_run(CONFIG, tmp_path / "run", keeping=CheckpointConfig(resume=True))
+        fit_run(CONFIG, tmp_path / "run", checkpointing=CheckpointConfig(resume=True))
     assert sorted(unfinished(tmp_path / "run").glob("checkpoint-*")) == kept
 
 

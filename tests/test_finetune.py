@@ -50,7 +50,7 @@ def tuned(run: Run, splits: Splits, **how: float) -> Compressed:
     return Compressed(*finetune(run.posterior, masks(run.posterior), splits.train, recipe), {})
 
 
-def survivors(run: Run, **how: float) -> QuantizationAware:
+def quantization_aware(run: Run, **how: float) -> QuantizationAware:
     posterior, recipe = run.posterior, FineTune(**how)  # type: ignore[arg-type]
     tensors = {name: layer.mean * masks(posterior)[name] for name, layer in posterior.layers.items()}
     spreads = {name: layer.std for name, layer in posterior.layers.items()} if recipe.svi else {}
@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_file(run: Run, digits: Splits) -> None:
 @pytest.mark.parametrize("svi", [False, True])
 def test_dropping_units_changes_nothing_but_the_units(run: Run, digits: Splits, svi: bool) -> None:
     """Function, latent values, spreads and Adam's memory of the survivors are those from before."""
-    work = survivors(run, svi=svi)
+    work = quantization_aware(run, svi=svi)
     x, y = digits.train.x[:64], digits.train.y[:64]
     for _ in range(3):
         work.train(x, y, None, 0.5, len(digits.train))
@@ -137,7 +137,7 @@ def test_a_run_gives_the_same_file_in_every_process(run: Run, tmp_path: Path) ->
 
 def test_the_worst_weights_nearby_are_where_they_should_be(run: Run, digits: Splits) -> None:
     """At the radius, on the survivors alone, and worse than any of a hundred other places that far away."""
-    work, x, y = survivors(run, sam_rho=0.1), digits.train.x[:256], digits.train.y[:256]
+    work, x, y = quantization_aware(run, sam_rho=0.1), digits.train.x[:256], digits.train.y[:256]
     values = {name: value.detach() for name, value in work.rounded().items()}
     worst = work.worst_nearby(values, x, y, None)
     moved = {name: worst[name] - values[name] for name in worst}
@@ -155,7 +155,7 @@ def test_the_worst_weights_nearby_are_where_they_should_be(run: Run, digits: Spl
 
 def test_a_sharpness_aware_step_descends_from_the_worst_weights(run: Run, digits: Splits) -> None:
     """As Foret et al.'s algorithm 1, spelled out beside it: two gradients, the second one is the step's."""
-    work, x, y = survivors(run, sam_rho=0.2, lam=0.0), digits.train.x[:64], digits.train.y[:64]
+    work, x, y = quantization_aware(run, sam_rho=0.2, lam=0.0), digits.train.x[:64], digits.train.y[:64]
     names = [name for name in work.free if name in work.steps]
     begin = {name: value.detach().clone().requires_grad_() for name, value in work.rounded().items()}
 
@@ -362,7 +362,7 @@ def test_rates_are_searched_for(run: Run, digits: Splits, tmp_path: Path) -> Non
     how = FineTune(epochs=3, masked_epochs=1, batch_size=64)
     report = compress_run(
         run.posterior, digits, tmp_path / "a.pcn", pc.Goal(target_error=0.08), FineTuning(how),
-        watch=SearchCallbacks(candidate=trials.append),
+        callbacks=SearchCallbacks(candidate=trials.append),
     )  # fmt: skip
     assert report.validation_after.accuracy >= 0.92
     assert 3 <= len({trial.lam for trial in trials}) <= 4

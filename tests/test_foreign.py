@@ -441,6 +441,6 @@ def test_a_checkpoint_of_others(tmp_path: Path) -> None:
         path.write_bytes(whole)
         altered(path, change, path)
         with pytest.raises(ValueError, match=r"not of this fit|none of this optimizer's|remembers"):
-            fit_run(config, tmp_path / "run", keeping=CheckpointConfig(resume=True))
+            fit_run(config, tmp_path / "run", checkpointing=CheckpointConfig(resume=True))
     path.write_bytes(whole)
-    assert fit_run(config, tmp_path / "run", keeping=CheckpointConfig(resume=True)).posterior
+    assert fit_run(config, tmp_path / "run", checkpointing=CheckpointConfig(resume=True)).posterior

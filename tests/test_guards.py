@@ -71,7 +71,7 @@ def test_a_rewound_fit_ends_and_its_records_are_honest(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("pyro_compress.bayes.fit.exploded", once)
     config = replace(CONFIG, data=arrays(tmp_path / "a.npz"), nan_policy="rewind", lr=1e-3)
-    run = fit_run(config, tmp_path / "run", keeping=CheckpointConfig(every_epochs=1))
+    run = fit_run(config, tmp_path / "run", checkpointing=CheckpointConfig(every_epochs=1))
     document = tomllib.loads((run.path / "config.toml").read_text())
     (rewind,) = document["rewinds"]
     assert "KL rose after step" in rewind["reason"]

@@ -40,7 +40,7 @@ def check(run: Path) -> None:
 
 
 def test_events_say_what_the_history_says(tmp_path: Path) -> None:
-    fit_run(CONFIG, tmp_path / "run", keeping=CheckpointConfig(log="tensorboard"))
+    fit_run(CONFIG, tmp_path / "run", checkpointing=CheckpointConfig(log="tensorboard"))
     check(tmp_path / "run")
 
 
@@ -52,12 +52,14 @@ def test_resumed(tmp_path: Path) -> None:
             raise Interrupted("here")
 
     with pytest.raises(Interrupted):
-        fit_run(CONFIG, tmp_path / "run", on_epoch=stop, keeping=CheckpointConfig(every_epochs=2, log="tensorboard"))
-    fit_run(CONFIG, tmp_path / "run", keeping=CheckpointConfig(resume=True, log="tensorboard"))
+        fit_run(
+            CONFIG, tmp_path / "run", on_epoch=stop, checkpointing=CheckpointConfig(every_epochs=2, log="tensorboard")
+        )
+    fit_run(CONFIG, tmp_path / "run", checkpointing=CheckpointConfig(resume=True, log="tensorboard"))
     check(tmp_path / "run")
 
 
 def test_unknown(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown log 'x'; allowed: tensorboard"):
-        fit_run(CONFIG, tmp_path / "run", keeping=CheckpointConfig(log="x"))
+        fit_run(CONFIG, tmp_path / "run", checkpointing=CheckpointConfig(log="x"))
     assert not list(tmp_path.iterdir())

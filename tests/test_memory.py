@@ -193,7 +193,7 @@ def test_what_misses_its_target_is_not_counted_in_bytes(digits: Splits, monkeypa
     assert not counted
     assert candidates.trial(0.5, Grid(0.25), reached) == (scored, 2)
     seen: list[Trial] = []
-    candidates.watch = SearchCallbacks(candidate=seen.append)
+    candidates.callbacks = SearchCallbacks(candidate=seen.append)
     assert candidates.trial(0.5, Grid(0.25), missed) == (scored, 2)
     assert (len(counted), seen[0].bytes, seen[0].sparsity) == (2, 2, 0.5)
     assert candidates.scores_of(candidates.candidate(0.5, Grid(0.25))) == scored

@@ -46,7 +46,7 @@ def test_a_fit_goes_on(tmp_path: Path) -> None:
             raise Interrupted("here")
 
     with pytest.raises(Interrupted):
-        fit_run(CONFIG, tmp_path / "run", on_epoch=stop, keeping=CheckpointConfig(every_epochs=1))
+        fit_run(CONFIG, tmp_path / "run", on_epoch=stop, checkpointing=CheckpointConfig(every_epochs=1))
     seen = list[int]()
     fitted = pc.resume(tmp_path / "run", callbacks=[lambda epoch: seen.append(epoch.epoch)])
     whole = fit_run(CONFIG, tmp_path / "whole")

@@ -218,7 +218,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
         config = FitConfig(prior="none", hidden=(4,), epochs=1, device="cpu", data="mine.npz")
         if resume:
             config = unfinished_config(tmp_path / "there" / "run")
-        fit_run(config, tmp_path / "there" / "run", keeping=CheckpointConfig(resume=resume))
+        fit_run(config, tmp_path / "there" / "run", checkpointing=CheckpointConfig(resume=resume))
 
     return fitted
 

@@ -70,7 +70,7 @@ def test_side_tables_have_a_row_for_each(table: str) -> None:
 
 
 def test_tables_name_only_what_there_is() -> None:
-    assert set(space.BEFORE) <= {"none", *priors.PRIORS}
+    assert set(space.FIT_SPACES) <= {"none", *priors.PRIORS}
     assert set(splits.PREPROCESSING) <= set(datasets.DATASETS)
 
 
@@ -84,7 +84,7 @@ def test_every_prior_has_what_its_consumers_need(name: str) -> None:
         starts = prior.start(shape, torch.randn(3, 4), 0.01)
         assert {start.family.__name__ for start in starts.values()} <= set(FAMILIES)
         assert shape.site in starts
-    for parameter in space.before_the_waist(name):
+    for parameter in space.fit_space(name):
         option = parameter.option
         assert option in FitConfig.__dataclass_fields__ or option.startswith("prior_options.")
         lowest = {option.partition(".")[2]: parameter.low} if option.startswith("prior_options.") else {}

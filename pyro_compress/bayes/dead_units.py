@@ -21,7 +21,7 @@ from pyro_compress.bayes.assignment import assigned
 from pyro_compress.bayes.extract import mean_tensors, moments
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers
 from pyro_compress.bayes.model import Likelihood
-from pyro_compress.bayes.train_state import Chosen, TrainState, first_stage
+from pyro_compress.bayes.train_state import Chosen, TrainState, first_train_state
 from pyro_compress.compression.prune import kept
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.foreign import of_type, record
@@ -47,63 +47,63 @@ def refuse_dropout(net: nn.Module) -> None:
 
 
 def without_dead_units(
-    stage: TrainState, example: tuple[Tensor, Tensor], config: FitConfig, epoch: int
+    train_state: TrainState, example: tuple[Tensor, Tensor], config: FitConfig, epoch: int
 ) -> TrainState | None:
-    """The stage of the smaller network, or None where too little would go.
+    """The train state of the smaller network, or None where too little would go.
 
     Args:
-        stage: stays as it is.
+        train_state: stays as it is.
         example: a small minibatch, on the device.
         config: resolved.
         epoch: at whose end this happens.
     """
-    masked = masked_tensors(stage, config)
-    small = trace_shrink(stage.graph, masked)
+    masked = masked_tensors(train_state, config)
+    small = trace_shrink(train_state.graph, masked)
     before, after = (sum(tensor.numel() for tensor in part.values()) for part in (masked, small.tensors))
     if before - after < LEAST_SHARE * before:
         return None
-    net = Layered(small.graph, small.tensors, momenta(stage.mean_net)).to(config.device)
-    new = first_stage(net, small.graph, _likelihood(stage), example, config, _with_prior(stage))
-    carry(stage, new, small, masked)
-    removal = Removal(epoch, widths_of(stage), widths_of(new), before, after)
-    return replace(new, removals=(*stage.removals, removal))
+    net = Layered(small.graph, small.tensors, momenta(train_state.mean_net)).to(config.device)
+    new = first_train_state(net, small.graph, _likelihood(train_state), example, config, _with_prior(train_state))
+    carry(train_state, new, small, masked)
+    removal = Removal(epoch, widths_of(train_state), widths_of(new), before, after)
+    return replace(new, removals=(*train_state.removals, removal))
 
 
-def _likelihood(stage: TrainState) -> Likelihood:
-    return copy.deepcopy(stage.objective.elbo.model.likelihood)
+def _likelihood(train_state: TrainState) -> Likelihood:
+    return copy.deepcopy(train_state.objective.elbo.model.likelihood)
 
 
-def _with_prior(stage: TrainState) -> Chosen:
+def _with_prior(train_state: TrainState) -> Chosen:
     """What has a prior: those of the smaller network that are among it keep it."""
-    layers = stage.objective.layers
+    layers = train_state.objective.layers
     own = [layer.shape.name for layer in layers if isinstance(layer, BayesLayer)]
     return Chosen(own, [layer.shape.name for layer in layers if not isinstance(layer, BayesLayer)])
 
 
-def masked_tensors(stage: TrainState, config: FitConfig) -> dict[str, Tensor]:
+def masked_tensors(train_state: TrainState, config: FitConfig) -> dict[str, Tensor]:
     """Posterior mean of every tensor of the graph, on the CPU; a weight that scores below the threshold is zero."""
-    model, guide = stage.objective.elbo.model, stage.objective.elbo.guide
+    model, guide = train_state.objective.elbo.model, train_state.objective.elbo.guide
     layers = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in bayes_layers(model.net)}
     masks = kept(layers, assigned(config).criterion)
-    tensors = _means(stage)
+    tensors = _means(train_state)
     return tensors | {name: torch.where(mask, tensors[name], 0.0) for name, mask in masks.items()}
 
 
-def widths_of(stage: TrainState) -> list[int]:
-    """Widths of a stage's network from input to output."""
-    return widths(stage.graph, _means(stage))
+def widths_of(train_state: TrainState) -> list[int]:
+    """Widths of a train state's network from input to output."""
+    return widths(train_state.graph, _means(train_state))
 
 
-def _means(stage: TrainState) -> dict[str, Tensor]:
-    net = stage.objective.elbo.model.net
-    tensors = tensors_of(net) | mean_tensors(net, stage.objective.elbo.guide)
-    used = dict.fromkeys(name for node in stage.graph.nodes for name in node.parameters.values())
+def _means(train_state: TrainState) -> dict[str, Tensor]:
+    net = train_state.objective.elbo.model.net
+    tensors = tensors_of(net) | mean_tensors(net, train_state.objective.elbo.guide)
+    used = dict.fromkeys(name for node in train_state.graph.nodes for name in node.parameters.values())
     return {name: tensors[name].detach().cpu().clone() for name in used}
 
 
 @torch.no_grad()
 def carry(old: TrainState, new: TrainState, small: Shrunk, masked: dict[str, Tensor]) -> None:
-    """Give the new stage what the old one knows of the units that stay.
+    """Give the new train state what the old one knows of the units that stay.
 
     Args:
         old: the larger network.
@@ -150,33 +150,36 @@ def _cut(tensor: Tensor, small: Shrunk, name: str) -> Tensor:
 # --- in a checkpoint
 
 
-def stored_network(stage: TrainState) -> dict[str, Any]:
+def stored_network(train_state: TrainState) -> dict[str, Any]:
     """What a checkpoint must say of a network that got smaller, as JSON takes it."""
-    if not stage.removals:
+    if not train_state.removals:
         return {}
-    shapes = {name: list(tensor.shape) for name, tensor in stage.mean_net.state_dict().items()}
-    removals = [asdict(removal) for removal in stage.removals]
-    return {"network": {"graph": asdict(stage.graph), "shapes": shapes, "removals": removals}}
+    shapes = {name: list(tensor.shape) for name, tensor in train_state.mean_net.state_dict().items()}
+    removals = [asdict(removal) for removal in train_state.removals]
+    return {"network": {"graph": asdict(train_state.graph), "shapes": shapes, "removals": removals}}
 
 
 def with_stored_network(
-    numbers: dict[str, Any], stage: TrainState, example: tuple[Tensor, Tensor], config: FitConfig
+    numbers: dict[str, Any], train_state: TrainState, example: tuple[Tensor, Tensor], config: FitConfig
 ) -> TrainState:
-    """The stage that a checkpoint was taken in, its state still to be restored.
+    """The train state that a checkpoint was taken in, its state still to be restored.
 
     Args:
         numbers: of the checkpoint.
-        stage: the first one of the fit.
+        train_state: the first one of the fit.
         example: a small minibatch, on the device.
         config: resolved.
     """
     if "network" not in numbers:
-        return stage
-    network, most = numbers["network"], sum(tensor.numel() for tensor in stage.mean_net.state_dict().values())
+        return train_state
+    network, most = numbers["network"], sum(tensor.numel() for tensor in train_state.mean_net.state_dict().values())
     if sum(map(math.prod, of_type(network["shapes"], dict[str, list[int]], "shapes").values())) > most:
         raise ValueError("its network is larger than the one that the fit began with")
     zeros = {name: torch.zeros(shape) for name, shape in network["shapes"].items()}
     graph = graph_of(network["graph"])
-    net = Layered(graph, zeros, momenta(stage.mean_net)).to(config.device)
+    net = Layered(graph, zeros, momenta(train_state.mean_net)).to(config.device)
     removals = tuple(record(Removal, removal, "removals") for removal in network["removals"])
-    return replace(first_stage(net, graph, _likelihood(stage), example, config, _with_prior(stage)), removals=removals)
+    return replace(
+        first_train_state(net, graph, _likelihood(train_state), example, config, _with_prior(train_state)),
+        removals=removals,
+    )

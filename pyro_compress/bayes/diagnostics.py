@@ -102,7 +102,7 @@ def diagnose(
     """Draw networks from a posterior and note what diagnostics need.
 
     Args:
-        posterior: the waist: graph, point-valued tensors, pruning criterion.
+        posterior: graph, point-valued tensors, pruning criterion.
         marginals: the posterior's own parameters.
         train: the training split.
         size: how much is drawn.

@@ -1,4 +1,4 @@
-"""From a fit to the waist: moments of every weight. The last line of Pyro."""
+"""From a fit to a `Posterior`: moments of every weight. The last line of Pyro."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ def extract(fit: Fit) -> Posterior:
     found = {shape.name: moments(shape, prior, guide) for layer in bayes_layers(net) for shape, prior in layer.parts}
     noise = fit.model.likelihood.noise
     provenance = fit.config.provenance | ({} if noise is None else {"noise": noise})
-    return replace(waist(net, fit.graph, found, assigned(fit.config).criterion, provenance), removals=fit.removals)
+    posterior = posterior_of(net, fit.graph, found, assigned(fit.config).criterion, provenance)
+    return replace(posterior, removals=fit.removals)
 
 
-def waist(
+def posterior_of(
     net: nn.Module, graph: Graph, found: dict[str, LayerPosterior], criterion: str, provenance: dict[str, Any]
 ) -> Posterior:
     """Moments of tensors, and whatever else a network holds, as what compression takes.

@@ -17,7 +17,7 @@ from pyro_compress.bayes.layers import bayes_layers, check_keep, left_out
 from pyro_compress.bayes.model import Fit, Likelihood
 from pyro_compress.bayes.own_guides import Own
 from pyro_compress.bayes.step import Rule, Step, eager
-from pyro_compress.bayes.train_state import TrainState, bayesian, check_assigned, chosen, first_stage
+from pyro_compress.bayes.train_state import TrainState, bayesian, check_assigned, chosen, first_train_state
 from pyro_compress.doubts import doubt
 from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.metrics import residual_noise
@@ -79,7 +79,7 @@ def fit_posterior(
     with torch.random.fork_rng(), pyro.validation_enabled(False):
         torch.manual_seed(config.seed)
         progress = Progress(splits, config, on_epoch, checkpointer or Checkpointer(), on_step)
-        if progress.world.first:
+        if progress.group.first:
             for sentence in (
                 doubtful_end(graph, splits.task),
                 left_out(net, graph, [*among.layers, *among.tensors], config.keep),
@@ -92,16 +92,16 @@ def fit_posterior(
             progress.train_point(start, plan)
         noise = residual_noise(start.eval(), splits, config.device) or 1.0
         likelihood = Likelihood(splits.task, len(splits.train), noise, progress.weights)
-        stage = first_stage(start, graph, likelihood, progress.example(2), config, among)
-        _refuse_what_layers_lack(stage, progress.example(2))
-        stage = _Inference(progress, stage, on_layers).run()
-    if progress.world.first:
+        train_state = first_train_state(start, graph, likelihood, progress.example(2), config, among)
+        _refuse_what_layers_lack(train_state, progress.example(2))
+        train_state = _Inference(progress, train_state, on_layers).run()
+    if progress.group.first:
         doubt(log, over_pruned(progress.history, splits))
-    model, guide = stage.objective.elbo.model, stage.objective.elbo.guide
-    return Fit(model, guide, net, stage.graph, config, tuple(progress.history), stage.removals)
+    model, guide = train_state.objective.elbo.model, train_state.objective.elbo.guide
+    return Fit(model, guide, net, train_state.graph, config, tuple(progress.history), train_state.removals)
 
 
-def _refuse_what_layers_lack(stage: TrainState, example: tuple[Tensor, Tensor]) -> None:
+def _refuse_what_layers_lack(train_state: TrainState, example: tuple[Tensor, Tensor]) -> None:
     """Run the program once: a layer with a prior can be called, and has nothing else of what stood in its place.
 
     Raises:
@@ -109,7 +109,7 @@ def _refuse_what_layers_lack(stage: TrainState, example: tuple[Tensor, Tensor]) 
     """
     try:
         with torch.random.fork_rng(), torch.no_grad():
-            stage.objective(*example, 1.0)
+            train_state.objective(*example, 1.0)
     except (AttributeError, TypeError) as error:
         raise ValueError(
             f"the network asks a layer with a prior for more than its output: {error}; leave it as it is with --keep"
@@ -124,13 +124,13 @@ class _Inference:
 
     Args:
         progress: data, history, checkpoints.
-        stage: the network's program, before the first step.
+        train_state: the network's program, before the first step.
         on_layers: called after every epoch.
     """
 
-    def __init__(self, progress: Progress, stage: TrainState, on_layers: OnLayers | None = None):
-        self.progress, self.stage, self.on_layers = progress, stage, on_layers
-        self.config, self.batches = progress.config, progress.feed.batches
+    def __init__(self, progress: Progress, train_state: TrainState, on_layers: OnLayers | None = None):
+        self.progress, self.train_state, self.on_layers = progress, train_state, on_layers
+        self.config, self.batches = progress.config, progress.minibatches.batches
         self.pretrained = self.config.pretrain_epochs or 0
         self.total = ((self.config.epochs or 0) - self.pretrained) * self.batches
         self.noted: list[Tensor] = []  # of every minibatch of the running epoch
@@ -141,14 +141,14 @@ class _Inference:
         snapshot = progress.snapshot if progress.snapshot and progress.snapshot.phase == "svi" else None
         if snapshot:
             with restoring(progress.checkpointer):
-                self.stage = with_stored_network(snapshot.numbers, self.stage, progress.example(2), config)
-                self.stage.state.restore(snapshot.part("state"), snapshot.numbers["step"])
-                self.noted = list(snapshot.tensors["noted"].to(config.device) * float(progress.world.first))
+                self.train_state = with_stored_network(snapshot.numbers, self.train_state, progress.example(2), config)
+                self.train_state.state.restore(snapshot.part("state"), snapshot.numbers["step"])
+                self.noted = list(snapshot.tensors["noted"].to(config.device) * float(progress.group.first))
         step = self.stepper()
         if snapshot:
             progress.go_on(snapshot)
         else:
-            tensors = self.stage.state.tensors()
+            tensors = self.train_state.state.tensors()
             progress.begin(tensors.values(), self.pretrained * self.batches)
         for _ in range(len(progress.history), 0 if progress.stopped else config.epochs or 0):
             self.epoch(step)
@@ -157,27 +157,27 @@ class _Inference:
             if progress.over(config.kl_weight):
                 break
             if smaller:
-                self.stage = smaller
+                self.train_state = smaller
                 step = self.stepper()
         self.settle()
-        return self.stage
+        return self.train_state
 
     def epoch(self, step: Step) -> None:
         """One pass over the data."""
-        state, config = self.stage.state, self.config
+        state, config = self.train_state.state, self.config
         self.train_mode()
-        for index, x, y in self.progress.feed.epoch():
+        for index, x, y in self.progress.minibatches.epoch():
             weight = self.kl_weight(state.count) * minibatch_weight(config.kl_schedule, index, self.batches)
             factor = SCHEDULES[config.lr_schedule](state.count / self.total) * self.progress.cooldown()
-            self.noted.append(step(x, y, weight, factor) * self.progress.feed.share)
+            self.noted.append(step(x, y, weight, factor) * self.progress.minibatches.share)
             if index % LOOK_EVERY == 0:
                 self.look(state.count)
             ends = self.progress.tell("svi", state.count, self.noted[-1])
-            self.progress.keep("svi", self.tensors, state.count, stored_network(self.stage))
+            self.progress.keep("svi", self.tensors, state.count, stored_network(self.train_state))
             if ends:
                 break
-        model = self.stage.objective.elbo.model
-        self.progress.world.average_statistics_(model)
+        model = self.train_state.objective.elbo.model
+        self.progress.group.average_statistics_(model)
         model.eval()
 
     def smaller(self) -> TrainState | None:
@@ -185,12 +185,16 @@ class _Inference:
         every, epoch = self.config.shrink_every, len(self.progress.history) + 1
         if not every or (epoch - self.pretrained) % every or epoch == self.config.epochs:
             return None
-        return without_dead_units(self.stage, self.progress.example(2), self.config, epoch)
+        return without_dead_units(self.train_state, self.progress.example(2), self.config, epoch)
 
     def note(self, smaller: TrainState | None) -> None:
         """Evaluate the terms of the ELBO and the posterior mean."""
-        model, guide, step = self.stage.objective.elbo.model, self.stage.objective.elbo.guide, self.stage.state.count
-        kl = self.progress.world.mean(kl_nats(model.net, guide, self.config.samples))
+        model, guide, step = (
+            self.train_state.objective.elbo.model,
+            self.train_state.objective.elbo.guide,
+            self.train_state.state.count,
+        )
+        kl = self.progress.group.mean(kl_nats(model.net, guide, self.config.samples))
         log_likelihood = float(self.whole(self.noted).mean())
         self.noted.clear()
         done = self.pretrained * self.batches + step
@@ -200,7 +204,7 @@ class _Inference:
         if wrong := ", ".join(broken) or exploded(kl, log_likelihood, before, self.progress.splits):
             raise self.failed(wrong, done)
         mean = mean_tensors(model.net, guide)
-        self.stage.mean_net.load_state_dict(mean | self.statistics(mean))
+        self.train_state.mean_net.load_state_dict(mean | self.statistics(mean))
         epoch = Epoch(
             phase="svi", step=done, negative_elbo_nats=kl - log_likelihood,
             expected_log_likelihood_nats=log_likelihood, kl_nats=kl, kl_weight=self.kl_weight(step),
@@ -210,7 +214,7 @@ class _Inference:
             layers = bayes_layers(model.net)
             found = {layer.shape.name: moments(layer.shape, layer.prior, guide) for layer in layers}
             self.on_layers(len(self.progress.history) + 1, found)
-        self.progress.note(self.stage.mean_net, epoch, model.likelihood.noise)
+        self.progress.note(self.train_state.mean_net, epoch, model.likelihood.noise)
 
     def look(self, step: int) -> None:
         """Stop where the last noted log-likelihood is not finite."""
@@ -220,13 +224,13 @@ class _Inference:
 
     def failed(self, term: str, step: int) -> Diverged:
         """The error of a term of the ELBO that went wrong."""
-        return diverged(term, step, self.stage.objective.elbo.named_parameters(), self.config)
+        return diverged(term, step, self.train_state.objective.elbo.named_parameters(), self.config)
 
     def train_mode(self) -> None:
         """Training mode; batch norm normalises by the minibatch and updates its statistics, unless it is frozen."""
-        self.stage.objective.elbo.model.train()
+        self.train_state.objective.elbo.model.train()
         if self.config.batch_norm == "frozen":
-            for module in self.stage.objective.elbo.model.modules():
+            for module in self.train_state.objective.elbo.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
@@ -238,38 +242,38 @@ class _Inference:
         """
         if self.config.batch_norm == "frozen":
             return {}
-        return batch_statistics(self.stage.graph, mean, self.progress.splits.train.x)
+        return batch_statistics(self.train_state.graph, mean, self.progress.splits.train.x)
 
     @torch.no_grad()
     def settle(self) -> None:
         """Give the model, at the end, the statistics that belong to its posterior mean."""
-        net = self.stage.objective.elbo.model.net
+        net = self.train_state.objective.elbo.model.net
         buffers = dict(net.named_buffers())
-        for name, values in self.statistics(mean_tensors(net, self.stage.objective.elbo.guide)).items():
+        for name, values in self.statistics(mean_tensors(net, self.train_state.objective.elbo.guide)).items():
             buffers[name].copy_(values)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of this phase."""
-        self.progress.world.average_statistics_(self.stage.objective.elbo)
-        kept = {f"state/{name}": tensor for name, tensor in self.stage.state.tensors().items()}
+        self.progress.group.average_statistics_(self.train_state.objective.elbo)
+        kept = {f"state/{name}": tensor for name, tensor in self.train_state.state.tensors().items()}
         return kept | {"noted": self.whole(self.noted)}
 
     def whole(self, noted: list[Tensor]) -> Tensor:
         """Log-likelihoods that whole minibatches have, of which every process noted the share of its own rows."""
         summed = torch.stack(noted)
-        self.progress.world.add_([summed])
+        self.progress.group.add_([summed])
         return summed
 
     def stepper(self) -> Step:
         """The eager step, or the captured one where compiling it pays."""
-        config, feed = self.config, self.progress.feed
-        rule = Rule(config.clip_norm, config.accumulate, feed.combine if feed.world.size > 1 else None)
-        objective, tuned, state = self.stage.objective, self.stage.tuned, self.stage.state
+        config, minibatches = self.config, self.progress.minibatches
+        rule = Rule(config.clip_norm, config.accumulate, minibatches.combine if minibatches.group.size > 1 else None)
+        objective, tuned, state = self.train_state.objective, self.train_state.tuned, self.train_state.state
         own = isinstance(objective.elbo.guide, Own)  # what it does beside drawing, a trace would do once
         if config.compile == "off" or (config.compile == "auto" and (own or self.total < COMPILE_STEPS)):
             return eager(objective, tuned, rule, state)
         try:
-            example = self.progress.example(feed.usual)
+            example = self.progress.example(minibatches.usual)
             self.train_mode()
             return captured(objective, tuned, rule, state, example)
         except Exception as error:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_compress.bayes.assignment import assigned
-from pyro_compress.bayes.extract import moments, net_with, waist
+from pyro_compress.bayes.extract import moments, net_with, posterior_of
 from pyro_compress.bayes.layers import bayes_layers, multiplied
 from pyro_compress.bayes.matched import Draw, Matched, Moments, correlated, drawn, gaussian, matched
 from pyro_compress.bayes.priors import Prior
@@ -36,7 +36,7 @@ class Inferred:
     """A posterior, and what of it is drawn from again.
 
     Attributes:
-        posterior: the waist.
+        posterior: moments of every weight, and the network.
         marginals: of every site, behind a guide's face; None where nothing has a spread.
         shapes: tensors that these sites make up.
         config: prior, task and the like.
@@ -81,7 +81,7 @@ def of_program(model: ProgramModel, splits: Splits, source: Any, draws: int, see
     spread = any(bool(layer.std.any()) for layer in found.values())
     criterion = assigned(model.config).criterion if spread else "magnitude"
     net = _settled(model, examples_of(splits, SPLITS[0]).x, found)
-    posterior = waist(net, model.graph, found, criterion, provenance)
+    posterior = posterior_of(net, model.graph, found, criterion, provenance)
     shapes = [shape for shape, _ in parts]
     return Inferred(posterior, marginals if spread else None, shapes, model.config, own is not None)
 

@@ -1,7 +1,7 @@
 """A fitted posterior at rest: the marginal of every site, stored, read back and drawn from.
 
-The moments of the waist (`types.Posterior`) are enough to compress; diagnostics need draws and densities. Together with
-the waist's graph the marginals rebuild both sides of the Pyro program, guide and prior, without the network's source.
+The moments of a `types.Posterior` are enough to compress; diagnostics need draws and densities. Together with
+its graph the marginals rebuild both sides of the Pyro program, guide and prior, without the network's source.
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ def networks(posterior: Posterior, marginals: Marginals, draws: int, seed: int) 
 
 
 def drawn_network(posterior: Posterior, drawn: dict[str, TensorDraw]) -> Network:
-    """The network that one draw stands for; tensors without a prior are those of the waist."""
+    """The network that one draw stands for; tensors without a prior are those of the posterior."""
     weights = {name: _laid_out(tensor.value) for name, tensor in drawn.items()}
     return Network(posterior.graph, posterior.tensors | weights, own=True).eval()
 

@@ -1,6 +1,6 @@
 """A network under inference at its present size: its program, the parameters, and Adam's memory of them.
 
-A fit has one stage, unless dead units leave it (`pyro_compress.bayes.dead_units`): then the next stage takes over.
+A fit has one train state, unless dead units leave it (`pyro_compress.bayes.dead_units`): then the next takes over.
 """
 
 from __future__ import annotations
@@ -91,16 +91,16 @@ def check_assigned(config: FitConfig, among: Chosen) -> None:
     assigned(config).check(n for n in names if not any(fnmatchcase(n.rpartition(".")[0], k) for k in config.keep))
 
 
-def first_stage(
+def first_train_state(
     net: nn.Module, graph: Graph, likelihood: Likelihood, example: tuple[Tensor, Tensor], config: FitConfig,
     among: Chosen | None = None,
 ) -> TrainState:  # fmt: skip
     """The program of a plain network, its posterior around the network's weights.
 
     Args:
-        net: on the device; it becomes the stage's `mean_net`.
+        net: on the device; it becomes the train state's `mean_net`.
         graph: the same as data.
-        likelihood: the observed end of the program; the stage takes it over.
+        likelihood: the observed end of the program; the train state takes it over.
         example: a small minibatch, on the device.
         config: resolved.
         among: what may get a prior; None: all that can (`chosen`).

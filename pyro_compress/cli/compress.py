@@ -170,13 +170,13 @@ def compressed(
     teacher = Teacher.of([(taught.posterior, taught.config.net) for taught in taught_by]) if taught_by else None
     way = way_of(config, named.get("seed", 0), teacher)
     with progress_shown() as show:
-        watch = SearchCallbacks(
+        callbacks = SearchCallbacks(
             trial=lambda done, total: show("searching on the validation split", done, total),
             epoch=lambda epoch, epochs, kept: show("fine-tuning", epoch, epochs, f"fine-tuning, {kept:,} values left"),
         )
         report = compress_run(
             source.posterior, source.splits, out, replace(config, reference=source.reference), way, device,
-            replace(watch, candidate=on_candidate), config.reorder,
+            replace(callbacks, candidate=on_candidate), config.reorder,
         )  # fmt: skip
     return source, report
 

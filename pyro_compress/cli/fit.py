@@ -96,22 +96,22 @@ def fit(
         if print_config or dry_run:
             echo(rehearsal_text(FitConfig(**given(context, FitConfig)), out, force, print_config))
             return
-        keeping = CheckpointConfig(**given(context, CheckpointConfig))
-        with joined(context.params["device"]) as world:
+        checkpointing = CheckpointConfig(**given(context, CheckpointConfig))
+        with joined(context.params["device"]) as group:
             config = FitConfig(**given(context, FitConfig))
             where = resume or out or Path("runs") / default_name(config.data, config.net, config.prior, config.seed)
             try:
-                with epoch_printer() if world.first and not hushed() else nullcontext(Callback()) as shown:
+                with epoch_printer() if group.first and not hushed() else nullcontext(Callback()) as shown:
                     if resume:
-                        run = resume_run(resume, force, download, shown.on_epoch, keeping, world, announced)
+                        run = resume_run(resume, force, download, shown.on_epoch, checkpointing, group, announced)
                     else:
-                        run = fit_run(config, where, force, download, shown.on_epoch, keeping, world)
+                        run = fit_run(config, where, force, download, shown.on_epoch, checkpointing, group)
             except Interrupted:
-                if world.first:
+                if group.first:
                     again = f"{where} --force" if force else f"{where}"
                     echo(f"stopped, state kept; go on with: pyro-compress fit --resume {again}", err=True)
                 raise click.exceptions.Exit(130) from None
-    if world.first:
+    if group.first:
         config = run.config if resume else config
         history = read_history(run.path)
         if as_json:

@@ -53,12 +53,12 @@ class Candidates:
     """Builds and scores candidates for one posterior.
 
     Args:
-        posterior: the waist.
+        posterior: moments of every weight, and the network.
         splits: the data.
         criterion: of pruning.
         device: where candidates are evaluated.
         shares: of the weights to remove that will be asked for.
-        watch: told of candidates.
+        callbacks: told of candidates.
 
     Attributes:
         stopped: whether who is told of candidates wants no more of them.
@@ -66,10 +66,10 @@ class Candidates:
 
     def __init__(
         self, posterior: Posterior, splits: Splits, criterion: str, device: str, shares: Iterable[float] = (),
-        watch: SearchCallbacks | None = None,
+        callbacks: SearchCallbacks | None = None,
     ):  # fmt: skip
         self.posterior, self.splits, self.device = posterior, splits, device
-        self.ranking, self.watch = Ranking(posterior, criterion, shares), watch or SearchCallbacks()
+        self.ranking, self.callbacks = Ranking(posterior, criterion, shares), callbacks or SearchCallbacks()
         self.meta = origin_of(posterior, splits, criterion)
         self.sizes: dict[Any, dict[str, Size]] = {}
         self.stopped = False
@@ -126,7 +126,7 @@ class Candidates:
     def trial(self, sparsity: Sparsity, grid: Grid, target: Target | None = None) -> tuple[Quality, int | None]:
         """Scores of one candidate, and if it reaches the target, or somebody watches, its size: an upper bound."""
         draft = self.draft(sparsity, grid)
-        scored, watched = self.scores(draft), self.watch.candidate
+        scored, watched = self.scores(draft), self.callbacks.candidate
         if watched is None and (target is None or not target.reached(scored)):
             return scored, None
         size = len(file.dumps(self.network(draft), in_context=False)[0])

@@ -60,7 +60,7 @@ class Compensation:
 
 def compress_compensated(
     posterior: Posterior, splits: Splits, how: Compensation | None = None, goal: Goal | None = None,
-    device: str = "cpu", watch: SearchCallbacks | None = None,
+    device: str = "cpu", callbacks: SearchCallbacks | None = None,
 ) -> tuple[Compressed, float]:  # fmt: skip
     """Round a network's weights with compensation, at the highest λ that reaches the goal.
 
@@ -73,7 +73,7 @@ def compress_compensated(
         how: what is tried.
         goal: what to reach; a sparsity is none.
         device: where candidates are evaluated; rounding runs on the CPU.
-        watch: told of progress and candidates.
+        callbacks: told of progress and candidates.
 
     Returns:
         The network as it goes into the file, and the share of its weights that became 0.
@@ -81,10 +81,10 @@ def compress_compensated(
     Raises:
         ValueError: a goal that names a sparsity, or that no candidate reaches.
     """
-    how, goal, watch = how or Compensation(), goal or Goal(), watch or SearchCallbacks()
+    how, goal, callbacks = how or Compensation(), goal or Goal(), callbacks or SearchCallbacks()
     if goal.sparsity is not None:
         raise ValueError("a sparsity is reached by pruning; rounding with compensation takes a tolerance or a size")
-    search = _Search(posterior, splits, goal, device, watch, how.seed)
+    search = _Search(posterior, splits, goal, device, callbacks, how.seed)
     with suppress(_EnoughError):
         search.run(how)
     return search.finished()
@@ -109,9 +109,9 @@ class _Search:
     """Candidates at many values of λ, and the best so far."""
 
     def __init__(
-        self, posterior: Posterior, splits: Splits, goal: Goal, device: str, watch: SearchCallbacks, seed: int = 0
+        self, posterior: Posterior, splits: Splits, goal: Goal, device: str, callbacks: SearchCallbacks, seed: int = 0
     ):  # fmt: skip
-        self.posterior, self.splits, self.goal, self.device, self.watch = posterior, splits, goal, device, watch
+        self.posterior, self.splits, self.goal, self.device, self.callbacks = posterior, splits, goal, device, callbacks
         self.target = target_of(posterior, splits, goal, device)
         self.best: _Candidate | None = None
         self.stopped = False
@@ -133,9 +133,9 @@ class _Search:
         rounded = self.network.rounded(setting)
         network, bound = self.candidate(rounded, BIAS_LEVELS[0]), self.goal.max_bytes
         size, scored = len(file.dumps(network, in_context=COMPILED)[0]), self.scores_of(network)
-        if self.watch.candidate is not None:
+        if self.callbacks.candidate is not None:
             trial = Trial(_zeros(self, rounded), 0.0, setting.lam, size, scored.error, scored.nll_nats)
-            self.stopped = self.watch.candidate(trial) is True or self.stopped
+            self.stopped = self.callbacks.candidate(trial) is True or self.stopped
         good = self.target.reached(scored) if bound is None else size <= bound
         found = _Candidate(rounded, setting, size, scored, good)
         if good and (self.best is None or self.worth(found) < self.worth(self.best)):
@@ -162,14 +162,14 @@ class _Search:
         place = min(1, len(dampings) - 1)
         total, done = len(dampings) + len(orders) - 1, 1
         self.between(Setting(1.0, dampings[place], first))
-        self.watch.trial(done, total)
+        self.callbacks.trial(done, total)
         for way in (1, -1):
             moved = False
             while 0 <= place + way < len(dampings):
                 before = self.best
                 self.near(Setting(1.0, dampings[place + way], first))
                 done += 1
-                self.watch.trial(done, total)
+                self.callbacks.trial(done, total)
                 if self.best is before:
                     break
                 place, moved = place + way, True
@@ -177,7 +177,7 @@ class _Search:
                 break
         for descending in others:
             self.near(Setting(1.0, dampings[place], descending))
-        self.watch.trial(total, total)
+        self.callbacks.trial(total, total)
 
     def between(self, setting: Setting) -> None:
         """Look for the λ at the goal's border, in the whole range."""

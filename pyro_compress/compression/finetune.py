@@ -52,7 +52,7 @@ def finetuned(
     """Fine-tune what the masks keep of the posterior mean.
 
     Args:
-        posterior: the waist.
+        posterior: moments of every weight, and the network.
         masks: weights to keep.
         train: training examples; nothing else is looked at.
         how: the recipe.

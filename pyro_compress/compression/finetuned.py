@@ -42,7 +42,7 @@ class Teacher:
     """Whose class probabilities are matched: one network's, or the mean of several.
 
     Attributes:
-        posteriors: their waists.
+        posteriors: theirs.
         name: under which the file tells of it.
     """
 
@@ -74,17 +74,17 @@ class FineTuning:
 
 def compress_finetuned(
     posterior: Posterior, splits: Splits, tuning: FineTuning, goal: Goal | None = None, device: str = "cpu",
-    watch: SearchCallbacks | None = None, passes: int | None = 0,
+    callbacks: SearchCallbacks | None = None, passes: int | None = 0,
 ) -> tuple[Compressed, float]:  # fmt: skip
     """Prune, fine-tune and shrink a posterior's mean network.
 
     Args:
-        posterior: the waist.
+        posterior: moments of every weight, and the network.
         splits: trained on `train`; `validation` chooses.
         tuning: how, and at which λ.
         goal: how much to prune, or what to reach.
         device: where pruned candidates are evaluated; fine-tuning runs on the CPU.
-        watch: told of every epoch and of every fine-tuned network.
+        callbacks: told of every epoch and of every fine-tuned network.
         passes: spent on the order of hidden units, as in `reordered`; with a bound on the bytes of every candidate.
 
     Returns:
@@ -93,7 +93,7 @@ def compress_finetuned(
     Raises:
         ValueError: no λ reaches the target.
     """
-    goal, watch, how = goal or Goal(), watch or SearchCallbacks(), tuning.how
+    goal, callbacks, how = goal or Goal(), callbacks or SearchCallbacks(), tuning.how
     target = target_of(posterior, splits, goal, device)
     masks, removed = prune(posterior, splits, goal, target, device)
     _check_memory(masks)
@@ -110,13 +110,13 @@ def compress_finetuned(
     def train_at(lam: float) -> tuple[Compressed, Trial, bool]:
         nonlocal ended
         recipe = replace(how, lam=lam)
-        work = finetuned(posterior, masks, splits.train, recipe, teach, watch.epoch)
+        work = finetuned(posterior, masks, splits.train, recipe, teach, callbacks.epoch)
         before = before_folding(work.graph, work.unfolded())
         network = Compressed(work.graph, work.packed(), meta | {"rate": lam}, before)
         network = network if goal.max_bytes is None else reordered(network, passes)
         trial, reached = measured(network, splits, target, removed, lam)
-        if watch.candidate is not None:
-            ended = watch.candidate(trial) is True or ended
+        if callbacks.candidate is not None:
+            ended = callbacks.candidate(trial) is True or ended
         return network, trial, reached if goal.max_bytes is None else trial.bytes <= goal.max_bytes
 
     if tuning.lam is not None:
@@ -136,9 +136,9 @@ def compress_finetuned(
 def _check_memory(masks: Masks) -> None:
     """Refuse to train what does not fit, now that it is known how many weights are left."""
     network = PER_WEIGHT * sum(mask.numel() for mask in masks.values())
-    survivors = PER_SURVIVOR * sum(nonzero(mask) for mask in masks.values())
+    left = PER_SURVIVOR * sum(nonzero(mask) for mask in masks.values())
     remedy = "remove more weights with --sparsity, or use a machine with more memory"
-    require({"network": network, "survivors": survivors}, "cpu", "fine-tuning", remedy)
+    require({"network": network, "kept weights": left}, "cpu", "fine-tuning", remedy)
 
 
 def measured(network: Compressed, splits: Splits, target: Target, removed: float, lam: float) -> tuple[Trial, bool]:

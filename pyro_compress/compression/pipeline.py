@@ -164,19 +164,19 @@ def way_of(
 
 def compress_run(
     posterior: Posterior, splits: Splits, path: Path, goal: Goal | None = None,
-    how: Rounding | Compensation | FineTuning | None = None, device: str = "cpu", watch: SearchCallbacks | None = None,
-    passes: int | None = None,
+    how: Rounding | Compensation | FineTuning | None = None, device: str = "cpu",
+    callbacks: SearchCallbacks | None = None, passes: int | None = None,
 ) -> Report:  # fmt: skip
     """Compress into a file and report on it.
 
     Args:
-        posterior: the waist.
+        posterior: moments of every weight, and the network.
         splits: where it was fitted.
         path: the file to write.
         goal: how much to prune, or what to reach; a `CompressConfig` says also how, and in how many passes.
         how: round the means to the nearest or with compensation, or fine-tune them.
         device: `cpu` or `cuda`; fine-tuning runs on the CPU.
-        watch: told of progress.
+        callbacks: told of progress.
         passes: spent on the order of hidden units, as in `reordered`.
 
     Raises:
@@ -193,12 +193,12 @@ def compress_run(
         give_back(posterior.largest_bytes)
     target = target_of(posterior, splits, goal, device)
     if isinstance(how, FineTuning):
-        network, removed = compress_finetuned(posterior, splits, how, goal, device, watch, passes)
+        network, removed = compress_finetuned(posterior, splits, how, goal, device, callbacks, passes)
     elif isinstance(how, Compensation):
-        network, removed = compress_compensated(posterior, splits, how, goal, device, watch)
+        network, removed = compress_compensated(posterior, splits, how, goal, device, callbacks)
         network = reordered(network, passes)
     else:
-        network, removed = compress(posterior, splits, goal, how, device, watch, passes)
+        network, removed = compress(posterior, splits, goal, how, device, callbacks, passes)
     sections = save(path, network, splits)
     del network  # what counts from here on is what lies on disk
     found = report(goal.reference or posterior, path, splits, removed, sections)

@@ -146,7 +146,7 @@ class Ranking:
     """All weights of a posterior in the order of their scores; a byte per weight is kept of it.
 
     Args:
-        posterior: the waist.
+        posterior: moments of every weight, and the network.
         criterion: name in `CRITERIA`.
         shares: of the weights to remove that will be asked for, 255 at most: what falls where is found in one go.
 

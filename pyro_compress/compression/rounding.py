@@ -81,7 +81,7 @@ def rounded_weights(
     """The masked posterior mean on a grid, as a decoder computes it, and the step of every weight tensor.
 
     Args:
-        posterior: the waist.
+        posterior: moments of every weight, and the network.
         masks: of the weights that stay.
         grid: how to round.
         sizes: `sizes_of` these, if they are known.

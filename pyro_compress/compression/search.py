@@ -44,18 +44,18 @@ Chosen = tuple[Sparsity, Grid]
 
 def compress(
     posterior: Posterior, splits: Splits, goal: Goal | None = None, rounding: Rounding | None = None,
-    device: str = "cpu", watch: SearchCallbacks | None = None, passes: int | None = 0,
+    device: str = "cpu", callbacks: SearchCallbacks | None = None, passes: int | None = 0,
 ) -> tuple[Compressed, float]:  # fmt: skip
     """Prune, round and shrink a posterior's mean network.
 
     Args:
-        posterior: the waist, from `extract` or a baseline.
+        posterior: moments of every weight, from `extract` or a baseline.
         splits: only `validation` is looked at; statistics of batch norm are taken anew from `train`.
         goal: how much to prune, or what to reach; by default the smallest file that costs half a point of accuracy.
         rounding: how the weights become integers; by default as the goal says, where it is a `CompressConfig`, else
             steps are searched for.
         device: where candidates are evaluated.
-        watch: told of progress and candidates.
+        callbacks: told of progress and candidates.
         passes: spent on the order of hidden units, as in `reordered`.
 
     Returns:
@@ -75,9 +75,9 @@ def compress(
         >>> round(removed, 2)
         0.5
     """
-    goal, watch = goal or Goal(), watch or SearchCallbacks()
+    goal, callbacks = goal or Goal(), callbacks or SearchCallbacks()
     rounding = rounding or rounding_in(goal)
-    search = _candidates(posterior, splits, goal, device, watch)
+    search = _candidates(posterior, splits, goal, device, callbacks)
     grids = grids_of(rounding, posterior, goal.sparsity is not None)
     if goal.max_bytes is not None:
         return _within(search, grids, goal.max_bytes, passes)
@@ -107,10 +107,10 @@ def rounding_in(goal: Goal) -> Rounding:
 
 
 def _candidates(
-    posterior: Posterior, splits: Splits, goal: Goal, device: str = "cpu", watch: SearchCallbacks | None = None
+    posterior: Posterior, splits: Splits, goal: Goal, device: str = "cpu", callbacks: SearchCallbacks | None = None
 ) -> Candidates:
     shares = [1 - kept for kept in KEPT]
-    return Candidates(posterior, splits, goal.criterion or posterior.criterion, device, shares, watch)
+    return Candidates(posterior, splits, goal.criterion or posterior.criterion, device, shares, callbacks)
 
 
 def _finished(search: Candidates, chosen: Chosen, target: Target) -> tuple[Compressed, float]:
@@ -171,7 +171,7 @@ def remove_units(
     """Only the structural part: the fewest weights, in float32, within a tolerance of validation accuracy.
 
     Args:
-        posterior: the waist.
+        posterior: moments of every weight, and the network.
         splits: only `validation` is looked at.
         criterion: a group criterion; the one that fits the prior if None.
         tolerance: validation accuracy that may be lost.
@@ -229,7 +229,7 @@ def _smallest(search: Candidates, grids: list[Grid], target: Target) -> list[Cho
                 reached.append((size, (1 - KEPT[middle], grid)))
             else:
                 high = middle
-        search.watch.trial(min(index + 1, len(grids)), len(grids))
+        search.callbacks.trial(min(index + 1, len(grids)), len(grids))
     if not reached:
         raise ValueError(
             f"no candidate reaches {target}; allow more with --tolerance or --target-error, or use --sparsity"
@@ -250,7 +250,7 @@ def _within(search: Candidates, grids: list[Grid], max_bytes: int, passes: int |
             low, high = (low, middle) if search.bytes_of(1 - KEPT[middle], grid) <= max_bytes else (middle, high)
         if high < len(KEPT) - 1 or search.bytes_of(1 - KEPT[high], grid) <= max_bytes:
             fitting.append((search.trial(1 - KEPT[high], grid)[0].nll_nats, high, grid))
-        search.watch.trial(index + 1, len(grids))
+        search.callbacks.trial(index + 1, len(grids))
     fitting.sort(key=lambda one: one[0])
     few = FINALISTS if passes == 0 else FINALISTS // 2  # an order takes seconds
     if not fitting:

@@ -1,7 +1,7 @@
 """Augmentation: training images, changed a little every time they are seen.
 
-The draws come from the feed's own generator, one per image (torchvision's transforms draw once per call: on a minibatch
-all images would move alike). To add one, write a function `(images, generator) -> images` and a row.
+The draws come from the minibatches' generator, one per image (torchvision's transforms draw once per call: on a
+minibatch all images would move alike). To add one, write a function `(images, generator) -> images` and a row.
 """
 
 from __future__ import annotations

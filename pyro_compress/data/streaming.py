@@ -1,7 +1,7 @@
 """Examples that stay on disk: they look like a tensor's first dimension, and are read when asked for.
 
-Worker processes (torch's DataLoader) read ahead in the order that the feed has drawn; that order and everything random
-belongs to the feed, so that reading from disk gives the same minibatches as holding everything in memory.
+Worker processes (torch's DataLoader) read ahead in the order that `Minibatches` has drawn; that order and everything
+random belongs to it, so that reading from disk gives the same minibatches as holding everything in memory.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Streamed:
 
 
 class _Batches:
-    """Sampler of the DataLoader: whatever rows are still to come, in the feed's order."""
+    """Sampler of the DataLoader: whatever rows are still to come, in the order of the minibatches."""
 
     parts: Sequence[list[int]] = ()
 

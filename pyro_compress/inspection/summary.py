@@ -258,7 +258,7 @@ def summaries(
     """One row per layer with weights.
 
     Args:
-        posterior: the waist.
+        posterior: moments of every weight, and the network.
         kl_nats: KL by tensor; layers without an entry have no prior.
         compressed: tensors of its file, if there is one.
     """

@@ -3,7 +3,7 @@
     config.toml             everything that determined the fit, resolved, with versions and split sizes
     examples.npz            the data, where a Python program gave them without a name (`runs.saved`)
     history.jsonl           one line per epoch (`pyro_compress.training.history.Epoch`)
-    posterior.safetensors   the waist: moments of every weight, and the graph of the network as metadata
+    posterior.safetensors   moments of every weight, and the graph of the network as metadata
     guide.safetensors       the posterior's own parameters, to draw from it again (absent with prior none)
     start.pcn               a copy of the compressed file that the fit began with, if it did (`--net FILE.pcn`)
     snapshots.safetensors   if asked for: the pruned weights at the end of the epochs
@@ -47,7 +47,7 @@ class Run:
     Attributes:
         path: of the folder.
         config: resolved; its paths are absolute.
-        posterior: the waist.
+        posterior: moments of every weight, and the network.
         sizes: rows of every split that it was fitted with; empty where the folder does not say.
         data: where the same data lie now, if elsewhere than `config` says.
         stored: how its data became inputs and outputs; None: an earlier version did not write it down.
@@ -179,14 +179,14 @@ def _foreign(folder: Path) -> list[str] | None:
     return foreign_to_run(folder) if is_run(folder) else None
 
 
-def unfinished_config(out: Path, world: ProcessGroup = ALONE) -> FitConfig:
+def unfinished_config(out: Path, group: ProcessGroup = ALONE) -> FitConfig:
     """Configuration of an unfinished fit, which the first of several processes reads to the others.
 
     Raises:
         ValueError: there is none.
     """
     path = unfinished(out) / "config.toml"
-    data = world.bytes_of_first(_unfinished_text(out, path) if world.first else b"")
+    data = group.bytes_of_first(_unfinished_text(out, path) if group.first else b"")
     return _config_of(options_of(toml(data, str(path)), str(path)), path)
 
 

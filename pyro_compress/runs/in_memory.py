@@ -139,14 +139,14 @@ class Fitted:
         config = CompressConfig.of(asked | options)
         goal, how = replace(config, reference=goal.reference if goal else None), how or way_of(config, self.config.seed)
         combined = Callbacks(callbacks)
-        watch = SearchCallbacks(
+        search_callbacks = SearchCallbacks(
             trial=combined.on_search,
             candidate=combined.candidates,
             epoch=lambda epoch, epochs, kept: combined.on_search(epoch, epochs),
         )
         with combined.running("compress"), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.pcn"
-            report = compress_run(self.posterior, self.splits, path, goal, how, self.config.device, watch)
+            report = compress_run(self.posterior, self.splits, path, goal, how, self.config.device, search_callbacks)
             return Compression(path.read_bytes(), report)
 
     def save(self, path: str | Path, force: bool = False) -> Run:

@@ -55,7 +55,7 @@ def resume(path: str | Path, *, callbacks: Iterable[Any] = (), force: bool = Fal
     """
     combined = Callbacks(callbacks)
     with gathered() as doubts, combined.running("fit"):
-        run = resume_run(Path(path), force, on_epoch=combined.on_epoch, keeping=CheckpointConfig())
+        run = resume_run(Path(path), force, on_epoch=combined.on_epoch, checkpointing=CheckpointConfig())
         return _opened(run, data_dir, doubts)
 
 

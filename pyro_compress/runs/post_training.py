@@ -65,7 +65,7 @@ class Around:
 
     Attributes:
         trained: the network.
-        posterior: the waist.
+        posterior: moments of every weight, and the network.
         seconds: what finding it took.
     """
 

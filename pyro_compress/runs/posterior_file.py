@@ -1,4 +1,4 @@
-"""The waist at rest: a posterior's moments and its network in one safetensors file."""
+"""A posterior file: moments and its network in one safetensors file."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ def fit_run(
     force: bool = False,
     download: bool = False,
     on_epoch: OnEpoch = lambda epoch: None,
-    keeping: CheckpointConfig | None = None,
-    world: ProcessGroup = ALONE,
+    checkpointing: CheckpointConfig | None = None,
+    group: ProcessGroup = ALONE,
 ) -> Run:
     """Load data, build the network, fit it, write the run folder.
 
@@ -68,8 +68,8 @@ def fit_run(
         force: replace an existing folder, once the new one is complete, and drop an unfinished one.
         download: fetch a missing torchvision data set.
         on_epoch: called after every epoch.
-        keeping: when to write checkpoints, and whether to go on from one.
-        world: the processes of the fit, all of which call this; the first one writes the folder, and reads a
+        checkpointing: when to write checkpoints, and whether to go on from one.
+        group: the processes of the fit, all of which call this; the first one writes the folder, and reads a
             checkpoint to the others, which work in a temporary folder. A fit may go on with another number of them.
 
     Raises:
@@ -78,32 +78,32 @@ def fit_run(
         Interrupted: a signal came; the unfinished fit can be resumed.
         Lost: another process ended.
     """
-    keeping = keeping or CheckpointConfig()
-    if keeping.resume and (run := ended_run(out, force, world)):
+    checkpointing = checkpointing or CheckpointConfig()
+    if checkpointing.resume and (run := ended_run(out, force, group)):
         return run
-    place: AbstractContextManager[Path] = new_folder(out, force, keeping.resume)
-    if not world.first:
-        place, keeping, on_epoch = _scratch(), replace(keeping, snapshots=False, log=""), lambda epoch: None
+    place: AbstractContextManager[Path] = new_folder(out, force, checkpointing.resume)
+    if not group.first:
+        place, checkpointing, on_epoch = _scratch(), replace(checkpointing, snapshots=False, log=""), lambda epoch: None
     with place as folder:
-        splits = _loaded(config, download, world)
-        paths, notes = absolute(config), stored_notes(folder, world) if keeping.resume else {}
+        splits = _loaded(config, download, group)
+        paths, notes = absolute(config), stored_notes(folder, group) if checkpointing.resume else {}
         config = replace(config, data=notes.get("called", {}).get("data", config.data))
         if is_several(splits.task):  # the data say which outputs there are
             config = replace(config, task=splits.task)
         config = resolve(config, len(splits.train))
-        net = initial_net(_with_start(config, folder, keeping.resume, world), splits)
+        net = initial_net(_with_start(config, folder, checkpointing.resume, group), splits)
         check_memory(net, splits, config)
-        if world.size > 1:
-            world.check_same(_starts(config, splits, net))
-        checkpointer = Checkpointer(folder, keeping.every_epochs, keeping.every_minutes, world=world)
-        frames = _frames(folder, config) if keeping.snapshots else None
+        if group.size > 1:
+            group.check_same(_starts(config, splits, net))
+        checkpointer = Checkpointer(folder, checkpointing.every_epochs, checkpointing.every_minutes, group=group)
+        frames = _frames(folder, config) if checkpointing.snapshots else None
         rewinds = list(notes.get("rewinds", []))
         while True:
-            text = config_toml(replace(config, **paths), splits, rewinds, world.size)  # type: ignore[arg-type]
+            text = config_toml(replace(config, **paths), splits, rewinds, group.size)  # type: ignore[arg-type]
             write_atomically(folder / "config.toml", f"{text}\n[called]\ndata = {json.dumps(config.data)}\n".encode())
             try:
                 posterior, write_guide = _fit_noted(
-                    net, splits, config, on_epoch, _Kept(checkpointer, frames, keeping.log)
+                    net, splits, config, on_epoch, _Kept(checkpointer, frames, checkpointing.log)
                 )
                 break
             except Diverged as error:
@@ -124,44 +124,46 @@ def fit_run(
 
 def resume_run(
     out: Path, force: bool = False, download: bool = False, on_epoch: OnEpoch = lambda epoch: None,
-    keeping: CheckpointConfig | None = None, world: ProcessGroup = ALONE,
+    checkpointing: CheckpointConfig | None = None, group: ProcessGroup = ALONE,
     on_config: Callable[[FitConfig], None] = lambda config: None,
 ) -> Run:  # fmt: skip
     """Go on with an interrupted fit, whose own configuration counts.
 
     Args:
         out: its folder.
-        force: as for `fit_run`, like `download`, `on_epoch`, `keeping` and `world`.
+        force: as for `fit_run`, like `download`, `on_epoch`, `checkpointing` and `group`.
         download: as above.
         on_epoch: as above.
-        keeping: as above.
-        world: as above.
+        checkpointing: as above.
+        group: as above.
         on_config: told of its configuration before anything is done.
 
     Raises:
         ValueError: there is no such fit; what `fit_run` refuses.
     """
-    if run := ended_run(out, force, world):
+    if run := ended_run(out, force, group):
         return run
-    on_config(config := unfinished_config(out, world))
-    return fit_run(config, out, force, download, on_epoch, replace(keeping or CheckpointConfig(), resume=True), world)
+    on_config(config := unfinished_config(out, group))
+    return fit_run(
+        config, out, force, download, on_epoch, replace(checkpointing or CheckpointConfig(), resume=True), group
+    )
 
 
-def ended_run(out: Path, force: bool = False, world: ProcessGroup = ALONE) -> Run | None:
+def ended_run(out: Path, force: bool = False, group: ProcessGroup = ALONE) -> Run | None:
     """The run of a fit whose process ended after everything was written, but before the folder had its name.
 
     Raises:
         ValueError: the name is taken, and `force` is not given.
     """
-    return load_run(out) if world.any(world.first and found_complete(out, force))[0] else None
+    return load_run(out) if group.any(group.first and found_complete(out, force))[0] else None
 
 
-def _with_start(config: FitConfig, folder: Path, resume: bool, world: ProcessGroup) -> FitConfig:
+def _with_start(config: FitConfig, folder: Path, resume: bool, group: ProcessGroup) -> FitConfig:
     """Keep a copy of the compressed file that a fit begins with; to go on, the copy stands in for the file."""
     if not config.net.endswith(SUFFIX):
         return config
     copy = folder / START
-    kept = world.bytes_of_first(copy.read_bytes() if resume and copy.is_file() else b"")
+    kept = group.bytes_of_first(copy.read_bytes() if resume and copy.is_file() else b"")
     write_atomically(copy, kept or compressed_bytes(Path(config.net)))
     if not kept:
         return config
@@ -230,26 +232,26 @@ def _rewound(
     return slower(config)
 
 
-def stored_notes(folder: Path, world: ProcessGroup = ALONE) -> dict[str, Any]:
+def stored_notes(folder: Path, group: ProcessGroup = ALONE) -> dict[str, Any]:
     """What the config.toml of an unfinished fit says, in the first process's folder.
 
     That is among others how often it was put back already, and what its data were called when it began.
     """
     path = folder / "config.toml"
-    data = world.bytes_of_first(path.read_bytes() if path.is_file() else b"")
+    data = group.bytes_of_first(path.read_bytes() if path.is_file() else b"")
     found = toml(data, str(path))
     of_type(found.get("rewinds", []), list[dict[str, Any]], f"{path}: rewinds")
     of_type(found.get("called", {}), dict[str, str], f"{path}: called")
     return found
 
 
-def _loaded(config: FitConfig, download: bool, world: ProcessGroup) -> Splits:
+def _loaded(config: FitConfig, download: bool, group: ProcessGroup) -> Splits:
     def load() -> Splits:
         return load_splits(config.data, config.data_dir, config.validation, download, config.reading)
 
     if not download:
         return load()
-    with world.one_after_the_other():
+    with group.one_after_the_other():
         return load()
 
 
@@ -286,7 +288,7 @@ def _frames(folder: Path, config: FitConfig) -> Frames:
 def _fit(
     net: nn.Module, splits: Splits, config: FitConfig, note: OnEpoch, kept: tuple[Checkpointer, list[OnLayers]]
 ) -> tuple[Posterior, WriteGuide | None]:
-    """The waist, and what stores the posterior's parameters (None for a deterministic network)."""
+    """The posterior, and what stores the posterior's parameters (None for a deterministic network)."""
     checkpointer, viewers = kept
     if config.prior == "none":
         from pyro_compress.training.baselines import fit_baseline

@@ -48,7 +48,7 @@ def write_run(
 
     Args:
         out: the folder.
-        posterior: the waist.
+        posterior: moments of every weight, and the network.
         config: what determined it.
         splits: its data.
         sites: the posterior's own parameters; None: it has no spread.

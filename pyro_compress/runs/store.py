@@ -59,7 +59,7 @@ class RunStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locked(folder.with_suffix(".lock")):
                 if not folder.is_dir():
-                    fit_run(config, folder, keeping=CheckpointConfig(resume=True))
+                    fit_run(config, folder, checkpointing=CheckpointConfig(resume=True))
         return folder
 
 

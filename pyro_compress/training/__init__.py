@@ -1,1 +1,1 @@
-"""What trains without Pyro, and what every fit shares: feed, checkpoints, guards."""
+"""What trains without Pyro, and what every fit shares: minibatches, checkpoints, guards."""

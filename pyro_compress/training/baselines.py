@@ -55,9 +55,9 @@ def fit_baseline(
     weights = [name for name in multiplied(graph) if name in parameters and parameters[name].dim() > 1]
     net, plan = copy.deepcopy(net).to(config.device), point_plan(config)
     progress = Progress(splits, config, on_epoch, checkpointer or Checkpointer(), on_step)
-    if progress.world.first:
+    if progress.group.first:
         doubt(log, doubtful_end(graph, splits.task))
-    total = plan.epochs * progress.feed.batches
+    total = plan.epochs * progress.minibatches.batches
     begin = pruned_while_training(net, weights, config.pruning, config.prune_to, total)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)

@@ -85,7 +85,7 @@ class Checkpointer:
         every_epochs: write at the end of every so many-th epoch.
         every_minutes: and whenever so much time has passed; 0: never.
         stop: set by a signal: write and leave.
-        world: the processes of the fit; the first one writes and reads, all decide, and all have a folder or none.
+        group: the processes of the fit; the first one writes and reads, all decide, and all have a folder or none.
     """
 
     folder: Path | None = None
@@ -93,7 +93,7 @@ class Checkpointer:
     every_minutes: float = 10.0
     stop: threading.Event = field(default_factory=threading.Event)
     written: float = field(default_factory=time.monotonic)
-    world: ProcessGroup = ALONE
+    group: ProcessGroup = ALONE
     calls: int = 0
 
     def after_step(self, finished_epoch: int, take: Callable[[], Snapshot]) -> None:
@@ -110,18 +110,18 @@ class Checkpointer:
         if self.folder is None:
             return
         self.calls += 1
-        if self.world.size > 1 and not finished_epoch and self.calls % AGREE_EVERY:
+        if self.group.size > 1 and not finished_epoch and self.calls % AGREE_EVERY:
             return
         minutes = (time.monotonic() - self.written) / 60
-        stop, late = self.world.any(self.stop.is_set(), bool(self.every_minutes) and minutes >= self.every_minutes)
+        stop, late = self.group.any(self.stop.is_set(), bool(self.every_minutes) and minutes >= self.every_minutes)
         if not (stop or late or (finished_epoch and finished_epoch % self.every_epochs == 0)):
             return
         snapshot = take()
-        if self.world.first:
+        if self.group.first:
             write(snapshot, self.folder)
         self.written = time.monotonic()
         if stop:
-            self.world.any(stop)  # nobody leaves before it is written: torchrun would end the others
+            self.group.any(stop)  # nobody leaves before it is written: torchrun would end the others
             raise Interrupted
 
     def rewind(self, epochs: int) -> None:
@@ -136,10 +136,10 @@ class Checkpointer:
 
     def latest(self) -> Snapshot | None:
         """The newest checkpoint that can be read; of several processes the first one reads it to the others."""
-        found = self._newest() if self.folder and self.world.first else None
-        if self.world.size == 1:
+        found = self._newest() if self.folder and self.group.first else None
+        if self.group.size == 1:
             return found[1] if found else None
-        data = self.world.bytes_of_first(found[0].read_bytes() if found else b"")
+        data = self.group.bytes_of_first(found[0].read_bytes() if found else b"")
         return decoded(data) if data else None
 
     def _newest(self) -> tuple[Path, Snapshot] | None:
@@ -250,5 +250,5 @@ def stops_on_signals(checkpointer: Checkpointer) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-    if checkpointer.stop.is_set() and checkpointer.world.size == 1:
+    if checkpointer.stop.is_set() and checkpointer.group.size == 1:
         raise Interrupted

@@ -1,4 +1,4 @@
-"""The feed of minibatches: shuffled, shared among processes, put back to any place in an epoch."""
+"""Minibatches: shuffled, shared among processes, put back to any place in an epoch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Minibatches:
         generator: shuffles.
         device: of the network.
         augment: changes the images of every minibatch, drawing from `generator`; None: nothing does.
-        world: the processes that share the minibatches.
+        group: the processes that share the minibatches.
 
     Raises:
         ValueError: augmentation of what is no image.
@@ -46,13 +46,13 @@ class Minibatches:
 
     def __init__(
         self, data: Data, batch_size: int, generator: torch.Generator, device: str = "cpu",
-        augment: Augment | None = None, world: ProcessGroup = ALONE,
+        augment: Augment | None = None, group: ProcessGroup = ALONE,
     ):  # fmt: skip
         check_images(augment, data)
         x: Any = data.x if isinstance(data.x, Streamed) else data.x.to(device)
         self.data, self.device = Data(x, data.y.to(device)), device
         self.batch_size, self.generator, self.augment = batch_size, generator, augment
-        self.world, self.share = world, 1.0
+        self.group, self.share = group, 1.0
         self.order: Tensor | None = None
         self.position = 0
 
@@ -65,7 +65,7 @@ class Minibatches:
         """(index, x, y) of every minibatch that is left of the running epoch, or of a new one."""
         if self.order is None:
             self.order, self.position = torch.randperm(len(self.data), generator=self.generator), 0
-            self.world.broadcast_([self.order])
+            self.group.broadcast_([self.order])
         left = self.order.split(self.batch_size)[self.position :]
         parts = [self._part(rows) for rows in left]
         for (x, y), (_, share) in zip(self._read([rows for rows, _ in parts]), parts, strict=True):
@@ -80,11 +80,11 @@ class Minibatches:
 
     def combine(self, tensors: Sequence[Tensor]) -> None:
         """Replace means over this process's rows (gradients, losses) by those over the running minibatch."""
-        self.world.add_(tensors, self.share)
+        self.group.add_(tensors, self.share)
 
     def _part(self, rows: Tensor) -> tuple[Tensor, float]:
         """This process's rows of a minibatch and their share; without any it works on one that does not count."""
-        own = rows[self.world.rank :: self.world.size]
+        own = rows[self.group.rank :: self.group.size]
         return (own if len(own) else rows[:1]), len(own) / len(rows)
 
     def _read(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

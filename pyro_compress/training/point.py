@@ -176,7 +176,7 @@ def _failed(loss: Tensor, step: int) -> Diverged:
 
 def train_point(
     net: nn.Module,
-    feed: Minibatches,
+    minibatches: Minibatches,
     plan: PointPlan,
     after_epoch: Callable[[int, int], bool] = lambda epoch, step: True,
     after_step: AfterStep = lambda step, optimizer: None,
@@ -187,11 +187,11 @@ def train_point(
 
     Args:
         net: the network.
-        feed: gives the minibatches.
+        minibatches: what hands them out.
         plan: epochs, optimizer, rates.
         after_epoch: called with (epoch, step), network in evaluation mode; training ends early where it returns False.
         after_step: may change the weights; pruning while training does.
-        start: where to go on, network and feed being there already; None: at the beginning.
+        start: where to go on, network and minibatches being there already; None: at the beginning.
         failed: (loss, step) -> the error to raise where the loss is not finite.
 
     Raises:
@@ -200,17 +200,17 @@ def train_point(
     optimizer, schedule = OPTIMIZERS[plan.optimizer](net.parameters(), plan), SCHEDULES[plan.schedule]
     start = start or PointState(0, 0, {})
     _restore_optimizer(optimizer, start.optimizer)
-    total, step = plan.epochs * feed.batches, start.step
+    total, step = plan.epochs * minibatches.batches, start.step
     for epoch in range(start.epochs + 1, plan.epochs + 1):
         net.train()
         loss = torch.zeros(())
-        for _, x, y in feed.epoch():
+        for _, x, y in minibatches.epoch():
             set_rates(optimizer, schedule(step / total) * plan.cooldown())
             optimizer.zero_grad()
             loss = plan.loss(net(x), y)
             loss.backward()
             loss = loss.detach()
-            feed.combine([*(p.grad for p in net.parameters() if p.grad is not None), loss])
+            minibatches.combine([*(p.grad for p in net.parameters() if p.grad is not None), loss])
             optimizer.step()
             step += 1
             if step % LOOK_EVERY == 0 and not torch.isfinite(loss):

@@ -34,8 +34,8 @@ class Progress:
         on_step: called after every step; None: nobody asks.
 
     Attributes:
-        world: these processes.
-        feed: gives the minibatches.
+        group: these processes.
+        minibatches: what hands them out.
         weights: of the classes, `(classes,)`; None: all count alike.
         history: one entry per epoch.
         snapshot: where the fit goes on; None: it begins.
@@ -54,9 +54,9 @@ class Progress:
         assert config.batch_size
         self.splits, self.config, self.on_epoch, self.checkpointer = splits, config, on_epoch, checkpointer
         self.on_step, self.stopped = on_step, False
-        self.world, generator = checkpointer.world, torch.Generator().manual_seed(config.seed)
+        self.group, generator = checkpointer.group, torch.Generator().manual_seed(config.seed)
         augment = AUGMENTATIONS.get(config.augment)
-        self.feed = Minibatches(splits.train, config.batch_size, generator, config.device, augment, self.world)
+        self.minibatches = Minibatches(splits.train, config.batch_size, generator, config.device, augment, self.group)
         balanced = config.class_weights == "balanced"
         self.weights = class_weights(splits.train.y, splits.outputs).to(config.device) if balanced else None
         self.started, self.history = time.perf_counter(), list[Epoch]()
@@ -89,7 +89,7 @@ class Progress:
             Interrupted: a signal came, and the checkpoint was written.
             Diverged: the state is not finite; it is not written.
         """
-        last = self.feed.position == self.feed.batches
+        last = self.minibatches.position == self.minibatches.batches
         self.checkpointer.after_step(
             len(self.history) + 1 if last else 0, lambda: self._taken(phase, tensors(), step, more or {})
         )
@@ -97,38 +97,38 @@ class Progress:
     def _taken(self, phase: str, tensors: dict[str, Tensor], step: int, more: dict[str, Any]) -> Snapshot:
         if not_finite(tensors.items()):
             raise diverged("a checkpoint was due, but the state is broken", step, tensors.items(), self.config)
-        feed = {f"feed/{name}": tensor for name, tensor in self.feed.tensors().items()}
+        order = {f"feed/{name}": tensor for name, tensor in self.minibatches.tensors().items()}
         numbers = more | {
             "step": step,
-            "position": self.feed.position,
+            "position": self.minibatches.position,
             "history": [epoch.to_dict() for epoch in self.history],
             "turned": self.turned,
             "seconds": time.perf_counter() - self.started,
         }
-        return Snapshot(phase, tensors | feed | random_states(), numbers)
+        return Snapshot(phase, tensors | order | random_states(), numbers)
 
     def tell(self, phase: str, step: int, noted: Tensor | None = None) -> bool:
         """Tell of a step; returns whether the fit ends here."""
         if self.on_step is not None:
             ends = self.on_step(Iteration(phase, len(self.history) + 1, step, noted)) is True
-            self.stopped = self.stopped or self.world.any(ends)[0]
+            self.stopped = self.stopped or self.group.any(ends)[0]
         return self.stopped
 
     def go_on(self, snapshot: Snapshot) -> None:
         """Put shuffling and noise where the snapshot was taken."""
         with restoring(self.checkpointer):
-            self.feed.restore(snapshot.part("feed"), snapshot.numbers["position"])
+            self.minibatches.restore(snapshot.part("feed"), snapshot.numbers["position"])
             set_random_states(snapshot)
         self._own_noise(snapshot.numbers["step"])
 
     def begin(self, tensors: Iterable[Tensor], step: int = 0) -> None:
         """Let all processes begin a phase at the first one's tensors, each with noise of its own."""
-        self.world.broadcast_(tensors)
+        self.group.broadcast_(tensors)
         self._own_noise(step)
 
     def _own_noise(self, step: int) -> None:
-        if (seed := self.world.own_noise(self.config.seed, step)) is not None:
-            self.feed.generator.manual_seed(seed)  # the order of the examples comes from the first process
+        if (seed := self.group.own_noise(self.config.seed, step)) is not None:
+            self.minibatches.generator.manual_seed(seed)  # the order of the examples comes from the first process
 
     def point_loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """What point weights minimise: the task's loss, every example weighted by its class."""
@@ -159,7 +159,7 @@ class Progress:
         after_step = begin(start.step if start else 0)
 
         def after_epoch(epoch: int, step: int) -> bool:
-            self.world.average_statistics_(net)
+            self.group.average_statistics_(net)
             self.note(net, Epoch(phase="point", step=step))
             pretraining = self.config.prior != "none"  # patience lets it run to its end
             return not (self.stopped if pretraining else self.over(None))
@@ -175,13 +175,13 @@ class Progress:
         def failed(loss: Tensor, step: int) -> Diverged:
             return diverged(f"loss is {float(loss.detach()):g}", step, net.named_parameters(), self.config)
 
-        train_point(net, self.feed, plan, after_epoch, then_keep, start, failed)
+        train_point(net, self.minibatches, plan, after_epoch, then_keep, start, failed)
 
     def cooldown(self) -> float:
         """Factor on the learning rates of the running step: from 1 linearly to 0 once patience has run out."""
         if self.turned is None:
             return 1.0
-        since = len(self.history) - self.turned + (self.feed.position - 1) / self.feed.batches
+        since = len(self.history) - self.turned + (self.minibatches.position - 1) / self.minibatches.batches
         return 1 - since / self.config.patience
 
     def over(self, kl_weight: float | None) -> bool:
@@ -202,7 +202,7 @@ class Progress:
         patience = self.config.patience
         losses = [e.validation_nll_nats for e in self.history if e.kl_weight == kl_weight]
         out = bool(patience) and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
-        return self.world.any(out)[0]
+        return self.group.any(out)[0]
 
     def note(self, net: nn.Module, epoch: Epoch, noise: float | None = None) -> None:
         """Evaluate the network, complete the epoch, append it to the history and report it."""
@@ -218,9 +218,9 @@ class Progress:
         )
         self.history.append(complete)
         ends = self.on_epoch(complete) is True
-        self.stopped = self.stopped or self.world.any(ends)[0]
+        self.stopped = self.stopped or self.group.any(ends)[0]
 
     def _point_tensors(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        self.world.average_statistics_(net)
+        self.group.average_statistics_(net)
         kept = {f"net/{name}": tensor for name, tensor in net.state_dict().items()}
         return kept | {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}

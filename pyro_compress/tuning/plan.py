@@ -23,11 +23,11 @@ from pyro_compress.tuning.space import (
     KEPT,
     ROUNDED,
     Parameter,
-    after_the_waist,
-    before_the_waist,
+    compression_space,
+    fit_space,
     layer_sizes,
-    read_after,
-    read_before,
+    read_compression_space,
+    read_fit_space,
 )
 from pyro_compress.types import Splits
 
@@ -160,12 +160,12 @@ def read_plan(path: Path, data_dir: str = "", device: str = "auto", threads: int
         _compress(document.get("compress", {}), document.get("space", {}), path),
     )
     finetuned = "finetune" in compress or "finetune" in space.get("compress", {})
-    before = read_before(space["fit"]) if "fit" in space else before_the_waist(fit.prior)
+    before = read_fit_space(space["fit"]) if "fit" in space else fit_space(fit.prior)
     layers = layer_sizes(fit, splits) if search.layer_wise or "compress" not in space else {}
     after = (
-        read_after(space["compress"], layers, finetuned, search.layer_wise)
+        read_compression_space(space["compress"], layers, finetuned, search.layer_wise)
         if "compress" in space
-        else after_the_waist(layers, finetuned, search.layer_wise)
+        else compression_space(layers, finetuned, search.layer_wise)
     )
     if not before + after:
         raise ValueError(f"{path}: the space is empty; leave [space.compress] out for the built-in one")

@@ -1,6 +1,6 @@
-"""What is searched: parameters before the waist (a new fit each) and after it (one fit serves many).
+"""What is searched: parameters of the fit (a new fit each) and of its compression (one fit serves many).
 
-A parameter before the waist is an option of `fit`, or `prior-options.NAME`. After the waist:
+A parameter of the fit is an option of `fit`, or `prior-options.NAME`. Of the compression:
 
     kept            share of the weights that stay (`sparsity` = 1 - kept); layer-wise one per layer
     relative-step   step size of the weights, without fine-tuning
@@ -8,7 +8,7 @@ A parameter before the waist is an option of `fit`, or `prior-options.NAME`. Aft
     masked-epochs, finetune: of the fine-tuning
     criterion       pruning score
 
-Where a study names no space, `BEFORE` has one for its prior and `after_the_waist` one for its network.
+Where a study names no space, `FIT_SPACES` has one for its prior and `compression_space` one for its network.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from pyro_compress.settings.declared import Config, current, declared, having
 from pyro_compress.types import Splits
 
 KEPT = "kept"
-_AFTER = {row.name: row for row in declared(CompressConfig).values() if row.setting.searched}
-ROUNDED = (KEPT, *(name for name, row in _AFTER.items() if row.group != FINE_TUNING))
-"""Parameters after the waist without fine-tuning; the names of the options of `compress`."""
-FINETUNED = (KEPT, "criterion", *(name for name, row in _AFTER.items() if row.group == FINE_TUNING))
+_COMPRESSION = {row.name: row for row in declared(CompressConfig).values() if row.setting.searched}
+ROUNDED = (KEPT, *(name for name, row in _COMPRESSION.items() if row.group != FINE_TUNING))
+"""Parameters of a compression without fine-tuning; the names of the options of `compress`."""
+FINETUNED = (KEPT, "criterion", *(name for name, row in _COMPRESSION.items() if row.group == FINE_TUNING))
 """And with it."""
 
 ROWS = {f"fit.{name}": row for name, row in declared(FitConfig).items()}
@@ -70,7 +70,7 @@ def _log(name: str, low: float, high: float) -> Parameter:
 
 
 _RATES = (_log("kl_weight", 0.3, 3.0), _log("lr", 1e-3, 1e-2), _log("lr_scale", 1e-3, 1e-2))
-BEFORE: dict[str, tuple[Parameter, ...]] = {
+FIT_SPACES: dict[str, tuple[Parameter, ...]] = {
     "none": (_log("lr", 3e-4, 3e-3), Parameter("fit.dropout", 0.0, 0.6)),
     "gaussian": (*_RATES, _log("prior_options.scale", 0.03, 1.0)),
     "spike-and-slab": (*_RATES, Parameter("fit.prior_options.pi", 0.1, 0.9), _log("prior_options.sigma2", 3e-4, 0.03)),
@@ -82,13 +82,13 @@ BEFORE: dict[str, tuple[Parameter, ...]] = {
     "horseshoe": (*_RATES, _log("lr_group", 1e-2, 1e-1), _log("prior_options.tau0", 1e-7, 1e-3)),
 }  # fmt: skip
 """Prior -> what its fit is searched over: around its own recipe, a factor of about three to either side. One that has
-no row here is searched over its rates alone (`before_the_waist`)."""
+no row here is searched over its rates alone (`fit_space`)."""
 
 
-def before_the_waist(prior: str) -> tuple[Parameter, ...]:
+def fit_space(prior: str) -> tuple[Parameter, ...]:
     """The space of a prior's fit: its row, or around the rates of its own recipe where it has none."""
-    if prior in BEFORE:
-        return BEFORE[prior]
+    if prior in FIT_SPACES:
+        return FIT_SPACES[prior]
     from pyro_compress.bayes.assignment import assignment_of
 
     priors = assignment_of(prior)
@@ -96,12 +96,12 @@ def before_the_waist(prior: str) -> tuple[Parameter, ...]:
     return (_log("kl_weight", 0.3, 3.0), *(_log(n, getattr(recipe, n) / 3, getattr(recipe, n) * 3) for n in names))
 
 
-def after_the_waist(layers: dict[str, int], finetuned: bool, layer_wise: bool) -> tuple[Parameter, ...]:
+def compression_space(layers: dict[str, int], finetuned: bool, layer_wise: bool) -> tuple[Parameter, ...]:
     """The space of a network: kept shares from 1/sqrt(weights) to a half, global or per layer, and the precision.
 
     Args:
         layers: weight tensor name -> number of weights.
-        finetuned: whether the survivors are trained on.
+        finetuned: whether the weights that are left are trained on.
         layer_wise: one kept share per layer (Ma et al. 2019).
     """
     sizes = layers if layer_wise else {"": sum(layers.values())}
@@ -137,7 +137,7 @@ def layer_sizes(config: FitConfig, splits: Splits) -> dict[str, int]:
     return {name: state[name].numel() for name in kept}
 
 
-def read_before(table: dict[str, Any]) -> tuple[Parameter, ...]:
+def read_fit_space(table: dict[str, Any]) -> tuple[Parameter, ...]:
     """The `[space.fit]` table.
 
     Raises:
@@ -152,7 +152,7 @@ def read_before(table: dict[str, Any]) -> tuple[Parameter, ...]:
     return tuple(found)
 
 
-def read_after(
+def read_compression_space(
     table: dict[str, Any], layers: dict[str, int], finetuned: bool, layer_wise: bool
 ) -> tuple[Parameter, ...]:
     """The `[space.compress]` table; `kept` becomes one parameter per layer where the study is layer-wise.

@@ -5,7 +5,7 @@ that whoever looks next knows at once that a trial in its name will not come bac
 another folder, is known by the data base alone, which fails the trials of those that it no longer hears of.
 
 A fit serves `compressions_per_fit` trials: while one that lies on this machine has served fewer, the next trial's
-parameters before the waist are its, and the sampler chooses the others (Optuna's `PartialFixedSampler`: its model then
+parameters of the fit are its, and the sampler chooses the others (Optuna's `PartialFixedSampler`: its model then
 speaks of these alone and takes what the fit adds for noise); else it chooses all together, from everything seen.
 """
 
@@ -254,7 +254,7 @@ def _report(work: Work, study: Study, trial: FrozenTrial, of: tuple[Spent, int, 
 
 
 def open_fit(plan: Plan, trials: list[FrozenTrial], runs: Path) -> dict[str, Any]:
-    """Parameters before the waist of a fit that lies here and has served fewer trials than it should; or nothing."""
+    """Parameters of a fit that lies here and has served fewer trials than it should; or nothing."""
     if not plan.before:
         return {}
     served = Counter(t.user_attrs["fit"] for t in _alive(trials) if "fit" in t.user_attrs)

@@ -192,7 +192,7 @@ def checkpoint(seeds: Path, place: Path, chance: random.Random) -> Iterator[Step
     config = unfinished_config(out)
     yield None
     if (config.epochs or 0) <= 3 and max(config.hidden) <= 64:
-        fit_run(config, out, keeping=CheckpointConfig(resume=True))
+        fit_run(config, out, checkpointing=CheckpointConfig(resume=True))
         yield "fit --resume"
 
 

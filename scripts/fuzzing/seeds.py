@@ -39,7 +39,7 @@ def write_seeds(seeds: Path) -> None:
 
 def write_runs(seeds: Path) -> None:
     """Run folders and unfinished fits (`kinds.FITTED`)."""
-    fit_run(small("horseshoe", pretrain_epochs=0), seeds / "horseshoe", keeping=CheckpointConfig(snapshots=True))
+    fit_run(small("horseshoe", pretrain_epochs=0), seeds / "horseshoe", checkpointing=CheckpointConfig(snapshots=True))
     fit_run(small("none"), seeds / "none")
     for name, config in (("h", small("horseshoe", pretrain_epochs=0)), ("n", small("none"))):
         with stopped(), contextlib.suppress(Interrupted):

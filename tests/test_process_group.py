@@ -27,7 +27,7 @@ from stored import stored_posterior
 from torch import Tensor, nn
 
 from pyro_compress.bayes.model import Likelihood
-from pyro_compress.bayes.train_state import first_stage
+from pyro_compress.bayes.train_state import first_train_state
 from pyro_compress.cli.main import main
 from pyro_compress.data.splits import load_splits
 from pyro_compress.graph.capture import capture
@@ -79,8 +79,8 @@ def member(pipe: Any, values: dict[str, Any], work: Work, *arguments: Any) -> No
     os.environ.update({name: str(value) for name, value in values.items()})
     prepare("cpu", 1)
     try:
-        with joined("cpu") as world:
-            pipe.send(work(world, *arguments))
+        with joined("cpu") as group:
+            pipe.send(work(group, *arguments))
     except BaseException as error:
         pipe.send((type(error).__name__, str(error)))
 
@@ -92,20 +92,20 @@ def together(size: int, work: Work, *arguments: Any) -> list[Any]:
 # --- what processes tell each other
 
 
-def tell(world: ProcessGroup) -> dict[str, Any]:
-    a, b = torch.full((2, 3), float(world.rank)), torch.tensor([1, world.rank])
-    world.add_([a, b])
-    c = torch.full((2,), float(world.rank))
-    world.average_([c])
-    d = torch.full((3,), world.rank)
-    world.broadcast_([d])
-    world.check_same({"this": b"same"})
+def tell(group: ProcessGroup) -> dict[str, Any]:
+    a, b = torch.full((2, 3), float(group.rank)), torch.tensor([1, group.rank])
+    group.add_([a, b])
+    c = torch.full((2,), float(group.rank))
+    group.average_([c])
+    d = torch.full((3,), group.rank)
+    group.broadcast_([d])
+    group.check_same({"this": b"same"})
     with pytest.raises(ValueError, match=r"the 3 processes do not agree on that, those: start all with the same"):
-        world.check_same({"this": b"same", "that": bytes([world.rank]), "those": b"x" * world.rank})
+        group.check_same({"this": b"same", "that": bytes([group.rank]), "those": b"x" * group.rank})
     return {
-        "sum": (a.tolist(), b.tolist()), "average": c.tolist(), "first": d.tolist(), "mean": world.mean(world.rank),
-        "any": world.any(False, world.rank == 2, True), "bytes": world.bytes_of_first(b"abc" * (1 - world.rank)),
-        "none": world.bytes_of_first(b""), "noise": world.own_noise(0, 5),
+        "sum": (a.tolist(), b.tolist()), "average": c.tolist(), "first": d.tolist(), "mean": group.mean(group.rank),
+        "any": group.any(False, group.rank == 2, True), "bytes": group.bytes_of_first(b"abc" * (1 - group.rank)),
+        "none": group.bytes_of_first(b""), "noise": group.own_noise(0, 5),
     }  # fmt: skip
 
 
@@ -130,8 +130,8 @@ def test_alone(values: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    with joined() as world:
-        assert world is ALONE
+    with joined() as group:
+        assert group is ALONE
     assert not torch.distributed.is_initialized()
 
 
@@ -173,15 +173,15 @@ CASES = {
 """193 examples at 64 a minibatch: the fourth is of one row, less than there are processes."""
 
 
-def fitted(world: ProcessGroup, config: FitConfig, out: Path, every: int = 1) -> tuple[str, int, list[float]]:
-    run = fit_run(config, out, keeping=CheckpointConfig(every_epochs=every, resume=True), world=world)
+def fitted(group: ProcessGroup, config: FitConfig, out: Path, every: int = 1) -> tuple[str, int, list[float]]:
+    run = fit_run(config, out, checkpointing=CheckpointConfig(every_epochs=every, resume=True), group=group)
     weights = torch.cat([tensor.flatten() for tensor in run.posterior.tensors.values()])
     digest = hashlib.sha256(stored_posterior(run.posterior)).hexdigest()
-    return digest, len(list(out.parent.iterdir())) if world.first else 0, weights.tolist()
+    return digest, len(list(out.parent.iterdir())) if group.first else 0, weights.tolist()
 
 
-def all_fitted(world: ProcessGroup, folder: Path) -> dict[str, Any]:
-    return {name: fitted(world, config, folder / name / "run") for name, config in CASES.items()}
+def all_fitted(group: ProcessGroup, folder: Path) -> dict[str, Any]:
+    return {name: fitted(group, config, folder / name / "run") for name, config in CASES.items()}
 
 
 def epochs_of(folder: Path) -> list[dict[str, Any]]:
@@ -235,22 +235,22 @@ def test_gradients_of_processes_are_unbiased() -> None:
     config = resolve(replace(TINY, hidden=(4,), prior="gaussian"), 7)
     data = Data(splits.train.x[:7], splits.train.y[:7])
     net = initial_net(config, splits)
-    stage = first_stage(
+    train_state = first_train_state(
         net, capture(net, splits.input_shape), Likelihood("classification", 7), (data.x, data.y), config
     )
-    parameters = [t.parameter for t in stage.tuned]
+    parameters = [t.parameter for t in train_state.tuned]
 
-    def gradient(feed: Minibatches) -> Tensor:
-        (_, x, y), *_ = feed.epoch()
-        loss = stage.objective(x, y, 0.5)[0] * feed.share
+    def gradient(minibatches: Minibatches) -> Tensor:
+        (_, x, y), *_ = minibatches.epoch()
+        loss = train_state.objective(x, y, 0.5)[0] * minibatches.share
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
     def draws(size: int) -> Tensor:
         feeds = [
-            Minibatches(data, 7, torch.Generator().manual_seed(0), world=ProcessGroup(rank, size))
+            Minibatches(data, 7, torch.Generator().manual_seed(0), group=ProcessGroup(rank, size))
             for rank in range(size)
         ]
-        return torch.stack([sum(gradient(feed) for feed in feeds) for _ in range(300)])
+        return torch.stack([sum(gradient(minibatches) for minibatches in feeds) for _ in range(300)])
 
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(), pyro.validation_enabled(False):
         torch.manual_seed(0)
@@ -304,8 +304,8 @@ def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
     assert list(unfinished(out).glob("checkpoint-*"))
 
 
-def differing(world: ProcessGroup, out: Path) -> None:
-    fit_run(replace(TINY, epochs=4 + world.rank), out, world=world)
+def differing(group: ProcessGroup, out: Path) -> None:
+    fit_run(replace(TINY, epochs=4 + group.rank), out, group=group)
 
 
 @pytest.mark.slow
@@ -337,5 +337,5 @@ def test_torchrun(tmp_path: Path) -> None:
     done = len((unfinished(out) / "history.jsonl").read_text().splitlines())
     config = replace(unfinished_config(out), epochs=done + 1)
     with contextlib.suppress(KeyboardInterrupt):
-        fit_run(config, out, keeping=CheckpointConfig(resume=True))
+        fit_run(config, out, checkpointing=CheckpointConfig(resume=True))
     assert len((out / "history.jsonl").read_text().splitlines()) == done + 1
