@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from pyro_compress.runs.own_loops import program as program
     from pyro_compress.runs.own_loops import save_run as save_run
     from pyro_compress.runs.prediction import predict as predict
+    from pyro_compress.runs.trained import trained as trained
     from pyro_compress.runs.trainers import AfterTraining as AfterTraining
     from pyro_compress.settings import CompressConfig as CompressConfig
     from pyro_compress.settings import FineTune as FineTune
@@ -104,6 +105,7 @@ _HOMES = {
     "save_run": "runs.own_loops",
     "split_attention": "networks.attention",
     "splits_from": "data.sources",
+    "trained": "runs.trained",
     "tune": "tuning.search",
 }
 

@@ -299,7 +299,7 @@ def test_the_command(digits, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert told["rounding"] == ("compensated" if way in ("default", "compensated") else "")
         size[way] = out.stat().st_size
     assert size["default"] == size["compensated"] < 0.8 * size["nearest"]
-    monkeypatch.setattr("pyro_compress.cli.sources.MOST_WORK", 1000)
+    monkeypatch.setattr("pyro_compress.runs.post_training.MOST_WORK", 1000)
     done = CliRunner().invoke(main, ["compress", *given, "--out", str(tmp_path / "large.pcn"), "--json"])
     (told,) = json.loads(done.stdout)["warnings"]
     assert told.startswith("rounded to the nearest: compensation takes")

@@ -34,19 +34,16 @@ class Source(NamedTuple):
     rounding: str = "nearest"
 
 
-MOST_WORK = 1e12
-"""Multiply-adds for one candidate, above which compensation is only done where it is asked for: half a minute or so."""
 POSTERIOR = ("how", "folder", "epochs", "lr")
-PRUNING = ("criterion", "sparsity", "relative_step", "bits", "lam", "finetuning")
-"""Options that ask for a posterior around given weights, and for what is done with one."""
+"""Options that ask for a posterior around given weights."""
 
 
 def rounding_of(run: Path | None, named: dict[str, Any], asked: CompressConfig) -> str:
     """How weights become integers: as it is asked for; else with compensation, for given weights and nothing else."""
     if asked.rounding is not None:
         return asked.rounding
-    pruned = any(getattr(asked, name) not in (None, ()) for name in PRUNING)
-    return "nearest" if run or pruned or named.keys() & set(POSTERIOR) else "compensated"
+    plain = not run and asked.rounds_only and not named.keys() & set(POSTERIOR)
+    return "compensated" if plain else "nearest"
 
 
 def command_of(config: CompressConfig) -> str:
@@ -100,7 +97,7 @@ def of_weights(command: str, named: dict[str, Any], asked: CompressConfig, quiet
     Raises:
         ValueError: options are missing or contradict, the weights do not fit, or it would not go into memory.
     """
-    from pyro_compress.runs.post_training import load_trained, posterior_around
+    from pyro_compress.runs.post_training import load_trained, start_of
     from pyro_compress.settings import FitConfig
 
     if missing := [f"--{name}" for name in ("net", "init", "data") if not named.get(name)]:
@@ -114,23 +111,8 @@ def of_weights(command: str, named: dict[str, Any], asked: CompressConfig, quiet
     )  # fmt: skip
     compensated = command == "compress --rounding compensated"
     trained = load_trained(config, folder, command, "" if compensated else how)
-    if compensated and (asked.rounding or not _spared(trained.network)):
-        return Source(trained.network, trained.splits, trained.network, rounding="compensated")  # its own curvature
     from pyro_compress.training.callbacks import Callback
 
     with epoch_printer() if not quiet else nullcontext(Callback()) as shown:
-        around = posterior_around(trained, how, shown.on_epoch)
-    return Source(around.posterior, trained.splits, trained.network, around.seconds)
-
-
-def _spared(network: Posterior) -> bool:
-    """Whether a network is spared compensation that nobody asked for, as it would take long, which is said."""
-    from pyro_compress.compression.calibrated import work_of
-
-    if (work := work_of(network.graph, network.tensors, network.layers)) <= MOST_WORK:
-        return False
-    keep(
-        f"rounded to the nearest: compensation takes {work:.0e} multiply-adds for each of a dozen candidates, "
-        "and mostly makes smaller files: --rounding compensated"
-    )
-    return True
+        start = start_of(trained, asked, None if compensated else how, shown.on_epoch)
+    return Source(start.posterior, trained.splits, trained.network, start.seconds, start.rounding)

@@ -83,7 +83,7 @@ class Compression:
         return "Compression: " + "; ".join(f"{name} {value}" for name, value in self._rows())
 
     def _repr_html_(self) -> str:
-        return _table("Compression", self._rows())
+        return table("Compression", self._rows())
 
     def _rows(self) -> list[tuple[str, str]]:
         report = self.report
@@ -134,20 +134,9 @@ class Fitted:
         Raises:
             ValueError: what `compress` refuses, an unknown option.
         """
-        options = named(current(options, CompressConfig), declared(CompressConfig), "of a compression")
-        asked = {} if goal is None else {name: getattr(goal, name) for name in declared(Goal)}
-        config = CompressConfig.of(asked | options)
-        goal, how = replace(config, reference=goal.reference if goal else None), how or way_of(config, self.config.seed)
-        combined = Callbacks(callbacks)
-        search_callbacks = SearchCallbacks(
-            trial=combined.on_search,
-            candidate=combined.candidates,
-            epoch=lambda epoch, epochs, kept: combined.on_search(epoch, epochs),
-        )
-        with combined.running("compress"), tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "network.pcn"
-            report = compress_run(self.posterior, self.splits, path, goal, how, self.config.device, search_callbacks)
-            return Compression(path.read_bytes(), report)
+        config = configured(goal, options)
+        how = how or way_of(config, self.config.seed)
+        return compressed(self.posterior, self.splits, config, how, self.config.device, callbacks)
 
     def save(self, path: str | Path, force: bool = False) -> Run:
         """Write a run folder, as `pyro-compress fit` does; `inspect`, `compress`, `evaluate` and the like take it.
@@ -205,7 +194,7 @@ class Fitted:
         return "Fitted: " + "; ".join(f"{name} {value}" for name, value in self._rows())
 
     def _repr_html_(self) -> str:
-        return _table("Fitted", self._rows())
+        return table("Fitted", self._rows())
 
     def _rows(self) -> list[tuple[str, str]]:
         config = self.config
@@ -222,6 +211,33 @@ class Fitted:
                 ("validation", last.validation),
             ]
         return rows + [("doubt", text) for text in self.doubts]
+
+
+def configured(goal: Goal | None, options: dict[str, Any]) -> CompressConfig:
+    """A goal and options of `compress` as one configuration.
+
+    Raises:
+        ValueError: an unknown option, a value out of range.
+    """
+    options = named(current(options, CompressConfig), declared(CompressConfig), "of a compression")
+    asked = {} if goal is None else {name: getattr(goal, name) for name in declared(Goal)}
+    return replace(CompressConfig.of(asked | options), reference=goal.reference if goal else None)
+
+
+def compressed(
+    posterior: Posterior, splits: Splits, goal: Goal, how: Any, device: str, callbacks: Iterable[Any]
+) -> Compression:  # fmt: skip
+    """A compression whose file lies in memory; callbacks are told of its candidates."""
+    combined = Callbacks(callbacks)
+    search_callbacks = SearchCallbacks(
+        trial=combined.on_search,
+        candidate=combined.candidates,
+        epoch=lambda epoch, epochs, kept: combined.on_search(epoch, epochs),
+    )
+    with combined.running("compress"), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.pcn"
+        report = compress_run(posterior, splits, path, goal, how, device, search_callbacks)
+        return Compression(path.read_bytes(), report)
 
 
 def fit(
@@ -262,7 +278,7 @@ def fit(
     reading = config.reading
     task, share = settings.get("task", ""), config.validation if validation is None else validation
     splits = splits_from(train, share, test, reading, config.data_dir, task, takes(net))
-    config = replace(config, batch_size=config.batch_size or batch_size_of(train), net=_net_name(net))
+    config = replace(config, batch_size=config.batch_size or batch_size_of(train), net=net_name(net))
     config = config.on(splits.origin, splits.task)
     if not splits.origin.get("vocabulary"):  # tokens that nobody announced are the network's
         config = replace(config, tokens=splits.tokens)
@@ -308,7 +324,8 @@ def _brought(guide: Any) -> str:
     return bring_guide(guide)
 
 
-def _net_name(net: nn.Module | str) -> str:
+def net_name(net: nn.Module | str) -> str:
+    """What a configuration calls a network."""
     return net if isinstance(net, str) else type(net).__name__
 
 
@@ -334,7 +351,7 @@ def named(given: dict[str, Any], known: Iterable[str], what: str) -> dict[str, A
     return given
 
 
-def _table(title: str, rows: Iterable[tuple[str, str]]) -> str:
+def table(title: str, rows: Iterable[tuple[str, str]]) -> str:
     """A small table for notebooks."""
     cells = "".join(f"<tr><th>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>" for n, v in rows)
     return f"<table><caption>{title}</caption>{cells}</table>"

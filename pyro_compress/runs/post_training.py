@@ -13,10 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import nn
+
+from pyro_compress.compression.calibrated import work_of
 from pyro_compress.compression.target import default_nll_tolerance
 from pyro_compress.data.several import task_named
 from pyro_compress.data.splits import load_splits
-from pyro_compress.doubts import doubt
+from pyro_compress.doubts import doubt, keep
 from pyro_compress.foreign import unknown
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network, tensors_of
@@ -26,7 +29,7 @@ from pyro_compress.runs.command_budget import check_network
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import check_run_folder
 from pyro_compress.runs.run import fit_run, initial_net, made_from
-from pyro_compress.settings import FitConfig
+from pyro_compress.settings import CompressConfig, FitConfig
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.history import OnEpoch
 from pyro_compress.training.laplace import gradient_bytes, laplace
@@ -38,6 +41,8 @@ log = logging.getLogger(__name__)
 STEPS = 2000
 """SVI steps that the default number of epochs aims at, within `EPOCHS`."""
 EPOCHS = (3, 30)
+MOST_WORK = 1e12
+"""Multiply-adds for one candidate, above which compensation is only done where it is asked for: half a minute or so."""
 TOLERANCE = 0.005
 """Accuracy whose worth in nats (`default_nll_tolerance`) the mean of a fit may lose against the given weights."""
 
@@ -134,6 +139,26 @@ def load_trained(
     if folder is not None:
         check_run_folder(folder)
     splits = load_splits(config.data, config.data_dir, config.validation, reading=config.reading)
+    return trained_of(None, splits, config, folder, command, how)
+
+
+def trained_of(
+    net: nn.Module | None, splits: Splits, config: FitConfig, folder: Path | None = None, command: str = "compress",
+    how: str = "",
+) -> Trained:  # fmt: skip
+    """The same of data, and perhaps of a network, that are there already.
+
+    Args:
+        net: the network with its weights; None: the one that the configuration names.
+        splits: its data.
+        config: as for `load_trained`.
+        folder: likewise.
+        command: likewise.
+        how: likewise.
+
+    Raises:
+        ValueError: likewise.
+    """
     examples = len(splits.train)
     batch_size = config.batch_size or (64 if examples < 10_000 else 128)
     epochs = config.epochs or min(max(round(STEPS / batch_count(examples, batch_size)), EPOCHS[0]), EPOCHS[1])
@@ -143,7 +168,7 @@ def load_trained(
         kl_warmup=epochs / 2 if config.kl_warmup is None else config.kl_warmup,
     )  # fmt: skip
     config = resolve(config, examples)
-    net = initial_net(config, splits).eval()
+    net = (initial_net(config, splits) if net is None else net).eval()
     tensors = {name: tensor.detach() for name, tensor in tensors_of(net).items()}
     graph = capture(net, splits.input_shape, splits.output_shape, trained=False, kind=splits.kind)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -175,3 +200,50 @@ def posterior_around(trained: Trained, how: str = "laplace", on_epoch: OnEpoch =
     started = time.perf_counter()
     posterior = POSTERIORS[how](trained, on_epoch)
     return Around(trained, posterior, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a compression of a trained network starts from.
+
+    Attributes:
+        posterior: around its weights; where they are rounded with compensation, without spread.
+        rounding: `nearest` or `compensated`.
+        seconds: what finding the posterior took.
+    """
+
+    posterior: Posterior
+    rounding: str
+    seconds: float = 0.0
+
+
+def start_of(
+    trained: Trained, config: CompressConfig, how: str | None = None, on_epoch: OnEpoch = lambda epoch: None
+) -> Start:
+    """What a compression starts from: the weights themselves, or a posterior around them where it asks for one.
+
+    Args:
+        trained: the network and its data.
+        config: the compression.
+        how: name in `POSTERIORS`; None: no posterior is asked for, `laplace` where one is needed.
+        on_epoch: called after every epoch of a fit.
+
+    Raises:
+        ValueError: an unknown way, what a fit refuses.
+    """
+    compensated = config.rounding == "compensated" or (how is None and config.rounds_only)
+    if compensated and (config.rounding or not _spared(trained.network)):
+        return Start(trained.network, "compensated")
+    around = posterior_around(trained, how or "laplace", on_epoch)
+    return Start(around.posterior, "nearest", around.seconds)
+
+
+def _spared(network: Posterior) -> bool:
+    """Whether a network is spared compensation that nobody asked for, as it would take long, which is said."""
+    if (work := work_of(network.graph, network.tensors, network.layers)) <= MOST_WORK:
+        return False
+    keep(
+        f"rounded to the nearest: compensation takes {work:.0e} multiply-adds for each of a dozen candidates, "
+        "and mostly makes smaller files: --rounding compensated"
+    )
+    return True

@@ -173,6 +173,12 @@ class CompressConfig(Goal):
         if self.finetuning and (self.bits or self.lam):
             raise ValueError("--bits and --lambda go without --finetune, which chooses every integer itself")
 
+    @property
+    def rounds_only(self) -> bool:
+        """Whether nothing asks for pruning, for another rounding than with compensation, or for fine-tuning."""
+        asked = (self.rounding, self.criterion, self.sparsity, self.relative_step, self.bits, self.lam, self.finetuning)
+        return all(value in (None, ()) for value in asked)
+
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
         """From options by the names that the command line and TOML files have for them: `finetune_lr`.

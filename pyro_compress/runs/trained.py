@@ -1,0 +1,116 @@
+"""A network that was trained elsewhere, and its data: what `compress --net --init --data` does, for Python programs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pyro_compress.compression.pipeline import way_of
+from pyro_compress.data.sources import splits_from
+from pyro_compress.doubts import gathered
+from pyro_compress.metrics import evaluate
+from pyro_compress.runs.in_memory import Compression, compressed, configured, named, net_name, table, takes
+from pyro_compress.runs.post_training import Trained, start_of, trained_of
+from pyro_compress.scores import Quality
+from pyro_compress.settings import FitConfig, Goal
+from pyro_compress.settings.declared import declared
+from pyro_compress.training.callbacks import Callbacks
+
+
+@dataclass(frozen=True, repr=False)
+class TrainedNetwork:
+    """What `trained` returns.
+
+    Attributes:
+        trained: the network as a posterior without spread, its data, its configuration.
+        doubts: what is doubtful of it, in words.
+    """
+
+    trained: Trained
+    doubts: tuple[str, ...] = ()
+
+    def compress(
+        self, goal: Goal | None = None, posterior: str | None = None, callbacks: Iterable[Any] = (), **options: Any
+    ) -> Compression:  # fmt: skip
+        """Round its weights as they are, without any training; prune or fine-tune it where an option asks for that.
+
+        Args:
+            goal: what to reach; by default the smallest file that costs half a point of accuracy.
+            posterior: `laplace` or `svi`: what is found around the weights; None: what the options need.
+            callbacks: told of every candidate.
+            **options: settings of `CompressConfig` by the names of their options: `tolerance`, `max_bytes`, `finetune`,
+                ... (docs/settings.md)
+
+        Raises:
+            ValueError: what `compress` refuses, an unknown option.
+        """
+        config, combined = configured(goal, options), Callbacks(callbacks)
+        start = start_of(self.trained, config, posterior, combined.on_epoch)
+        how = way_of(replace(config, rounding=start.rounding), self.trained.config.seed)
+        config = replace(config, reference=config.reference or self.trained.network)
+        return compressed(start.posterior, self.trained.splits, config, how, self.trained.config.device, callbacks)
+
+    def evaluate(self, split: str = "validation") -> Quality:
+        """Its scores on a split of its data."""
+        from pyro_compress.graph.network import Network
+
+        network, device = self.trained.network, self.trained.config.device
+        module = Network(network.graph, network.tensors).eval().to(device)
+        return evaluate(module, self.trained.splits, split, device, network.noise)
+
+    def __repr__(self) -> str:
+        """What it is."""
+        return "TrainedNetwork: " + "; ".join(f"{name} {value}" for name, value in self._rows())
+
+    def _repr_html_(self) -> str:
+        return table("Trained network", self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        layers, splits = self.trained.network.layers, self.trained.splits
+        weights = sum(layer.mean.numel() for layer in layers.values())
+        rows = [("network", self.trained.config.net), ("weights", f"{weights:,} in {len(layers)} tensors")]
+        rows.append(("examples", ", ".join(f"{size:,} {name}" for name, size in splits.sizes.items())))
+        return rows + [("doubt", text) for text in self.doubts]
+
+
+def trained(
+    net: nn.Module | str, train: Any, *, init: str | Path = "", validation: Any = None, test: Any = None,
+    **settings: Any,
+) -> TrainedNetwork:  # fmt: skip
+    """A network with its weights, and the data that tell what compression costs it.
+
+    Args:
+        net: the network, which stays as it is; or a name of `NETS`, `package.module:function`, a `.pcn` file.
+        train: as for `fit`: calibrates, and is trained on where fine-tuning is asked for.
+        init: file of the weights (`.safetensors`, `.pt`, a run folder, `.pcn`), with a name.
+        validation: as for `fit`: what a tolerance is measured on.
+        test: as for `fit`: read once, at the end.
+        **settings: fields of `FitConfig` that name the network and how data are read: `hidden`, `task`, `input_mean`,
+            `seed`, `device`, ...
+
+    Raises:
+        ValueError: unknown settings, weights that do not fit, what `capture` refuses.
+
+    Example:
+        >>> import pyro_compress as pc
+        >>> small = pc.trained(net, (x, y)).compress(tolerance=0.005)  # doctest: +SKIP
+        >>> small.save("small.pcn")  # doctest: +SKIP
+    """
+    if isinstance(net, str) and not init:
+        raise ValueError(f"{net} has no trained weights: name them, init='weights.safetensors', or give the network")
+    if init and not isinstance(net, str):
+        raise ValueError("init goes with the name of a network; load the weights into the network that you give")
+    config = FitConfig(prior="log-uniform", init=str(init), **named(settings, declared(FitConfig), "of a network"))
+    share = config.validation if validation is None else validation
+    splits = splits_from(train, share, test, config.reading, config.data_dir, settings.get("task", ""), takes(net))
+    config = replace(config, net=net_name(net)).on(splits.origin, splits.task)
+    if not splits.origin.get("vocabulary"):
+        config = replace(config, tokens=splits.tokens)
+    with gathered() as doubts:
+        found = trained_of(None if isinstance(net, str) else copy.deepcopy(net), splits, config)
+    return TrainedNetwork(found, tuple(doubts))

@@ -1,0 +1,79 @@
+"""`pc.trained`: a network that was trained elsewhere, from Python."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+import pyro_compress as pc
+from pyro_compress.types import Splits
+
+
+@pytest.fixture(scope="module")
+def net(digits: Splits) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Dropout(0.1), nn.Linear(20, 10))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(net(digits.train.x), digits.train.y).backward()
+        optimizer.step()
+    return net
+
+
+def test_a_network_is_rounded_as_it_is(net: nn.Module, digits: Splits, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    given = pc.trained(net, digits)
+    found = given.compress(tolerance=0.01)
+    assert net.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert found.report.validation_before == given.evaluate()
+    assert found.report.validation_after.accuracy >= given.evaluate().accuracy - 0.01
+    assert found.bytes < 4 * 1500 / 8
+    assert "1,480 in 2 tensors" in repr(given)
+    module = pc.load(found.save(tmp_path / "small.pcn"))
+    assert pc.evaluate(tmp_path / "small.pcn", digits.origin["data"]).scores == found.report.test_after
+    assert (module(digits.test.x).argmax(1) == digits.test.y).float().mean() == found.report.test_after.accuracy
+
+
+def test_as_the_command_does(net: nn.Module, digits: Splits, tmp_path: Path) -> None:
+    """By name and file the same bytes as the network itself, and as `compress --net --init --data`."""
+    from click.testing import CliRunner
+
+    from pyro_compress.cli.main import main
+
+    state = {name.replace("4.", "3."): tensor for name, tensor in net.state_dict().items()}
+    save_file(state, tmp_path / "weights.safetensors")
+    named = pc.trained("mlp", "digits", init=tmp_path / "weights.safetensors", hidden=(20,)).compress(tolerance=0.02)
+    command = ["compress", "--net", "mlp", "--init", tmp_path / "weights.safetensors", "--data", "digits"]
+    command += ["--hidden", 20, "--tolerance", 0.02, "-o", tmp_path / "a.pcn"]
+    result = CliRunner().invoke(main, list(map(str, command)))
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.pcn").read_bytes() == named.data
+
+
+def test_options_ask_for_a_posterior_and_for_training(net: nn.Module, digits: Splits) -> None:
+    given, seen = pc.trained(net, digits), []
+    pruned = given.compress(sparsity=0.5, callbacks=[seen.append])
+    assert pruned.report.sparsity == pytest.approx(0.5, abs=0.01)
+    tuned = given.compress(finetune=1, finetune_lambda=1.0, tolerance=0.2)
+    assert tuned.bytes < pruned.bytes
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda net: pc.trained("mlp", "digits"), r"mlp has no trained weights: name them, init='weights.safetensors'"),
+        (lambda net: pc.trained(net, "digits", init="a.pt"), "init goes with the name of a network"),
+        (lambda net: pc.trained(net, "digits", hiden=(3,)), "hidden"),
+        (lambda net: pc.trained(net, "digits").compress(tolerence=0.1), "tolerance"),
+        (lambda net: pc.trained(net, "digits").compress(posterior="mcmc", sparsity=0.5), "laplace"),
+    ],
+)
+def test_bad_calls_are_one_line(net: nn.Module, call, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        call(net)
+    assert "\n" not in str(error.value)
