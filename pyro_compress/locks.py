@@ -64,6 +64,19 @@ def claimed(path: Path) -> Iterator[bool]:
         lock.release()
 
 
+def is_free(path: Path) -> bool:
+    """Whether nobody holds a lock file, which may not be there yet."""
+    if not path.exists():
+        return True
+    lock = _lock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    lock.release()
+    return True
+
+
 def _lock(path: Path) -> FileLock:
     """The lock of a file. What is there and no lock file is none of ours: a link would be written to where it points.
 
@@ -115,7 +128,7 @@ class Silence:
 
     def warn_once(self, path: Path) -> None:
         """Say once that somebody waits for a lock whose holder has been silent for long."""
-        if path not in self.warned and self.seconds(path) >= SILENT_SECONDS:
+        if path not in self.warned and self.seconds(path) >= SILENT_SECONDS and not is_free(path):
             self.warned.add(path)
             log.warning("waiting for %s: %s", path, stopped(path))
 

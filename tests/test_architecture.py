@@ -18,8 +18,8 @@ FAMILIES = ("kept", "layers", "single", "norms", "pools", "moves", "resizing", "
 
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
-    {"foreign", "outputs"},
-    {"imports", "inputs", "settings/registries"},
+    {"foreign", "outputs", "runs/starting"},
+    {"imports", "inputs", "settings/registries", "runs/slurm"},
     {
         "types",
         "settings/declared",
@@ -298,7 +298,11 @@ def test_imports_only_from_floors_below() -> None:
 
 @pytest.mark.parametrize(
     ("package", "rooms"),
-    [("pyro", ("bayes/",)), ("optuna", ("tuning/storage", "tuning/workers", "tuning/outcome"))],
+    [
+        ("pyro", ("bayes/",)),
+        ("submitit", ("runs/slurm",)),
+        ("optuna", ("tuning/storage", "tuning/workers", "tuning/outcome")),
+    ],
 )
 def test_a_package_stays_in_its_rooms(package: str, rooms: tuple[str, ...]) -> None:
     users = [m for m in MODULES if any(name.partition(".")[0] == package for name in imports(m))]

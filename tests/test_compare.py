@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from filelock import FileLock
 
 import pyro_compress as pc
 from pyro_compress.cli.main import main
@@ -341,6 +343,97 @@ def test_processes_share_a_study(study: Path, tmp_path: Path) -> None:
     rows = read_csv(tables[0])
     assert len(rows) == 2 * (2 + 1 + 1 + 4)
     assert len(list((tmp_path / "out" / "rows").glob("*.failed"))) == 2
+
+
+# --- one command per row
+
+
+OTHER = 'out-of-domain = {digits = "digits"}\n'
+ONE = STUDY.replace("seeds = [0, 1]", "seeds = [0]").partition('[[methods]]\nname = "gr')[0]
+TWO = ONE + '[[methods]]\nname = "fast"\nprior = "none"\nlr = 1e-2\n'
+
+
+def commands(study: Path, out: Path, *more: str) -> list[list[str]]:
+    """What `--rows` prints, as arguments of `invoke`."""
+    result = invoke(study, "--out", out, "--rows", *more)
+    assert result.exit_code == 0, result.output
+    return [shlex.split(line)[5:] for line in result.stdout.splitlines()]
+
+
+def test_a_command_per_missing_row(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "a results folder"
+    study.write_text(TWO)
+    first, second = commands(study, out)
+    assert not out.exists()  # they are printed and nothing else
+    names = [one.hash for one in plan(read_study(study))]
+    assert [[words[words.index("--row") + 1] for words in (first, second)], first[0]] == [names, str(study)]
+    made = invoke(*second)
+    assert (made.exit_code, made.stdout) == (0, "")
+    assert re.fullmatch(r"digits mlp-12 fast seed 0: 0 %: \d+\.\d\d, 50 %: \d+\.\d\d\n", made.stderr)
+    assert [path.stem for path in (out / "rows").glob("*.json")] == names[1:]
+    assert {row.method for row in read_csv((out / "study.csv").read_text())} == {"fast"}
+    assert commands(study, out) == [first]
+    monkeypatch.setattr(store, "fit_run", None)
+    before = (out / "rows" / f"{names[1]}.json").stat()
+    assert invoke(*second).exit_code == 0  # it is there
+    assert (out / "rows" / f"{names[1]}.json").stat() == before
+    with FileLock(out / "rows" / f"{names[0]}.lock"):
+        busy = invoke(*first)
+    assert (busy.exit_code, busy.stdout) == (compare.BUSY, "")
+    assert f"row {names[0]}: another process works on it, so nothing was done" in busy.stderr
+    monkeypatch.undo()
+    assert invoke(*first).exit_code == 0
+    done = invoke(study, "--out", out, "--rows")
+    assert (done.exit_code, done.stdout, "no row is missing" in done.stderr) == (0, "", True)
+
+
+def test_a_row_that_fails_and_one_that_is_none(study: Path, tmp_path: Path) -> None:
+    study.write_text(ONE.replace('variant = "Adam"', "lr = 1e30"))
+    (words,) = commands(study, tmp_path / "out")
+    for _ in range(2):  # it is tried again
+        failed = invoke(*words)
+        assert failed.exit_code == 1
+        assert re.fullmatch(r"Error: digits mlp-12 SGD seed 0: loss is nan.*\n", failed.stderr.splitlines(True)[-1])
+    told = json.loads(invoke(*words, "--json").stdout)
+    assert (told["rows"], told["failure"][:11]) == ([], "loss is nan")
+    assert commands(study, tmp_path / "out") == [words]
+    study.write_text(ONE)
+    other = invoke(*words)
+    assert other.exit_code == 1
+    assert "it or its data have changed; list its rows with --rows" in other.stderr
+
+
+def test_methods_with_the_same_fit_keep_each_others_rows(study: Path, tmp_path: Path) -> None:
+    again = '[[methods]]\nname = "again"\nprior = "none"\nsparsities = [0.5, 0.9]\n'
+    study.write_text(ONE.replace(OTHER, "") + again)
+    (words,) = commands(study, tmp_path / "out")
+    assert invoke(*words).exit_code == 0
+    rows = [(row.method, row.sparsity) for row in read_csv((tmp_path / "out/study.csv").read_text())]
+    assert rows == [("SGD", 0.0), ("SGD", 0.5), ("again", 0.5), ("again", 0.9)]
+    assert [(row.method, row.sparsity) for row in results.read_results(tmp_path / "out")] == rows
+    assert commands(study, tmp_path / "out") == []
+
+
+def test_a_process_that_died_is_a_failure(study: Path, tmp_path: Path) -> None:
+    study.write_text(TWO)
+    planned = plan(read_study(study), device="cpu", threads=1)
+    die = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    attempts = compare.by_commands(tmp_path, lambda one: [sys.executable, "-c", die], 2)
+    found = compare.run_planned(planned, tmp_path, attempts)
+    assert [one.failure for one in found] == ["its process ended by signal 9 before there was a row"] * 2
+
+
+@pytest.mark.slow
+def test_any_shell_fills_the_rows(study: Path, tmp_path: Path) -> None:
+    study.write_text(TWO)
+    arguments = [str(study), "--out", str(tmp_path / "it's here"), "--device", "cpu", "--threads", "1"]
+    listed = shlex.join([sys.executable, "-m", "pyro_compress", "compare", *arguments, "--rows"])
+    subprocess.run(f"{listed} | tr '\\n' '\\0' | xargs -0 -n 1 -P 2 sh -c", shell=True, check=True)
+    assert subprocess.run(listed, shell=True, check=True, capture_output=True).stdout == b""
+    straight = invoke(study, "--out", tmp_path / "straight", "--json")
+    rows = [json.loads(one) for one in (invoke(*arguments, "--table", "--json").stdout, straight.stdout)]
+    told, wanted = ([row | {"train_seconds": 0.0} for row in each] for each in rows)
+    assert told == wanted
 
 
 @pytest.mark.slow

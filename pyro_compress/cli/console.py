@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyro_compress.deploy.measured import Bench
     from pyro_compress.inspection.restarts import Agreement
     from pyro_compress.inspection.summary import Inspection
+    from pyro_compress.runs.slurm import Submitted
     from pyro_compress.scores import Quality
     from pyro_compress.studies.results import Outcome
     from pyro_compress.training.display import ProgressBar
@@ -115,13 +116,27 @@ def finetuning_text(report: Report) -> str:
 
 
 def outcome_line(outcome: Outcome, done: int, total: int) -> None:
-    """One fit of a study, on standard error."""
+    """One fit of a study, and how many are done, on standard error."""
+    tell(f"[{done:>{len(str(total))}}/{total}] {outcome_text(outcome)}", err=True)
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """One fit of a study, on one line."""
     planned = outcome.planned
     method, config = planned.method, planned.config
     head = f"{config.data} {planned.network} {method.name} {method.variant} seed {config.seed}"
     cells = [f"{100 * r.sparsity:g} %: {100 * r.accuracy:.2f}" for r in outcome.rows if not r.ensemble]
-    count = f"[{done:>{len(str(total))}}/{total}]"
-    tell(f"{count} {' '.join(head.split())}: {outcome.failure or ', '.join(cells)}", err=True)
+    return f"{' '.join(head.split())}: {outcome.failure or ', '.join(cells)}"
+
+
+def submitted_text(handed: Submitted, what: str, afterwards: str) -> str:
+    """Jobs that were handed to Slurm, and what to type when they have ended."""
+    numbers = " to ".join(dict.fromkeys([handed.numbers[0], handed.numbers[-1]]))
+    return (
+        f"{len(handed.numbers)} {what} handed over, as jobs {numbers}\n"
+        f"what the first one says: {handed.log}\n"
+        f"when they have ended: pyro-compress {afterwards}"
+    )
 
 
 def trial_line(trial: Reported) -> str:

@@ -94,6 +94,10 @@ def _without_scales(values: Values) -> bool:
     return not assignment_of(values["prior"]).scaled
 
 
+def _rows_alone(values: Values) -> bool:
+    return bool(values["rows"] or values["row"] or values["submit"])
+
+
 BY_NAME = f"goes with a data set by name: {', '.join(DATASETS)}"
 FROM_FOLDER = "goes with a folder as --data, whose files may be read while training; this one is held in memory"
 
@@ -207,12 +211,31 @@ EXPORT = (
     ),
 )
 
+ALONE = "goes without --rows, --row and --submit"
+SLURM = Ignored(("slurm",), lambda values: not values["submit"], "goes with --submit")
+
 COMPARE = (
-    Ignored(("jobs",), lambda values: values["table"], "goes without --table, which fits nothing"),
+    Ignored(
+        ("rows", "row", "submit", "jobs"), lambda values: values["table"], "goes without --table, which fits nothing"
+    ),
+    Ignored(("row", "submit"), lambda values: values["rows"], "and --rows exclude each other: give one of them"),
+    Ignored(("submit",), lambda values: values["row"], "and --row exclude each other: give one of them"),
+    Ignored(("jobs",), _rows_alone, f"{ALONE}: who starts the commands says how many at a time"),
+    Ignored(("elpd", "markdown"), _rows_alone, f"{ALONE}: give it to compare --table afterwards"),
+    Ignored(
+        ("as_json",), lambda values: values["rows"] or values["submit"], "goes without --rows and --submit: give it "
+        "to compare --table afterwards",
+    ),
     Ignored(("markdown",), lambda values: values["as_json"], "and --json exclude each other: give one of them"),
-)
+    SLURM,
+)  # fmt: skip
 
 TUNE = (
     Ignored(("as_json",), lambda values: values["worker"], "goes without --worker, which prints no outcome"),
     Ignored(("resume",), lambda values: values["worker"], "goes without --worker, which joins a study that is there"),
+    Ignored(("submit",), lambda values: values["worker"], "and --worker exclude each other: give one of them"),
+    Ignored(
+        ("as_json",), lambda values: values["submit"], "goes without --submit: give it to tune --resume afterwards"
+    ),
+    SLURM,
 )

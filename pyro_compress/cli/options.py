@@ -115,6 +115,18 @@ runs_option = click.option(
     "--runs", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
     help="Runs that studies and searches share; OUT/runs becomes a link to it. Default: OUT/runs itself.",
 )  # fmt: skip
+
+
+def submit_options(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options that hand work to Slurm; `what` is handed over."""
+    submit = click.option("--submit", is_flag=True, help=f"Hand {what} to Slurm, a job each, and do not wait.")
+    slurm = click.option(
+        "--slurm", multiple=True, metavar="KEY=VALUE,...",
+        help="With --submit: settings of the jobs, as sbatch calls them: partition=gpu,time=60 (minutes).",
+    )  # fmt: skip
+    return lambda command: submit(slurm(command))
+
+
 data_options = setting_options(FitConfig, ["data_dir"], RUNNING)
 device_options = setting_options(FitConfig, having(MachineConfig), RUNNING)
 memory_option = setting_options(MemoryConfig)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pyro_compress.cli.commands import echo, one_line_errors, quiet_option, tell
-from pyro_compress.cli.console import searched_text, trials_shown
+from pyro_compress.cli.console import searched_text, submitted_text, trials_shown
 from pyro_compress.cli.ignored import TUNE, StrictCommand
 from pyro_compress.cli.options import (
     announce_code,
@@ -18,6 +19,7 @@ from pyro_compress.cli.options import (
     device_options,
     runs_option,
     setting_options,
+    submit_options,
 )
 from pyro_compress.settings.studies import SearchConfig
 
@@ -38,6 +40,7 @@ STORAGE = "PYRO_COMPRESS_STORAGE"
 @click.option("--workers", type=click.IntRange(1), default=1, help="Processes on this machine.")
 @click.option("--resume", is_flag=True, help="Go on with a study: after an interruption, or with a larger budget.")
 @click.option("--worker", is_flag=True, help="Join a study that somebody else began, and leave the outcome to them.")
+@submit_options("the workers")
 @click.option(
     "--storage", envvar=STORAGE, default="", show_default=False, metavar="URL",
     help=f"Data base that workers share (also {STORAGE}); default a journal in --out.",
@@ -55,18 +58,27 @@ STORAGE = "PYRO_COMPRESS_STORAGE"
 @device_options
 @quiet_option
 def tune(
-    study: Path, out: Path | None, workers: int, resume: bool, worker: bool, as_json: bool, **options: Any
+    study: Path, out: Path | None, workers: int, resume: bool, worker: bool, submit: bool, slurm: tuple[str, ...],
+    as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Search the settings that a study file names; ends in the Pareto set of files and the best configuration."""
+    from pyro_compress.runs.starting import end_with_parent
+
+    end_with_parent()
     with one_line_errors():
         from pyro_compress.foreign import read_toml
 
         announce_code(read_toml(study), study)
         from pyro_compress.tuning.search import join, place_of
+        from pyro_compress.tuning.search import submit as submitted
         from pyro_compress.tuning.search import tune as searched
 
         own = {name: options.pop(name) for name in ("trials", "minutes", "sampler", "seed")}
         asked = options | {name: value for name, value in own.items() if value is not None}
+        if submit:
+            place, handed = submitted(study, out, workers, slurm=slurm, resume=resume, **asked)
+            again = shlex.join(["tune", str(study), "--out", str(place), "--resume"])
+            return tell(submitted_text(handed, "workers", again))
         try:
             with trials_shown() as on_trial:
                 if worker:

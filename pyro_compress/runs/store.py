@@ -72,8 +72,8 @@ def share(out: Path, runs: Path) -> None:
     """Let a results folder use a store that others use too: its `runs` becomes a link to it.
 
     Args:
-        out: the results folder, which is there.
-        runs: the store; made if it is not there.
+        out: the results folder; made if it is not there, like the store.
+        runs: the store.
 
     Raises:
         ValueError: the results folder has runs of its own, or of another store.
@@ -83,7 +83,8 @@ def share(out: Path, runs: Path) -> None:
     check_name(runs, another)
     if runs.exists() and not runs.is_dir():
         raise ValueError(f"{runs} exists and is not a folder; {another}")
-    runs.mkdir(parents=True, exist_ok=True)
+    for folder in (out, runs):
+        folder.mkdir(parents=True, exist_ok=True)
     own = store_of(out).folder
     try:
         own.symlink_to(os.path.relpath(runs.resolve(), out.resolve()), target_is_directory=True)

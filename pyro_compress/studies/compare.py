@@ -24,15 +24,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +38,13 @@ from pyro_compress.data.splits import load_splits
 from pyro_compress.doubts import gathered, keep
 from pyro_compress.foreign import printable
 from pyro_compress.graph.network import Network
-from pyro_compress.locks import Silence, claimed, locked
+from pyro_compress.locks import Silence, claimed, is_free, locked
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import Predict, evaluate, out_of_domain_auroc
 from pyro_compress.networks.draws import Ensemble, has_spread, masked
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.identity import config_hash
+from pyro_compress.runs.starting import Ended, some_at_a_time
 from pyro_compress.runs.store import store_of
 from pyro_compress.scores import Scores
 from pyro_compress.settings import FitConfig
@@ -58,6 +55,7 @@ from pyro_compress.studies.results import (
     lock_path,
     rows_path,
     settled,
+    with_stored,
     write_results,
 )
 from pyro_compress.studies.tables import Row
@@ -66,24 +64,26 @@ from pyro_compress.types import Posterior, Splits
 
 POLL_SECONDS = 1.0
 """Between two looks at fits that other processes work on."""
-LOOK_SECONDS = 10.0
-"""Between two looks at whether a process that works on a fit still gives signs."""
-STOP_SECONDS = 10.0
-"""For a fit to write its checkpoint, once the process that began it is gone."""
-
+BUSY = 75
+"""Exit status of a command for one row that another process works on: EX_TEMPFAIL, try again later."""
 
 OnOutcome = Callable[[Outcome, int, int], None]
+Tried = tuple[int, Outcome | None]
+"""A fit, by its place in the study, and its outcome; None while another process works on it."""
+Attempts = Callable[[Mapping[int, Planned], float], Iterator[Tried | None]]
+"""Fits that wait, and when this began -> each tried once; None now and then while nothing ends."""
 
 
 def run_planned(
-    planned: list[Planned], out: Path, jobs: int = 1, on_outcome: OnOutcome = lambda outcome, done, total: None
-) -> list[Outcome]:
-    """Run what is missing, `jobs` fits at a time, and write the tables after each.
+    planned: Sequence[Planned], out: Path, attempts: Attempts | None = None,
+    on_outcome: OnOutcome = lambda outcome, done, total: None,
+) -> list[Outcome]:  # fmt: skip
+    """Run what is missing, and write the tables after each fit.
 
     Args:
         planned: every fit of the study, in order.
         out: folder of the results.
-        jobs: processes.
+        attempts: how fits are tried; None: here, one after the other.
         on_outcome: called with (outcome, how many are done, how many there are).
 
     Returns:
@@ -94,73 +94,79 @@ def run_planned(
     """
     (out / "rows").mkdir(parents=True, exist_ok=True)
     began, found = time.time(), dict[int, Outcome]()
-    for index, outcome in _outcomes(planned, out, jobs, began):
+    for index, outcome in _outcomes(planned, out, attempts or here(out), began):
         found[index] = outcome
         for sentence in outcome.doubts:
             keep(sentence)
-        with locked(out / "rows" / "tables.lock"):  # what others finished is in them: tables only ever grow
-            everything = [found.get(i) or settled(one, out, began) for i, one in enumerate(planned)]
-            write_results([one for one in everything if one], out)
+        write_tables(planned, out, began, found)
         on_outcome(outcome, len(found), len(planned))
     return [found[i] for i in sorted(found)]
 
 
-def _end_with_parent() -> None:
-    """Let this process stop when the one that began it has ended, however that did: a running fit is kept first."""
-
-    def watch() -> None:
-        parent = parent_process()
-        assert parent
-        parent.join()
-        while True:  # the first one stops a fit after its checkpoint, the next one whatever there is besides
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(STOP_SECONDS)
-
-    threading.Thread(target=watch, daemon=True).start()
+def write_tables(planned: Sequence[Planned], out: Path, began: float, found: Mapping[int, Outcome]) -> None:
+    """Write the tables of what is there: what others finished is in them, so that tables only ever grow."""
+    with locked(out / "rows" / "tables.lock"):
+        everything = [found.get(i) or settled(one, out, began) for i, one in enumerate(planned)]
+        write_results([one for one in everything if one], out)
 
 
-def _outcomes(planned: list[Planned], out: Path, jobs: int, began: float) -> Iterator[tuple[int, Outcome]]:
+def _outcomes(planned: Sequence[Planned], out: Path, attempts: Attempts, began: float) -> Iterator[tuple[int, Outcome]]:
     """Every outcome once it is there, this process's or another's."""
     waiting, silence = dict(enumerate(planned)), Silence()
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _end_with_parent) if jobs > 1 else None
-    with pool or nullcontext():
-        try:
-            while waiting:
-                for index, outcome in _tried(waiting, out, began, pool, silence):
-                    if outcome:
-                        del waiting[index]
-                        yield index, outcome
-                if waiting:
-                    _say_who_is_silent(waiting, out, silence)
-                    time.sleep(POLL_SECONDS)
-        except BaseException:
-            if pool:
-                pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _tried(
-    waiting: dict[int, Planned], out: Path, began: float, pool: ProcessPoolExecutor | None, silence: Silence
-) -> Iterator[tuple[int, Outcome | None]]:
-    if pool is None:
-        for index, one in list(waiting.items()):
-            yield index, attempt(one, out, began)
-        return
-    futures: dict[Future[Outcome | None], int] = {
-        pool.submit(attempt, one, out, began): index for index, one in waiting.items()
-    }
-    running = set(futures)
-    while running:
-        done, running = wait(running, LOOK_SECONDS, FIRST_COMPLETED)
-        for future in done:
-            yield futures[future], future.result()
-        if not done:
+    while waiting:
+        for tried in attempts(dict(waiting), began):
+            if tried is None:
+                _say_who_is_silent(waiting, out, silence)
+            elif outcome := tried[1]:
+                del waiting[tried[0]]
+                yield tried[0], outcome
+        if waiting:
             _say_who_is_silent(waiting, out, silence)
+            time.sleep(POLL_SECONDS)
 
 
-def _say_who_is_silent(waiting: dict[int, Planned], out: Path, silence: Silence) -> None:
+def _say_who_is_silent(waiting: Mapping[int, Planned], out: Path, silence: Silence) -> None:
     for one in waiting.values():
         silence.warn_once(lock_path(one, out))
+
+
+def here(out: Path) -> Attempts:
+    """Fits in this process, one after the other."""
+    return lambda waiting, began: ((index, attempt(one, out, began)) for index, one in waiting.items())
+
+
+def by_commands(out: Path, command: Callable[[Planned], list[str]], jobs: int) -> Attempts:
+    """Fits by commands that print their outcome as JSON, so many at a time.
+
+    Args:
+        out: folder of the results.
+        command: for a fit.
+        jobs: processes.
+    """
+
+    def tried(waiting: Mapping[int, Planned], began: float) -> Iterator[Tried | None]:
+        free = []
+        for index, one in waiting.items():
+            if outcome := settled(one, out, began):
+                yield index, outcome
+            elif is_free(lock_path(one, out)):
+                free.append(index)
+        with closing(some_at_a_time([command(waiting[index]) for index in free], jobs)) as commands:
+            for ended in commands:
+                index = free[ended.place] if ended else 0
+                yield (index, _ended(waiting[index], out, began, ended)) if ended else None
+
+    return tried
+
+
+def _ended(planned: Planned, out: Path, began: float, ended: Ended) -> Outcome | None:
+    printed = json.loads(ended.output or "{}")
+    if outcome := settled(planned, out, began):
+        return replace(outcome, doubts=tuple(printed.get("doubts", ())))
+    if ended.code == BUSY:
+        return None
+    how = f"by signal {-ended.code}" if ended.code < 0 else f"with status {ended.code}"
+    return Outcome(planned, (), printed.get("failure") or f"its process ended {how} before there was a row")
 
 
 def attempt(planned: Planned, out: Path, began: float) -> Outcome | None:
@@ -191,7 +197,7 @@ def run_one(planned: Planned, out: Path) -> Outcome:
     """Fit and evaluate; a user's error becomes the outcome's failure."""
     try:
         config, folder = chosen(planned, out)
-        rows = evaluated(planned, config, folder)
+        rows = evaluated(replace(planned, sparsities=with_stored(planned, out)), config, folder)
     except ValueError as error:
         return Outcome(planned, (), printable(" ".join(str(error).split())))
     document = {
@@ -202,7 +208,7 @@ def run_one(planned: Planned, out: Path) -> Outcome:
         "rows": [asdict(row) for row in rows],
     }
     write_atomically(rows_path(planned, out), (json.dumps(document, indent=1) + "\n").encode())
-    return Outcome(planned, rows)
+    return Outcome(planned, tuple(row for row in rows if row.sparsity in planned.sparsities))
 
 
 def chosen(planned: Planned, out: Path) -> tuple[FitConfig, Path]:

@@ -72,33 +72,42 @@ def failed_path(planned: Planned, out: Path) -> Path:
 
 def cached_rows(planned: Planned, out: Path) -> tuple[Row, ...] | None:
     """Rows of an earlier evaluation, under the study's present labels; None where a sparsity is missing."""
-    try:
-        path = rows_path(planned, out)
-        rows = [
-            row_of(row, str(path)) for row in table(json_of(ordinary(path).read_bytes(), str(path)), str(path))["rows"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    rows = _stored(planned, out)
     if not set(planned.sparsities) <= {row.sparsity for row in rows}:
         return None
     method = planned.method
     return tuple(
         replace(row, method=method.name, variant=method.row_variant(row.ensemble))
+        for sparsity in planned.sparsities
         for row in rows
-        if row.sparsity in planned.sparsities
+        if row.sparsity == sparsity
     )
+
+
+def with_stored(planned: Planned, out: Path) -> tuple[float, ...]:
+    """Sparsities of a fit, and what another method or an earlier study had it evaluated at."""
+    return tuple(dict.fromkeys([*planned.sparsities, *(row.sparsity for row in _stored(planned, out))]))
+
+
+def _stored(planned: Planned, out: Path) -> list[Row]:
+    try:
+        path = rows_path(planned, out)
+        document = table(json_of(ordinary(path).read_bytes(), str(path)), str(path))
+        return [row_of(row, str(path)) for row in document["rows"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def write_results(outcomes: list[Outcome], out: Path) -> None:
     """Write study.csv, study.json and study.md."""
     rows = [row for outcome in outcomes for row in outcome.rows]
-    runs = {}
+    runs = dict[str, dict[str, Any]]()
     for outcome in outcomes:
-        path = rows_path(outcome.planned, out)
+        path, name = rows_path(outcome.planned, out), outcome.planned.hash
         if path.exists():
-            document = table(json_of(ordinary(path).read_bytes(), str(path)), str(path))
-            document["rows"] = [asdict(row) for row in outcome.rows]
-            runs[outcome.planned.hash] = document
+            if name not in runs:
+                runs[name] = table(json_of(ordinary(path).read_bytes(), str(path)), str(path)) | {"rows": []}
+            runs[name]["rows"] += [asdict(row) for row in outcome.rows]  # methods may share a fit
     failures = {o.planned.hash: o.failure for o in outcomes if o.failure}
     write_atomically(out / "study.csv", csv_text(rows).encode())
     document = {"runs": runs, "failures": failures}

@@ -30,7 +30,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pyro_compress.doubts import doubt
-from pyro_compress.locks import Silence, claimed, stopped
+from pyro_compress.locks import Silence, claimed, is_free, stopped
 from pyro_compress.runs.store import store_of
 from pyro_compress.tuning.front import best_of, on_front
 from pyro_compress.tuning.plan import Plan, point_of
@@ -165,8 +165,7 @@ def _left_by_the_silent(work: Work, own: str, trials: list[FrozenTrial], silence
 
 
 def _free(work: Work, number: str) -> bool:
-    with claimed(work.out / "workers" / f"{number}.lock") as free:
-        return free
+    return is_free(work.out / "workers" / f"{number}.lock")
 
 
 def _alone(work: Work, own: str) -> bool:
