@@ -325,6 +325,15 @@ def test_bench_coder(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_language_models(tmp_path: Path) -> None:
+    run(script("language_models"), "--smoke", "--json", "rows.json", cwd=tmp_path)
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert (row["network"], row["way"]) == ("lstm", "rounded with compensation")
+    assert row["total"] == 256 * 64 + 4 * 256 * (64 + 256 + 2) + 256 * 257
+    assert 7.9 < row["test_bits"] < 1.5 * row["test_bits_before"]
+
+
+@pytest.mark.slow
 def test_bench_memory(tmp_path: Path) -> None:
     run(script("bench_memory"), "--smoke", "--json", "rows.json", cwd=tmp_path)
     (row,) = json.loads((tmp_path / "rows.json").read_text())

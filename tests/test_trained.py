@@ -77,3 +77,21 @@ def test_bad_calls_are_one_line(net: nn.Module, call, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         call(net)
     assert "\n" not in str(error.value)
+
+
+def test_outputs_in_another_order_are_taken_as_a_fit_takes_them() -> None:
+    """Classes come last in what language models return."""
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.last = nn.Embedding(9, 4), nn.Linear(4, 9)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.table(x))
+
+    torch.manual_seed(0)
+    x = torch.randint(0, 9, (300, 6))
+    given = pc.trained(Words(), (x[:, :-1], x[:, 1:]), task="next-token")
+    assert given.trained.network.graph.nodes[-1].op == "permute"
+    assert given.compress(tolerance=0.5, nll_tolerance=1.0).report.within_tolerance

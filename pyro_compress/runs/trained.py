@@ -14,6 +14,7 @@ from pyro_compress.compression.pipeline import way_of
 from pyro_compress.data.sources import splits_from
 from pyro_compress.doubts import gathered
 from pyro_compress.metrics import evaluate
+from pyro_compress.networks.fitted import with_graph
 from pyro_compress.runs.in_memory import Compression, compressed, configured, named, net_name, table, takes
 from pyro_compress.runs.post_training import Trained, start_of, trained_of
 from pyro_compress.scores import Quality
@@ -112,5 +113,6 @@ def trained(
     if not splits.origin.get("vocabulary"):
         config = replace(config, tokens=splits.tokens)
     with gathered() as doubts:
-        found = trained_of(None if isinstance(net, str) else copy.deepcopy(net), splits, config)
+        own = None if isinstance(net, str) else with_graph(copy.deepcopy(net).eval(), splits)[0]
+        found = trained_of(own, splits, config)
     return TrainedNetwork(found, tuple(doubts))
