@@ -69,6 +69,9 @@ def test_options_ask_for_a_posterior_and_for_training(net: nn.Module, digits: Sp
         (lambda net: pc.trained("mlp", "digits"), r"mlp has no trained weights: name them, init='weights.safetensors'"),
         (lambda net: pc.trained(net, "digits", init="a.pt"), "init goes with the name of a network"),
         (lambda net: pc.trained(net, "digits", hiden=(3,)), "hidden"),
+        (lambda net: pc.trained(net), "give train, examples with labels, or calibration, examples without"),
+        (lambda net: pc.trained(net, calibration=torch.zeros(9, 1, 8, 8)), "9 examples are too few for 10 classes"),
+        (lambda net: pc.trained(net, calibration="nowhere.npy"), "no such file or folder"),
         (lambda net: pc.trained(net, "digits").compress(tolerence=0.1), "tolerance"),
         (lambda net: pc.trained(net, "digits").compress(posterior="mcmc", sparsity=0.5), "laplace"),
     ],
@@ -95,3 +98,39 @@ def test_outputs_in_another_order_are_taken_as_a_fit_takes_them() -> None:
     given = pc.trained(Words(), (x[:, :-1], x[:, 1:]), task="next-token")
     assert given.trained.network.graph.nodes[-1].op == "permute"
     assert given.compress(tolerance=0.5, nll_tolerance=1.0).report.within_tolerance
+
+
+def test_examples_without_labels_are_enough(net: nn.Module, digits: Splits, tmp_path: Path) -> None:
+    """What is lost is agreement with the network; labels that it was given elsewhere are kept about as well."""
+    x = torch.cat([digits.train.x, digits.validation.x])
+    given = pc.trained(net, calibration=x)
+    with torch.no_grad():
+        assert torch.equal(given.trained.splits.test.y, net.eval()(given.trained.splits.test.x).argmax(1))
+    assert given.evaluate().accuracy == 1
+    assert "agrees with the network as it was given" in given.doubts[0]
+    small = given.compress(tolerance=0.01)
+    assert small.report.validation_after.accuracy >= 0.99
+    logits, wanted = small.module()(digits.test.x), net(digits.test.x)
+    right = [float((one.argmax(1) == digits.test.y).float().mean()) for one in (logits, wanted)]
+    assert right[0] > right[1] - 0.02
+
+
+def test_the_command_without_labels(net: nn.Module, digits: Splits, tmp_path: Path) -> None:
+    import json
+
+    import numpy as np
+    from click.testing import CliRunner
+
+    from pyro_compress.cli.main import main
+
+    save_file({name.replace("4.", "3."): t for name, t in net.state_dict().items()}, tmp_path / "weights.safetensors")
+    np.save(tmp_path / "x.npy", (16 * digits.train.x).numpy().astype(np.uint8) * 15)
+    command = ["compress", "--net", "mlp", "--init", tmp_path / "weights.safetensors", "--hidden", 20]
+    command += ["--calibration", tmp_path / "x.npy", "--tolerance", 0.02, "-o", tmp_path / "a.pcn", "--json"]
+    result = CliRunner().invoke(main, list(map(str, command)))
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["validation_accuracy_before"] == 1
+    assert any("without" in text or "own predictions" in text for text in report["warnings"])
+    both = CliRunner().invoke(main, [*map(str, command), "--data", "digits"])
+    assert "--calibration and --data exclude each other" in both.output

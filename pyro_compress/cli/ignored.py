@@ -154,7 +154,7 @@ COMPRESS = (
         ("net",), lambda values: values["run"] is not None, "stands for a network that is no run: leave RUN or it out",
     ),
     Ignored(
-        (*(name for name in NETWORK if name not in ("net", "data")), "how", "folder"),
+        (*(name for name in NETWORK if name not in ("net", "data")), "how", "folder", "calibration"),
         lambda values: values["run"] is not None,
         "goes with --net, without a run folder, which has its own",
     ),

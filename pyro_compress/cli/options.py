@@ -168,7 +168,7 @@ NETWORK = (
 
 def network_given(ctx: click.Context) -> dict[str, Any]:
     """What somebody gave of `network_options`."""
-    more = {name: ctx.params[name] for name in ("how", "folder") if ctx.params[name] is not None}
+    more = {name: ctx.params[name] for name in ("how", "folder", "calibration") if ctx.params[name] is not None}
     return given(ctx, FitConfig, NETWORK) | more
 
 
@@ -190,4 +190,9 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--run", "folder", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
         help="With --posterior svi: keep the fit as a run folder.", cls=Option, heading=ELSEWHERE,
     )  # fmt: skip
-    return settings(how(folder(command)))
+    calibration = click.option(
+        "--calibration", type=click.Path(), default=None, metavar="DATA",
+        help="Instead of --data: examples without labels, arrays or a folder of images; what is lost is agreement with "
+        "the network.", cls=Option, heading=ELSEWHERE,
+    )  # fmt: skip
+    return settings(calibration(how(folder(command))))

@@ -100,17 +100,21 @@ def of_weights(command: str, named: dict[str, Any], asked: CompressConfig, quiet
     from pyro_compress.runs.post_training import load_trained, start_of
     from pyro_compress.settings import FitConfig
 
-    if missing := [f"--{name}" for name in ("net", "init", "data") if not named.get(name)]:
+    calibration = named.get("calibration", "")
+    if calibration and named.get("data"):
+        raise ValueError("--calibration and --data exclude each other: examples without labels, or with them")
+    needed = ("net", "init") if calibration else ("net", "init", "data")
+    if missing := [f"--{name}" for name in needed if not named.get(name)]:
         raise ValueError(f"give a RUN folder, or --net, --init and --data; missing: {', '.join(missing)}")
     folder, how = named.get("folder"), named.get("how", "laplace")
     if how == "laplace" and (extra := [name for name in ("epochs", "lr") if name in named]):
         raise ValueError(f"--{extra[0]} goes with --posterior svi; a Laplace approximation trains nothing")
     config = FitConfig(
         prior="log-uniform", **given(click.get_current_context(), FitConfig, ("data_dir", *having(MachineConfig))),
-        **{name: value for name, value in named.items() if name not in ("how", "folder")},
+        **{name: value for name, value in named.items() if name not in ("how", "folder", "calibration")},
     )  # fmt: skip
     compensated = command == "compress --rounding compensated"
-    trained = load_trained(config, folder, command, "" if compensated else how)
+    trained = load_trained(config, folder, command, "" if compensated else how, calibration)
     from pyro_compress.training.callbacks import Callback
 
     with epoch_printer() if not quiet else nullcontext(Callback()) as shown:

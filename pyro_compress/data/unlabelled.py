@@ -85,6 +85,31 @@ def load_inputs(data: str, graph: Graph, known: Preprocessing, reading: ReadConf
     return _images(found, [one.relative_to(path).as_posix() for one in found], graph, known, reading)
 
 
+def examples_without_labels(data: str, reading: ReadConfig) -> Tensor:
+    """Examples of a file or folder for a network of which nothing is known yet, in the range that labelled ones have.
+
+    Args:
+        data: a `.npy` or `.npz` file (`x`, `x_test`, or a single array), or a folder with images in it or below.
+        reading: how they are read.
+
+    Raises:
+        ValueError: none of these, or what the readers of labelled data refuse.
+    """
+    path, nothing = Path(data), Preprocessing(0, ())
+    if not path.exists():
+        raise ValueError(f"{data!r}: no such file or folder; examples without labels are arrays or images")
+    ordinary(path)
+    if path.suffix.lower() in (".npz", ".npy"):
+        x = _array(path)
+        return array_inputs(x, data, Graph((), tuple(x.shape[1:])), nothing, reading)
+    found = images_in(path) if path.is_dir() else []
+    if not found:
+        raise ValueError(f"{data}: give arrays (.npy, .npz), or a folder with images in it or below")
+    shape = ImageFiles(found, reading.image_size, found).shape
+    parts = _images(found, [one.name for one in found], Graph((), shape), nothing, reading).parts
+    return torch.cat(list(parts))
+
+
 def wanted_text(graph: Graph, known: Preprocessing, reading: ReadConfig) -> str:
     """What a network takes, in words."""
     shape = graph.input_shape

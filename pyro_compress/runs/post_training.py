@@ -29,6 +29,7 @@ from pyro_compress.runs.command_budget import check_network
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import check_run_folder
 from pyro_compress.runs.run import fit_run, initial_net, made_from
+from pyro_compress.runs.unlabelled import network_and_splits
 from pyro_compress.settings import CompressConfig, FitConfig
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.history import OnEpoch
@@ -118,7 +119,7 @@ POSTERIORS: dict[str, Callable[[Trained, OnEpoch], Posterior]] = {
 
 
 def load_trained(
-    config: FitConfig, folder: Path | None = None, command: str = "compress", how: str = ""
+    config: FitConfig, folder: Path | None = None, command: str = "compress", how: str = "", calibration: str = ""
 ) -> Trained:  # fmt: skip
     """Load the data and the weights that a configuration names, and fill in the recipe of a short fit around them.
 
@@ -130,6 +131,7 @@ def load_trained(
         folder: where to keep the fit.
         command: what will be done with it, a name in `command_budget.COMMANDS`.
         how: name in `POSTERIORS` of what will be found around it; empty: nothing will, or it asks by itself.
+        calibration: file or folder of examples without labels, in place of the data that the configuration names.
 
     Raises:
         ValueError: no weights named, weights that do not fit, what `capture` refuses, too little memory.
@@ -138,6 +140,9 @@ def load_trained(
         raise ValueError("a network without trained weights: name them with --init, or train with `pyro-compress fit`")
     if folder is not None:
         check_run_folder(folder)
+    if calibration:
+        net, splits = network_and_splits(config, calibration)
+        return trained_of(net, splits, replace(config, data=calibration), folder, command, how)
     splits = load_splits(config.data, config.data_dir, config.validation, reading=config.reading)
     return trained_of(None, splits, config, folder, command, how)
 

@@ -8,19 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pyro_compress.compression.pipeline import way_of
 from pyro_compress.data.sources import splits_from
+from pyro_compress.data.unlabelled import examples_without_labels
 from pyro_compress.doubts import gathered
+from pyro_compress.graph.checked import evaluating
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.fitted import with_graph
 from pyro_compress.runs.in_memory import Compression, compressed, configured, named, net_name, table, takes
-from pyro_compress.runs.post_training import Trained, start_of, trained_of
+from pyro_compress.runs.post_training import Trained, load_trained, start_of, trained_of
+from pyro_compress.runs.unlabelled import labelled, placed
 from pyro_compress.scores import Quality
 from pyro_compress.settings import FitConfig, Goal
 from pyro_compress.settings.declared import declared
 from pyro_compress.training.callbacks import Callbacks
+from pyro_compress.types import Splits
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,8 +85,8 @@ class TrainedNetwork:
 
 
 def trained(
-    net: nn.Module | str, train: Any, *, init: str | Path = "", validation: Any = None, test: Any = None,
-    **settings: Any,
+    net: nn.Module | str, train: Any = None, *, init: str | Path = "", validation: Any = None, test: Any = None,
+    calibration: Any = None, **settings: Any,
 ) -> TrainedNetwork:  # fmt: skip
     """A network with its weights, and the data that tell what compression costs it.
 
@@ -91,6 +96,8 @@ def trained(
         init: file of the weights (`.safetensors`, `.pt`, a run folder, `.pcn`), with a name.
         validation: as for `fit`: what a tolerance is measured on.
         test: as for `fit`: read once, at the end.
+        calibration: in place of `train` inputs `(n, ...)` without labels, or a file or folder of them: the classes that
+            the network finds most probable stand for labels, and what is lost is agreement with it.
         **settings: fields of `FitConfig` that name the network and how data are read: `hidden`, `task`, `input_mean`,
             `seed`, `device`, ...
 
@@ -106,13 +113,36 @@ def trained(
         raise ValueError(f"{net} has no trained weights: name them, init='weights.safetensors', or give the network")
     if init and not isinstance(net, str):
         raise ValueError("init goes with the name of a network; load the weights into the network that you give")
+    if (train is None) == (calibration is None):
+        raise ValueError("give train, examples with labels, or calibration, examples without")
     config = FitConfig(prior="log-uniform", init=str(init), **named(settings, declared(FitConfig), "of a network"))
-    share = config.validation if validation is None else validation
-    splits = splits_from(train, share, test, config.reading, config.data_dir, settings.get("task", ""), takes(net))
-    config = replace(config, net=net_name(net)).on(splits.origin, splits.task)
-    if not splits.origin.get("vocabulary"):
-        config = replace(config, tokens=splits.tokens)
+    config = replace(config, net=net_name(net))
     with gathered() as doubts:
-        own = None if isinstance(net, str) else with_graph(copy.deepcopy(net).eval(), splits)[0]
-        found = trained_of(own, splits, config)
+        if calibration is not None:
+            return TrainedNetwork(_unlabelled(net, calibration, config), tuple(doubts))
+        share, task = config.validation if validation is None else validation, settings.get("task", "")
+        splits = splits_from(train, share, test, config.reading, config.data_dir, task, takes(net))
+        config = config.on(splits.origin, splits.task)
+        if not splits.origin.get("vocabulary"):
+            config = replace(config, tokens=splits.tokens)
+        found = trained_of(None if isinstance(net, str) else _shaped(net, splits), splits, config)
     return TrainedNetwork(found, tuple(doubts))
+
+
+def _shaped(net: nn.Module, splits: Splits) -> nn.Module:
+    return with_graph(copy.deepcopy(net).eval(), splits)[0]
+
+
+def _unlabelled(net: nn.Module | str, calibration: Any, config: FitConfig) -> Trained:
+    if isinstance(net, str):
+        return load_trained(config, calibration=str(calibration))
+    path = isinstance(calibration, str | Path)
+    x = examples_without_labels(str(calibration), config.reading) if path else torch.as_tensor(calibration)
+    with torch.no_grad(), evaluating(net):
+        outputs = net(x[:2])
+    if outputs.dim() != 2:
+        raise ValueError(f"outputs of shape {tuple(outputs.shape[1:])} are no classes; give labels with train")
+    splits = placed(x, outputs.shape[1], config)
+    module = _shaped(net, splits)
+    config = replace(config, data=str(calibration)) if path else config.on(splits.origin, splits.task)
+    return trained_of(module, labelled(module, splits), config)
