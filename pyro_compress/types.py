@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pyro_compress.inputs import Input
 from pyro_compress.outputs import outputs_of
+from pyro_compress.provenance import Provenance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -277,7 +278,7 @@ class Posterior:
         layers: weight tensor name -> moments, in network order.
         dense: every other tensor by name (biases, batch-norm statistics), float32.
         criterion: pruning criterion that fits the prior (a name in `CRITERIA`).
-        provenance: where it comes from (data set, prior, seed, ...), written into the compressed file.
+        provenance: where it comes from, written into the compressed file.
         removals: units that left while it was fitted; `graph` is what they left behind.
     """
 
@@ -285,7 +286,7 @@ class Posterior:
     layers: dict[str, LayerPosterior]
     dense: dict[str, Tensor]
     criterion: str
-    provenance: dict[str, Any]
+    provenance: Provenance
     removals: tuple[Removal, ...] = ()
 
     def __repr__(self) -> str:
@@ -309,8 +310,8 @@ class Posterior:
 
         Where a fit began with a compressed file, that is the network which the file was made from.
         """
-        if (before := self.provenance.get("parameters_total")) is not None:
-            return int(before)
+        if (before := self.provenance.parameters_total) is not None:
+            return before
         if self.removals:
             return self.removals[0].parameters_before
         return sum(tensor.numel() for tensor in self.tensors.values())
@@ -318,12 +319,12 @@ class Posterior:
     @property
     def task(self) -> str:
         """Name in `pyro_compress.data.tasks.TASKS`."""
-        return str(self.provenance.get("task", "classification"))
+        return self.provenance.task
 
     @property
     def noise(self) -> float | None:
         """Standard deviation of regression's Gaussian likelihood, in standard deviations of the targets."""
-        return self.provenance.get("noise")
+        return self.provenance.noise
 
 
 Masks = dict[str, "Tensor"]

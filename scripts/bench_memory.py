@@ -35,6 +35,7 @@ import torch.nn.functional as F
 
 from pyro_compress.cli.commands import run_script
 from pyro_compress.deploy.memory import high_water_mib
+from pyro_compress.provenance import Provenance
 
 MIB = 1 << 20
 PRIORS = ("gaussian", "log-uniform", "horseshoe", "normal-jeffreys")
@@ -109,7 +110,7 @@ def made_run(hidden: str, path: Path, prior: str = "gaussian") -> None:
     (path / "config.toml").write_text(config_toml(replace(config, data_dir=""), splits, [], 1))
     with (path / "posterior.safetensors").open("wb") as file:
         graph, criterion = capture(net, splits.input_shape), pc.PRIORS[prior].criterion
-        write_posterior(file, Posterior(graph, layers, dense, criterion, config.provenance))
+        write_posterior(file, Posterior(graph, layers, dense, criterion, Provenance(config.provenance)))
     with (path / "guide.safetensors").open("wb") as file:
         write_marginals(file, model.net, guide)
     torch.save(tensors, path.parent / "net.pt")

@@ -57,6 +57,7 @@ from pyro_compress.metrics import evaluate
 from pyro_compress.networks.layered import Layered
 from pyro_compress.networks.outputs import with_columns
 from pyro_compress.pcn import file, runner
+from pyro_compress.provenance import Provenance
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import fit_baseline, point_posterior
@@ -447,7 +448,7 @@ def test_a_wrong_fold_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         nn.init.normal_(parameter)
     splits = splits_of(net)
     tensors = {name: tensor.detach() for name, tensor in net.eval().state_dict().items()}
-    posterior = point_posterior(capture(net, (6,), 3), tensors, {})
+    posterior = point_posterior(capture(net, (6,), 3), tensors, Provenance())
     network, _ = pc.compress(posterior, splits, pc.Goal(sparsity=0.0))
     pc.save(tmp_path / "right.pcn", network, splits)
     monkeypatch.setattr(packing, "_ranks", lambda graph, tensors: [2] * len(graph.nodes))

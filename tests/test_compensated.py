@@ -30,6 +30,7 @@ from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network
 from pyro_compress.networks.nets import build_net
 from pyro_compress.pcn.streams import bits
+from pyro_compress.provenance import Provenance
 from pyro_compress.settings import Goal
 from pyro_compress.types import Node
 
@@ -197,7 +198,7 @@ def trained(digits):
         F.cross_entropy(net(digits.train.x), digits.train.y).backward()
         optimizer.step()
     tensors = {name: tensor.detach() for name, tensor in net.eval().state_dict().items()}
-    return point_posterior(capture(net, digits.input_shape), tensors, {"data": "digits", "prior": "none"})
+    return point_posterior(capture(net, digits.input_shape), tensors, Provenance({"data": "digits", "prior": "none"}))
 
 
 def test_a_network_keeps_its_outputs_better_than_by_rounding_to_the_nearest(trained, digits) -> None:

@@ -29,6 +29,7 @@ from pyro_compress.bayes.marginals import (
 from pyro_compress.bayes.model import Fit
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.inspection import arviz_compat
+from pyro_compress.provenance import Provenance
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Data, Graph, LayerShape, Posterior, Splits
@@ -265,7 +266,7 @@ def test_size_and_time_of_the_file(net: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x08\0\0\0\0\0\0\0{}      "])
 def test_damaged(content: bytes, tmp_path: Path) -> None:
-    config, posterior = FitConfig(prior="horseshoe"), Posterior(Graph((), ()), {}, {}, "snr", {})
+    config, posterior = FitConfig(prior="horseshoe"), Posterior(Graph((), ()), {}, {}, "snr", Provenance())
     with pytest.raises(ValueError, match="is missing"):
         read_marginals(tmp_path / "guide.safetensors", config, posterior)
     (tmp_path / "guide.safetensors").write_bytes(content)

@@ -19,6 +19,7 @@ from pyro_compress.deploy import export
 from pyro_compress.graph.capture import capture
 from pyro_compress.kinds import is_export
 from pyro_compress.placing import recover, replaced, unfinished
+from pyro_compress.provenance import Provenance
 from pyro_compress.runs import run as runs
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.run import fit_run
@@ -134,7 +135,7 @@ def fits(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, flo
                 write(Snapshot("point", {"a": torch.full((2,), number)}, {"history": []}), checkpointer.folder)
             tensors = {name: torch.full_like(tensor, number) for name, tensor in net.state_dict().items()}
             graphs[:] = graphs or [capture(net, splits.input_shape)]
-            return point_posterior(graphs[0], tensors, config.provenance), b""
+            return point_posterior(graphs[0], tensors, Provenance(config.provenance)), b""
 
         monkeypatch.setattr(runs, "_fit", fitted)
         monkeypatch.setattr(runs, "_loaded", lambda config, download, group: digits)

@@ -35,6 +35,7 @@ from pyro_compress.compression.target import SearchCallbacks, Target, Trial
 from pyro_compress.graph.capture import capture
 from pyro_compress.metrics import evaluate_mixture
 from pyro_compress.pcn import codec, file
+from pyro_compress.provenance import Provenance
 from pyro_compress.types import (
     Compressed,
     Graph,
@@ -56,7 +57,7 @@ def posterior(monkeypatch: pytest.MonkeyPatch) -> Posterior:
         name: LayerPosterior(torch.randn(*size), torch.rand(*size), torch.rand(1, size[1]), torch.rand(1, size[1]))
         for name, size in {"a": (30, 16), "b": (7, 30)}.items()
     }
-    return Posterior(Graph((), (16,)), layers, {}, "group-snr", {})
+    return Posterior(Graph((), (16,)), layers, {}, "group-snr", Provenance())
 
 
 def test_parts_are_the_whole(posterior: Posterior) -> None:
@@ -184,7 +185,7 @@ def test_what_misses_its_target_is_not_counted_in_bytes(digits: Splits, monkeypa
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     graph, weights = capture(net, (64,)), {name: tensor.detach() for name, tensor in net.state_dict().items()}
     layer = LayerPosterior(weights["1.weight"], torch.full((10, 64), 0.1))
-    posterior = Posterior(graph, {"1.weight": layer}, {"1.bias": weights["1.bias"]}, "snr", {})
+    posterior = Posterior(graph, {"1.weight": layer}, {"1.bias": weights["1.bias"]}, "snr", Provenance())
     candidates, counted = Candidates(posterior, digits, "snr", "cpu", [0.5]), list[int]()
     scored = candidates.scores(candidates.draft(0.5, Grid(0.25)))
     monkeypatch.setattr(file, "dumps", lambda *_, **__: counted.append(1) or (b"12", {}))

@@ -128,8 +128,8 @@ def test_its_posterior_is_that_of_a_fit(digits) -> None:
     assert other.std.mean() == pytest.approx(float(one.std.mean()), rel=0.05)
     assert other.unit_mean.flatten().numpy() == pytest.approx(one.unit_mean.flatten().numpy(), rel=0.1)
     assert found.criterion == "group-mode"
-    assert found.provenance["prior"] == "horseshoe"
-    assert found.provenance["data"] == "digits"
+    assert found.provenance.prior == "horseshoe"
+    assert found.provenance.data == "digits"
 
 
 def test_predictive_and_what_a_draw_of_an_improper_prior_is() -> None:
@@ -180,7 +180,7 @@ def test_the_curvature_around_trained_weights_is_the_exact_posteriors() -> None:
     net = nn.Linear(3, 1, bias=False)
     net.weight.data = torch.linalg.lstsq(x, y).solution.T
     found = pc.posterior(net, "laplace", (x, y))
-    noise = found.provenance["noise"]
+    noise = found.provenance.noise
     precision = x.square().sum(0) / noise**2 + 1 / net.weight.detach().square().mean()
     assert found.layers["weight"].std[0].numpy() == pytest.approx(precision.rsqrt().numpy(), rel=1e-4)
     assert torch.equal(found.layers["weight"].mean, net.weight)

@@ -83,7 +83,7 @@ def test_from_python_and_from_the_command_line(tmp_path: Path, monkeypatch: pyte
     config = pc.resolve(pc.FitConfig(prior=bring(laplace, "laplace"), epochs=2, device="cpu"), len(digits.train))
     posterior = pc.extract(pc.fit_posterior(pc.build_net("mlp", (1, 8, 8), 10, (12,)), digits, config))
     assert posterior.criterion == "snr"
-    assert posterior.provenance["prior"] == "laplace"
+    assert posterior.provenance.prior == "laplace"
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXAMPLES)
     common = ("--hidden", "12", "--epochs", "3", "--device", "cpu", "--threads", "1")

@@ -24,6 +24,7 @@ from pyro_compress.graph.capture import capture
 from pyro_compress.inspection import arviz_compat
 from pyro_compress.kinds import KINDS, is_run
 from pyro_compress.placing import unfinished
+from pyro_compress.provenance import Provenance
 from pyro_compress.runs import run as runs
 from pyro_compress.runs.folder import load_run, unfinished_config
 from pyro_compress.runs.run import fit_run
@@ -211,7 +212,9 @@ def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
             if stopped:
                 write(Snapshot("point", {"a": torch.zeros(1)}, {"history": []}), kept[0].folder)
                 raise Interrupted
-            return point_posterior(capture(net, splits.input_shape), net.state_dict(), config.provenance), b""
+            return point_posterior(
+                capture(net, splits.input_shape), net.state_dict(), Provenance(config.provenance)
+            ), b""
 
         monkeypatch.setattr(runs, "_fit", quick)
         monkeypatch.chdir(tmp_path / place)
@@ -230,7 +233,7 @@ def test_a_run_finds_its_data_from_everywhere(fit, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path / "elsewhere")
     run = load_run(Path("../there/run"))
     assert run.config.data == str(tmp_path / "there" / "mine.npz")
-    assert run.called == run.posterior.provenance["data"] == "mine.npz"
+    assert run.called == run.posterior.provenance.data == "mine.npz"
     assert run.splits().sizes == run.sizes
     os.replace(run.config.data, "moved.npz")
     with pytest.raises(ValueError, match=r"mine\.npz is not there any more; say with --data where"):
@@ -272,7 +275,7 @@ def files_of(size: int) -> Iterator[None]:
 def pcn(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A network of some size."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10)).eval()
-    posterior = point_posterior(capture(network, (1, 8, 8)), dict(network.state_dict()), {"data": "digits"})
+    posterior = point_posterior(capture(network, (1, 8, 8)), dict(network.state_dict()), Provenance({"data": "digits"}))
     path = tmp_path_factory.mktemp("pcn") / "net.pcn"
     compress_run(posterior, digits, path, Goal(sparsity=0.1), Rounding(0.5), passes=0)
     return path.read_bytes()
@@ -306,7 +309,7 @@ def test_a_curve_that_fails_does_not_fail_the_command(
         raise OSError(28, "No space left on device", str(path))
 
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
-    posterior = point_posterior(capture(network, (1, 8, 8)), dict(network.state_dict()), {"data": "digits"})
+    posterior = point_posterior(capture(network, (1, 8, 8)), dict(network.state_dict()), Provenance({"data": "digits"}))
     monkeypatch.setattr("pyro_compress.compression.curve.write_curve", full)
     monkeypatch.setattr("pyro_compress.cli.compress.of_run", lambda *given: Source(posterior, digits))
     result = CliRunner().invoke(main, ["compress", "run", "--sparsity", "0.1", "--curve", "c.csv", "--reorder", "0"])

@@ -24,6 +24,7 @@ from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.normalized import normalized
 from pyro_compress.networks.weights import put_weights, read_weights
 from pyro_compress.pcn import file, runner
+from pyro_compress.provenance import Provenance
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import load_run
 from pyro_compress.runs.post_training import load_trained, posterior_around
@@ -101,7 +102,7 @@ def test_laplace_is_the_inverse_curvature() -> None:
     net = nn.Linear(3, 2)
     data = Data(x, torch.zeros(len(x), dtype=torch.int64))
     state = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    trained = point_posterior(capture(net, (3,)), state, {})
+    trained = point_posterior(capture(net, (3,)), state, Provenance())
     with torch.no_grad():
         p = net(x).softmax(1)
     fisher = (p * (1 - p)).T @ x.square()  # of all examples
@@ -136,7 +137,7 @@ def test_laplace_is_the_exact_diagonal_of_its_task(task: str, outputs: int) -> N
     net = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, outputs))
     x, noise = torch.randn(12, 1, 6), 0.3
     state = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    trained = point_posterior(capture(net, (1, 6)), state, {"task": task, "noise": noise})
+    trained = point_posterior(capture(net, (1, 6)), state, Provenance({"task": task, "noise": noise}))
     passes = [laplace(trained, Data(x, torch.zeros(12)), seed=seed) for seed in range(60 if outputs == 4 else 1)]
     exact = exact_fisher(net, x, task, noise)
     for name, layer in passes[0].layers.items():
@@ -156,7 +157,7 @@ def test_laplace_of_a_regression_prunes_better_than_magnitude() -> None:
         y = net(x)
     data = Data(x, y)
     state = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    trained = point_posterior(capture(net, (8,)), state, {"task": "regression", "noise": 0.1})
+    trained = point_posterior(capture(net, (8,)), state, Provenance({"task": "regression", "noise": 0.1}))
     splits = Splits(data, data, data, (), targets=(Quantity("y", 0.0, 1.0),))
 
     @torch.no_grad()
@@ -187,7 +188,7 @@ def test_the_noise_of_given_weights_is_that_of_their_residuals(tmp_path: Path) -
 def test_laplace_of_a_convolutional_network_with_batch_norm() -> None:
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)).eval()
     state = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    trained = point_posterior(capture(net, (1, 4, 4)), state, {})
+    trained = point_posterior(capture(net, (1, 4, 4)), state, Provenance())
     found = laplace(trained, Data(torch.randn(40, 1, 4, 4), torch.zeros(40, dtype=torch.int64)))
     prior = {name: layer.mean.square().mean().sqrt() for name, layer in found.layers.items()}
     assert all(
@@ -204,7 +205,7 @@ def test_pruned_networks_get_new_statistics_of_batch_norm() -> None:
     data = Data(torch.randn(300, 1, 4, 4) + 1, torch.arange(300) % 2)
     splits = Splits(data, data, data, ("a", "b"))
     state = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    trained = point_posterior(capture(net, (1, 4, 4)), state, {})
+    trained = point_posterior(capture(net, (1, 4, 4)), state, Provenance())
     network, _ = compress(trained, splits, Goal(sparsity=0.4))
     tensors = {name: torch.from_numpy(file.dense(tensor)) for name, tensor in network.tensors.items()}
     renewed = renewed_statistics(network.graph, tensors, data.x)

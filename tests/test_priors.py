@@ -24,6 +24,7 @@ from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.compression.prune import CRITERIA, scores
 from pyro_compress.graph.capture import capture
+from pyro_compress.provenance import Provenance
 from pyro_compress.runs.config import resolve
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Data, LayerPosterior, LayerShape, Posterior, Splits
@@ -136,7 +137,7 @@ def test_every_criterion_orders_a_posterior_or_is_refused(name: str, criterion: 
     unit = (None, None) if gate is None else (gate.mean, gate.stddev)
     graph = capture(nn.Sequential(nn.Flatten(), nn.Linear(3, 4)), (3,))
     layer = LayerPosterior(mean, std, *unit, shape.grouping)
-    posterior = Posterior(graph, {shape.name: layer}, {}, prior.criterion, {})
+    posterior = Posterior(graph, {shape.name: layer}, {}, prior.criterion, Provenance())
     if (criterion.startswith("group-") and gate is None) or (criterion, name) == ("group-mode", "normal-jeffreys"):
         with pytest.raises(ValueError, match=r"group scales|take group-snr"):
             scores(posterior, criterion)

@@ -9,6 +9,7 @@ import torch
 
 import pyro_compress as pc
 from pyro_compress.pcn import file
+from pyro_compress.provenance import Provenance
 from pyro_compress.runs.evaluation import evaluate
 from pyro_compress.settings import FitConfig, ReadConfig
 from pyro_compress.training.baselines import fit_baseline
@@ -71,7 +72,7 @@ def test_a_known_data_set_is_only_named(digits: Splits, tmp_path: Path) -> None:
 
 def test_how_data_were_read_comes_from_them_too() -> None:
     few = pc.load_splits("digits", reading=ReadConfig(limit=300))
-    assert fitted(few, "none").provenance["limit"] == 300
+    assert fitted(few, "none").provenance.entries["limit"] == 300
 
 
 def test_the_task_is_that_of_the_data() -> None:
@@ -86,3 +87,17 @@ def test_a_configuration_on_its_own_data_stays_as_it_is(digits: Splits) -> None:
     config = FitConfig()
     assert config.on(digits.origin, digits.task) == config
     assert replace(config, limit=5).on(digits.origin, digits.task) == config
+
+
+def test_provenance_keeps_its_order_and_says_what_it_holds() -> None:
+    """Files hold entries in the order in which they were learned: another order is another file."""
+    first = Provenance({"prior": "gaussian", "data": "digits", "task": "regression"})
+    found = first.but({"prior": "laplace"}, noise=0.5, parameters_total=None)
+    assert list(found.entries.items()) == [
+        ("prior", "laplace"), ("data", "digits"), ("task", "regression"), ("noise", 0.5)
+    ]  # fmt: skip
+    assert (found.prior, found.data, found.task, found.noise, found.parameters_total) == (
+        "laplace", "digits", "regression", 0.5, None,
+    )  # fmt: skip
+    assert first.entries["prior"] == "gaussian"
+    assert (Provenance().data, Provenance().task, Provenance().noise) == ("", "classification", None)

@@ -131,4 +131,4 @@ def test_means_and_spreads_of_a_plain_network(tmp_path: Path) -> None:
     run = pc.save_run(tmp_path / "run", net, {"weight": (net.weight, std)}, pc.splits_from((X, Y)))
     marginals = read_marginals(run.path / "guide.safetensors", run.config, load_run(run.path).posterior)
     assert torch.equal(marginals.sites["weight.raw"].stddev, std.double())
-    assert run.posterior.provenance["prior"] == "gaussian"
+    assert run.posterior.provenance.prior == "gaussian"

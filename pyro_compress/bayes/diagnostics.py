@@ -128,7 +128,7 @@ def diagnose(
     values["observed_data"] = {"y": subset.y.numpy()}
     values["constant_data"] = _constants(posterior, plan, kl)
     attrs = {"rows_of_elbo": len(ratio_rows), "training_rows": len(train), "draw_seed": seed}
-    groups = Groups(values, _dims(plan), _coords(plan, chosen, list(kl)), posterior.provenance | attrs)
+    groups = Groups(values, _dims(plan), _coords(plan, chosen, list(kl)), dict(posterior.provenance.entries) | attrs)
     return Diagnosis(groups, values["sample_stats"]["elbo"][0], len(ratio_rows), kl)
 
 

@@ -14,6 +14,7 @@ from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Fit
 from pyro_compress.bayes.priors import Prior
 from pyro_compress.graph.network import tensors_of
+from pyro_compress.provenance import Provenance
 from pyro_compress.types import Graph, LayerPosterior, LayerShape, Posterior
 
 
@@ -37,13 +38,13 @@ def extract(fit: Fit) -> Posterior:
     net, guide = fit.model.net, fit.guide
     found = {shape.name: moments(shape, prior, guide) for layer in bayes_layers(net) for shape, prior in layer.parts}
     noise = fit.model.likelihood.noise
-    provenance = fit.config.provenance | ({} if noise is None else {"noise": noise})
+    provenance = Provenance(fit.config.provenance).but(noise=noise)
     posterior = posterior_of(net, fit.graph, found, assigned(fit.config).criterion, provenance)
     return replace(posterior, removals=fit.removals)
 
 
 def posterior_of(
-    net: nn.Module, graph: Graph, found: dict[str, LayerPosterior], criterion: str, provenance: dict[str, Any]
+    net: nn.Module, graph: Graph, found: dict[str, LayerPosterior], criterion: str, provenance: Provenance
 ) -> Posterior:
     """Moments of tensors, and whatever else a network holds, as what compression takes.
 

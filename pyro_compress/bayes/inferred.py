@@ -7,7 +7,7 @@ site or parameter is called as the network calls the tensor (`fc1.weight`), with
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from pyro_compress.graph.network import Network, tensors_of
 from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.metrics import SPLITS, examples_of, residual_noise
 from pyro_compress.networks.fitted import with_graph
+from pyro_compress.provenance import Provenance
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import LayerPosterior, LayerShape, Posterior, Splits
 
@@ -77,7 +78,7 @@ def of_program(model: ProgramModel, splits: Splits, source: Any, draws: int, see
         found = {shape.name: _moments_of(shape, prior, samples) for shape, prior in parts}
     marginals: Any = own if own is not None else matched(samples, families)
     noise = model.likelihood.noise
-    provenance = model.config.provenance | ({} if noise is None else {"noise": noise})
+    provenance = Provenance(model.config.provenance).but(noise=noise)
     spread = any(bool(layer.std.any()) for layer in found.values())
     criterion = assigned(model.config).criterion if spread else "magnitude"
     net = _settled(model, examples_of(splits, SPLITS[0]).x, found)
@@ -178,9 +179,8 @@ def of_names(net: nn.Module, splits: Splits, source: Any, config: FitConfig) -> 
     used = {name for node in graph.nodes for name in node.parameters.values()}
     dense = {name: tensor.float() for name, tensor in tensors.items() if name in used and name not in layers}
     spread = {name: layer for name, layer in layers.items() if bool(layer.std.any())}
-    posterior = Posterior(graph, layers, dense, "snr" if spread else "magnitude", config.provenance)
-    if (noise := _noise(posterior, splits)) is not None:
-        posterior.provenance["noise"] = noise
+    posterior = Posterior(graph, layers, dense, "snr" if spread else "magnitude", Provenance(config.provenance))
+    posterior = replace(posterior, provenance=posterior.provenance.but(noise=_noise(posterior, splits)))
     sites = {f"{name}.raw": (layer.mean, layer.std) for name, layer in spread.items()}
     families = dict.fromkeys(sites, torch.distributions.Normal)
     shapes = [LayerShape(name, tuple(layer.mean.shape)) for name, layer in spread.items()]

@@ -151,8 +151,9 @@ class Candidates:
 
 def origin_of(posterior: Posterior, splits: Splits, criterion: str) -> dict[str, Any]:
     """What a compressed file says of where it comes from."""
-    inputs = preprocessing_meta(str(posterior.provenance.get("data", "")), splits)
-    return posterior.provenance | inputs | {"criterion": criterion, "parameters_total": posterior.parameters_total}
+    inputs = preprocessing_meta(posterior.provenance.data, splits)
+    entries = dict(posterior.provenance.entries)
+    return entries | inputs | {"criterion": criterion, "parameters_total": posterior.parameters_total}
 
 
 def to_module(network: Compressed) -> Network:

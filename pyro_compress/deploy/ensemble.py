@@ -52,7 +52,8 @@ def ensemble(folder: Path, members: int, splits: Splits, sparsity: float | None 
     ):
         tensors = {name: tensor.detach() for name, tensor in member.state_dict().items()}
         parts.append(shrink(posterior.graph, tensors | {name: tensors[name] * mask for name, mask in masks.items()}))
-    meta = posterior.provenance | preprocessing_meta(run.called, splits) | {"members": members, "draw_seed": seed}
+    meta = dict(posterior.provenance.entries) | preprocessing_meta(run.called, splits)
+    meta |= {"members": members, "draw_seed": seed}
     return joined(parts, meta)
 
 

@@ -68,7 +68,7 @@ class Run:
     @property
     def called(self) -> str:
         """What its data were called when it was fitted."""
-        return str(self.posterior.provenance.get("data", self.config.data))
+        return str(self.posterior.provenance.entries.get("data", self.config.data))
 
     @property
     def known(self) -> Preprocessing | None:

@@ -166,19 +166,20 @@ def _of_run(path: Path) -> Info:
         TensorInfo(name, tuple(values.shape), nonzero(values), 4 * values.numel())
         for name, values in posterior.tensors.items()
     )
-    origin = _less(posterior.provenance) | {
+    entries = dict(posterior.provenance.entries)
+    origin = _less(entries) | {
         "net": config.net,
         "epochs": config.epochs,
         "criterion": posterior.criterion,
     }
     last = (read_history(path) or ({},))[-1]
     claimed = {n: v for n, v in last.items() if n.startswith("validation_") and v is not None}
-    known = filled(run.stored or preprocessing_of(posterior.provenance), plan.output)
+    known = filled(run.stored or preprocessing_of(entries), plan.output)
     return Info(
         str(path), "run", "run folder", sum(sizes.values()), 4 * posterior.parameters_total, origin, posterior.task,
         noise=posterior.noise, tensors=tensors, parts=sizes,
         claimed={"split": "validation"} | claimed if claimed else {},
-        **_about(posterior.graph, plan, known, reading_of(posterior.provenance).vocabulary),
+        **_about(posterior.graph, plan, known, reading_of(entries).vocabulary),
     )  # fmt: skip
 
 

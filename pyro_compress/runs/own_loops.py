@@ -16,6 +16,7 @@ from pyro_compress.doubts import doubt
 from pyro_compress.graph.network import tensors_of
 from pyro_compress.metrics import SPLITS, examples_of, residual_noise
 from pyro_compress.networks.fitted import with_graph
+from pyro_compress.provenance import Provenance
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import Run
 from pyro_compress.runs.in_memory import named, spelled, takes
@@ -186,7 +187,7 @@ def _curvature(net: nn.Module, splits: Splits) -> dict[str, tuple[Tensor, Tensor
     plain, graph = with_graph(net, splits)
     tensors = {name: tensor.detach().cpu() for name, tensor in tensors_of(plain).items()}
     noise = residual_noise(plain.eval(), splits)
-    provenance = {"task": splits.task} | ({} if noise is None else {"noise": noise})
+    provenance = Provenance({"task": splits.task}).but(noise=noise)
     found = laplace(point_posterior(graph, tensors, provenance), examples_of(splits, SPLITS[0]))
     return {name: (layer.mean, layer.std) for name, layer in found.layers.items()}
 

@@ -25,6 +25,7 @@ from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network, tensors_of
 from pyro_compress.metrics import evaluate, residual_noise
 from pyro_compress.networks.outputs import doubtful_end
+from pyro_compress.provenance import Provenance
 from pyro_compress.runs.command_budget import check_network
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import check_run_folder
@@ -183,7 +184,7 @@ def trained_of(
     if any(node.op == "batch_norm" for node in graph.nodes):
         config = replace(config, batch_norm="frozen")
     noise = residual_noise(net.to(config.device), splits, config.device)
-    provenance = config.provenance | ({} if noise is None else {"noise": noise})
+    provenance = Provenance(config.provenance).but(noise=noise)
     given = point_posterior(graph, tensors, provenance)
     network = made_from(Path(config.net), given)
     return Trained(network, splits, config, folder)

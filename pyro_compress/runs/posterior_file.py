@@ -15,6 +15,7 @@ from pyro_compress.foreign import json_of, of_type, record, shown, table
 from pyro_compress.graph.ir import graph_of
 from pyro_compress.pcn import gate
 from pyro_compress.pcn.meta import check_meta
+from pyro_compress.provenance import Provenance
 from pyro_compress.tensorfile import TensorFile, write_tensors
 from pyro_compress.types import LayerPosterior, LayerShape, Posterior, Removal, blocks
 
@@ -42,7 +43,7 @@ def _stored(posterior: Posterior) -> tuple[dict[str, Tensor], str]:
         "graph": asdict(posterior.graph),
         "layers": {name: layer.grouping for name, layer in posterior.layers.items()},
         "criterion": posterior.criterion,
-        "provenance": posterior.provenance,
+        "provenance": dict(posterior.provenance.entries),
         "removals": [asdict(removal) for removal in posterior.removals],
     }
     return tensors, json.dumps(metadata)
@@ -67,7 +68,7 @@ def read_posterior(path: Path) -> Posterior:
             layers=layers,
             dense=dense,
             criterion=of_type(header.get("criterion"), str, "criterion"),
-            provenance=check_meta(header.get("provenance"), graph.input_shape, ()),
+            provenance=Provenance(check_meta(header.get("provenance"), graph.input_shape, ())),
             removals=tuple(record(Removal, one, "removals") for one in header.get("removals", [])),
         )
         _check(posterior)

@@ -173,8 +173,7 @@ def _with_start(config: FitConfig, folder: Path, resume: bool, group: ProcessGro
 def made_from(path: Path, posterior: Posterior) -> Posterior:
     """A posterior that knows how large a network its compressed file was made from, where it began with one."""
     before = parameters_before(path) if path.suffix == SUFFIX and path.is_file() else None
-    provenance = posterior.provenance | ({} if before is None else {"parameters_total": before})
-    return replace(posterior, provenance=provenance)
+    return replace(posterior, provenance=posterior.provenance.but(parameters_total=before))
 
 
 class _Kept(NamedTuple):

@@ -66,7 +66,7 @@ def write_run(
                 np.savez(file, **_arrays(splits))  # type: ignore[arg-type]
             where, series = str(located(out).absolute() / EXAMPLES), examples_of(splits, SPLITS[0]).x.ndim == 3
             config = replace(config, data=where, series=series, tokens=splits.tokens)
-            posterior = replace(posterior, provenance=posterior.provenance | config.provenance)
+            posterior = replace(posterior, provenance=posterior.provenance.but(config.provenance))
         config = _placed(config)
         write_atomically(folder / "config.toml", config_toml(config, splits).encode())
         if history:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from pyro_compress.graph.network import tensors_of
 from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.fitted import with_graph
 from pyro_compress.networks.outputs import doubtful_end
+from pyro_compress.provenance import Provenance
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Checkpointer
 from pyro_compress.training.history import Epoch, OnEpoch, OnStep
@@ -65,7 +65,7 @@ def fit_baseline(
             progress.train_point(net, plan, begin)
     tensors = {name: tensor.detach().cpu() for name, tensor in tensors_of(net).items()}
     noise = residual_noise(net.eval(), splits, config.device)
-    provenance = config.provenance | ({} if noise is None else {"noise": noise})
+    provenance = Provenance(config.provenance).but(noise=noise)
     return point_posterior(graph, tensors, provenance), tuple(progress.history)
 
 
@@ -78,7 +78,7 @@ def point_plan(config: FitConfig) -> PointPlan:
     )
 
 
-def point_posterior(graph: Graph, tensors: dict[str, Tensor], provenance: dict[str, Any]) -> Posterior:
+def point_posterior(graph: Graph, tensors: dict[str, Tensor], provenance: Provenance) -> Posterior:
     """A trained network as a posterior with standard deviation 0; its pruning criterion is the magnitude."""
     weights = [name for name in multiplied(graph) if tensors[name].dim() > 1]
     used = {name for node in graph.nodes for name in node.parameters.values()}

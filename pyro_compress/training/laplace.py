@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
@@ -58,7 +56,7 @@ def laplace(trained: Posterior, train: Data, device: str = "cpu", seed: int = 0)
         fisher, precision = squares[name] / len(rows), 1 / weight.square().mean().clamp_min(1e-12)
         std = (len(train) * fisher + precision).rsqrt()
         layers[name] = LayerPosterior(trained.layers[name].mean, std.cpu())
-    provenance: dict[str, Any] = trained.provenance | {"prior": "laplace"}
+    provenance = trained.provenance.but(prior="laplace")
     return Posterior(trained.graph, layers, trained.dense, "snr", provenance)
 
 
