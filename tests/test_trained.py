@@ -132,5 +132,5 @@ def test_the_command_without_labels(net: nn.Module, digits: Splits, tmp_path: Pa
     report = json.loads(result.stdout)
     assert report["validation_accuracy_before"] == 1
     assert any("without" in text or "own predictions" in text for text in report["warnings"])
-    both = CliRunner().invoke(main, [*map(str, command), "--data", "digits"])
+    both = CliRunner().invoke(main, [*map(str, command), "--data", "digits", "--force"])
     assert "--calibration and --data exclude each other" in both.output
