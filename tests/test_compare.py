@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -18,12 +19,13 @@ from click.testing import CliRunner, Result
 from filelock import FileLock
 
 import pyro_compress as pc
+from pyro_compress import locks
 from pyro_compress.cli.main import main
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.draws import Ensemble, has_spread, masked
-from pyro_compress.runs import evaluation, store
+from pyro_compress.runs import evaluation, starting, store
 from pyro_compress.runs import identity as named
 from pyro_compress.runs.config import config_toml
 from pyro_compress.runs.folder import load_run, unfinished
@@ -421,6 +423,29 @@ def test_a_process_that_died_is_a_failure(study: Path, tmp_path: Path) -> None:
     attempts = compare.by_commands(tmp_path, lambda one: [sys.executable, "-c", die], 2)
     found = compare.run_planned(planned, tmp_path, attempts)
     assert [one.failure for one in found] == ["its process ended by signal 9 before there was a row"] * 2
+
+
+HOLD = """
+import sys, time
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    time.sleep(1.5)
+"""
+
+
+def test_a_process_that_gives_no_sign_is_told_of(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, while it holds its row; it did not make it in the end."""
+    study.write_text(ONE)
+    planned = plan(read_study(study), device="cpu", threads=1)[:1]
+    monkeypatch.setattr(starting, "TICK_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 0.4)
+    hold = [sys.executable, "-c", HOLD, str(results.lock_path(planned[0], tmp_path))]
+    (outcome,) = compare.run_planned(planned, tmp_path, compare.by_commands(tmp_path, lambda one: hold, 2))
+    assert outcome.failure == "its process ended with status 0 before there was a row"
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [message.partition(": ")[0] for message in told] == [f"waiting for {hold[-1]}"]
 
 
 @pytest.mark.slow
