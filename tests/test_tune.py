@@ -388,6 +388,22 @@ def interrupted(work: Work) -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+def test_trials_of_others_are_told_of(tmp_path: Path) -> None:
+    """Each once, those of other workers when this one looks at them."""
+    study, own, others = written(tmp_path, HEAD.replace("6", "3")), list[Reported](), list[Reported]()
+    work = Work(*read_plan(study, device="cpu", threads=1), tmp_path / "out")
+    begin(work)
+
+    def note(reported: Reported) -> None:
+        own.append(reported)
+        if len(own) == 1:
+            run_worker(replace(work, on_trial=others.append))
+
+    run_worker(replace(work, on_trial=note))
+    assert [(told.trial, told.done, told.wanted) for told in own] == [(0, 1, 3), (1, 2, 3), (2, 3, 3)]
+    assert [told.trial for told in others] == [1, 2]
+
+
 @pytest.mark.slow
 def test_interrupted_and_resumed(tmp_path: Path) -> None:
     space = FIT.replace("epochs = 3", "epochs = 8") + "[space.fit]\nseed = {low = 0, high = 1000}\n"

@@ -42,7 +42,7 @@ def tune(
         resume: go on with a study: after an interruption, or with a larger budget.
         storage: URL of a data base that workers share; empty: a journal in the folder.
         grace: seconds of silence after which a worker is taken for dead, or for stopped.
-        on_trial: called after every trial of this process with what it found and how the search stands (`Reported`).
+        on_trial: called after every trial, of all workers, with what it found and how the search stands (`Reported`).
         **settings: `data_dir`, `device` and `threads`, as for `compare`; settings of `SearchConfig` instead of the
             study's: `trials`, `minutes`, `sampler`, ...
 
@@ -51,7 +51,7 @@ def tune(
         OSError: the folder cannot be written.
     """
     work = _begun(study, _work(study, out, storage, grace, on_trial, settings), runs, resume)
-    again = worker_command(study, work, settings)
+    again = worker_command(study, work, settings, quiet=True)  # this process says what they found
     with processes({STORAGE: storage}) as start:
         others = [start(again) for _ in range(workers - 1)]
         run_worker(work)
@@ -99,12 +99,14 @@ def join(
     run_worker(_begun(study, work, runs, resume=True))
 
 
-def worker_command(study: str | Path, work: Work, settings: dict[str, Any]) -> list[str]:
+def worker_command(study: str | Path, work: Work, settings: dict[str, Any], **more: Any) -> list[str]:
     """The command of one more worker; the storage's URL, which holds a password, goes by the environment."""
     plan, no_code = work.plan, bool(os.environ.get(NO_CODE))
     own = {"trials": plan.trials, "minutes": plan.minutes or None, "sampler": plan.sampler, "seed": plan.seed}
     machine = {name: settings.get(name) for name in MACHINE}
-    return command("tune", study, out=work.out, worker=True, grace=work.grace, no_code=no_code, **own, **machine)
+    return command(
+        "tune", study, out=work.out, worker=True, grace=work.grace, no_code=no_code, **own, **machine, **more
+    )
 
 
 def _begun(study: str | Path, work: Work, runs: str | Path | None, resume: bool) -> Work:

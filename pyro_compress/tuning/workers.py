@@ -72,7 +72,7 @@ class Work:
         out: its folder.
         url: of its data base; empty for the journal in `out`.
         grace: seconds after which the others give up on a silent worker.
-        on_trial: called after every trial.
+        on_trial: called after every trial, whosever it is.
     """
 
     plan: Plan
@@ -207,12 +207,16 @@ def _search(work: Work, study: Study, name: str, index: int) -> None:
     wanted = (plan.trials if full else plan.cheap_trials) or math.inf
     minutes = plan.minutes / len(plan.fidelities) if plan.minutes else math.inf
     known, silence = study.get_trials(deepcopy=False), Silence()
-    first = _spent(known)
+    first, seen = _spent(known), {trial.number for trial in finished(known)}
     base = samplers(plan.sampler, zlib.crc32(f"{plan.seed} {name.rpartition('/')[2]} {len(known)}".encode()))
     while True:
         revive(work, study, name)
         trials = study.get_trials(deepcopy=False)
         done = finished(trials)
+        for trial in done:
+            if trial.number not in seen:  # this worker's, or another's
+                seen.add(trial.number)
+                _report(work, trials, trial, len(seen), (first, epochs, wanted, minutes))
         if len(done) >= wanted or minutes_of(trials) >= minutes:
             return
         if len(done) >= HOPELESS and all("failure" in t.user_attrs for t in done):
@@ -228,7 +232,6 @@ def _search(work: Work, study: Study, name: str, index: int) -> None:
             study.optimize(
                 lambda trial: _objective(work, study, trial, name, (epochs, wanted)),
                 n_trials=1, catch=(ValueError, _Surplus),
-                callbacks=[lambda _, trial: _report(work, study, trial, (first, epochs, wanted, minutes))],
             )  # fmt: skip
 
 
@@ -236,17 +239,17 @@ def _spent(trials: list[FrozenTrial]) -> Spent:
     return Spent(time.monotonic(), len(finished(trials)), minutes_of(trials))
 
 
-def _report(work: Work, study: Study, trial: FrozenTrial, of: tuple[Spent, int, float, float]) -> None:
-    if not finished([trial]):
-        return
-    (first, epochs, wanted, minutes), trials = of, study.get_trials(deepcopy=False)
+def _report(
+    work: Work, trials: list[FrozenTrial], trial: FrozenTrial, done: int, of: tuple[Spent, int, float, float]
+) -> None:
+    first, epochs, wanted, minutes = of
     now, complete = _spent(trials), [coordinates(t) for t in trials if t.state == TrialState.COMPLETE]
     best = best_of(complete, work.plan.objective, work.plan.bound)
     failure = str(trial.user_attrs.get("failure", ""))
     work.on_trial(
         Reported(
             epochs, trial.number, trial.duration.total_seconds() if trial.duration else 0.0,
-            None if failure else coordinates(trial), failure, now.trials, int(wanted) if wanted < math.inf else 0,
+            None if failure else coordinates(trial), failure, done, int(wanted) if wanted < math.inf else 0,
             None if best is None else complete[best], seconds_left(first, now, wanted, minutes),
         )
     )  # fmt: skip
