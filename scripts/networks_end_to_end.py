@@ -172,7 +172,7 @@ def tables(rows: dict[str, list[dict]]) -> dict[str, str]:
     if trained := rows.get("post-training"):
         columns = ("posterior", "fine-tuning", "test accuracy before", "after", "weights kept", "file", "ratio")
         lines = ["| " + " | ".join((*columns, "CPU minutes")) + " |", "|---" * 8 + "|"]
-        said = [f"{r['finetune_epochs']} epochs, rate searched" if r["finetune_epochs"] else "none" for r in trained]
+        said = [f"{r['finetune_epochs']} epochs, λ searched" if r["finetune_epochs"] else "none" for r in trained]
         lines += [
             f"| {r['posterior']} | {tuning} "
             f"| {100 * r['test_accuracy_before']:.2f} % | {100 * r['test_accuracy_after']:.2f} % "

@@ -367,7 +367,7 @@ def test_rates_are_searched_for(run: Run, digits: Splits, tmp_path: Path) -> Non
     assert report.validation_after.accuracy >= 0.92
     assert 3 <= len({trial.lam for trial in trials}) <= 4
     good = [trial for trial in trials if trial.validation_error <= 0.08]
-    assert report.finetune_lambda == max(trial.lam for trial in good)
+    assert report.finetuned.lam == max(trial.lam for trial in good)
     small = compress_run(
         run.posterior, digits, tmp_path / "b.pcn", pc.Goal(max_bytes=report.file_bytes + 200), FineTuning(how)
     )

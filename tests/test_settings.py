@@ -209,7 +209,7 @@ def test_a_compress_config_says_how(fitted_run, digits, tmp_path: Path) -> None:
     tuned = CompressConfig(sparsity=0.5, finetuning=FineTune(epochs=1, masked_epochs=0), finetune_lambda=1.0, reorder=0)
     with pytest.raises(ValueError, match="fine-tuning and compensation go another way"):
         pc.compress(posterior, digits, tuned)
-    assert compress_run(posterior, digits, tmp_path / "b.pcn", tuned).finetune_epochs == 1
+    assert compress_run(posterior, digits, tmp_path / "b.pcn", tuned).finetuned.epochs == 1
 
 
 # --- what would be done

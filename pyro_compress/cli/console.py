@@ -107,12 +107,12 @@ def fixed_point_text(report: Report) -> str:
 
 def finetuning_text(report: Report) -> str:
     """What fine-tuning was used, if any."""
-    if not report.finetune_epochs:
+    if not (found := report.finetuned).epochs:
         return ""
-    teacher = f", teacher {report.teacher}" if report.teacher else ""
-    augmented = f", images changed by {report.finetune_augment}" if report.finetune_augment else ""
-    svi = " of SVI" if report.finetune_svi else ""
-    return f"{report.finetune_epochs} epochs{svi} at λ {report.finetune_lambda:.3g}{teacher}{augmented}"
+    teacher = f", teacher {found.teacher}" if found.teacher else ""
+    augmented = f", images changed by {found.augment}" if found.augment else ""
+    svi = " of SVI" if found.svi else ""
+    return f"{found.epochs} epochs{svi} at λ {found.lam:.3g}{teacher}{augmented}"
 
 
 def outcome_line(outcome: Outcome, done: int, total: int) -> None:

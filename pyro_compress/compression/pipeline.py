@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,32 @@ FOLDED = 1e-3
 
 
 @dataclass(frozen=True)
+class FineTuned:
+    """How what pruning left was trained on.
+
+    Attributes:
+        epochs: of fine-tuning; 0 where the posterior, threshold and rounding did it alone.
+        lam: λ of it: nats of log-likelihood that a nat of code may cost.
+        teacher: network that was distilled into this one; empty for none.
+        augment: how training images were changed; empty for not at all.
+        svi: whether it went on with SVI under the mask.
+    """
+
+    epochs: int = 0
+    lam: float = 0.0
+    teacher: str = ""
+    augment: str = ""
+    svi: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat JSON values."""
+        return {
+            "finetune_epochs": self.epochs, "finetune_lambda": self.lam, "teacher": self.teacher,
+            "finetune_augment": self.augment, "finetune_svi": self.svi,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Report:
     """What compression did; sizes are counted by the file system.
 
@@ -65,11 +92,7 @@ class Report:
             be set beside sizes of formats that have neither.
         fixed_point_bits: bits per weight, layer by layer, as the posterior's variances have them (`fixed_point_of`).
         fixed_point_ratio: what the file's network would save at these, counted as Louizos et al. 2017 do.
-        finetune_epochs: epochs of fine-tuning; 0 where the posterior, threshold and rounding did it alone.
-        finetune_lambda: λ of it, what a bit may cost.
-        teacher: network that was distilled into this one; empty for none.
-        finetune_augment: how training images were changed in fine-tuning; empty for not at all.
-        finetune_svi: whether it went on with SVI under the mask.
+        finetuned: how it was fine-tuned.
         rounding: `compensated`, where that chose every integer and no criterion anything; else empty.
         within_tolerance: whether the file reaches on validation what was asked for (whatever else was: a sparsity, a
             λ, a bound on its bytes); None where nobody asked.
@@ -94,11 +117,7 @@ class Report:
     units_stuck: dict[str, int] = field(default_factory=dict)
     fixed_point_bits: list[int] = field(default_factory=list)
     fixed_point_ratio: float = 0.0
-    finetune_epochs: int = 0
-    finetune_lambda: float = 0.0
-    teacher: str = ""
-    finetune_augment: str = ""
-    finetune_svi: bool = False
+    finetuned: FineTuned = field(default_factory=FineTuned)
     rounding: str = ""
     within_tolerance: bool | None = None
     warnings: list[str] = field(default_factory=list)
@@ -114,7 +133,8 @@ class Report:
         for name in ("validation_before", "validation_after", "test_before", "test_after"):
             split, when = name.split("_")
             fields |= {f"{split}_{metric}_{when}": number for metric, number in fields.pop(name).items()}
-        return fields | {"ratio": self.ratio}
+        del fields["finetuned"]
+        return fields | self.finetuned.to_dict() | {"ratio": self.ratio}
 
 
 def load(path: str | Path, max_memory: float = MAX_MEMORY_MIB) -> Network:
@@ -296,9 +316,13 @@ def report(posterior: Posterior, path: Path, splits: Splits, sparsity: float, se
         spelled_out_bytes=file.spelled_out_bytes(network, sections["header"], size),
         fixed_point_bits=fixed.bits,
         fixed_point_ratio=fixed.reduced,
-        finetune_epochs=network.meta.get("finetune_epochs", 0),
-        finetune_lambda=network.meta.get("rate", 0.0),
-        teacher=network.meta.get("teacher", ""),
-        finetune_augment=network.meta.get("finetune_augment", ""),
-        finetune_svi=network.meta.get("finetune_svi", False),
+        finetuned=_finetuned(network.meta),
     )
+
+
+def _finetuned(meta: Mapping[str, Any]) -> FineTuned:
+    """What a file's metadata say of its fine-tuning; λ stands there as `rate`."""
+    return FineTuned(
+        meta.get("finetune_epochs", 0), meta.get("rate", 0.0), meta.get("teacher", ""),
+        meta.get("finetune_augment", ""), meta.get("finetune_svi", False),
+    )  # fmt: skip
