@@ -15,7 +15,7 @@ from pyro_compress.runs.folder import Run
 ORDER = "fit compress evaluate inspect report info predict export bench compare tune".split()
 EXAMPLES = [(name, example) for name, command in main.commands.items() for example in command.examples]
 SHARED = {
-    "quiet": "fit compress inspect report predict export compare tune",
+    "quiet": "fit compress inspect report predict export bench compare tune",
     "as_json": "fit compress evaluate inspect report info predict export bench compare tune",
     "force": "fit compress inspect report predict export",
     "threads": "fit compress evaluate inspect report predict export bench compare tune",

@@ -75,6 +75,7 @@ def test_lines_of_a_pipe_stand_in_columns() -> None:
     lines = [epoch_line(one) for one in (POINT, NUMBERS, SVI)]
     assert [line.index("validation") for line in lines] == [17] * 3
     assert {re.search(r"\d s\b", lines[i]).end() for i in (0, 2)} == {59}
+    assert lines[0].endswith("0 s  about 40 s left")
     assert lines[2].endswith("-ELBO      39,205 nats (KL      38,982 × 1.00)  units left: 784-200-10")
     assert last_line(SVI, POINT) == "100 epochs in 1 min 35 s; best on validation: 92.50 %, 0.3154 nats, in epoch 1"
     assert [duration(s) for s in (0.4, 59.6, 3600)] == ["0 s", "1 min 00 s", "1 h 00 min"]
@@ -112,7 +113,7 @@ def test_the_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_who_listens_hears_the_last_seconds(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of units is told a hundred times at most, and the same whether anybody hears."""
-    if not order.COMPILED:
+    if not order.streams.COMPILED:
         pytest.skip("the order of units is left as it is without the compiled coder")
     monkeypatch.setattr(order, "CODED", 40_000)
     fitted = pc.fit("mlp", digits, hidden=(12,), epochs=2, prior="log-uniform", compile="off")

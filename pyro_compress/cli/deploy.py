@@ -80,6 +80,7 @@ def export(
 @memory_option
 @data_options
 @device_options
+@quiet_option
 def bench(pcn: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Measure latency, throughput, size and memory, and say which kind of pruning gained what."""
     with one_line_errors():
@@ -87,4 +88,7 @@ def bench(pcn: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 
         with progress_shown(ticking=False):
             results = measured(pcn, **options)
-    echo(json.dumps([result.to_dict() for result in results]) if as_json else bench_text(results))
+    if as_json:
+        echo(json.dumps([result.to_dict() for result in results]))
+    else:
+        tell(bench_text(results))

@@ -147,9 +147,11 @@ def epoch_line(epoch: Epoch) -> str:
     elbo = ""
     if epoch.negative_elbo_nats is not None:
         elbo = f"-ELBO {epoch.negative_elbo_nats:>11,.0f} nats (KL {epoch.kl_nats:>11,.0f} × {epoch.kl_weight:.2f})"
-    left = f"units left: {'-'.join(map(str, epoch.widths))}" if epoch.widths else ""
+    units = f"units left: {'-'.join(map(str, epoch.widths))}" if epoch.widths else ""
+    more = epoch.epochs - epoch.epoch
+    left = f"about {duration(more * epoch.seconds / epoch.epoch)} left" if more > 0 else ""
     head = f"epoch {epoch.epoch:3d} {epoch.phase:5s}  validation {epoch.validation:>22}  {epoch.seconds:5.0f} s"
-    return "  ".join(filter(None, [head, elbo, left]))
+    return "  ".join(filter(None, [head, elbo, units, left]))
 
 
 def last_line(last: Epoch, best: Epoch) -> str:
