@@ -1,8 +1,8 @@
-"""Test accuracy against sparsity, the tables as a picture: mean over seeds, their range as a band, one panel per set.
+"""Test error against sparsity, the tables as a picture: mean over seeds, their range as a band, one panel per set.
 
     python scripts/figure_sparsity.py --csv docs/results/study.csv --out docs/figures/sparsity
 
-White markers on thin lines are the published values (docs/results/published.json). Writes OUT.png and OUT.svg.
+Hollow markers on thin lines are the published values (docs/results/published.json). Writes OUT.png and OUT.svg.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pyro_compress.cli.commands import run_script
-from pyro_compress.studies.figures import accuracy_against_sparsity, labels_of, name_once, new_figure, save
+from pyro_compress.studies.figures import error_against_sparsity, labels_of, name_once, new_figure, save
 from pyro_compress.studies.plan import of_studies
 from pyro_compress.studies.study import compare
 from pyro_compress.studies.tables import Row, groups, read_csv
@@ -38,7 +38,7 @@ def draw(rows: list[Row]) -> Figure:
     figure, axes = new_figure(len(shown))
     for ax, ((data, network), members) in zip(axes, shown.items(), strict=True):
         published = claims(data, network, members)
-        accuracy_against_sparsity(ax, members, published, labels).set_title(f"{data}, {network}", fontsize="medium")
+        error_against_sparsity(ax, members, published, labels).set_title(f"{data}, {network}", fontsize="medium")
     name_once(figure)
     return figure
 

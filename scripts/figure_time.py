@@ -1,4 +1,4 @@
-"""Wall time against accuracy of every method of a study, at one sparsity; one panel per data set.
+"""Wall time against test error of every method of a study, at one sparsity; one panel per data set.
 
     python scripts/figure_time.py --csv docs/results/study.csv --sparsity 0.9 --out docs/figures/time
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pyro_compress.cli.commands import run_script
-from pyro_compress.studies.figures import accuracy_against_time, labels_of, name_once, new_figure, save
+from pyro_compress.studies.figures import error_against_time, labels_of, name_once, new_figure, save
 from pyro_compress.studies.plan import of_studies
 from pyro_compress.studies.study import compare
 from pyro_compress.studies.tables import Row, groups, read_csv
@@ -25,7 +25,7 @@ def draw(rows: list[Row], sparsity: float) -> Figure:
     labels = labels_of([row for members in shown.values() for row in members])
     figure, axes = new_figure(len(shown))
     for ax, ((data, network), members) in zip(axes, shown.items(), strict=True):
-        accuracy_against_time(ax, members, sparsity, labels).set_title(f"{data}, {network}", fontsize="medium")
+        error_against_time(ax, members, sparsity, labels).set_title(f"{data}, {network}", fontsize="medium")
     name_once(figure)
     return figure
 

@@ -1,8 +1,9 @@
-"""Training curves of every method of a study (its figures 3 to 7): validation accuracy and NLL of the first seed.
+"""Training curves of every method of a study (its figures 3 to 7): validation error and NLL.
 
     python scripts/figure_training.py --results studies/tables --data mnist --out docs/figures/training
 
-Reads the run folders that compare left in RESULTS; writes OUT.png and OUT.svg.
+Reads the run folders that compare left in RESULTS: the mean over the seeds, their range as a band. Writes OUT.png and
+OUT.svg.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pyro_compress.cli.commands import run_script
-from pyro_compress.studies.figures import new_figure, save, training_curves
+from pyro_compress.studies.figures import log_axes, new_figure, save, training_curves
 from pyro_compress.studies.results import read_results
 from pyro_compress.studies.study import compare
 
@@ -21,18 +22,25 @@ SMOKE = Path(__file__).parent / "studies/smoke.toml"
 
 def draw(results: Path, data: str) -> Figure:
     rows = [row for row in read_results(results) if row.dataset == data and not row.ensemble]
-    histories = {}
+    histories: dict[str, dict[str, list[dict]]] = {}
     for row in rows:
         path = results / "runs" / row.config_hash / "history.jsonl"
-        if row.label not in histories and path.exists():
-            histories[row.label] = [json.loads(line) for line in path.read_text().splitlines()]
+        if path.exists():
+            epochs = [json.loads(line) for line in path.read_text().splitlines()]
+            histories.setdefault(row.label, {})[row.config_hash] = epochs
     if not histories:
         raise SystemExit(f"{results} has no run on {data}")
     figure, (left, right) = new_figure(2)
-    accuracies = {label: [100 * e["validation_accuracy"] for e in epochs] for label, epochs in histories.items()}
-    losses = {label: [e["validation_nll_nats"] for e in epochs] for label, epochs in histories.items()}
-    training_curves(left, accuracies, f"validation accuracy (%), {data}")
-    training_curves(right, losses, "validation NLL (nats)").set_yscale("log")
+    errors = {
+        label: [[100 * (1 - epoch["validation_accuracy"]) for epoch in epochs] for epochs in seeds.values()]
+        for label, seeds in histories.items()
+    }
+    losses = {
+        label: [[epoch["validation_nll_nats"] for epoch in epochs] for epochs in seeds.values()]
+        for label, seeds in histories.items()
+    }
+    log_axes(training_curves(left, errors, f"validation error (%), {data}"), "y")
+    log_axes(training_curves(right, losses, "validation NLL (nats)"), "y")
     return figure
 
 

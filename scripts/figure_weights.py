@@ -14,8 +14,9 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_compress.cli.commands import run_script
+from pyro_compress.inspection.palette import looks
 from pyro_compress.runs.folder import load_run
-from pyro_compress.studies.figures import STYLES, new_figure, save, weight_distributions
+from pyro_compress.studies.figures import new_figure, save, weight_distributions
 from pyro_compress.studies.results import read_results
 from pyro_compress.studies.study import compare
 
@@ -38,9 +39,9 @@ def draw(results: Path, data: str) -> Figure:
     figure, (left, right) = new_figure(2)
     weight_distributions(left, means).set_title(f"weights, {data}", fontsize="medium")
     for label, values in deviations.items():
-        index = list(means).index(label)
-        look = {"color": STYLES[index]["color"], "linestyle": STYLES[index]["linestyle"]}
-        right.hist(values, 80, density=True, histtype="step", label=label, linewidth=1.6, **look)
+        look = looks([*means])[label]
+        line = {"color": look.colour, "linestyle": look.dash, "linewidth": 1.6}
+        right.hist(values, 80, density=True, histtype="step", label=label, **line)
     right.set(xlabel="log10 of the posterior standard deviation", ylabel="density")
     right.legend(frameon=False, fontsize="small")
     return figure

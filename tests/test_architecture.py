@@ -19,7 +19,7 @@ FAMILIES = ("kept", "layers", "single", "norms", "pools", "moves", "resizing", "
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
     {"foreign", "outputs", "runs/starting"},
-    {"imports", "inputs", "provenance", "settings/registries", "runs/slurm"},
+    {"imports", "inputs", "provenance", "settings/registries", "runs/slurm", "inspection/palette"},
     {
         "types",
         "settings/declared",

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from pyro_compress.studies.study import compare
+from pyro_compress.tuning.published import PUBLISHED
 
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
 
 
@@ -131,7 +133,7 @@ def pictures(stem: Path) -> bool:
     return png[:4] == b"\x89PNG" and len(png) > 5000 and "<text" in svg
 
 
-@pytest.mark.parametrize("stem", ["figure_weights", "figure_bytes"])
+@pytest.mark.parametrize("stem", ["figure_weights", "figure_study_bytes"])
 @pytest.mark.slow
 def test_figures_of_runs(stem: str, results: Path, tmp_path: Path) -> None:
     run(script(stem), "--smoke", "--results", str(results), "--out", "figure", cwd=tmp_path)
@@ -143,6 +145,22 @@ def test_figures_of_rows(stem: str, results: Path, tmp_path: Path) -> None:
     source = [] if stem == "figure_prior" else ["--csv", str(results / "study.csv")]
     run(script(stem), *source, "--out", "figure", cwd=tmp_path)
     assert pictures(tmp_path / "figure")
+
+
+def test_figures_of_what_is_stored(tmp_path: Path) -> None:
+    """Every published point of a network and every method that has files of it stand in the picture of their panel."""
+    run(script("figure_bytes"), "--out", "bytes", cwd=tmp_path)
+    assert all(pictures(tmp_path / name) for name in ("bytes", "bytes-more", "bytes-trained"))
+    shown = (tmp_path / "bytes.svg").read_text()
+    for name in {point.name for points in PUBLISHED.values() for point in points}:
+        assert f">{name}<" in shown
+    for name in ("log-uniform, fine-tuned", "horseshoe", "magnitude", "uncompressed, float32"):
+        assert f">{name}<" in shown
+    trained = (tmp_path / "bytes-trained.svg").read_text()
+    assert all(f">{row['method']}<" in trained for row in json.loads((RESULTS / "compared.json").read_text()))
+    run(script("figure_study_bytes"), "--out", "study", cwd=tmp_path)
+    points = json.loads((RESULTS / "study-bytes.json").read_text())
+    assert all(f">{point['label']}<" in (tmp_path / "study.svg").read_text() for point in points)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""How pictures of a run look: colours, figures, legends, SVG. Needs matplotlib (extra `inspect`).
+"""How pictures of a run look: figures, legends, SVG. Needs matplotlib (extra `inspect`).
 
 Nothing here touches `pyplot` or global settings: `figure` makes a figure with its axes, and `svg` turns it into text.
 """
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pyro_compress.inspection.palette import GREY, INK
+
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, GREY, ACCENT, SECOND = "#1b2733", "#9aa5b1", "#c8452e", "#2f6f8f"
-LAYER_COLOURS = ("#2f6f8f", "#c8452e", "#5a8f3c", "#8a5a9e", "#c28a1e", "#4b5563")
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica", "sans-serif"],
@@ -65,11 +65,6 @@ def svg(made: Figure) -> str:
     made.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
-
-
-def colours(number: int) -> list[str]:
-    """A colour for each of so many layers."""
-    return [LAYER_COLOURS[i % len(LAYER_COLOURS)] for i in range(number)]
 
 
 def legend_above(ax: Axes) -> None:

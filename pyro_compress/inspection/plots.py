@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_compress.inspection.drawing import ACCENT, GREY, INK, SECOND, bare, colours, legend_above
+from pyro_compress.inspection.drawing import bare, legend_above
+from pyro_compress.inspection.palette import ACCENT, GREY, INK, SECOND, layers, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +64,7 @@ def score_histogram(ax: Axes, scores: Mapping[str, np.ndarray], threshold: float
     everything = np.concatenate(list(logs.values()))
     low, high = np.percentile(everything, [0.2, 99.8])
     edges = np.linspace(low, high + 1e-6, 50).tolist()
-    for colour, (name, values) in zip(colours(len(logs)), logs.items(), strict=True):
+    for colour, (name, values) in zip(layers(len(logs)), logs.items(), strict=True):
         weights = np.full(len(values), 100 / len(values))
         shown = values.clip(low, high)
         ax.hist(shown, edges, weights=weights, histtype="step", color=colour, label=name, linewidth=1.3)
@@ -85,7 +86,7 @@ def group_scales(ax: Axes, scales: Mapping[str, tuple[np.ndarray, np.ndarray]]) 
     from matplotlib.collections import LineCollection
 
     offset = 0
-    for colour, (name, (mean, std)) in zip(colours(len(scales)), scales.items(), strict=True):
+    for colour, (name, (mean, std)) in zip(layers(len(scales)), scales.items(), strict=True):
         order = np.argsort(-np.abs(mean))
         centre, spread = np.abs(mean)[order], std[order]
         low = np.maximum(centre - spread, centre / 30)
@@ -248,8 +249,8 @@ def pruning_animation(frames: np.ndarray, epochs: Sequence[int], limit: int = 30
 def prior_shapes(ax: Axes, names: Sequence[str] = ("gaussian", "spike-and-slab", "log-uniform", "horseshoe")) -> Axes:
     """Densities of the priors with their default options, horseshoe with scale 1; improper ones scaled to fit."""
     w = np.linspace(-3, 3, 1201)
-    for colour, name in zip(colours(len(names)), names, strict=True):
-        ax.plot(w, DENSITIES[name](w), color=colour, label=name, linewidth=1.3)
+    for name, look in looks(names).items():
+        ax.plot(w, DENSITIES[name](w), label=name, **look.line() | {"marker": None, "linewidth": 1.3})
     ax.set_ylim(1e-3, 30)
     ax.set_yscale("log")
     ax.set_xlabel("weight")

@@ -108,21 +108,21 @@ def _pictures(rows: Sequence[Row], results: Path) -> Iterator[Picture]:
     """Those the rows and run folders have the data for."""
     means = [row for row in rows if not row.ensemble]
     yield _drawn(
-        "Accuracy against sparsity",
+        "Error against sparsity",
         "Mean over the seeds; the band is their range.",
-        lambda ax: study_plots.accuracy_against_sparsity(ax, means),
+        lambda ax: study_plots.error_against_sparsity(ax, means),
     )
     sparsity = statistics.median_low(sorted({row.sparsity for row in means}))
     yield _drawn(
-        "Accuracy against time",
-        "One point per fit, minutes on the machine that ran it.",
-        lambda ax: study_plots.accuracy_against_time(ax, means, sparsity),
+        "Error against time",
+        "Mean over the seeds, bars from least to most; minutes on the machine that ran them.",
+        lambda ax: study_plots.error_against_time(ax, means, sparsity),
     )
     if curves := _curves(means, results):
         yield _drawn(
             "Training",
-            "Validation accuracy of the first seed, before pruning.",
-            lambda ax: study_plots.training_curves(ax, curves, "validation accuracy (%)"),
+            "Validation error before pruning: mean over the seeds, their range as a band.",
+            lambda ax: study_plots.log_axes(study_plots.training_curves(ax, curves, "validation error (%)"), "y"),
         )
 
 
@@ -133,14 +133,15 @@ def _drawn(title: str, reading: str, draw: Callable[[Axes], Axes]) -> Picture:
     return Picture(title, reading, drawing.svg(figure))
 
 
-def _curves(rows: Sequence[Row], results: Path) -> dict[str, list[float]]:
-    """Label -> validation accuracy in percent by epoch, from the run folder of its first seed."""
-    curves: dict[str, list[float]] = {}
+def _curves(rows: Sequence[Row], results: Path) -> dict[str, list[list[float]]]:
+    """Label -> validation error in percent by epoch, from the run folder of every seed."""
+    curves: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        if row.label not in curves and (epochs := read_history(results / "runs" / row.config_hash)):
+        own = curves.setdefault(row.label, {})
+        if row.config_hash not in own and (epochs := read_history(results / "runs" / row.config_hash)):
             accuracies = [epoch["validation_accuracy"] for epoch in epochs]
-            curves[row.label] = [math.nan if accuracy is None else 100 * accuracy for accuracy in accuracies]
-    return curves
+            own[row.config_hash] = [math.nan if one is None else 100 * (1 - one) for one in accuracies]
+    return {label: [*seeds.values()] for label, seeds in curves.items() if seeds}
 
 
 def _repeat(results: Path, document: dict[str, Any]) -> str:

@@ -234,12 +234,13 @@ def _write(work: Work, outcome: Outcome, points: list[tuple[float, float]]) -> N
     if outcome.best is not None:
         write_atomically(out / "best.toml", configuration(outcome.best).encode())
     if importlib.util.find_spec("matplotlib") is not None:
-        from pyro_compress.studies.figures import error_against_bytes, new_figure, save
+        from pyro_compress.studies.figures import new_figure, save, search_front
 
         figure, (ax,) = new_figure()
         references = work.plan.references + PUBLISHED.get((work.plan.fit.data, work.plan.fit.net), ())
-        tested = [(member.test_error, member.bytes) for member in outcome.front]
-        error_against_bytes(ax, points, tested, {f"{r.name}": (r.error, r.bytes) for r in references})
+        tested = [(float(member.bytes), 100 * member.test_error) for member in outcome.front]
+        tried = [(size, 100 * error) for error, size in points]
+        search_front(ax, tried, tested, [(r.name, r.bytes, 100 * r.error) for r in references])
         save(figure, out / "front")
 
 
