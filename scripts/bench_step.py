@@ -36,7 +36,7 @@ from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize
 from pyro_compress.bayes.model import classifier
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.step import Rule, State, eager, tuned_parameters
+from pyro_compress.bayes.step import Rule, State, eager, trained_parameters
 from pyro_compress.cli.commands import run_script
 from pyro_compress.deploy.memory import high_water_mib
 from pyro_compress.machine import prepare
@@ -81,11 +81,11 @@ def variational(
     model = classifier(bayesianize(net, PRIORS[prior]), SIZE)
     guide = build_guide("mean-field", model, starts_of(model.net, weights, None), {"0.weight": 0.2}, (x, y))
     objective = build_objective(model, guide, estimator, 1, precision)
-    tuned = tuned_parameters(objective, 1e-3, 1e-3, 1e-3)
+    trained = trained_parameters(objective, 1e-3, 1e-3, 1e-3)
     if mode == "captured":
-        step = captured(objective, tuned, Rule(), State.of(objective, tuned), (x, y))
+        step = captured(objective, trained, Rule(), State.of(objective, trained), (x, y))
     else:
-        step = eager(objective, tuned, Rule(), State.of(objective, tuned))
+        step = eager(objective, trained, Rule(), State.of(objective, trained))
     return lambda: step(x, y, 1.0, 1.0)
 
 

@@ -75,7 +75,7 @@ def test_each_tensor_is_fitted_by_its_own_recipe(lr: float | None) -> None:
     assert [site for site in guide.families if site.startswith("fc1")] == ["fc1.weight.raw"]
     assert float(guide.marginal("fc1.weight.raw").scale.detach().mean()) == pytest.approx(log_uniform.init_scale)
     assert float(guide.marginal("conv1.weight.raw").scale.detach().mean()) == pytest.approx(horseshoe.init_scale)
-    rates = {one.name: one.rate for one in train_state.tuned}
+    rates = {one.name: one.rate for one in train_state.trained}
     factor = 1.0 if lr is None else lr / horseshoe.lr
     assert rates["guide.loc.conv1/weight/raw"] == pytest.approx(factor * horseshoe.lr)
     assert rates["guide.loc.fc1/weight/raw"] == pytest.approx(factor * log_uniform.lr)

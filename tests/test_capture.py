@@ -25,7 +25,7 @@ from pyro_compress.bayes.layers import bayesianize
 from pyro_compress.bayes.model import Fit, classifier
 from pyro_compress.bayes.noise import Noise, lift_noise
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.step import Rule, State, Step, Trained, eager, tuned_parameters
+from pyro_compress.bayes.step import Rule, State, Step, Trained, eager, trained_parameters
 from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.nets import build_net
 from pyro_compress.runs.config import resolve
@@ -58,26 +58,26 @@ def objective(
     model = classifier(bayes, 300)
     built = build_guide(guide, model, starts_of(bayes, weights, None), {"0.weight": 0.2}, (X, Y))
     found = build_objective(model, built, estimator, samples)
-    return found, tuned_parameters(found, 1e-3, 1e-2, 1e-2)
+    return found, trained_parameters(found, 1e-3, 1e-2, 1e-2)
 
 
 @cache
 def plain_graph(prior: str, estimator: str) -> GraphModule:
     """A step of one sample, captured once; whatever it works on are its inputs."""
-    found, tuned = objective(prior, estimator)
+    found, trained = objective(prior, estimator)
     scalars = (torch.zeros(()), torch.zeros(()), torch.zeros(()))
-    return capture_graph(found, tuned, Rule(), State.of(found, tuned), scalars, X, Y)
+    return capture_graph(found, trained, Rule(), State.of(found, trained), scalars, X, Y)
 
 
 class Graph:
     """A captured step at hand: its graph, its inputs, its noise."""
 
     def __init__(
-        self, found: Objective, tuned: list[Trained], rule: Rule | None = None, graph: GraphModule | None = None
+        self, found: Objective, trained: list[Trained], rule: Rule | None = None, graph: GraphModule | None = None
     ):
-        self.state = State.of(found, tuned)
+        self.state = State.of(found, trained)
         self.scalars = tuple(torch.zeros(()) for _ in range(3))
-        self.graph = graph or capture_graph(found, tuned, rule or Rule(), self.state, self.scalars, X, Y)
+        self.graph = graph or capture_graph(found, trained, rule or Rule(), self.state, self.scalars, X, Y)
         self.noise: Noise = lift_noise(self.graph, X.device)
 
     def run(self, seed: int, count: int = 1, kl_weight: float = 0.5, factor: float = 1.0) -> None:
@@ -110,12 +110,12 @@ def test_static_elbo_is_pyros(prior: str, guide: str, samples: int) -> None:
 @pytest.mark.parametrize(("prior", "estimator"), CASES)
 def test_captured_gradients_are_the_eager_ones(prior: str, estimator: str) -> None:
     """First moments of one captured step (0.1 × gradient) against autograd, to 1e-5 of the largest gradient."""
-    found, tuned = objective(prior, estimator)
+    found, trained = objective(prior, estimator)
     torch.manual_seed(1)
     loss, log_likelihood = found(X, Y, 0.5)
     loss.backward()
-    wanted = [t.parameter.grad.clone() for t in tuned]
-    graph = Graph(found, tuned, graph=deepcopy(plain_graph(prior, estimator)))
+    wanted = [t.parameter.grad.clone() for t in trained]
+    graph = Graph(found, trained, graph=deepcopy(plain_graph(prior, estimator)))
     graph.run(seed=1, factor=0.0)
     assert float(graph.state.noted) == pytest.approx(float(log_likelihood), rel=1e-5)
     for got, gradient in zip(graph.state.first, wanted, strict=True):
@@ -137,22 +137,22 @@ def test_captured_and_eager_steps_note_the_same(rule: str) -> None:
     """The expected log-likelihood, of a minibatch at once or in parts, to 1e-5."""
     how, noted = (RULES | SHARED)[rule], []
     for build in (eager, lambda *arguments: captured(*arguments, (X, Y), compiled=False)):
-        found, tuned = objective("gaussian", "weight", 2)
-        step = build(found, tuned, how, State.of(found, tuned))
+        found, trained = objective("gaussian", "weight", 2)
+        step = build(found, trained, how, State.of(found, trained))
         torch.manual_seed(3)
         noted.append(float(step(X, Y, 1.0, 1.0)))
     assert noted[1] == pytest.approx(noted[0], rel=1e-5)
 
 
 def eight_steps(prior: str, estimator: str, samples: int, build: Callable[..., Step], last: int) -> list[Tensor]:
-    found, tuned = objective(prior, estimator, samples)
-    before = [t.parameter.detach().clone() for t in tuned]
-    step = build(found, tuned)
+    found, trained = objective(prior, estimator, samples)
+    before = [t.parameter.detach().clone() for t in trained]
+    step = build(found, trained)
     for index in range(8):
         torch.manual_seed(index)
         rows = slice(0, last) if index == 4 else slice(None)  # the last minibatch of an epoch may be smaller
         step(X[rows], Y[rows], min(1.0, index / 4), 1 - index / 16)
-    moved = [t.parameter.detach() - b for t, b in zip(tuned, before, strict=True)]
+    moved = [t.parameter.detach() - b for t, b in zip(trained, before, strict=True)]
     return moved + [buffer.float() for buffer in found.elbo.buffers()]
 
 
@@ -178,13 +178,13 @@ def test_eight_steps_stay_together(
 
     monkeypatch.setattr(pyro_compress.bayes.capture, "capture_graph", graph_at_hand)
     one = eight_steps(
-        prior, estimator, samples, lambda found, tuned: eager(found, tuned, how, State.of(found, tuned)), last
+        prior, estimator, samples, lambda found, trained: eager(found, trained, how, State.of(found, trained)), last
     )
     two = eight_steps(
         prior,
         estimator,
         samples,
-        lambda found, tuned: captured(found, tuned, how, State.of(found, tuned), (X, Y), compiled=False),
+        lambda found, trained: captured(found, trained, how, State.of(found, trained), (X, Y), compiled=False),
         last,
     )
     for a, b in zip(one, two, strict=True):
@@ -196,16 +196,16 @@ def test_rules_change_the_gradient_as_they_say() -> None:
     """Clipping leaves the direction and bounds the norm; parts of a minibatch average to the whole."""
     gradients = {}
     for name, rule in (RULES | {"tight": Rule(clip_norm=1e-3)}).items():
-        found, tuned = objective("gaussian", "weight")
-        for t in tuned:
+        found, trained = objective("gaussian", "weight")
+        for t in trained:
             if "log_scale" in t.name:
                 t.parameter.data.fill_(-40.0)  # no noise: every part sees the same weights
         net = found.elbo.model.net.eval()  # batch norm would see other statistics in every part
         assert not net.training
-        graph = Graph(found, tuned, rule)
+        graph = Graph(found, trained, rule)
         graph.run(seed=1, factor=0.0)
         gradients[name] = (
-            torch.cat([m.flatten() for t, m in zip(tuned, graph.state.first, strict=True) if "loc" in t.name]) * 10
+            torch.cat([m.flatten() for t, m in zip(trained, graph.state.first, strict=True) if "loc" in t.name]) * 10
         )
     assert torch.allclose(gradients["accumulated"], gradients["plain"], rtol=1e-3, atol=1e-5)
     assert float(gradients["tight"].norm()) < 1e-3 * 1.001
@@ -214,8 +214,8 @@ def test_rules_change_the_gradient_as_they_say() -> None:
 
 
 def test_the_graph_bakes_nothing_in_and_never_synchronises() -> None:
-    found, tuned = objective("horseshoe", "local")
-    graph = Graph(found, tuned).graph
+    found, trained = objective("horseshoe", "local")
+    graph = Graph(found, trained).graph
     targets = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
     forbidden = ("_local_scalar_dense", "aten.item", "nonzero", "is_nonzero", "normal", "rand", "bernoulli")
     assert not [target for target in targets if any(word in target for word in forbidden)]
@@ -226,8 +226,8 @@ def test_the_graph_bakes_nothing_in_and_never_synchronises() -> None:
 
 def test_schedules_are_inputs() -> None:
     """One graph, other values: a factor of 0 moves nothing, the KL weight changes the gradient."""
-    found, tuned = objective("gaussian", "local")
-    graph = Graph(found, tuned)
+    found, trained = objective("gaussian", "local")
+    graph = Graph(found, trained)
     before = [p.clone() for p in graph.state.parameters]
     graph.run(seed=0, kl_weight=0.5, factor=0.0)
     light = graph.state.first[-1].clone()
@@ -239,10 +239,10 @@ def test_schedules_are_inputs() -> None:
 
 def test_capturing_leaves_no_trace() -> None:
     """Parameters, batch-norm statistics and the global generator are as before."""
-    found, tuned = objective("log-uniform", "local")
+    found, trained = objective("log-uniform", "local")
     before = {name: value.clone() for name, value in found.elbo.state_dict().items()}
     torch.manual_seed(3)
-    Graph(found, tuned)
+    Graph(found, trained)
     assert all(torch.equal(value, before[name]) for name, value in found.elbo.state_dict().items())
     state = torch.rand(1)
     torch.manual_seed(3)
@@ -251,8 +251,8 @@ def test_capturing_leaves_no_trace() -> None:
 
 def test_a_failure_puts_the_state_back() -> None:
     """The eager step that takes over must not start from a half-done one."""
-    found, tuned = objective("gaussian", "local")
-    state = State.of(found, tuned)
+    found, trained = objective("gaussian", "local")
+    state = State.of(found, trained)
     before = [tensor.clone() for tensor in state.tensors().values()]
 
     def fail() -> None:
@@ -269,19 +269,19 @@ def test_a_failure_puts_the_state_back() -> None:
 @pytest.mark.parametrize("build", ["eager", "graph"])
 def test_bfloat16_products(build: str) -> None:
     """Matrix products in bfloat16 (8 bits of mantissa): gradients stay float32, near the exact ones."""
-    found, tuned = objective("log-uniform", "local")
+    found, trained = objective("log-uniform", "local")
     mixed = replace(found, precision="bfloat16")
     seen = []
     for one in (found, mixed):
         if build == "graph":
-            graph = Graph(one, tuned)
+            graph = Graph(one, trained)
             graph.run(seed=1, factor=0.0)
             targets = [node for node in graph.graph.graph.nodes if node.target is torch.ops.aten._to_copy.default]
             assert (one is mixed) == any(node.kwargs.get("dtype") is torch.bfloat16 for node in targets)
             seen.append(torch.cat([m.flatten() for m in graph.state.first]))
         else:
             torch.manual_seed(1)
-            gradients = torch.autograd.grad(one(X, Y, 0.5)[0], [t.parameter for t in tuned])
+            gradients = torch.autograd.grad(one(X, Y, 0.5)[0], [t.parameter for t in trained])
             seen.append(torch.cat([gradient.flatten() for gradient in gradients]))
     assert seen[1].dtype == torch.float32
     assert 0 < (seen[0] - seen[1]).norm() < 0.1 * seen[0].norm()
@@ -319,8 +319,8 @@ def test_compiled_fits_reach_the_eager_elbo(caplog: pytest.LogCaptureFixture) ->
 
 def statistics_after(build: Callable[..., Step]) -> list[Tensor]:
     make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(50, 4, bias=False), nn.BatchNorm1d(4))  # noqa: E731
-    found, tuned = objective("gaussian", "local", make=make)
-    step = build(found, tuned)
+    found, trained = objective("gaussian", "local", make=make)
+    step = build(found, trained)
     for _ in range(40):
         step(X, Y, 1.0, 0.0)  # the rates are 0: only the statistics move
     return [buffer.clone() for name, buffer in found.elbo.named_buffers()]
@@ -329,8 +329,8 @@ def statistics_after(build: Callable[..., Step]) -> list[Tensor]:
 @pytest.mark.slow
 def test_a_compiled_step_updates_batch_norm() -> None:
     """Through inductor, with noise of its own: means and variances within 1 % of the eager ones, after 40 steps."""
-    one = statistics_after(lambda found, tuned: eager(found, tuned, Rule(), State.of(found, tuned)))
-    two = statistics_after(lambda found, tuned: captured(found, tuned, Rule(), State.of(found, tuned), (X, Y)))
+    one = statistics_after(lambda found, trained: eager(found, trained, Rule(), State.of(found, trained)))
+    two = statistics_after(lambda found, trained: captured(found, trained, Rule(), State.of(found, trained), (X, Y)))
     assert len(one) == 3
     for a, b in zip(one, two, strict=True):
         assert torch.allclose(a.float(), b.float(), rtol=0.01, atol=0.003)

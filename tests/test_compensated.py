@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from pyro_compress.cli.main import main
-from pyro_compress.compression.calibrated import Setting, calibrated, work_of
+from pyro_compress.compression.calibrated import OperatingPoint, calibrated, work_of
 from pyro_compress.compression.compensated import compress_compensated
 from pyro_compress.compression.compensation import (
     CodeLengths,
@@ -204,7 +204,7 @@ def trained(digits):
 def test_a_network_keeps_its_outputs_better_than_by_rounding_to_the_nearest(trained, digits) -> None:
     graph, tensors, x = trained.graph, trained.tensors, digits.train.x
     network = calibrated(graph, tensors, x)
-    found = network.rounded(Setting(1e-4))
+    found = network.rounded(OperatingPoint(1e-4))
     nearest = dict(found.tensors)
     for name, step in found.steps.items():
         nearest[name] = torch.round(tensors[name] / step) * step
@@ -221,17 +221,17 @@ def test_what_is_kept_between_lambdas_changes_nothing(trained, digits, monkeypat
     """Moments of first layers and inputs of the others in the network as it was given, against all of them anew."""
     given = trained.graph, trained.tensors, digits.train.x[:200]
     keeps = calibrated(*given)
-    keeps.rounded(Setting(1e-3))
+    keeps.rounded(OperatingPoint(1e-3))
     assert keeps.fixed
     assert keeps.inputs
     for kept in ({"fixed": {}, "inputs": {}}, {"inputs": {}}):
         anew = replace(keeps, found=dict(keeps.found), **kept)
-        found, wanted = (n.rounded(Setting(1e-5)) for n in (anew, replace(keeps, found=dict(keeps.found))))
+        found, wanted = (n.rounded(OperatingPoint(1e-5)) for n in (anew, replace(keeps, found=dict(keeps.found))))
         assert found.steps == wanted.steps
         assert all(torch.equal(t, wanted.tensors[name]) for name, t in found.tensors.items())
     monkeypatch.setattr("pyro_compress.compression.calibrated.VALUES", 1000)
     little = replace(keeps, found={}, fixed={}, inputs={})
-    little.rounded(Setting(1e-3))
+    little.rounded(OperatingPoint(1e-3))
     assert not little.inputs
 
 

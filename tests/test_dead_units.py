@@ -133,16 +133,16 @@ def test_survivors_keep_posterior_and_moments(net: str, prior: str, grouping: st
     small = trace_shrink(train_state.graph, masked_tensors(train_state, config))
     smaller = without_dead_units(train_state, (splits.train.x[:2], splits.train.y[:2]), config, 1)
     assert smaller is not None
-    old = {t.name: index for index, t in enumerate(train_state.tuned)}
+    old = {t.name: index for index, t in enumerate(train_state.trained)}
     assert smaller.state.count == train_state.state.count
-    for index, t in enumerate(smaller.tuned):
-        assert t.rate == train_state.tuned[old[t.name]].rate
+    for index, t in enumerate(smaller.trained):
+        assert t.rate == train_state.trained[old[t.name]].rate
         rows, columns = places(t.name, small)
         for part in ("first", "second"):
             wanted = picked(getattr(train_state.state, part)[old[t.name]], rows, columns)
             assert torch.equal(getattr(smaller.state, part)[index], wanted)
         if t.name.startswith("guide.log_scale"):
-            assert torch.equal(t.parameter, picked(train_state.tuned[old[t.name]].parameter, rows, columns))
+            assert torch.equal(t.parameter, picked(train_state.trained[old[t.name]].parameter, rows, columns))
 
 
 def places(parameter: str, small: Shrunk) -> tuple[Tensor | None, Tensor | None]:

@@ -45,7 +45,7 @@ def masks(posterior: Posterior, ratio: float = 0.22) -> dict[str, torch.Tensor]:
     return {name: layer.mean.abs() > ratio * layer.std for name, layer in posterior.layers.items()}
 
 
-def tuned(run: Run, splits: Splits, **how: float) -> Compressed:
+def finetuned_run(run: Run, splits: Splits, **how: float) -> Compressed:
     recipe = FineTune(**({"epochs": 4, "batch_size": 128} | how))  # type: ignore[arg-type]
     return Compressed(*finetune(run.posterior, masks(run.posterior), splits.train, recipe), {})
 
@@ -61,14 +61,14 @@ def quantization_aware(run: Run, **how: float) -> QuantizationAware:
 
 @pytest.mark.slow
 def test_a_higher_lambda_gives_a_smaller_file(run: Run, digits: Splits) -> None:
-    free, cheap, dear = (tuned(run, digits, lam=lam) for lam in (0.0, 1.0, 8.0))
+    free, cheap, dear = (finetuned_run(run, digits, lam=lam) for lam in (0.0, 1.0, 8.0))
     sizes = [len(file.dumps(network)[0]) for network in (free, cheap, dear)]
     assert sizes[0] > sizes[1] > sizes[2]
     assert evaluate(to_module(cheap), digits, "validation").accuracy > 0.9
 
 
 def test_the_decoded_file_predicts_the_same(run: Run, digits: Splits) -> None:
-    network = tuned(run, digits)
+    network = finetuned_run(run, digits)
     decoded = file.loads(file.dumps(network)[0])
     with torch.no_grad():
         wanted = to_module(network)(digits.validation.x)
@@ -77,7 +77,7 @@ def test_the_decoded_file_predicts_the_same(run: Run, digits: Splits) -> None:
 
 
 def test_the_same_seed_gives_the_same_file(run: Run, digits: Splits) -> None:
-    assert file.dumps(tuned(run, digits, seed=3))[0] == file.dumps(tuned(run, digits, seed=3))[0]
+    assert file.dumps(finetuned_run(run, digits, seed=3))[0] == file.dumps(finetuned_run(run, digits, seed=3))[0]
 
 
 @pytest.mark.parametrize("svi", [False, True])
@@ -186,7 +186,7 @@ def test_sharpness_aware_fine_tuning_ends_in_flatter_places(run: Run, digits: Sp
     """What it minimises is smaller than without: the loss at the worst weights nearby, a minibatch at a time."""
 
     def worst_loss(sam_rho: float) -> float:
-        found = tuned(run, digits, epochs=24, batch_size=64, lam=0.0, step=0.2, svi=svi, sam_rho=sam_rho)
+        found = finetuned_run(run, digits, epochs=24, batch_size=64, lam=0.0, step=0.2, svi=svi, sam_rho=sam_rho)
         tensors = {name: torch.from_numpy(file.dense(tensor)) for name, tensor in found.tensors.items()}
         work, losses = QuantizationAware(found.graph, tensors, FineTune(sam_rho=0.3), {}), []
         for x, y in zip(digits.train.x.split(64), digits.train.y.split(64), strict=True):
@@ -218,7 +218,7 @@ def test_svi_under_the_mask(run: Run, digits: Splits) -> None:
 
 def test_learned_spreads_tell_what_must_be_precise(run: Run, digits: Splits) -> None:
     """Weights that the loss does not feel take the largest spread, those that it feels a smaller one."""
-    network = tuned(run, digits, svi=True, lam=1.0, epochs=8)
+    network = finetuned_run(run, digits, svi=True, lam=1.0, epochs=8)
     assert evaluate(to_module(network), digits, "validation").accuracy > 0.9
     decoded = file.loads(file.dumps(network)[0])
     assert decoded.parameters == network.parameters

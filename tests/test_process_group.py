@@ -238,7 +238,7 @@ def test_gradients_of_processes_are_unbiased() -> None:
     train_state = first_train_state(
         net, capture(net, splits.input_shape), Likelihood("classification", 7), (data.x, data.y), config
     )
-    parameters = [t.parameter for t in train_state.tuned]
+    parameters = [t.parameter for t in train_state.trained]
 
     def gradient(minibatches: Minibatches) -> Tensor:
         (_, x, y), *_ = minibatches.epoch()

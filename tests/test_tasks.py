@@ -21,7 +21,7 @@ from pyro_compress.bayes.layers import bayesianize
 from pyro_compress.bayes.model import LIKELIHOODS, Likelihood, Model
 from pyro_compress.bayes.noise import lift_noise
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.step import Rule, State, tuned_parameters
+from pyro_compress.bayes.step import Rule, State, trained_parameters
 from pyro_compress.cli.main import main
 from pyro_compress.compression.finetuned import FineTuning, compress_finetuned
 from pyro_compress.compression.search import compress
@@ -315,11 +315,11 @@ def test_the_captured_step_has_the_eager_gradients(case: str) -> None:
     with pyro.validation_enabled(False):
         guide = build_guide("mean-field", model, starts_of(bayes, weights, None), None, (x, y))
         objective = build_objective(model, guide, "weight", 1)
-        tuned = tuned_parameters(objective, 1e-3, 1e-2, 1e-2)
+        trained = trained_parameters(objective, 1e-3, 1e-2, 1e-2)
         torch.manual_seed(1)
         objective(x, y, 0.5)[0].backward()
-        state, scalars = State.of(objective, tuned), (torch.zeros(()), torch.zeros(()), torch.zeros(()))
-        graph = capture_graph(objective, tuned, Rule(), state, scalars, x, y)
+        state, scalars = State.of(objective, trained), (torch.zeros(()), torch.zeros(()), torch.zeros(()))
+        graph = capture_graph(objective, trained, Rule(), state, scalars, x, y)
         noise = lift_noise(graph, x.device)
         set_scalars(scalars, 1, 0.5, 0.0)
         torch.manual_seed(1)
@@ -327,6 +327,6 @@ def test_the_captured_step_has_the_eager_gradients(case: str) -> None:
         with torch.no_grad():
             inputs = (state.parameters, state.first, state.second, state.buffers, state.noted, scalars)
             graph(*inputs, x, y, noise.normal, noise.coin)
-    assert any("log_noise" in t.name for t in tuned) == (case == "regression")
-    for got, t in zip(state.first, tuned, strict=True):
+    assert any("log_noise" in t.name for t in trained) == (case == "regression")
+    for got, t in zip(state.first, trained, strict=True):
         assert torch.allclose(got * 10, t.parameter.grad, rtol=1e-4, atol=1e-5)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_compress.compression.calibrated import Setting, calibrated
+from pyro_compress.compression.calibrated import OperatingPoint, calibrated
 from pyro_compress.compression.compensation import problem_of
 from pyro_compress.compression.curvature import Sensitivity, drawn_of, moments, sensitivities, stepped
 from pyro_compress.compression.uses import (
@@ -174,7 +174,7 @@ def test_outputs_are_kept_better_than_by_rounding_to_the_nearest(name: str) -> N
     x = torch.randint(0, 20, (400, *shape)) if kind == "int64" else torch.randn(400, *shape)
     weights = [n for n, t in tensors.items() if t.dim() > 1]
     network = calibrated(graph, tensors, x[:300], weights, drawn_of("regression", 1.0))
-    found = network.rounded(Setting(1e-7))
+    found = network.rounded(OperatingPoint(1e-7))
     assert found.steps.keys() == set(weights)
     nearest = dict(found.tensors)
     for weight, step in found.steps.items():

@@ -43,14 +43,14 @@ def set_scalars(scalars: Scalars, count: int, kl_weight: float, factor: float) -
 
 
 def capture_graph(
-    objective: Objective, tuned: list[Trained], rule: Rule, state: State, scalars: Scalars, x: Tensor, y: Tensor
+    objective: Objective, trained: list[Trained], rule: Rule, state: State, scalars: Scalars, x: Tensor, y: Tensor
 ) -> torch.fx.GraphModule:
     """Trace one step into a graph that updates the state in place.
 
     Its inputs: (parameters, first, second, buffers, noted, scalars, x, y, normal, coin), the last two still unused
     (`pyro_compress.bayes.noise.lift_noise`).
     """
-    names = [t.name for t in tuned] + [name for name, _ in objective.elbo.named_buffers()]
+    names = [t.name for t in trained] + [name for name, _ in objective.elbo.named_buffers()]
 
     def step(
         values: list[Tensor], first: list[Tensor], second: list[Tensor], buffers: list[Tensor], noted: Tensor,
@@ -60,7 +60,7 @@ def capture_graph(
         named = dict(zip(names, [*leaves, *buffers], strict=True))
         gradients, log_likelihood = _gradients(objective, rule, named, leaves, scalars[0], x, y)
         noted.copy_(log_likelihood)
-        _adam(tuned, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
+        _adam(trained, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
         return ()
 
     unused = torch.zeros(1, device=x.device)
@@ -94,7 +94,7 @@ def capture_gradient(
 
 
 def capture_update(
-    tuned: list[Trained], rule: Rule, state: State, scalars: Scalars, flat: Tensor
+    trained: list[Trained], rule: Rule, state: State, scalars: Scalars, flat: Tensor
 ) -> torch.fx.GraphModule:
     """Trace the second part: Adam on the gradient in `flat`. Inputs: (parameters, first, second, flat, scalars)."""
 
@@ -103,7 +103,7 @@ def capture_update(
     ) -> tuple[()]:
         parts = flat.split([value.numel() for value in values])
         gradients = [part.view_as(value) for part, value in zip(parts, values, strict=True)]
-        _adam(tuned, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
+        _adam(trained, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
         return ()
 
     return traced(update, (state.parameters, state.first, state.second, flat, scalars))
@@ -140,12 +140,12 @@ def _clipped(gradients: list[Tensor], norm: float) -> list[Tensor]:
 
 
 def _adam(
-    tuned: list[Trained], values: list[Tensor], first: list[Tensor], second: list[Tensor], gradients: list[Tensor],
+    trained: list[Trained], values: list[Tensor], first: list[Tensor], second: list[Tensor], gradients: list[Tensor],
     scalars: Scalars,
 ) -> None:  # fmt: skip
     """Adam (Kingma & Ba 2015, the reordered form at the end of section 2) in place, then the bounds."""
     _, step_size, epsilon = scalars
-    for t, value, m, v, gradient in zip(tuned, values, first, second, gradients, strict=True):
+    for t, value, m, v, gradient in zip(trained, values, first, second, gradients, strict=True):
         m.lerp_(gradient, 1 - BETA1)
         v.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
         value.sub_((t.rate * step_size) * m / (v.sqrt() + epsilon))
@@ -155,7 +155,7 @@ def _adam(
 
 def captured(
     objective: Objective,
-    tuned: list[Trained],
+    trained: list[Trained],
     rule: Rule,
     state: State,
     example: tuple[Tensor, Tensor],
@@ -165,7 +165,7 @@ def captured(
 
     Args:
         objective: what to minimise.
-        tuned: its parameters.
+        trained: its parameters.
         rule: how a minibatch becomes a gradient.
         state: what the steps start from and update.
         example: (x, y) of a minibatch of the usual size, on the parameters' device.
@@ -179,7 +179,7 @@ def captured(
     runs: dict[int, Callable[[Tensor, Tensor], None]] = {}
     size = sum(value.numel() for value in state.parameters) if rule.combine else 0
     flat = torch.zeros(size, device=device)
-    update = _updating(tuned, rule, state, scalars, flat, compiled) if rule.combine else lambda: None
+    update = _updating(trained, rule, state, scalars, flat, compiled) if rule.combine else lambda: None
 
     def build(x: Tensor, y: Tensor, compiled: bool) -> Callable[[Tensor, Tensor], None]:
         inputs: tuple[Any, ...] = (state.parameters, state.first, state.second, state.buffers, state.noted, scalars)
@@ -187,7 +187,7 @@ def captured(
             graph = capture_gradient(objective, rule, state, scalars, flat, x, y)
             inputs = (state.parameters, flat, state.buffers, state.noted, scalars)
         else:
-            graph = capture_graph(objective, tuned, rule, state, scalars, x, y)
+            graph = capture_graph(objective, trained, rule, state, scalars, x, y)
         noise = lift_noise(graph, device)
         if compiled and len(graph.graph.nodes) > MAX_NODES:
             raise RuntimeError(f"its graph has {len(graph.graph.nodes)} operations, more than {MAX_NODES}")
@@ -217,9 +217,9 @@ def captured(
 
 
 def _updating(
-    tuned: list[Trained], rule: Rule, state: State, scalars: Scalars, flat: Tensor, compiled: bool
+    trained: list[Trained], rule: Rule, state: State, scalars: Scalars, flat: Tensor, compiled: bool
 ) -> Callable[[], None]:
-    graph = capture_update(tuned, rule, state, scalars, flat)
+    graph = capture_update(trained, rule, state, scalars, flat)
     inputs = (state.parameters, state.first, state.second, flat, scalars)
     if not compiled:
         return lambda: graph(*inputs)

@@ -111,8 +111,8 @@ def carry(old: TrainState, new: TrainState, small: Shrunk, masked: dict[str, Ten
         small: which rows and columns are left.
         masked: tensors of the larger network that `small` was made from.
     """
-    places = {t.name: index for index, t in enumerate(old.tuned)}
-    for index, t in enumerate(new.tuned):
+    places = {t.name: index for index, t in enumerate(old.trained)}
+    for index, t in enumerate(new.trained):
         if t.name not in places:
             continue  # a bias that folding made
         name, place = _tensor_of(t.name), places[t.name]

@@ -268,18 +268,18 @@ class _Inference:
         """The eager step, or the captured one where compiling it pays."""
         config, minibatches = self.config, self.progress.minibatches
         rule = Rule(config.clip_norm, config.accumulate, minibatches.combine if minibatches.group.size > 1 else None)
-        objective, tuned, state = self.train_state.objective, self.train_state.tuned, self.train_state.state
+        objective, trained, state = self.train_state.objective, self.train_state.trained, self.train_state.state
         own = isinstance(objective.elbo.guide, Own)  # what it does beside drawing, a trace would do once
         if config.compile == "off" or (config.compile == "auto" and (own or self.total < COMPILE_STEPS)):
-            return eager(objective, tuned, rule, state)
+            return eager(objective, trained, rule, state)
         try:
             example = self.progress.example(minibatches.usual)
             self.train_mode()
-            return captured(objective, tuned, rule, state, example)
+            return captured(objective, trained, rule, state, example)
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             log.warning("the step could not be compiled and runs eagerly: %s: %s", type(error).__name__, reason)
-            return eager(objective, tuned, rule, state)
+            return eager(objective, trained, rule, state)
 
     def kl_weight(self, step: int) -> float:
         """KL weight at an SVI step: linear warm-up, then constant."""

@@ -79,9 +79,9 @@ class State:
     count: int = 0
 
     @classmethod
-    def of(cls, objective: Objective, tuned: list[Trained]) -> State:
+    def of(cls, objective: Objective, trained: list[Trained]) -> State:
         """The state before the first step."""
-        values = [t.parameter.data for t in tuned]
+        values = [t.parameter.data for t in trained]
         first, second = ([torch.zeros_like(value) for value in values] for _ in range(2))
         return cls(values, first, second, list(objective.elbo.buffers()), torch.zeros((), device=values[0].device))
 
@@ -111,7 +111,7 @@ class State:
         self.count = count
 
 
-def tuned_parameters(
+def trained_parameters(
     objective: Objective, lr: float, lr_scale: float, lr_group: float, priors: Assignment | None = None
 ) -> list[Trained]:
     """Every parameter of model and guide, each once, with its rate and bounds.
@@ -138,17 +138,17 @@ def tuned_parameters(
     ]
 
 
-def eager(objective: Objective, tuned: list[Trained], rule: Rule, state: State) -> Step:
+def eager(objective: Objective, trained: list[Trained], rule: Rule, state: State) -> Step:
     """The step as Pyro and torch run it, on the moments of `state`."""
-    groups = [{"params": [t.parameter], "lr": t.rate} for t in tuned]
-    parameters = [t.parameter for t in tuned]
+    groups = [{"params": [t.parameter], "lr": t.rate} for t in trained]
+    parameters = [t.parameter for t in trained]
     optimizer = torch.optim.Adam(groups, betas=(BETA1, BETA2), eps=EPSILON, fused=True)
-    for t, first, second in zip(tuned, state.first, state.second, strict=True):
+    for t, first, second in zip(trained, state.first, state.second, strict=True):
         done = torch.tensor(float(state.count), device=first.device)
         optimizer.state[t.parameter] = {"step": done, "exp_avg": first, "exp_avg_sq": second}
 
     def step(x: Tensor, y: Tensor, kl_weight: float, factor: float) -> Tensor:
-        for group, t in zip(optimizer.param_groups, tuned, strict=True):
+        for group, t in zip(optimizer.param_groups, trained, strict=True):
             group["lr"] = t.rate * factor
         optimizer.zero_grad()
         noted = torch.zeros((), device=x.device)
@@ -163,7 +163,7 @@ def eager(objective: Objective, tuned: list[Trained], rule: Rule, state: State) 
         optimizer.step()
         state.count += 1
         with torch.no_grad():
-            for t in tuned:
+            for t in trained:
                 if t.bounds:
                     t.parameter.clamp_(*t.bounds)
         return noted

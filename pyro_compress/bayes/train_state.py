@@ -17,7 +17,7 @@ from pyro_compress.bayes.elbo import Objective, build_objective
 from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize, plain_weights
 from pyro_compress.bayes.model import Likelihood, Model
-from pyro_compress.bayes.step import State, Trained, tuned_parameters
+from pyro_compress.bayes.step import State, Trained, trained_parameters
 from pyro_compress.bayes.tensors import across, drawable, with_tensors
 from pyro_compress.graph.ir import first_weights
 from pyro_compress.settings import FitConfig
@@ -32,7 +32,7 @@ class TrainState:
         graph: the network.
         mean_net: the same as a plain module, which takes the posterior mean to be evaluated.
         objective: what is minimised.
-        tuned: its parameters.
+        trained: its parameters.
         state: their values and Adam's moments.
         removals: units that left before.
     """
@@ -40,7 +40,7 @@ class TrainState:
     graph: Graph
     mean_net: nn.Module
     objective: Objective
-    tuned: list[Trained]
+    trained: list[Trained]
     state: State
     removals: tuple[Removal, ...] = ()
 
@@ -118,8 +118,8 @@ def first_train_state(
     assert config.lr_scale
     assert config.lr_group
     objective = build_objective(model, guide, config.estimator, config.samples, config.precision)
-    tuned = tuned_parameters(objective, config.lr, config.lr_scale, config.lr_group, priors)
-    return TrainState(graph, net, objective, tuned, State.of(objective, tuned))
+    trained = trained_parameters(objective, config.lr, config.lr_scale, config.lr_group, priors)
+    return TrainState(graph, net, objective, trained, State.of(objective, trained))
 
 
 def _bound(config: FitConfig, priors: Assignment, name: str) -> float:

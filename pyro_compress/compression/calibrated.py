@@ -41,7 +41,7 @@ VALUES = 1 << 28
 
 
 @dataclass(frozen=True)
-class Setting:
+class OperatingPoint:
     """How a network is rounded.
 
     Attributes:
@@ -94,7 +94,7 @@ class Calibrated:
     inputs: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @torch.no_grad()
-    def rounded(self, setting: Setting) -> Rounded:
+    def rounded(self, point: OperatingPoint) -> Rounded:
         """Round every weight, from the first node to the last, on what those before it give it, rounded."""
         tensors, steps = dict(self.tensors), dict[str, float]()
         finished, held, new = self.graph.finished, bool(self.inputs), dict[int, list[Tensor]]()
@@ -111,7 +111,7 @@ class Calibrated:
                         new[source] = before[source]
                 else:
                     seen = self.fixed[use.name]
-                tensors[use.name], steps[use.name] = self._weight(use, seen, setting)
+                tensors[use.name], steps[use.name] = self._weight(use, seen, point)
             if has_statistics(node.op):
                 tensors |= _statistics(now[node.inputs[0]], node.parameters)
             if not held:
@@ -145,11 +145,11 @@ class Calibrated:
     def _state(self, node: Node, x: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         return before_steps(run_node(node, [x], {role: tensors[n] for role, n in node.parameters.items()}), node)
 
-    def _weight(self, use: Use, seen: Moments, setting: Setting) -> tuple[Tensor, float]:
+    def _weight(self, use: Use, seen: Moments, point: OperatingPoint) -> tuple[Tensor, float]:
         """Values of a rounded weight, and its step."""
         problem = problem_of(
-            self.tensors[use.name], use, seen, self.worth[use.name], self._layouts[use.name], setting.lam,
-            setting.damping, setting.descending,
+            self.tensors[use.name], use, seen, self.worth[use.name], self._layouts[use.name], point.lam,
+            point.damping, point.descending,
         )  # fmt: skip
         found = self.found[use.name] = rounded_layer(problem, self.found.get(use.name))
         step = quarter_power(found.exponent)

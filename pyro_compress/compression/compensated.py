@@ -11,7 +11,7 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from pyro_compress.compression.calibrated import Rounded, Setting, calibrated
+from pyro_compress.compression.calibrated import OperatingPoint, Rounded, calibrated
 from pyro_compress.compression.candidates import BIAS_LEVELS, origin_of, to_module
 from pyro_compress.compression.curvature import drawn_of
 from pyro_compress.compression.packing import before_folding, packed
@@ -31,7 +31,7 @@ LAMBDAS = (1e-10, 6e-6)
 OUTERMOST = (1e-13, 1e-3)
 """Values of λ that are tried where none of them reaches a tolerance (hardly anything is lost), or fits into a bound."""
 STEPS, NEAR, NEAR_STEPS = 7, 0.8, 3
-"""Candidates of that search at most; then, with other settings, how far from the best λ so far, on a logarithmic
+"""Candidates of that search at most; then, at other points, how far from the best λ so far, on a logarithmic
 scale, and how many."""
 CLOSE = 0.04
 """Two values of λ whose logarithms differ by less are one: a file's size by a hundredth or two."""
@@ -40,7 +40,7 @@ INNER = 0.15
 SLOPE, BYTES = 0.9, 0.5
 """Powers of λ that nats lost grow with and bytes fall with, about, before two candidates have shown it."""
 HOPELESS = 1.05
-"""A setting that would take so many times the best one's bytes, by these powers, is left."""
+"""A point that would take so many times the best one's bytes, by these powers, is left."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class _EnoughError(Exception):
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A rounded network, its setting, bytes, validation scores, whether it reaches the goal."""
+    """A rounded network, its point, bytes, validation scores, whether it reaches the goal."""
 
     rounded: Rounded
-    setting: Setting
+    point: OperatingPoint
     size: int
     scored: Quality
     good: bool
@@ -128,16 +128,16 @@ class _Search:
     def scores_of(self, network: Compressed) -> Quality:
         return evaluate(to_module(network).to(self.device), self.splits, "validation", self.device, network.noise)
 
-    def look(self, setting: Setting) -> _Candidate:
-        """Round at a setting."""
-        rounded = self.network.rounded(setting)
+    def look(self, point: OperatingPoint) -> _Candidate:
+        """Round at a point."""
+        rounded = self.network.rounded(point)
         network, bound = self.candidate(rounded, BIAS_LEVELS[0]), self.goal.max_bytes
         size, scored = len(file.dumps(network, in_context=COMPILED)[0]), self.scores_of(network)
         if self.callbacks.candidate is not None:
-            trial = Trial(_zeros(self, rounded), 0.0, setting.lam, size, scored.error, scored.nll_nats)
+            trial = Trial(_zeros(self, rounded), 0.0, point.lam, size, scored.error, scored.nll_nats)
             self.stopped = self.callbacks.candidate(trial) is True or self.stopped
         good = self.target.reached(scored) if bound is None else size <= bound
-        found = _Candidate(rounded, setting, size, scored, good)
+        found = _Candidate(rounded, point, size, scored, good)
         if good and (self.best is None or self.worth(found) < self.worth(self.best)):
             self.best = found
         if self.stopped and self.best is not None:
@@ -161,13 +161,13 @@ class _Search:
         dampings, orders, (first, *others) = how.dampings, how.orders, how.orders
         place = min(1, len(dampings) - 1)
         total, done = len(dampings) + len(orders) - 1, 1
-        self.between(Setting(1.0, dampings[place], first))
+        self.between(OperatingPoint(1.0, dampings[place], first))
         self.callbacks.trial(done, total)
         for way in (1, -1):
             moved = False
             while 0 <= place + way < len(dampings):
                 before = self.best
-                self.near(Setting(1.0, dampings[place + way], first))
+                self.near(OperatingPoint(1.0, dampings[place + way], first))
                 done += 1
                 self.callbacks.trial(done, total)
                 if self.best is before:
@@ -176,29 +176,29 @@ class _Search:
             if moved:
                 break
         for descending in others:
-            self.near(Setting(1.0, dampings[place], descending))
+            self.near(OperatingPoint(1.0, dampings[place], descending))
         self.callbacks.trial(total, total)
 
-    def between(self, setting: Setting) -> None:
+    def between(self, point: OperatingPoint) -> None:
         """Look for the λ at the goal's border, in the whole range."""
         low, high = (math.log(lam) for lam in LAMBDAS)
-        self.search(setting, low, high, STEPS)
+        self.search(point, low, high, STEPS)
         if self.best is None:
             bound = self.goal.max_bytes is not None
-            self.look(replace(setting, lam=OUTERMOST[bound]))
+            self.look(replace(point, lam=OUTERMOST[bound]))
 
-    def near(self, setting: Setting) -> None:
+    def near(self, point: OperatingPoint) -> None:
         """The same, around the best λ so far."""
         if self.best is not None:
-            best = math.log(self.best.setting.lam)
-            self.search(setting, best - NEAR, best + NEAR, NEAR_STEPS)
+            best = math.log(self.best.point.lam)
+            self.search(point, best - NEAR, best + NEAR, NEAR_STEPS)
 
-    def search(self, setting: Setting, low: float, high: float, steps: int) -> None:
+    def search(self, point: OperatingPoint, low: float, high: float, steps: int) -> None:
         """Look at so many values of λ between two logarithms, the first in the middle."""
         offs, middle, rises = dict[float, float | None](), (low + high) / 2, self.goal.max_bytes is None
-        best = self.best  # of the settings before
+        best = self.best  # of the points before
         for _ in range(steps):
-            found = self.look(replace(setting, lam=math.exp(middle)))
+            found = self.look(replace(point, lam=math.exp(middle)))
             offs[middle] = self.off(found)
             low, high = (middle, high) if found.good == rises else (low, middle)
             if high - low < CLOSE or (rises and best is not None and self.hopeless(found, best)):
@@ -220,7 +220,7 @@ class _Search:
         return min(max(wanted, low + INNER * (high - low)), high - INNER * (high - low))
 
     def hopeless(self, found: _Candidate, best: _Candidate) -> bool:
-        """Whether a candidate's setting would take more bytes at the goal's border than the best one so far."""
+        """Whether a candidate's point would take more bytes at the goal's border than the best one so far."""
         off = self.off(found)
         return off is not None and found.size * math.exp(off * BYTES / SLOPE) > HOPELESS * best.size
 

@@ -81,12 +81,12 @@ def finetuned(
     for epoch in range(total):
         if epoch == how.masked_epochs:
             work.choose_steps()
-        stage = how.epochs if work.steps else how.masked_epochs
+        within = how.epochs if work.steps else how.masked_epochs
         done = epoch - (how.masked_epochs if work.steps else 0)
         order = torch.randperm(len(train), generator=work.generator)
         batches = order.split(how.batch_size)
         for index, rows in enumerate(batches):
-            progress = (done + index / len(batches)) / stage
+            progress = (done + index / len(batches)) / within
             work.train(*read(rows), progress, counted)
         work.drop_dead_units()
         on_epoch(epoch + 1, total, work.kept())

@@ -73,7 +73,7 @@ class FineTuning:
 
 
 def compress_finetuned(
-    posterior: Posterior, splits: Splits, tuning: FineTuning, goal: Goal | None = None, device: str = "cpu",
+    posterior: Posterior, splits: Splits, finetuning: FineTuning, goal: Goal | None = None, device: str = "cpu",
     callbacks: SearchCallbacks | None = None, passes: int | None = 0,
 ) -> tuple[Compressed, float]:  # fmt: skip
     """Prune, fine-tune and shrink a posterior's mean network.
@@ -81,7 +81,7 @@ def compress_finetuned(
     Args:
         posterior: moments of every weight, and the network.
         splits: trained on `train`; `validation` chooses.
-        tuning: how, and at which λ.
+        finetuning: how, and at which λ.
         goal: how much to prune, or what to reach.
         device: where pruned candidates are evaluated; fine-tuning runs on the CPU.
         callbacks: told of every epoch and of every fine-tuned network.
@@ -93,11 +93,11 @@ def compress_finetuned(
     Raises:
         ValueError: no λ reaches the target.
     """
-    goal, callbacks, how = goal or Goal(), callbacks or SearchCallbacks(), tuning.how
+    goal, callbacks, how = goal or Goal(), callbacks or SearchCallbacks(), finetuning.how
     target = target_of(posterior, splits, goal, device)
     masks, removed = prune(posterior, splits, goal, target, device)
     _check_memory(masks)
-    teacher = tuning.teacher
+    teacher = finetuning.teacher
     teach = None if teacher is None else logits_by(teacher, splits)
     meta = origin_of(posterior, splits, goal.criterion or posterior.criterion)
     meta |= {"finetune_epochs": how.masked_epochs + how.epochs}
@@ -119,11 +119,11 @@ def compress_finetuned(
             ended = callbacks.candidate(trial) is True or ended
         return network, trial, reached if goal.max_bytes is None else trial.bytes <= goal.max_bytes
 
-    if tuning.lam is not None:
-        network, trial, fits = train_at(tuning.lam)
+    if finetuning.lam is not None:
+        network, trial, fits = train_at(finetuning.lam)
         if goal.max_bytes is not None and not fits:
             raise ValueError(
-                f"lambda {tuning.lam:g} makes {trial.bytes:,} bytes, more than {goal.max_bytes:,}; leave "
+                f"lambda {finetuning.lam:g} makes {trial.bytes:,} bytes, more than {goal.max_bytes:,}; leave "
                 "--finetune-lambda out to search for one, or allow more with --max-bytes"
             )
     elif goal.max_bytes is not None:
