@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pyro_compress.networks.attention import split_attention as split_attention
     from pyro_compress.networks.nets import build_net as build_net
     from pyro_compress.runs.config import resolve as resolve
+    from pyro_compress.runs.doctor import doctor as doctor
     from pyro_compress.runs.evaluation import evaluate as evaluate
     from pyro_compress.runs.in_memory import fit as fit
     from pyro_compress.runs.info import info as info
@@ -82,6 +83,7 @@ _HOMES = {
     "capture": "graph.capture",
     "compare": "studies.study",
     "compress": "compression.search",
+    "doctor": "runs.doctor",
     "evaluate": "runs.evaluation",
     "export": "deploy.export",
     "extract": "bayes.extract",

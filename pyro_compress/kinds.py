@@ -59,6 +59,11 @@ def is_curve(path: Path) -> bool:
     return _start(path, 200).startswith(HEADS_OF_CURVES)
 
 
+def is_diagnosis(path: Path) -> bool:
+    """Whether a file is what `doctor` found."""
+    return _start(path, 20).startswith(b'{\n "machine": {')
+
+
 def is_predictions(path: Path) -> bool:
     """Whether a file is a table of `predict --csv`."""
     return _start(path, 20).startswith(b"predicted_for,")
@@ -86,6 +91,7 @@ def is_c(path: Path) -> bool:
 
 KINDS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "pcn": (".pcn file", is_pcn),
+    "diagnosis": ("report of doctor", is_diagnosis),
     "page": ("page of report", is_page),
     "netcdf": ("NetCDF file of inspect", is_netcdf),
     "curve": ("table of --curve", is_curve),

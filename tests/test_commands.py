@@ -12,19 +12,19 @@ from click.testing import CliRunner, Result
 from pyro_compress.cli.main import main
 from pyro_compress.runs.folder import Run
 
-ORDER = "fit compress evaluate inspect report info predict export bench compare tune".split()
+ORDER = "fit compress evaluate inspect report info predict export bench compare tune doctor".split()
 EXAMPLES = [(name, example) for name, command in main.commands.items() for example in command.examples]
 SHARED = {
     "quiet": "fit compress inspect report predict export bench compare tune",
-    "as_json": "fit compress evaluate inspect report info predict export bench compare tune",
-    "force": "fit compress inspect report predict export",
+    "as_json": "fit compress evaluate inspect report info predict export bench compare tune doctor",
+    "force": "fit compress inspect report predict export doctor",
     "threads": "fit compress evaluate inspect report predict export bench compare tune",
-    "device": "fit compress evaluate predict bench compare tune",
+    "device": "fit compress evaluate predict bench compare tune doctor",
     "seed": "fit compress inspect export tune",
 }
 """Parameter -> the commands that have it."""
 NAMES = {"quiet": ["-q", "--quiet"], "as_json": ["--json"]}
-FILE = "fit compress inspect report predict export compare tune".split()
+FILE = "fit compress inspect report predict export compare tune doctor".split()
 """Commands that write: `-o` says where."""
 
 

@@ -17,6 +17,7 @@ from pyro_compress.cli.commands import Group, echo, one_line_errors
 from pyro_compress.cli.compare import compare
 from pyro_compress.cli.compress import compress
 from pyro_compress.cli.deploy import bench, export
+from pyro_compress.cli.doctor import doctor
 from pyro_compress.cli.fit import fit
 from pyro_compress.cli.ignored import EVALUATE, StrictCommand
 from pyro_compress.cli.info import info
@@ -67,6 +68,6 @@ def evaluate(target: Path, data: str | None, split: str, as_json: bool, **option
 
 
 for command in (
-    fit, compress, evaluate, inspect_command, report, info, predict, export, bench, compare, tune,
+    fit, compress, evaluate, inspect_command, report, info, predict, export, bench, compare, tune, doctor,
 ):  # fmt: skip
     main.add_command(command)
