@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pyro_compress.inputs import Input
@@ -241,6 +242,7 @@ class LayerPosterior:
         unit_mean: mean of the group scale in gate shape; None without groups.
         unit_std: its standard deviation.
         grouping: grouping of the prior.
+        whole: the layer that these are some rows of; None: they are all.
     """
 
     mean: Tensor
@@ -248,6 +250,13 @@ class LayerPosterior:
     unit_mean: Tensor | None = None
     unit_std: Tensor | None = None
     grouping: str = "weight"
+    whole: LayerPosterior | None = None
+
+    @cached_property
+    def power(self) -> float:
+        """Mean of mean² + std² over the layer's weights."""
+        parts = zip(self.mean.flatten().split(BLOCK), self.std.flatten().split(BLOCK), strict=True)
+        return sum(float((m.square() + s.square()).double().sum()) for m, s in parts) / max(self.mean.numel(), 1)
 
 
 @dataclass(frozen=True)

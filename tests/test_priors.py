@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -257,3 +258,41 @@ def test_log_uniform_has_no_draws() -> None:
 def test_bad_options(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PRIORS["spike-and-slab"].with_options(options)
+
+
+def test_model_reduction_is_the_ratio_of_densities_at_zero() -> None:
+    """Against scipy; the prior is that of the whole layer, whatever the blocks; certain weights are kept or go."""
+    from scipy import stats
+
+    from pyro_compress.compression.prune import Ranking, kept, unit_scores
+
+    mean, std = torch.randn(6, 5, dtype=torch.float64), torch.rand(6, 5, dtype=torch.float64) + 0.05
+    layer = LayerPosterior(mean, std)
+    p = float((mean.square() + std.square()).mean().sqrt())
+    change = stats.norm.logpdf(0, mean.numpy(), std.numpy()) - stats.norm.logpdf(0, 0, p)  # ΔF of leaving a weight out
+    found = CRITERIA["model-reduction"](layer)
+    np.testing.assert_allclose(found.numpy(), np.log1p(np.exp(-change)), rtol=1e-9)
+    assert torch.equal(kept({"w": layer}, "model-reduction")["w"], torch.from_numpy(change < 0))
+    np.testing.assert_allclose(unit_scores(layer, "model-reduction"), found.amax(1))
+    certain = CRITERIA["model-reduction"](LayerPosterior(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2)))
+    assert certain.tolist() == [[0.0, math.inf]]
+    graph = capture(nn.Sequential(nn.Flatten(), nn.Linear(5, 6)), (5,))
+    posterior = Posterior(graph, {"1.weight": LayerPosterior(mean.float(), std.float())}, {}, "snr", Provenance())
+    share = float((torch.from_numpy(change) >= 0).double().mean())
+    masks = Ranking(posterior, "model-reduction").masks(share)["1.weight"]
+    assert torch.equal(masks, torch.from_numpy(change < 0))
+
+
+def test_the_criterions_own_rule_is_a_share(digits) -> None:
+    import pyro_compress as pc
+    from pyro_compress.compression.prune import removed_share
+
+    fitted = pc.fit("mlp", digits, hidden=(12,), epochs=6, prior="gaussian", compile="off")
+    report = fitted.compress(criterion="model-reduction", rule=True).report
+    wanted = {n: CRITERIA["model-reduction"](layer) > math.log(2) for n, layer in fitted.posterior.layers.items()}
+    assert 0.1 < report.sparsity == pytest.approx(removed_share(wanted), abs=1e-6)
+    with pytest.raises(ValueError, match="--sparsity and --rule exclude each other"):
+        fitted.compress(rule=True, sparsity=0.5)
+    point = pc.fit("mlp", digits, hidden=(12,), epochs=1, prior="none")
+    with pytest.raises(ValueError, match="'model-reduction' needs a posterior's spread"):
+        point.compress(criterion="model-reduction", rule=True)

@@ -146,7 +146,10 @@ FIT = (
 
 COMPRESS = (
     Ignored(
-        ("criterion", "sparsity", "relative_step", "bits", "lambda", "how", "folder", "epochs", "lr", "finetune"),
+        (
+            "criterion", "sparsity", "rule", "relative_step", "bits", "lambda", "how", "folder", "epochs", "lr",
+            "finetune",
+        ),
         lambda values: values["rounding"] == "compensated",
         "goes without --rounding compensated, which takes the means as they are and chooses every integer itself",
     ),

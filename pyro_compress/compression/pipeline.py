@@ -19,6 +19,7 @@ from pyro_compress.compression.finetuned import FineTuning, Teacher, compress_fi
 from pyro_compress.compression.fixed_point import fixed_point_of
 from pyro_compress.compression.order import reordered
 from pyro_compress.compression.packing import folded
+from pyro_compress.compression.prune import ruled
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress, rounding_in
 from pyro_compress.compression.shrink import stuck_units
@@ -206,7 +207,7 @@ def compress_run(
     if isinstance(goal, CompressConfig):
         how, passes = how or way_of(goal), goal.reorder if passes is None else passes
     check_file(path, "pcn", force=True)
-    goal = goal or Goal()
+    goal = ruled(posterior, goal or Goal())
     if isinstance(how, Rounding) and any(how.lams) and posterior.criterion == "magnitude":
         raise ValueError("--lambda weighs bits against a posterior's spread, and these are point weights")
     if not isinstance(how, FineTuning):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_compress.foreign import unknown
+from pyro_compress.settings import Goal
 from pyro_compress.types import BLOCK, CACHED, LayerPosterior, Masks, Posterior, nonzero, rows_of
 
 Sparsity = float | Mapping[str, float]
@@ -53,6 +55,24 @@ def group_mode(layer: LayerPosterior) -> Tensor:
     return layer.unit_mean * torch.exp(-1.5 * variance_of_log)
 
 
+def model_reduction(layer: LayerPosterior) -> Tensor:
+    """log(1 + Bayes factor) of keeping a weight against leaving it out: log 2 where the evidence says neither.
+
+    Bayesian model reduction (Friston & Penny 2011; Beckers et al. 2022; Marković et al. 2023): the evidence of the
+    model without the weight follows from the posterior with it, and for a point at 0 it is the ratio of densities there
+    (Savage & Dickey). Of a posterior N(m, s²) under a prior N(0, p²) that is
+
+        ΔF = log q(0) - log p(0) = log(p / s) - m² / 2s².
+
+    The prior is the layer's own: `p²` is the mean of m² + s², which maximises the ELBO among Gaussians that all weights
+    of a layer share. Where ΔF is positive the model without the weight is the better one: a rule without a threshold.
+    """
+    scale = math.sqrt(max((layer.whole or layer).power, 1e-60))
+    kept = 0.5 * (layer.mean / layer.std).square() + (layer.std / scale).log()
+    certain = torch.where(layer.mean == 0, 0.0, torch.inf)
+    return torch.where(layer.std > 0, torch.nn.functional.softplus(kept), certain)
+
+
 def _ratio(signal: Tensor, noise: Tensor) -> Tensor:
     """Signal / noise, where 0 / 0 counts as no signal."""
     return torch.where(signal > 0, signal / noise, 0.0)
@@ -67,6 +87,7 @@ CRITERIA: dict[str, Callable[[LayerPosterior], Tensor]] = {
     "magnitude": magnitude,
     "group-snr": group_signal_to_noise,
     "group-mode": group_mode,
+    "model-reduction": model_reduction,
 }
 
 
@@ -92,8 +113,10 @@ def refuse_unfit(criterion: str, own: str, groups: bool) -> None:
             "criterion 'group-mode' is for log-normal scales (horseshoe); these are Gaussian, where a negative one "
             "counts as much as a positive one: take group-snr, snr or magnitude"
         )
-    if criterion == "snr" and own == "magnitude":
-        raise ValueError("criterion 'snr' needs a posterior's spread, and these are point weights: take magnitude")
+    if criterion in ("snr", "model-reduction") and own == "magnitude":
+        raise ValueError(
+            f"criterion {criterion!r} needs a posterior's spread, and these are point weights: take magnitude"
+        )
     if criterion.startswith("group-") and not groups:
         raise ValueError(f"criterion {criterion!r} needs a prior with group scales; this posterior has none")
 
@@ -118,7 +141,7 @@ def _parts(layer: LayerPosterior, most: int = BLOCK) -> Iterator[tuple[slice, La
 
     for rows in rows_of(tuple(layer.mean.shape), most):
         units = of(layer.unit_mean, rows), of(layer.unit_std, rows)
-        yield rows, LayerPosterior(layer.mean[rows], layer.std[rows], *units, layer.grouping)
+        yield rows, LayerPosterior(layer.mean[rows], layer.std[rows], *units, layer.grouping, layer)
 
 
 def _marked(layer: LayerPosterior, criterion: str, mark: Callable[[Tensor], Tensor]) -> Tensor:
@@ -265,12 +288,30 @@ THRESHOLDS = {
     "group-snr": math.exp(1.5),
     "group-mode": math.exp(-6.0),
     "magnitude": 0.0,
+    "model-reduction": math.log(2),
 }
 """Score above which `inspect` counts a weight as kept; `compress` searches for its own threshold.
 
 `snr`: log alpha < 3 (Molchanov et al. 2017, section 5.1). `group-snr`: log alpha < -3, as in the code of Louizos et al.
 2017. `group-mode`: far from either cluster of scores that the horseshoe leaves behind. `magnitude`: not exactly zero.
+`model-reduction`: the evidence is larger with the weight.
 """
+
+
+def ruled(posterior: Posterior, goal: Goal) -> Goal:
+    """A goal that asks for the criterion's own rule, with the share of the weights that the rule removes.
+
+    Raises:
+        ValueError: a criterion that does not fit, or a rule that leaves nothing.
+    """
+    if not goal.rule:
+        return goal
+    criterion = goal.criterion or posterior.criterion
+    _refuse_unfit(posterior, criterion)
+    share = removed_share(kept(posterior.layers, criterion))
+    if share >= 1:
+        raise ValueError(f"the rule of criterion {criterion!r} removes every weight; give --sparsity or a tolerance")
+    return replace(goal, rule=False, sparsity=share)
 
 
 def kept(layers: dict[str, LayerPosterior], criterion: str) -> Masks:

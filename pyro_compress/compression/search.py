@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from pyro_compress.compression.candidates import BIAS_LEVELS, Candidates, Draft
 from pyro_compress.compression.order import passes_over, reordered
-from pyro_compress.compression.prune import Sparsity, removed_share
+from pyro_compress.compression.prune import Sparsity, removed_share, ruled
 from pyro_compress.compression.rounding import Grid, Rounding, check_bits
 from pyro_compress.compression.target import NLL_PER_ACCURACY, SearchCallbacks, Target, default_nll_tolerance, target_of
 from pyro_compress.data.several import task_named
@@ -75,7 +75,7 @@ def compress(
         >>> round(removed, 2)
         0.5
     """
-    goal, callbacks = goal or Goal(), callbacks or SearchCallbacks()
+    goal, callbacks = ruled(posterior, goal or Goal()), callbacks or SearchCallbacks()
     rounding = rounding or rounding_in(goal)
     search = _candidates(posterior, splits, goal, device, callbacks)
     grids = grids_of(rounding, posterior, goal.sparsity is not None)

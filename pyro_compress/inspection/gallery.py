@@ -26,6 +26,7 @@ SCORE_NAMES = {
     "group-snr": "|mean| / standard deviation of a group's scale",
     "group-mode": "mode of a group's scale",
     "magnitude": "|weight|",
+    "model-reduction": "log(1 + Bayes factor) of keeping a weight",
 }
 
 

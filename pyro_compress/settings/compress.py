@@ -37,6 +37,11 @@ class Goal(Config):
         None, "Share of the weights to remove, instead of a search; layer=share,... for one per layer.",
         least=0, below=1, searched=False,
     )  # fmt: skip
+    rule: bool = setting(
+        False, "Remove what the criterion itself calls superfluous, instead of a search: with model-reduction every "
+        "weight without which the evidence is larger; with snr log alpha above 3, with group-snr above -3.",
+        searched=False,
+    )  # fmt: skip
     tolerance: float = setting(
         0.005, "Validation accuracy (mean IoU of segmentation) that may be lost (0.005: half a point); regression and "
         "reconstruction: share by which the RMSE may grow, texts: the bits.",
@@ -163,7 +168,7 @@ class CompressConfig(Goal):
             f"--{n.replace('_', '-')}"
             for n in ("sparsity", "target_error", "max_bytes")
             if getattr(self, n) is not None
-        ]
+        ] + ["--rule"] * self.rule
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other: give one of them")
         if self.finetuning is None and (self.finetune_lambda is not None or self.teacher):
@@ -177,7 +182,7 @@ class CompressConfig(Goal):
     def rounds_only(self) -> bool:
         """Whether nothing asks for pruning, for another rounding than with compensation, or for fine-tuning."""
         asked = (self.rounding, self.criterion, self.sparsity, self.relative_step, self.bits, self.lam, self.finetuning)
-        return all(value in (None, ()) for value in asked)
+        return not self.rule and all(value in (None, ()) for value in asked)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
