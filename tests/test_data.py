@@ -14,8 +14,8 @@ from pyro_compress.data.splits import (
     load_examples,
     load_splits,
     preprocessing,
+    preprocessing_meta,
     preprocessing_of,
-    told,
 )
 from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Preprocessing, Splits
@@ -234,7 +234,7 @@ def test_what_a_name_says_of_a_data_set(name: str, scale: float, request: pytest
     raw = splits.train.x * splits.scale
     assert torch.allclose(raw, raw.round(), atol=1e-4)
     assert raw.max() == splits.scale == scale
-    assert told(name, splits) == {}
+    assert preprocessing_meta(name, splits) == {}
     assert preprocessing_of({"data": name}) == PREPROCESSING[name]
 
 
@@ -251,7 +251,7 @@ def test_own_data_tell_their_scaling_and_names(dtype: type, names: tuple[str, ..
     y = np.arange(40) % 2
     np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y, **({"classes": names} if names else {}))
     splits = load_splits(str(tmp_path / "own.npz"))
-    assert told("own.npz", splits) == meta
+    assert preprocessing_meta("own.npz", splits) == meta
     known = preprocessing_of({"data": "own.npz"} | meta)
     assert (known.scale, known.classes) == (meta.get("scale", 1.0), names)
 
