@@ -178,6 +178,7 @@ FLOORS = [
         "cli/tune",
     },
     {"cli/main"},
+    {"cli/page"},
     {"__main__"},
 ]
 SIDEWAYS = {

@@ -1,4 +1,4 @@
-"""The published artefact, rebuilt in a few lines of our own: docs/artefact.md in executable form."""
+"""The published artefact, rebuilt in a few lines of our own: docs/results/artefact.md in executable form."""
 
 import math
 

@@ -1,7 +1,6 @@
 """Priors of one's own: from Python, by module and function, in every command; what is none is refused."""
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -201,14 +200,3 @@ def test_a_run_whose_prior_is_code_says_so(tmp_path: Path, monkeypatch: pytest.M
     assert result.exit_code == 1
     assert "--no-code" in result.output
     sys.modules.pop("own_priors_here")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("page", "holding"),
-    [("priors", "pc.bring"), ("priors", "prior={"), ("priors", "AutoLowRank"), ("networks", "pc.pack")],
-)
-def test_what_the_pages_show_runs(page: str, holding: str) -> None:
-    text = (EXAMPLES.parent.parent / "docs" / f"{page}.md").read_text()
-    (block,) = [part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if holding in part]
-    exec(compile(block, page, "exec"), {"__name__": page})

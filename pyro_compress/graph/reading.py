@@ -66,7 +66,7 @@ def read(program: torch.export.ExportedProgram, input_shape: tuple[int, ...], ki
     for _ in range(ROUNDS):
         try:
             if unknown := list(_unknown(program.graph)):
-                message = f"{UNKNOWN} {described(unknown[0])}; see docs/networks.md"
+                message = f"{UNKNOWN} {described(unknown[0])}; see docs/reference/networks.md"
                 raise _Unreadable(message, {node.target for node in unknown})  # type: ignore[misc]
             return _Reading(program, kind).read(input_shape)
         except _Unreadable as error:
@@ -183,7 +183,7 @@ class _Reading:
         except (ValueError, LookupError, AttributeError, TypeError) as error:
             known = str(reason) != UNKNOWN
             what = described(source)
-            message = f"{what}: {reason}" if known else f"{UNKNOWN} {what}; see docs/networks.md"
+            message = f"{what}: {reason}" if known else f"{UNKNOWN} {what}; see docs/reference/networks.md"
             if isinstance(source.target, torch._ops.OpOverload):
                 raise _Unreadable(message, {source.target}) from error
             raise ValueError(message) from error

@@ -27,7 +27,7 @@ class MethodConfig(Config):
 
     prior: str = setting(
         "horseshoe", "Of the weights; none: a deterministic baseline; MODULE:FUNCTION: a Pyro function of yours; "
-        "PATTERN=PRIOR: of the tensors with such names, repeatable (docs/priors.md).",
+        "PATTERN=PRIOR: of the tensors with such names, repeatable (docs/tutorials/own-prior.md).",
         among=Names("bayes/priors.py", "PRIORS", ("none",)), other="MODULE:FUNCTION", kind="joined",
     )  # fmt: skip
 
@@ -147,7 +147,8 @@ class PosteriorConfig(Config):
     )  # fmt: skip
     guide: str = setting(
         "mean-field",
-        "Family of the posterior; auto-*: Pyro's AutoGuides; MODULE:FUNCTION: a Pyro guide of yours (docs/priors.md).",
+        "Family of the posterior; auto-*: Pyro's AutoGuides; MODULE:FUNCTION: a Pyro guide of yours "
+        "(docs/how-to/own-guide.md).",
         among=Names("bayes/guides.py", "GUIDES"),
         other="MODULE:FUNCTION",
     )

@@ -42,10 +42,10 @@ def page(fit: type[Config] = FitConfig, compress: type[Config] = CompressConfig)
     parts += [
         "## An export\n\n`ExportConfig`, the options of `export`.\n",
         *sections(ExportConfig),
-        "## A search\n\n`SearchConfig`, the file of `tune`, beside its tables ([tuning](tuning.md)).\n",
+        "## A search\n\n`SearchConfig`, the file of `tune`, beside its tables ([how to](how-to/tune.md)).\n",
         *sections(SearchConfig),
         "## A comparison\n\n`StudyConfig`, the file of `compare`; `[fit]` and every one of `[[methods]]` may hold "
-        "settings of a fit as well\n([study](results/study.md)).\n",
+        "settings of a fit as well\n([how to](how-to/compare.md)).\n",
         *sections(StudyConfig),
         *sections(MethodConfig),
     ]
