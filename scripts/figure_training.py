@@ -13,7 +13,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pyro_compress.cli.commands import run_script
-from pyro_compress.studies.figures import log_axes, new_figure, save, training_curves
+from pyro_compress.inspection.drawing import log_axes
+from pyro_compress.studies.figures import new_figure, save, training_curves
 from pyro_compress.studies.results import read_results
 from pyro_compress.studies.study import compare
 

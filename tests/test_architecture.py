@@ -19,7 +19,15 @@ FAMILIES = ("kept", "layers", "single", "norms", "pools", "moves", "resizing", "
 # Each floor may import from the floors before it, and within itself only what SIDEWAYS names.
 FLOORS = [
     {"foreign", "outputs", "runs/starting"},
-    {"imports", "inputs", "provenance", "settings/registries", "runs/slurm", "inspection/palette"},
+    {
+        "imports",
+        "inputs",
+        "provenance",
+        "settings/registries",
+        "runs/slurm",
+        "inspection/palette",
+        "inspection/page_style",
+    },
     {
         "types",
         "settings/declared",
@@ -162,7 +170,8 @@ FLOORS = [
     {"tuning/outcome"},
     {"tuning/search"},
     {"cli/console", "inspection/plots"},
-    {"inspection/gallery"},
+    {"inspection/gallery", "inspection/anatomy", "inspection/tradeoff"},
+    {"inspection/filed"},
     {"studies/page"},
     {"inspection/report"},
     {"cli/sources"},

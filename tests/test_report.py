@@ -1,5 +1,7 @@
 """The page of a run: it says what the other commands say, and a browser loads it without a request."""
 
+import base64
+import hashlib
 import io
 import json
 import os
@@ -18,9 +20,11 @@ from PIL import Image
 from pyro_compress.cli.main import main
 from pyro_compress.compression.prune import kept
 from pyro_compress.inspection.gallery import pixel_importance
-from pyro_compress.inspection.plots import pruning_animation
+from pyro_compress.inspection.page import Animation, document, gallery, times
+from pyro_compress.inspection.plots import pruning_strip
 from pyro_compress.runs.folder import load_run
 from pyro_compress.studies import ranking, tables
+from pyro_compress.studies.page import sizes
 from pyro_compress.studies.results import read_results
 from pyro_compress.training.snapshots import read_snapshots
 
@@ -77,6 +81,8 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.references: list[str] = []
         self.words = ""
+        self.tiles: list[tuple[str, str]] = []
+        self.bold = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -85,13 +91,21 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words += data + " "
+        if self.tags[-2:] == ["div", "b"]:
+            if self.bold:
+                self.tiles.append((data, self.bold))
+            self.bold = "" if self.bold else data
 
 
 @pytest.mark.parametrize("name", ["page.html", "comparison.html"])
 def test_nothing_is_loaded(name: str, folder: Path) -> None:
     text = (folder / name).read_text()
     page = Page(text)
-    assert {"script", "iframe", "object", "embed"}.isdisjoint(page.tags)
+    assert {"iframe", "object", "embed"}.isdisjoint(page.tags)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert page.tags.count("script") == 1
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in text
     assert all(reference.startswith("data:") for reference in page.references)
     assert "@import" not in text
     assert "url(" not in text
@@ -99,7 +113,8 @@ def test_nothing_is_loaded(name: str, folder: Path) -> None:
 
 
 def test_the_page_says_what_the_commands_say(folder: Path) -> None:
-    words = re.sub(r"\s+", " ", Page((folder / "page.html").read_text()).words)
+    page = Page((folder / "page.html").read_text())
+    words = re.sub(r"\s+", " ", page.words)
     scores = json.loads(ok("evaluate", folder / "run/network.pcn", "--json"))
     size = os.path.getsize(folder / "run/network.pcn")
     for text in (
@@ -110,18 +125,27 @@ def test_the_page_says_what_the_commands_say(folder: Path) -> None:
         "leave-one-out",
     ):
         assert text in words
-    counts = [int(count.replace(",", "")) for count in re.findall(r"([\d,]+) B ", words)]
-    assert sum(counts) == size  # the byte map adds up
-    for title in ("Training", "Units above the threshold", "Group scales", "What the first layer reads", "Reliability"):
+    dense = load_run(folder / "run").posterior.parameters_total * 4
+    before = json.loads(ok("inspect", folder / "run", "--draws", "50", "--json"))["test_scores"]["accuracy"]
+    assert page.tiles == [
+        ("bytes, the whole file", f"{size:,}"),
+        ("smaller than float32", f"{times(dense / size)}×"),
+        ("test accuracy before", f"{100 * before:.2f} %"),
+        ("test accuracy after", f"{100 * scores['accuracy']:.2f} %"),
+    ]
+    titles = ("From dense to file", "Size against error", "Weights before and after", "Layers of the file", "Training")
+    for title in (*titles, "Units above the threshold", "Group scales", "What the first layer reads", "Reliability"):
         assert title in words
     assert "platform" not in words
 
 
 def test_the_page_of_a_comparison_says_what_its_rows_say(folder: Path) -> None:
     words = re.sub(r"\s+", " ", Page((folder / "comparison.html").read_text()).words)
-    for line in tables.table(read_results(folder / "results")):
+    rows = read_results(folder / "results")
+    for line in (*tables.table(rows), *sizes(rows)):
         for cell in line:
             assert cell.replace("**", "") in words
+    assert "Error against bytes" in words
     assert STUDY.strip().splitlines()[-1] in words
     for line in ranking.lines(ranking.read_ranking(folder / "results")):
         assert all(cell in words for cell in line)
@@ -164,7 +188,7 @@ def page_of(run: Path) -> str:
 def test_a_network_without_a_posterior_has_a_page(tmp_path: Path) -> None:
     ok("fit", *SMALL, "--prior", "none", "--out", tmp_path / "run")
     words = page_of(tmp_path / "run")
-    assert "test error" in words
+    assert "test accuracy" in words
     assert "nothing to diagnose" in words
     assert "Group scales" not in words
 
@@ -184,7 +208,7 @@ def test_data_that_are_no_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", x_train=x[:200], y_train=y[:200], x_test=x[200:], y_test=y[200:])
     ok("fit", *SMALL, "--prior", "normal-jeffreys", "--data", tmp_path / "own.npz", "--out", tmp_path / "run")
     words = page_of(tmp_path / "run")
-    assert "test error" in words
+    assert "test accuracy" in words
     assert "nothing to diagnose" not in words
     assert "Group scales" in words
     assert "Reliability" in words
@@ -201,14 +225,19 @@ def test_snapshots_become_an_animation(tmp_path: Path) -> None:
     for name, mask in kept(posterior.layers, posterior.criterion).items():
         assert tensors[name].shape == (5, *mask.shape)
         assert ((tensors[name][-1] != 0) <= mask).all()
-    gif = pruning_animation(tensors["1.weight"].float().numpy(), epochs)
-    with Image.open(io.BytesIO(gif)) as image:
-        assert image.n_frames == 5
+    frames = tensors["1.weight"].float().numpy()
+    strip, aspect = pruning_strip(frames)
+    with Image.open(io.BytesIO(strip)) as image:
+        assert image.size == (64, 5 * 20)
+        assert aspect == 64 / 20
+        last = np.asarray(image.convert("RGB"))[-20:]
+    assert ((last == last[frames[-1] == 0][0]).all(2) == (frames[-1] == 0)).all()  # red where the weight is gone
     words = page_of(tmp_path / "run")
-    assert "test error" in words
+    assert "test accuracy" in words
     assert "nothing to diagnose" not in words
     assert "Group scales" not in words  # there are none under this prior
-    assert "data:image/gif;base64" in (tmp_path / "run/report.html").read_text()
+    assert f"epoch 6, {100 * (frames[-1] != 0).mean():.1f} % left" in words
+    assert 'max="4" value="4"' in (tmp_path / "run/report.html").read_text()
     options = [*SMALL, "--prior", "none", "--snapshots", "--out", str(tmp_path / "x")]
     refused = CliRunner().invoke(main, ["fit", *options])
     assert refused.exit_code == 1
@@ -270,6 +299,35 @@ def test_in_a_browser(name: str, images: int, width: int, folder: Path, tmp_path
     assert seen.layout["broken"] == 0
     assert seen.layout["images"] >= images
     assert seen.layout["scroll"] <= seen.layout["client"] <= width
+
+
+PLAYED = """<iframe id="f" src="{page}"></iframe><pre id="out"></pre>
+<script>onload = () => {{
+  const page = document.getElementById("f").contentDocument, player = page.querySelector(".player");
+  const range = player.querySelector("input"), told = () => player.querySelector("output").textContent;
+  const seen = [player.querySelector(".controls").hidden, told()];
+  range.value = 1; range.oninput(); seen.push(told(), player.querySelector("img").style.top);
+  player.querySelector("button").onclick(); seen.push(player.querySelector("button").textContent);
+  document.getElementById("out").textContent = JSON.stringify(seen);
+}}</script>"""
+
+
+@pytest.mark.slow
+def test_a_player_plays(tmp_path: Path) -> None:
+    """The page's policy lets its own script run: the slider moves the strip, the button starts it."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    strip, _ = pruning_strip(np.ones((3, 2, 4), np.float32))
+    animation = Animation("title", "reading", strip, ("one", "two", "three"), 2.0)
+    (tmp_path / "page.html").write_text(document("t", "l", [gallery([animation])]))
+    (tmp_path / "frame.html").write_text(PLAYED.format(page=(tmp_path / "page.html").as_uri()))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    address = (tmp_path / "frame.html").as_uri()
+    done = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=True)
+    seen = re.search(r'<pre id="out">(.*?)</pre>', done.stdout)
+    assert seen is not None
+    assert json.loads(seen.group(1)) == [False, "three", "two", "-100%", "Pause"]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from pyro_compress.inspection import drawing
 from pyro_compress.inspection.palette import looks
 from pyro_compress.studies import figures as study_plots
 from pyro_compress.studies.tables import Row
@@ -97,14 +98,14 @@ def test_a_front_lies_beside_its_trials_and_papers() -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(500, "500 B"), (2500, "2.5 kB"), (1e6, "1 MB")])
 def test_sizes_have_units(value: float, text: str) -> None:
-    assert study_plots.bytes_text(value) == text
+    assert drawing.bytes_text(value) == text
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.68, 1.25), (1.3, 95), (9.9, 10.8), (900, 2_000_000)])
 def test_log_axes_have_a_few_plain_numbers(low: float, high: float) -> None:
     figure, (ax,) = study_plots.new_figure()
     ax.plot([1, 2], [low, high])
-    study_plots.log_axes(ax, "y")
+    drawing.log_axes(ax, "y")
     figure.draw_without_rendering()
     shown = [tick.get_text() for tick in ax.get_yticklabels() if low <= tick.get_position()[1] <= high]
     assert 2 <= len(shown) <= 10

@@ -42,6 +42,10 @@ class Grid:
     lam: float = 0.0
 
 
+COMPARED = Grid(0.25)
+"""Fine enough to cost next to nothing: at this precision sizes are told where nothing is searched."""
+
+
 @dataclass(frozen=True)
 class Rounding:
     """What a search may try to make integers of the weights.

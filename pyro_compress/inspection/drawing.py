@@ -6,6 +6,7 @@ Nothing here touches `pyplot` or global settings: `figure` makes a figure with i
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ STYLE: Any = {
     "svg.hashsalt": "pyro-compress",
 }
 
+MODES = f":root{{--ink:{INK}}}@media(prefers-color-scheme:dark){{:root{{--ink:#dfe6ec}}}}"
+
 
 @contextmanager
 def style() -> Iterator[None]:
@@ -60,11 +63,12 @@ def figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (5.0, 3.
 
 
 def svg(made: Figure) -> str:
-    """A figure as SVG text, the same text every time."""
+    """A figure as SVG text without a ground, the same text every time; what is dark ink is light in dark mode."""
     buffer = io.StringIO()
-    made.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    made.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    head, _, body = text[text.index("<svg") :].partition(">")
+    return f"{head}><style>{MODES}</style>{body}".replace(f": {INK}", ": var(--ink)")
 
 
 def legend_above(ax: Axes) -> None:
@@ -72,6 +76,39 @@ def legend_above(ax: Axes) -> None:
     handles, _ = ax.get_legend_handles_labels()
     columns = 2 if len(handles) in (2, 4) else 3
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.2)
+
+
+def log_axes(ax: Axes, which: str, sizes: str = "") -> Axes:
+    """Log scales with plain numbers, as many as the range needs; for axes whose lines are drawn.
+
+    Args:
+        ax: the axes.
+        which: `x`, `y` or `xy`.
+        sizes: those of them that hold bytes.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    for name in which:
+        getattr(ax, f"set_{name}scale")("log", nonpositive="clip")
+        axis = ax.xaxis if name == "x" else ax.yaxis
+        low, high = axis.get_view_interval()
+        decades = abs(math.log10(high / low))
+        if decades > 0.7:
+            axis.set_major_locator(LogLocator(subs=(1,) if decades > 2.2 else (1, 2, 5)))
+        else:
+            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        plain = bytes_text if name in sizes else "{:,.10g}".format
+        axis.set_major_formatter(FuncFormatter(lambda value, _, plain=plain: plain(value)))
+        axis.set_minor_locator(NullLocator())
+    return ax
+
+
+def bytes_text(value: float) -> str:
+    """A size as an axis shows it: 500 B, 20 kB, 1 MB."""
+    for unit, factor in (("MB", 1e6), ("kB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:g} {unit}"
+    return f"{value:g} B"
 
 
 def bare(ax: Axes) -> None:

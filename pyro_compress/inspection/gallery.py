@@ -15,7 +15,7 @@ from pyro_compress.bayes.marginals import networks, read_marginals
 from pyro_compress.compression.prune import CRITERIA, kept
 from pyro_compress.graph.network import Network
 from pyro_compress.inspection import arviz_compat, drawing, plots
-from pyro_compress.inspection.page import Picture
+from pyro_compress.inspection.page import Animation, Picture
 from pyro_compress.inspection.summary import PREDICTIVE_DRAWS, Inspection
 from pyro_compress.metrics import logits_of
 from pyro_compress.training.snapshots import read_snapshots
@@ -30,21 +30,21 @@ SCORE_NAMES = {
 }
 
 
-def pictures(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> list[Picture]:
+def pictures(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> list[Picture | Animation]:
     """Draw what a run has the data for.
 
     Raises:
         ValueError: matplotlib is not installed.
     """
     with drawing.style():
-        found = list[Picture]()
+        found = list[Picture | Animation]()
         for done, maker in enumerate(MAKERS, 1):
             found += maker(inspection, diagnosis, splits)
             advanced("drawing pictures", done, len(MAKERS))
     return found
 
 
-Maker = Callable[[Inspection, Diagnosis | None, Splits], Iterator[Picture]]
+Maker = Callable[[Inspection, Diagnosis | None, Splits], Iterator[Picture] | Iterator[Animation]]
 
 
 def _training(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> Iterator[Picture]:
@@ -147,7 +147,8 @@ def _calibration(inspection: Inspection, diagnosis: Diagnosis | None, splits: Sp
     yield Picture(
         "Reliability",
         "How often the network is right when it claims to be so sure, on the validation split; dots as large as the "
-        "share of rows they stand for, bins of fewer than 5 rows left out. Below the diagonal: overconfident.",
+        "share of rows they stand for, bars a standard error, bins of fewer than 5 rows left out. Below the diagonal: "
+        "overconfident.",
         drawing.svg(figure),
     )
 
@@ -197,7 +198,7 @@ def _leave_one_out(inspection: Inspection, diagnosis: Diagnosis | None, splits: 
     )
 
 
-def _pruning(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> Iterator[Picture]:
+def _pruning(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits) -> Iterator[Animation]:
     path = inspection.run.path / "snapshots.safetensors"
     if not path.is_file():
         return
@@ -205,12 +206,16 @@ def _pruning(inspection: Inspection, diagnosis: Diagnosis | None, splits: Splits
     name = inspection.layers[0].name
     if name not in tensors:
         return
-    yield Picture(
+    frames = tensors[name].flatten(2).float().numpy()
+    strip, aspect = plots.pruning_strip(frames)
+    left = [100 * float((frame != 0).mean()) for frame in frames]
+    yield Animation(
         "Weights while they are pruned",
-        f"{name}, one row per unit, over the epochs with a posterior: dark where a weight is large, red where it "
-        "scores below the threshold.",
-        plots.pruning_animation(tensors[name].flatten(2).float().numpy(), epochs),
-        "image/gif",
+        f"{name}, over the epochs with a posterior: dark where a weight is large, red where it scores below the "
+        "threshold. The shorter side of the matrix lies upright.",
+        strip,
+        tuple(f"epoch {epoch}, {share:.1f} % left" for epoch, share in zip(epochs, left, strict=True)),
+        aspect,
     )
 
 

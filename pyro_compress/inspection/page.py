@@ -1,42 +1,23 @@
-"""The parts of a self-contained HTML page: style, sections, tables, pictures.
+"""The parts of a self-contained HTML page: tiles, sections, tables, bars, pictures, players.
 
-A page loads nothing: style and pictures are part of it, and there is no script.
+A page loads nothing: style, pictures and its one script are part of it, and its policy lets a browser fetch and run
+nothing else. Every text is escaped here.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-CSS = """
-:root { color-scheme: light; --ink: #1b2733; --soft: #5b6773; --line: #dde2e7; --accent: #2f6f8f; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.2rem; max-width: 70rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
-  background: #fff; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: .2rem 0 .6rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
-p.lead, figcaption, .note { color: var(--soft); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1rem 0; }
-.facts div { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; }
-.facts b { display: block; font-size: 1.3rem; line-height: 1.25; color: var(--accent); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .92rem; min-width: 60%; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-.bar { display: inline-block; height: .7rem; background: var(--accent); border-radius: 2px; vertical-align: baseline; }
-.bytes td:last-child { width: 45%; text-align: left; }
-.gallery { columns: 2 26rem; column-gap: 2rem; }
-figure { margin: 0 0 1.6rem; break-inside: avoid; }
-figure h3 { font-size: 1rem; margin: 0 0 .3rem; }
-figure img { width: 100%; max-width: 36rem; height: auto; display: block; }
-figcaption { font-size: .9rem; margin-top: .3rem; }
-dt { font-weight: 600; margin-top: .7rem; } dd { margin: 0; }
-pre { background: #f4f6f8; padding: .8rem; border-radius: .5rem; overflow-x: auto; font-size: .85rem; }
-@media print { body { max-width: none; padding: 0; font-size: 11pt; } pre { white-space: pre-wrap; }
-  .gallery { columns: 2; } }
-"""
+from pyro_compress.inspection.page_style import CSS, SCRIPT
+
+STAGE_REM = 24.0
+"""Most height of an animation."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +30,36 @@ class Picture:
     kind: str = "image/svg+xml"
 
 
+@dataclass(frozen=True)
+class Animation:
+    """A picture that changes.
+
+    Attributes:
+        title: its heading.
+        reading: what to see in it.
+        strip: PNG of all frames, one below the other.
+        labels: one per frame.
+        aspect: width of a frame over its height.
+    """
+
+    title: str
+    reading: str
+    strip: bytes
+    labels: tuple[str, ...]
+    aspect: float
+
+
 def document(title: str, lead: str, sections: Iterable[str]) -> str:
     """The page."""
+    script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script}'"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>{escape(title)}</title><style>{CSS}</style></head><body>"
         f'<main><p class="lead">{escape(lead)}</p><h1>{escape(title)}</h1>{"".join(sections)}</main>'
-        "</body></html>\n"
+        f"<script>{SCRIPT}</script></body></html>\n"
     )
 
 
@@ -66,7 +69,7 @@ def section(title: str, body: str) -> str:
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
-    """Boxes of one figure each: (what it is, the figure)."""
+    """Tiles of one figure each: (what it is, the figure)."""
     cells = "".join(f"<div><b>{escape(value)}</b>{escape(name)}</div>" for name, value in pairs)
     return f'<div class="facts">{cells}</div>'
 
@@ -76,12 +79,39 @@ def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def table(rows: Iterable[Sequence[str]]) -> str:
-    """Lines of cells, the first one the header; a cell in `**` is bold."""
+def split(factors: Iterable[tuple[str, float]]) -> str:
+    """A bar of up to three named factors, each as wide as its logarithm; what makes nothing smaller has no part."""
+    found = [(name, factor) for name, factor in factors if factor > 1]
+    whole = math.log(math.prod(factor for _, factor in found)) if found else 1.0
+    parts = "".join(
+        f'<span style="width:{100 * math.log(factor) / whole:.2f}%">{escape(name)} ÷{escape(times(factor))}</span>'
+        for name, factor in found
+    )
+    return f'<div class="split">{parts}</div>'
+
+
+def times(factor: float) -> str:
+    """A factor with three digits."""
+    return f"{factor:,.0f}" if factor >= 100 else f"{factor:.3g}"
+
+
+def table(rows: Iterable[Sequence[str]], chips: int = 0) -> str:
+    """Lines of cells, the first one the header; a cell in `**` is bold. It scrolls inside itself.
+
+    Args:
+        rows: the lines.
+        chips: so many of the last lines begin with the colours of `split`.
+    """
     head, *body = rows
-    lines = ["".join(f"<td>{_cell(cell)}</td>" for cell in row) for row in body]
     heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    return f'<div class="scroll"><table><tr>{heads}</tr>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+    lines = ""
+    for place, row in enumerate(body, chips - len(body)):
+        chip = f'<span class="chip c{place}"></span>' if place >= 0 and chips else ""
+        lines += (
+            "<tr>" + "".join(f"<td>{chip if i == 0 else ''}{_cell(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
+        )
+    kind = ' class="steps"' if chips else ""
+    return f'<div class="scroll"><table{kind}><tr>{heads}</tr>{lines}</table></div>'
 
 
 def _cell(text: str) -> str:
@@ -89,15 +119,31 @@ def _cell(text: str) -> str:
     return f"<b>{escape(text[2:-2])}</b>" if bold else escape(text)
 
 
-def gallery(pictures: Iterable[Picture]) -> str:
+def gallery(pictures: Iterable[Picture | Animation]) -> str:
     """Pictures in columns, each with its title and reading."""
     return f'<div class="gallery">{"".join(map(_figure, pictures))}</div>'
 
 
-def _figure(picture: Picture) -> str:
+def _figure(picture: Picture | Animation) -> str:
+    shown = _player(picture) if isinstance(picture, Animation) else _image(picture)
+    return f"<figure><h3>{escape(picture.title)}</h3>{shown}<figcaption>{escape(picture.reading)}</figcaption></figure>"
+
+
+def _image(picture: Picture) -> str:
     content = picture.content.encode() if isinstance(picture.content, str) else picture.content
-    data = base64.b64encode(content).decode()
+    return f'<img alt="{escape(picture.title)}" src="data:{picture.kind};base64,{base64.b64encode(content).decode()}">'
+
+
+def _player(animation: Animation) -> str:
+    """Frames, a button and a slider; without a script the last frame alone."""
+    last = len(animation.labels) - 1
+    size = f"width:min(100%,{STAGE_REM * animation.aspect:.2f}rem);aspect-ratio:{animation.aspect:.6f}"
+    strip = base64.b64encode(animation.strip).decode()
+    labels = escape(json.dumps(animation.labels), quote=True)
     return (
-        f'<figure><h3>{escape(picture.title)}</h3><img alt="{escape(picture.title)}" '
-        f'src="data:{picture.kind};base64,{data}"><figcaption>{escape(picture.reading)}</figcaption></figure>'
+        f'<div class="player" data-labels="{labels}"><div class="stage" style="{size}">'
+        f'<img alt="{escape(animation.title)}" style="top:{-100 * last}%" src="data:image/png;base64,{strip}"></div>'
+        f"<output>{escape(animation.labels[last])}</output>"
+        '<div class="controls" hidden><button type="button">Play</button>'
+        f'<input type="range" min="0" max="{last}" value="{last}" aria-label="frame"></div></div>'
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_compress.inspection.drawing import bare, legend_above
+from pyro_compress.inspection.drawing import bare, legend_above, log_axes
 from pyro_compress.inspection.palette import ACCENT, GREY, INK, SECOND, layers, looks
 
 if TYPE_CHECKING:
@@ -29,8 +29,10 @@ def training_curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]]) 
         svi, losses, kl = zip(*drawn, strict=True)
         axes[0].plot(svi, losses, color=SECOND, label="-ELBO")
         axes[0].plot(svi, kl, color=GREY, linestyle="--", label="KL")
-        axes[0].set_ylim(0, 1.05 * float(np.percentile(losses, 90)))
-        axes[0].yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
+        if min(*losses, *kl) > 0:
+            log_axes(axes[0], "y")
+        else:  # of a regression the ELBO may be positive
+            axes[0].set_ylim(top=float(np.percentile(losses, 95)))
         axes[0].legend()
     axes[0].set_ylabel("nats, all training rows")
     classified = history[0]["validation_accuracy"] is not None
@@ -154,7 +156,7 @@ def input_importance(axes: Sequence[Axes], importance: np.ndarray, examples: np.
 
 
 def reliability(ax: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], bins: int = 15) -> Axes:
-    """Reliability diagram (Guo et al. 2017, figure 1): accuracy against confidence, bins of 5 rows or more.
+    """Reliability diagram (Guo et al. 2017, figure 1): accuracy against confidence, with standard errors.
 
     Args:
         ax: where to draw.
@@ -167,8 +169,11 @@ def reliability(ax: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], b
         filled = [b for b in range(bins) if (which == b).sum() >= 5]  # fewer rows say nothing
         x = [confidence[which == b].mean() for b in filled]
         y = [right[which == b].mean() for b in filled]
-        sizes = [6 + 50 * float((which == b).mean()) for b in filled]
+        rows = [int((which == b).sum()) for b in filled]
+        sizes = [6 + 50 * number / len(which) for number in rows]
+        spread = [math.sqrt(share * (1 - share) / number) for share, number in zip(y, rows, strict=True)]
         ax.plot(x, y, color=colour, linewidth=1, label=name)
+        ax.errorbar(x, y, spread, color=colour, linestyle="", elinewidth=0.8, capsize=2)
         ax.scatter(x, y, s=sizes, color=colour)
     ax.set_xlim(0, 1.02)
     ax.set_ylim(0, 1.02)
@@ -217,33 +222,78 @@ def predictive_examples(
     return axes
 
 
-def pruning_animation(frames: np.ndarray, epochs: Sequence[int], limit: int = 300) -> bytes:
-    """A weight matrix while it is pruned, as a GIF: |weight| in shades, red where the weight is gone.
+def pruning_strip(frames: np.ndarray, limit: int = 240) -> tuple[bytes, float]:
+    """A weight matrix while it is pruned: |weight| in shades, red where it is gone.
 
     Args:
         frames: `(n, out, in)`, zero where pruned.
-        epochs: one label per frame.
         limit: rows and columns shown at most; larger matrices are thinned out.
-    """
-    from PIL import Image, ImageDraw
 
+    Returns:
+        PNG of all frames, one below the other, the longer side of the matrix across; width of a frame over its height.
+    """
+    from PIL import Image
+
+    if frames.shape[1] > frames.shape[2]:
+        frames = frames.transpose(0, 2, 1)
     thin = [max(1, -(-size // limit)) for size in frames.shape[1:]]
     shown = np.abs(frames[:, :: thin[0], :: thin[1]]).astype(np.float32)
     shades = 255 - 255 * (shown / max(float(np.percentile(shown, 99)), 1e-12)).clip(0, 1) ** 0.5
     rgb = np.repeat(shades[..., None], 3, axis=3)
-    rgb[shown == 0] = (240, 200, 190)
-    zoom = max(1, round(300 / max(shown.shape[1:])))
-    pictures = []
-    for epoch, frame, picture in zip(epochs, frames, rgb.astype(np.uint8), strict=True):
-        scaled = picture.repeat(zoom, 0).repeat(zoom, 1)
-        canvas = Image.new("RGB", (max(scaled.shape[1], 180), scaled.shape[0] + 16), "white")
-        canvas.paste(Image.fromarray(scaled), (0, 16))
-        ImageDraw.Draw(canvas).text((2, 2), f"epoch {epoch}, {100 * np.mean(frame != 0):.1f} % left", fill=INK)
-        pictures.append(canvas.quantize(32))
+    rgb[shown == 0] = (236, 190, 178)
+    strip = Image.fromarray(rgb.astype(np.uint8).reshape(-1, shown.shape[2], 3)).quantize(24)
     buffer = io.BytesIO()
-    times = [250] * (len(pictures) - 1) + [2000]
-    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
-    return buffer.getvalue()
+    strip.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue(), shown.shape[2] / shown.shape[1]
+
+
+def weight_histograms(axes: Sequence[Axes], layers: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Sequence[Axes]:
+    """Weights of a layer before, as a filled histogram, and in the file, as a line; counts on a log scale.
+
+    Args:
+        axes: one per layer.
+        layers: name -> weights before, weights in the file (none that went with their units).
+    """
+    for ax, (name, (before, after)) in zip(axes, layers.items(), strict=True):
+        reach = max(float(np.abs(before).max(initial=0)), float(np.abs(after).max(initial=0)), 1e-12)
+        edges = np.linspace(-reach, reach, 62).tolist()  # zero in the middle of a bin
+        ax.hist(before, edges, color=GREY, alpha=0.55, label="posterior mean")
+        ax.hist(after, edges, histtype="step", color=ACCENT, linewidth=1.4, label="file")
+        ax.set_yscale("log", nonpositive="clip")
+        ax.set_ylim(bottom=0.6)
+        ax.set_title(name)
+    axes[0].set_ylabel("weights")
+    axes[0].legend(loc="upper left", handlelength=1.2)
+    return axes
+
+
+def size_against_error(
+    ax: Axes, curve: Sequence[tuple[int, float, float]], marks: Mapping[str, tuple[int, float]], error: str
+) -> Axes:
+    """Validation error by the bytes of the file: one line with its standard error as a band, and single points.
+
+    Args:
+        ax: where to draw.
+        curve: bytes, error, its standard error (0 where there is none).
+        marks: label -> bytes, error.
+        error: what the error is, with its unit.
+    """
+    sizes, errors, spread = np.array(sorted(curve)).reshape(-1, 3).T
+    if curve:
+        ax.plot(sizes, errors, color=SECOND, marker="o", markersize=4, label="pruned and rounded")
+    if spread.any():
+        band: Any = {"color": SECOND, "alpha": 0.2, "linewidth": 0.0}
+        ax.fill_between(sizes, np.maximum(errors - spread, 0), errors + spread, **band)
+    for (label, (size, value)), (colour, marker) in zip(marks.items(), ((INK, "s"), (ACCENT, "*")), strict=False):
+        ax.plot([size], [value], linestyle="", zorder=3, label=label, color=colour, marker=marker, markersize=9)
+    least = min([value for value in [*errors, *(value for _, value in marks.values())] if value > 0], default=1.0)
+    log_axes(ax, "xy", sizes="x")
+    ax.set_ylim(bottom=least / 1.6)
+    log_axes(ax, "y")
+    ax.set_xlabel("file")
+    ax.set_ylabel(error)
+    legend_above(ax)
+    return ax
 
 
 def prior_shapes(ax: Axes, names: Sequence[str] = ("gaussian", "spike-and-slab", "log-uniform", "horseshoe")) -> Axes:

@@ -1,8 +1,7 @@
-"""One page per run: configuration, result, byte map, pictures and diagnostics in a single HTML file."""
+"""One page per run: result, bytes, pictures, diagnostics and configuration in a single HTML file."""
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Sequence
 from html import escape
@@ -10,16 +9,16 @@ from pathlib import Path
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.bayes.diagnostics import AUTO, Size
-from pyro_compress.compression.candidates import to_module
 from pyro_compress.inspection import page
+from pyro_compress.inspection.filed import Filed, filed, tiles
+from pyro_compress.inspection.filed import sections as file_sections
 from pyro_compress.inspection.gallery import pictures
-from pyro_compress.inspection.page import Picture
+from pyro_compress.inspection.page import Animation, Picture
 from pyro_compress.inspection.readings import layer_rows, readings
 from pyro_compress.inspection.summary import Inspection, counted, inspect_run
-from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
 from pyro_compress.places import check_file
-from pyro_compress.scores import Quality, Scores
+from pyro_compress.scores import Quality
 from pyro_compress.studies.page import write_comparison
 from pyro_compress.types import Splits
 
@@ -94,55 +93,25 @@ def write_report(
     inspection, diagnosis = inspect_run(run, data_dir, size, threads=threads, data=data)
     inspection = counted(inspection, network) if network else inspection
     splits = inspection.run.splits(data_dir)
-    text = html(inspection, pictures(inspection, diagnosis, splits), splits, network)
+    found = filed(network, splits) if network else None
+    text = html(inspection, pictures(inspection, diagnosis, splits), splits, found)
     write_atomically(out, text.encode())
 
 
-def html(inspection: Inspection, shown: Sequence[Picture], splits: Splits, network: Path | None) -> str:
+def html(inspection: Inspection, shown: Sequence[Picture | Animation], splits: Splits, found: Filed | None) -> str:
     """The page."""
     config = inspection.run.config
     title = f"{config.net} on {inspection.run.called}, prior {config.prior}"
-    compressed = _test_scores(network, splits) if network else None
-    sections = [
-        _facts(inspection, compressed, network),
-        page.section("Scores on the test split", _scores(inspection, compressed)),
-        page.section("Bytes of the file", _byte_map(network)) if network else "",
-        page.section("Layers", page.table(layer_rows(inspection.layers)) + _layers_note(inspection)),
+    rest = [
+        page.section("Scores on the test split", _scores(inspection, found.test_scores if found else None)),
+        page.section("Layers of the posterior", page.table(layer_rows(inspection.layers)) + _layers_note(inspection)),
         page.section("How far to trust it", _readings(inspection)),
         page.section("Pictures", page.gallery(shown)),
-        page.section("To repeat it", _commands(inspection, network)),
+        page.section("To repeat it", _commands(inspection, found.path if found else None)),
     ]
+    told = f"{inspection.run.posterior.parameters_total:,} values, {config.epochs} epochs, seed {config.seed}."
+    sections = [tiles(inspection, found), page.note(told), *file_sections(inspection, found, splits), *rest]
     return page.document(title, "pyro-compress, one run", sections)
-
-
-def _test_scores(network: Path, splits: Splits) -> Quality:
-    decoded = file.read(network)
-    return evaluate(to_module(decoded), splits, "test", noise=decoded.noise)
-
-
-def _facts(inspection: Inspection, compressed: Quality | None, network: Path | None) -> str:
-    config = inspection.run.config
-    tensors = inspection.run.posterior.tensors.values()
-    dense = 4 * sum(tensor.numel() for tensor in tensors)
-    facts = [("epochs", str(config.epochs)), ("seed", str(config.seed)), ("weights", f"{dense // 4:,}")]
-    if network and compressed:
-        size = os.path.getsize(network)
-        facts += [
-            ("bytes on disk", f"{size:,}"),
-            ("smaller than float32", f"{dense / size:,.0f}×"),
-            (f"{measured(compressed)[0]} of the file", measured(compressed)[1]),
-        ]
-    else:
-        facts.append(measured(inspection.test_scores))
-    return page.facts(facts)
-
-
-def measured(scores: Quality) -> tuple[str, str]:
-    """The one number of a page: the error of a classifier, the RMSE of a regression."""
-    if isinstance(scores, Scores):
-        return "test error", f"{100 * scores.error:.2f} %"
-    name, value = next(iter(scores.cells.items()))
-    return f"test {name}", value
 
 
 def _scores(inspection: Inspection, compressed: Quality | None) -> str:
@@ -155,20 +124,6 @@ def _scores(inspection: Inspection, compressed: Quality | None) -> str:
         if scores:
             rows.append((name, *scores.cells.values()))
     return page.table(rows)
-
-
-def _byte_map(network: Path) -> str:
-    """Which part of the file costs what, as bars; only what lies there byte by byte is shown."""
-    size = os.path.getsize(network)
-    if not (parts := file.parts_of(network.read_bytes(), file.read(network))):
-        return f'<p class="note">{escape(str(network))}: {size:,} bytes.</p>'
-    most = max(parts.values())
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{count:,} B</td><td>{100 * count / size:.1f} %</td>"
-        f'<td><span class="bar" style="width:{100 * count / most:.1f}%"></span></td></tr>'
-        for name, count in parts.items()
-    )
-    return f'<div class="scroll"><table class="bytes">{rows}</table></div>'
 
 
 def _layers_note(inspection: Inspection) -> str:

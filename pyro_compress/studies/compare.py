@@ -33,7 +33,9 @@ from pathlib import Path
 from typing import Any
 
 from pyro_compress.atomic import write_atomically
+from pyro_compress.compression.candidates import Candidates
 from pyro_compress.compression.prune import masks_at, scores
+from pyro_compress.compression.rounding import COMPARED
 from pyro_compress.data.splits import load_splits
 from pyro_compress.doubts import gathered, keep
 from pyro_compress.foreign import printable
@@ -238,13 +240,16 @@ def evaluated(planned: Planned, config: FitConfig, folder: Path) -> tuple[Row, .
     prepare(config.device, config.threads)
     splits = load_splits(config.data, config.data_dir, config.validation, reading=config.reading)
     other = load_splits(planned.other, config.data_dir) if planned.other else None
-    ranks = scores(run.posterior, planned.method.criterion or run.posterior.criterion)
+    criterion = planned.method.criterion or run.posterior.criterion
+    ranks = scores(run.posterior, criterion)
     origin = (config_hash(config), float(last_epoch(folder)["seconds"]))
-    found = []
+    found, files = [], Candidates(run.posterior, splits, criterion, "cpu", planned.sparsities)
     for sparsity in planned.sparsities:
         posterior = masked(run.posterior, masks_at(ranks, sparsity))
+        size = files.bytes_of(sparsity, COMPARED)
         for ensemble, predict in _predictors(posterior).items():
-            found.append(_row(planned, sparsity, ensemble, predict, origin, (splits, other)))
+            row = _row(planned, sparsity, ensemble, predict, origin, (splits, other))
+            found.append(row if ensemble else replace(row, file_bytes=size))
     return tuple(found)
 
 

@@ -18,9 +18,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pyro_compress.atomic import write_atomically
+from pyro_compress.inspection.drawing import log_axes
 from pyro_compress.inspection.palette import GREY, METHODS, looks
 from pyro_compress.studies.tables import Row
 
@@ -248,34 +249,3 @@ def _method(name: str) -> str:
 
 def _std(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def log_axes(ax: Axes, which: str, sizes: str = "") -> Axes:
-    """Log scales with plain numbers, as many as the range needs; for axes whose lines are drawn.
-
-    Args:
-        ax: the axes.
-        which: `x`, `y` or `xy`.
-        sizes: those of them that hold bytes.
-    """
-    for name in which:
-        getattr(ax, f"set_{name}scale")("log", nonpositive="clip")
-        axis = ax.xaxis if name == "x" else ax.yaxis
-        low, high = axis.get_view_interval()
-        decades = abs(math.log10(high / low))
-        if decades > 0.7:
-            axis.set_major_locator(LogLocator(subs=(1,) if decades > 2.2 else (1, 2, 5)))
-        else:
-            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        plain = bytes_text if name in sizes else "{:,.10g}".format
-        axis.set_major_formatter(FuncFormatter(lambda value, _, plain=plain: plain(value)))
-        axis.set_minor_locator(NullLocator())
-    return ax
-
-
-def bytes_text(value: float) -> str:
-    """A size as an axis shows it: 500 B, 20 kB, 1 MB."""
-    for unit, factor in (("MB", 1e6), ("kB", 1e3)):
-        if value >= factor:
-            return f"{value / factor:g} {unit}"
-    return f"{value:g} B"

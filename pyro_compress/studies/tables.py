@@ -34,6 +34,8 @@ class Row:
         brier: Brier score.
         ood_auroc: how well predictive entropy tells the other data set from this one; None if not measured.
         ensemble: whether several draws predict together; otherwise the posterior mean does.
+        file_bytes: size of the pruned posterior mean as a file, at the precision `compression.rounding.COMPARED`; None
+            of an ensemble, and of rows that earlier versions made.
     """
 
     dataset: str
@@ -50,6 +52,7 @@ class Row:
     brier: float | None = None
     ood_auroc: float | None = None
     ensemble: bool = False
+    file_bytes: int | None = None
 
     @property
     def label(self) -> str:
