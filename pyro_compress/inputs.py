@@ -53,7 +53,7 @@ def inputs_of(given: Any) -> tuple[Input, ...]:
     Raises:
         ValueError: names that are none, shapes or types that no input may have, or too many.
 
-    Example:
+    Examples:
         >>> inputs_of({"tokens": ((5,), "int64"), "image": (1, 8, 8)})
         (Input(name='image', shape=(1, 8, 8), kind='float32'), Input(name='tokens', shape=(5,), kind='int64'))
     """

@@ -101,7 +101,7 @@ def outputs_from(named: Mapping[str, tuple[str, int]]) -> Outputs:
     Raises:
         ValueError: a name that is none, another task than those of `PARTS`, none or too many.
 
-    Example:
+    Examples:
         >>> outputs_from({"digit": ("classification", 10), "angle": ("regression", 1)}).task
         'angle=regression:1+digit=classification:10'
     """

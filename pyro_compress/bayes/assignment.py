@@ -151,7 +151,7 @@ def assigned(config: FitConfig) -> Assignment:
 def assignment_of(text: str, options: Mapping[str, float] | None = None) -> Assignment:
     """Priors from a name, or from `pattern=name,pattern=name`.
 
-    Example:
+    Examples:
         >>> found = assignment_of("conv*=horseshoe,fc*=log-uniform", {"tau0": 1e-4})
         >>> found.of("conv1.weight").criterion, found.of("fc1.weight").criterion, found.criterion
         ('group-mode', 'snr', 'snr')

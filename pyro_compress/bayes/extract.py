@@ -25,7 +25,7 @@ def extract(fit: Fit) -> Posterior:
     `Var[w] = Var[g] (loc² + scale²) + E[g]² scale²` (Louizos et al. 2017, eq. 6 and appendix).
     Layers without a prior enter with standard deviation 0.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> splits = pc.load_splits("digits")
         >>> net = pc.build_net("mlp", splits.input_shape, len(splits.classes), (20,))

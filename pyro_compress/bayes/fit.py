@@ -57,7 +57,7 @@ def fit_posterior(
         Diverged: the loss is not finite.
         Interrupted: a signal came, and a checkpoint was written.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> splits = pc.load_splits("digits")
         >>> net = pc.build_net("mlp", splits.input_shape, len(splits.classes), (20,))

@@ -187,7 +187,7 @@ def bayesianize(
     Raises:
         ValueError: no supported layer, a grouping that the prior does not allow, a module used twice.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> from torch import nn
         >>> plain = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -243,7 +243,7 @@ def plain_weights(net: nn.Module, graph: Graph) -> list[str]:
         net: the network.
         graph: what was captured of it.
 
-    Example:
+    Examples:
         >>> from pyro_compress.graph.capture import capture
         >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
         >>> plain_weights(net, capture(net, (3,)))

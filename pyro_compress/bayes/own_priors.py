@@ -72,7 +72,7 @@ def bring(prior: Prior | Callable[..., Any], name: str = "") -> str:
     Raises:
         ValueError: a name that is taken, or no prior.
 
-    Example:
+    Examples:
         >>> import pyro
         >>> from pyro.distributions import Laplace
         >>> def laplace(shape, name, scale=0.1):

@@ -25,7 +25,7 @@ def predictive(fit: Fit, x: Tensor, draws: int = 10, seed: int = 0) -> Tensor:
         posterior predictive (Blundell et al. 2015, section 3.1), which the posterior-mean network (`extract`)
         approximates.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> splits = pc.load_splits("digits")
         >>> net = pc.build_net("mlp", splits.input_shape, len(splits.classes), (20,))

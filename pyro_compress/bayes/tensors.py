@@ -60,7 +60,7 @@ def drawable(net: nn.Module, graph: Graph, plain: Collection[str]) -> list[str]:
         graph: what was captured of it.
         plain: names of the weights of layers that get a prior anyway.
 
-    Example:
+    Examples:
         >>> from pyro_compress.graph.capture import capture
         >>> net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> drawable(net, capture(net, (3,), kind="int64"), ["2.weight"])

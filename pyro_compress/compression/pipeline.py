@@ -148,7 +148,7 @@ def load(path: str | Path, max_memory: float = MAX_MEMORY_MIB) -> Network:
     Raises:
         ValueError: not such a file, or a damaged one.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> pc.load("missing.pcn")
         Traceback (most recent call last):

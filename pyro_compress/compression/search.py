@@ -65,7 +65,7 @@ def compress(
         ValueError: unknown criterion, a sparsity or tolerance out of range, no candidate within the tolerance, a
             relative step that is not positive or comes without a sparsity.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> splits = pc.load_splits("digits")
         >>> net = pc.build_net("mlp", splits.input_shape, len(splits.classes), (20,))

@@ -67,7 +67,7 @@ def splits_from(
     Raises:
         ValueError: none of these, or what `split` refuses.
 
-    Example:
+    Examples:
         >>> x, y = torch.randn(300, 4), torch.arange(300) % 3
         >>> splits_from((x, y)).sizes
         {'train': 160, 'validation': 80, 'test': 60}

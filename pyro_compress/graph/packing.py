@@ -41,7 +41,7 @@ def pack(arrays: Mapping[str, Tensor | np.ndarray]) -> tuple[Tensor, tuple[Input
     Raises:
         ValueError: names that are none, different numbers of examples, whole numbers beyond 2^24.
 
-    Example:
+    Examples:
         >>> x, inputs = pack({"tokens": np.array([[1, 2], [3, 4]]), "price": np.array([[0.5], [1.5]])})
         >>> x.tolist(), [one.name for one in inputs]
         ([[0.5, 1.0, 2.0], [1.5, 3.0, 4.0]], ['price', 'tokens'])

@@ -46,7 +46,7 @@ def report(
         ValueError: neither kind of folder, something that does not go with it, something else at `out`.
         OSError: the page cannot be written.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> pc.report("missing", "page.html")
         Traceback (most recent call last):

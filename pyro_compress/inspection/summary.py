@@ -217,7 +217,7 @@ def inspect(path: str | Path, draws: int = AUTO, seed: int = 0, data: str = "") 
     Raises:
         ValueError: as `inspect_run`.
 
-    Example:
+    Examples:
         >>> inspect("missing")
         Traceback (most recent call last):
         ValueError: missing is no run folder (it needs config.toml and posterior.safetensors, as fit writes them)

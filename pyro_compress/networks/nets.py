@@ -122,7 +122,7 @@ def build_net(
         ValueError: unknown name, a function that cannot be imported, wants other arguments, or returns no module; a
             file that is damaged, or for other data.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> net = pc.build_net("resnet-18", (3, 32, 32), 10)
         >>> sum(parameter.numel() for parameter in net.parameters())

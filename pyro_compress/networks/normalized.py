@@ -26,7 +26,7 @@ def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float], inpu
     Raises:
         ValueError: another number of values, or an `std` that is not positive.
 
-    Example:
+    Examples:
         >>> net = normalized(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), [0.5], [0.25], (1, 2, 2))
         >>> sorted(net.state_dict())
         ['1.bias', '1.weight']

@@ -13,7 +13,7 @@ OTHER = re.compile(r"[^A-Za-z0-9_.]")
 def spelled(name: str) -> str:
     """A name with an underscore in place of everything that is no letter, digit or point.
 
-    Example:
+    Examples:
         >>> spelled("block1.block1-0.weight")
         'block1.block1_0.weight'
     """

@@ -43,7 +43,7 @@ def check_names(names: Iterable[str]) -> None:
     Raises:
         ValueError: a name that is none, that belongs to torch, or that lies inside another one (`a` and `a.b`).
 
-    Example:
+    Examples:
         >>> check_names(["features.0.weight", "class_token"])
         >>> check_names(["../weight"])
         Traceback (most recent call last):

@@ -76,7 +76,7 @@ def evaluate(
     Raises:
         ValueError: a damaged file, missing data, inputs or outputs of another shape, outputs that are no numbers.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> pc.evaluate("missing.pcn")
         Traceback (most recent call last):

@@ -264,7 +264,7 @@ def fit(
         ValueError: unknown settings, data that are none, what `fit_posterior` refuses.
         Diverged: the loss is not finite.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> fitted = pc.fit("mlp", "digits", hidden=(20,), epochs=2)
         >>> fitted.posterior.layers["1.weight"].std.shape

@@ -126,7 +126,7 @@ def info(file: str | Path, max_memory: float = MAX_MEMORY_MIB) -> Info:
         ValueError: none of these, or damaged.
         OSError: it cannot be read.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> pc.info("missing.pcn")
         Traceback (most recent call last):

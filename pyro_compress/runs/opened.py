@@ -29,7 +29,7 @@ def load_run(path: str | Path, data: str = "", data_dir: str = "") -> Fitted:
     Raises:
         ValueError: no run folder, a damaged one, data that are not there or not the same.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> pc.load_run("missing")
         Traceback (most recent call last):

@@ -55,7 +55,7 @@ def program(
     Raises:
         ValueError: what `fit_posterior` refuses.
 
-    Example:
+    Examples:
         >>> import pyro, pyro_compress as pc, torch
         >>> x, y = torch.randn(60, 4), torch.arange(60) % 3
         >>> model, guide = pc.program(torch.nn.Linear(4, 3), (x, y), prior="gaussian")
@@ -93,7 +93,7 @@ def posterior(
     Raises:
         ValueError: none of these, sites or tensors that are missing, shapes that are others.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc, torch
         >>> net, data = torch.nn.Linear(4, 3), (torch.randn(60, 4), torch.arange(60) % 3)
         >>> found = pc.posterior(net, {"weight": (net.weight, torch.full((3, 4), 0.1))}, data)
@@ -124,7 +124,7 @@ def save_run(
         ValueError: what `posterior` refuses; something else lies there.
         OSError: it cannot be written.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc, tempfile, torch
         >>> net, data = torch.nn.Linear(4, 3), pc.splits_from((torch.randn(90, 4), torch.arange(90) % 3))
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -52,7 +52,7 @@ def predict(
         ValueError: a damaged file, data that the network does not take, outputs that are no numbers, `top` for a task
             that tells everything.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> pc.predict("missing.pcn", "photos")
         Traceback (most recent call last):

@@ -39,7 +39,7 @@ def command(name: str, *arguments: object, **options: Any) -> list[str]:
         arguments: of the command.
         **options: True stands for a flag; what is None, False or empty is left out.
 
-    Example:
+    Examples:
         >>> command("tune", "study.toml", out="a b", worker=True, minutes=None)[3:]
         ['pyro_compress', 'tune', 'study.toml', '--out', 'a b', '--worker']
     """

@@ -104,7 +104,7 @@ def trained(
     Raises:
         ValueError: unknown settings, weights that do not fit, what `capture` refuses.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> small = pc.trained(net, (x, y)).compress(tolerance=0.005)  # doctest: +SKIP
         >>> small.save("small.pcn")  # doctest: +SKIP

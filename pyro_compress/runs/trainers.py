@@ -21,7 +21,7 @@ class AfterTraining:
         net: the network; None until training has ended.
         result: what `then` made of it.
 
-    Example:
+    Examples:
         >>> import pyro_compress as pc
         >>> after = pc.AfterTraining(lambda net: sum(tensor.numel() for tensor in net.parameters()))
         >>> after.take(nn.Linear(4, 3))

@@ -44,7 +44,7 @@ class Callbacks(Callback):
     Raises:
         ValueError: something that can be told nothing.
 
-    Example:
+    Examples:
         >>> told = Callbacks([lambda epoch: epoch.epoch >= 2])
         >>> told.on_epoch(Epoch(epoch=1)), told.on_epoch(Epoch(epoch=2))
         (False, True)

@@ -31,7 +31,7 @@ def best_of(points: Sequence[Pair], objective: str, bound: float) -> int | None:
     Returns:
         None where nothing meets the bound.
 
-    Example:
+    Examples:
         >>> points = [(0.02, 900), (0.024, 500), (0.1, 90)]
         >>> best_of(points, "pareto", 0.0), best_of(points, "error-at-bytes", 400), best_of(points, "bytes-at-error", 0)
         (1, 2, None)

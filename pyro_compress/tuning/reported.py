@@ -51,7 +51,7 @@ class Spent:
 def seconds_left(first: Spent, now: Spent, trials: float, minutes: float) -> float | None:
     """Seconds until trials or minutes are used up, at the pace since `first`.
 
-    Example:
+    Examples:
         >>> seconds_left(Spent(0.0, 2, 1.0), Spent(30.0, 5, 2.5), 10, math.inf)
         50.0
         >>> seconds_left(Spent(0.0, 2, 1.0), Spent(30.0, 5, 2.5), 10, 3.0)
