@@ -21,7 +21,8 @@ from pyro_compress.deploy.c.source import source
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.export import export
 from pyro_compress.graph.network import Network
-from pyro_compress.inspection.report import _byte_map
+from pyro_compress.inspection import anatomy, page
+from pyro_compress.inspection.summary import LayerSummary
 from pyro_compress.networks.bounded import bounded
 from pyro_compress.networks.decoded import decoded_net
 from pyro_compress.networks.weights import read_weights
@@ -128,7 +129,11 @@ def _folder_run(read: Read) -> None:
 
 
 def _html(read: Read) -> None:
-    assert "<script" not in _byte_map(read.path)
+    steps = anatomy.steps_of(read.network, read.path.stat().st_size)
+    layers = [LayerSummary(name, 1, 1, 1.0, None, 1, 1, 1, (1, 1)) for name in read.network.tensors]
+    tables = [anatomy.step_rows(steps), anatomy.layer_rows(layers, read.network, read.path)]
+    made = page.split(steps.factors.items()) + "".join(map(page.table, tables))
+    assert "<script" not in made
 
 
 def _net(read: Read) -> None:
