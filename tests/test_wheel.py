@@ -26,3 +26,9 @@ def test_a_wheel_holds_the_compiled_coder(tmp_path: Path) -> None:
         compiled = {Path(name).name.split(".")[0] for name in names if name.endswith((".so", ".pyd"))}
         assert compiled == {"context", "released"}
     assert not [name for name in names if name.endswith(".c")]
+    studies = {path.name for path in (ROOT / "scripts" / "studies").glob("*.toml")}
+    assert {Path(name).name for name in names if name.endswith(".toml")} == studies
+    (metadata,) = [name for name in names if name.endswith("METADATA")]
+    told = zipfile.ZipFile(wheel).read(metadata).decode()
+    assert "# pyro-compress" in told
+    assert "](docs/" not in told
