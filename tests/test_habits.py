@@ -1,4 +1,4 @@
-"""What a release rests on: version, changelog, citation and tag say the same; the README's links hold where it is built."""
+"""What a release rests on: version, changelog, citation and tag agree; the README's links hold where it is built."""
 
 import importlib.util
 import re
