@@ -257,13 +257,14 @@ def weight_histograms(axes: Sequence[Axes], layers: Mapping[str, tuple[np.ndarra
     for ax, (name, (before, after)) in zip(axes, layers.items(), strict=True):
         reach = max(float(np.abs(before).max(initial=0)), float(np.abs(after).max(initial=0)), 1e-12)
         edges = np.linspace(-reach, reach, 62).tolist()  # zero in the middle of a bin
-        ax.hist(before, edges, color=GREY, alpha=0.55, label="posterior mean")
+        ax.hist(before, edges, histtype="stepfilled", color=GREY, alpha=0.55, label="before")
         ax.hist(after, edges, histtype="step", color=ACCENT, linewidth=1.4, label="file")
         ax.set_yscale("log", nonpositive="clip")
         ax.set_ylim(bottom=0.6)
+        ax.minorticks_off()
         ax.set_title(name)
     axes[0].set_ylabel("weights")
-    axes[0].legend(loc="upper left", handlelength=1.2)
+    axes[0].legend(loc="upper left", handlelength=1.2, borderaxespad=0)
     return axes
 
 

@@ -50,14 +50,15 @@ def write_comparison(results: Path, out: Path) -> None:
 def html(rows: list[Row], document: dict[str, Any], results: Path) -> str:
     """The page."""
     fits = {row.config_hash: row for row in rows}
+    near = smallest(rows)
     facts = [
-        *smallest(rows),
+        *near,
         ("fits", str(len(fits))),
         ("seeds", ", ".join(map(str, sorted({row.seed for row in rows})))),
         ("methods", str(len({row.label for row in rows if not row.ensemble}))),
         ("training in all", _duration(sum(row.train_seconds for row in fits.values()))),
     ]
-    sections = [page.facts(facts), page.note(tables.READING)]
+    sections = [page.facts(facts), page.note(f"{NEAREST if near else ''}{tables.READING}")]
     for (data, network), members in tables.groups(rows).items():
         sized = sizes(members)
         sections += [
@@ -94,14 +95,15 @@ SIZES = (
     "of what a layer keeps; no search: compress finds coarser steps and smaller files. Accuracies are of the weights "
     "before they are rounded."
 )
+NEAREST = "Bytes: the smallest file whose mean accuracy is within a point of the best. "
 NEAR = 0.01
 """Accuracy that the smallest file of the first tile may lack of the best."""
 
 
 def smallest(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """A tile per data set and network: the smallest file whose mean accuracy is within a point of the best."""
-    found = []
-    for (data, network), members in tables.groups(list(rows)).items():
+    found, groups = [], tables.groups(list(rows))
+    for (data, network), members in groups.items():
         cells: dict[tuple[str, float], list[Row]] = {}
         for row in members:
             if row.file_bytes is not None:
@@ -110,8 +112,8 @@ def smallest(rows: Sequence[Row]) -> list[tuple[str, str]]:
         near = [key for key, accuracy in accuracies.items() if accuracy >= max(accuracies.values()) - NEAR]
         if near:
             size, (label, sparsity) = min((_mean_bytes(cells[key]), key) for key in near)
-            told = f"{data}, {network}: {label}, {100 * sparsity:g} % removed, within a point of the best accuracy"
-            found.append((told, f"{size:,.0f} bytes"))
+            where = f"{data}, {network}: " if len(groups) > 1 else ""
+            found.append((f"bytes: {where}{label}, {100 * sparsity:g} % removed", f"{size:,.0f}"))
     return found
 
 
