@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy import integrate
 
+from pyro_compress.compression.curve import draw_curve
+from pyro_compress.compression.target import Trial
 from pyro_compress.inspection import drawing, plots
 
 HISTORY = [
@@ -80,6 +82,14 @@ def test_predictive_examples() -> None:
     assert [patch.get_height() for patch in axes[1, 0].patches] == pytest.approx([0.8, 0.2])
     assert [patch.get_height() for patch in axes[1, 1].patches] == pytest.approx([0.3, 0.7])
     assert [label.get_text() for label in axes[1, 0].get_xticklabels()] == ["0", "cat"]
+
+
+def test_the_curve_of_a_search_has_its_front() -> None:
+    trials = [Trial(0.5, 0.1, 0.0, size, error, 0.1) for size, error in ((900, 0.02), (500, 0.03), (400, 0.03))]
+    ax = draw_curve(drawing.figure()[1][0, 0], trials)
+    assert ax.collections[0].get_offsets().tolist() == [[900, 2], [500, 3], [400, 3]]
+    assert ax.get_lines()[0].get_xydata().tolist() == [[900, 2], [400, 3]]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["candidates", "no smaller one is as good"]
 
 
 def test_prior_shapes_are_densities() -> None:

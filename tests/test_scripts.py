@@ -158,6 +158,12 @@ def test_figures_of_what_is_stored(tmp_path: Path) -> None:
         assert f">{name}<" in shown
     trained = (tmp_path / "bytes-trained.svg").read_text()
     assert all(f">{row['method']}<" in trained for row in json.loads((RESULTS / "compared.json").read_text()))
+    run(script("figure_tuning"), "--out", "tuning", cwd=tmp_path)
+    front = (tmp_path / "tuning.svg").read_text()
+    for name in ("front (test)", "front (validation)", "log-uniform, fine-tuned"):
+        assert f">{name}<" in front
+    run(script("figure_architecture"), "--out", "architecture", cwd=tmp_path)
+    assert pictures(tmp_path / "architecture")
     run(script("figure_study_bytes"), "--out", "study", cwd=tmp_path)
     points = json.loads((RESULTS / "study-bytes.json").read_text())
     assert all(f">{point['label']}<" in (tmp_path / "study.svg").read_text() for point in points)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyro_compress.atomic import write_atomically, written
 from pyro_compress.compression.target import Trial
+from pyro_compress.inspection import drawing
+from pyro_compress.inspection.palette import GREY, SECOND
 from pyro_compress.places import check_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def check_curve(path: Path, beside: Path, force: bool) -> None:
@@ -50,13 +56,26 @@ def write_curve(path: Path, trials: list[Trial]) -> list[Path]:
 
 
 def _draw(path: Path, trials: list[Trial]) -> None:
-    from matplotlib.figure import Figure
+    with drawing.style():
+        made, axes = drawing.figure(size=(6.0, 4.0))
+        draw_curve(axes[0, 0], trials)
+        with written(path) as file:
+            made.savefig(file, format="png", dpi=120, metadata={"Software": "pyro-compress"})
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.scatter([t.bytes for t in trials], [100 * t.validation_error for t in trials], s=8, color="0.7")
+
+def draw_curve(ax: Axes, trials: list[Trial]) -> Axes:
+    """Every candidate, and those that no smaller one beats.
+
+    Args:
+        ax: where to draw.
+        trials: largest first.
+    """
     front = [t for t in trials if all(t.validation_error < u.validation_error for u in trials if u.bytes < t.bytes)]
-    axes.plot([t.bytes for t in front], [100 * t.validation_error for t in front], marker="o", ms=3)
-    axes.set(xscale="log", xlabel="file (bytes)", ylabel="validation error (%)")
-    with written(path) as file:
-        figure.savefig(file, format="png", dpi=120, metadata={"Software": "pyro-compress"})
+    all_sizes, all_errors = [t.bytes for t in trials], [100 * t.validation_error for t in trials]
+    ax.scatter(all_sizes, all_errors, s=8, color=GREY, alpha=0.5, label="candidates")
+    sizes, errors = [t.bytes for t in front], [100 * t.validation_error for t in front]
+    ax.plot(sizes, errors, color=SECOND, marker="o", markersize=3, label="no smaller one is as good")
+    ax.set(xlabel="file", ylabel="validation error (%)")
+    drawing.log_axes(ax, "xy" if min(all_errors) > 0 else "x", sizes="x")
+    drawing.legend_above(ax)
+    return ax

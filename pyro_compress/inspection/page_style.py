@@ -47,7 +47,7 @@ figcaption { font-size: .9rem; margin-top: .3rem; }
 dt { font-weight: 600; margin-top: .7rem; } dd { margin: 0; }
 pre { background: var(--shade); padding: .8rem; border-radius: .5rem; overflow-x: auto; font-size: .85rem; }
 @media (max-width: 40rem) { body { padding: .8rem; } th, td { padding: .3rem .4rem; }
-  th:first-child, td:first-child { white-space: normal; min-width: 6.5rem; } }
+  th:first-child, td:first-child { white-space: normal; min-width: 6.5rem; } .split span { font-size: 0; } }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; } pre { white-space: pre-wrap; }
   .gallery { columns: 2; } .player .controls { display: none; } }
 """

@@ -63,6 +63,7 @@ METHODS = {
     "nncodec": Look("#8c6248", "s", "-."),
     "magnitude + xz": Look("#7a8794", "D", ":"),
     "int8 + zstd": Look("#7a8794", "v", "--"),
+    "front": Look("#2464ad", "o"),
     "pyro-compress": Look("#c8501e", "o"),
     "log-uniform, fine-tuned": Look("#c8501e", "o"),
 }
@@ -80,7 +81,7 @@ SAME = {
 """Other names of methods: of priors, and of the papers that had them first."""
 _COLOURS = ("#2464ad", "#c8501e", "#1f9488", "#8e5ea8", "#b08a00", "#5b8c2a", "#c2508a", "#7a8794")
 _MARKERS = (("o", "-"), ("s", "--"), ("D", "-."), ("v", ":"), ("P", (0, (5, 1, 1, 1))), ("h", (0, (2, 1))))
-_FIRST = ("", "Adam", "faithful", "own recipe", "prune and retrain", "rewinding")
+_FIRST = ("", "Adam", "faithful", "own recipe", "prune and retrain", "rewinding", "test")
 """Variants that are the method as it stands: they have its look, whatever stands beside them."""
 _DASHES: tuple[Dash, ...] = ((0, (1, 1)), (0, (6, 2)), (0, (4, 1, 1, 1)), (0, (2, 3)))
 

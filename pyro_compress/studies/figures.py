@@ -240,7 +240,7 @@ def search_front(
     """A search: every trial's (bytes, validation error in %), the test errors of its front, other people's points."""
     ax.scatter([x for x, _ in trials], [y for _, y in trials], s=10, color=GREY, alpha=0.5, label="trials (validation)")
     shown = {"front (test)": [[point] for point in front]}
-    return error_against_bytes(ax, shown, published, joined=True, labels=["pyro-compress", "front (test)"])
+    return error_against_bytes(ax, shown, published, joined=True)
 
 
 def _method(name: str) -> str:
