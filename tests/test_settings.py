@@ -109,7 +109,7 @@ def test_a_compression_has_flat_names_and_parts() -> None:
         finetuning=FineTune(epochs=3, lr=1e-4), finetune_lambda=2.0, sparsity={"1.weight": 0.5}
     )
     assert built(CompressConfig, flat(config)) == config
-    assert set(flat(CompressConfig())) == {"tolerance"}
+    assert set(flat(CompressConfig())) == {"tolerance", "rule"}
     for options, message in (
         ({"finetune_lr": 1e-4}, "--finetune-lr goes with --finetune EPOCHS"),
         ({"finetune_lambda": 1.0}, "go with --finetune"),
