@@ -234,7 +234,10 @@ def test_cuda_asked_for_and_absent(run: Path) -> None:
         (("--sparsity", "nan"), "sparsity nan"),
         (("--tolerance", "-1"), "tolerance -1.0: allowed are values from 0 and up to 1"),
         (("--nll-tolerance", "-1"), "must not be negative"),
-        (("--criterion", "mangitude"), "allowed: snr, magnitude, group-snr, group-mode, model-reduction; did you mean magnitude?"),
+        (
+            ("--criterion", "mangitude"),
+            "allowed: snr, magnitude, group-snr, group-mode, model-reduction; did you mean magnitude?",
+        ),
         (("--out", "nowhere/a.pcn"), "nowhere is no folder"),
     ],
 )
