@@ -117,7 +117,7 @@ FLOORS = [
         "training/display",
     },
     {"networks/decoded", "metrics", "training/guards"},
-    {"networks/nets", "networks/weights", "networks/fitted", "training/progress"},
+    {"networks/nets", "networks/weights", "networks/fitted", "networks/standardized", "training/progress"},
     {"compression/channels", "compression/recurrence", "compression/held"},
     {"compression/axes"},
     {"compression/flow"},

@@ -320,7 +320,10 @@ def test_counters_of_batch_norm_may_be_missing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("compress",), "give a RUN folder, or --net, --init and --data; missing: --net, --init, --data"),
+        (
+            ("compress",),
+            r"give a RUN folder, or --net, --init and --data \(or --calibration\); missing: --net, --init, --data",
+        ),
         (("compress", *NET), "missing: --init"),
         (("compress", "FOLDER", *NET), "--net stands for a network that is no run: leave RUN or it out"),
         (("compress", "FOLDER", "--image-size", "32"), "--image-size goes with --net, without a run folder"),

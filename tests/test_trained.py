@@ -134,3 +134,74 @@ def test_the_command_without_labels(net: nn.Module, digits: Splits, tmp_path: Pa
     assert any("without" in text or "own predictions" in text for text in report["warnings"])
     both = CliRunner().invoke(main, [*map(str, command), "--data", "digits", "--force"])
     assert "--calibration and --data exclude each other" in both.output
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+def test_a_regression_that_was_trained_on_its_own_targets(targets: int, tmp_path: Path) -> None:
+    """Neither the report nor `predict` is off by the targets' mean and spread; one that is standardised stays."""
+    torch.manual_seed(0)
+    x = torch.randn(400, 5)
+    y = torch.cat([3 * x[:, :1] + 10, 200 - 40 * x[:, 1:2]], 1)[:, :targets]
+    y = y + 0.05 * y.std(0) * torch.randn(400, targets)
+    net = nn.Sequential(nn.Linear(5, targets))
+    solution = torch.linalg.lstsq(torch.cat([x, torch.ones(400, 1)], 1), y).solution
+    net[0].weight.data, net[0].bias.data = solution[:5].T.contiguous(), solution[5]
+    given = pc.trained(net, (x, y))
+    assert "predicts targets as they are" in given.doubts[0]
+    assert given.evaluate().rmse < 0.1 * float(y.std(0).max())
+    small = given.compress(tolerance=0.2, nll_tolerance=1.0)
+    small.save(tmp_path / "small.pcn")
+    found = pc.predict(tmp_path / "small.pcn", x[:50].numpy())
+    got = torch.tensor([row.values for row in found])
+    assert float(((got - y[:50]) / y.std(0)).abs().max()) < 0.5
+    standard = nn.Sequential(nn.Linear(5, targets))
+    standard[0].weight.data = net[0].weight.data / y[:256].std(0)[:, None]
+    standard[0].bias.data = (net[0].bias.data - y.mean(0)) / y.std(0)
+    assert not pc.trained(standard, (x, y)).doubts
+
+
+def test_svi_goes_around_weights_whose_data_have_no_name(net: nn.Module, digits: Splits) -> None:
+    x = torch.cat([digits.train.x, digits.validation.x])
+    small = pc.trained(net, calibration=x).compress(posterior="svi", sparsity=0.3)
+    assert small.report.sparsity == pytest.approx(0.3, abs=0.01)
+
+
+def test_what_calibration_may_be(net: nn.Module, digits: Splits, tmp_path: Path) -> None:
+    """One tensor or array of what the network takes, or a file; everything else is one line."""
+    x = digits.train.x
+    one_logit = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    assert len(pc.trained(one_logit, calibration=x).trained.splits.classes) == 2
+    table = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(24, 3))
+    assert pc.trained(table, calibration=torch.randint(0, 9, (90, 6))).trained.splits.tokens == 9
+    for wrong, message in (
+        ((x, digits.train.y), "calibration is a tuple; give inputs alone"),
+        ({"x": x}, "calibration is a dict"),
+        (x[:, :, :5], r"does not take torch.float32 of shape \(1, 5, 8\) as inputs"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            pc.trained(net, calibration=wrong)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="go with classification, not with regression"):
+        pc.trained(net, calibration=x, task="regression")
+    with pytest.raises(ValueError, match="on the meta device, without values"):
+        pc.trained(nn.Sequential(nn.Linear(8, 2)).to("meta"), (x.flatten(1)[:, :8], digits.train.y % 2))
+
+
+def test_files_of_calibration(net: nn.Module, digits: Splits, tmp_path: Path) -> None:
+    """Arrays as data have them; what was made with them can be exported, and says what it wants to be evaluated."""
+    import numpy as np
+
+    x = digits.train.x.numpy()
+    np.savez(tmp_path / "named.npz", x_train=x, x_test=x[:40])
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "x_train.npy", x)
+    found = [pc.trained(net, calibration=tmp_path / name) for name in ("named.npz", "folder")]
+    assert [one.trained.splits.sizes for one in found] == [found[0].trained.splits.sizes] * 2
+    assert sum(found[0].trained.splits.sizes.values()) == len(x)
+    np.save(tmp_path / "scalar.npy", np.float32(3))
+    with pytest.raises(ValueError, match=r"examples must have the shape \(n, ...\), got \(\)"):
+        pc.trained(net, calibration=tmp_path / "scalar.npy")
+    found[0].compress(tolerance=0.02).save(tmp_path / "small.pcn")
+    assert pc.export(tmp_path / "small.pcn", tmp_path / "arrays").after.accuracy == 1
+    with pytest.raises(ValueError, match="data"):
+        pc.evaluate(tmp_path / "small.pcn")

@@ -51,10 +51,15 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
         table = read_toml(path).get("compress")
         if not isinstance(table, dict):
             raise ValueError(f"{path} has no [compress] table; tune writes one, or leave --config out")
-        ctx.default_map = as_defaults(ctx, options_in(table, CompressConfig, f"{path}: compress", beside=BESIDE))
+        options = as_defaults(ctx, options_in(table, CompressConfig, f"{path}: compress", beside=BESIDE))
+        if "posterior" in options:
+            options["how"] = options.pop("posterior")
+        ctx.default_map = options
 
 
-BESIDE = {"how": str} | {n: declared(FitConfig)[n].whole for n in (*NETWORK, "data_dir", *having(MachineConfig))}
+BESIDE = dict.fromkeys(("posterior", "how", "calibration"), str) | {
+    name: declared(FitConfig)[name].whole for name in (*NETWORK, "data_dir", *having(MachineConfig))
+}
 """What else a file may give -> its type: what is written and where, and what is refused, says the command line."""
 
 
@@ -144,7 +149,7 @@ def printed(asked: CompressConfig, run: Path | None, named: dict[str, Any]) -> s
     if run and config.rounding != "compensated":
         config = replace(config, criterion=config.criterion or load_run(run).posterior.criterion)
     machine = given(click.get_current_context(), FitConfig, ("data_dir", *having(MachineConfig)))
-    network = {name: value for name, value in named.items() if name != "folder"}
+    network = {"posterior" if name == "how" else name: v for name, v in named.items() if name != "folder"}
     return tomli_w.dumps({"compress": network | flat(config) | machine}).rstrip()
 
 

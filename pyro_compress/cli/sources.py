@@ -105,7 +105,9 @@ def of_weights(command: str, named: dict[str, Any], asked: CompressConfig, quiet
         raise ValueError("--calibration and --data exclude each other: examples without labels, or with them")
     needed = ("net", "init") if calibration else ("net", "init", "data")
     if missing := [f"--{name}" for name in needed if not named.get(name)]:
-        raise ValueError(f"give a RUN folder, or --net, --init and --data; missing: {', '.join(missing)}")
+        raise ValueError(
+            f"give a RUN folder, or --net, --init and --data (or --calibration); missing: {', '.join(missing)}"
+        )
     folder, how = named.get("folder"), named.get("how", "laplace")
     if how == "laplace" and (extra := [name for name in ("epochs", "lr") if name in named]):
         raise ValueError(f"--{extra[0]} goes with --posterior svi; a Laplace approximation trains nothing")

@@ -89,7 +89,8 @@ def examples_without_labels(data: str, reading: ReadConfig) -> Tensor:
     """Examples of a file or folder for a network of which nothing is known yet, in the range that labelled ones have.
 
     Args:
-        data: a `.npy` or `.npz` file (`x`, `x_test`, or a single array), or a folder with images in it or below.
+        data: a `.npy` or `.npz` file (`x`, `x_train`, `x_test`, the first that is there, or a single array), a folder
+            with `x_train.npy`, or one with images in it or below.
         reading: how they are read.
 
     Raises:
@@ -99,8 +100,12 @@ def examples_without_labels(data: str, reading: ReadConfig) -> Tensor:
     if not path.exists():
         raise ValueError(f"{data!r}: no such file or folder; examples without labels are arrays or images")
     ordinary(path)
+    if (path / "x_train.npy").is_file():
+        path = path / "x_train.npy"
     if path.suffix.lower() in (".npz", ".npy"):
-        x = _array(path)
+        x = _array(path, ("x", "x_train", "x_test"))
+        if x.ndim < 2:
+            raise ValueError(f"{path}: examples must have the shape (n, ...), got {x.shape}")
         return array_inputs(x, data, Graph((), tuple(x.shape[1:])), nothing, reading)
     found = images_in(path) if path.is_dir() else []
     if not found:
@@ -148,13 +153,14 @@ def _joined(path: Path, graph: Graph) -> np.ndarray:
     return joined({f"x.{name}": array for name, array in found.items()} or arrays, path, graph.inputs)[0]["x"]
 
 
-def _array(path: Path) -> np.ndarray:
+def _array(path: Path, names: Sequence[str] = ("x", "x_test")) -> np.ndarray:
     if path.suffix.lower() == ".npy":
         return np.asarray(ArrayFile(path).mapped)
     arrays = read_npz(path)
-    name = next((name for name in ("x", "x_test") if name in arrays), None)
+    name = next((name for name in names if name in arrays), None)
     if name is None and len(arrays) != 1:
-        raise ValueError(f"{path} needs an array x (or x_test), or a single one; it holds {', '.join(arrays)}")
+        wished = " or ".join(names)
+        raise ValueError(f"{path} needs an array {wished}, or a single one; it holds {', '.join(arrays)}")
     (found,) = wanted(arrays, [name or next(iter(arrays))], path)
     return found
 

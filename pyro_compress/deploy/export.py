@@ -40,6 +40,7 @@ from pyro_compress.pcn.gate import BYTES_PER_VALUE, UNLIMITED, Limits, Plan, lim
 from pyro_compress.places import check_file, check_folder
 from pyro_compress.placing import LOCK, emptied, located, making, put_in_place, recover
 from pyro_compress.runs.folder import load_run
+from pyro_compress.runs.unlabelled import labelled_by
 from pyro_compress.scores import Quality
 from pyro_compress.settings import Goal
 from pyro_compress.settings.export import ExportConfig, Members
@@ -230,6 +231,8 @@ def _source(
             raise ValueError(f"{path} is a folder; export takes a .pcn file, or a run folder with --ensemble")
         network = file.read(path, limits)
         name, reading = data or str(network.meta.get("data", "")), reading_of(network.meta)
+        if not name and (calibration := str(network.meta.get("calibration", ""))):
+            return network, labelled_by(network, calibration, reading)
         known = filled(preprocessing_of(network.meta), file.plan_of(network).output)
         return network, load_splits(name, data_dir, network.meta.get("validation"), reading=reading, known=known)
     if not path.is_dir():

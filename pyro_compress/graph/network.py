@@ -72,11 +72,26 @@ class Network(nn.Module):
             else:
                 parent.register_parameter(leaf, nn.Parameter(value))
 
-    def forward(self, x: Tensor | Mapping[str, Tensor]) -> Tensor:
+    def forward(self, x: Tensor | Mapping[str, Tensor] | None = None, /, **inputs: Tensor) -> Tensor:
         """Map inputs `(batch, *input_shape)`, or several by their names, to the network's output."""
-        if isinstance(x, Mapping):
-            x = in_one_row(x, self._captured_graph.inputs)
+        x = one_of(x, inputs, self._captured_graph)
         return run_graph(self._captured_graph, dict(self.named_parameters()) | dict(self.named_buffers()), x)
+
+
+def one_of(x: Tensor | Mapping[str, Tensor] | None, named: Mapping[str, Tensor], graph: Graph) -> Tensor:
+    """What a network was called with, as one tensor; several inputs come as a mapping, or by keyword.
+
+    Raises:
+        TypeError: other inputs than the network's.
+    """
+    given = named if x is None else x
+    if not isinstance(given, Mapping):
+        return given
+    known = [one.name for one in graph.inputs]
+    if sorted(given) != sorted(known):
+        found, takes = (", ".join(sorted(names)) for names in (given, known))
+        raise TypeError(f"inputs {found or '(none)'}; the network takes {takes or 'one, without a name'}")
+    return in_one_row(given, graph.inputs)
 
 
 def fixed_of(graph: Graph) -> set[str]:

@@ -19,6 +19,8 @@ def with_graph(net: nn.Module, splits: Splits) -> tuple[nn.Module, Graph]:
     Raises:
         ValueError: what `capture` refuses, other inputs than the data's, tokens without a row in their table.
     """
+    if any(tensor.is_meta for tensor in net.state_dict().values()):
+        raise ValueError("tensors of the network are on the meta device, without values: load its weights first")
     net = with_one_output(with_one_input(net, splits.inputs), outputs_of(splits.task))
     net = with_columns(net, splits.input_shape, splits.output_shape, splits.kind)
     graph = capture(net, splits.input_shape, splits.output_shape, kind=splits.kind)

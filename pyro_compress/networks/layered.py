@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import skip_init
 
-from pyro_compress.graph.network import Network
+from pyro_compress.graph.network import Network, one_of
 from pyro_compress.graph.operations.table import has_statistics, is_weighted
-from pyro_compress.graph.packing import in_one_row
 from pyro_compress.graph.rules.layers import padded
 from pyro_compress.graph.rules.table import run_node
 from pyro_compress.types import Graph, Node
@@ -68,18 +67,18 @@ class Layered(Network):
         alone = own - {"num_batches_tracked"} == set(node.parameters) and not there._modules
         return path if alone else ""
 
-    def forward(self, x: Tensor | Mapping[str, Tensor]) -> Tensor:
+    def forward(self, x: Tensor | Mapping[str, Tensor] | None = None, /, **inputs: Tensor) -> Tensor:
         """Map inputs `(batch, *input_shape)`, or several by their names, to the network's output."""
-        values = [in_one_row(x, self._captured_graph.inputs) if isinstance(x, Mapping) else x]
+        values = [one_of(x, inputs, self._captured_graph)]
         for node, path in zip(self._captured_graph.nodes[1:], self._captured_paths[1:], strict=True):
-            inputs = [values[i] for i in node.inputs]
+            given = [values[i] for i in node.inputs]
             if path:
                 if node.op.startswith("conv"):
-                    inputs = [padded(inputs[0], node.attributes)[0]]
-                values.append(self.get_submodule(path)(*inputs))
+                    given = [padded(given[0], node.attributes)[0]]
+                values.append(self.get_submodule(path)(*given))
             else:
                 parameters = {role: operator.attrgetter(name)(self) for role, name in node.parameters.items()}
-                values.append(run_node(node, inputs, parameters))
+                values.append(run_node(node, given, parameters))
         return values[-1]
 
 

@@ -76,6 +76,7 @@ VOCABULARIES = ("bytes", "characters")
 ENTRIES: dict[str, Kind] = {
     "prior": TEXT,
     "data": TEXT,
+    "calibration": TEXT,
     "seed": SEED,
     "validation": Kind(_share, "a number between 0 and 1, or null"),
     "criterion": TEXT,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +23,9 @@ from pyro_compress.foreign import unknown
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network, tensors_of
 from pyro_compress.metrics import evaluate, residual_noise
+from pyro_compress.networks.layered import Layered
 from pyro_compress.networks.outputs import doubtful_end
+from pyro_compress.networks.standardized import in_standard_units
 from pyro_compress.provenance import Provenance
 from pyro_compress.runs.command_budget import check_network
 from pyro_compress.runs.config import resolve
@@ -83,9 +84,14 @@ class Around:
 
 def _svi(trained: Trained, on_epoch: OnEpoch) -> Posterior:
     if trained.folder is not None:
+        if not trained.config.data:
+            raise ValueError("a run folder finds its data by name, and these have none: leave --run out")
         return _anchored(trained, fit_run(trained.config, trained.folder, on_epoch=on_epoch).posterior)
-    with tempfile.TemporaryDirectory() as folder:
-        return _anchored(trained, fit_run(trained.config, Path(folder) / "run", on_epoch=on_epoch).posterior)
+    from pyro_compress.bayes.extract import extract
+    from pyro_compress.bayes.fit import fit_posterior
+
+    net = Layered(trained.network.graph, dict(trained.network.tensors))
+    return _anchored(trained, extract(fit_posterior(net, trained.splits, trained.config, on_epoch)))
 
 
 def _anchored(trained: Trained, fitted: Posterior) -> Posterior:
@@ -143,14 +149,14 @@ def load_trained(
         check_run_folder(folder)
     if calibration:
         net, splits = network_and_splits(config, calibration)
-        return trained_of(net, splits, replace(config, data=calibration), folder, command, how)
+        return trained_of(net, splits, config.on({}, config.task), folder, command, how, calibration)
     splits = load_splits(config.data, config.data_dir, config.validation, reading=config.reading)
     return trained_of(None, splits, config, folder, command, how)
 
 
 def trained_of(
     net: nn.Module | None, splits: Splits, config: FitConfig, folder: Path | None = None, command: str = "compress",
-    how: str = "",
+    how: str = "", calibration: str = "",
 ) -> Trained:  # fmt: skip
     """The same of data, and perhaps of a network, that are there already.
 
@@ -161,6 +167,7 @@ def trained_of(
         folder: likewise.
         command: likewise.
         how: likewise.
+        calibration: likewise; a file says it in place of its data.
 
     Raises:
         ValueError: likewise.
@@ -174,7 +181,7 @@ def trained_of(
         kl_warmup=epochs / 2 if config.kl_warmup is None else config.kl_warmup,
     )  # fmt: skip
     config = resolve(config, examples)
-    net = (initial_net(config, splits) if net is None else net).eval()
+    net = in_standard_units((initial_net(config, splits) if net is None else net).eval(), splits)
     tensors = {name: tensor.detach() for name, tensor in tensors_of(net).items()}
     graph = capture(net, splits.input_shape, splits.output_shape, trained=False, kind=splits.kind)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -184,7 +191,7 @@ def trained_of(
     if any(node.op == "batch_norm" for node in graph.nodes):
         config = replace(config, batch_norm="frozen")
     noise = residual_noise(net.to(config.device), splits, config.device)
-    provenance = Provenance(config.provenance).but(noise=noise)
+    provenance = Provenance(config.provenance).but(noise=noise, calibration=calibration or None)
     given = point_posterior(graph, tensors, provenance)
     network = made_from(Path(config.net), given)
     return Trained(network, splits, config, folder)

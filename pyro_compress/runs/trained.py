@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -136,13 +137,35 @@ def _shaped(net: nn.Module, splits: Splits) -> nn.Module:
 def _unlabelled(net: nn.Module | str, calibration: Any, config: FitConfig) -> Trained:
     if isinstance(net, str):
         return load_trained(config, calibration=str(calibration))
+    if config.task != "classification":
+        raise ValueError(f"examples without labels go with classification, not with {config.task}; give train")
     path = isinstance(calibration, str | Path)
+    if not (path or isinstance(calibration, torch.Tensor | np.ndarray)):
+        raise ValueError(
+            f"calibration is a {type(calibration).__name__}; give inputs alone, as one tensor or array (n, ...), or a "
+            "file or folder of them"
+        )
     x = examples_without_labels(str(calibration), config.reading) if path else torch.as_tensor(calibration)
-    with torch.no_grad(), evaluating(net):
-        outputs = net(x[:2])
-    if outputs.dim() != 2:
-        raise ValueError(f"outputs of shape {tuple(outputs.shape[1:])} are no classes; give labels with train")
-    splits = placed(x, outputs.shape[1], config)
+    splits = placed(x, _classes(net, x), config, takes(net))
     module = _shaped(net, splits)
-    config = replace(config, data=str(calibration)) if path else config.on(splits.origin, splits.task)
-    return trained_of(module, labelled(module, splits), config)
+    config = replace(config.on({}, splits.task), tokens=splits.tokens)
+    return trained_of(module, labelled(module, splits), config, calibration=str(calibration) if path else "")
+
+
+def _classes(net: nn.Module, x: torch.Tensor) -> int:
+    """How many classes a network tells apart.
+
+    Raises:
+        ValueError: it does not take these inputs, or returns something else.
+    """
+    try:
+        with torch.no_grad(), evaluating(net):
+            outputs = net(x[:2])
+    except Exception as error:  # whatever a module says of inputs that it does not take
+        reason = " ".join(str(error).split())[:120]
+        what = f"{x.dtype} of shape {tuple(x.shape[1:])}"
+        raise ValueError(f"the network does not take {what} as inputs: {reason}") from error
+    if not isinstance(outputs, torch.Tensor) or outputs.dim() > 2:
+        what = f"of shape {tuple(outputs.shape[1:])}" if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        raise ValueError(f"outputs {what} are no classes of one example; give labelled examples with train")
+    return max(outputs.shape[1] if outputs.dim() == 2 else 1, 2)  # one logit tells two classes apart

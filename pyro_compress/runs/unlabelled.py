@@ -13,16 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_compress.data.sources import splits_from
+from pyro_compress.compression.candidates import to_module
+from pyro_compress.data.sources import NOTHING, Takes, splits_from
 from pyro_compress.data.unlabelled import examples_without_labels
 from pyro_compress.doubts import keep
 from pyro_compress.metrics import SPLITS, examples_of, logits_of
 from pyro_compress.networks.weights import read_weights
 from pyro_compress.pcn import file
 from pyro_compress.runs.run import initial_net
-from pyro_compress.settings import FitConfig
-from pyro_compress.types import Data, Splits
+from pyro_compress.settings import FitConfig, ReadConfig
+from pyro_compress.types import Compressed, Data, Splits
 
+FEWEST = 4
+"""Examples per class, to have some in every split."""
 NOTE = (
     "labels are the network's own predictions: every accuracy is the share of examples on which the result agrees with "
     "the network as it was given"
@@ -61,12 +64,32 @@ def classes_of(config: FitConfig) -> int:
     return len(tensors[-1])
 
 
-def placed(x: Tensor, classes: int, config: FitConfig) -> Splits:
-    """Examples in their splits, with labels that mean nothing yet."""
-    if len(x) < 2 * classes:
-        raise ValueError(f"{len(x)} examples are too few for {classes} classes: give {2 * classes} or more")
+def placed(x: Tensor, classes: int, config: FitConfig, takes: Takes = NOTHING) -> Splits:
+    """Examples in their splits, with labels that mean nothing yet.
+
+    Raises:
+        ValueError: too few examples, settings that need labels.
+    """
+    if config.target:
+        raise ValueError("target names labels, and these examples have none: leave it out, or give labelled ones")
+    if len(x) < FEWEST * classes or 0 < config.limit < FEWEST * classes:
+        count = f"{config.limit} of {len(x)}" if config.limit else len(x)
+        raise ValueError(f"{count} examples are too few for {classes} classes: give {FEWEST * classes} or more")
     labels = torch.arange(len(x)) % classes
-    return splits_from((x, labels), config.validation, reading=config.reading, task="classification")
+    return splits_from((x, labels), config.validation, None, config.reading, task="classification", takes=takes)
+
+
+def labelled_by(network: Compressed, calibration: str, reading: ReadConfig) -> Splits:
+    """Examples without labels, with the classes that a file's network finds most probable.
+
+    Raises:
+        ValueError: no such examples, or others than the network takes.
+    """
+    x, plan = examples_without_labels(calibration, reading), file.plan_of(network)
+    if tuple(x.shape[1:]) != network.graph.input_shape:
+        raise ValueError(f"{calibration} has examples of shape {tuple(x.shape[1:])}, not {network.graph.input_shape}")
+    splits = placed(x, plan.output[0], FitConfig())
+    return labelled(to_module(network), splits)
 
 
 def labelled(net: nn.Module, splits: Splits) -> Splits:
