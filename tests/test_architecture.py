@@ -171,7 +171,7 @@ FLOORS = [
     {"tuning/outcome"},
     {"tuning/search"},
     {"cli/console", "inspection/plots"},
-    {"inspection/gallery", "inspection/anatomy", "inspection/tradeoff"},
+    {"inspection/gallery", "inspection/anatomy", "inspection/tradeoff", "inspection/file_plots"},
     {"inspection/filed"},
     {"studies/page"},
     {"inspection/report"},

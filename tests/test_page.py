@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_compress.inspection import anatomy, page, plots
+from pyro_compress.inspection import anatomy, file_plots, page
 from pyro_compress.inspection.drawing import figure
 from pyro_compress.inspection.page_style import CSS, SCRIPT
 from pyro_compress.inspection.summary import LayerSummary
@@ -42,6 +42,8 @@ def test_every_text_is_escaped() -> None:
 def test_a_bar_is_as_wide_as_the_logarithms() -> None:
     widths = re.findall(r"width:([\d.]+)%", page.split([("a", 100.0), ("b", 0.9), ("c", 10.0)]))
     assert [float(width) for width in widths] == pytest.approx([200 / 3, 100 / 3], abs=0.01)
+    assert re.findall('class="(c.)"', page.split([("a", 0.5), ("b", 2.0)])) == ["c1"]  # as in the table beside it
+    assert ">b" not in page.split([("a", 1e9), ("b", 1.1)])  # no room for its name
     assert page.split([("a", 1.0)]) == '<div class="split"></div>'
 
 
@@ -82,7 +84,7 @@ def test_the_bytes_of_layers_add_up_to_the_file(tmp_path: Path) -> None:
 def test_histograms_count_before_and_after() -> None:
     _, axes = figure()
     before, after = torch.randn(500, generator=torch.Generator().manual_seed(0)).numpy(), np.array([0.0] * 7 + [0.5])
-    (ax,) = plots.weight_histograms(axes[0], {"w": (before, after)})
+    (ax,) = file_plots.weight_histograms(axes[0], {"w": (before, after)})
     counts, edges = np.histogram(before, np.linspace(-1, 1, 62) * np.abs(before).max())
     filled, outline = (patch.get_xy() for patch in ax.patches)
     assert filled[:, 1].max() == counts.max()
@@ -95,7 +97,7 @@ def test_histograms_count_before_and_after() -> None:
 def test_the_curve_shows_its_points_and_marks() -> None:
     _, axes = figure()
     marks = {"before, float32": (4000, 2.0), "this file": (90, 2.5)}
-    ax = plots.size_against_error(axes[0, 0], [(500, 2.0, 0.5), (100, 4.0, 1.0)], marks, "validation error (%)")
+    ax = file_plots.size_against_error(axes[0, 0], [(500, 2.0, 0.5), (100, 4.0, 1.0)], marks, "validation error (%)")
     curve, before, this = ax.get_lines()
     assert curve.get_xydata().tolist() == [[100, 4], [500, 2]]
     assert (before.get_xydata().tolist(), this.get_xydata().tolist()) == ([[4000, 2]], [[90, 2.5]])

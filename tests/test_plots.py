@@ -37,6 +37,17 @@ def test_score_histogram_counts_every_finite_score() -> None:
     assert empty.texts[0].get_text() == "no finite scores"
 
 
+def test_more_layers_than_colours_go_together() -> None:
+    scores = {f"layer {i}": np.full(10, 10.0**i) for i in range(9)}
+    ax = plots.score_histogram(drawing.figure()[1][0, 0], scores, 0.0, "score")
+    named = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert named == [*(f"layer {i}" for i in range(5)), "4 others"]
+    assert len({patch.get_edgecolor() for patch in ax.patches}) == 6
+    pairs = {name: (values, values) for name, values in scores.items()}
+    forest = plots.group_scales(drawing.figure()[1][0, 0], pairs)
+    assert [text.get_text() for text in forest.get_legend().get_texts()][-1] == "4 others (40)"
+
+
 def test_forest_is_sorted() -> None:
     _, axes = drawing.figure()
     mean, std = np.array([0.1, -3.0, 1.0]), np.array([0.01, 0.1, 0.2])

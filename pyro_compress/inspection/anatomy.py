@@ -64,7 +64,7 @@ def step_rows(steps: Steps) -> list[tuple[str, ...]]:
     what = {
         "structure": "units that nothing needs are gone",
         "precision": "integers, as wide as the largest of their layer",
-        "coding": "likely integers take few bits, zeros next to none",
+        "coding": "likely integers take few bits; operations and names come on top",
     }
     rows: list[tuple[str, ...]] = [("", "bytes", "times smaller", "")]
     rows.append(("dense, float32", f"{steps.dense:,}", "", "every weight in 32 bits"))
@@ -86,7 +86,7 @@ def layer_rows(layers: Iterable[LayerSummary], network: Compressed, path: Path) 
     size = os.path.getsize(path)
     parts = file.parts_of(path.read_bytes(), network)
     rows: list[tuple[str, ...]] = [
-        ("layer", "inputs read", "units kept", "weights kept", "bits", "bytes", "share", "bits per kept weight")
+        ("layer", "inputs read", "units kept", "weights kept", "bits", "bytes", "share", "bits per weight kept")
     ]
     left = dict(parts)
     for layer in layers:

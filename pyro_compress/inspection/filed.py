@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pyro_compress.compression.candidates import to_module
-from pyro_compress.inspection import anatomy, drawing, page, plots
+from pyro_compress.inspection import anatomy, drawing, file_plots, page
 from pyro_compress.inspection.page import Picture
 from pyro_compress.inspection.summary import Inspection
 from pyro_compress.inspection.tradeoff import Point, tradeoff
@@ -106,22 +106,23 @@ def _curve(inspection: Inspection, found: Filed | None, splits: Splits) -> Itera
     if not points:
         return
     factor, label = (100, "validation error (%)") if isinstance(points[0].scores, Scores) else (1, "validation error")
-    marks = {"before, float32": (4 * inspection.run.posterior.parameters_total, inspection.validation_scores)}
+    dense = found.steps.dense if found else 4 * inspection.run.posterior.parameters_total
+    marks = {"before, float32": (dense, inspection.validation_scores)}
     if found is not None:
-        marks = {"before, float32": (found.steps.dense, inspection.validation_scores)}
         marks["this file"] = (found.bytes, found.validation_scores)
     figure, axes = drawing.figure(size=(5.0, 3.2))
-    plots.size_against_error(
+    file_plots.size_against_error(
         axes[0, 0],
         [(point.bytes, factor * point.scores.error, factor * standard_error(point, splits)) for point in points],
         {name: (size, factor * scores.error) for name, (size, scores) in marks.items()},
         label,
     )
+    band = "; the band is a standard error" if isinstance(points[0].scores, Scores) else ""
     shares = ", ".join(f"{100 * point.kept:g}" for point in points)
     yield Picture(
         "Size against error",
-        f"Line: the posterior mean with {shares} % of its weights, rounded at one precision, no search; the band is a "
-        "standard error. Where it bends upwards, weights go that are needed. A file below the line gained by its "
+        f"Line: the posterior mean with {shares} % of its weights, rounded at one precision, no search{band}. "
+        "Where it bends upwards, weights go that are needed. A file below the line gained by its "
         "search, its order of units or fine-tuning.",
         drawing.svg(figure),
     )
@@ -148,7 +149,7 @@ def _weights(inspection: Inspection, found: Filed) -> Iterator[Picture]:
         shown[name] = (layers[name].mean.flatten().numpy(), after)
     for spare in axes.flatten()[len(names) :]:
         spare.set_visible(False)
-    plots.weight_histograms(list(axes.flatten()[: len(names)]), shown)
+    file_plots.weight_histograms(list(axes.flatten()[: len(names)]), shown)
     yield Picture(
         "Weights before and after",
         "Grey: the posterior mean. Red: the values in the file, a few levels that repeat; the column at zero holds "

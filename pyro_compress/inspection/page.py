@@ -18,6 +18,8 @@ from pyro_compress.inspection.page_style import CSS, SCRIPT
 
 STAGE_REM = 24.0
 """Most height of an animation."""
+NAMED = 0.12
+"""Share of a bar that has room for its name."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,12 @@ def note(text: str) -> str:
 
 def split(factors: Iterable[tuple[str, float]]) -> str:
     """A bar of up to three named factors, each as wide as its logarithm; what makes nothing smaller has no part."""
-    found = [(name, factor) for name, factor in factors if factor > 1]
-    whole = math.log(math.prod(factor for _, factor in found)) if found else 1.0
-    parts = "".join(
-        f'<span style="width:{100 * math.log(factor) / whole:.2f}%">{escape(name)} ÷{escape(times(factor))}</span>'
-        for name, factor in found
-    )
+    logs = [(name, factor, math.log(factor) if factor > 1 else 0.0) for name, factor in factors]
+    whole, parts = sum(log for _, _, log in logs), ""
+    for place, (name, factor, log) in enumerate(logs):
+        if log:
+            text = f"{escape(name)} ÷{escape(times(factor))}" if log >= NAMED * whole else ""
+            parts += f'<span class="c{place}" style="width:{100 * log / whole:.2f}%">{text}</span>'
     return f'<div class="split">{parts}</div>'
 
 

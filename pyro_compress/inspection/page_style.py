@@ -27,9 +27,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .split { display: flex; height: 2.2rem; border-radius: .4rem; overflow: hidden; margin: .4rem 0 .8rem; }
 .split span { color: #fff; display: flex; align-items: center; justify-content: center; font-size: .85rem;
   overflow: hidden; white-space: nowrap; min-width: 2px; }
-.split span:nth-child(1), .chip.c0 { background: var(--one); }
-.split span:nth-child(2), .chip.c1 { background: var(--two); }
-.split span:nth-child(3), .chip.c2 { background: var(--three); }
+.c0 { background: var(--one); } .c1 { background: var(--two); } .c2 { background: var(--three); }
 .chip { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .5rem; }
 .gallery { columns: 2 26rem; column-gap: 2rem; }
 figure { margin: 0 0 1.6rem; break-inside: avoid; }

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from pyro_compress.inspection.drawing import bare, legend_above, log_axes
-from pyro_compress.inspection.palette import ACCENT, GREY, INK, SECOND, layers, looks
+from pyro_compress.inspection.palette import ACCENT, GREY, INK, LAYERS, SECOND, layers, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+T = TypeVar("T")
 
 
 def training_curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]]) -> Sequence[Axes]:
@@ -43,10 +45,20 @@ def training_curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]]) 
     point = [e["epoch"] for e in history if e["phase"] == "point"]
     for ax in axes:
         ax.set_xlabel("epoch")
+        ax.locator_params(axis="x", integer=True)
         ax.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         if point and drawn:
             ax.axvspan(min(point) - 0.5, max(point) + 0.5, color=GREY, alpha=0.2, linewidth=0)
     return axes
+
+
+def few(layers: Mapping[str, T], pooled: Callable[[list[T]], T], most: int = len(LAYERS)) -> dict[str, T]:
+    """As many layers as there are colours; what stands behind them, in the network's order, goes together."""
+    if len(layers) <= most:
+        return dict(layers)
+    names = [*layers]
+    shown = {name: layers[name] for name in names[: most - 1]}
+    return shown | {f"{len(names) - most + 1} others": pooled([layers[name] for name in names[most - 1 :]])}
 
 
 def score_histogram(ax: Axes, scores: Mapping[str, np.ndarray], threshold: float, label: str) -> Axes:
@@ -60,6 +72,7 @@ def score_histogram(ax: Axes, scores: Mapping[str, np.ndarray], threshold: float
     """
     logs = {name: np.log10(values[(values > 0) & np.isfinite(values)]) for name, values in scores.items()}
     logs = {name: values for name, values in logs.items() if len(values)}
+    logs = few(logs, np.concatenate)
     if not logs:
         ax.text(0.5, 0.5, "no finite scores", ha="center", transform=ax.transAxes)
         return ax
@@ -88,6 +101,7 @@ def group_scales(ax: Axes, scales: Mapping[str, tuple[np.ndarray, np.ndarray]]) 
     from matplotlib.collections import LineCollection
 
     offset = 0
+    scales = few(scales, _together)
     for colour, (name, (mean, std)) in zip(layers(len(scales)), scales.items(), strict=True):
         order = np.argsort(-np.abs(mean))
         centre, spread = np.abs(mean)[order], std[order]
@@ -106,6 +120,11 @@ def group_scales(ax: Axes, scales: Mapping[str, tuple[np.ndarray, np.ndarray]]) 
     ax.set_xlabel("group scale, posterior mean ± standard deviation")
     legend_above(ax)
     return ax
+
+
+def _together(members: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    means, deviations = zip(*members, strict=True)
+    return np.concatenate(means), np.concatenate(deviations)
 
 
 def unit_activity(ax: Axes, layers: Sequence[tuple[str, int, int]]) -> Axes:
@@ -238,63 +257,13 @@ def pruning_strip(frames: np.ndarray, limit: int = 240) -> tuple[bytes, float]:
         frames = frames.transpose(0, 2, 1)
     thin = [max(1, -(-size // limit)) for size in frames.shape[1:]]
     shown = np.abs(frames[:, :: thin[0], :: thin[1]]).astype(np.float32)
-    shades = 255 - 255 * (shown / max(float(np.percentile(shown, 99)), 1e-12)).clip(0, 1) ** 0.5
-    rgb = np.repeat(shades[..., None], 3, axis=3)
-    rgb[shown == 0] = (236, 190, 178)
-    strip = Image.fromarray(rgb.astype(np.uint8).reshape(-1, shown.shape[2], 3)).quantize(24)
+    shades = (shown / max(float(np.percentile(shown, 99)), 1e-12)).clip(0, 1) ** 0.5
+    codes = np.where(shown == 0, 0, 1 + np.rint(30 * shades)).astype(np.uint8)  # red, then white to black
+    strip = Image.fromarray(codes.reshape(-1, shown.shape[2]), "L")
+    strip.putpalette([236, 150, 130, *np.repeat(np.linspace(255, 0, 31).astype(np.uint8), 3).tolist()])
     buffer = io.BytesIO()
     strip.save(buffer, "PNG", optimize=True)
     return buffer.getvalue(), shown.shape[2] / shown.shape[1]
-
-
-def weight_histograms(axes: Sequence[Axes], layers: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Sequence[Axes]:
-    """Weights of a layer before, as a filled histogram, and in the file, as a line; counts on a log scale.
-
-    Args:
-        axes: one per layer.
-        layers: name -> weights before, weights in the file (none that went with their units).
-    """
-    for ax, (name, (before, after)) in zip(axes, layers.items(), strict=True):
-        reach = max(float(np.abs(before).max(initial=0)), float(np.abs(after).max(initial=0)), 1e-12)
-        edges = np.linspace(-reach, reach, 62).tolist()  # zero in the middle of a bin
-        ax.hist(before, edges, histtype="stepfilled", color=GREY, alpha=0.55, label="before")
-        ax.hist(after, edges, histtype="step", color=ACCENT, linewidth=1.4, label="file")
-        ax.set_yscale("log", nonpositive="clip")
-        ax.set_ylim(bottom=0.6)
-        ax.minorticks_off()
-        ax.set_title(name)
-    axes[0].set_ylabel("weights")
-    axes[0].legend(loc="upper left", handlelength=1.2, borderaxespad=0)
-    return axes
-
-
-def size_against_error(
-    ax: Axes, curve: Sequence[tuple[int, float, float]], marks: Mapping[str, tuple[int, float]], error: str
-) -> Axes:
-    """Validation error by the bytes of the file: one line with its standard error as a band, and single points.
-
-    Args:
-        ax: where to draw.
-        curve: bytes, error, its standard error (0 where there is none).
-        marks: label -> bytes, error.
-        error: what the error is, with its unit.
-    """
-    sizes, errors, spread = np.array(sorted(curve)).reshape(-1, 3).T
-    if curve:
-        ax.plot(sizes, errors, color=SECOND, marker="o", markersize=4, label="pruned and rounded")
-    if spread.any():
-        band: Any = {"color": SECOND, "alpha": 0.2, "linewidth": 0.0}
-        ax.fill_between(sizes, np.maximum(errors - spread, 0), errors + spread, **band)
-    for (label, (size, value)), (colour, marker) in zip(marks.items(), ((INK, "s"), (ACCENT, "*")), strict=False):
-        ax.plot([size], [value], linestyle="", zorder=3, label=label, color=colour, marker=marker, markersize=9)
-    least = min([value for value in [*errors, *(value for _, value in marks.values())] if value > 0], default=1.0)
-    log_axes(ax, "xy", sizes="x")
-    ax.set_ylim(bottom=least / 1.6)
-    log_axes(ax, "y")
-    ax.set_xlabel("file")
-    ax.set_ylabel(error)
-    legend_above(ax)
-    return ax
 
 
 def prior_shapes(ax: Axes, names: Sequence[str] = ("gaussian", "spike-and-slab", "log-uniform", "horseshoe")) -> Axes:

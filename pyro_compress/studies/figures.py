@@ -116,6 +116,7 @@ def training_curves(ax: Axes, curves: Mapping[str, Sequence[Sequence[float]]], w
         if len(seeds) > 1:
             ax.fill_between(x, [*map(min, values)], [*map(max, values)], color=found[label].colour, **BAND)
     ax.set(xlabel="epoch", ylabel=what)
+    ax.locator_params(axis="x", integer=True)
     ax.legend(frameon=False, fontsize="small")
     return ax
 
