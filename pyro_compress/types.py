@@ -358,12 +358,15 @@ class Compressed:
         meta: where it comes from.
         unfolded: operations and float32 tensors, the weights of its layers apart, before batch norm became scale and
             shift, which goes into no file: what a file is held against before it is written; None: nothing was folded.
+        rounded: relative step and λ of the grid that its weights lie on, which go into no file; a step of 0 where bits
+            were given; None: no search chose a grid.
     """
 
     graph: Graph
     tensors: dict[str, Quantized | np.ndarray]
     meta: dict[str, Any]
     unfolded: tuple[Graph, dict[str, Tensor]] | None = field(default=None, compare=False, repr=False)
+    rounded: tuple[float, float] | None = field(default=None, compare=False, repr=False)
 
     @property
     def parameters(self) -> int:

@@ -15,6 +15,8 @@ from pyro_compress.compression.code_length import CodeLength
 from pyro_compress.compression.fixed_point import fixed_point, fixed_point_of, occupied, significant_bits
 from pyro_compress.compression.precision import Size, bits_step, size_of
 from pyro_compress.compression.rounding import LEAST_STD, Grid, Rounding, cheapest, rounded_weights
+from pyro_compress.compression.search import compress
+from pyro_compress.compression.target import SearchCallbacks, Trial
 from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file
@@ -147,7 +149,8 @@ def test_fixed_point_of_a_compressed_network(run: Run, digits: Splits) -> None:
     }
     of_all = [significant_bits(float(layer.std[0, 0]) ** 2) + 4 for layer in vague.values()]
     assert fixed_point_of(replace(posterior, layers=vague), tensors, "snr").bits == of_all
-    assert fixed_point_of(posterior, {}, "snr").pruned == posterior.parameters_total
+    dead = fixed_point_of(posterior, {}, "snr")
+    assert (dead.pruned, dead.reduced) == (None, None)  # a constant is no compressed network
 
 
 def test_columns_that_nobody_reads_are_not_counted() -> None:
@@ -192,3 +195,23 @@ def test_lambdas_on_the_command_line(run: Run, tmp_path: Path) -> None:
     assert "bits a weight by the posterior's variances" in result.output
     lams = {line.split(",")[2] for line in (tmp_path / "curve.csv").read_text().splitlines()[1:]}
     assert {float(lam) for lam in lams} == {0.0, 0.01}
+
+
+def test_at_a_sparsity_the_best_lambda_is_taken(run: Run, digits: Splits) -> None:
+    """Whatever their order: the smallest of those that cost next to nothing; if none do, the lowest NLL."""
+    high, bits = 40.0, (7,)
+    for lams in ((0.0, high), (high, 0.0)):
+        network, _ = compress(run.posterior, digits, pc.Goal(sparsity=0.5), Rounding(bits=bits, lams=lams))
+        assert network.rounded == (0.0, 0.0)
+    for lams in ((high, 10 * high), (10 * high, high)):
+        seen = list[Trial]()
+        tell = SearchCallbacks(candidate=seen.append)
+        network, _ = compress(run.posterior, digits, pc.Goal(sparsity=0.5), Rounding(lams=lams), callbacks=tell)
+        best = min(seen, key=lambda one: one.validation_nll_nats)
+        assert len(seen) == 18
+        assert network.rounded == (best.relative_step, best.lam)
+    sizes = {}
+    for lams in ((0.0,), (1e-5,), (0.0, 1e-5), (1e-5, 0.0)):
+        network, _ = compress(run.posterior, digits, pc.Goal(sparsity=0.5), Rounding(bits=(12,), lams=lams))
+        sizes[lams] = len(file.dumps(network)[0])
+    assert sizes[0.0, 1e-5] == sizes[1e-5, 0.0] == sizes[1e-5,] < sizes[0.0,]

@@ -10,13 +10,17 @@ from click.testing import CliRunner
 
 from pyro_compress.cli.console import ratio_text, report_text
 from pyro_compress.cli.main import main
+from pyro_compress.compression.compensated import Compensation
+from pyro_compress.compression.finetuned import FineTuning
 from pyro_compress.compression.pipeline import Report
+from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.target import Target
 from pyro_compress.compression.verdict import at_chance, hints_of, larger, outside
 from pyro_compress.scores import RegressionScores, Scores
-from pyro_compress.settings import Goal
+from pyro_compress.settings import FineTune, Goal
 from pyro_compress.types import Data, Quantity, Splits
 
+SMALLER = "a smaller --lambda (or none)"
 GOOD = Scores(0.97, 0.1, 0.01, 0.05)
 TARGET = Target(GOOD, 0.005, 0.01)
 
@@ -45,21 +49,27 @@ def test_an_error_that_was_asked_for_counts_instead() -> None:
 
 
 @pytest.mark.parametrize(
-    ("goal", "finetuned", "lam", "bits", "hint"),
+    ("goal", "how", "hints"),
     [
-        (Goal(sparsity=0.9), False, None, False, "a smaller --sparsity (or none: it is searched for)"),
-        (Goal(max_bytes=9), False, None, False, "more --max-bytes"),
-        (Goal(), True, 4.0, False, "a lower --finetune-lambda (or none: it is searched for)"),
-        (Goal(), False, None, True, "more --bits (or none)"),
-        (Goal(), False, None, False, "--finetune EPOCHS"),
-        (Goal(), True, None, False, "more epochs of --finetune"),
+        (Goal(sparsity=0.9), Rounding(), ["a smaller --sparsity (or none: it is searched for)"]),
+        (Goal(rule=True), Rounding(lams=(1.0, 0.1)), ["no --rule (a sparsity is searched for)", SMALLER]),
+        (Goal(max_bytes=9), Rounding(lams=(0.0, 0.1)), ["more --max-bytes"]),
+        (Goal(), FineTuning(FineTune(), 4.0), ["a lower --finetune-lambda (or none: it is searched for)"]),
+        (Goal(), Rounding(bits=(4,), lams=(0.1,)), ["more --bits (or none)", SMALLER]),
+        (Goal(rule=True), Rounding(0.5), [
+            "no --rule (a sparsity is searched for)", "a smaller --relative-step (or none: it is searched for)",
+        ]),
+        (Goal(), None, []),
+        (Goal(), Compensation(), []),
+        (Goal(), FineTuning(FineTune()), []),
     ],
-)
-def test_hints_are_about_what_was_given(goal: Goal, finetuned: bool, lam: float | None, bits: bool, hint: str) -> None:
-    found = hints_of(goal, finetuned, lam, bits)
-    assert hint in found
-    assert ("more --tolerance" in found) is (goal.max_bytes is None)  # they exclude each other
-    assert ("--finetune EPOCHS" in found) is not finetuned
+)  # fmt: skip
+def test_hints_are_about_what_was_given(
+    goal: Goal, how: Rounding | Compensation | FineTuning | None, hints: list[str]
+) -> None:
+    last = ["more epochs of --finetune" if isinstance(how, FineTuning) else "--finetune EPOCHS"]
+    last += ["more --tolerance"] * (goal.max_bytes is None)  # they exclude each other
+    assert hints_of(goal, how) == hints + last
 
 
 def labelled(y: torch.Tensor, **known: object) -> Splits:
@@ -89,6 +99,7 @@ def test_nothing_is_praised_at_chance_level() -> None:
     report = replace(report, fixed_point_bits=[5, 6], fixed_point_ratio=70.0)
     assert "8.0× smaller" in report_text(report, Path("a.pcn"))
     assert "70.0× (computed, no file)" in report_text(report, Path("a.pcn"))
+    assert "fixed point" not in report_text(replace(report, fixed_point_ratio=None), Path("a.pcn"))  # nothing is left
     assert "×" not in report_text(replace(report, warnings=["at chance level before ..."]), Path("a.pcn"))
 
 
@@ -97,6 +108,10 @@ def test_what_took_weights_out() -> None:
     assert "criterion           snr, 90.0 % of the weights removed by it" in report_text(report, Path("a.pcn"))
     stuck = report_text(replace(report, units_stuck={"layer_norm": 3, "group_norm": 1}), Path("a.pcn"))
     assert stuck.count("units that stay     4 without weights: their channels meet layer_norm, group_norm\n") == 1
+    assert "\nrounding            relative step 0.0884, λ 0.1\n" in report_text(
+        replace(report, relative_step=2**-3.5, lam=0.1), Path("a.pcn")
+    )
+    assert "rounding" not in report_text(replace(report, lam=0.0), Path("a.pcn"))  # bits by hand, to the nearest
     text = report_text(replace(report, rounding="compensated"), Path("a.pcn"))
     assert "rounding            compensated, 90.0 % of the weights rounded to zero" in text
     assert "criterion" not in text

@@ -68,6 +68,7 @@ def report_text(report: Report, path: Path) -> str:
     lines += [
         "",
         removed_text(report),
+        *([f"rounding            {grid}"] if (grid := grid_text(report)) else []),
         *([f"fine-tuning         {finetuning}"] if (finetuning := finetuning_text(report)) else []),
         f"parameters          {kept:,} of {total:,} kept ({100 * kept / total:.2f} %)",
         f"units in the file   {'-'.join(map(str, report.units_before))} -> {'-'.join(map(str, report.units_kept))}",
@@ -97,9 +98,15 @@ def removed_text(report: Report) -> str:
     return f"criterion           {report.criterion}, {share} removed by it"
 
 
+def grid_text(report: Report) -> str:
+    """The grid on which the weights lie, as far as a search or options chose it."""
+    step = [] if report.relative_step is None else [f"relative step {report.relative_step:.3g}"]
+    return ", ".join([*step, *([f"λ {report.lam:.3g}"] if report.lam else [])])
+
+
 def fixed_point_text(report: Report) -> str:
-    """What the posterior's variances alone would save, if there is a posterior."""
-    if min(report.fixed_point_bits, default=32) >= 32:
+    """What the posterior's variances alone would save, if there is a posterior and anything is left."""
+    if min(report.fixed_point_bits, default=32) >= 32 or report.fixed_point_ratio is None:
         return ""
     bits = "-".join(map(str, report.fixed_point_bits))
     return f"{bits} bits a weight by the posterior's variances, {report.fixed_point_ratio:.1f}× (computed, no file)"

@@ -41,12 +41,14 @@ class Draft(NamedTuple):
         tensors: float32; weights with a step are multiples of it.
         steps: of the weights; empty where nothing is rounded.
         removed: share of the weights that the masks removed.
+        rounded: as `Compressed.rounded`.
     """
 
     graph: Graph
     tensors: dict[str, Tensor]
     steps: dict[str, float]
     removed: float
+    rounded: tuple[float, float] | None
 
 
 class Candidates:
@@ -92,14 +94,14 @@ class Candidates:
         del weights
         tensors |= self._statistics(tensors)
         graph, small = shrink(self.posterior.graph, tensors, set(layers))
-        return Draft(graph, small, steps, removed)
+        return Draft(graph, small, steps, removed, None if grid is None else (grid.relative_step, grid.lam))
 
     def network(self, draft: Draft, levels: int = BIAS_LEVELS[0]) -> Compressed:
         """A draft as a file holds it."""
         if not draft.steps:
             return Compressed(draft.graph, {name: tensor.numpy() for name, tensor in draft.tensors.items()}, self.meta)
         held = packed(draft.graph, draft.tensors, draft.steps, levels)
-        return Compressed(draft.graph, held, self.meta, before_folding(draft.graph, draft.tensors))
+        return Compressed(draft.graph, held, self.meta, before_folding(draft.graph, draft.tensors), draft.rounded)
 
     def candidate(self, sparsity: Sparsity, grid: Grid | None, levels: int = BIAS_LEVELS[0]) -> Compressed:
         """All in one."""

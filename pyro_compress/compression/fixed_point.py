@@ -31,13 +31,13 @@ class FixedPoint:
 
     Attributes:
         bits: per weight, layer by layer, sign and exponent included; 32 without a posterior.
-        pruned: values of the whole network per weight that is left.
+        pruned: values of the whole network per weight that is left; None where none is.
         reduced: the same in bits, at 32 before and `bits` after.
     """
 
     bits: list[int]
-    pruned: float
-    reduced: float
+    pruned: float | None
+    reduced: float | None
 
 
 def significant_bits(variance: float) -> int:
@@ -80,7 +80,7 @@ def counted(posterior: Posterior, left: Mapping[str, Tensor], bits: list[int], b
     counts = [occupied(weight) if by_units else nonzero(weight) for weight in weights]
     total = posterior.parameters_total
     spent = sum(number * width for number, width in zip(counts, bits, strict=True))
-    return FixedPoint(bits, total / max(sum(counts), 1), FLOAT32 * total / max(spent, 1))
+    return FixedPoint(bits, total / sum(counts), FLOAT32 * total / spent) if spent else FixedPoint(bits, None, None)
 
 
 @torch.no_grad()

@@ -92,9 +92,12 @@ class Report:
         spelled_out_bytes: what the file would have without the templates and the preset dictionary of its readers, to
             be set beside sizes of formats that have neither.
         fixed_point_bits: bits per weight, layer by layer, as the posterior's variances have them (`fixed_point_of`).
-        fixed_point_ratio: what the file's network would save at these, counted as Louizos et al. 2017 do.
+        fixed_point_ratio: what the file's network would save at these, counted as Louizos et al. 2017 do; None where
+            no weight is left.
         finetuned: how it was fine-tuned.
         rounding: `compensated`, where that chose every integer and no criterion anything; else empty.
+        relative_step: of the weights, in units of each layer's own scale, where a search or an option chose it.
+        lam: λ of rounding, likewise; 0 is to the nearest.
         within_tolerance: whether the file reaches on validation what was asked for (whatever else was: a sparsity, a
             λ, a bound on its bytes); None where nobody asked.
         warnings: what must be said of it in the last lines, and what to try; empty if all is well.
@@ -117,9 +120,11 @@ class Report:
     spelled_out_bytes: int = 0
     units_stuck: dict[str, int] = field(default_factory=dict)
     fixed_point_bits: list[int] = field(default_factory=list)
-    fixed_point_ratio: float = 0.0
+    fixed_point_ratio: float | None = None
     finetuned: FineTuned = field(default_factory=FineTuned)
     rounding: str = ""
+    relative_step: float | None = None
+    lam: float | None = None
     within_tolerance: bool | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -129,8 +134,8 @@ class Report:
         return self.dense_bytes / self.file_bytes
 
     def to_dict(self) -> dict[str, Any]:
-        """Flat JSON values: `test_accuracy_before` and the like, and the ratio."""
-        fields = asdict(self)
+        """Flat JSON values: `test_accuracy_before` and the like, `lambda`, and the ratio."""
+        fields = {"lambda" if name == "lam" else name: value for name, value in asdict(self).items()}
         for name in ("validation_before", "validation_after", "test_before", "test_after"):
             split, when = name.split("_")
             fields |= {f"{split}_{metric}_{when}": number for metric, number in fields.pop(name).items()}
@@ -207,7 +212,7 @@ def compress_run(
     if isinstance(goal, CompressConfig):
         how, passes = how or way_of(goal), goal.reorder if passes is None else passes
     check_file(path, "pcn", force=True)
-    goal = ruled(posterior, goal or Goal())
+    asked, goal = goal or Goal(), ruled(posterior, goal or Goal())
     if isinstance(how, Rounding) and any(how.lams) and posterior.criterion == "magnitude":
         raise ValueError("--lambda weighs bits against a posterior's spread, and these are point weights")
     if not isinstance(how, FineTuning):
@@ -221,16 +226,12 @@ def compress_run(
     else:
         network, removed = compress(posterior, splits, goal, how, device, callbacks, passes)
     sections = save(path, network, splits)
+    step, lam = network.rounded or (None, None)
     del network  # what counts from here on is what lies on disk
     found = report(goal.reference or posterior, path, splits, removed, sections)
     found = replace(found, rounding="compensated" if isinstance(how, Compensation) else "")
-    return judged(found, splits, target, _hints(goal, how), goal.reference is not None)
-
-
-def _hints(goal: Goal, how: Rounding | Compensation | FineTuning | None) -> list[str]:
-    finetuned = isinstance(how, FineTuning)
-    lam, bits = getattr(how, "lam", None), bool(getattr(how, "bits", ()))
-    return hints_of(goal, finetuned, lam, bits)
+    found = replace(found, relative_step=step or None, lam=lam)
+    return judged(found, splits, target, hints_of(asked, how), goal.reference is not None)
 
 
 def judged(found: Report, splits: Splits, target: Target, hints: list[str], elsewhere: bool) -> Report:

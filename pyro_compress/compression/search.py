@@ -4,7 +4,9 @@ With a tolerance, the search looks for the smallest file: for every step size of
 sparsity whose validation scores still reach the target. The smallest few are finished: biases coarsened as far as the
 target allows, coded as the file is, hidden units put in order; then bytes are compared. With a bound on the validation
 error the target is that bound. With a bound on the bytes the search bisects, for every step size, for the lowest
-sparsity whose file fits; the best few by validation NLL are finished and filled up, and the best of these is taken.
+sparsity whose file fits; the best few by validation NLL are finished and filled up, and the best of these is taken. At
+a given sparsity every λ takes the coarsest steps that cost next to nothing, and bytes are compared; where no steps are
+so good, those with the lowest validation NLL are taken.
 """
 
 from __future__ import annotations
@@ -82,8 +84,7 @@ def compress(
     if goal.max_bytes is not None:
         return _within(search, grids, goal.max_bytes, passes)
     if goal.sparsity is not None:
-        chosen, target = _at(search, grids, goal.sparsity)
-        finalists = [chosen]
+        finalists, target = _at(search, grids, goal.sparsity)
     else:
         target = target_of(posterior, splits, goal, device)
         finalists = _smallest(search, grids, target)
@@ -191,8 +192,13 @@ def grids_of(rounding: Rounding, posterior: Posterior, at_sparsity: bool) -> lis
         ValueError: settings that exclude each other, or widths that do not fit the layers.
     """
     relative_step, bits = rounding.relative_step, rounding.bits
-    if relative_step is not None and (not at_sparsity or bits or not relative_step > 0):
-        raise ValueError(f"relative_step {relative_step}: it must be positive, and goes with a sparsity, without bits")
+    if relative_step is not None:
+        if not 0 < relative_step < math.inf:
+            raise ValueError(f"relative_step {relative_step}: it must be finite and positive")
+        if bits:
+            raise ValueError("--relative-step and --bits exclude each other: give one of them")
+        if not at_sparsity:
+            raise ValueError("--relative-step goes with --sparsity or --rule; without them steps are searched for")
     for lam in rounding.lams:
         if not 0 <= lam < math.inf:
             raise ValueError(f"lambda {lam}: it must be finite and at least 0")
@@ -203,13 +209,23 @@ def grids_of(rounding: Rounding, posterior: Posterior, at_sparsity: bool) -> lis
     return [Grid(step, (), lam) for lam in rounding.lams for step in steps]
 
 
-def _at(search: Candidates, grids: list[Grid], sparsity: Sparsity) -> tuple[Chosen, Target]:
-    """The coarsest steps that cost next to nothing at a sparsity."""
+def _at(search: Candidates, grids: list[Grid], sparsity: Sparsity) -> tuple[list[Chosen], Target]:
+    """For every λ the coarsest steps that cost next to nothing at a sparsity; if none do, the lowest NLL of all.
+
+    The finest steps are no fall-back: with λ they are not the nearest to what they round.
+    """
     pruned = search.scores(search.draft(sparsity, None))
     counted = task_named(search.splits.task).counted(search.splits.validation.y)
     target = Target(pruned, PRECISION_TOLERANCE, default_nll_tolerance(PRECISION_TOLERANCE, counted))
-    trials = [(sparsity, grid) for grid in grids]
-    return next((t for t in trials if target.reached(search.trial(*t, target)[0])), trials[-1]), target
+    reached, nats = dict[float, Chosen](), list[tuple[float, Chosen]]()
+    for grid in grids:
+        if grid.lam in reached or (reached and search.stopped):
+            continue
+        scored, _ = search.trial(sparsity, grid, target)
+        nats.append((scored.nll_nats, (sparsity, grid)))
+        if target.reached(scored):
+            reached[grid.lam] = sparsity, grid
+    return list(reached.values()) or [min(nats, key=lambda one: one[0])[1]], target
 
 
 def _smallest(search: Candidates, grids: list[Grid], target: Target) -> list[Chosen]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pyro_compress.compression.compensated import Compensation
+from pyro_compress.compression.finetuned import FineTuning
+from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.target import Target
 from pyro_compress.data.several import task_named
 from pyro_compress.metrics import constant_scores
@@ -43,18 +46,29 @@ def larger(file_bytes: int, dense_bytes: int) -> str:
     )
 
 
-def hints_of(goal: Goal, finetuned: bool, lam: float | None, bits: bool) -> list[str]:
-    """What brings a file back into the tolerance, by the options that took it out."""
+def hints_of(goal: Goal, how: Rounding | Compensation | FineTuning | None = None) -> list[str]:
+    """What brings a file back into the tolerance, by the options that took it out.
+
+    Args:
+        goal: as it was asked for, its rule not yet a sparsity.
+        how: integers were made of the weights.
+    """
     found = []
     if goal.sparsity is not None:
         found.append("a smaller --sparsity (or none: it is searched for)")
+    if goal.rule:
+        found.append("no --rule (a sparsity is searched for)")
     if goal.max_bytes is not None:
         found.append("more --max-bytes")
-    if bits:
+    if isinstance(how, Rounding) and how.relative_step is not None:
+        found.append("a smaller --relative-step (or none: it is searched for)")
+    if isinstance(how, Rounding) and how.bits:
         found.append("more --bits (or none)")
-    if lam is not None:
+    if isinstance(how, Rounding) and min(how.lams, default=0.0) > 0:
+        found.append("a smaller --lambda (or none)")
+    if isinstance(how, FineTuning) and how.lam is not None:
         found.append("a lower --finetune-lambda (or none: it is searched for)")
-    found.append("more epochs of --finetune" if finetuned else "--finetune EPOCHS")
+    found.append("more epochs of --finetune" if isinstance(how, FineTuning) else "--finetune EPOCHS")
     return found if goal.max_bytes is not None else [*found, "more --tolerance"]
 
 
