@@ -25,6 +25,8 @@ MAX_WHOLE = 1 << 63
 """Whole numbers are smaller than this, and larger than its negative: what fits into eight bytes."""
 LINE = 1000
 """Characters of a line that says what is wrong; libraries repeat what stands in a file, all of it."""
+LISTED = 20
+"""Names up to which a message repeats all that are allowed; of more, where one is near, that one."""
 SHOWN = 60
 """Characters of a refused value that a message repeats."""
 ACTS = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
@@ -199,7 +201,9 @@ def unknown(what: str, given: Any, allowed: Iterable[str], others: str = "") -> 
         allowed: names.
         others: what else is allowed, in words.
     """
-    known = list(allowed)
+    known, near = list(allowed), ""
+    if len(known) > LISTED and (near := meant(given, known)):
+        return ValueError(f"unknown {what} {shown(given)}{near}")
     listed = f"{', '.join(known)}{', ' * bool(known and others)}{others}"
     return ValueError(f"unknown {what} {shown(given)}; allowed: {listed or 'none'}{meant(given, known)}")
 

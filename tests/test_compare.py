@@ -268,7 +268,7 @@ def test_ensemble_of_a_posterior_without_noise_is_its_mean(study: Path, tmp_path
         ("seeds = [0, 1]", "seed = 0", "unknown option 'seed'; allowed: choose_by, datasets"),
         ("seeds = [0, 1]", "seeds = []", "seeds must be a list with something in it"),
         ("sparsities = [0, 0.5]\n", "sparsities = [1.5]\n", "sparsities 1.5: allowed are values from 0"),
-        ("epochs = 3", "epoch = 3", "unknown option 'epoch'; allowed: accumulate, "),
+        ("epochs = 3", "epoch = 3", "unknown option 'epoch'; did you mean epochs?"),
         ("epochs = 3", "seed = 3", "unknown option 'seed'"),
         ('name = "SGD"\n', "", "a method has no name"),
         ('name = "SGD"', 'name = "SGD"\ncriterion = "size"', "unknown criterion 'size'; allowed: snr"),
@@ -403,6 +403,9 @@ def test_a_row_that_fails_and_one_that_is_none(study: Path, tmp_path: Path) -> N
     other = invoke(*words)
     assert other.exit_code == 1
     assert "it or its data have changed; list its rows with --rows" in other.stderr
+    unset = invoke(study, "--out", tmp_path / "new", "--row", "")  # a variable of the shell, say
+    assert (unset.exit_code, unset.stderr.count("has no row ''")) == (1, 1)
+    assert not (tmp_path / "new").exists()
 
 
 def test_methods_with_the_same_fit_keep_each_others_rows(study: Path, tmp_path: Path) -> None:

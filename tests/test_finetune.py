@@ -465,15 +465,17 @@ def test_help_says_how_many_epochs_come_before() -> None:
         ),
         (["--finetune-svi"], "goes with --finetune"),
         (["--sam-rho", "0.1"], "goes with --finetune"),
-        (["--finetune", "1", "--sam-rho", "nan"], "sam_rho nan: it must not be negative"),
+        (["--finetune", "1", "--sam-rho", "nan"], "sam_rho nan: it must be finite"),
         (["--finetune", "1", "--step", "inf"], "step inf: it must be"),
-        (["--finetune", "1", "--finetune-lambda", "nan"], "finetune_lambda nan: it must not be negative"),
+        (["--finetune", "1", "--finetune-lambda", "nan"], "finetune_lambda nan: it must be finite"),
         (["--finetune", "1", "--finetune-lambda", "1", "--finetune-lr", "1e30"], "choose a smaller lr than 1e+30"),
         (
             ["--finetune", "1", "--masked-epochs", "0", "--finetune-lambda", "1", "--sam-rho", "1e30"],
             "or sam_rho than 1e+30",
         ),
-        (["--lambda", "nan"], "lambda nan: it must not be negative"),
+        (["--lambda", "nan"], "lambda nan: it must be finite"),
+        (["--lambda", "inf"], "lambda inf: it must be finite"),
+        (["--relative-step", "0.5"], "--relative-step goes with --sparsity or --rule"),
     ],
 )
 def test_errors_are_one_line(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:

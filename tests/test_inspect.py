@@ -4,6 +4,8 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,11 @@ from click.testing import CliRunner, Result
 from pyro_compress.cli.console import table
 from pyro_compress.cli.main import main
 from pyro_compress.inspection import arviz_compat
-from pyro_compress.inspection.readings import k_hat
+from pyro_compress.inspection.readings import convergence, k_hat
+from pyro_compress.inspection.summary import Inspection, LayerSummary, Sampled
 from pyro_compress.runs.folder import load_run
+from pyro_compress.scores import Scores
+from pyro_compress.settings import FitConfig
 
 SMALL = ["--net", "mlp", "--hidden", "20,10", "--epochs", "8", "--batch-size", "200"]
 SMALL += ["--device", "cpu", "--threads", "1"]
@@ -81,6 +86,8 @@ def test_text(runs: Path) -> None:
     for word in ("-ELBO: ", "draws of whole weights", "k-hat", "leave-one-out", "averaged over draws", "improper"):
         assert word in text
     assert max(map(len, text.splitlines())) <= 120
+    assert "units in file" not in text  # nothing was compressed
+    assert "units in file: what `compress` left\n" in ok("inspect", runs / "horseshoe", *FEW)
 
 
 @pytest.mark.slow
@@ -125,10 +132,7 @@ def test_bad_input(runs: Path, tmp_path: Path) -> None:
 
 
 def test_readings_take_sides() -> None:
-    """Low and high k-hat are told apart, and a subset is named."""
-    from pyro_compress.inspection.summary import Sampled
-    from pyro_compress.scores import Scores
-
+    """Low and high k-hat are told apart, a subset is named, many weights only where there are many."""
     scores = Scores(0.9, 0.3, 0.1, 0.1)
     numbers = {
         "draws": 200,
@@ -141,10 +145,27 @@ def test_readings_take_sides() -> None:
         "elpd_loo_se": 0.01,
     }
     low = Sampled(k_hat=0.3, p_loo=1.0, high_k=0, validation_scores=scores, test_scores=scores, **numbers)
-    assert "below 0.7" in k_hat(low, 500)
     high = Sampled(k_hat=9.0, p_loo=1.0, high_k=3, validation_scores=scores, test_scores=scores, **numbers)
-    assert "above 0.7" in k_hat(high, 54_000)
-    assert "500 rows, scaled up" in k_hat(high, 54_000)
+    layer = LayerSummary("weight", 48, 40, 2.0, 3.0, 4, 4, 4)
+
+    def told(sampled: Sampled, rows: int, weights: int = 48) -> str:
+        layers = (replace(layer, weights=weights),)
+        run: Any = SimpleNamespace(config=FitConfig())
+        return k_hat(Inspection(run, layers, ("snr", 0.2), (), rows, scores, scores, sampled))
+
+    assert "below 0.7" in told(low, 500)
+    assert "above 0.7: the draws" in told(high, 54_000)
+    assert "500 rows, scaled up" in told(high, 54_000)
+    assert "above 0.7, as it nearly always is for an approximation over 5,000 weights" in told(high, 500, 5000)
+
+
+def test_a_run_without_epochs_has_no_course() -> None:
+    epoch = {"negative_elbo_nats": 9.0, "kl_weight": 1.0}
+    for history, said in (((), "No epochs ran here"), ((epoch,), "Fewer than four epochs ran at full KL weight")):
+        run: Any = SimpleNamespace(config=FitConfig(kl_weight=1.0))
+        scores = Scores(0.9, 0.3, 0.1, 0.1)
+        found = Inspection(run, (), ("snr", 0.2), history, 9, scores, scores, None)
+        assert convergence(found).startswith(said)  # draws of NUTS, say, have no epochs
 
 
 def test_table() -> None:

@@ -45,7 +45,7 @@ REFUSED = [
     ({"epochs": 1 << 30}, "epochs 1073741824: at most 16777216"),
     ({"epochs": 2.5}, "epochs 2.5: give a whole number"),
     ({"epochs": True}, "epochs True: give a whole number"),
-    ({"lr": float("nan")}, "lr nan: it must be positive"),
+    ({"lr": float("nan")}, "lr nan: it must be finite"),
     ({"lr": float("inf")}, "lr inf: it must be"),
     ({"lr": "fast"}, "lr 'fast': give a number"),
     ({"hidden": [10, -1]}, "hidden -1: it must be positive"),
@@ -87,6 +87,7 @@ def test_names_that_were_meant() -> None:
         (lambda: pc.load_splits("mnits"), "did you mean mnist"),
         (lambda: pc.resolve(FitConfig(prior="horsehoe", device="cpu"), 100), "did you mean horseshoe"),
         (lambda: Goal(criterion="srn"), "did you mean snr"),
+        (lambda: CompressConfig.of({"tolerence": 1}), "^unknown setting 'tolerence'; did you mean tolerance.$"),
     ):
         with pytest.raises(ValueError, match=meant):
             asked()
@@ -98,6 +99,15 @@ def test_values_as_people_have_them() -> None:
     config = FitConfig(hidden=[20, 10], lr=np.float64(0.1), epochs=np.int64(3), data=Path("a") / "b", keep=[Path("c")])
     assert config == FitConfig(hidden=(20, 10), lr=0.1, epochs=3, data="a/b", keep=("c",))
     assert config.part(DataConfig) == DataConfig(data="a/b")
+    assert CompressConfig(lam=0.1, bits=np.int64(4)) == CompressConfig(lam=(0.1,), bits=(4,))
+    assert options_in({"hidden": 8}, FitConfig, "c.toml") == {"hidden": (8,)}
+    for wrong, told in (
+        ({"bits": 4.5}, "bits 4.5: give a whole number, or a list of such"),
+        ({"bits": True}, "bits True: give a whole number"),
+        ({"bits": 1}, "bits 1: allowed are"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            CompressConfig(**wrong)
     assert asdict(config)["hidden"] == (20, 10)
 
 

@@ -86,14 +86,14 @@ def compare(
         options["seeds"] = options["seeds"] or ()
         jobs = options.pop("jobs")
         try:
-            if rows or row or submit:
+            if rows or row is not None or submit:
                 found = sweep(study, out, **options)
                 if submit:
                     return _submit(found, slurm)
                 return _print_commands(found) if rows else _make_row(found, str(row), as_json)
             results = compared(study, out, jobs, table=table, elpd=elpd, on_outcome=outcome_line, **options)
         except KeyboardInterrupt:
-            if not row:
+            if row is None:
                 echo(f"stopped, what is done is kept; the same command goes on, in {place_of(study, out)}", err=True)
             raise click.exceptions.Exit(130) from None
     _print_tables(results, elpd, markdown, as_json)

@@ -265,7 +265,7 @@ def inspection_text(inspection: Inspection) -> str:
         "",
         *table(layer_rows(inspection.layers)),
         f"kept: {criterion} above {threshold:.3g}; units above: what is left then, a rule of thumb",
-        "units in file: what `compress` left by its search on validation",
+        *["units in file: what `compress` left"] * any(layer.in_file for layer in inspection.layers),
         "",
     ]
     if losses := [e["negative_elbo_nats"] for e in inspection.history if e["negative_elbo_nats"] is not None]:

@@ -95,7 +95,7 @@ def _without_scales(values: Values) -> bool:
 
 
 def _rows_alone(values: Values) -> bool:
-    return bool(values["rows"] or values["row"] or values["submit"])
+    return bool(values["rows"] or values["row"] is not None or values["submit"])
 
 
 BY_NAME = f"goes with a data set by name: {', '.join(DATASETS)}"
@@ -222,7 +222,7 @@ COMPARE = (
         ("rows", "row", "submit", "jobs"), lambda values: values["table"], "goes without --table, which fits nothing"
     ),
     Ignored(("row", "submit"), lambda values: values["rows"], "and --rows exclude each other: give one of them"),
-    Ignored(("submit",), lambda values: values["row"], "and --row exclude each other: give one of them"),
+    Ignored(("submit",), lambda values: values["row"] is not None, "and --row exclude each other: give one of them"),
     Ignored(("jobs",), _rows_alone, f"{ALONE}: who starts the commands says how many at a time"),
     Ignored(("elpd", "markdown"), _rows_alone, f"{ALONE}: give it to compare --table afterwards"),
     Ignored(

@@ -10,6 +10,9 @@ from pyro_compress.inspection.restarts import Agreement
 from pyro_compress.inspection.summary import Inspection, LayerSummary, Sampled
 from pyro_compress.training.settled import drift
 
+MANY = 1000
+"""Weights from which on a high k-hat is the rule."""
+
 
 def readings(inspection: Inspection) -> dict[str, str]:
     """Topic -> a sentence or two."""
@@ -18,7 +21,7 @@ def readings(inspection: Inspection) -> dict[str, str]:
     texts = {
         "convergence": convergence(inspection),
         "-ELBO": elbo(inspection, inspection.sampled),
-        "k-hat": k_hat(inspection.sampled, inspection.training_rows),
+        "k-hat": k_hat(inspection),
         "leave-one-out": leave_one_out(inspection.sampled),
         "prediction": prediction(inspection),
     }
@@ -34,6 +37,8 @@ def readings(inspection: Inspection) -> dict[str, str]:
 def convergence(inspection: Inspection) -> str:
     """Whether the ELBO still moved at the end, at full KL weight."""
     found = drift(inspection.history, inspection.run.config.kl_weight)
+    if not inspection.history:
+        return "No epochs ran here, so there is no course of -ELBO to speak of convergence."
     if found.fell is None:
         return "Fewer than four epochs ran at full KL weight: too few to speak of convergence."
     return (
@@ -61,19 +66,22 @@ def elbo(inspection: Inspection, sampled: Sampled) -> str:
     )
 
 
-def k_hat(sampled: Sampled, training_rows: int) -> str:
+def k_hat(inspection: Inspection) -> str:
     """The whole posterior against its target."""
-    rows = "" if sampled.elbo_rows == training_rows else f" (likelihood from {sampled.elbo_rows:,} rows, scaled up)"
+    assert inspection.sampled is not None
+    sampled, weights = inspection.sampled, sum(layer.weights for layer in inspection.layers)
+    scaled = f" (likelihood from {sampled.elbo_rows:,} rows, scaled up)"
+    rows = "" if sampled.elbo_rows == inspection.training_rows else scaled
     if sampled.k_hat <= HIGH:
         return (
             f"k-hat {sampled.k_hat:.2f}{rows} is below 0.7: draws can be reweighted towards the exact posterior, "
             "and the approximation is close."
         )
+    usual = f", as it nearly always is for an approximation over {weights:,} weights" if weights >= MANY else ""
     return (
-        f"k-hat {sampled.k_hat:.1f}{rows} is above 0.7, as it nearly always is for a mean-field posterior over "
-        "thousands of weights: the draws cannot be reweighted into the exact posterior, and spreads and correlations "
-        "of single weights must not be read as those of the exact posterior. Predictions can be good all the same; "
-        "judge them on held-out rows."
+        f"k-hat {sampled.k_hat:.1f}{rows} is above 0.7{usual}: the draws cannot be reweighted into the exact "
+        "posterior, and spreads and correlations of single weights must not be read as those of the exact posterior. "
+        "Predictions can be good all the same; judge them on held-out rows."
     )
 
 

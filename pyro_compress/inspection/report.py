@@ -128,10 +128,11 @@ def _scores(inspection: Inspection, compressed: Quality | None) -> str:
 
 def _layers_note(inspection: Inspection) -> str:
     criterion, threshold = inspection.criterion
+    filed = "Units in file: those that compress left. " if any(layer.in_file for layer in inspection.layers) else ""
     return (
         f'<p class="note">Kept: weights whose {escape(criterion)} score is above {threshold:.3g}, a rule of thumb; '
         "compress searches for its own threshold. Units above: inputs that are read and units that are left by that "
-        "rule. Units in file: those that compress left. "
+        f"rule. {filed}"
         "Bits per weight: KL divided by the number of weights.</p>"
     )
 

@@ -135,8 +135,8 @@ class CompressConfig(Goal):
         among=("nearest", "compensated"), searched=False,
     )  # fmt: skip
     relative_step: float | None = setting(
-        None, "Step size of the weights, relative to each layer's own scale; goes with --sparsity. Default: found on "
-        "validation.", above=0, former="coarseness",
+        None, "Step size of the weights, relative to each layer's own scale; goes with --sparsity or --rule. Default: "
+        "found on validation.", above=0, former="coarseness",
     )  # fmt: skip
     bits: tuple[int, ...] = setting(
         (), "Bits per weight, sign included, one number or one per layer, instead of a search for the steps.",

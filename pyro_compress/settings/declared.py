@@ -87,15 +87,15 @@ class Setting:
         """Why a number is not allowed; empty if it is."""
         low = (self.least is None or value >= self.least) and (self.above is None or value > self.above)
         high = (self.most is None or value <= self.most) and (self.below is None or value < self.below)
-        if low and high and math.isfinite(value):
+        if not math.isfinite(value):
+            return "it must be finite"
+        if low and high:
             return ""
         if self.most is not None and value > self.most >= SHOWN:
             return f"at most {self.most}"
         if self.below is None and (self.most is None or self.most >= SHOWN):
             if 0 in (self.above, self.least) or self.least == 1:
                 return "it must not be negative" if self.least == 0 else "it must be positive"
-        if not math.isfinite(value):
-            return "it must be finite"
         most = self.most if self.most is None or self.most < SHOWN else None
         ends = {"from": self.least, "above": self.above, "up to": most, "below": self.below}
         bounds = [f"{word} {end:g}" for word, end in ends.items() if end is not None]
@@ -151,11 +151,12 @@ class Declared:
         """
         if value is None and type(None) in get_args(self.hint):
             return
-        entries = (
-            value if isinstance(value, tuple | list) else list(value.values()) if isinstance(value, dict) else [value]
-        )
-        if not fits(value, self.hint) and all(one == one for one in entries):  # not a number is a number out of range
-            raise ValueError(f"{self.name} {shown(value)}: give {wanted(self.hint)}")
+        held = self.plain(value)
+        entries = held if isinstance(held, tuple | list) else list(held.values()) if isinstance(held, dict) else [held]
+        if not fits(held, self.hint) and all(one == one for one in entries):  # not a number is a number out of range
+            several = get_origin(self.whole) is tuple and not isinstance(value, list | tuple)
+            wants = f"{wanted(get_args(self.whole)[0])}, or a list of such" if several else wanted(self.hint)
+            raise ValueError(f"{self.name} {shown(value)}: give {wants}")
         for one in entries:
             if isinstance(one, str) and self.setting.among and not self.setting.other:
                 allowed, also = tuple(self.setting.among), self.setting.also
@@ -165,12 +166,21 @@ class Declared:
                 raise ValueError(f"{self.name} {shown(one)}: {wrong}")
 
     def plain(self, value: Any) -> Any:
-        """A value as the field holds it: a path as text, a list as a tuple, a number of numpy as Python's."""
-        if isinstance(value, Path):
-            return str(value)
+        """A value as the field holds it: a path as text, a list as a tuple, a single number as one of one.
+
+        A number of numpy becomes one of Python.
+        """
         if isinstance(value, list | tuple) and get_origin(self.whole) is tuple:
-            return tuple(map(self.plain, value))
-        return value.item() if type(value).__module__ == "numpy" and not getattr(value, "shape", None) else value
+            return tuple(map(_plain, value))
+        value = _plain(value)
+        single = isinstance(value, int | float) and not isinstance(value, bool)
+        return (value,) if single and get_origin(self.whole) is tuple else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if type(value).__module__ == "numpy" and not getattr(value, "shape", None) else value
 
 
 class Config:
@@ -200,8 +210,8 @@ class Config:
         """
         for one in declared(type(self)).values():
             if not one.part:
-                object.__setattr__(self, one.field, one.plain(getattr(self, one.field)))
-                one.check(getattr(self, one.field))
+                one.check(given := getattr(self, one.field))
+                object.__setattr__(self, one.field, one.plain(given))
 
     def part(self, of: type[C]) -> C:
         """Those of its settings that another configuration has, too, as one of that kind."""

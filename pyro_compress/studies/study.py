@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from pyro_compress.foreign import NO_CODE
+from pyro_compress.foreign import NO_CODE, shown
 from pyro_compress.kinds import is_study
 from pyro_compress.places import check_results
 from pyro_compress.runs.slurm import Submitted, checked, submitted
@@ -128,7 +128,9 @@ def run_row(found: Sweep, name: str) -> Outcome | None:
     """
     began = time.time()
     if not (named := [one for one in found.planned if one.hash == name]):
-        raise ValueError(f"{found.path} has no row {name}: it or its data have changed; list its rows with --rows")
+        raise ValueError(
+            f"{found.path} has no row {shown(name)}: it or its data have changed; list its rows with --rows"
+        )
     found.begin()
     outcomes = [attempt(one, found.out, began) for one in named]  # methods may share it
     write_tables(found.planned, found.out, 0.0, {})
