@@ -10,17 +10,15 @@ from click.testing import CliRunner
 
 from pyro_compress.cli.console import ratio_text, report_text
 from pyro_compress.cli.main import main
-from pyro_compress.compression.compensated import Compensation
-from pyro_compress.compression.finetuned import FineTuning
 from pyro_compress.compression.pipeline import Report
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.target import Target
 from pyro_compress.compression.verdict import at_chance, hints_of, larger, outside
 from pyro_compress.scores import RegressionScores, Scores
-from pyro_compress.settings import FineTune, Goal
+from pyro_compress.settings import Goal
 from pyro_compress.types import Data, Quantity, Splits
 
-SMALLER = "a smaller --lambda (or none)"
+RULE, SMALLER = "no --rule (a sparsity is searched for)", "a smaller --lambda (or none)"
 GOOD = Scores(0.97, 0.1, 0.01, 0.05)
 TARGET = Target(GOOD, 0.005, 0.01)
 
@@ -49,27 +47,30 @@ def test_an_error_that_was_asked_for_counts_instead() -> None:
 
 
 @pytest.mark.parametrize(
-    ("goal", "how", "hints"),
+    ("goal", "rounding", "finetuned", "lam", "hints"),
     [
-        (Goal(sparsity=0.9), Rounding(), ["a smaller --sparsity (or none: it is searched for)"]),
-        (Goal(rule=True), Rounding(lams=(1.0, 0.1)), ["no --rule (a sparsity is searched for)", SMALLER]),
-        (Goal(max_bytes=9), Rounding(lams=(0.0, 0.1)), ["more --max-bytes"]),
-        (Goal(), FineTuning(FineTune(), 4.0), ["a lower --finetune-lambda (or none: it is searched for)"]),
-        (Goal(), Rounding(bits=(4,), lams=(0.1,)), ["more --bits (or none)", SMALLER]),
-        (Goal(rule=True), Rounding(0.5), [
-            "no --rule (a sparsity is searched for)", "a smaller --relative-step (or none: it is searched for)",
-        ]),
-        (Goal(), None, []),
-        (Goal(), Compensation(), []),
-        (Goal(), FineTuning(FineTune()), []),
+        (Goal(sparsity=0.9), Rounding(), False, None, ["a smaller --sparsity (or none: it is searched for)"]),
+        (Goal(rule=True), Rounding(lams=(1.0, 0.1)), False, None, [RULE, SMALLER]),
+        (
+            Goal(rule=True),
+            Rounding(0.5),
+            False,
+            None,
+            [RULE, "a smaller --relative-step (or none: it is searched for)"],
+        ),
+        (Goal(max_bytes=9), Rounding(lams=(0.0, 0.1)), False, None, ["more --max-bytes"]),
+        (Goal(), Rounding(bits=(4,), lams=(0.1,)), False, None, ["more --bits (or none)", SMALLER]),
+        (Goal(), None, True, 4.0, ["a lower --finetune-lambda (or none: it is searched for)"]),
+        (Goal(), None, True, None, []),
+        (Goal(), None, False, None, []),
     ],
-)  # fmt: skip
+)
 def test_hints_are_about_what_was_given(
-    goal: Goal, how: Rounding | Compensation | FineTuning | None, hints: list[str]
+    goal: Goal, rounding: Rounding | None, finetuned: bool, lam: float | None, hints: list[str]
 ) -> None:
-    last = ["more epochs of --finetune" if isinstance(how, FineTuning) else "--finetune EPOCHS"]
+    last = ["more epochs of --finetune" if finetuned else "--finetune EPOCHS"]
     last += ["more --tolerance"] * (goal.max_bytes is None)  # they exclude each other
-    assert hints_of(goal, how) == hints + last
+    assert hints_of(goal, rounding, finetuned, lam) == hints + last
 
 
 def labelled(y: torch.Tensor, **known: object) -> Splits:

@@ -231,7 +231,9 @@ def compress_run(
     found = report(goal.reference or posterior, path, splits, removed, sections)
     found = replace(found, rounding="compensated" if isinstance(how, Compensation) else "")
     found = replace(found, relative_step=step or None, lam=lam)
-    return judged(found, splits, target, hints_of(asked, how), goal.reference is not None)
+    given = how.lam if isinstance(how, FineTuning) else None
+    hints = hints_of(asked, how if isinstance(how, Rounding) else None, isinstance(how, FineTuning), given)
+    return judged(found, splits, target, hints, goal.reference is not None)
 
 
 def judged(found: Report, splits: Splits, target: Target, hints: list[str], elsewhere: bool) -> Report:

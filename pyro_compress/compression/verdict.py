@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pyro_compress.compression.compensated import Compensation
-from pyro_compress.compression.finetuned import FineTuning
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.target import Target
 from pyro_compress.data.several import task_named
@@ -46,12 +44,16 @@ def larger(file_bytes: int, dense_bytes: int) -> str:
     )
 
 
-def hints_of(goal: Goal, how: Rounding | Compensation | FineTuning | None = None) -> list[str]:
+def hints_of(
+    goal: Goal, rounding: Rounding | None = None, finetuned: bool = False, lam: float | None = None
+) -> list[str]:
     """What brings a file back into the tolerance, by the options that took it out.
 
     Args:
         goal: as it was asked for, its rule not yet a sparsity.
-        how: integers were made of the weights.
+        rounding: how integers were made of the weights, where nothing else made them.
+        finetuned: whether fine-tuning did.
+        lam: its λ, where it was given.
     """
     found = []
     if goal.sparsity is not None:
@@ -60,15 +62,15 @@ def hints_of(goal: Goal, how: Rounding | Compensation | FineTuning | None = None
         found.append("no --rule (a sparsity is searched for)")
     if goal.max_bytes is not None:
         found.append("more --max-bytes")
-    if isinstance(how, Rounding) and how.relative_step is not None:
+    if rounding and rounding.relative_step is not None:
         found.append("a smaller --relative-step (or none: it is searched for)")
-    if isinstance(how, Rounding) and how.bits:
+    if rounding and rounding.bits:
         found.append("more --bits (or none)")
-    if isinstance(how, Rounding) and min(how.lams, default=0.0) > 0:
+    if rounding and min(rounding.lams, default=0.0) > 0:
         found.append("a smaller --lambda (or none)")
-    if isinstance(how, FineTuning) and how.lam is not None:
+    if lam is not None:
         found.append("a lower --finetune-lambda (or none: it is searched for)")
-    found.append("more epochs of --finetune" if isinstance(how, FineTuning) else "--finetune EPOCHS")
+    found.append("more epochs of --finetune" if finetuned else "--finetune EPOCHS")
     return found if goal.max_bytes is not None else [*found, "more --tolerance"]
 
 
