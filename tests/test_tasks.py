@@ -290,7 +290,7 @@ def test_a_table_goes_through_every_command(tmp_path: Path) -> None:
     assert "RMSE" in ran("evaluate", run, "--data", table)
     assert "RMSE" in ran("inspect", run, "--draws", "50", "--rows", "50")
     ran("report", run, "--network", tmp_path / "n.pcn", "--draws", "50")
-    assert "test RMSE of the file" in (run / "report.html").read_text()
+    assert f"{told['test_rmse_after']:.5g}</b>test RMSE after" in (run / "report.html").read_text()
     assert "RMSE" in ran("export", tmp_path / "n.pcn", "--out", tmp_path / "n.onnx")
     import onnx
 
