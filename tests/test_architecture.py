@@ -163,7 +163,6 @@ FLOORS = [
     {"runs/own_loops", "runs/trained"},
     {"cli/options", "studies/compare", "studies/figures", "inspection/readings", "studies/ranking", "runs/opened"},
     {"studies/study"},
-    {"runs/doctor"},
     {"cli/ignored", "tuning/front", "tuning/published", "tuning/space"},
     {"tuning/plan", "tuning/reported"},
     {"tuning/trial", "tuning/storage"},
@@ -175,6 +174,8 @@ FLOORS = [
     {"inspection/filed"},
     {"studies/page"},
     {"inspection/report"},
+    {"runs/ways"},
+    {"runs/doctor"},
     {"cli/sources"},
     {
         "cli/fit",

@@ -8,9 +8,10 @@ from click.testing import CliRunner
 
 from pyro_compress.cli.main import main
 from pyro_compress.runs import doctor as doctors
-from pyro_compress.runs.doctor import WAYS, Check, Missing, doctor
+from pyro_compress.runs.doctor import Check, doctor
+from pyro_compress.runs.ways import WAYS, Missing
 
-QUICK = ("fit, eager", "compress", "export numpy", "export .c", "export .safetensors", "tune")
+QUICK = ("fit, eager", "compress", "predict", "export numpy", "export .c", "export .safetensors", "tune")
 
 
 @pytest.fixture
@@ -34,11 +35,23 @@ def test_what_works_works(ways: dict, tmp_path: Path) -> None:
     assert found["machine"]["--device auto"] == "cpu"
     assert found["packages"]["torch"].startswith("2.")
     assert [check["name"] for check in found["checks"]] == list(ways)
+    notes = {check["name"]: check["note"] for check in found["checks"]}
+    assert notes["tune"].startswith("2 trials, by Optuna ")  # it was tried
+    assert notes["predict"] == "360 inputs"
     again = run("-o", tmp_path / "doctor.json")
     assert again.exit_code == 1
     assert "replace it with --force" in again.output
     (tmp_path / "other.json").write_text('{"of": "somebody"}')
     assert "no report of doctor of this program" in run("-o", tmp_path / "other.json", "--force").output
+
+
+def test_the_function_writes_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctors, "WAYS", {"nothing": lambda device, place: "done"})
+    found = doctor("cpu", out=(out := tmp_path / "d.json"))
+    assert json.loads(out.read_text()) == json.loads(found.to_json())
+    with pytest.raises(ValueError, match="replace it with"):
+        doctor("cpu", out=str(out))
+    assert doctor("cpu", out=str(out), force=True).checks[0].note == "done"
 
 
 def test_what_fails_is_said_and_the_rest_goes_on(ways: dict) -> None:
@@ -48,16 +61,17 @@ def test_what_fails_is_said_and_the_rest_goes_on(ways: dict) -> None:
     def absent(device: str, place: Path) -> str:
         raise Missing("no card")
 
-    ways |= {"fit, on the moon": broken, "fit, on a card": absent, "tune": ways.pop("tune")}
+    ways.clear()
+    ways |= {"fit, on the moon": broken, "fit, on a card": absent, "fit, eager": lambda device, place: "done"}
     seen = list[Check]()
-    found = doctor("cpu", seen.append)
+    found = doctor("cpu", on_check=seen.append)
     assert tuple(seen) == found.checks
     assert [check.name for check in found.failed] == ["fit, on the moon"]
     assert found.checks[-2] == Check("fit, on a card", "missing", "no card", found.checks[-2].seconds)
     assert found.checks[-1].outcome == "works"
     result = run()
     assert result.exit_code == 1
-    assert "1 of 8 ways fail; the first: fit, on the moon" in result.output
+    assert "1 of 3 ways fail; the first: fit, on the moon" in result.output
     assert "RuntimeError: an old driver and more of it" in result.output
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,18 +26,14 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace an existing file.", cls=Option, heading=RESULTS)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object and nothing else.")
 def doctor(device: str, out: Path | None, force: bool, as_json: bool) -> None:
-    """Say what this machine has, and try every way of working on it: fits, files, exports, each small.
+    """Say what this machine has, and try every way of working on it: fits, files, exports, studies, each small.
 
     Ends with exit code 1 where something fails that should work here; what is not installed is no failure.
     """
     with one_line_errors():
-        from pyro_compress.atomic import write_atomically
-        from pyro_compress.places import check_file
-        from pyro_compress.runs.doctor import WAYS
         from pyro_compress.runs.doctor import doctor as looked
+        from pyro_compress.runs.ways import WAYS
 
-        if out:
-            check_file(out, "diagnosis", force)
         done = 0
 
         def told(check: Check) -> None:
@@ -47,11 +42,8 @@ def doctor(device: str, out: Path | None, force: bool, as_json: bool) -> None:
             show(check.name, done, len(WAYS))
 
         with progress_shown() as show:
-            found = looked(device, told)
-        text = json.dumps(found.to_dict(), indent=1)
-        if out:
-            write_atomically(out, (text + "\n").encode())
-    echo(text if as_json else diagnosis_text(found))
+            found = looked(device, out=out, force=force, on_check=told)
+    echo(found.to_json() if as_json else diagnosis_text(found))
     if out and not as_json:
         echo(f"everything is in {out}", err=True)
     if failed := found.failed:
