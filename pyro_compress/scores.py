@@ -319,3 +319,8 @@ class RegressionScores:
     def bound(self, tolerance: float) -> str:
         """The RMSE that is still within the tolerance."""
         return f"RMSE of {self.rmse * (1 + tolerance):.5g}"
+
+
+def ratio_text(ratio: float) -> str:
+    """How much smaller a file is than the network's values as float32, or larger."""
+    return f"{ratio:.1f}× smaller" if ratio >= 1 else f"{1 / max(ratio, 1e-9):.1f}× larger"

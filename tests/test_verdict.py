@@ -8,17 +8,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pyro_compress.cli.console import ratio_text, report_text
+from pyro_compress.cli.console import report_text
 from pyro_compress.cli.main import main
 from pyro_compress.compression.pipeline import Report
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.target import Target
 from pyro_compress.compression.verdict import at_chance, hints_of, larger, outside
-from pyro_compress.scores import RegressionScores, Scores
+from pyro_compress.scores import RegressionScores, Scores, ratio_text
 from pyro_compress.settings import Goal
 from pyro_compress.types import Data, Quantity, Splits
 
-RULE, SMALLER = "no --rule (a sparsity is searched for)", "a smaller --lambda (or none)"
+RULE, SMALLER = "leaving out --rule (a sparsity is searched for)", "a smaller --lambda (or none)"
 GOOD = Scores(0.97, 0.1, 0.01, 0.05)
 TARGET = Target(GOOD, 0.005, 0.01)
 

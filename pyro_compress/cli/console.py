@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyro_compress.advance import Heard, hearing
 from pyro_compress.cli.commands import echo, hushed, tell, wrapped
+from pyro_compress.scores import ratio_text
 
 if TYPE_CHECKING:
     from pyro_compress.compression.pipeline import Report
@@ -46,11 +47,6 @@ def progress_shown(ticking: bool = True) -> Iterator[Heard]:
 
     with terminal_bar(transient=True, ticking=ticking) as show, hearing(show):
         yield show
-
-
-def ratio_text(ratio: float) -> str:
-    """How much smaller a file is than the network's values as float32, or larger."""
-    return f"{ratio:.1f}× smaller" if ratio >= 1 else f"{1 / max(ratio, 1e-9):.1f}× larger"
 
 
 def report_text(report: Report, path: Path) -> str:

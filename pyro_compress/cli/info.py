@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import click
 
 from pyro_compress.cli.commands import Command, echo, one_line_errors
-from pyro_compress.cli.console import ratio_text, table
+from pyro_compress.cli.console import table
 from pyro_compress.cli.options import memory_option
 from pyro_compress.cli.values import RunPath
 from pyro_compress.foreign import name_shown, shown
 from pyro_compress.outputs import outputs_of
+from pyro_compress.scores import ratio_text
 
 if TYPE_CHECKING:
     from pyro_compress.runs.info import Info

@@ -59,7 +59,7 @@ def hints_of(
     if goal.sparsity is not None:
         found.append("a smaller --sparsity (or none: it is searched for)")
     if goal.rule:
-        found.append("no --rule (a sparsity is searched for)")
+        found.append("leaving out --rule (a sparsity is searched for)")
     if goal.max_bytes is not None:
         found.append("more --max-bytes")
     if rounding and rounding.relative_step is not None:

@@ -29,6 +29,7 @@ from pyro_compress.runs.config import never_shrinks, resolve
 from pyro_compress.runs.folder import Run
 from pyro_compress.runs.run import initial_net
 from pyro_compress.runs.saved import Sites, write_run
+from pyro_compress.scores import ratio_text
 from pyro_compress.settings import CompressConfig, FitConfig, Goal, PosteriorConfig
 from pyro_compress.settings.declared import current, declared
 from pyro_compress.training.callbacks import Callbacks
@@ -88,7 +89,7 @@ class Compression:
     def _rows(self) -> list[tuple[str, str]]:
         report = self.report
         rows = [
-            ("file", f"{self.bytes:,} bytes, {report.ratio:.1f}× smaller than float32"),
+            ("file", f"{self.bytes:,} bytes, {ratio_text(report.ratio)} than float32"),
             ("values kept", f"{report.parameters_kept:,} of {report.parameters_total:,}"),
         ]
         for split in ("validation", "test"):
