@@ -9,6 +9,7 @@ start from nothing. Guides start in a folder that holds what their commands name
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 import shlex
@@ -40,6 +41,21 @@ COUNTED = "posterior.md"
 def worded(text: str) -> str:
     """A line without its numbers: they differ between processors."""
     return " ".join(re.sub(r"[-\d.,]+", "0", text).split())
+
+
+def test_notebooks_are_the_tutorials() -> None:
+    """What runs as a page runs as a notebook: the same blocks in the same order."""
+    spec = importlib.util.spec_from_file_location("notebooks", ROOT / "scripts" / "notebooks.py")
+    assert spec
+    assert spec.loader
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    written = sorted((DOCS / "tutorials" / "notebooks").glob("*.ipynb"))
+    assert [one.stem for one in written] == [page.stem for page in TUTORIALS]
+    for page, one in zip(TUTORIALS, written, strict=True):
+        assert one.read_text() == made.notebook(page.read_text()), "python scripts/notebooks.py"
+        sources = ["".join(cell["source"]) for cell in json.loads(one.read_text())["cells"]]
+        assert any(source.startswith(("!pyro-compress ", "import ", "%%writefile")) for source in sources)
 
 
 class Session:
