@@ -107,6 +107,9 @@ def test_draws_of_nuts_go_through_the_commands(tmp_path: Path, monkeypatch: pyte
     (layer,) = told["layers"]
     assert layer["weights"] == 12
     assert layer["kl_nats"] > 1
+    text = command("inspect", "nuts", "--draws", "50", "--threads", "1")
+    assert "No epochs ran here" in text
+    assert not any(word in text for word in ("units in file", "variational", "nearly always"))
     command("compress", "nuts", "--sparsity", "0.25", "--threads", "1")
     assert "accuracy" in command("evaluate", "nuts/network.pcn")
     with pytest.raises(ValueError, match="nuts"):

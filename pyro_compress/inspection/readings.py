@@ -98,7 +98,7 @@ def leave_one_out(sampled: Sampled) -> str:
         )
     return (
         f"Leaving each of {sampled.rows} training rows out in turn is estimated to give {sampled.elpd_loo:.3f} ± "
-        f"{sampled.elpd_loo_se:.3f} nats per row; {trust}. The estimate takes the variational posterior for the exact "
+        f"{sampled.elpd_loo_se:.3f} nats per row; {trust}. The estimate takes this posterior for the exact "
         "one; it is about rows that were fitted, not about new ones."
     )
 

@@ -109,7 +109,8 @@ def html(inspection: Inspection, shown: Sequence[Picture | Animation], splits: S
         page.section("Pictures", page.gallery(shown)),
         page.section("To repeat it", _commands(inspection, found.path if found else None)),
     ]
-    told = f"{inspection.run.posterior.parameters_total:,} values, {config.epochs} epochs, seed {config.seed}."
+    epochs = f", {config.epochs} epochs" if inspection.history else ""
+    told = f"{inspection.run.posterior.parameters_total:,} values{epochs}, seed {config.seed}."
     sections = [tiles(inspection, found), page.note(told), *file_sections(inspection, found, splits), *rest]
     return page.document(title, "pyro-compress, one run", sections)
 
