@@ -123,6 +123,26 @@ def compared() -> str:
     return compare_post_training.table(rows)
 
 
+def language() -> str:
+    heads = ["network", "made small by", "file", "ratio", "bits per byte before", "after", "more"]
+    cells = [
+        [row["network"], row["way"], f"{row['bytes']:,} B", f"{row['ratio']:.1f}", f"{row['test_bits_before']:.4f}",
+         f"{row['test_bits']:.4f}", f"{100 * row['more']:.2f} %"]
+        for row in stored("language.json")
+    ]  # fmt: skip
+    return lines(heads, cells)
+
+
+def coder() -> str:
+    heads = ["values", "kept", "coder", "bytes", "written in", "read in", "memory, × float32"]
+    cells = [
+        [f"{row['values']:,}", f"{100 * row['kept']:g} %", row["coder"], f"{row['bytes']:,}",
+         f"{row['write_seconds']:.1f} s", f"{row['read_seconds']:.1f} s", f"{max(row['write_x'], row['read_x']):.1f}"]
+        for row in stored("coder.json")["rows"]
+    ]  # fmt: skip
+    return lines(heads, cells)
+
+
 def fits() -> str:
     rows = stored("fit.json")
     heads = ["prior", "epochs", "seconds", "× Adam", "seconds per epoch", "seconds paid once"]
@@ -206,6 +226,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "record-commands": record_commands,
     "without-training": lambda: post_training_table.table(stored("post_training.json")),
     "compared": compared,
+    "language": language,
+    "coder": coder,
     "post-training": lambda: networks_end_to_end.tables(stored("networks.json"))["post-training"],
     "networks": lambda: networks_end_to_end.tables(stored("networks.json"))["networks"],
     "chain": lambda: digits_chain.table(stored("digits.json")),
