@@ -63,7 +63,12 @@ def notebook(page: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=TUTORIALS / "notebooks")
-    folder = parser.parse_args().folder
+    parser.add_argument("--smoke", action="store_true", help="say how many cells there are, and write nothing")
+    options = parser.parse_args()
+    if options.smoke:
+        print(sum(len(cells(page.read_text())) for page in TUTORIALS.glob("*.md")), "cells")
+        return
+    folder = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     for page in sorted(TUTORIALS.glob("*.md")):
         (folder / f"{page.stem}.ipynb").write_text(notebook(page.read_text()))

@@ -1,6 +1,7 @@
 """What all commands have in common: their order, examples that parse, names of options, quiet runs, completion."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from pyro_compress.cli.main import main
+from pyro_compress.foreign import NO_CODE
 from pyro_compress.runs.folder import Run
 
 ORDER = "fit compress evaluate inspect report info predict export bench compare tune doctor".split()
@@ -97,3 +99,13 @@ def test_a_fit_as_json(tmp_path: Path) -> None:
 def test_completion(words: list[str], begun: str, wanted: str) -> None:
     completer = ShellComplete(main, {}, "pyro-compress", "_PYRO_COMPRESS_COMPLETE")
     assert wanted in [one.value for one in completer.get_completions(words, begun)]
+
+
+@pytest.mark.parametrize(
+    "words", [("fit", "--no-code", "--epochs", "x"), ("fit", "--no-code", "--help"), ("tune", "--no-code")]
+)
+def test_no_code_ends_with_its_command(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another option is refused: what a program does afterwards is not this command's."""
+    monkeypatch.delenv(NO_CODE, raising=False)
+    assert run(*words.split()).exit_code in (0, 2)
+    assert NO_CODE not in os.environ

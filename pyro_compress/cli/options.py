@@ -26,7 +26,7 @@ def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def refuse(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         if value and not os.environ.get(NO_CODE):
             os.environ[NO_CODE] = "1"
-            ctx.call_on_close(lambda: os.environ.pop(NO_CODE, None))
+            ctx.find_root().call_on_close(lambda: os.environ.pop(NO_CODE, None))  # also where an option is refused
 
     return click.option(
         "--no-code", is_flag=True, is_eager=True, expose_value=False, callback=refuse, envvar=NO_CODE,

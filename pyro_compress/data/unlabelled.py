@@ -159,7 +159,7 @@ def _array(path: Path, names: Sequence[str] = ("x", "x_test")) -> np.ndarray:
     arrays = read_npz(path)
     name = next((name for name in names if name in arrays), None)
     if name is None and len(arrays) != 1:
-        wished = " or ".join(names)
+        wished = f"{names[0]} (or {', '.join(names[1:])})"
         raise ValueError(f"{path} needs an array {wished}, or a single one; it holds {', '.join(arrays)}")
     (found,) = wanted(arrays, [name or next(iter(arrays))], path)
     return found

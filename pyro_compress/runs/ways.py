@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pyro_compress.atomic import write_atomically
 from pyro_compress.runs.in_memory import Fitted, fit
 
 SECONDS = 300
@@ -161,7 +162,7 @@ prior = "log-uniform"
 def _compare(device: str, place: Path) -> str:
     from pyro_compress.studies.study import compare
 
-    (study := place / "study.toml").write_text(STUDY)
+    write_atomically(study := place / "study.toml", STUDY.encode())
     found = compare(study, place / "study", device=device)
     if found.failed:
         raise RuntimeError(found.failed[0].failure)
@@ -172,7 +173,7 @@ def _search(device: str, place: Path) -> str:
     from pyro_compress.tuning.search import tune
 
     _needed("search", "optuna")
-    (study := place / "search.toml").write_text(SEARCH)
+    write_atomically(study := place / "search.toml", SEARCH.encode())
     found = tune(study, place / "search", device=device)
     if found.failed:
         raise RuntimeError(f"{found.failed} of {found.finished} trials failed")
