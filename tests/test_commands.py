@@ -107,3 +107,12 @@ def test_no_code_ends_with_its_command(words: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv(NO_CODE, raising=False)
     assert run(*words.split()).exit_code in (0, 2)
     assert NO_CODE not in os.environ
+
+
+def test_no_code_begins_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where its words are only read."""
+    monkeypatch.delenv(NO_CODE, raising=False)
+    main.commands["fit"].make_context("fit", ["--no-code"], parent=click.Context(main))
+    assert NO_CODE not in os.environ
+    assert "--no-code" in run("fit", "--no-code", "--net", "math:pi").output
+    assert NO_CODE not in os.environ

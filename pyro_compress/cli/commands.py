@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pyro_compress.doubts import gathered
-from pyro_compress.foreign import one_line, printable
+from pyro_compress.foreign import NO_CODE, one_line, printable
 from pyro_compress.settings.fit import HEADINGS, RUNNING
 
 ELSEWHERE = "Weights that were trained elsewhere, instead of RUN"
@@ -61,6 +61,19 @@ def renamed(params: Sequence[click.Parameter], words: Sequence[str]) -> list[str
     return [*known, *words[len(heads) :]]
 
 
+@contextmanager
+def no_code(asked: bool) -> Iterator[None]:
+    """Let nothing import code of the user's meanwhile, in this process and those that it starts, if that is asked."""
+    if not asked or os.environ.get(NO_CODE):
+        yield
+        return
+    os.environ[NO_CODE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[NO_CODE]
+
+
 class Command(click.Command):
     """A command whose `--help` shows its options under headings, in the order of `ORDER`, and ends in examples.
 
@@ -93,7 +106,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run, and end in what is doubtful of the result: on standard error beside JSON, and with `--quiet`."""
-        with gathered() as doubts:
+        with no_code(bool(ctx.meta.get(NO_CODE))), gathered() as doubts:
             result = super().invoke(ctx)
         if os.environ.get("RANK", "0") == "0":
             for text in doubts:

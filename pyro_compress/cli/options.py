@@ -24,9 +24,7 @@ def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The option under which no code of the user's is imported, whoever names it."""
 
     def refuse(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-        if value and not os.environ.get(NO_CODE):
-            os.environ[NO_CODE] = "1"
-            ctx.find_root().call_on_close(lambda: os.environ.pop(NO_CODE, None))  # also where an option is refused
+        ctx.meta[NO_CODE] = bool(value)  # `Command.invoke` makes it so while the command runs
 
     return click.option(
         "--no-code", is_flag=True, is_eager=True, expose_value=False, callback=refuse, envvar=NO_CODE,
