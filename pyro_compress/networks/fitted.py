@@ -19,11 +19,29 @@ def with_graph(net: nn.Module, splits: Splits) -> tuple[nn.Module, Graph]:
     Raises:
         ValueError: what `capture` refuses, other inputs than the data's, tokens without a row in their table.
     """
+    net = shaped(net, splits)
+    graph = capture(net, splits.input_shape, splits.output_shape, kind=splits.kind)
+    check_all_tokens(net, graph, splits)
+    return net, graph
+
+
+def check_all_tokens(net: nn.Module, graph: Graph, splits: Splits) -> None:
+    """Refuse tokens without a row in their table; of the test split it is asked whether it can be read, nothing else.
+
+    Raises:
+        ValueError: as said.
+    """
+    for name in SPLITS:
+        check_tokens(graph, net.state_dict(), examples_of(splits, name).x, f"{name} examples")
+
+
+def shaped(net: nn.Module, splits: Splits) -> nn.Module:
+    """A network that takes and returns what the data have; the given one stays as it is.
+
+    Raises:
+        ValueError: other inputs than the data's, tensors without values.
+    """
     if any(tensor.is_meta for tensor in net.state_dict().values()):
         raise ValueError("tensors of the network are on the meta device, without values: load its weights first")
     net = with_one_output(with_one_input(net, splits.inputs), outputs_of(splits.task))
-    net = with_columns(net, splits.input_shape, splits.output_shape, splits.kind)
-    graph = capture(net, splits.input_shape, splits.output_shape, kind=splits.kind)
-    for name in SPLITS:  # of the test split it is asked whether the network can read it, nothing else
-        check_tokens(graph, net.state_dict(), examples_of(splits, name).x, f"{name} examples")
-    return net, graph
+    return with_columns(net, splits.input_shape, splits.output_shape, splits.kind)

@@ -334,6 +334,8 @@ def takes(net: nn.Module | str) -> Takes:
     """What a network takes: names of its inputs, rows of its embedding if it has one."""
     if isinstance(net, str):
         return Takes()
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"the network is {net!r:.80}, no torch.nn.Module; give a module, or the name of a network")
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     known = inspect.signature(net.forward).parameters.values()
     names = tuple(one.name for one in known if one.kind in positional)

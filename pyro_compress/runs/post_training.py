@@ -23,6 +23,7 @@ from pyro_compress.foreign import unknown
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network, tensors_of
 from pyro_compress.metrics import evaluate, residual_noise
+from pyro_compress.networks.fitted import check_all_tokens
 from pyro_compress.networks.layered import Layered
 from pyro_compress.networks.outputs import doubtful_end
 from pyro_compress.networks.standardized import in_standard_units
@@ -184,6 +185,7 @@ def trained_of(
     net = in_standard_units((initial_net(config, splits) if net is None else net).eval(), splits)
     tensors = {name: tensor.detach() for name, tensor in tensors_of(net).items()}
     graph = capture(net, splits.input_shape, splits.output_shape, trained=False, kind=splits.kind)
+    check_all_tokens(net, graph, splits)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     weights = sum(math.prod(shape) for shape in shapes.values() if len(shape) > 1)
     check_network(command, graph, shapes, config.net, gradient_bytes(weights) if how == "laplace" else 0)

@@ -18,7 +18,7 @@ from pyro_compress.data.unlabelled import examples_without_labels
 from pyro_compress.doubts import gathered
 from pyro_compress.graph.checked import evaluating
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.fitted import with_graph
+from pyro_compress.networks.fitted import shaped
 from pyro_compress.runs.in_memory import Compression, compressed, configured, named, net_name, table, takes
 from pyro_compress.runs.post_training import Trained, load_trained, start_of, trained_of
 from pyro_compress.runs.unlabelled import labelled, placed
@@ -114,6 +114,8 @@ def trained(
         raise ValueError(f"{net} has no trained weights: name them, init='weights.safetensors', or give the network")
     if init and not isinstance(net, str):
         raise ValueError("init goes with the name of a network; load the weights into the network that you give")
+    if "prior" in settings:
+        raise ValueError("prior goes with pc.fit: here the weights are taken as they are")
     if (train is None) == (calibration is None):
         raise ValueError("give train, examples with labels, or calibration, examples without")
     config = FitConfig(prior="log-uniform", init=str(init), **named(settings, declared(FitConfig), "of a network"))
@@ -131,7 +133,7 @@ def trained(
 
 
 def _shaped(net: nn.Module, splits: Splits) -> nn.Module:
-    return with_graph(copy.deepcopy(net).eval(), splits)[0]
+    return shaped(copy.deepcopy(net).eval(), splits)
 
 
 def _unlabelled(net: nn.Module | str, calibration: Any, config: FitConfig) -> Trained:
