@@ -29,6 +29,8 @@ from pyro_compress.deploy.c import library as c_library
 from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.ensemble import ensemble
+from pyro_compress.deploy.integer import library as integer_library
+from pyro_compress.deploy.integer.chosen import write_integer
 from pyro_compress.doubts import keep
 from pyro_compress.foreign import meant
 from pyro_compress.kinds import foreign_to_export, is_export
@@ -93,7 +95,7 @@ class Exported:
 
 HINTS = ("a smaller --sparsity (or none: those below the threshold go)", "a larger --ensemble")
 """What to try where an ensemble is outside the tolerance of the posterior mean."""
-OPTIONS = ("int8", "int8_dynamic", "sparse", "raw", "float32")
+OPTIONS = ("int8", "int8_dynamic", "integer", "sparse", "raw", "float32")
 """Settings that go with some formats only."""
 Predict = Callable[[np.ndarray], np.ndarray]
 Write = Callable[[Compressed, Mapping[str, Any], Path, ExportConfig, Splits], list[str]]
@@ -150,8 +152,14 @@ def _safetensors(
 
 
 def _c(network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits) -> list[str]:
+    if request.integer:
+        return write_integer(network, card, path, splits, splits.train.x[: onnx_files.CALIBRATION])
     c_source.write_c(network, card, path)
     return []
+
+
+def _load_c(path: Path) -> Predict:
+    return integer_library.load_integer(path) if integer_library.is_integer(path) else c_library.load_c(path)
 
 
 def _with_torch(load: Callable[[Path], Callable[[Tensor], Tensor]]) -> Callable[[Path], Predict]:
@@ -166,7 +174,7 @@ EXPORTERS: dict[str, Exporter] = {
     ".onnx": Exporter(_onnx, onnx_files.load_onnx, ("int8", "int8_dynamic", "raw", "float32"), bytes=32),
     ".pt2": Exporter(_program, _with_torch(torch_files.program_of_rows), bytes=32),
     ".safetensors": Exporter(_safetensors, _with_torch(lambda path: torch_files.load_safetensors(path, UNLIMITED))),
-    ".c": Exporter(_c, c_library.load_c, ("raw",)),
+    ".c": Exporter(_c, _load_c, ("raw", "integer")),
     "folder": Exporter(_folder, lambda path: arrays.load_runner(path).run, ("sparse",)),
 }
 
@@ -258,6 +266,8 @@ def _exporter(out: Path, request: ExportConfig) -> Exporter:
             raise ValueError(f"--{option.replace('_', '-')} goes with {', '.join(goes)} only, not with {kind}")
     if (request.int8 or request.int8_dynamic) and request.float32:
         raise ValueError("--int8 and --float32 exclude each other")
+    if request.integer and request.raw:
+        raise ValueError("--integer and --raw exclude each other: the integers of --integer are bytes less 128")
     if kind == ".onnx":
         onnx_files.need_onnx()
     if kind == ".c":
@@ -285,7 +295,7 @@ def _compare(network: Compressed, predict: Predict, splits: Splits, request: Exp
     after = evaluate(bounded(beside, plan), splits, "test", noise=network.noise)
     if request.int8 or request.int8_dynamic:
         _check_int8(reference, predict, splits)
-    elif not seen["difference"] <= AGREEMENT * max(seen["largest_output"], 1.0):
+    elif not request.integer and not seen["difference"] <= AGREEMENT * max(seen["largest_output"], 1.0):
         raise ValueError(f"the export is off by {seen['difference']:.2g}; nothing was written")
     return seen | {"before": evaluate(reference, splits, "test", noise=network.noise), "after": after}
 

@@ -49,6 +49,22 @@ def load_c(path: Path, options: Sequence[str] = PLAIN) -> Callable[[np.ndarray],
     return predict
 
 
+def shared(path: Path, options: Sequence[str]) -> ctypes.CDLL:
+    """A C file as a library of this process.
+
+    Raises:
+        ValueError: it does not compile.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        built = Path(folder, f"{identifier(path.stem)}.so")
+        command = [*compiler(), *options, "-shared", "-fPIC", "-o", str(built), str(path), "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
+            raise ValueError(f"{command[0]} does not compile the export: {reason}")
+        return ctypes.CDLL(str(built))
+
+
 class Library:
     """A C file, compiled and loaded.
 
@@ -59,15 +75,7 @@ class Library:
     """
 
     def __init__(self, path: Path, options: Sequence[str]):
-        name = identifier(path.stem)
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            built = Path(folder, f"{name}.so")
-            command = [*compiler(), *options, "-shared", "-fPIC", "-o", str(built), str(path), "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
-                raise ValueError(f"{command[0]} does not compile the export: {reason}")
-            self._library = ctypes.CDLL(str(built))
+        name, self._library = identifier(path.stem), shared(path, options)
         self.inputs, width, self.outputs, floats = (ctypes.c_size_t * 4).in_dll(self._library, f"{name}_sizes")
         self.raw, self.scale = width == 1, ctypes.c_float.in_dll(self._library, f"{name}_scale").value
         self._run = self._library[f"{name}_run"]

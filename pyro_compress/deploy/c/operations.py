@@ -39,7 +39,7 @@ def constants(tag: str, loop: Loop) -> str:
     if loop.op == "affine":
         return c_scale_and_bias(tag, loop)
     if loop.op == "pad":
-        return "" if _is_border(loop) else _places(tag, loop)
+        return "" if is_border(loop) else _places(tag, loop)
     face = RULES[loop.op].c if loop.op in RULES else None
     return face.tables(tag, loop) if isinstance(face, LoopRule) else ""
 
@@ -87,7 +87,7 @@ def _affine(tag: str, loop: Loop, per: str) -> str:
         y[o * {pixels}{per} + i] = x[o * {pixels}{per} + i] * {tag}_scale[o] + {tag}_bias[o];"""
 
 
-def _is_border(loop: Loop) -> bool:
+def is_border(loop: Loop) -> bool:
     """Whether a padding is a constant around values that stay together."""
     inside = [[i for i in places if i >= 0] for places in loop.attributes["sources"]]
     return inside == [list(range(size)) for size in loop.shapes[0][1:]]
@@ -97,7 +97,7 @@ def _pad(tag: str, loop: Loop, per: str) -> str:
     channels, height, width = loop.shape
     _, rows, columns = loop.shapes[0]
     fill = number(loop.attributes["fill"])
-    if _is_border(loop):
+    if is_border(loop):
         top, left = (places.index(0) for places in loop.attributes["sources"])
         return f"""
             for (size_t i = 0; i < {count(loop.shape)}{per}; i++)

@@ -32,7 +32,12 @@ def is_layer(loop: Loop) -> bool:
 
 
 def planned(network: Compressed) -> list[Loop]:
-    """The loops of a network in order; the last one's output is the network's.
+    """The loops of a network in order; the last one's output is the network's. Raises as `loop_plan`."""
+    return loop_plan(network).loops
+
+
+def loop_plan(network: Compressed) -> LoopPlan:
+    """A network's loops, and which of them has the value of which operation.
 
     Operations whose value nobody reads become none.
 
@@ -48,7 +53,7 @@ def planned(network: Compressed) -> list[Loop]:
                 f"operation {node.op!r} is not supported in C (supported: {', '.join(known)}); "
                 "export to model.onnx, or to a folder for numpy, which know them all"
             )
-    return _Plan(network).loops
+    return LoopPlan(network)
 
 
 def _read(graph: Graph) -> Graph:
@@ -63,7 +68,7 @@ def _read(graph: Graph) -> Graph:
     return replace(graph, nodes=tuple(nodes))
 
 
-class _Plan:
+class LoopPlan:
     """One pass over the graph.
 
     Attributes:

@@ -76,7 +76,7 @@ def source(network: Compressed, card: Mapping[str, Any], stem: str) -> str:
     code = [INCLUDES, _macros(card, sizes), _declarations(card, sizes), *_steps(layout), _floats(sizes)]
     code += [*_chains(layout), _taking(layout, sizes), _run(sizes), _program(card)]
     text = indented("\n".join(code))
-    return comment(_about(card, sizes, stem)) + _named(text, identifier(stem))
+    return comment(_about(card, sizes, stem)) + named(text, identifier(stem))
 
 
 def write_c(network: Compressed, card: Mapping[str, Any], path: Path) -> None:
@@ -84,7 +84,7 @@ def write_c(network: Compressed, card: Mapping[str, Any], path: Path) -> None:
     write_atomically(path, source(network, card, path.stem).encode("ascii"))
 
 
-def _named(text: str, name: str) -> str:
+def named(text: str, name: str) -> str:
     """Code with its real names; what stands in quotation marks stays."""
 
     def real(found: re.Match[str]) -> str:
@@ -95,25 +95,37 @@ def _named(text: str, name: str) -> str:
 
 def _about(card: Mapping[str, Any], sizes: Sizes, stem: str) -> list[str]:
     """What the comment at the top says."""
-    entry = card["input"]
     lines = [f"A compressed network as one C99 file, written by {card['producer']}.", ""]
-    kind = "bytes" if sizes.raw else "float32"
+    lines += told(card, "bytes" if sizes.raw else "float32", sizes.outputs)
+    name = identifier(stem)
+    value = "unsigned char" if sizes.raw else "float"
+    how = named(templates.HOW_TO, name).format(file=shlex.quote(f"{stem}.c"), program=name, value=value)
+    return [*lines, "", *how.splitlines()]
+
+
+def told(card: Mapping[str, Any], kind: str, outputs: int) -> list[str]:
+    """The lines of a comment that repeat the card.
+
+    Args:
+        card: `pyro_compress.deploy.card.card`.
+        kind: type of an input value, in words.
+        outputs: how many.
+    """
+    entry, lines = card["input"], []
     entries = {
         "origin": json.dumps(card["origin"]),
         "scores" if "scores" in card else "accuracy": json.dumps(card.get("scores") or card["accuracy"]),
-        "input": f"{sizes.inputs} values ({kind}, {'x'.join(map(str, entry['shape']))}): {entry['meaning']}",
+        "input": f"{count(tuple(entry['shape']))} values ({kind}, {'x'.join(map(str, entry['shape']))}): "
+        f"{entry['meaning']}",
         "columns": json.dumps(entry["columns"]) if "columns" in entry else "",
-        "output": f"{sizes.outputs} values: {card['output']}",
+        "output": f"{outputs} values: {card['output']}",
         "classes": json.dumps(card["classes"]) if card["classes"] else "",
         "targets": json.dumps(card["targets"]) if "targets" in card else "",
     }
     for key, text in entries.items():
         if text:
             lines += textwrap.wrap(f"{key + ':':<10}{text}", WIDTH, subsequent_indent=" " * 10)
-    name = identifier(stem)
-    value = "unsigned char" if sizes.raw else "float"
-    how = _named(templates.HOW_TO, name).format(file=shlex.quote(f"{stem}.c"), program=name, value=value)
-    return [*lines, "", *how.splitlines()]
+    return lines
 
 
 def _macros(card: Mapping[str, Any], sizes: Sizes) -> str:

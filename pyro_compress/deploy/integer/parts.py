@@ -1,0 +1,164 @@
+"""A network as the loops of an integer C program, before any range is known.
+
+The loops are those of `deploy.c.plan`, rearranged to keep little in memory: a border of zeros is no copy but a check
+inside the convolution or the pooling that reads it, and pooling behind a convolution is part of it, so that the map
+between them never lies in memory. Batch norm on its own is a convolution of one weight per channel.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pyro_compress.deploy.c.operations import is_border
+from pyro_compress.deploy.c.plan import LoopPlan, is_layer, loop_plan
+from pyro_compress.graph.faces.c import LOWEST, Loop, Weights
+from pyro_compress.types import Compressed
+
+CLAMPS = ("relu", "clip")
+"""Functions that are bounds of what a sum may become."""
+KEEPING = ("max_pool", "amax", "amin", "slice", "pad", "copy")
+"""Operations that choose among values and so keep their grid."""
+SUPPORTED = ("add", "subtract", "multiply", "concat", "avg_pool", "mean", "sum", "affine", *KEEPING)
+"""Loops beside layers."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows and columns that pooling looks at, and by how many it moves on."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One loop nest.
+
+    Attributes:
+        loop: what it does; its inputs are indices of parts.
+        base: the node whose value it has before its functions of single values run (-1: that of its input).
+        final: the node whose value it has behind them.
+        border: rows above and columns left of its input that are zeros, or nothing for pooling.
+        pool: what the outputs of a convolution are pooled in.
+        name: of the weights, or of those before it, for messages.
+    """
+
+    loop: Loop
+    base: int
+    final: int
+    border: tuple[int, int] = (0, 0)
+    pool: Window | None = None
+    name: str = "the input"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The whole program, and the graph whose nodes its parts name."""
+
+    parts: list[Part]
+    network: Compressed
+
+
+def parts_of(network: Compressed) -> Parts:
+    """The loop nests in order; the last one's output is the network's.
+
+    Raises:
+        ValueError: an operation that integers do not know; it is named, with where it stands.
+    """
+    plan = loop_plan(network)
+    parts = [_part(plan, index) for index in range(len(plan.loops))]
+    for part in parts:
+        if not (is_layer(part.loop) or part.loop.op in SUPPORTED):
+            known = ", ".join(("linear", "conv1d", "conv2d", *SUPPORTED))
+            raise ValueError(
+                f"operation {part.loop.op!r} behind {part.name} is not supported in integer C (supported: {known}, and "
+                "functions of single values); leave it out of the network, or export without --integer"
+            )
+    return Parts(_without_unread(_pooled(_bordered(parts))), plan.network)
+
+
+def _part(plan: LoopPlan, index: int) -> Part:
+    loop = plan.loops[index]
+    nodes = [node for node, value in sorted(plan.value.items()) if value == index]
+    after = {id(node) for node in loop.after}
+    place = next((i for i, node in enumerate(nodes) if id(plan.network.graph.nodes[node]) in after), len(nodes))
+    before = nodes[:place]
+    return Part(_as_layer(loop), before[-1] if before else -1, nodes[-1] if nodes else -1, name=_name(plan, nodes))
+
+
+def _name(plan: LoopPlan, nodes: list[int]) -> str:
+    """The weights of a loop, or of the last layer before it."""
+    graph = plan.network.graph.nodes
+    named = [
+        graph[i].parameters["weight"] for i in range(1, max(nodes, default=0) + 1) if "weight" in graph[i].parameters
+    ]
+    return named[-1].removesuffix(".weight") if named else "the input"
+
+
+def _as_layer(loop: Loop) -> Loop:
+    """Batch norm on its own as a convolution of one weight per channel."""
+    if loop.op != "affine" or loop.weights is None:
+        return loop
+    scale = np.broadcast_to(loop.weights.scale, loop.shape[:1]).astype(np.float32)
+    weights = Weights(scale.reshape(-1, 1, 1, 1), np.ones(1), loop.weights.bias, groups=len(scale))
+    return replace(loop, op="conv2d", weights=weights)
+
+
+def _bordered(parts: list[Part]) -> list[Part]:
+    """Borders of what nobody but convolutions and pooling reads are checks of theirs."""
+    found = list(parts)
+    for index, part in enumerate(parts):
+        if not part.loop.inputs or part.loop.inputs[0] < 0:
+            continue
+        pad = parts[part.loop.inputs[0]].loop
+        takes = part.loop.op in ("max_pool", "avg_pool") or (is_layer(part.loop) and part.loop.op != "linear")
+        fill = LOWEST if part.loop.op == "max_pool" else 0.0
+        if not takes or pad.op != "pad" or pad.after or not is_border(pad) or pad.attributes["fill"] != fill:
+            continue
+        top, left = (places.index(0) for places in pad.attributes["sources"])
+        loop = replace(part.loop, inputs=list(pad.inputs), shapes=list(pad.shapes))
+        found[index] = replace(part, loop=loop, border=(top, left))
+    return found
+
+
+def _pooled(parts: list[Part]) -> list[Part]:
+    """Max pooling of windows that do not overlap is part of the convolution before it, if nobody else reads that."""
+    readers = Counter(i for part in parts for i in part.loop.inputs)
+    found = list(parts)
+    for index, part in enumerate(parts):
+        loop, source = part.loop, part.loop.inputs[0]
+        if loop.op != "max_pool" or source < 0 or readers[source] != 1 or part.border != (0, 0):
+            continue
+        before, window = found[source], window_of(loop)
+        fits = all(size <= step for size, step in zip(window.kernel, window.stride, strict=True))
+        whole = loop.shapes[0] == before.loop.shape
+        if not (is_layer(before.loop) and before.loop.op != "linear" and fits and whole):
+            continue
+        if before.pool or any(node.op not in CLAMPS for node in before.loop.after):
+            continue
+        joined = replace(before.loop, shape=loop.shape, after=[*before.loop.after, *loop.after])
+        joined.attributes = before.loop.attributes | {"map": before.loop.shape}
+        found[index] = replace(part, loop=joined, border=before.border, pool=window, name=before.name)
+    return found
+
+
+def window_of(loop: Loop) -> Window:
+    """The windows of a pooling."""
+    kernel, stride = ([1] * (2 - len(loop.attributes[k])) + loop.attributes[k] for k in ("kernel", "stride"))
+    return Window((kernel[0], kernel[1]), (stride[0], stride[1]))
+
+
+def _without_unread(parts: list[Part]) -> list[Part]:
+    """Only what leads to the output, numbered anew."""
+    kept = {len(parts) - 1}
+    for index in reversed(range(len(parts))):
+        if index in kept:
+            kept.update(i for i in parts[index].loop.inputs if i >= 0)
+    places = {old: new for new, old in enumerate(sorted(kept))} | {-1: -1}
+    return [
+        replace(parts[old], loop=replace(parts[old].loop, inputs=[places[i] for i in parts[old].loop.inputs]))
+        for old in sorted(kept)
+    ]

@@ -1,0 +1,123 @@
+"""The steps of an integer program: what every loop computes, from which grids to which, and by which constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from pyro_compress.deploy.c.plan import is_layer
+from pyro_compress.deploy.integer.fixed_point import IntegerLayer, integer_layer
+from pyro_compress.deploy.integer.grids import EVERY, HIGH, LOW, Choice, Grid, Ranges
+from pyro_compress.deploy.integer.parts import CLAMPS, KEEPING, Part, Parts, Window, window_of
+from pyro_compress.graph.faces.c import Shape
+from pyro_compress.graph.rules.table import run_node
+from pyro_compress.types import Node
+
+
+@dataclass(frozen=True)
+class Step:
+    """One loop nest in integers.
+
+    Attributes:
+        op: `layer`, or the operation.
+        inputs: steps that it reads; -1 is the network's input.
+        shapes: theirs, and `grids`.
+        shape: of its output.
+        grid: what its sums become, between `low` and `high`.
+        out: grid of its output; another one than `grid` where there is a table.
+        name: the layer's, or that of the one before.
+        layer: integers of a layer.
+        strides: rows and columns from one output to the next; `dilation` likewise, and `groups` of channels.
+        map: shape of a layer's outputs before they are pooled.
+        border: as in `Part`.
+        window: what pooling looks at.
+        table: what becomes of each of 256 integers at the end.
+        attributes: as in the loop.
+    """
+
+    op: str
+    inputs: list[int]
+    shapes: list[Shape]
+    shape: Shape
+    grids: list[Grid]
+    grid: Grid
+    low: int
+    high: int
+    out: Grid
+    name: str
+    attributes: dict
+    border: tuple[int, int] = (0, 0)
+    window: Window | None = None
+    layer: IntegerLayer | None = None
+    strides: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    map: Shape = (0, 0, 0)
+    table: np.ndarray | None = None
+
+
+def steps_of(parts: Parts, ranges: Ranges, choice: Choice, raw: float) -> list[Step]:
+    """Every part on grids.
+
+    Args:
+        parts: the program.
+        ranges: of its nodes.
+        choice: how a range becomes a grid.
+        raw: of images the whole number that becomes 1.0, so that a byte less 128 is the integer of its pixel; 0 for
+            everything else.
+    """
+    entry = Grid(float(np.float32(1 / raw)), LOW) if raw else ranges.grid(0, choice)
+    steps: list[Step] = []
+    for part in parts.parts:
+        grids = [steps[i].out if i >= 0 else entry for i in part.loop.inputs]
+        steps.append(_step(part, grids, ranges, choice))
+    return steps
+
+
+def entry_grid(steps: list[Step]) -> Grid:
+    """The grid of the network's input."""
+    return next(grid for step in steps for i, grid in zip(step.inputs, step.grids, strict=True) if i < 0)
+
+
+def _step(part: Part, grids: list[Grid], ranges: Ranges, choice: Choice) -> Step:
+    loop, after = part.loop, part.loop.after
+    keeps = loop.op in KEEPING
+    clamps = bool(after) and not keeps and all(node.op in CLAMPS for node in after)
+    tabled = bool(after) and not clamps
+    grid = grids[0] if keeps else ranges.grid(part.final if clamps else part.base, choice)
+    low, high = _bounds(after, grid) if clamps else (LOW, HIGH)
+    out = ranges.grid(part.final, choice) if tabled else grid
+    step = Step(
+        loop.op, loop.inputs, loop.shapes, loop.shape, grids, grid, low, high, out, part.name, loop.attributes,
+        part.border, part.pool, table=_table(after, grid, out) if tabled else None,
+    )  # fmt: skip
+    if loop.op in ("max_pool", "avg_pool"):
+        return replace(step, window=window_of(loop))
+    if not is_layer(loop):
+        return step
+    assert loop.weights is not None
+    return replace(
+        step, op="layer", layer=integer_layer(loop.weights, part.name, grids[0], grid), strides=loop.weights.stride,
+        dilation=loop.weights.dilation, groups=loop.weights.groups, map=loop.attributes.get("map", loop.shape),
+    )  # fmt: skip
+
+
+def applied(after: list[Node], values: np.ndarray) -> np.ndarray:
+    """Functions of single values one behind the other, float32."""
+    found = torch.from_numpy(values.astype(np.float32))
+    for node in after:
+        found = run_node(node, [found], {})
+    return found.numpy()
+
+
+def _bounds(after: list[Node], grid: Grid) -> tuple[int, int]:
+    """The least and the most that clamps leave of a grid."""
+    ends = applied(after, grid.values(EVERY))
+    return grid.code(float(ends.min())), grid.code(float(ends.max()))
+
+
+def _table(after: list[Node], grid: Grid, out: Grid) -> np.ndarray:
+    values = applied(after, grid.values(EVERY)).astype(np.float64)
+    return out.codes(np.nan_to_num(values, nan=0.0))
