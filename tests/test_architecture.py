@@ -279,10 +279,16 @@ SIDEWAYS = {
     ("deploy/integer/steps", "deploy/integer/parts"),
     ("deploy/integer/fixed_point", "deploy/integer/grids"),
     ("deploy/integer/arena", "deploy/integer/steps"),
-    *[("deploy/integer/layers", f"deploy/integer/{room}") for room in ("fixed_point", "steps")],
+    *[("deploy/integer/tables", f"deploy/integer/{room}") for room in ("fixed_point", "steps")],
+    *[
+        (f"deploy/integer/{hall}", f"deploy/integer/{room}")
+        for hall in ("rows", "tiles")
+        for room in ("steps", "tables")
+    ],
+    *[("deploy/integer/layers", f"deploy/integer/{room}") for room in ("rows", "steps", "tables", "tiles")],
     *[("deploy/integer/loops", f"deploy/integer/{room}") for room in ("fixed_point", "grids", "steps")],
     ("deploy/integer/loops", "deploy/c/operations"),
-    *[("deploy/integer/source", f"deploy/integer/{room}") for room in ("arena", "layers", "loops", "steps")],
+    *[("deploy/integer/source", f"deploy/integer/{room}") for room in ("arena", "layers", "loops", "steps", "tables")],
     ("deploy/integer/source", "deploy/c/source"),
     *[(f"deploy/integer/{hall}", "deploy/c/library") for hall in ("library", "footprint")],
     *[

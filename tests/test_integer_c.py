@@ -21,11 +21,11 @@ from pyro_compress.deploy.integer.arena import planned
 from pyro_compress.deploy.integer.fixed_point import fixed, integer_layer
 from pyro_compress.deploy.integer.footprint import Footprint, report
 from pyro_compress.deploy.integer.grids import CHOICES, Choice, Grid, Ranges, calibrated
-from pyro_compress.deploy.integer.layers import is_whole
 from pyro_compress.deploy.integer.library import STRICT, IntegerLibrary, is_integer
 from pyro_compress.deploy.integer.parts import parts_of
 from pyro_compress.deploy.integer.source import program
 from pyro_compress.deploy.integer.steps import Step, steps_of
+from pyro_compress.deploy.integer.tables import is_whole
 from pyro_compress.graph.faces.c import Weights
 from pyro_compress.pcn import file, runner
 from pyro_compress.types import Compressed, Graph, Node, Quantized, count

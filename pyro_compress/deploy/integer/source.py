@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pyro_compress.deploy.c.source import named, told
-from pyro_compress.deploy.integer import layers, loops
+from pyro_compress.deploy.integer import layers, loops, tables
 from pyro_compress.deploy.integer.arena import Arena, planned
 from pyro_compress.deploy.integer.steps import Step, entry_grid
 from pyro_compress.graph.faces.c_text import comment, harmless, identifier, indented, number, table
@@ -83,6 +83,14 @@ return clamped(((sum + ((int32_t)1 << (shift - 1))) >> shift) + zero, low, high)
 }
 """
 
+APART = """
+#if defined(__GNUC__)
+#define APART __attribute__((noinline))
+#else
+#define APART
+#endif
+"""
+
 FLOATS = """
 #ifdef NAME_FLOAT
 void name_run(const float *input, float *output)
@@ -132,7 +140,7 @@ def program(steps: list[Step], stem: str) -> Program:
     arena = planned(steps, max(map(layers.sums, steps)))
     inside = "\n".join(_functions(steps))
     helpers = [text for name, text in (("requantized", REQUANTIZED), ("shifted", SHIFTED)) if f"{name}(" in inside]
-    helpers = [CLAMPED, *helpers] if helpers else []
+    helpers = [APART, CLAMPED, *helpers] if helpers else []
     memory = "static int32_t arena[NAME_ARENA / 4];\n" if arena.bytes else ""
     code = "\n".join([_declarations(steps, arena), memory, *helpers, inside, _run(steps, arena), FLOATS])
     return Program(named(indented(code), identifier(stem)), arena, steps)
@@ -195,8 +203,9 @@ def _functions(steps: list[Step]) -> Iterator[str]:
             write = f"{tag}_table[{{}} + 128]"
         inputs = [f"const int8_t *x{i if len(step.inputs) > 1 else ''}" for i in range(len(step.inputs))]
         if step.layer:
-            yield layers.tables(tag, step)
-            inside = layers.body(tag, step, write.format(layers.finished(tag, step, "{}")))
+            yield tables.tables(tag, step)
+            yield layers.functions(tag, step)
+            inside = layers.body(tag, step, write.format(tables.finished(tag, step, "{}")))
         else:
             yield loops.tables(tag, step)
             inside = loops.body(tag, step, write)

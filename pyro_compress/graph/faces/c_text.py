@@ -43,10 +43,14 @@ def table(kind: str, name: str, values: Iterable[str]) -> str:
 
 def integers(name: str, values: np.ndarray) -> str:
     """A constant array of integers, of the smallest type that holds them."""
+    return table(integer_type(values), name, map(str, values.tolist()))
+
+
+def integer_type(values: np.ndarray) -> str:
+    """The smallest type that holds integers."""
     least, most = int(values.min(initial=0)), int(values.max(initial=0))
     kinds = ("uint8", "uint16", "uint32") if least >= 0 else ("int8", "int16", "int32")
-    kind = next(kind for kind in kinds if np.iinfo(kind).min <= least <= most <= np.iinfo(kind).max)
-    return table(f"{kind}_t", name, map(str, values.tolist()))
+    return f"{next(kind for kind in kinds if np.iinfo(kind).min <= least <= most <= np.iinfo(kind).max)}_t"
 
 
 def floats(name: str, values: np.ndarray) -> str:

@@ -1,0 +1,1 @@
+"""Programs without an operating system, which run an integer C export on emulated microcontrollers."""
