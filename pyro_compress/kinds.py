@@ -89,6 +89,16 @@ def is_c(path: Path) -> bool:
     return _start(path, 2) == b"/*" and b"written by " + NAME in _start(path, 1000)
 
 
+def is_wasm(path: Path) -> bool:
+    """Whether a file is the WebAssembly of `export`."""
+    return _start(path, 4) == b"\0asm" and _holds(path, b"\x0d" + NAME)
+
+
+def is_module(path: Path) -> bool:
+    """Whether a file is what `export` writes beside WebAssembly."""
+    return _start(path, 2) == b"//" and b"written by " + NAME in _start(path, 1000)
+
+
 KINDS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "pcn": (".pcn file", is_pcn),
     "diagnosis": ("report of doctor", is_diagnosis),
@@ -101,6 +111,9 @@ KINDS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     ".pt2": ("export", is_program),
     ".safetensors": ("export", is_safetensors),
     ".c": ("export", is_c),
+    ".wasm": ("export", is_wasm),
+    ".js": ("export", is_module),
+    ".d.ts": ("export", is_module),
 }
 """Kind of file -> what it is called, and how it is known."""
 

@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from pyro_compress.atomic import write_atomically
@@ -35,6 +36,7 @@ EXPORTS = {
     "model.pt2": {},
     "model.safetensors": {},
     "model.c": {},
+    "model.wasm": {},
     "folder": {},
     "folder --sparse": {"sparse": True},
 }
@@ -129,6 +131,8 @@ def main() -> None:
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     with tempfile.TemporaryDirectory() as place:
         if options.smoke:
+            if find_spec("ziglang") is None:
+                del EXPORTS["model.wasm"]
             config = FitConfig(prior="horseshoe", hidden=(12,), epochs=2, limit=200, device="cpu", threads=1)
             run, file = fit_run(config, Path(place) / "run"), Path(place) / "run" / "network.pcn"
             compress_run(run.posterior, run.splits(), file, Goal(sparsity=0.5), passes=0)

@@ -295,10 +295,14 @@ SIDEWAYS = {
         ("deploy/integer/chosen", f"deploy/integer/{room}")
         for room in ("footprint", "grids", "library", "parts", "source", "steps")
     ],
-    *[("deploy/export", f"deploy/integer/{room}") for room in ("chosen", "library")],
+    *[("deploy/formats", f"deploy/integer/{room}") for room in ("chosen", "library")],
     ("deploy/engines", "deploy/c/library"),
-    *[(f"deploy/{hall}", f"deploy/{room}") for hall in ("export", "bench") for room in ("c/library", "c/source")],
-    *[("deploy/export", f"deploy/{room}") for room in ("arrays", "card", "ensemble", "onnx_files", "torch_files")],
+    *[("deploy/wasm/build", f"deploy/{room}") for room in ("c/source", "card")],
+    *[(f"deploy/{hall}", "deploy/wasm/node") for hall in ("engines", "memory", "formats", "bench")],
+    *[(f"deploy/{hall}", "deploy/wasm/build") for hall in ("formats", "bench")],
+    *[(f"deploy/{hall}", f"deploy/{room}") for hall in ("formats", "bench") for room in ("c/library", "c/source")],
+    *[("deploy/formats", f"deploy/{room}") for room in ("arrays", "onnx_files", "torch_files")],
+    *[("deploy/export", f"deploy/{room}") for room in ("card", "ensemble", "formats")],
     *[("deploy/bench", f"deploy/{room}") for room in ("arrays", "card", "onnx_files", "torch_files")],
     *[("deploy/bench", f"deploy/{room}") for room in ("engines", "measured", "memory")],
 }
@@ -370,6 +374,7 @@ LIGHT = (
     ("pyro_compress.pcn.runner", {"torch", "pyro", "sklearn"}),
     ("pyro_compress.deploy.c.library", {"torch", "onnxruntime"}),
     ("pyro_compress.deploy.integer.library", {"torch", "onnxruntime"}),
+    ("pyro_compress.deploy.wasm.node", {"torch", "onnxruntime"}),
     ("pyro_compress.deploy.memory", {"torch", "onnxruntime"}),
     ("pyro_compress.compression.pipeline", {"pyro", "sklearn", "torchvision"}),
     ("pyro_compress.deploy.export", {"pyro", "sklearn", "onnx", "onnxruntime", "scipy"}),

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ ENGINE_ROWS = {
     ("dense", "ONNX Runtime"), ("masked dense", "ONNX Runtime"), ("shrunken", "ONNX Runtime"),
     ("dense", "ONNX Runtime int8"), ("shrunken", "ONNX Runtime int8"), ("shrunken", "scipy CSR"),
 } | ({("masked dense", "C, compiled"), ("shrunken", "C, compiled")} if shutil.which("cc") else set())  # fmt: skip
+ENGINE_ROWS |= {("shrunken", "WebAssembly, node")} if find_spec("ziglang") and shutil.which("node") else set()
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,7 @@ def synthetic() -> Bench:
         row("shrunken", "scipy CSR", 80, 16, 400),
         row("masked dense", "C, compiled", 90, 5, 125),
         row("shrunken", "C, compiled", 70, 4, 50),
+        row("shrunken", "WebAssembly, node", 60, 5, 200),
     )
     return Bench("a.pcn", 30, 0.25, [4, 2], [9, 2], rows, ("something is missing",))
 
@@ -128,6 +131,7 @@ def test_findings_say_what_the_numbers_say() -> None:
     assert "CSR (25 % non-zero): 0.5× at batch 1, 0.5× at batch 256 as fast" in told
     assert "The same zeros in compiled C, which leaves them out: 4.0× at batch 1, 8.0× at batch 256 as fast" in told
     assert "zeros left out, compiled C: 5.0× at batch 1, 20.0× at batch 256 as fast as dense in ONNX Runtime." in told
+    assert "The same C as WebAssembly in node: 0.8× at batch 1, 0.2× at batch 256 as fast as compiled for" in told
     assert "8-bit integers on top of removed units: 0.8× at batch 1, 2.0× at batch 256." in told
     assert "Fastest for the compressed network: C, compiled at batch 1, C, compiled at batch 256." in told
 

@@ -19,8 +19,9 @@ import pyro_compress as pc
 from pyro_compress import kinds
 from pyro_compress.cli.main import main
 from pyro_compress.deploy import arrays, onnx_model, torch_files
-from pyro_compress.deploy.card import CARDS, card, read_card
-from pyro_compress.deploy.export import EXPORTERS
+from pyro_compress.deploy.card import CARDS, SECTION, card, read_card
+from pyro_compress.deploy.formats import EXPORTERS
+from pyro_compress.deploy.wasm.build import section
 from pyro_compress.inputs import Input
 from pyro_compress.pcn import file
 from pyro_compress.runs.folder import Run
@@ -115,6 +116,8 @@ def exported(kind: str, folder: Path) -> Path:
     if kind == "folder":
         path.mkdir()
         arrays.write_folder(held, about, path)
+    elif kind == ".wasm":
+        path.write_bytes(b"\0asm\1\0\0\0" + section(SECTION, json.dumps(about).encode()))
     elif kind == ".onnx":
         onnx.save(onnx_model.build(held, about), path)
     else:
@@ -132,7 +135,7 @@ def test_an_export(kind: str, tmp_path: Path) -> None:
         "split": "test", "examples": 200, "accuracy": 0.75, "nll_nats": 0.5, "ece": 0.1, "brier": 0.2,
     }  # fmt: skip
     shapes = {one.name: (one.shape, one.bytes) for one in found.tensors}
-    assert shapes == ({} if kind in (".pt2", ".onnx") else {"fc.weight": ((2, 4), 32), "fc.bias": ((2,), 8)})
+    assert shapes == ({} if kind in (".pt2", ".onnx", ".wasm") else {"fc.weight": ((2, 4), 32), "fc.bias": ((2,), 8)})
     assert r"'a\nb', =c" in told(path)
 
 

@@ -15,7 +15,7 @@ from pyro_compress.bayes.marginals import FAMILIES
 from pyro_compress.compression import prune, target
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.data import augment, datasets, splits, tasks
-from pyro_compress.deploy.export import EXPORTERS
+from pyro_compress.deploy.formats import EXPORTERS
 from pyro_compress.inspection.readings import readings
 from pyro_compress.inspection.summary import inspect_run
 from pyro_compress.networks import nets
@@ -45,7 +45,7 @@ REGISTRIES = {
     "compression/prune.py CRITERIA": prune.CRITERIA,
     "runs/post_training.py POSTERIORS": POSTERIORS,
     "tuning/storage.py SAMPLERS": storage.SAMPLERS,
-    "deploy/export.py EXPORTERS": EXPORTERS,
+    "deploy/formats.py EXPORTERS": EXPORTERS,
 }
 
 

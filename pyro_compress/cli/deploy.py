@@ -24,7 +24,7 @@ from pyro_compress.settings.export import ExportConfig
 
 
 @click.command(
-    cls=StrictCommand, ignored=EXPORT, short_help="Write a .pcn file as ONNX, torch, C or numpy, verified.",
+    cls=StrictCommand, ignored=EXPORT, short_help="Write a .pcn file as ONNX, torch, C, wasm or numpy, verified.",
     examples=(
         "export network.pcn -o model.onnx --int8", "export network.pcn -o model.c --raw",
         "export runs/digits-mlp-horseshoe-0 --ensemble 10 -o draws.onnx",
@@ -33,7 +33,8 @@ from pyro_compress.settings.export import ExportConfig
 @click.argument("source", metavar="FILE.pcn|RUN", type=RunPath())
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True,
-    help="model.onnx, model.pt2, model.safetensors, model.c, or a name without suffix: a folder of numpy arrays.",
+    help="model.onnx, model.pt2, model.safetensors, model.c, model.wasm (with model.js beside it), or a name without "
+    "suffix: a folder of numpy arrays.",
 )  # fmt: skip
 @setting_options(ExportConfig)
 @click.option("--data", default=None, metavar="NAME", help="Data to compare on; default: what it was fitted on.")

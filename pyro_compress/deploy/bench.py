@@ -23,6 +23,8 @@ from pyro_compress.deploy.card import card
 from pyro_compress.deploy.engines import ENGINES, Call
 from pyro_compress.deploy.measured import Bench, Cell, Row
 from pyro_compress.deploy.memory import peak_memory
+from pyro_compress.deploy.wasm import build as wasm_build
+from pyro_compress.deploy.wasm import node as wasm_node
 from pyro_compress.graph.ir import widths
 from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.machine import prepare
@@ -171,6 +173,10 @@ def _entries(variants: dict[str, Compressed], place: Path, device: str) -> tuple
             except ValueError as error:
                 missing.append(f"no C row of the {variant} network: {error}")
     shrunken = variants["shrunken"]
+    try:
+        entries.append(_wasm_entry(shrunken, place / "shrunken.wasm"))
+    except ValueError as error:
+        missing.append(f"no WebAssembly row: {error}")
     if any(is_weighted(node.op) and node.op != "linear" for node in shrunken.graph.nodes):
         missing.append("no CSR row: scipy has no sparse convolution")
     else:
@@ -184,6 +190,13 @@ def _c_entry(variant: str, network: Compressed, about: dict[str, Any], path: Pat
     c_library.compiler()
     c_source.write_c(network, about, path)
     return _Entry(variant, "C", "C, compiled", path)
+
+
+def _wasm_entry(network: Compressed, path: Path) -> _Entry:
+    wasm_build.need_zig()
+    wasm_node.node()
+    wasm_build.write_wasm(network, card(network, UNSCORED, 0), path)
+    return _Entry("shrunken", "WebAssembly", "WebAssembly, node", path)
 
 
 def _onnx_entries(variant: str, network: Compressed, about: dict[str, Any], stem: Path) -> Iterator[_Entry]:
@@ -232,6 +245,9 @@ def in_turns(calls: Sequence[Call], seconds: float) -> list[list[int]]:
 
 
 def _turn(call: Call, times: list[int]) -> int:
+    if isinstance(call, wasm_node.Timed):
+        times += (told := call.turn(CHUNK_NS))
+        return sum(told)
     start = before = time.perf_counter_ns()
     while True:
         call()

@@ -19,6 +19,8 @@ from pyro_compress.types import Compressed, Preprocessing
 
 LARGEST_CARD = 1 << 26
 """Bytes, where it stands in an archive that may say less of it than it is."""
+SECTION = "pyro-compress"
+"""Name of the section of WebAssembly that holds the card."""
 INPUT_NAMES = {"uint8": "raw", "scaled": "scaled", "as is": "input"}
 """The input's name says what it takes, so that the one cannot be fed where the other is meant."""
 
@@ -151,10 +153,41 @@ def _onnx_card(path: Path) -> tuple[Any, Shapes]:
     return {one.key: json_of(one.value, "its metadata") for one in model.metadata_props}, {}
 
 
+def _wasm_card(path: Path) -> tuple[Any, Shapes]:
+    return json_of(section_of(path.read_bytes()), "its card"), {}
+
+
+def section_of(module: bytes) -> bytes:
+    """The card in a WebAssembly module: the content of its section of the name `SECTION`.
+
+    Raises:
+        ValueError: there is none, or the module is damaged.
+    """
+    start = 8
+    while module[:4] == b"\0asm" and start < len(module):
+        size, begin = _number(module, start + 1)
+        length, name = _number(module, begin)
+        if module[start] == 0 and module[name : name + length] == SECTION.encode():
+            return module[name + length : begin + size]
+        start = begin + size
+    raise ValueError("it is no WebAssembly with a card in it")
+
+
+def _number(data: bytes, start: int) -> tuple[int, int]:
+    """An unsigned number as LEB128, and where it ends."""
+    value = 0
+    for shift, byte in enumerate(data[start : start + 5]):
+        value |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            return value, start + shift + 1
+    raise ValueError("it is damaged WebAssembly")
+
+
 CARDS: dict[str, Callable[[Path], tuple[Any, Shapes]]] = {
     "folder": _folder_card,
     ".safetensors": _safetensors_card,
     ".pt2": _program_card,
     ".onnx": _onnx_card,
+    ".wasm": _wasm_card,
 }
 """Kind of export -> its card, and the shapes of its tensors."""

@@ -103,10 +103,19 @@ def compiled(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
     return lambda x: library.ready(x, np.empty((len(x), library.outputs), np.float32))
 
 
+def webassembly(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
+    """A `.wasm` file in node, through the module beside it; one thread."""
+    from pyro_compress.deploy.wasm.node import Node, Timed
+
+    loaded = Node(path)
+    return lambda x: Timed(loaded, x)
+
+
 ENGINES: dict[str, Engine] = {
     "torch": _torch_on("cpu"),
     "torch CUDA": _torch_on("cuda"),
     "ONNX Runtime": onnx_runtime,
     "scipy CSR": numpy_runner,
     "C": compiled,
+    "WebAssembly": webassembly,
 }

@@ -1,20 +1,15 @@
-"""`.pcn` -> a file or folder for another place, written only after it was loaded again and compared.
-
-To add a format, write a function `(network, card, path, request) -> notes` and one that loads the result as a function
-of numpy arrays, and add a row to `EXPORTERS`.
-"""
+"""`.pcn` -> a file or folder for another place, written only after it was loaded again and compared."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,21 +19,16 @@ from pyro_compress.compression.target import target_of
 from pyro_compress.compression.verdict import outside
 from pyro_compress.data.several import task_named
 from pyro_compress.data.splits import filled, load_splits, preprocessing_of, reading_of
-from pyro_compress.deploy import arrays, onnx_files, torch_files
-from pyro_compress.deploy.c import library as c_library
-from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.ensemble import ensemble
-from pyro_compress.deploy.integer import library as integer_library
-from pyro_compress.deploy.integer.chosen import write_integer
+from pyro_compress.deploy.formats import SAME, Exporter, Predict, exporter_of
 from pyro_compress.doubts import keep
-from pyro_compress.foreign import meant
 from pyro_compress.kinds import foreign_to_export, is_export
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.bounded import bounded, check_inputs, check_outputs
 from pyro_compress.pcn import file
-from pyro_compress.pcn.gate import BYTES_PER_VALUE, UNLIMITED, Limits, Plan, limited
+from pyro_compress.pcn.gate import Limits, Plan, limited
 from pyro_compress.places import check_file, check_folder
 from pyro_compress.placing import LOCK, emptied, located, making, put_in_place, recover
 from pyro_compress.runs.folder import load_run
@@ -60,7 +50,7 @@ class Exported:
 
     Attributes:
         path: file or folder.
-        bytes: its size.
+        bytes: its size, without that of files beside it.
         difference: largest difference of outputs (logits).
         probability_difference: largest difference of class probabilities; of the outputs for regression.
         largest_output: largest absolute output of the decoded network.
@@ -95,88 +85,6 @@ class Exported:
 
 HINTS = ("a smaller --sparsity (or none: those below the threshold go)", "a larger --ensemble")
 """What to try where an ensemble is outside the tolerance of the posterior mean."""
-OPTIONS = ("int8", "int8_dynamic", "integer", "sparse", "raw", "float32")
-"""Settings that go with some formats only."""
-Predict = Callable[[np.ndarray], np.ndarray]
-Write = Callable[[Compressed, Mapping[str, Any], Path, ExportConfig, Splits], list[str]]
-
-
-@dataclass(frozen=True)
-class Exporter:
-    """A format.
-
-    Attributes:
-        write: writes it, returns notes.
-        load: what was written as a function of arrays.
-        takes: settings that it understands.
-        bytes: memory that writing and checking it takes per value of the network, about.
-    """
-
-    write: Write
-    load: Callable[[Path], Predict]
-    takes: tuple[str, ...] = ()
-    bytes: int = BYTES_PER_VALUE
-
-
-def _onnx(network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits) -> list[str]:
-    dynamic = request.int8_dynamic
-    if not (request.int8 or dynamic):
-        onnx_files.write_onnx(network, card, path, integers=not request.float32)
-        return []
-    examples = onnx_files.fed(splits.train.x[: onnx_files.CALIBRATION].numpy(), card["input"])
-    onnx_files.write_int8(network, card, path, examples, dynamic)
-    return [f"8-bit integers, {'dynamic' if dynamic else 'static'} quantisation by ONNX Runtime"]
-
-
-def _folder(
-    network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits
-) -> list[str]:
-    sparse = arrays.write_folder(network, card, path, arrays.CSR_PAYS if request.sparse else 0.0)
-    if not request.sparse:
-        return []
-    return [f"CSR: {', '.join(sparse)}" if sparse else "no layer is sparse enough for CSR to pay; all are dense"]
-
-
-def _program(
-    network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits
-) -> list[str]:
-    torch_files.write_program(network, card, path)
-    return []
-
-
-def _safetensors(
-    network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits
-) -> list[str]:
-    torch_files.write_safetensors(network, card, path)
-    return []
-
-
-def _c(network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits) -> list[str]:
-    if request.integer:
-        return write_integer(network, card, path, splits, splits.train.x[: onnx_files.CALIBRATION])
-    c_source.write_c(network, card, path)
-    return []
-
-
-def _load_c(path: Path) -> Predict:
-    return integer_library.load_integer(path) if integer_library.is_integer(path) else c_library.load_c(path)
-
-
-def _with_torch(load: Callable[[Path], Callable[[Tensor], Tensor]]) -> Callable[[Path], Predict]:
-    def loaded(path: Path) -> Predict:
-        module = load(path)
-        return lambda x: module(torch.from_numpy(x)).detach().numpy()
-
-    return loaded
-
-
-EXPORTERS: dict[str, Exporter] = {
-    ".onnx": Exporter(_onnx, onnx_files.load_onnx, ("int8", "int8_dynamic", "raw", "float32"), bytes=32),
-    ".pt2": Exporter(_program, _with_torch(torch_files.program_of_rows), bytes=32),
-    ".safetensors": Exporter(_safetensors, _with_torch(lambda path: torch_files.load_safetensors(path, UNLIMITED))),
-    ".c": Exporter(_c, _load_c, ("raw", "integer")),
-    "folder": Exporter(_folder, lambda path: arrays.load_runner(path).run, ("sparse",)),
-}
 
 
 def export(
@@ -201,9 +109,11 @@ def export(
     """
     prepare("cpu", threads)
     path, out, request = Path(path), Path(out), request or ExportConfig.of(options)
-    exporter = _exporter(out, request)
+    out = out.with_suffix(SAME[out.suffix]) if out.suffix in SAME else out
+    exporter = exporter_of(out, request)
     if out.suffix:
-        check_file(out, out.suffix, force)
+        for part in (out.suffix, *exporter.beside):
+            check_file(out.with_suffix(part), part, force)
     else:
         recover(out, is_export)
         check_folder(out, lambda folder: foreign_to_export(folder) if is_export(folder) else None, force, "export")
@@ -213,7 +123,7 @@ def export(
     plan = file.plan_of(network)
     check_outputs(plan, splits.output_shape, splits.task, name)
     _check_room(plan, exporter, request)
-    with replacing(out) as temporary:
+    with replacing(out, exporter.beside) as temporary:
         scores = evaluate(bounded(to_module(network), plan), splits, "test", noise=network.noise)
         about = card(network, scores, splits.sizes["test"], request.raw)
         notes = exporter.write(network, about, temporary, request, splits)
@@ -254,27 +164,6 @@ def _source(
     return drawn, splits
 
 
-def _exporter(out: Path, request: ExportConfig) -> Exporter:
-    kind = out.suffix or "folder"
-    if kind not in EXPORTERS:
-        known = f"{', '.join(EXPORTERS)} (a name without suffix)"
-        raise ValueError(f"{out}: no export to {kind}; allowed: {known}{meant(kind, EXPORTERS)}")
-    exporter = EXPORTERS[kind]
-    for option in OPTIONS:
-        if getattr(request, option) and option not in exporter.takes:
-            goes = [name for name, other in EXPORTERS.items() if option in other.takes]
-            raise ValueError(f"--{option.replace('_', '-')} goes with {', '.join(goes)} only, not with {kind}")
-    if (request.int8 or request.int8_dynamic) and request.float32:
-        raise ValueError("--int8 and --float32 exclude each other")
-    if request.integer and request.raw:
-        raise ValueError("--integer and --raw exclude each other: the integers of --integer are bytes less 128")
-    if kind == ".onnx":
-        onnx_files.need_onnx()
-    if kind == ".c":
-        c_library.compiler()
-    return exporter
-
-
 def _compare(network: Compressed, predict: Predict, splits: Splits, request: ExportConfig) -> dict[str, Any]:
     """Outputs of the export beside those of the decoded network, on every test input."""
     plan = file.plan_of(network)
@@ -313,8 +202,12 @@ def _check_int8(reference: Callable[[Tensor], Tensor], predict: Predict, splits:
 
 
 @contextmanager
-def replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path, beside: Sequence[str] = ()) -> Iterator[Path]:
     """Where a file or folder is written before it is checked; it becomes `out` on success, vanishes on failure.
+
+    Args:
+        out: what it becomes.
+        beside: suffixes of files that are written with it, and put in place before it.
 
     Raises:
         ValueError: another process is writing it.
@@ -327,7 +220,8 @@ def replacing(out: Path) -> Iterator[Path]:
             if out.suffix:
                 yield folder / out.name
                 sync_tree(folder)
-                os.replace(folder / out.name, out)
+                for part in (*beside, out.suffix):
+                    os.replace((folder / out.name).with_suffix(part), out.with_suffix(part))
                 sync_folder(out.parent)
             else:
                 yield folder

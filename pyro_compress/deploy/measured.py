@@ -93,7 +93,11 @@ class Bench:
 
 def findings(bench: Bench) -> list[str]:
     """Sentences about the rows with the fewest threads, each with its numbers."""
-    return [sentence for part in (_zeros, _units, _csr, _compiled, _int8, _fastest) for sentence in part(bench)]
+    return [
+        sentence
+        for part in (_zeros, _units, _csr, _compiled, _webassembly, _int8, _fastest)
+        for sentence in part(bench)
+    ]
 
 
 def _times(bench: Bench, row: Row | None, against: Row | None = None) -> str:
@@ -140,6 +144,12 @@ def _compiled(bench: Bench) -> Iterator[str]:
         yield f"Units removed and zeros left out, compiled C: {gains} as fast as dense in ONNX Runtime."
     elif gains := _times(bench, shrunken, bench.row("shrunken", "ONNX Runtime")):
         yield f"The zeros that remain, left out by compiled C: {gains} as fast as the same network in ONNX Runtime."
+
+
+def _webassembly(bench: Bench) -> Iterator[str]:
+    row, compiled = bench.row("shrunken", "WebAssembly, node"), bench.row("shrunken", "C, compiled")
+    if gains := _times(bench, row, compiled):
+        yield f"The same C as WebAssembly in node: {gains} as fast as compiled for this machine."
 
 
 def _int8(bench: Bench) -> Iterator[str]:

@@ -19,6 +19,7 @@ RUNTIMES = {
     "ONNX Runtime": "onnxruntime",
     "scipy CSR": "scipy.sparse",
     "C": "ctypes",
+    "WebAssembly": "subprocess",
 }
 """What each engine must import whatever it runs."""
 
@@ -53,15 +54,16 @@ def high_water_mib() -> float:
 
 
 def main(engine: str, path: str, shape: str) -> None:
-    """Load, run a few times, print."""
+    """Load, run a few times, print; what runs in a process of its own tells its memory itself."""
     from pyro_compress.deploy.engines import ENGINES
+    from pyro_compress.deploy.wasm.node import Timed
 
     importlib.import_module(RUNTIMES[engine])
     before = high_water_mib()
     call = ENGINES[engine](Path(path), 1)(np.zeros([int(size) for size in shape.split(",")], np.float32))
     for _ in range(3):
         call()
-    print(high_water_mib(), high_water_mib() - before)
+    print(*call.memory() if isinstance(call, Timed) else (high_water_mib(), high_water_mib() - before))
 
 
 if __name__ == "__main__":

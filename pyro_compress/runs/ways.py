@@ -108,6 +108,17 @@ def _export(ending: str, packages: tuple[str, ...] = (), **options: Any) -> Call
     return way
 
 
+def _webassembly(device: str, place: Path) -> str:
+    from pyro_compress.deploy.wasm import build, node
+
+    try:
+        build.need_zig()
+        node.node()
+    except ValueError as error:
+        raise Missing(str(error)) from None
+    return _export(".wasm")(device, place)
+
+
 def _bench(device: str, place: Path) -> str:
     from pyro_compress.deploy.bench import bench
 
@@ -192,6 +203,7 @@ WAYS: dict[str, Callable[[str, Path], str]] = {
     "export .safetensors": _export(".safetensors"),
     "export numpy": _export(""),
     "export .c": _export(".c"),
+    "export .wasm": _webassembly,
     "bench": _bench,
     "inspect": _diagnostics,
     "report": _page,

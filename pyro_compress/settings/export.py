@@ -41,7 +41,7 @@ class ExportConfig(MemoryConfig):
     int8: bool = setting(False, "ONNX: 8-bit integers, calibrated on training examples.")
     int8_dynamic: bool = setting(False, "ONNX: 8-bit integers, ranges found at run time.")
     integer: bool = setting(False, "C: 8-bit integers alone, for microcontrollers without a floating-point unit.")
-    raw: bool = setting(False, "ONNX, C: the model takes raw bytes and scales them itself.")
+    raw: bool = setting(False, "ONNX, C, WebAssembly: the model takes raw bytes and scales them itself.")
     float32: bool = setting(False, "ONNX: plain float32 weights, for runtimes that fold no constants.")
     sparse: bool = setting(False, "Folder: layers as CSR where that pays.")
     members: Members | None = field(default=None, metadata={"part": Members})

@@ -185,6 +185,7 @@ CONSUMERS: dict[str, tuple[Callable[[Read], None], float]] = {
     "export folder": (_exported(""), 0.01),
     "export .onnx": (_exported(".onnx"), 0.01),
     "export .c": (_exported(".c"), 0.003),
+    "export .wasm": (_exported(".wasm"), 0.001),
     "export .pt2": (_exported(".pt2"), 0.003),
     "export --int8": (_exported(".onnx", "dynamic"), 0.003),
 }
