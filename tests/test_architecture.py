@@ -133,7 +133,7 @@ FLOORS = [
         "compression/quantization_aware",
     },
     {"compression/finetune", "compression/compensation", "compression/candidates"},
-    {"compression/calibrated"},
+    {"compression/calibrated", "training/surgery"},
     {"training/sparse", "networks/draws", "compression/search", "bayes/*"},
     {
         "training/baselines",

@@ -17,7 +17,16 @@ from pyro_compress.settings import FitConfig
 from pyro_compress.training.baselines import fit_baseline
 from pyro_compress.training.minibatches import Minibatches
 from pyro_compress.training.point import OPTIMIZERS, SCHEDULES, PointPlan, dropped_inputs, train_point
-from pyro_compress.training.sparse import PRUNING, RENEW_STEPS, gradual, iterative, pruned_while_training, rewind
+from pyro_compress.training.sparse import (
+    PRUNING,
+    RENEW_STEPS,
+    RULES,
+    Task,
+    gradual,
+    iterative,
+    pruned_while_training,
+    rewind,
+)
 from pyro_compress.types import Data, Splits
 
 
@@ -46,7 +55,7 @@ def test_rules() -> None:
     kept = [1 - iterative(p, 0.9) for p in (0.51, 0.61, 0.71, 0.81, 0.91)]
     assert kept == pytest.approx([0.1 ** (k / 5) for k in range(1, 6)])
     assert [rewind(p, 0.9) for p in (0, 0.1666, 1)] == pytest.approx([0, 0, 0.9])
-    for rule in PRUNING.values():
+    for rule in RULES.values():
         values = [rule(i / 200, 0.95) for i in range(201)]
         assert values == sorted(values)
         assert values[-1] == pytest.approx(0.95)
@@ -71,7 +80,7 @@ def test_pruned_while_training(pruning: str, digits: Splits) -> None:
 def test_rewinding_goes_back_to_the_first_weights() -> None:
     net = mlp((1, 2, 2), 3, (5,))
     first = copy.deepcopy(net.state_dict())
-    after_step = pruned_while_training(net, ["1.weight", "3.weight"], "rewind", 0.8, 60)(0)
+    after_step = pruned_while_training("rewind", Task(net, ["1.weight", "3.weight"], 0.8, 60))(0)
     optimizer = torch.optim.Adam(net.parameters())
     with torch.no_grad():
         for parameter in net.parameters():
@@ -91,9 +100,49 @@ def test_rewinding_goes_back_to_the_first_weights() -> None:
     assert smallest < largest  # chosen by the trained weights, not by the first ones
 
 
+def test_surgery_by_hand() -> None:
+    """All weights move by the gradient at W ∘ T; one that is cut comes back where it grows (Guo et al. 2016, eq. 3)."""
+    generator = torch.Generator().manual_seed(2)
+    net = nn.Sequential(nn.Linear(6, 20, bias=False), nn.Linear(20, 3, bias=False))
+    names, total = ["0.weight", "1.weight"], 200
+    after_step = pruned_while_training("surgery", Task(net, names, 0.6, total))(0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    dense = {name: net.get_parameter(name).detach().clone() for name in names}
+    mask, threshold, back, shares = {n: torch.ones_like(w) for n, w in dense.items()}, {}, 0, []
+    for step in range(1, total + 1):
+        gradients = {name: torch.randn(dense[name].shape, generator=generator) * 0.1 for name in names}
+        for name in names:
+            net.get_parameter(name).grad = gradients[name]
+        optimizer.step()
+        after_step(step, optimizer)
+        dense = {name: dense[name] - 0.1 * gradients[name] for name in names}
+        if step == 60:
+            ordered = torch.cat(
+                [((w.abs() - w.abs().mean()) / w.abs().std(correction=0)).flatten() for w in dense.values()]
+            )
+            c = ordered.sort().values[round(0.6 * len(ordered)) - 1]
+            threshold = {n: (w.abs().mean() + c * w.abs().std(correction=0)).clamp_min(0) for n, w in dense.items()}
+        for name in names:
+            now = net.get_parameter(name).detach()
+            assert torch.allclose(now, torch.where(now == 0, 0.0, dense[name]), atol=1e-6)
+            if 60 <= step <= 150:  # the first looks are certain: γ t is under 0.01
+                wanted = torch.where(dense[name].abs() < 0.9 * threshold[name], 0.0, mask[name])
+                wanted = torch.where(dense[name].abs() >= 1.1 * threshold[name], 1.0, wanted)
+                looked = torch.equal((now != 0).float(), wanted)
+                assert looked or torch.equal((now != 0).float(), mask[name])
+                back += int(((mask[name] == 0) & (now != 0)).sum())
+            mask[name] = (now != 0).float()
+        shares.append(zeros({name: net.get_parameter(name) for name in names}))
+    assert shares[58] == 0
+    assert shares[59] > 0.4
+    assert back > 10
+    assert shares[-1] >= 0.6 - 1 / 180
+    assert len(set(shares[150:])) == 1  # the masks rest at the end
+
+
 def test_gradual_renews_now_and_then() -> None:
     net = mlp((1, 2, 2), 3, (50,))
-    after_step = pruned_while_training(net, ["1.weight"], "gradual", 0.9, 1000)(0)
+    after_step = pruned_while_training("gradual", Task(net, ["1.weight"], 0.9, 1000))(0)
     optimizer = torch.optim.SGD(net.parameters())
     seen = []
     for step in range(1, 1001):
@@ -104,13 +153,13 @@ def test_gradual_renews_now_and_then() -> None:
     assert seen[-1] == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize("pruning", sorted(PRUNING))
+@pytest.mark.parametrize("pruning", sorted(RULES))
 def test_pruning_goes_on_from_the_network_alone(pruning: str) -> None:
     """Begun anew at any step, the same weights go at the same steps."""
     straight, generator = mlp((1, 2, 2), 3, (50,)), torch.Generator().manual_seed(0)
     weights, other = ["1.weight", "3.weight"], copy.deepcopy(straight)
-    after_step = pruned_while_training(straight, weights, pruning, 0.9, 1000)(0)
-    begin = pruned_while_training(other, weights, pruning, 0.9, 1000)
+    after_step = pruned_while_training(pruning, Task(straight, weights, 0.9, 1000))(0)
+    begin = pruned_while_training(pruning, Task(other, weights, 0.9, 1000))
     for step in range(1, 1001):
         other.load_state_dict(straight.state_dict())
         went_on = begin(step - 1)

@@ -65,6 +65,7 @@ CASES = {
     "dropout": FitConfig(prior="none", hidden=(12,), epochs=5, dropout=0.3),
     "iterative pruning": FitConfig(prior="none", hidden=(12,), epochs=5, pruning="iterative", prune_to=0.8),
     "gradual pruning": FitConfig(prior="none", hidden=(12,), epochs=5, pruning="gradual", prune_to=0.8),
+    "surgery": FitConfig(prior="none", hidden=(12,), epochs=5, pruning="surgery", prune_to=0.8),
     "rewinding": FitConfig(
         prior="none", hidden=(12,), epochs=5, pruning="rewind", prune_to=0.8, lr_schedule="constant"
     ),

@@ -11,7 +11,7 @@ from scipy import integrate, special
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_compress.bayes.distributions import LogUniform, ScaleMixture, ScaleMixtureBound
+from pyro_compress.bayes.distributions import GroupRelevance, LogUniform, ScaleMixture, ScaleMixtureBound
 from pyro_compress.bayes.kl import K1, K2, K3
 
 SCALES = [1e-6, 1e-3, 0.1, 1.0, 1e3]
@@ -202,3 +202,41 @@ def test_derivative_of_the_log_uniform_kl() -> None:
         found.append(torch.autograd.grad(function(*leaves).sum(), leaves))
     for ours, autograds in zip(*found, strict=True):
         assert torch.allclose(ours, autograds, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("axes", "groups"), [((0,), 4), ((1,), 3), ((), 12)])
+def test_relevance_is_the_gaussian_kl_at_its_best_precision(axes: tuple[int, ...], groups: int) -> None:
+    """MacKay's fixed point: no precision of a group gives less, and α ‖μ‖² is what the data determine."""
+    generator = torch.Generator().manual_seed(3)
+    loc = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    scale = torch.rand(3, 4, generator=generator, dtype=torch.float64) + 0.1
+    q, p = Normal(loc, scale), GroupRelevance(axes, (3, 4))
+    kl = kl_divergence(q, p)
+    alpha = 1 / p.power(loc.square() + scale.square())
+    assert alpha.numel() == groups
+
+    def at(factor: float) -> Tensor:
+        return kl_divergence(q, Normal(torch.zeros_like(loc), (factor * alpha).rsqrt().expand(3, 4))).sum()
+
+    assert torch.allclose(kl.sum(), at(1.0), rtol=1e-12)
+    assert min(at(0.9), at(1.1)) > kl.sum()
+    if axes:
+        members = 3 * 4 // groups
+        determined = members - alpha * scale.square().sum(axes, keepdim=True)
+        assert torch.allclose(alpha * loc.square().sum(axes, keepdim=True), determined, rtol=1e-12)
+    else:
+        assert torch.allclose(kl, 0.5 * torch.log1p((loc / scale).square()), rtol=1e-12)
+
+
+def test_relevance_density_is_that_of_the_group() -> None:
+    """∫ N(w_g; 0, 1/α) dα / α ∝ ‖w_g‖^-n, by quadrature: ratios of densities of two vectors."""
+    two = torch.tensor([[0.3, -0.2, 0.5], [1.5, 0.1, -0.7]], dtype=torch.float64)
+    p = GroupRelevance((1,), (2, 3))
+    found = p.log_prob(two).sum(1)
+
+    def marginal(square: float) -> float:
+        inner = lambda t: math.exp(1.5 * t - 0.5 * math.exp(t) * square)  # noqa: E731 - α = e^t, n = 3
+        return integrate.quad(inner, -30, 15, limit=200)[0]
+
+    wanted = [math.log(marginal(float(row.square().sum()))) for row in two]
+    assert float(found[0] - found[1]) == pytest.approx(wanted[0] - wanted[1], rel=1e-8)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_compress.bayes.distributions import LogUniform, ScaleMixture, ScaleMixtureBound
+from pyro_compress.bayes.distributions import LogUniform, ScaleMixture, ScaleMixtureBound, SoftSharing
 from pyro_compress.bayes.elbo import closed_form_sites
 from pyro_compress.bayes.elementary import ELEMENTARY
 from pyro_compress.bayes.extract import extract, moments
@@ -32,7 +32,11 @@ from pyro_compress.types import Data, LayerPosterior, LayerShape, Posterior, Spl
 
 CASES = [(name, grouping) for name, prior in PRIORS.items() for grouping in prior.groupings]
 SHAPES = [(4, 3), (4, 3, 2, 2), (1, 1, 3)]
-GROUP_SITES = {"normal-jeffreys": ("scale",), "horseshoe": ("global_a", "global_b", "local_a", "local_b")}
+GROUP_SITES = {
+    "normal-jeffreys": ("scale",),
+    "horseshoe": ("global_a", "global_b", "local_a", "local_b"),
+    "soft-weight-sharing": ("logits", "means", "precisions", "zero_precision"),
+}
 
 
 def toy(classes: int = 3, n: int = 300) -> Splits:
@@ -243,6 +247,19 @@ def test_horseshoe_gate_is_half_cauchy() -> None:
     local = (gate / gate.median()).flatten().double().numpy()
     # given the layer's global scale, the local scales are half-Cauchy: |Cauchy|, median 1
     assert stats.kstest(local, stats.halfcauchy.cdf).pvalue > 1e-4
+
+
+def test_soft_sharing_is_the_mixture_of_torch() -> None:
+    logits, means = torch.tensor([0.5, -1.0, 0.1]), torch.tensor([0.0, 0.6, -0.4])
+    ours = SoftSharing(logits.log_softmax(0), means, torch.tensor([2500.0, 100.0, 30.0]), (5, 4))
+    parts = Normal(means, torch.tensor([2500.0, 100.0, 30.0]).rsqrt())
+    wanted = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=logits), parts)
+    w = 0.5 * torch.randn(5, 4)
+    assert torch.allclose(ours.log_prob(w), wanted.log_prob(w), atol=1e-4)
+    torch.manual_seed(0)
+    drawn = ours.expand((200_000,)).sample()
+    assert float(drawn.mean()) == pytest.approx(float(wanted.mean), abs=3e-3)
+    assert float(drawn.var()) == pytest.approx(float(wanted.variance), rel=0.02)
 
 
 def test_log_uniform_has_no_draws() -> None:

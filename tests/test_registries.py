@@ -119,9 +119,9 @@ def test_every_schedule_starts_above_zero_and_stays_finite(name: str) -> None:
     assert factors[0] > 0
 
 
-@pytest.mark.parametrize("name", sparse.PRUNING)
+@pytest.mark.parametrize("name", sparse.RULES)
 def test_every_rule_ends_at_its_target(name: str) -> None:
-    found = [sparse.PRUNING[name](progress / 20, 0.9) for progress in range(21)]
+    found = [sparse.RULES[name](progress / 20, 0.9) for progress in range(21)]
     assert found == sorted(found)
     assert found[-1] == pytest.approx(0.9)
 

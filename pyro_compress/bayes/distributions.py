@@ -41,6 +41,41 @@ class LogUniform(TorchDistribution):
         return -value.abs().clamp_min(1e-30).log()
 
 
+class GroupRelevance(TorchDistribution):
+    """Normal prior N(0, 1 / α_g) on the weights of a group, whose α_g is always the most probable one (MacKay 1995).
+
+    Improper: with α_g integrated out under `p(α) ∝ 1 / α`, `p(w_g) ∝ ‖w_g‖^-n` for n weights. `log_prob` gives every
+    weight its share of that.
+
+    Args:
+        axes: along which a group's weights lie.
+        batch_shape: shape of the weight.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - torch's own protocol
+    support = constraints.real
+
+    def __init__(self, axes: tuple[int, ...], batch_shape: tuple[int, ...] = ()):
+        self.axes = axes
+        super().__init__(torch.Size(batch_shape), validate_args=False)
+
+    def expand(self, batch_shape: tuple[int, ...], _instance: Any = None) -> GroupRelevance:
+        """The same prior for a tensor of this shape."""
+        return GroupRelevance(self.axes, batch_shape)
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """Always fails: nothing can be drawn from an improper prior."""
+        raise ValueError("the relevance prior is improper: it has no draws, only posteriors under it have")
+
+    def power(self, squares: Tensor) -> Tensor:
+        """Mean of every group, `1 / α_g` where these are E[w²]; of the given shape, one along the group."""
+        return squares.mean(self.axes, keepdim=True) if self.axes else squares
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """`-½ log mean(w_g²)` of every weight, bounded at 1e-30."""
+        return -0.5 * self.power(value.square()).clamp_min(1e-30).log().expand_as(value)
+
+
 class ScaleMixture(TorchDistribution):
     """Spike-and-slab scale mixture `pi N(0, sigma1²) + (1 - pi) N(0, sigma2²)` (Blundell et al. 2015, eq. 7).
 
@@ -97,6 +132,42 @@ class ScaleMixtureBound(ScaleMixture):
     `-log Σ_k pi_k exp(-KL(q ‖ N(0, sigma_k²)))` (variational bound on the KL to a mixture, Hershey & Olsen 2007,
     eq. 20). It exceeds the KL by 0.5 to 2.5 nats per weight near zero, exactly where pruning happens.
     """
+
+
+class SoftSharing(TorchDistribution):
+    """Mixture of Gaussians `Σ_k π_k N(μ_k, 1/λ_k)` whose components all weights share (Nowlan & Hinton 1992, eq. 2).
+
+    Args:
+        log_weights: log π_k, `(components,)`.
+        means: μ_k, `(components,)`.
+        precisions: λ_k, `(components,)`.
+        batch_shape: shape of independent copies.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - torch's own protocol
+    support = constraints.real
+
+    def __init__(self, log_weights: Tensor, means: Tensor, precisions: Tensor, batch_shape: tuple[int, ...] = ()):
+        self.log_weights, self.means, self.precisions = log_weights, means, precisions
+        super().__init__(torch.Size(batch_shape), validate_args=False)
+
+    def expand(self, batch_shape: tuple[int, ...], _instance: Any = None) -> SoftSharing:
+        """The same prior for a batch of weights."""
+        return SoftSharing(self.log_weights, self.means, self.precisions, batch_shape)
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """Draw weights of shape `sample_shape + batch_shape`."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        which = Categorical(logits=self.log_weights).sample(shape)
+        noise = torch.randn(shape, device=self.means.device)
+        drawn: Tensor = self.means[which] + noise * self.precisions[which].rsqrt()
+        return drawn
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density, elementwise."""
+        constants = self.log_weights + 0.5 * self.precisions.log() - 0.5 * math.log(2 * math.pi)
+        terms = constants - 0.5 * self.precisions * (value.unsqueeze(-1) - self.means).square()
+        return terms.logsumexp(-1)
 
 
 class PositionLabels(TorchDistribution):

@@ -73,13 +73,22 @@ def moments(shape: LayerShape, prior: Prior, guide: Marginals) -> LayerPosterior
     """Posterior moments of one weight or bias tensor, on the CPU."""
     raw: Any = guide.marginal(shape.site)
     if prior.factors is None:
-        return LayerPosterior(raw.loc.detach().cpu(), raw.scale.cpu(), grouping=shape.grouping)
+        loc, scale = raw.loc.detach().cpu(), raw.scale.cpu()
+        if not prior.shared_spread:
+            return LayerPosterior(loc, scale, grouping=shape.grouping)
+        return LayerPosterior(loc, scale, _rms(loc, shape), _rms(scale, shape), shape.grouping)
     gate = prior.gate(shape.name, guide.marginal)
     mean, second = gate.mean, raw.loc.square() + raw.scale.square()
     variance = gate.variance * second + mean.square() * raw.scale.square()
     return LayerPosterior(
         (mean * raw.loc).cpu(), variance.sqrt().cpu(), mean.detach().cpu(), gate.stddev.cpu(), shape.grouping
     )
+
+
+def _rms(tensor: Tensor, shape: LayerShape) -> Tensor:
+    """Root mean square of every group, in gate shape."""
+    axes = [axis for axis, size in enumerate(shape.gate) if size == 1]
+    return tensor.square().mean(axes, keepdim=True).sqrt()
 
 
 @torch.no_grad()

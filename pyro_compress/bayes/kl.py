@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributions import register_kl
 
-from pyro_compress.bayes.distributions import LogUniform, ScaleMixtureBound
+from pyro_compress.bayes.distributions import GroupRelevance, LogUniform, ScaleMixtureBound
 
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
 
@@ -56,6 +56,17 @@ class _NormalLogUniform(torch.autograd.Function):
         slope = numerator / (bounded * (1 + inverse_alpha))
         by_loc = gradient * slope * ratio * precision
         return by_loc, -by_loc * ratio
+
+
+@register_kl(Normal, GroupRelevance)
+def normal_group_relevance(q: Normal, p: GroupRelevance) -> Tensor:
+    """KL(N(mu, sigma²) ‖ N(0, 1 / α_g)) at the α_g that makes the group's smallest, `1 / mean(mu² + sigma²)`.
+
+    Every weight's share, `½ log(mean(mu² + sigma²) / sigma²)`: the terms ½ α (mu² + sigma²) of a group add up to n / 2
+    and cancel the -½ of each. That α is MacKay's fixed point with γ_g = n - α Σ sigma² (MacKay 1992, eq. 2.25).
+    """
+    power = p.power(q.loc.square() + q.scale.square())
+    return 0.5 * power.clamp_min(1e-30).log() - q.scale.log()
 
 
 @register_kl(LogNormal, Gamma)

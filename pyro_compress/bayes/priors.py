@@ -18,7 +18,13 @@ from pyro.distributions import Distribution, Gamma, InverseGamma, LogNormal, Nor
 from torch import Tensor
 
 import pyro_compress.bayes.kl  # noqa: F401 - registers the closed forms
-from pyro_compress.bayes.distributions import LogUniform, ScaleMixture, ScaleMixtureBound
+from pyro_compress.bayes.distributions import (
+    GroupRelevance,
+    LogUniform,
+    ScaleMixture,
+    ScaleMixtureBound,
+    SoftSharing,
+)
 from pyro_compress.foreign import unknown
 from pyro_compress.types import LayerShape, WeightDraw
 
@@ -47,6 +53,7 @@ class Prior:
         start: `(shape, weight, std) -> {site: Start}` from trained weights and an initial standard deviation.
         factors: `(name, marginal) -> ` the posteriors of independent factors whose product is the gate; several are all
             log-normal. None for priors without scales.
+        shared_spread: whether the weights of a group are judged together, though they have no scale with a posterior.
         criterion: name of the pruning criterion that fits.
         estimator: default estimator.
         init_scale: default initial standard deviation of a raw weight.
@@ -65,6 +72,7 @@ class Prior:
     closed_form: bool
     start: Callable[..., dict[str, Start]]
     factors: Callable[[str, Marginal], tuple[Distribution, ...]] | None = None
+    shared_spread: bool = False
     criterion: str = "snr"
     estimator: str = "local"
     init_scale: float = 0.01
@@ -147,6 +155,13 @@ def log_uniform(shape: LayerShape) -> WeightDraw:
     return WeightDraw(None, pyro.sample(shape.site, _joint(LogUniform(), shape.weight)))
 
 
+def relevance(shape: LayerShape) -> WeightDraw:
+    """Automatic relevance determination: N(0, 1 / α_g) on the weights of a group, its α_g learned (MacKay 1995)."""
+    axes = tuple(axis for axis, size in enumerate(shape.gate) if size == 1)
+    prior = GroupRelevance(axes if shape.grouping != "weight" else ())
+    return WeightDraw(None, pyro.sample(shape.site, _joint(prior, shape.weight)))
+
+
 def normal_jeffreys(shape: LayerShape) -> WeightDraw:
     """Group scale z with prior ∝ 1/|z|, raw weights N(0, 1) (BC-GNJ, Louizos et al. 2017, section 4.1)."""
     gate = pyro.sample(f"{shape.name}.scale", _joint(LogUniform(), shape.gate))
@@ -170,6 +185,43 @@ def horseshoe(shape: LayerShape, tau0: float = 1e-5) -> WeightDraw:
     # square roots one by one: the product of four scales under- and overflows float32 long before its root does
     gate = (global_a.sqrt() * local_b.sqrt()) * (global_b.sqrt() * local_a.sqrt())
     return WeightDraw(gate, pyro.sample(shape.site, _normal(shape)))
+
+
+def soft_weight_sharing(shape: LayerShape, components: float = 16, pi: float = 0.999) -> WeightDraw:
+    """Mixture whose components are learned: one at 0, others where the weights gather (Ullrich et al. 2017, section 4).
+
+    Component 0 has mean 0 and mixing proportion `pi`, fixed, and precision ~ Gamma(5000, rate 2); the others have
+    precisions ~ Gamma(250, rate 0.1), means ~ N(0, 1), and share the rest of the proportions by a softmax of
+    standard normal numbers. Each tensor has a mixture of its own. Their τ is the fit's KL weight.
+    """
+    others, device = (round(components),), shape.device
+    zero, one = torch.zeros((), device=device), torch.ones((), device=device)
+    logits = pyro.sample(f"{shape.name}.logits", _joint(Normal(zero, one), others))
+    means = pyro.sample(f"{shape.name}.means", _joint(Normal(zero, one), others))
+    precisions = pyro.sample(f"{shape.name}.precisions", _joint(Gamma(250 * one, 0.1 * one), others))
+    precision = pyro.sample(f"{shape.name}.zero_precision", _joint(Gamma(5000 * one, 2 * one), (1,)))
+    log_rest = math.log1p(-pi) + logits.log_softmax(0)
+    mixture = SoftSharing(
+        torch.cat([torch.full((1,), math.log(pi), device=device), log_rest]),
+        torch.cat([zero.expand(1), means]),
+        torch.cat([precision, precisions]),
+    )
+    return WeightDraw(None, pyro.sample(shape.site, _joint(mixture, shape.weight)))
+
+
+def soft_weight_sharing_start(
+    shape: LayerShape, weight: Tensor, std: float, components: float = 16
+) -> dict[str, Start]:
+    """Means even over ±0.6, every component as wide as 0.25 (Ullrich et al. 2017, section 6.1)."""
+    places = torch.linspace(-0.6, 0.6, round(components), device=weight.device)
+    narrow = torch.full_like(places, math.exp(-2.5))
+    wide = torch.full_like(places, math.log(1 / 0.25**2))
+    return weight_start(shape, weight, std) | {
+        f"{shape.name}.logits": Start(Normal, torch.zeros_like(places), narrow),
+        f"{shape.name}.means": Start(Normal, places, 0.1 * narrow),
+        f"{shape.name}.precisions": Start(LogNormal, wide, narrow),
+        f"{shape.name}.zero_precision": Start(LogNormal, wide[:1], narrow[:1]),
+    }
 
 
 def weight_start(shape: LayerShape, weight: Tensor, std: float) -> dict[str, Start]:
@@ -247,6 +299,32 @@ PRIORS: dict[str, Prior] = {
         warmup=0.75,
         lr=3e-3,
         lr_scale=3e-3,
+        proper=False,
+    ),
+    "soft-weight-sharing": Prior(
+        soft_weight_sharing,
+        ("weight",),
+        False,
+        soft_weight_sharing_start,
+        estimator="weight",
+        init_scale=0.01,
+        pretrain=0.2,
+        lr=2e-3,
+        lr_scale=1e-3,
+        lr_group=3e-3,
+    ),
+    "relevance": Prior(
+        relevance,
+        ("input", "output", "filter"),
+        True,
+        weight_start,
+        shared_spread=True,
+        criterion="group-relevance",
+        init_scale=0.0067,
+        pretrain=0.2,
+        lr=3e-3,
+        lr_scale=1e-2,
+        max_scale=0.2,
         proper=False,
     ),
     "normal-jeffreys": Prior(

@@ -55,6 +55,11 @@ def group_mode(layer: LayerPosterior) -> Tensor:
     return layer.unit_mean * torch.exp(-1.5 * variance_of_log)
 
 
+def group_relevance(layer: LayerPosterior) -> Tensor:
+    """Root mean square of a group's means, by that of its standard deviations (automatic relevance determination)."""
+    return group_signal_to_noise(layer)
+
+
 def model_reduction(layer: LayerPosterior) -> Tensor:
     """log(1 + Bayes factor) of keeping a weight against leaving it out: log 2 where the evidence says neither.
 
@@ -87,6 +92,7 @@ CRITERIA: dict[str, Callable[[LayerPosterior], Tensor]] = {
     "magnitude": magnitude,
     "group-snr": group_signal_to_noise,
     "group-mode": group_mode,
+    "group-relevance": group_relevance,
     "model-reduction": model_reduction,
 }
 
@@ -287,14 +293,15 @@ THRESHOLDS = {
     "snr": math.exp(-1.5),
     "group-snr": math.exp(1.5),
     "group-mode": math.exp(-6.0),
+    "group-relevance": math.exp(-1.5),
     "magnitude": 0.0,
     "model-reduction": math.log(2),
 }
 """Score above which `inspect` counts a weight as kept; `compress` searches for its own threshold.
 
 `snr`: log alpha < 3 (Molchanov et al. 2017, section 5.1). `group-snr`: log alpha < -3, as in the code of Louizos et al.
-2017. `group-mode`: far from either cluster of scores that the horseshoe leaves behind. `magnitude`: not exactly zero.
-`model-reduction`: the evidence is larger with the weight.
+2017. `group-relevance`: as `snr`, of the group. `group-mode`: far from either cluster of scores that the horseshoe
+leaves behind. `magnitude`: not exactly zero. `model-reduction`: the evidence is larger with the weight.
 """
 
 

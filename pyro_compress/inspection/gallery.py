@@ -25,6 +25,7 @@ SCORE_NAMES = {
     "snr": "|mean| / standard deviation of a weight",
     "group-snr": "|mean| / standard deviation of a group's scale",
     "group-mode": "mode of a group's scale",
+    "group-relevance": "root mean square of a group's means / of its standard deviations",
     "magnitude": "|weight|",
     "model-reduction": "log(1 + Bayes factor) of keeping a weight",
 }

@@ -183,7 +183,8 @@ class BaselineConfig(Config):
     momentum: float = setting(0.9, "Momentum of sgd.", least=0, below=1)
     weight_decay: float = setting(0.0, "Weight decay; with adam decoupled from its steps.", least=0)
     pruning: str = setting(
-        "none", "Prune while training: Han et al. 2015, Zhu & Gupta 2017, Frankle & Carbin 2019.",
+        "none", "Prune while training: Han et al. 2015, Zhu & Gupta 2017, Frankle & Carbin 2019, Guo et al. 2016 "
+        "(surgery).",
         among=Names("training/sparse.py", "PRUNING", ("none",)),
     )  # fmt: skip
     prune_to: float = setting(0.0, "Share of the weights that --pruning ends without.", least=0, below=1, unit="SHARE")

@@ -20,7 +20,7 @@ from pyro_compress.training.checkpoint import Checkpointer
 from pyro_compress.training.history import Epoch, OnEpoch, OnStep
 from pyro_compress.training.point import PointPlan, dropped_inputs
 from pyro_compress.training.progress import Progress
-from pyro_compress.training.sparse import pruned_while_training
+from pyro_compress.training.sparse import Task, pruned_while_training
 from pyro_compress.types import Graph, LayerPosterior, Posterior, Splits
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def fit_baseline(
     if progress.group.first:
         doubt(log, doubtful_end(graph, splits.task))
     total = plan.epochs * progress.minibatches.batches
-    begin = pruned_while_training(net, weights, config.pruning, config.prune_to, total)
+    begin = pruned_while_training(config.pruning, Task(net, weights, config.prune_to, total))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         with dropped_inputs(net, graph, config.dropout, config.dropout_input):

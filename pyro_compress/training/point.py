@@ -152,8 +152,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-MEMORIES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
-"""What Adam and SGD keep of a parameter."""
+MEMORIES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"}, set[str]())
+"""What Adam and SGD keep of a parameter; SGD without momentum keeps nothing."""
+SURGERY = {"dense", "mask", "threshold"}
+"""What `surgery` keeps of a weight tensor beside it."""
+NUMBERS = {"step", "threshold"}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -163,10 +166,10 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
         index, _, key = name.partition("/")
         keys.setdefault(index, set()).add(key)
         parameter = parameters[int(index)] if index.isdecimal() and int(index) < len(parameters) else None
-        if parameter is None or tensor.shape != (() if key == "step" else parameter.shape):
+        if parameter is None or tensor.shape != (() if key in NUMBERS else parameter.shape):
             raise ValueError(f"the checkpoint's {name} of shape {tuple(tensor.shape)} is none of this optimizer's")
-        optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
-    if wrong := [found for found in keys.values() if found not in MEMORIES]:
+        optimizer.state[parameter][key] = tensor if key in NUMBERS else tensor.to(parameter.device)
+    if wrong := [found for found in keys.values() if found - SURGERY not in MEMORIES or 0 < len(found & SURGERY) < 3]:
         raise ValueError(f"the checkpoint's optimizer remembers {', '.join(sorted(wrong[0]))}; start anew with --force")
 
 

@@ -1,12 +1,14 @@
 """Pruning while training: what the weights that stay can still learn after the others have gone.
 
 A rule says how sparse the network is to be after a share of the training: `(progress, target) -> sparsity`. Whenever
-the rule asks for more, the smallest weights of all layers together go, and stay at zero.
+the rule asks for more, the smallest weights of all layers together go, and stay at zero. With surgery they may come
+back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 
 from pyro_compress.compression.prune import masks_at
 from pyro_compress.training.point import AfterStep, no_change
+from pyro_compress.training.surgery import Surgery
 
 STAGES = 5
 """Prunings of the iterative rules, evenly spaced over the second part of training."""
@@ -49,43 +52,58 @@ def sparsity_at(pruning: str, step: int, total: int, target: float) -> float:
     """Sparsity after a step: the gradual rule prunes every so many steps, the others as soon as they ask for it.
 
     Args:
-        pruning: name in `PRUNING`.
+        pruning: name in `RULES`.
         step: steps done.
         total: training steps.
         target: sparsity at the end.
     """
-    rule = PRUNING[pruning]
+    rule = RULES[pruning]
     due = step if pruning != "gradual" or rule(step / total, target) >= target else step - step % RENEW_STEPS
     return rule(due / total, target)
 
 
-PRUNING: dict[str, Rule] = {
+RULES: dict[str, Rule] = {
     "iterative": iterative,
     "gradual": gradual,
     "rewind": rewind,
 }
 
 
-def pruned_while_training(
-    net: nn.Module, weights: list[str], pruning: str, target: float, total: int
-) -> Callable[[int], AfterStep]:
-    """Steps done -> what is to happen after each further training step, the network being there already.
+@dataclass(frozen=True)
+class Task:
+    """What a way of pruning is told.
 
-    Nothing but the network needs to be kept to go on later: pruned weights are those that are zero, and how many there
-    are to be follows from the step.
-
-    Args:
+    Attributes:
         net: the network, before its first step.
         weights: names of its weight tensors.
-        pruning: name in `PRUNING`, or `none`.
         target: sparsity at the end, over all `weights`.
         total: training steps.
     """
-    if pruning == "none":
-        return no_change
-    sparsity = partial(sparsity_at, pruning, total=total, target=target)
-    parameters = {name: net.get_parameter(name) for name in weights}
-    first = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+    net: nn.Module
+    weights: list[str]
+    target: float
+    total: int
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The weight tensors."""
+        return {name: self.net.get_parameter(name) for name in self.weights}
+
+
+Begin = Callable[[int], AfterStep]
+"""Steps done -> what is to happen after each further training step, the network being there already."""
+
+
+def by_magnitude(pruning: str, task: Task) -> Begin:
+    """Pruning by a rule of `RULES`.
+
+    Nothing but the network needs to be kept to go on later: pruned weights are those that are zero, and how many there
+    are to be follows from the step.
+    """
+    sparsity = partial(sparsity_at, pruning, total=task.total, target=task.target)
+    parameters = task.parameters
+    first = {name: tensor.clone() for name, tensor in task.net.state_dict().items()}
 
     def begin(done: int) -> AfterStep:
         masks = {name: (parameter != 0).float() for name, parameter in parameters.items()} if sparsity(done) else {}
@@ -96,7 +114,7 @@ def pruned_while_training(
                 kept = masks_at({name: parameter.abs() for name, parameter in parameters.items()}, wanted)
                 masks.update({name: mask.float() for name, mask in kept.items()})
                 if pruning == "rewind":
-                    net.load_state_dict(first)
+                    task.net.load_state_dict(first)
                     optimizer.state.clear()
             for name, mask in masks.items():
                 parameters[name].mul_(mask)
@@ -104,3 +122,26 @@ def pruned_while_training(
         return after_step
 
     return begin
+
+
+def by_surgery(task: Task) -> Begin:
+    """Dynamic network surgery; what it keeps of a weight lies with the optimizer."""
+    return Surgery(list(task.parameters.values()), task.target, task.total).begin
+
+
+PRUNING: dict[str, Callable[[Task], Begin]] = {
+    "iterative": partial(by_magnitude, "iterative"),
+    "gradual": partial(by_magnitude, "gradual"),
+    "rewind": partial(by_magnitude, "rewind"),
+    "surgery": by_surgery,
+}
+
+
+def pruned_while_training(pruning: str, task: Task) -> Begin:
+    """What happens after each training step.
+
+    Args:
+        pruning: name in `PRUNING`, or `none`.
+        task: what is trained, and how sparse it shall be.
+    """
+    return no_change if pruning == "none" else PRUNING[pruning](task)
