@@ -35,6 +35,7 @@ from pyro_compress.bayes.elbo import build_objective
 from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize
 from pyro_compress.bayes.model import classifier
+from pyro_compress.bayes.natural import Natural
 from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, eager, trained_parameters
 from pyro_compress.cli.commands import run_script
@@ -72,16 +73,15 @@ def point(hidden: int, x: Tensor, y: Tensor, optimizer: Callable[..., torch.opti
     return step
 
 
-def variational(
-    hidden: int, x: Tensor, y: Tensor, prior: str, estimator: str, mode: str, precision: str = "float32"
-) -> Run:
+def variational(hidden: int, x: Tensor, y: Tensor, prior: str, estimator: str, mode: str, natural: bool = False) -> Run:
     """One of ours."""
     net = network(hidden)
     weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     model = classifier(bayesianize(net, PRIORS[prior]), SIZE)
     guide = build_guide("mean-field", model, starts_of(model.net, weights, None), {"0.weight": 0.2}, (x, y))
-    objective = build_objective(model, guide, estimator, 1, precision)
-    trained = trained_parameters(objective, 1e-3, 1e-3, 1e-3)
+    objective = build_objective(model, guide, estimator, 1)
+    rates = Natural(0.1, 0.9, 0.999, SIZE) if natural else None
+    trained = trained_parameters(objective, 1e-3, 1e-3, 1e-3, natural=rates)
     if mode == "captured":
         step = captured(objective, trained, Rule(), State.of(objective, trained), (x, y))
     else:
@@ -153,6 +153,8 @@ def variants(hidden: int, x: Tensor, y: Tensor, priors: list[str]) -> dict[Key, 
         for estimator in ESTIMATORS[prior]:
             for mode in ("eager", "captured"):
                 found[prior, estimator, mode] = lambda p=prior, e=estimator, m=mode: variational(hidden, x, y, p, e, m)
+        for mode in ("eager", "captured"):
+            found[prior, "natural", mode] = lambda p=prior, m=mode: variational(hidden, x, y, p, "weight", m, True)
     for name, package, build in (("blitz", "blitz", blitz), ("bayesian-torch", "bayesian_torch", intel)):
         try:
             __import__(package)

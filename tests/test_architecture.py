@@ -245,6 +245,7 @@ SIDEWAYS = {
     ("bayes/capture", "bayes/elbo"),
     ("bayes/capture", "bayes/noise"),
     ("bayes/capture", "bayes/step"),
+    *[(f"bayes/{room}", "bayes/natural") for room in ("capture", "step", "train_state")],
     *[
         ("bayes/train_state", f"bayes/{room}")
         for room in ("elbo", "guides", "layers", "model", "priors", "step", "tensors")

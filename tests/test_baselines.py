@@ -232,7 +232,12 @@ def test_uniform_start(digits: Splits) -> None:
         ({"prior": "none", "lr_schedule": "cosine"}, "unknown lr_schedule 'cosine'; allowed: late-decay, constant"),
         ({"prior": "none", "weight_decay": -1.0}, "weight_decay -1.0: it must not be negative"),
         ({"prior": "gaussian", "weight_decay": 1e-4}, "the prior takes the place of weight decay"),
-        ({"prior": "horseshoe", "optimizer": "sgd"}, "go with --prior none"),
+        ({"prior": "horseshoe", "optimizer": "sgd"}, "goes with --prior none"),
+        ({"prior": "none", "optimizer": "natural"}, "optimizer 'natural' goes with a prior.* take adam or sgd"),
+        (
+            {"prior": "gaussian", "optimizer": "natural", "guide": "auto-normal"},
+            "moves means and spreads of --guide mean-field; guide 'auto-normal' has others: use --optimizer adam",
+        ),
         ({"prior": "horseshoe", "dropout_input": 0.5}, "a prior brings its own noise"),
         ({"prior": "none", "init_range": -1.0}, "init_range -1.0: it must not be negative"),
     ],

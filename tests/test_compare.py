@@ -274,7 +274,7 @@ def test_ensemble_of_a_posterior_without_noise_is_its_mean(study: Path, tmp_path
         ('name = "SGD"', 'name = "SGD"\ncriterion = "size"', "unknown criterion 'size'; allowed: snr"),
         ('prior = "spike-and-slab"', 'prior = "normal-jeffreys"\ncriterion = "group-mode"', "take group-snr"),
         ('name = "SGD"', 'name = "SGD"\ncriterion = "group-snr"', "needs a prior with group scales"),
-        ('name = "SGD"', 'name = "SGD"\noptimizer = "lbfgs"', "unknown optimizer 'lbfgs'; allowed: adam, sgd"),
+        ('name = "SGD"', 'name = "SGD"\noptimizer = "lbfgs"', "unknown optimizer 'lbfgs'; allowed: natural, adam, sgd"),
         ('pruning = "gradual"', 'pruning = "rewind"', "use lr_schedule 'constant'"),
         ('prior = "spike-and-slab"', 'prior = "spike-and-slab"\npruning = "gradual"', "go with --prior none"),
         ('variant = "Adam"', "choose = {lr = 1}", "choose lr: give a list of values"),

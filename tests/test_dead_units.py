@@ -55,9 +55,12 @@ def splits() -> Splits:
     return Splits(Data(full.train.x[:300], full.train.y[:300]), full.validation, full.test, full.classes)
 
 
-def train_state_of(name: str, prior: str, splits: Splits, grouping: str | None = None) -> tuple[TrainState, FitConfig]:
+def train_state_of(
+    name: str, prior: str, splits: Splits, grouping: str | None = None, optimizer: str = "adam"
+) -> tuple[TrainState, FitConfig]:
     """A train state with random moments, in which some units make nothing and others are not heard."""
-    config = resolve(FitConfig(prior=prior, grouping=grouping, shrink_every=1, device="cpu"), len(splits.train))
+    asked = FitConfig(prior=prior, grouping=grouping, shrink_every=1, device="cpu", optimizer=optimizer)
+    config = resolve(asked, len(splits.train))
     torch.manual_seed(4)
     net = NETS[name]()
     for module in net.modules():
@@ -126,10 +129,15 @@ def test_the_smaller_network_computes_what_the_masked_one_does(
     assert removal.widths_before[-1] == removal.widths_after[-1] == 10
 
 
-@pytest.mark.parametrize(("net", "prior", "grouping"), CASES)
-def test_survivors_keep_posterior_and_moments(net: str, prior: str, grouping: str | None, splits: Splits) -> None:
+@pytest.mark.parametrize(
+    ("net", "prior", "grouping", "optimizer"),
+    [*((*case, "adam") for case in CASES), ("mlp", "log-uniform", None, "natural"), (*CASES[-1], "natural")],
+)
+def test_survivors_keep_posterior_and_moments(
+    net: str, prior: str, grouping: str | None, optimizer: str, splits: Splits
+) -> None:
     """Every value of the smaller train state is found in the larger one, at the place the removal tells."""
-    train_state, config = train_state_of(net, prior, splits, grouping)
+    train_state, config = train_state_of(net, prior, splits, grouping, optimizer)
     small = trace_shrink(train_state.graph, masked_tensors(train_state, config))
     smaller = without_dead_units(train_state, (splits.train.x[:2], splits.train.y[:2]), config, 1)
     assert smaller is not None
@@ -233,10 +241,12 @@ class Stopping(Checkpointer):
         super().after_step(finished_epoch, take)
 
 
-@pytest.mark.parametrize(("net", "compile"), [("mlp", "off"), pytest.param("conv", "off", marks=pytest.mark.slow)])
-def test_stopped_anywhere_it_ends_the_same(net: str, compile: str, splits: Splits, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("net", "optimizer"), [("mlp", "adam"), ("mlp", "natural"), pytest.param("conv", "adam", marks=pytest.mark.slow)]
+)
+def test_stopped_anywhere_it_ends_the_same(net: str, optimizer: str, splits: Splits, tmp_path: Path) -> None:
     """Before units leave, at the last step of the epoch they leave in, and after."""
-    config = resolve(fit_config(compile=compile), len(splits.train))
+    config = resolve(fit_config(compile="off", optimizer=optimizer), len(splits.train))
     torch.manual_seed(0)
     plain = with_idle_units(NETS[net]())
     straight = fit_posterior(plain, splits, config)

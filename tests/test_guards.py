@@ -120,6 +120,8 @@ def test_rates_are_halved() -> None:
     half = slower(config)
     assert (half.lr, half.lr_scale, half.lr_group) == (config.lr / 2, config.lr_scale / 2, config.lr_group / 2)
     assert replace(half, lr=config.lr, lr_scale=config.lr_scale, lr_group=config.lr_group) == config
+    natural = replace(config, optimizer="natural", natural_lr=0.1, natural_beta2=0.98)
+    assert (slower(natural).natural_lr, slower(natural).natural_beta2) == (0.05, pytest.approx(0.99))
 
 
 def test_memory_is_estimated_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ REFUSED = [
     ("fit --prior none --keep 5", "--keep goes with a prior"),
     ("fit --prior none --momentum 0.5", "--momentum goes with --prior none --optimizer sgd"),
     ("fit --momentum 0.5", "--momentum goes with --prior none --optimizer sgd"),
+    ("fit --natural-lr 0.1 --natural-beta1 0.5", "--natural-lr, --natural-beta1 goes with --optimizer natural"),
     ("fit --net lenet-300-100 --hidden 20", "--hidden goes with --net mlp"),
     ("fit --init w.pt --init-range 0.1", "--init-range goes without --init"),
     ("fit --data table.csv --download", "--download goes with a data set by name: digits"),

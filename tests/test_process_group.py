@@ -166,6 +166,7 @@ TINY = FitConfig(prior="log-uniform", hidden=(12,), epochs=4, pretrain_epochs=1,
 CASES = {
     "posterior": TINY,
     "one-sample KL": replace(TINY, prior="spike-and-slab", clip_norm=1.0, accumulate=2, patience=1),
+    "natural gradients": replace(TINY, optimizer="natural", shrink_every=1),
     "auto guide": replace(TINY, prior="gaussian", guide="auto-normal"),
     "batch norm": replace(TINY, net=f"{__name__}:normed", shrink_every=1),
     "pruned": replace(TINY, prior="none", pruning="gradual", prune_to=0.5, pretrain_epochs=None, dropout=0.2),

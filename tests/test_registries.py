@@ -84,7 +84,10 @@ def test_every_prior_has_what_its_consumers_need(name: str) -> None:
         starts = prior.start(shape, torch.randn(3, 4), 0.01)
         assert {start.family.__name__ for start in starts.values()} <= set(FAMILIES)
         assert shape.site in starts
-    for parameter in space.fit_space(name):
+    names = [parameter.option for parameter in space.fit_space(name, "natural")]
+    assert "natural_lr" in names
+    assert not {"lr", "lr_scale"} & set(names)
+    for parameter in (*space.fit_space(name), *space.fit_space(name, "natural")):
         option = parameter.option
         assert option in FitConfig.__dataclass_fields__ or option.startswith("prior_options.")
         lowest = {option.partition(".")[2]: parameter.low} if option.startswith("prior_options.") else {}

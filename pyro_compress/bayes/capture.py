@@ -1,18 +1,18 @@
-"""One SVI step as one graph: the Pyro program, its gradient and Adam's algebra, traced once, then compiled.
+"""One SVI step as one graph: the Pyro program, its gradient and the optimiser's algebra, traced once, then compiled.
 
 Nothing about a prior is written twice: what is traced is the real program. What changes between steps (minibatch, KL
-weight, rates, Adam's corrections, noise) are the graph's inputs; parameters and Adam's moments are updated in place. On
+weight, rates, Adam's corrections, noise) are the graph's inputs; parameters and moments are updated in place. On
 a CPU inductor compiles the graph; on CUDA the compiled graph is recorded as a CUDA graph and replayed, without asking
 the device for anything. A minibatch of another size (the last of an epoch) runs through an uncompiled graph of its own.
 
-Where several processes share a minibatch the graph is cut in two, the gradient and Adam's algebra, and the gradients
-are added up in between: that call stays outside, as processes may trace and compile at different steps (their last
-minibatches differ in size) and one may have to do without the compiler.
+Where several processes share a minibatch the graph is cut in two, the gradient and the optimiser's algebra, and the
+gradients are added up in between: that call stays outside, as processes may trace and compile at different steps (their
+last minibatches differ in size) and one may have to do without the compiler.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,21 +23,29 @@ from torch.utils._pytree import tree_leaves
 from pyro_compress.bayes.compiler import compiled as through_inductor
 from pyro_compress.bayes.compiler import traced
 from pyro_compress.bayes.elbo import Objective
+from pyro_compress.bayes.natural import Natural
 from pyro_compress.bayes.noise import Fill, fast_fill, lift_noise
-from pyro_compress.bayes.step import BETA1, BETA2, EPSILON, Rule, State, Step, Trained
+from pyro_compress.bayes.step import BETA1, BETA2, EPSILON, Rule, State, Step, Trained, move_naturally, natural_of
 
 MAX_NODES = 20_000
 """Larger graphs are not compiled: inductor's time grows faster than they do."""
 
 
-Scalars = tuple[Tensor, Tensor, Tensor]
-"""KL weight; step size (learning rates' factor, times √(1-β₂ᵗ) / (1-β₁ᵗ)); ε √(1-β₂ᵗ)."""
+Scalars = tuple[Tensor, ...]
+"""KL weight; Adam's step size (learning rates' factor, times √(1-β₂ᵗ) / (1-β₁ᵗ)) and ε √(1-β₂ᵗ); with natural gradients
+their two rates."""
 
 
-def set_scalars(scalars: Scalars, count: int, kl_weight: float, factor: float) -> None:
+def new_scalars(trained: Sequence[Trained], device: torch.device) -> Scalars:
+    """The scalars of a graph for these parameters, to be set before every step."""
+    return tuple(torch.zeros((), device=device) for _ in range(5 if natural_of(trained) else 3))
+
+
+def set_scalars(scalars: Scalars, count: int, kl_weight: float, factor: float, natural: Natural | None = None) -> None:
     """Set the graph's scalars for step `count` (from 1)."""
     correction = (1 - BETA2**count) ** 0.5
-    values = (kl_weight, factor * correction / (1 - BETA1**count), EPSILON * correction)
+    values = [kl_weight, factor * correction / (1 - BETA1**count), EPSILON * correction]
+    values += natural.rates(count, factor) if natural else []
     for scalar, value in zip(scalars, values, strict=True):
         scalar.fill_(value)
 
@@ -60,7 +68,7 @@ def capture_graph(
         named = dict(zip(names, [*leaves, *buffers], strict=True))
         gradients, log_likelihood = _gradients(objective, rule, named, leaves, scalars[0], x, y)
         noted.copy_(log_likelihood)
-        _adam(trained, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
+        _update(trained, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
         return ()
 
     unused = torch.zeros(1, device=x.device)
@@ -96,14 +104,14 @@ def capture_gradient(
 def capture_update(
     trained: list[Trained], rule: Rule, state: State, scalars: Scalars, flat: Tensor
 ) -> torch.fx.GraphModule:
-    """Trace the second part: Adam on the gradient in `flat`. Inputs: (parameters, first, second, flat, scalars)."""
+    """Trace the second part: the update. Its inputs: (parameters, first, second, flat gradient, scalars)."""
 
     def update(
         values: list[Tensor], first: list[Tensor], second: list[Tensor], flat: Tensor, scalars: Scalars
     ) -> tuple[()]:
         parts = flat.split([value.numel() for value in values])
         gradients = [part.view_as(value) for part, value in zip(parts, values, strict=True)]
-        _adam(trained, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
+        _update(trained, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
         return ()
 
     return traced(update, (state.parameters, state.first, state.second, flat, scalars))
@@ -139,13 +147,17 @@ def _clipped(gradients: list[Tensor], norm: float) -> list[Tensor]:
     return [gradient * factor for gradient in gradients]
 
 
-def _adam(
+def _update(
     trained: list[Trained], values: list[Tensor], first: list[Tensor], second: list[Tensor], gradients: list[Tensor],
     scalars: Scalars,
 ) -> None:  # fmt: skip
-    """Adam (Kingma & Ba 2015, the reordered form at the end of section 2) in place, then the bounds."""
-    _, step_size, epsilon = scalars
+    """Adam (Kingma & Ba 2015, the reordered form at the end of section 2), or natural gradients, in place."""
+    _, step_size, epsilon, *rates = scalars
+    if rates:
+        move_naturally(trained, values, first, gradients, (rates[0], rates[1]))
     for t, value, m, v, gradient in zip(trained, values, first, second, gradients, strict=True):
+        if t.natural:
+            continue
         m.lerp_(gradient, 1 - BETA1)
         v.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
         value.sub_((t.rate * step_size) * m / (v.sqrt() + epsilon))
@@ -175,7 +187,7 @@ def captured(
         Exception: whatever tracing or compiling raises.
     """
     device = example[0].device
-    scalars: Scalars = tuple(torch.zeros((), device=device) for _ in range(3))  # type: ignore[assignment]
+    scalars, natural = new_scalars(trained, device), natural_of(trained)
     runs: dict[int, Callable[[Tensor, Tensor], None]] = {}
     size = sum(value.numel() for value in state.parameters) if rule.combine else 0
     flat = torch.zeros(size, device=device)
@@ -202,7 +214,7 @@ def captured(
 
     def step(x: Tensor, y: Tensor, kl_weight: float, factor: float) -> Tensor:
         state.count += 1
-        set_scalars(scalars, state.count, kl_weight, factor)
+        set_scalars(scalars, state.count, kl_weight, factor, natural)
         if len(y) not in runs:
             runs[len(y)] = build(x, y, compiled=False)
         with torch.no_grad():

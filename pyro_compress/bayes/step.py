@@ -1,4 +1,4 @@
-"""One step of Adam on the objective, as Pyro and torch run it: the reference for the captured one."""
+"""One step on the objective, as Pyro and torch run it: the reference for the captured one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pyro_compress.bayes.assignment import Assignment
+from pyro_compress.bayes.assignment import Assignment, Pace
 from pyro_compress.bayes.elbo import Objective
 from pyro_compress.bayes.guides import MeanField
 from pyro_compress.bayes.model import LOG_NOISE_BOUNDS
+from pyro_compress.bayes.natural import Natural, Rates, natural_step
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+"""Adam's."""
+MEANS, SPREADS = "guide.loc.", "guide.log_scale."
+"""What names of a mean-field guide's parameters begin with."""
 
 Step = Callable[[Tensor, Tensor, float, float], Tensor]
 """(x, y, KL weight, factor on all rates) -> the expected log-likelihood of the training set in nats, as this minibatch
@@ -30,12 +34,14 @@ class Trained:
         parameter: the parameter.
         rate: Adam's base learning rate.
         bounds: (low, high) that it is put back into after every step; None for none.
+        natural: rates of means and log-scales that move by natural gradients; None: Adam moves it.
     """
 
     name: str
     parameter: nn.Parameter
     rate: float
     bounds: tuple[float, float] | None
+    natural: Natural | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,8 @@ class State:
 
     Attributes:
         parameters: values of the parameters.
-        first: Adam's first moments.
-        second: Adam's second moments.
+        first: first moments of the gradients; empty for log-scales that move by natural gradients.
+        second: Adam's second moments; empty for what moves by natural gradients.
         buffers: batch-norm statistics and the like.
         noted: the expected log-likelihood of the training set in the last captured step, in nats.
         count: steps done.
@@ -82,7 +88,10 @@ class State:
     def of(cls, objective: Objective, trained: list[Trained]) -> State:
         """The state before the first step."""
         values = [t.parameter.data for t in trained]
+        pairs, none = natural_pairs(trained), values[0].new_zeros(0)
         first, second = ([torch.zeros_like(value) for value in values] for _ in range(2))
+        for mean, spread in pairs:
+            first[spread] = second[mean] = second[spread] = none
         return cls(values, first, second, list(objective.elbo.buffers()), torch.zeros((), device=values[0].device))
 
     @contextmanager
@@ -111,9 +120,34 @@ class State:
         self.count = count
 
 
+def natural_of(trained: Sequence[Trained]) -> Natural | None:
+    """The rates of natural gradients; None: Adam moves everything."""
+    return next((t.natural for t in trained if t.natural), None)
+
+
+def natural_pairs(trained: Sequence[Trained]) -> list[tuple[int, int]]:
+    """Places of the means that move by natural gradients, each with the place of its log-scales."""
+    places = {t.name: place for place, t in enumerate(trained) if t.natural}
+    means = [name for name in places if name.startswith(MEANS)]
+    return [(places[name], places[name.replace(MEANS, SPREADS, 1)]) for name in means]
+
+
+def move_naturally(
+    trained: Sequence[Trained], values: Sequence[Tensor], first: Sequence[Tensor], gradients: Sequence[Tensor],
+    rates: Rates,
+) -> None:  # fmt: skip
+    """Move in place what moves by natural gradients; of all parameters, first moments and gradients."""
+    for mean, spread in natural_pairs(trained):
+        natural, bounds, given = trained[mean].natural, trained[spread].bounds, (gradients[mean], gradients[spread])
+        assert natural
+        assert bounds
+        natural_step(values[mean], values[spread], first[mean], given, rates, natural.beta1, bounds)
+
+
 def trained_parameters(
-    objective: Objective, lr: float, lr_scale: float, lr_group: float, priors: Assignment | None = None
-) -> list[Trained]:
+    objective: Objective, lr: float, lr_scale: float, lr_group: float, priors: Assignment | None = None,
+    natural: Natural | None = None,
+) -> list[Trained]:  # fmt: skip
     """Every parameter of model and guide, each once, with its rate and bounds.
 
     Args:
@@ -122,6 +156,7 @@ def trained_parameters(
         lr_scale: of log-scales.
         lr_group: of group scales.
         priors: whose recipes move some tensors faster than others; None: all move alike.
+        natural: moves means and log-scales of raw weights; None: Adam does.
     """
     guide = objective.elbo.guide
     rates = {id(p): group["lr"] for group in guide.groups(lr, lr_scale, lr_group) for p in group["params"]}
@@ -132,25 +167,24 @@ def trained_parameters(
     bounds = {id(p): pair for p, pair in guide.bounds()}
     if (log_noise := objective.elbo.model.likelihood.log_noise) is not None:
         rates[id(log_noise)], bounds[id(log_noise)] = lr_scale, LOG_NOISE_BOUNDS
+    moving: dict[int, Natural] = {}
+    if natural and isinstance(guide, MeanField):
+        raw = [parameter for site in guide.raw_sites for parameter, _ in guide.paced(site, Pace())]
+        moving = {id(parameter): natural for parameter in raw}
     return [
-        Trained(name, parameter, rates.get(id(parameter), lr), bounds.get(id(parameter)))
+        Trained(name, parameter, rates.get(id(parameter), lr), bounds.get(id(parameter)), moving.get(id(parameter)))
         for name, parameter in objective.elbo.named_parameters()
     ]
 
 
 def eager(objective: Objective, trained: list[Trained], rule: Rule, state: State) -> Step:
     """The step as Pyro and torch run it, on the moments of `state`."""
-    groups = [{"params": [t.parameter], "lr": t.rate} for t in trained]
     parameters = [t.parameter for t in trained]
-    optimizer = torch.optim.Adam(groups, betas=(BETA1, BETA2), eps=EPSILON, fused=True)
-    for t, first, second in zip(trained, state.first, state.second, strict=True):
-        done = torch.tensor(float(state.count), device=first.device)
-        optimizer.state[t.parameter] = {"step": done, "exp_avg": first, "exp_avg_sq": second}
+    natural, adam = natural_of(trained), _adam(trained, state)
 
     def step(x: Tensor, y: Tensor, kl_weight: float, factor: float) -> Tensor:
-        for group, t in zip(optimizer.param_groups, trained, strict=True):
-            group["lr"] = t.rate * factor
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         noted = torch.zeros((), device=x.device)
         for part_x, part_y, share in rule.parts(x, y):
             loss, log_likelihood = objective(part_x, part_y, kl_weight)
@@ -160,12 +194,35 @@ def eager(objective: Objective, trained: list[Trained], rule: Rule, state: State
             rule.combine([parameter.grad for parameter in parameters if parameter.grad is not None])
         if rule.clip_norm:
             nn.utils.clip_grad_norm_(parameters, rule.clip_norm)
-        optimizer.step()
+        adam(factor)
         state.count += 1
         with torch.no_grad():
+            if natural:
+                gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+                move_naturally(trained, state.parameters, state.first, gradients, natural.rates(state.count, factor))
             for t in trained:
                 if t.bounds:
                     t.parameter.clamp_(*t.bounds)
         return noted
+
+    return step
+
+
+def _adam(trained: list[Trained], state: State) -> Callable[[float], object]:
+    """Torch's step on all that has no natural gradients, called with the factor on the rates."""
+    places = [place for place, t in enumerate(trained) if t.natural is None]
+    if not places:
+        return lambda factor: None
+    groups = [{"params": [trained[place].parameter], "lr": trained[place].rate} for place in places]
+    optimizer = torch.optim.Adam(groups, betas=(BETA1, BETA2), eps=EPSILON, fused=True)
+    for place in places:
+        done = torch.tensor(float(state.count), device=state.first[place].device)
+        moments = {"step": done, "exp_avg": state.first[place], "exp_avg_sq": state.second[place]}
+        optimizer.state[trained[place].parameter] = moments
+
+    def step(factor: float) -> None:
+        for group, place in zip(optimizer.param_groups, places, strict=True):
+            group["lr"] = trained[place].rate * factor
+        optimizer.step()
 
     return step

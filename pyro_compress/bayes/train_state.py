@@ -1,4 +1,4 @@
-"""A network under inference at its present size: its program, the parameters, and Adam's memory of them.
+"""A network under inference at its present size: its program, the parameters, and the optimiser's memory of them.
 
 A fit has one train state, unless dead units leave it (`pyro_compress.bayes.dead_units`): then the next takes over.
 """
@@ -17,6 +17,7 @@ from pyro_compress.bayes.elbo import Objective, build_objective
 from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize, plain_weights
 from pyro_compress.bayes.model import Likelihood, Model
+from pyro_compress.bayes.natural import Natural
 from pyro_compress.bayes.step import State, Trained, trained_parameters
 from pyro_compress.bayes.tensors import across, drawable, with_tensors
 from pyro_compress.graph.ir import first_weights
@@ -33,7 +34,7 @@ class TrainState:
         mean_net: the same as a plain module, which takes the posterior mean to be evaluated.
         objective: what is minimised.
         trained: its parameters.
-        state: their values and Adam's moments.
+        state: their values and moments.
         removals: units that left before.
     """
 
@@ -118,8 +119,18 @@ def first_train_state(
     assert config.lr_scale
     assert config.lr_group
     objective = build_objective(model, guide, config.estimator, config.samples, config.precision)
-    trained = trained_parameters(objective, config.lr, config.lr_scale, config.lr_group, priors)
+    rates = (config.lr, config.lr_scale, config.lr_group)
+    trained = trained_parameters(objective, *rates, priors, _natural(config, objective.size))
     return TrainState(graph, net, objective, trained, State.of(objective, trained))
+
+
+def _natural(config: FitConfig, size: int) -> Natural | None:
+    """Rates of natural gradients with so many examples, where these are asked for."""
+    if config.optimizer != "natural":
+        return None
+    assert config.natural_lr
+    assert config.natural_beta2 is not None
+    return Natural(config.natural_lr, config.natural_beta1, config.natural_beta2, size)
 
 
 def _bound(config: FitConfig, priors: Assignment, name: str) -> float:

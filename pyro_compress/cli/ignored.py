@@ -134,6 +134,10 @@ FIT = (
         "goes with --prior none --optimizer sgd",
     ),
     Ignored(
+        ("natural_lr", "natural_beta1", "natural_beta2"), lambda values: values["optimizer"] != "natural",
+        "goes with --optimizer natural",
+    ),
+    Ignored(
         ("init_range",), lambda values: bool(values["init"]) and not values["new_head"],
         "goes without --init, whose weights take the place of a random start",
     ),

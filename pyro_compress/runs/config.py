@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -30,6 +31,10 @@ PREPROCESSED = "preprocessing"
 DEFAULT_STEPS = 2000
 """Optimiser steps that the default number of epochs aims at, within `DEFAULT_EPOCHS`."""
 DEFAULT_EPOCHS = (30, 100)
+NATURAL_REACH, MOST_NATURAL_RATE = (10.0, 25.0), 0.1
+"""Default rates of natural gradients, of means and of precisions, times the steps of a fit; and how high they are at
+most. A posterior comes as far as rate × steps, and minibatches leave noise of rate × their number per epoch, so that
+what is right for one set of data is for another."""
 BASELINE_LR = {"adam": 1e-3, "sgd": 0.1}
 """Default learning rate without a prior, by optimizer."""
 
@@ -60,7 +65,7 @@ def resolve(config: FitConfig, examples: int) -> FitConfig:
     batch_size = config.batch_size or (64 if examples < 10_000 else 128)
     epochs = config.epochs or min(max(DEFAULT_STEPS * batch_size // examples, DEFAULT_EPOCHS[0]), DEFAULT_EPOCHS[1])
     common = replace(config, device=device, batch_size=batch_size, epochs=epochs, **_inputs_of_start(config))
-    return _resolve_baseline(common) if config.prior == "none" else _resolve_prior(common, epochs)
+    return _resolve_baseline(common) if config.prior == "none" else _resolve_prior(common, epochs, examples)
 
 
 def _inputs_of_start(config: FitConfig) -> dict[str, Any]:
@@ -89,6 +94,11 @@ def _resolve_baseline(config: FitConfig) -> FitConfig:
     for name in ("grouping", "estimator", "keep", "batch_norm"):
         if (value := getattr(config, name)) not in (None, "weight", (), "update"):
             raise ValueError(f"{name} {value!r} goes with a prior only; with prior 'none' leave it out")
+    if config.optimizer not in BASELINE_LR:
+        raise ValueError(
+            f"optimizer {config.optimizer!r} goes with a prior, whose posterior it moves; without one take "
+            f"{' or '.join(BASELINE_LR)}"
+        )
     lr = config.lr or BASELINE_LR[config.optimizer]
     return replace(
         config, lr=lr, grouping="weight", estimator="weight", pretrain_epochs=0, kl_warmup=0.0,
@@ -96,7 +106,7 @@ def _resolve_baseline(config: FitConfig) -> FitConfig:
     )  # fmt: skip
 
 
-def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
+def _resolve_prior(config: FitConfig, epochs: int, examples: int) -> FitConfig:
     from pyro_compress.bayes.assignment import assigned
     from pyro_compress.bayes.guides import GUIDES
     from pyro_compress.bayes.own_guides import own_guide
@@ -110,15 +120,22 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
     if config.dropout or config.dropout_input:
         rate = config.dropout or config.dropout_input
         raise ValueError(f"dropout {rate} goes with --prior none; a prior brings its own noise")
-    if config.optimizer != "adam" or config.pruning != "none" or config.prune_to or config.weight_decay:
+    if config.optimizer == "sgd":
+        raise ValueError("optimizer 'sgd' goes with --prior none; posteriors are fitted by adam or natural")
+    if config.pruning != "none" or config.prune_to or config.weight_decay:
         raise ValueError(
-            "optimizer, weight_decay, pruning and prune_to go with --prior none; posteriors are fitted by Adam, and "
-            "the prior takes the place of weight decay"
+            "weight_decay, pruning and prune_to go with --prior none; the prior takes the place of weight decay"
         )
     if config.guide not in GUIDES:
         own_guide(config.guide, GUIDES)
     auto = config.guide != "mean-field"
-    estimator = config.estimator or ("weight" if auto else priors.estimator)
+    natural = config.optimizer == "natural"
+    if auto and natural:
+        raise ValueError(
+            f"optimizer 'natural' moves means and spreads of --guide mean-field; guide {config.guide!r} has others: "
+            "use --optimizer adam, or --guide mean-field"
+        )
+    estimator = config.estimator or ("weight" if auto or natural else priors.estimator)
     if auto and estimator != "weight":
         raise ValueError(
             f"estimator {estimator!r} needs the marginal of every weight, which guide {config.guide!r} draws through "
@@ -138,6 +155,7 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
         )
     warmup = max(one.warmup for one in priors.priors) * (epochs - pretrain)
     warmup = warmup if config.kl_warmup is None else config.kl_warmup
+    config = _with_natural_rates(config, (epochs - pretrain) * math.ceil(examples / (config.batch_size or 1)))
     return replace(
         config, grouping=grouping, estimator=estimator, pretrain_epochs=pretrain, kl_warmup=float(warmup),
         lr=config.lr or prior.lr,
@@ -145,6 +163,15 @@ def _resolve_prior(config: FitConfig, epochs: int) -> FitConfig:
         init_scale=config.init_scale or prior.init_scale,
         max_scale=priors.max_scale if config.max_scale is None else config.max_scale,
     )  # fmt: skip
+
+
+def _with_natural_rates(config: FitConfig, steps: int) -> FitConfig:
+    """Fill in rates of natural gradients for a fit of so many steps."""
+    if config.optimizer != "natural":
+        return config
+    lr, precision = (min(reach / steps, MOST_NATURAL_RATE) for reach in NATURAL_REACH)
+    beta2 = 1 - precision if config.natural_beta2 is None else config.natural_beta2
+    return replace(config, natural_lr=config.natural_lr or lr, natural_beta2=beta2)
 
 
 def never_shrinks(config: FitConfig) -> str:

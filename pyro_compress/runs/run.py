@@ -37,7 +37,7 @@ from pyro_compress.runs.posterior_file import write_posterior
 from pyro_compress.settings import FitConfig
 from pyro_compress.settings.fit import CheckpointConfig
 from pyro_compress.training.checkpoint import Checkpointer, stops_on_signals
-from pyro_compress.training.guards import REWINDS, slower
+from pyro_compress.training.guards import REWINDS, rates_of, slower
 from pyro_compress.training.history import Diverged, Epoch, OnEpoch, OnLayers
 from pyro_compress.training.live import watched
 from pyro_compress.training.snapshots import Frames
@@ -224,9 +224,8 @@ def _rewound(
     finished = len((checkpointer.folder / "history.jsonl").read_text().splitlines())
     checkpointer.rewind(finished)
     before = checkpointer.latest()
-    rates = {name: getattr(config, name) for name in ("lr", "lr_scale", "lr_group")}
     epoch = len(before.numbers.get("history", [])) if before else 0
-    rewinds.append({"failed_in_epoch": finished + 1, "to_epoch": epoch, "reason": str(error)} | rates)
+    rewinds.append({"failed_in_epoch": finished + 1, "to_epoch": epoch, "reason": str(error)} | rates_of(config))
     doubt(log, f"{error}; back to epoch {epoch} with half the learning rates")
     return slower(config)
 

@@ -75,6 +75,11 @@ class TrainingConfig(Config):
     lr: float | None = setting(
         None, "Learning rate of means and of everything deterministic; the default fits the prior.", above=0
     )
+    optimizer: str = setting(
+        "adam", "sgd: with --prior none; default rates there are 1e-3 for adam, 0.1 for sgd. natural: with a prior, "
+        "natural gradients for means and spreads of weights (docs/explanation/natural.md).",
+        among=Names("training/point.py", "OPTIMIZERS", ("natural",)),
+    )  # fmt: skip
     lr_schedule: str = setting(
         "late-decay", "Learning rates over training.", among=Names("training/point.py", "SCHEDULES")
     )
@@ -120,6 +125,17 @@ class PosteriorConfig(Config):
     lr_group: float | None = setting(
         None, "Learning rate of group and layer scales; the default fits the prior.", above=0, group=TRAINING
     )
+    natural_lr: float | None = setting(
+        None, "With --optimizer natural: learning rate of means of weights; default: 10 by the number of steps.",
+        above=0, group=TRAINING,
+    )  # fmt: skip
+    natural_beta1: float = setting(
+        0.9, "Likewise: weight of the past in their mean gradient.", least=0, below=1, group=TRAINING
+    )
+    natural_beta2: float | None = setting(
+        None, "Likewise: weight of the past in their precision; default: 1 less 25 by the number of steps.",
+        least=0, below=1, group=TRAINING,
+    )  # fmt: skip
     kl_warmup: float | None = setting(
         None, "Epochs, after pretraining, over which the KL weight rises; the default fits the prior.",
         least=0, most=MOST, unit="EPOCHS", group=TRAINING,
@@ -177,9 +193,6 @@ class BaselineConfig(Config):
 
     dropout: float = setting(0.0, "Rate before every layer with weights.", least=0, below=1, unit="RATE")
     dropout_input: float | None = setting(None, "Rate at the input; default: --dropout.", least=0, below=1, unit="RATE")
-    optimizer: str = setting(
-        "adam", "Default rates: 1e-3 for adam, 0.1 for sgd.", among=Names("training/point.py", "OPTIMIZERS")
-    )
     momentum: float = setting(0.9, "Momentum of sgd.", least=0, below=1)
     weight_decay: float = setting(0.0, "Weight decay; with adam decoupled from its steps.", least=0)
     pruning: str = setting(

@@ -46,7 +46,8 @@ def diverged(term: str, step: int, tensors: Iterable[tuple[str, Tensor]], config
     """
     names = [name.replace("/", ".") for name in not_finite(tensors)]
     where = f"not finite: {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    rates = {"lr": config.lr} | ({} if config.prior == "none" else {"lr-scale": config.lr_scale})
+    first = {"natural-lr": config.natural_lr} if config.optimizer == "natural" else {}
+    rates = first | {"lr": config.lr} | ({} if config.prior == "none" else {"lr-scale": config.lr_scale})
     smaller = " or ".join(f"--{name} (now {rate:g})" for name, rate in rates.items() if rate)
     clip = "" if config.clip_norm or config.prior == "none" else ", --clip-norm 1"
     again = "" if config.nan_policy == "rewind" else ", or --nan-policy rewind"
@@ -107,9 +108,17 @@ def over_pruned(history: Sequence[Epoch], splits: Splits) -> str:
     )
 
 
+def rates_of(config: FitConfig) -> dict[str, float]:
+    """Settings of a resolved configuration that say how fast the fit moves."""
+    names = ("lr", "lr_scale", "lr_group", *(("natural_lr", "natural_beta2") if config.optimizer == "natural" else ()))
+    return {name: getattr(config, name) for name in names}
+
+
 def slower(config: FitConfig) -> FitConfig:
-    """A resolved configuration with every learning rate scaled by `SLOWER`."""
+    """A resolved configuration with every learning rate scaled by `SLOWER`; 1 - natural_beta2 is one."""
     rates: dict[str, Any] = {
-        name: SLOWER * rate for name in ("lr", "lr_scale", "lr_group") if (rate := getattr(config, name))
+        name: 1 - SLOWER * (1 - rate) if name == "natural_beta2" else SLOWER * rate
+        for name, rate in rates_of(config).items()
+        if rate is not None
     }
     return replace(config, **rates)

@@ -160,7 +160,7 @@ def read_plan(path: Path, data_dir: str = "", device: str = "auto", threads: int
         _compress(document.get("compress", {}), document.get("space", {}), path),
     )
     finetuned = "finetune" in compress or "finetune" in space.get("compress", {})
-    before = read_fit_space(space["fit"]) if "fit" in space else fit_space(fit.prior)
+    before = read_fit_space(space["fit"]) if "fit" in space else fit_space(fit.prior, fit.optimizer)
     layers = layer_sizes(fit, splits) if search.layer_wise or "compress" not in space else {}
     after = (
         read_compression_space(space["compress"], layers, finetuned, search.layer_wise)

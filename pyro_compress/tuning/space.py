@@ -85,8 +85,14 @@ FIT_SPACES: dict[str, tuple[Parameter, ...]] = {
 no row here is searched over its rates alone (`fit_space`)."""
 
 
-def fit_space(prior: str) -> tuple[Parameter, ...]:
-    """The space of a prior's fit: its row, or around the rates of its own recipe where it has none."""
+def fit_space(prior: str, optimizer: str = "adam") -> tuple[Parameter, ...]:
+    """The space of a prior's fit: its row, or around the rates of its own recipe where it has none.
+
+    With natural gradients the rate of the means stands for those of Adam.
+    """
+    if optimizer == "natural":
+        adams = ("lr", "lr_scale")
+        return (*(one for one in fit_space(prior) if one.option not in adams), _log("natural_lr", 3e-4, 3e-2))
     if prior in FIT_SPACES:
         return FIT_SPACES[prior]
     from pyro_compress.bayes.assignment import assignment_of
