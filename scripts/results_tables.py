@@ -17,6 +17,7 @@ from typing import Any
 
 import ablation
 import artefact
+import bench_browser
 import bench_deploy
 import bench_step
 import compare_post_training
@@ -242,6 +243,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed-lenet-300-100": lambda: deployed("speed", LENET_300),
     "speed-lenet-5-caffe": lambda: deployed("speed", "mnist-lenet-5-caffe-rate2-seed0.pcn"),
     "exports": lambda: deployed("exports", LENET_300),
+    "browser": lambda: "\n".join(bench_browser.browser_table(stored("browser.json"))),
     "ensemble": lambda: deployed("ensemble", "digits-mlp-horseshoe-0"),
     "artefact": lambda: artefact.table(stored("artefact.json")),
 }

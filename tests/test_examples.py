@@ -1,25 +1,27 @@
 """The examples do what they say, on the machines where they can run."""
 
-import functools
 import json
-import os
+import re
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
+import bench_browser
 import numpy as np
 import pytest
 
 from pyro_compress.data.splits import load_splits
+from pyro_compress.deploy.card import section_of
+from pyro_compress.deploy.wasm.build import write_wasm
+from pyro_compress.pcn import file
 from pyro_compress.settings import ReadConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-MODEL = EXAMPLES / "browser" / "model.onnx"
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+BROWSER = EXAMPLES / "browser"
+MODEL = BROWSER / "onnx" / "model.onnx"
+RECORD = EXAMPLES.parent / "docs/results/records/mnist-lenet-5-caffe-augmented-fit-long-rate1.5-seed2.pcn"
 
 
 def classify(images: np.ndarray, folder: Path) -> subprocess.CompletedProcess:
@@ -45,44 +47,91 @@ def test_onnx_runtime(mnist_dir: str, tmp_path: Path) -> None:
     assert "raw integers from 0 to 255; the model divides them by 255 itself" in refused.stderr
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """The page, set up as its instructions say, behind a server."""
-    if not CHROMIUM or not shutil.which("node") or not shutil.which("npm"):
-        pytest.skip("needs chromium, node and npm")
-    folder = EXAMPLES / "browser"
-    if not ((folder / "vendor").is_dir() and (folder / "node_modules" / "playwright-core").is_dir()):
-        copy = tmp_path_factory.mktemp("page") / "browser"
-        folder = shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("node_modules", "vendor"))
-        try:
-            subprocess.run(["bash", "setup.sh"], cwd=folder, check=True, capture_output=True, timeout=240)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-            pytest.skip("the npm registry cannot be reached")
-    handler = functools.partial(Quiet, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-        thread.join()
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    """Keeps requests out of the test's output."""
-
-    def log_message(self, *arguments: object) -> None:
-        """Say nothing."""
+needs_chromium = pytest.mark.skipif(bench_browser.chromium() is None, reason="no Chromium is installed")
+DRAWN = """
+await ready();
+const read = {};
+for (const digit of Object.keys(DIGITS)) read[digit] = await draw(digit);
+const root = page.contentDocument.documentElement, fits = root.scrollWidth <= root.clientWidth;
+const before = [at("seen").toDataURL().length, at("bars").querySelector(".best span").textContent];
+at("clear").click();
+return { read, fits, before, after: at("digit").textContent, status: at("status").textContent, errors };
+"""
+READ = """
+await ready();
+const pixels = new Uint8Array(await (await fetch("/pixels")).arrayBuffer()), found = [];
+const small = new OffscreenCanvas(28, 28), pen = small.getContext("2d"), ink = at("pad").getContext("2d");
+for (let i = 0; i < pixels.length / 784; i++) {
+  const image = pen.createImageData(28, 28);
+  for (let j = 0; j < 784; j++) image.data.set([...Array(3).fill(pixels[784 * i + j]), 255], 4 * j);
+  pen.putImageData(image, 0, 0);
+  ink.imageSmoothingEnabled = false;
+  ink.drawImage(small, 0, 0, 280, 280);
+  at("pad").setPointerCapture = () => {};
+  pointer("pointerdown", [-30, -30]);
+  pointer("pointerup", [-30, -30]);
+  await frames(2);
+  found.push(at("digit").textContent);
+}
+return found;
+"""
 
 
 @pytest.mark.slow
-def test_the_page_reads_drawn_digits(page: tuple[Path, str]) -> None:
-    folder, url = page
-    done = subprocess.run(
-        ["node", "test_page.mjs", url], cwd=folder, capture_output=True, text=True, timeout=180,
-        env=os.environ | {"CHROMIUM": str(CHROMIUM)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("drew") == 6
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1100])
+def test_the_page_reads_drawn_digits(width: int) -> None:
+    told = bench_browser.answered(DRAWN, window=(width, 800))
+    assert told["read"] == {digit: digit for digit in "012347"}
+    assert told["before"][1] == "7"
+    assert (told["fits"], told["after"], told["errors"]) == (True, "", [])
+    sizes = [(BROWSER / name).stat().st_size for name in ("model.wasm", *bench_browser.LOADED)]
+    wanted = f"The network has {sizes[0]:,} bytes, the whole page {sum(sizes[1:]):,}. One digit takes "
+    assert told["status"].startswith(wanted)
+    assert float(told["status"].removeprefix(wanted).removesuffix(" ms.")) < 5
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_page_reads_mnist(mnist_dir: str) -> None:
+    test = load_splits("mnist", mnist_dir).test
+    pixels = np.rint(test.x[:30].numpy() * 255).astype(np.uint8)
+    found = bench_browser.answered(READ, {"/pixels": pixels.tobytes()})
+    assert sum(a == str(b) for a, b in zip(found, test.y[:30].tolist(), strict=True)) >= 29
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_page_over_onnx_runtime_web() -> None:
+    if not (BROWSER / "onnx" / "vendor").is_dir():
+        pytest.skip("needs onnxruntime-web: bash examples/browser/onnx/setup.sh")
+    told = bench_browser.answered(DRAWN, page="/index.html?onnx")
+    assert told["read"] == {digit: digit for digit in "012347"}
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_a_network_that_is_missing_is_said() -> None:
+    script = 'const told = () => at("status")?.textContent ?? "Loading";'
+    script += 'await until(() => !told().startsWith("Loading")); return told();'
+    told = bench_browser.answered(script, {"/model.wasm": b"no network"})
+    assert told.startswith("The network could not be loaded: WebAssembly")
+
+
+def test_the_page_is_small_and_its_network_what_is_written_today(tmp_path: Path) -> None:
+    size = sum((BROWSER / name).stat().st_size for name in bench_browser.LOADED)
+    assert size < 40_000
+    assert f"{size:,} bytes" in (BROWSER / "README.md").read_text()
+    read_at_start = set(re.findall(r'(?:src=|from |import\(.*: )"(?:\./)?([\w.]+)"', "".join(
+        (BROWSER / name).read_text() for name in ("index.html", "page.js")
+    )))  # fmt: skip
+    assert read_at_start == set(bench_browser.LOADED) - {"index.html", "model.wasm"}
+    if find_spec("ziglang") is None:
+        pytest.skip("needs ziglang")
+    held = section_of((BROWSER / "model.wasm").read_bytes())
+    write_wasm(file.read(RECORD), json.loads(held), tmp_path / "model.wasm")
+    for name in ("model.wasm", "model.js"):
+        assert (tmp_path / name).read_bytes() == (BROWSER / name).read_bytes()
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="needs node")

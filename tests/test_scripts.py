@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import bench_browser
 import pytest
 import torch
 
@@ -384,11 +385,23 @@ def test_digits_chain(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(bench_browser.chromium() is None, reason="no Chromium is installed")
+def test_bench_browser(tmp_path: Path) -> None:
+    printed = run(script("bench_browser"), "--smoke", "--out", "rows.json", cwd=tmp_path)
+    told = json.loads((tmp_path / "rows.json").read_text())
+    assert printed.splitlines() == bench_browser.browser_table(told)
+    first = told["rows"][0]
+    assert (first["engine"], first["digits"]) == ("WebAssembly", 20)
+    assert first["digit_ms"] > 0
+    assert told["page_bytes"] < 40_000
+
+
+@pytest.mark.slow
 def test_bench_deploy(tmp_path: Path) -> None:
     told = run(script("bench_deploy"), "--smoke", "--out", "rows.json", cwd=tmp_path)
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert list(rows) == ["speed network.pcn", "exports network.pcn", "ensemble run"]
-    assert len(rows["exports network.pcn"]["rows"]) == 10
+    assert len(rows["exports network.pcn"]["rows"]) == 10 + bool(importlib.util.find_spec("ziglang"))
     assert run(script("bench_deploy"), "--table", "--out", "rows.json", cwd=tmp_path) == told
 
 

@@ -1,63 +1,57 @@
-// Draws, prepares, asks the network. The network (exported with --raw) takes bytes and scales them itself.
-import * as ort from "./vendor/ort.wasm.bundle.min.mjs";
+// Draws, prepares, asks the network, which was exported with --raw: it takes bytes and scales them itself.
+// With ?onnx behind the address ONNX Runtime Web is asked instead.
 import { toMnist } from "./preprocess.js";
 
-const PEN = 22;
-const pad = document.getElementById("pad"), ink = pad.getContext("2d", { willReadFrequently: true });
-const seen = document.getElementById("seen").getContext("2d");
-const status = document.getElementById("status"), digit = document.getElementById("digit");
-const bars = [...Array(10).keys()].map((i) => {
+const PEN = 22, RUNS = 20;
+const by = (id) => document.getElementById(id);
+const pad = by("pad"), ink = pad.getContext("2d", { willReadFrequently: true }), seen = by("seen").getContext("2d");
+const bars = [...Array(10).keys()].map((digit) => {
   const item = document.createElement("li");
-  item.innerHTML = `<span>${i}</span><span class="bar"><i></i></span><span></span>`;
-  document.getElementById("bars").append(item);
-  return item;
+  item.innerHTML = `<span>${digit}</span><i></i><span></span>`;
+  return by("bars").appendChild(item);
 });
+let net, last = null, waiting = 0;
 
-ort.env.wasm.numThreads = 1; // more threads need cross-origin isolation, and this network needs none
-ort.env.wasm.wasmPaths = { wasm: new URL("./vendor/ort-wasm-simd-threaded.wasm", import.meta.url).href };
-const response = await fetch("model.onnx");
-if (!response.ok) status.textContent = "model.onnx is missing: run setup.sh with a .pcn file.";
-const bytes = new Uint8Array(await response.arrayBuffer());
-const session = await ort.InferenceSession.create(bytes);
-const size = `${bytes.length.toLocaleString("en")} bytes of network`;
-status.textContent = `Ready: ${size}.`;
-document.body.dataset.ready = "yes";
-
-async function classify() {
-  const gray = ink.getImageData(0, 0, pad.width, pad.height).data.filter((_, i) => i % 4 === 0);
-  const pixels = toMnist(gray, pad.width);
-  if (!pixels) return;
-  show(pixels);
+async function read() {
+  waiting = 0;
+  const { data } = ink.getImageData(0, 0, pad.width, pad.height);
+  const pixels = toMnist(Uint8Array.from({ length: data.length / 4 }, (_, i) => data[4 * i]), pad.width);
+  if (!net || !pixels) return;
   const started = performance.now();
-  const { logits } = await session.run({ raw: new ort.Tensor("uint8", pixels, [1, 1, 28, 28]) });
-  const spent = performance.now() - started;
-  const largest = Math.max(...logits.data);
-  const weights = [...logits.data].map((value) => Math.exp(value - largest));
-  const total = weights.reduce((a, b) => a + b);
-  bars.forEach((item, i) => {
-    const share = weights[i] / total;
-    item.querySelector("i").style.width = `${100 * share}%`;
-    item.lastElementChild.textContent = `${(100 * share).toFixed(1)} %`;
-  });
-  digit.textContent = logits.data.indexOf(largest);
-  status.textContent = `${size}, ${spent.toFixed(2)} ms.`;
+  let logits;
+  for (let i = 0; i < RUNS; i++) logits = await net.run(pixels); // several times: a browser's clock is coarse
+  const spent = (performance.now() - started) / RUNS;
+  show(pixels, logits);
+  by("status").textContent = `${by("status").dataset.sizes} One digit takes ${spent.toFixed(3)} ms.`;
 }
 
-function show(pixels) {
+function show(pixels, logits) {
   const image = seen.createImageData(28, 28);
   pixels.forEach((value, i) => image.data.set([value, value, value, 255], 4 * i));
   seen.putImageData(image, 0, 0);
+  const largest = Math.max(...logits), weights = Array.from(logits, (value) => Math.exp(value - largest));
+  const total = weights.reduce((a, b) => a + b);
+  bars.forEach((item, i) => {
+    const share = `${((100 * weights[i]) / total).toFixed(1)}`;
+    item.className = logits[i] === largest ? "best" : "";
+    item.children[1].style.backgroundSize = `${share}% 100%`;
+    item.children[2].textContent = `${share} %`;
+  });
+  by("digit").textContent = logits.indexOf(largest);
 }
 
 function clear() {
   ink.fillStyle = "#000";
   ink.fillRect(0, 0, pad.width, pad.height);
   seen.clearRect(0, 0, 28, 28);
-  digit.textContent = "";
-  bars.forEach((item) => { item.querySelector("i").style.width = "0"; item.lastElementChild.textContent = ""; });
+  by("digit").textContent = "";
+  for (const { classList, children } of bars) {
+    classList.remove("best");
+    children[1].style.backgroundSize = "0 100%";
+    children[2].textContent = "";
+  }
 }
 
-let last = null;
 function stroke(event) {
   const scale = pad.width / pad.clientWidth, here = [event.offsetX * scale, event.offsetY * scale];
   ink.strokeStyle = "#fff";
@@ -68,10 +62,23 @@ function stroke(event) {
   ink.lineTo(...here);
   ink.stroke();
   last = here;
+  waiting ||= requestAnimationFrame(read);
 }
+
 pad.addEventListener("pointerdown", (event) => { pad.setPointerCapture(event.pointerId); stroke(event); });
 pad.addEventListener("pointermove", (event) => { if (last) stroke(event); });
-pad.addEventListener("pointerup", () => { last = null; classify(); });
-pad.addEventListener("pointercancel", () => { last = null; });
-document.getElementById("clear").addEventListener("click", clear);
+for (const end of ["pointerup", "pointercancel"]) pad.addEventListener(end, () => { last = null; });
+by("clear").addEventListener("click", clear);
 clear();
+
+try {
+  net = await (await import(location.search === "?onnx" ? "./onnx/runtime.js" : "./model.js")).load();
+  const loaded = [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")];
+  const size = (entries) => entries.reduce((sum, one) => sum + one.decodedBodySize, 0).toLocaleString("en");
+  const network = loaded.filter((one) => /model\.(wasm|onnx)$/.test(one.name));
+  by("status").dataset.sizes = `The network has ${size(network)} bytes, the whole page ${size(loaded)}.`;
+  by("status").textContent = by("status").dataset.sizes;
+  document.body.dataset.ready = "yes";
+} catch (error) {
+  by("status").textContent = `The network could not be loaded: ${error.message}`;
+}
