@@ -19,6 +19,7 @@ import ablation
 import artefact
 import bench_browser
 import bench_deploy
+import bench_microcontroller
 import bench_step
 import compare_post_training
 import digits_chain
@@ -245,6 +246,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "exports": lambda: deployed("exports", LENET_300),
     "browser": lambda: "\n".join(bench_browser.browser_table(stored("browser.json"))),
     "ensemble": lambda: deployed("ensemble", "digits-mlp-horseshoe-0"),
+    "microcontroller": lambda: bench_microcontroller.table(stored("microcontroller.json")["rows"]),
     "artefact": lambda: artefact.table(stored("artefact.json")),
 }
 """What stands between the marks of that name."""

@@ -12,7 +12,9 @@ def run(steps: list[Step], codes: np.ndarray) -> np.ndarray:
     values: list[np.ndarray] = []
     for step in steps:
         given = [
-            (codes if i < 0 else values[i]).reshape(len(codes), *shape).astype(np.int64)
+            (codes if i < 0 else values[i])
+            .reshape(len(codes), *(shape if step.op != "constant" else (-1,)))
+            .astype(int)
             for i, shape in zip(step.inputs, step.shapes, strict=True)
         ]
         found = np.clip(result(step, given), step.low, step.high)
@@ -44,6 +46,17 @@ def result(step: Step, given: list[np.ndarray]) -> np.ndarray:
         shift = min(21 - int(np.frexp(max(factors))[1]), 30)
         one, two = (round(factor * 2.0**shift) for factor in factors)
         return divided((x - zeros[0]) * one + sign * (given[1] - zeros[1]) * two, shift) + step.grid.zero
+    if step.op in ("maximum", "minimum"):
+        one, two = (scaled(step, v - z, f) for v, z, f in zip(given, zeros, factors, strict=True))
+        return np.maximum(*np.broadcast_arrays(one, two)) if step.op == "maximum" else np.minimum(one, two)
+    if step.op == "constant":
+        return np.broadcast_to(step.grid.codes(step.numbers).astype(np.int64), (len(x), *step.shape))
+    if step.op == "prelu":
+        slopes = np.concatenate([step.numbers, [1]]) * factors[0]
+        shift = min(21 - int(np.frexp(np.abs(slopes).max())[1]), 30)
+        whole = np.rint(slopes * 2.0**shift).astype(np.int64)
+        v = x - zeros[0]
+        return divided(v * np.where(v < 0, whole[:-1].reshape(-1, 1, 1), whole[-1]), shift) + step.grid.zero
     if step.op == "concat":
         parts = zip(given, step.grids, factors, zeros, strict=True)
         return np.concatenate([v if g == step.grid else scaled(step, v - z, f) for v, g, f, z in parts], 1)

@@ -279,7 +279,7 @@ SIDEWAYS = {
     *[("deploy/integer/steps", f"deploy/{room}") for room in ("c/plan", "integer/fixed_point", "integer/grids")],
     ("deploy/integer/steps", "deploy/integer/parts"),
     ("deploy/integer/fixed_point", "deploy/integer/grids"),
-    ("deploy/integer/arena", "deploy/integer/steps"),
+    *[("deploy/integer/arena", f"deploy/integer/{room}") for room in ("parts", "steps")],
     *[("deploy/integer/tables", f"deploy/integer/{room}") for room in ("fixed_point", "steps")],
     *[
         (f"deploy/integer/{hall}", f"deploy/integer/{room}")

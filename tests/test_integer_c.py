@@ -36,7 +36,7 @@ needs_compiler = pytest.mark.skipif(MISSING, reason="needs a C compiler")
 QUICK = (*STRICT, "-O1")
 CAREFUL = (*QUICK, "-fsanitize=undefined", "-fno-sanitize-recover")
 ASYMMETRIC, SYMMETRIC = Choice(False, False), Choice(True, True)
-REFUSED = {"activations": "prelu", "twice": "prelu", "normalized": "constant"}
+REFUSED = {"normalized": "divide"}
 
 
 def stepped(network: Compressed, x: np.ndarray, choice: Choice = ASYMMETRIC, raw: float = 0.0) -> list[Step]:
@@ -89,6 +89,23 @@ def test_what_integers_do_not_know_is_named(name: str, op: str) -> None:
         parts_of(problem(name, True))
     assert "\n" not in str(caught.value)
     assert "export without --integer" in str(caught.value)
+
+
+@needs_compiler
+@pytest.mark.parametrize("op", ["maximum", "minimum", "add", "subtract", "multiply", "concat"])
+def test_values_with_a_constant(op: str, tmp_path: Path) -> None:
+    """A constant that is repeated along rows and columns, except where channels are joined."""
+    rng = np.random.default_rng(0)
+    shape = (3, 5, 5) if op == "concat" else (3, 1, 1)
+    sides = {"stride": [1, 1], "padding": [[0, 0], [0, 0]], "dilation": [1, 1]}
+    nodes = (
+        Node("input"), Node("conv2d", (0,), {"weight": "w"}, sides),
+        Node("constant", (0,), {"value": "c"}, {"shape": list(shape)}),
+        Node(op, (1, 2), {}, {"axis": 1} if op == "concat" else {}),
+    )  # fmt: skip
+    tensors = {name: rng.standard_normal(size, np.float32) for name, size in (("c", shape), ("w", (3, 3, 1, 1)))}
+    steps = agrees(Compressed(Graph(nodes, (3, 5, 5)), tensors, {}), tmp_path, options=CAREFUL)
+    assert [step.op for step in steps] == ["layer", "constant", op]
 
 
 def convolution(weight: np.ndarray, size: int, padding: int = 0, stride: int = 1, pool: int = 0) -> Compressed:

@@ -397,6 +397,19 @@ def test_bench_browser(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("arm-none-eabi-gcc"), reason="needs arm-none-eabi-gcc")
+@pytest.mark.skipif(not shutil.which("qemu-system-arm"), reason="needs qemu-system-arm")
+def test_bench_microcontroller(tmp_path: Path) -> None:
+    told = run(script("bench_microcontroller"), "--smoke", "--json", "rows.json", cwd=tmp_path)
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    by_program = {row["program"]: row for row in rows if (row["machine"], row["optimized"]) == ("Cortex-M3", "-O2")}
+    integers, floats = by_program["integer C"], by_program["C"]
+    assert integers["instructions"] < floats["instructions"] / 3
+    assert integers["ram"] < floats["ram"]
+    assert f"| tiny.pcn | integer C | Cortex-M3 | {integers['flash']:,} |" in told
+
+
+@pytest.mark.slow
 def test_bench_deploy(tmp_path: Path) -> None:
     told = run(script("bench_deploy"), "--smoke", "--out", "rows.json", cwd=tmp_path)
     rows = json.loads((tmp_path / "rows.json").read_text())

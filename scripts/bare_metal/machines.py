@@ -68,10 +68,12 @@ def missing(machine: Machine, run: bool = True) -> str:
     return next((name for name in needed if shutil.which(name) is None), "")
 
 
-def compiled(machine: Machine, source: Path, folder: Path, optimised: str = "-O2") -> Path:
+def compiled(
+    machine: Machine, source: Path, folder: Path, optimised: str = "-O2", options: Sequence[str] = STRICT
+) -> Path:
     """An integer C export `network.c` as an object file, with every warning an error."""
     built = folder / "network.o"
-    command = [f"{machine.prefix}gcc", *machine.options, *STRICT, optimised, "-c", str(source), "-o", str(built)]
+    command = [f"{machine.prefix}gcc", *machine.options, *options, optimised, "-c", str(source), "-o", str(built)]
     subprocess.run(command, check=True)
     return built
 
@@ -95,7 +97,16 @@ def linked(machine: Machine, built: Path, source: Path, codes: np.ndarray, folde
         "-static",
     ]
     options += ["-Wl,--build-id=none,--no-warn-rwx-segments", "-T", str(HERE / machine.layout)]
-    command = [f"{machine.prefix}gcc", *machine.options, "-std=gnu99", *options, *parts, "-lgcc", "-o", str(program)]
+    command = [
+        f"{machine.prefix}gcc",
+        *machine.options,
+        "-std=gnu99",
+        *options,
+        *parts,
+        *libraries(machine),
+        "-o",
+        str(program),
+    ]
     subprocess.run(command, check=True)
     return program
 
@@ -108,7 +119,7 @@ def run(machine: Machine, program: Path, seconds: float = 300) -> Ran:
     found = np.array([row for row in rows if row and all(re.fullmatch(r"-?\d+", word) for word in row)], np.int64)
     if not len(found):
         raise RuntimeError(f"{machine.emulator[0]} printed no results: {done.stderr or done.stdout}")
-    return Ran(found[:, 2:].astype(np.int8), found[:, 0], found[:, 1])
+    return Ran(found[:, 2:].astype(np.int8), found[:, 0], -(-found[:, 1] // 4) * 4)
 
 
 def disassembled(machine: Machine, built: Path) -> str:
@@ -117,9 +128,28 @@ def disassembled(machine: Machine, built: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def sections(machine: Machine, built: Path, names: Sequence[str]) -> int:
+def sized(machine: Machine, built: Path, folder: Path) -> tuple[int, int]:
+    """Bytes of flash and of RAM of an object file with what it needs of the compiler's and C's own libraries."""
+    alone = folder / "alone.elf"
+    options = ["-nostartfiles", "-nostdlib", "-static", "-Wl,-e,network_run_int8,--gc-sections,--build-id=none"]
+    command = [f"{machine.prefix}gcc", *machine.options, *options, str(built), *libraries(machine), "-o", str(alone)]
+    subprocess.run(command, check=True)
+    in_flash, in_ram = (
+        _sections(machine, alone, ".text", ".rodata", ".data"),
+        _sections(machine, built, ".data", ".bss"),
+    )
+    return in_flash, in_ram
+
+
+def _sections(machine: Machine, built: Path, *names: str) -> int:
     """Bytes of the sections whose names begin so."""
     command = [f"{machine.prefix}size", "-A", str(built)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    rows = [line.split() for line in lines if line.startswith(tuple(names))]
-    return sum(int(row[1]) for row in rows)
+    return sum(int(line.split()[1]) for line in lines if line.startswith(names))
+
+
+def libraries(machine: Machine) -> list[str]:
+    """What floats need of C's library, where it lies beside the compiler."""
+    command = [f"{machine.prefix}gcc", *machine.options, "-print-file-name=libm.a"]
+    there = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() != "libm.a"
+    return ["-Wl,--start-group", *(["-lm", "-lc"] if there else []), "-lgcc", "-Wl,--end-group"]

@@ -21,28 +21,22 @@ static void put_number(int32_t value)
     put(end);
 }
 
-/* memory below this frame, painted before a run and looked at afterwards */
-static uint8_t *paint(void)
-{
-    uint8_t *const here = (uint8_t *)__builtin_frame_address(0) - 128;
-    for (volatile uint8_t *p = stack_bottom; p < here; p++)
-        *p = 0xA5;
-    return here;
-}
+register uint8_t *stack_pointer __asm__("sp");
 
 int main(void)
 {
     static int8_t output[NETWORK_OUTPUTS];
     for (int32_t e = 0; e < EXAMPLES; e++) {
-        const uint8_t *const here = paint();
+        for (volatile uint8_t *p = stack_bottom; p < stack_pointer; p++)
+            *p = 0xA5; /* what a run leaves of it tells how deep the stack went */
         restart();
         network_run_int8(examples[e], output);
         const uint32_t taken = instructions();
         const volatile uint8_t *deepest = stack_bottom;
-        while (deepest < here && *deepest == 0xA5)
+        while (deepest < stack_pointer && *deepest == 0xA5)
             deepest++;
         put_number((int32_t)taken);
-        put_number((int32_t)((uint8_t *)__builtin_frame_address(0) - deepest));
+        put_number((int32_t)(stack_pointer - deepest));
         for (int32_t i = 0; i < NETWORK_OUTPUTS; i++)
             put_number(output[i]);
         put("\n");

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pyro_compress.deploy.integer.parts import TWO
 from pyro_compress.deploy.integer.steps import Step
 from pyro_compress.types import count
 
 ALIGNMENT = 4
-IN_PLACE = ("copy", "add", "subtract", "multiply", "max_pool", "avg_pool", "mean", "sum", "amax", "amin")
+IN_PLACE = (*TWO, "copy", "prelu", "max_pool", "avg_pool", "mean", "sum", "amax", "amin")
 """Operations whose output at one place needs no input before it any more."""
 
 

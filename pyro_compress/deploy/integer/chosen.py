@@ -20,7 +20,7 @@ from pyro_compress.deploy.integer.grids import CHOICES, Choice, calibrated
 from pyro_compress.deploy.integer.library import load_integer
 from pyro_compress.deploy.integer.parts import Parts, parts_of
 from pyro_compress.deploy.integer.source import Program, program, text
-from pyro_compress.deploy.integer.steps import steps_of
+from pyro_compress.deploy.integer.steps import entry_size, steps_of
 from pyro_compress.doubts import doubt
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.bounded import bounded
@@ -104,11 +104,8 @@ def _lines(best: _Tried, tried: list[_Tried], before: Quality, stem: str) -> lis
     """Memory, accuracy and what was requantized, in words."""
     built, measure = best.built, next(iter(before.cells))
     sizes = footprint(built.code, built.tables, built.arena.bytes)
-    inputs = next(
-        count(shape) for step in built.steps for i, shape in zip(step.inputs, step.shapes, strict=True) if i < 0
-    )
     others = ", ".join(f"{one.choice} {one.scores.cells[measure]}" for one in tried if one is not best)
-    lines = report(sizes, inputs, count(built.steps[-1].shape))
+    lines = report(sizes, entry_size(built.steps), count(built.steps[-1].shape))
     lines.append(f"validation {measure}: {before.cells[measure]} in floats, {best.scores.cells[measure]} in integers")
     lines.append(f"grids     {best.choice} ({others})")
     wide = [step.name for step in built.steps if step.layer and step.layer.requantized]

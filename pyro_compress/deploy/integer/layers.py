@@ -8,7 +8,7 @@ from __future__ import annotations
 from pyro_compress.deploy.integer import tiles
 from pyro_compress.deploy.integer.rows import row
 from pyro_compress.deploy.integer.steps import Step
-from pyro_compress.deploy.integer.tables import bias_of, is_vector, is_whole, places_of
+from pyro_compress.deploy.integer.tables import bias_of, gaps_of, is_vector, is_whole
 from pyro_compress.graph.faces.c_text import integer_type
 from pyro_compress.types import count
 
@@ -35,18 +35,24 @@ def body(tag: str, step: Step, write: str) -> str:
 
 
 def _vector(tag: str, step: Step, write: str) -> str:
+    """One sum per output; what is stored whole is read from one end to the other."""
     if is_whole(step):
-        term, size = "*code++ * x[i]", count(step.shapes[0])
-        before, inside = f"const int8_t *code = {tag}_codes;", f"for (int32_t i = 0; i < {size}; i++)"
+        size = count(step.shapes[0])
+        before = f"const int8_t *code = {tag}_codes;"
+        inside = f"for (int32_t i = 0; i < {size}; i++)\nsum += (int32_t)*code++ * x[i];"
     else:
-        term, places = "*code++ * x[*place++]", integer_type(places_of(step))
-        before = f"const int8_t *code = {tag}_codes;\nconst {places} *place = {tag}_places;"
-        inside = f"for (const int8_t *const end = {tag}_codes + {tag}_starts[o + 1]; code < end;)"
+        kind = integer_type(gaps_of(step).gaps)
+        before = f"const int8_t *code = {tag}_codes;\nconst {kind} *gap = {tag}_gaps;"
+        inside = f"""
+            const int8_t *p = x, *const end = {tag}_codes + {tag}_starts[o + 1];
+            while (code < end) {{
+            p += *gap++;
+            sum += (int32_t)*code++ * *p;
+            }}"""
     return f"""
         {before}
         for (int32_t o = 0; o < {step.shape[0]}; o++) {{
         int32_t sum = {bias_of(tag, step)};
         {inside}
-        sum += (int32_t){term};
         y[o] = {write.format("sum")};
         }}"""

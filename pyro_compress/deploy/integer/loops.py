@@ -11,7 +11,7 @@ from pyro_compress.deploy.integer.fixed_point import fixed
 from pyro_compress.deploy.integer.grids import HIGH, LOW
 from pyro_compress.deploy.integer.steps import Step
 from pyro_compress.graph.faces.c import Loop
-from pyro_compress.graph.faces.c_text import integers
+from pyro_compress.graph.faces.c_text import integers, table
 from pyro_compress.types import count
 
 ADDED_BITS = 21
@@ -21,6 +21,12 @@ MOST_SHIFT = 30
 
 def tables(tag: str, step: Step) -> str:
     """The arrays of a loop."""
+    if step.op == "prelu":
+        return integers(f"{tag}_slopes", slopes(step)[0])
+    if step.op == "constant":
+        assert step.numbers is not None
+        codes = step.grid.codes(step.numbers.astype(np.float64)).ravel()
+        return table("int8_t", f"{tag}_values", map(str, codes.tolist()))
     if step.op != "pad" or is_border(_loop(step)):
         return ""
     sides = zip(("rows", "columns"), step.attributes["sources"], strict=True)
@@ -87,6 +93,43 @@ def _mean(step: Step) -> str:
     return by(step, step.grids[0].scale / (step.grid.scale * (1 if step.op == "sum" else float(size))), "found")
 
 
+def slopes(step: Step) -> tuple[np.ndarray, int, int]:
+    """Factors of what is negative, per channel, and of what is not, and the shift behind both."""
+    assert step.numbers is not None
+    ratio = step.grids[0].scale / step.grid.scale
+    factors = np.concatenate([step.numbers.astype(np.float64), [1.0]]) * ratio
+    shift = _shift(float(np.abs(factors).max()))
+    found = np.rint(factors * 2.0**shift).astype(np.int64)
+    return found[:-1], int(found[-1]), shift
+
+
+def _shift(largest: float) -> int:
+    return min(ADDED_BITS - int(np.frexp(largest)[1]), MOST_SHIFT)
+
+
+def _prelu(tag: str, step: Step, write: str) -> str:
+    (_, one, shift), zero, pixels = slopes(step), step.grids[0].zero, count(step.shape[1:])
+    value = f"shifted(v * (v < 0 ? {tag}_slopes[c] : {one}), {shift}, {step.grid.zero}, {step.low}, {step.high})"
+    return f"""
+        for (int32_t c = 0; c < {step.shape[0]}; c++)
+        for (int32_t i = c * {pixels}; i < (c + 1) * {pixels}; i++) {{
+        const int32_t v = x[i] - {zero};
+        y[i] = {write.format(value)};
+        }}"""
+
+
+def _constant(tag: str, step: Step, write: str) -> str:
+    value = write.format(f"{tag}_values[i]")
+    return f"(void)x;\nfor (int32_t i = 0; i < {count(step.shape)}; i++)\ny[i] = {value};"
+
+
+def _extreme(tag: str, step: Step, write: str) -> str:
+    """Both on the grid of the output, and the larger or the smaller of them."""
+    parts = zip(_indices(step), step.grids, strict=True)
+    one, two = (by(step, grid.scale / step.grid.scale, f"{x} - {grid.zero}") for x, grid in parts)
+    return _nested(step, write.format(f"{'larger' if step.op == 'maximum' else 'smaller'}({one}, {two})"))
+
+
 def _two(tag: str, step: Step, write: str) -> str:
     """Two values, of which one may be repeated along a dimension where it has size 1."""
     x0, x1 = _indices(step)
@@ -96,7 +139,7 @@ def _two(tag: str, step: Step, write: str) -> str:
         factor = step.grids[0].scale * step.grids[1].scale / step.grid.scale
         return _nested(step, write.format(by(step, factor, f"(int32_t){a} * {b}")))
     factors = [grid.scale / step.grid.scale for grid in step.grids]
-    shift = min(ADDED_BITS - int(np.frexp(max(factors))[1]), MOST_SHIFT)
+    shift = _shift(max(factors))
     one, two = (round(factor * 2.0**shift) for factor in factors)
     two = -two if step.op == "subtract" else two
     return _nested(
@@ -184,6 +227,10 @@ BODIES: dict[str, Callable[[str, Step, str], str]] = {
     "add": _two,
     "subtract": _two,
     "multiply": _two,
+    "maximum": _extreme,
+    "minimum": _extreme,
+    "prelu": _prelu,
+    "constant": _constant,
     "concat": _concat,
     "slice": _slice,
     "pad": _pad,

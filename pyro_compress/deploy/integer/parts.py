@@ -21,7 +21,9 @@ CLAMPS = ("relu", "clip")
 """Functions that are bounds of what a sum may become."""
 KEEPING = ("max_pool", "amax", "amin", "slice", "pad", "copy")
 """Operations that choose among values and so keep their grid."""
-SUPPORTED = ("add", "subtract", "multiply", "concat", "avg_pool", "mean", "sum", "affine", *KEEPING)
+TWO = ("add", "subtract", "multiply", "maximum", "minimum")
+"""Operations on two values."""
+SUPPORTED = (*TWO, "concat", "avg_pool", "mean", "sum", "prelu", "constant", *KEEPING)
 """Loops beside layers."""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from pyro_compress.deploy.c.source import named, told
 from pyro_compress.deploy.integer import layers, loops, tables
 from pyro_compress.deploy.integer.arena import Arena, planned
-from pyro_compress.deploy.integer.steps import Step, entry_grid
+from pyro_compress.deploy.integer.steps import Step, entry_grid, entry_size
 from pyro_compress.graph.faces.c_text import comment, harmless, identifier, indented, number, table
 from pyro_compress.types import count
 
@@ -83,6 +83,23 @@ return clamped(((sum + ((int32_t)1 << (shift - 1))) >> shift) + zero, low, high)
 }
 """
 
+LARGER = """
+static int8_t larger(int8_t one, int8_t other)
+{
+return one > other ? one : other;
+}
+"""
+
+SMALLER = """
+static int8_t smaller(int8_t one, int8_t other)
+{
+return one < other ? one : other;
+}
+"""
+
+HELPERS = {"requantized": REQUANTIZED, "shifted": SHIFTED, "larger": LARGER, "smaller": SMALLER}
+"""Functions that are there where they are called."""
+
 APART = """
 #if defined(__GNUC__)
 #define APART __attribute__((noinline))
@@ -139,7 +156,7 @@ def program(steps: list[Step], stem: str) -> Program:
     """
     arena = planned(steps, max(map(layers.sums, steps)))
     inside = "\n".join(_functions(steps))
-    helpers = [text for name, text in (("requantized", REQUANTIZED), ("shifted", SHIFTED)) if f"{name}(" in inside]
+    helpers = [text for name, text in HELPERS.items() if f"{name}(" in inside]
     helpers = [APART, CLAMPED, *helpers] if helpers else []
     memory = "static int32_t arena[NAME_ARENA / 4];\n" if arena.bytes else ""
     code = "\n".join([_declarations(steps, arena), memory, *helpers, inside, _run(steps, arena), FLOATS])
@@ -165,9 +182,8 @@ def text(built: Program, card: Mapping[str, Any], stem: str, report: list[str]) 
 
 def _declarations(steps: list[Step], arena: Arena) -> str:
     entry, out = entry_grid(steps), steps[-1].out
-    first = next(shape for step in steps for i, shape in zip(step.inputs, step.shapes, strict=True) if i < 0)
     values = {
-        "inputs": count(first), "outputs": count(steps[-1].shape), "arena": arena.bytes,
+        "inputs": entry_size(steps), "outputs": count(steps[-1].shape), "arena": arena.bytes,
         "input_scale": number(entry.scale), "input_zero": _signed(entry.zero),
         "output_scale": number(out.scale), "output_zero": _signed(out.zero),
     }  # fmt: skip

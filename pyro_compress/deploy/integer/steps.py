@@ -13,7 +13,7 @@ from pyro_compress.deploy.integer.grids import EVERY, HIGH, LOW, Choice, Grid, R
 from pyro_compress.deploy.integer.parts import CLAMPS, KEEPING, Part, Parts, Window, window_of
 from pyro_compress.graph.faces.c import Shape
 from pyro_compress.graph.rules.table import run_node
-from pyro_compress.types import Node
+from pyro_compress.types import Node, count
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Step:
         name: the layer's, or that of the one before.
         layer: integers of a layer.
         strides: rows and columns from one output to the next; `dilation` likewise, and `groups` of channels.
+        numbers: slopes of channels, values of a constant.
         map: shape of a layer's outputs before they are pooled.
         border: as in `Part`.
         window: what pooling looks at.
@@ -54,6 +55,7 @@ class Step:
     strides: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    numbers: np.ndarray | None = None
     map: Shape = (0, 0, 0)
     table: np.ndarray | None = None
 
@@ -81,6 +83,12 @@ def entry_grid(steps: list[Step]) -> Grid:
     return next(grid for step in steps for i, grid in zip(step.inputs, step.grids, strict=True) if i < 0)
 
 
+def entry_size(steps: list[Step]) -> int:
+    """Values of the network's input; what a constant reads has its own shape."""
+    reading = (step for step in steps if step.op != "constant")
+    return next(count(shape) for step in reading for i, shape in zip(step.inputs, step.shapes, strict=True) if i < 0)
+
+
 def _step(part: Part, grids: list[Grid], ranges: Ranges, choice: Choice) -> Step:
     loop, after = part.loop, part.loop.after
     keeps = loop.op in KEEPING
@@ -96,7 +104,8 @@ def _step(part: Part, grids: list[Grid], ranges: Ranges, choice: Choice) -> Step
     if loop.op in ("max_pool", "avg_pool"):
         return replace(step, window=window_of(loop))
     if not is_layer(loop):
-        return step
+        weights = loop.weights
+        return replace(step, numbers=weights.codes if loop.op == "constant" else weights.scale) if weights else step
     assert loop.weights is not None
     return replace(
         step, op="layer", layer=integer_layer(loop.weights, part.name, grids[0], grid), strides=loop.weights.stride,

@@ -1,4 +1,4 @@
-"""The constant arrays of a layer in integer C: its non-zeros, unless all of its weights take fewer bytes.
+"""The constant arrays of a layer in integer C: its non-zeros, or where these are most, all weights.
 
 In a body `tag` begins the names of the arrays, and `o` is the output that is computed.
 """
@@ -13,6 +13,9 @@ from pyro_compress.deploy.integer.fixed_point import IntegerLayer
 from pyro_compress.deploy.integer.steps import Step
 from pyro_compress.graph.faces.c_text import integer_type, integers, table
 from pyro_compress.types import count
+
+WORTH = 4 / 3
+"""How many times the bytes of all weights the non-zeros and their places may take: zeros cost time."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +61,51 @@ def offsets(step: Step) -> np.ndarray:
     return (rows * down - top) * step.shapes[0][2] + columns * aside - left
 
 
-def _width(values: np.ndarray) -> int:
-    """Bytes of an integer of a table."""
-    return 1 if values.max(initial=0) < 256 else 2 if values.max(initial=0) < 65536 else 4
+@dataclass(frozen=True)
+class Gaps:
+    """The non-zeros of a layer without a border as steps from one to the next; too long ones stop at zeros between.
+
+    Attributes:
+        codes: of each, zeros among them.
+        gaps: what is added to the address of the value before, of an output's first to that of its window.
+        starts: where each output begins.
+    """
+
+    codes: np.ndarray
+    gaps: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the arrays."""
+        return len(self.codes) * (1 + np.dtype(integer_type(self.gaps)[:-2]).itemsize) + 2 * len(self.starts)
+
+
+def gaps_of(step: Step) -> Gaps:
+    """The steps that take the fewest bytes, of 8 bits or of 16."""
+    taps = taps_of(step)
+    places = taps.channels * count(step.shapes[0][1:]) + offsets(step)[taps.taps]
+    before = np.concatenate([[0], places[:-1]])
+    before[taps.starts[:-1][taps.starts[:-1] < len(places)]] = 0
+    return min((_with_stops(taps, places - before, most) for most in (255, 65535)), key=lambda one: one.bytes)
+
+
+def _with_stops(taps: Taps, gaps: np.ndarray, most: int) -> Gaps:
+    stops = np.maximum(gaps - 1, 0) // most
+    ends = np.cumsum(stops + 1)
+    codes, steps = np.zeros(ends[-1] if len(ends) else 0, np.int8), np.full(ends[-1] if len(ends) else 0, most)
+    codes[ends - 1], steps[ends - 1] = taps.codes, gaps - most * stops
+    return Gaps(codes, steps, np.concatenate([[0], ends])[taps.starts])
 
 
 def is_whole(step: Step) -> bool:
-    """Whether a layer is stored with its zeros: that takes no more bytes."""
+    """Whether a layer is stored with its zeros, which are multiplied then."""
     codes, taps = weights_of(step).codes, taps_of(step)
-    if not is_vector(step):
-        each = 3 if is_bordered(step) and step.shapes[0][0] < 257 else 4 if is_bordered(step) else 1
-        each += 0 if is_bordered(step) else _width(places_of(step))
-        return bool(len(taps.codes) * each + 2 * len(taps.starts) >= codes.size)
-    readable = codes.shape[1:] == step.shapes[0]
-    return readable and bool(len(taps.codes) * (1 + _width(places_of(step))) + 2 * len(taps.starts) >= codes.size)
+    if is_bordered(step):
+        each = 3 if step.shapes[0][0] <= 256 else 4
+        return bool(len(taps.codes) * each + 2 * len(taps.starts) > WORTH * codes.size)
+    readable = not is_vector(step) or codes.shape[1:] == step.shapes[0]
+    return readable and bool(gaps_of(step).bytes > WORTH * codes.size)
 
 
 def is_bordered(step: Step) -> bool:
@@ -90,24 +124,19 @@ def is_vector(step: Step) -> bool:
     return step.map[1:] == (1, 1) and not is_bordered(step) and step.window is None
 
 
-def places_of(step: Step) -> np.ndarray:
-    """Where in the input each non-zero finds the value for the first output of its channel."""
-    taps = taps_of(step)
-    return taps.channels * count(step.shapes[0][1:]) + offsets(step)[taps.taps]
-
-
 def tables(tag: str, step: Step) -> str:
     """The arrays of a layer."""
-    weights, taps = weights_of(step), taps_of(step)
-    whole, bordered = is_whole(step), is_bordered(step)
-    codes = weights.codes.ravel() if whole else taps.codes
+    weights, bordered = weights_of(step), is_bordered(step)
+    if is_whole(step):
+        codes, named = weights.codes.ravel(), {}
+    elif bordered:
+        taps = taps_of(step)
+        codes, named = taps.codes, {"starts": taps.starts, "channels": taps.channels, "taps": taps.taps}
+    else:
+        gaps = gaps_of(step)
+        codes, named = gaps.codes, {"starts": gaps.starts, "gaps": gaps.gaps}
     parts = [table("int8_t", f"{tag}_codes", map(str, codes.tolist()))]
-    if not whole:
-        parts.append(integers(f"{tag}_starts", taps.starts))
-        if bordered:
-            parts += [integers(f"{tag}_channels", taps.channels), integers(f"{tag}_taps", taps.taps)]
-        else:
-            parts.append(integers(f"{tag}_places", places_of(step)))
+    parts += [integers(f"{tag}_{name}", values) for name, values in named.items()]
     if bordered:
         parts.append(_border_tables(tag, step))
     if weights.bias.any():
@@ -147,10 +176,11 @@ def walk(tag: str, step: Step, base: str, adds: str) -> str:
     if not is_whole(step):
         return f"""
             const int8_t *code = {tag}_codes + {tag}_starts[o], *const end = {tag}_codes + {tag}_starts[o + 1];
-            const {integer_type(places_of(step))} *place = {tag}_places + {tag}_starts[o];
+            const {integer_type(gaps_of(step).gaps)} *gap = {tag}_gaps + {tag}_starts[o];
+            const int8_t *p = {base};
             while (code < end) {{
             const int32_t w = *code++;
-            const int8_t *p = {base} + *place++;
+            p += *gap++;
             {adds}
             }}"""
     return f"""
