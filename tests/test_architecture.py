@@ -298,7 +298,7 @@ SIDEWAYS = {
     ],
     *[("deploy/formats", f"deploy/integer/{room}") for room in ("chosen", "library")],
     ("deploy/engines", "deploy/c/library"),
-    *[("deploy/wasm/build", f"deploy/{room}") for room in ("c/source", "card")],
+    *[("deploy/wasm/build", f"deploy/{room}") for room in ("c/source", "card", "wasm/packed")],
     *[(f"deploy/{hall}", "deploy/wasm/node") for hall in ("engines", "memory", "formats", "bench")],
     *[(f"deploy/{hall}", "deploy/wasm/build") for hall in ("formats", "bench")],
     *[(f"deploy/{hall}", f"deploy/{room}") for hall in ("formats", "bench") for room in ("c/library", "c/source")],

@@ -19,6 +19,7 @@ from urllib.parse import quote
 from pyro_compress.atomic import write_atomically
 from pyro_compress.deploy.c.source import source
 from pyro_compress.deploy.card import SECTION
+from pyro_compress.deploy.wasm.packed import UNPACK, packed
 from pyro_compress.pcn.file import plan_of
 from pyro_compress.types import Compressed
 
@@ -39,6 +40,12 @@ float output[NETWORK_OUTPUTS];
 void run(void)
 {
     static float workspace[NETWORK_WORKSPACE];
+    static int whole;
+
+    if (!whole) {
+        {calls}
+        whole = 1;
+    }
     network_run(input, 1, output, workspace);
 }
 """
@@ -65,7 +72,8 @@ def write_wasm(network: Compressed, card: Mapping[str, Any], path: Path) -> None
     Raises:
         ValueError: an operation that is not supported in C, or the compiler fails.
     """
-    code = source(network, card, "network") + ENTRY
+    code, calls = packed(source(network, card, "network"))
+    code += UNPACK + ENTRY.replace("{calls}", "\n".join(calls))
     told = json.dumps({**card, "output_shape": plan_of(network).output}, ensure_ascii=False, separators=(",", ":"))
     write_atomically(path, built(code) + section(SECTION, told.encode()))
     kind = "Uint8Array" if card["input"]["dtype"] == "uint8" else "Float32Array"
