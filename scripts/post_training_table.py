@@ -60,11 +60,11 @@ def trained(case: Case, options: argparse.Namespace) -> Trained:
     return load_trained(config)
 
 
-def row_of(name: str, given: Trained, tolerance: float, seed: int) -> dict[str, Any]:
+def row_of(name: str, given: Trained, tolerance: float, seed: int, repair: int) -> dict[str, Any]:
     """One file, written, read back and measured."""
     started, spent = time.perf_counter(), time.process_time()
     with TemporaryDirectory() as folder:
-        goal, how = Goal(tolerance=tolerance, reference=given.network), Compensation(seed=seed)
+        goal, how = Goal(tolerance=tolerance, reference=given.network), Compensation(seed=seed, repair=repair)
         report = compress_run(given.network, given.splits, Path(folder) / "network.pcn", goal, how)
     numbers = ("file_bytes", "ratio", "parameters_kept", "parameters_total", "within_tolerance")
     told = {number: getattr(report, number) for number in numbers}
@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--tolerances", nargs="+", type=float, default=[0.005, 0.001, 0.01])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--repair", type=int, default=Compensation.repair, help="Epochs, as of compress; 0: none.")
     parser.add_argument("--json", type=Path, default=None, help="Rows, read and added to.")
     parser.add_argument("--document", type=Path, default=None, help="Page whose table is renewed.")
     parser.add_argument("--smoke", action="store_true")
@@ -153,7 +154,7 @@ def main() -> None:
                     if any(key.items() <= row.items() for row in rows):
                         continue
                     given[name] = given.get(name) or trained(cases[name], options)
-                    rows.append(row_of(name, given[name], tolerance, seed))
+                    rows.append(row_of(name, given[name], tolerance, seed, options.repair))
                     print(json.dumps({**key, **{k: rows[-1][k] for k in ("file_bytes", "seconds")}}), flush=True)
                     if options.json:
                         write_atomically(options.json, (json.dumps(rows, indent=1) + "\n").encode())

@@ -24,6 +24,7 @@ import bench_step
 import compare_post_training
 import digits_chain
 import networks_end_to_end
+import paper
 import post_training_table
 import results_priors
 import study_document
@@ -247,6 +248,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "browser": lambda: "\n".join(bench_browser.browser_table(stored("browser.json"))),
     "ensemble": lambda: deployed("ensemble", "digits-mlp-horseshoe-0"),
     "microcontroller": lambda: bench_microcontroller.table(stored("microcontroller.json")["rows"]),
+    "paper": lambda: paper.table(stored("paper.json"), stored("published_paper.json")),
+    "paper-commands": lambda: paper.commands(stored("paper.json")),
     "artefact": lambda: artefact.table(stored("artefact.json")),
 }
 """What stands between the marks of that name."""

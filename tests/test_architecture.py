@@ -133,7 +133,8 @@ FLOORS = [
         "compression/quantization_aware",
     },
     {"compression/finetune", "compression/compensation", "compression/candidates"},
-    {"compression/calibrated", "training/surgery"},
+    {"compression/codebooks", "compression/repair", "training/surgery"},
+    {"compression/calibrated"},
     {"training/sparse", "networks/draws", "compression/search", "bayes/*"},
     {
         "training/baselines",

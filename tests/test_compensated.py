@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from pyro_compress.cli.main import main
-from pyro_compress.compression.calibrated import OperatingPoint, calibrated, work_of
+from pyro_compress.compression.calibrated import OperatingPoint, Rounded, calibrated, work_of
 from pyro_compress.compression.compensated import compress_compensated
 from pyro_compress.compression.compensation import (
     CodeLengths,
@@ -27,7 +27,7 @@ from pyro_compress.compression.compensation import (
 from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_of, moments, sensitivities
 from pyro_compress.compression.uses import ROWS, Use, patches, uses_of
 from pyro_compress.graph.capture import capture
-from pyro_compress.graph.network import Network
+from pyro_compress.graph.network import Network, run_graph, tensors_of
 from pyro_compress.networks.nets import build_net
 from pyro_compress.pcn.streams import bits
 from pyro_compress.provenance import Provenance
@@ -320,3 +320,23 @@ def test_an_option_of_pruning_or_fine_tuning_leaves_compensation() -> None:
         assert rounding_of(None, {}, CompressConfig.of(asked)) == "nearest"
     for named in ({"how": "svi"}, {"epochs": 3}):
         assert rounding_of(None, named, plain) == "nearest"
+
+
+def test_repair_moves_vectors_alone_and_towards_the_given_network() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5)).eval()
+    graph = capture(net, (1, 8, 8))
+    tensors, x = {name: tensor.detach() for name, tensor in tensors_of(net).items()}, torch.randn(600, 1, 8, 8)
+    network = calibrated(graph, tensors, x)
+    plain, repaired = (network.rounded(OperatingPoint(3e-6, repair=epochs)) for epochs in (0, 8))
+    assert repaired.steps == plain.steps
+    moved = {name for name in tensors if not torch.equal(repaired.tensors[name], plain.tensors[name])}
+    assert moved == {"0.bias", "1.weight", "1.bias", "4.bias"}
+
+    def divergence(rounded: Rounded, others: torch.Tensor) -> float:
+        logits, wanted = (run_graph(graph, t, others).log_softmax(1) for t in (rounded.tensors, tensors))
+        return float((wanted.exp() * (wanted - logits)).sum(1).mean())
+
+    assert divergence(repaired, network.x) < 0.9 * divergence(plain, network.x)
+    unseen = torch.randn(600, 1, 8, 8)
+    assert divergence(repaired, unseen) < divergence(plain, unseen)

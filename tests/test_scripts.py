@@ -89,6 +89,17 @@ def test_results_priors(tmp_path: Path) -> None:
     assert "digits, mlp | horseshoe | 5" in run(script, "--table", "--out", "rows.json", cwd=tmp_path)
 
 
+@pytest.mark.slow
+def test_paper(tmp_path: Path) -> None:
+    """A row as published, and its file."""
+    run(script("paper"), "--smoke", "--json", "rows.json", "--files", "files", cwd=tmp_path)
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["bytes"] == (tmp_path / "files" / row["file"]).stat().st_size
+    assert row["nonzero_percent"] == pytest.approx(100 / row["ratio_pruned"])
+    assert row["ratio_fixed_point"] > row["ratio_pruned"]  # fewer than 32 bits a weight
+    assert row["ratio_maximum"] > row["ratio_file"]  # no headers, no biases
+
+
 def test_bench_estimators(tmp_path: Path) -> None:
     script = next(path for path in SCRIPTS if path.stem == "bench_estimators")
     run(script, "--smoke", "--json", "rows.json", cwd=tmp_path)

@@ -86,6 +86,15 @@ def test_directions_have_the_fisher_information_as_their_products() -> None:
     assert ((found - exact).abs() / errors).max() < 5
 
 
+def test_divergences_add_up() -> None:
+    *_, outputs, _ = drawn(6)
+    others, task = outputs.flip(0), task_named(OUTPUTS.task)
+    parts = zip(OUTPUTS.each, OUTPUTS.columns, strict=True)
+    wanted = sum(float(TASKS[one.task].divergence(outputs[:, at], others[:, at], 0.7)) for one, at in parts)
+    assert float(task.divergence(outputs, others, 0.7)) == pytest.approx(wanted)
+    assert wanted > 0.1
+
+
 def test_constant_answers_are_those_of_each() -> None:
     _, labels, _, y = drawn(40)
     constant = task_named(OUTPUTS.task).constant(y)

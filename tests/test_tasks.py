@@ -171,6 +171,27 @@ def test_directions_of_every_task_span_its_fisher_information(task: str, shape: 
     assert ((products.mean(0) - wanted).abs() <= 6 * error + 1e-6).all()
 
 
+DIVERGENCES = [case for case in FISHER if case != ("classification", (3, 2))]
+
+
+@pytest.mark.parametrize(("task", "shape"), DIVERGENCES)
+def test_divergences_are_expected_differences_of_log_likelihood(task: str, shape: tuple[int, ...]) -> None:
+    """`E_{y ~ others}[log p(y | others) - log p(y | outputs)]`, by 100,000 draws, per what the loss counts."""
+    torch.manual_seed(4)
+    others, outputs = torch.randn(2, *shape, dtype=torch.float64)
+    found, n = TASKS[task], 100_000
+    many = [one.expand(n, *shape) for one in (outputs, others)]
+    y = found.sample(many[1], 0.7)
+    y = y.double() if y.is_floating_point() or task == "multi-label" else y.long()
+    differences = found.log_likelihood(many[1], y, 0.7) - found.log_likelihood(many[0], y, 0.7)
+    things = {"next-token": 2, "reconstruction": 4}.get(task, 1)
+    wanted, error = float(differences.mean()) / things, float(differences.std()) / n**0.5 / things
+    divergence = float(found.divergence(outputs[None], others[None], 0.7))
+    assert abs(divergence - wanted) < 5 * error
+    assert divergence > 10 * error
+    assert float(found.divergence(others[None], others[None], 0.7)) == pytest.approx(0, abs=1e-12)
+
+
 def test_scores_of_a_regression_in_its_own_units() -> None:
     y = torch.randn(50, 2)
     means, targets = y + 0.3 * torch.randn(50, 2), (Quantity("a", 5.0, 2.0), Quantity("b", -1.0, 0.5))

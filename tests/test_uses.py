@@ -173,7 +173,7 @@ def test_outputs_are_kept_better_than_by_rounding_to_the_nearest(name: str) -> N
     graph, tensors = taken(build(), shape, kind)
     x = torch.randint(0, 20, (400, *shape)) if kind == "int64" else torch.randn(400, *shape)
     weights = [n for n, t in tensors.items() if t.dim() > 1]
-    network = calibrated(graph, tensors, x[:300], weights, drawn_of("regression", 1.0))
+    network = calibrated(graph, tensors, x[:300], weights, "regression", 1.0)
     found = network.rounded(OperatingPoint(1e-7))
     assert found.steps.keys() == set(weights)
     nearest = dict(found.tensors)

@@ -15,15 +15,17 @@ from pyro_compress.compression.curvature import (
     CHUNK,
     POSITIONS,
     Moments,
-    Noise,
     Sensitivity,
     Uses,
-    drawn_labels,
+    drawn_of,
     moments,
     most_values,
     sensitivities,
 )
+from pyro_compress.compression.repair import Divergence, repaired
 from pyro_compress.compression.uses import LOOKED_UP, STATE, Use, before_steps, uses_of
+from pyro_compress.data.several import task_named
+from pyro_compress.graph.network import run_graph
 from pyro_compress.graph.operations.sequences import GATES
 from pyro_compress.graph.operations.table import has_statistics
 from pyro_compress.graph.rules.table import run_node
@@ -48,11 +50,13 @@ class OperatingPoint:
         lam: λ, nats that a bit may cost, per example.
         damping: of the moments, in units of their mean; more is safer with fewer examples and coarser steps.
         descending: columns with the largest second moment first.
+        repair: epochs in which biases and norms make up for it; 0: they stay.
     """
 
     lam: float
     damping: float = 0.1
     descending: bool = False
+    repair: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Calibrated:
         x: calibration examples.
         uses: of the weights that are rounded, by the index of their node.
         worth: sensitivity of the outputs of every weight, by its name.
+        divergence: of what a rounded network says from what the given one says.
         found: the integers that were found last, by weight; where the next search begins.
         fixed: moments of weights that no other one precedes, by name: no rounding changes them.
         inputs: of the other nodes in the network as it was given, by the node they come from; empty where they do not
@@ -89,6 +94,7 @@ class Calibrated:
     x: Tensor
     uses: Uses
     worth: dict[str, Sensitivity]
+    divergence: Divergence
     found: dict[str, Found] = field(default_factory=dict)
     fixed: dict[str, Moments] = field(default_factory=dict)
     inputs: dict[int, list[Tensor]] = field(default_factory=dict)
@@ -127,7 +133,14 @@ class Calibrated:
                     del before[i]
         if not held and sum(part.numel() for parts in new.values() for part in parts) <= VALUES:
             self.inputs = new
+        if point.repair:
+            tensors = repaired(self.graph, tensors, steps, self.x, self._wanted, self.divergence, point.repair)
         return Rounded(tensors, steps)
+
+    @cached_property
+    def _wanted(self) -> Tensor:
+        """Outputs of the network as it was given, on the calibration examples."""
+        return torch.cat([run_graph(self.graph, self.tensors, part) for part in self.x.split(CHUNK)])
 
     def _moments(
         self, use: Use, now: dict[int, list[Tensor]], before: dict[int, list[Tensor]], tensors: dict[str, Tensor]
@@ -190,8 +203,8 @@ def work_of(graph: Graph, tensors: Mapping[str, Tensor], names: Collection[str] 
 
 
 def calibrated(
-    graph: Graph, tensors: dict[str, Tensor], x: Tensor, names: Collection[str] = (), gradient: Noise = drawn_labels,
-    seed: int = 0,
+    graph: Graph, tensors: dict[str, Tensor], x: Tensor, names: Collection[str] = (), task: str = "classification",
+    noise: float | None = None, seed: int = 0,
 ) -> Calibrated:  # fmt: skip
     """A network with as many calibration examples as fit into `VALUES`, and the sensitivity of its outputs.
 
@@ -200,13 +213,18 @@ def calibrated(
         tensors: its tensors.
         x: examples to choose from; no labels are needed.
         names: weights that are rounded, beside those of all layers.
-        gradient: what the task's likelihood says of the outputs.
+        task: what the outputs mean.
+        noise: of regression.
         seed: draws the examples, and the labels for the sensitivities.
     """
     number = min(IMAGES, len(x), max(CHUNK, VALUES // most_values(graph, tensors, x[:2])))
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:number]
     chosen, uses = x[rows], uses_of(graph, _shapes(tensors), names)
-    return Calibrated(graph, tensors, chosen, uses, sensitivities(graph, tensors, chosen, uses, gradient, seed))
+    worth = sensitivities(graph, tensors, chosen, uses, drawn_of(task, noise), seed)
+    divergence = task_named(task).divergence
+    return Calibrated(
+        graph, tensors, chosen, uses, worth, lambda given, others: divergence(given, others, noise or 1.0)
+    )
 
 
 def _statistics(parts: list[Tensor], names: dict[str, str]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 λ, the Lagrange multiplier of the bits, is searched for on a logarithmic scale: between one that reaches the goal and
 one that does not, where the line through the two nearest candidates says. Then other dampings and the
-other order of columns are tried around it.
+other order of columns are tried around it, and at last the best of them with biases and norms that make up for it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 from pyro_compress.compression.calibrated import OperatingPoint, Rounded, calibrated
 from pyro_compress.compression.candidates import BIAS_LEVELS, origin_of, to_module
-from pyro_compress.compression.curvature import drawn_of
 from pyro_compress.compression.packing import before_folding, packed
 from pyro_compress.compression.prune import removed_share
 from pyro_compress.compression.search import PRECISION_TOLERANCE
@@ -51,11 +50,13 @@ class Compensation:
         dampings: in rising order; the search begins with the second and climbs.
         orders: that are tried: columns by descending second moment, or as they lie.
         seed: draws the calibration examples and the labels for the sensitivity of outputs.
+        repair: epochs in which, at last, biases and norms learn to make up for the rounding; 0: they stay.
     """
 
     dampings: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     orders: tuple[bool, ...] = (False, True)
     seed: int = 0
+    repair: int = 6
 
 
 def compress_compensated(
@@ -115,8 +116,9 @@ class _Search:
         self.target = target_of(posterior, splits, goal, device)
         self.best: _Candidate | None = None
         self.stopped = False
-        gradient = drawn_of(posterior.task, posterior.noise)
-        self.network = calibrated(posterior.graph, posterior.tensors, splits.train.x, posterior.layers, gradient, seed)
+        self.network = calibrated(
+            posterior.graph, posterior.tensors, splits.train.x, posterior.layers, posterior.task, posterior.noise, seed
+        )
 
     def candidate(self, rounded: Rounded, levels: int) -> Compressed:
         """The network as a file holds it."""
@@ -177,6 +179,8 @@ class _Search:
                 break
         for descending in others:
             self.near(OperatingPoint(1.0, dampings[place], descending))
+        if how.repair and self.best is not None:
+            self.near(replace(self.best.point, repair=how.repair))
         self.callbacks.trial(total, total)
 
     def between(self, point: OperatingPoint) -> None:

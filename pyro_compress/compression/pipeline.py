@@ -184,7 +184,7 @@ def way_of(
             raise ValueError(f"teacher {', '.join(config.teacher)}: give its network, `Teacher.of(...)`")
         return FineTuning(config.finetuning, config.finetune_lambda, teacher)
     if config.rounding == "compensated":
-        return Compensation(seed=seed)
+        return Compensation(seed=seed) if config.repair is None else Compensation(seed=seed, repair=config.repair)
     return rounding_in(config)
 
 

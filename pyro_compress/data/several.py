@@ -70,6 +70,12 @@ def several(outputs: Outputs) -> Task:
         rows = [_score(one, part, noise, generator) for one, part, _ in parted(outputs, found, None)]
         return torch.cat(rows, 2)
 
+    def divergence(found: Tensor, others: Tensor, noise: float) -> Tensor:
+        pairs = zip(parted(outputs, found, None), parted(outputs, others, None), strict=True)
+        return torch.stack(
+            [TASKS[one.task].divergence(part, other, noise) for (one, part, _), (_, other, _) in pairs]
+        ).sum()
+
     return Task(
         loss=loss,
         log_likelihood=log_likelihood,
@@ -79,6 +85,7 @@ def several(outputs: Outputs) -> Task:
         uniform_nats=lambda values: sum(TASKS[one.task].uniform_nats(one.size) for one in outputs.each),
         constant=constant,
         fisher=fisher,
+        divergence=divergence,
         noisy=any(one.task == "regression" for one in outputs.each),
         outputs=outputs,
     )

@@ -51,6 +51,8 @@ class Task:
         fisher: (outputs `(n, ...)`, noise, generator) -> directions v in the space of the outputs, `(n, rows, ...)`,
             whose outer products, summed over rows, are in expectation the Fisher information of the outputs, the
             expected `∇ log p(y | f) ∇ log p(y | f)ᵀ` over labels drawn from the network's own prediction.
+        divergence: (outputs, others of the same inputs, noise) -> mean KL divergence of what the first say from what
+            the others say, in nats per example, or per position or value as `loss` counts them.
         counted: labels or targets -> how many things the mean NLL is taken over: examples, positions with a label, or
             values of all examples.
         noisy: whether the likelihood has a noise that is learned.
@@ -66,6 +68,7 @@ class Task:
     uniform_nats: Callable[[int], float]
     constant: Callable[[Tensor], Tensor]
     fisher: Callable[[Tensor, float | None, torch.Generator], Tensor]
+    divergence: Callable[[Tensor, Tensor, float], Tensor]
     counted: Callable[[Tensor], int] = len
     noisy: bool = False
     positions: bool = False
@@ -117,6 +120,17 @@ def _scaled_axes(outputs: Tensor, noise: float | None, generator: torch.Generato
         signs = torch.randint(0, 2, (len(outputs), EXACT_TARGETS, targets), generator=generator) * 2 - 1
         rows = signs / math.sqrt(EXACT_TARGETS)
     return (rows.to(outputs.dtype) / (noise or 1.0)).view(len(outputs), -1, *outputs.shape[1:])
+
+
+def _class_divergence(logits: Tensor, others: Tensor, noise: float) -> Tensor:
+    nats = F.kl_div(logits.log_softmax(1), others.log_softmax(1), log_target=True, reduction="none")
+    return nats.sum(1).mean()
+
+
+def _label_divergence(logits: Tensor, others: Tensor, noise: float) -> Tensor:
+    chances = others.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(logits, chances, reduction="none")
+    return (cross - F.binary_cross_entropy_with_logits(others, chances, reduction="none")).sum(1).mean()
 
 
 def squared_error(outputs: Tensor, y: Tensor, noise: float) -> Tensor:
@@ -219,6 +233,7 @@ POSITIONS = Task(
     uniform_nats=math.log,
     constant=_position_frequencies,
     fisher=_drawn_scores,
+    divergence=_class_divergence,
     counted=labelled,
     positions=True,
 )
@@ -234,6 +249,7 @@ TASKS: dict[str, Task] = {
         uniform_nats=math.log,
         constant=lambda y: y.bincount().double().log().expand(len(y), -1),
         fisher=_drawn_scores,
+        divergence=_class_divergence,
     ),
     "regression": Task(
         loss=squared_error,
@@ -244,6 +260,7 @@ TASKS: dict[str, Task] = {
         uniform_nats=lambda targets: 0.5 * targets * math.log(2 * math.pi * math.e),
         constant=lambda y: y.mean(0).expand_as(y),
         fisher=_scaled_axes,
+        divergence=squared_error,
         noisy=True,
     ),
     "next-token": POSITIONS,
@@ -258,6 +275,7 @@ TASKS: dict[str, Task] = {
         uniform_nats=lambda labels: labels * math.log(2),
         constant=lambda y: y.double().mean(0).clamp(1e-6, 1 - 1e-6).logit().expand_as(y),
         fisher=_drawn_label_scores,
+        divergence=_label_divergence,
     ),
     "reconstruction": Task(
         loss=_values_loss,
@@ -268,6 +286,7 @@ TASKS: dict[str, Task] = {
         uniform_nats=lambda values: 0.5 * math.log(2 * math.pi * math.e),
         constant=lambda y: y.mean(0).expand_as(y),
         fisher=_scaled_axes,
+        divergence=_values_loss,
         counted=Tensor.numel,
         noisy=True,
     ),

@@ -147,6 +147,10 @@ class CompressConfig(Goal):
         "up to save a nat of code; 0: to the nearest. Repeatable: the best is taken.",
         least=0, name="lambda", former="bit_price", kind="repeated", searched=False,
     )  # fmt: skip
+    repair: int | None = setting(
+        None, "Epochs in which, after rounding with compensation, biases and norms learn from the given network, "
+        "without labels; default: 6.", least=0, most=MOST, unit="EPOCHS", searched=False,
+    )  # fmt: skip
     finetuning: FineTune | None = field(default=None, metadata={"part": FineTune})
     finetune_lambda: float | None = setting(
         None, "λ of fine-tuning: nats of log-likelihood that may be given up to save a nat of code; 1 is the "
