@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_c_export import LARGE, RECORDS, SCORES, UNSUPPORTED, linear, problem
+from test_c_export import LARGE, RECORDS, SCORES, UNSUPPORTED, linear, needs_compiler, problem
 from test_shrink import PROBLEMS
 
 import pyro_compress as pc
@@ -197,6 +197,29 @@ def test_the_command(tmp_path: Path) -> None:
     assert f"{out / 'net.js'} is there and is no export of this program, so --force leaves it" in told
     assert (out / "net.js").read_text() == "// mine"
     assert not (out / "net.wasm").exists()
+
+
+@pytest.mark.parametrize("kind", [pytest.param(".c", marks=needs_compiler), pytest.param(".wasm", marks=needs_both)])
+def test_a_class_per_pixel(kind: str, tmp_path: Path) -> None:
+    """Outputs with a shape of their own are compared as what they are."""
+    x = np.random.default_rng(0).random((40, 1, 6, 6), np.float32) - 0.5
+    np.savez(
+        tmp_path / "own.npz",
+        x_train=x,
+        y_train=(x[:, 0] > 0).astype(np.int64),
+        x_test=x,
+        y_test=(x[:, 0] > 0).astype(np.int64),
+    )
+    convolution = Step(
+        "conv2d", (0,), {"weight": "w"}, {"stride": [1, 1], "padding": [[0, 0], [0, 0]], "dilation": [1, 1]}
+    )
+    weights = {"w": np.array([-1, 1], np.float32).reshape(2, 1, 1, 1)}
+    meta = {"data": str(tmp_path / "own.npz"), "task": "segmentation", "classes": ["dark", "bright"]}
+    network = Compressed(Graph((Step("input"), convolution), (1, 6, 6)), weights, meta)
+    (tmp_path / "own.pcn").write_bytes(file.dumps(network)[0])
+    told = pc.export(tmp_path / "own.pcn", tmp_path / f"own{kind}")
+    assert told.difference < 1e-6
+    assert "100.00 %" in repr(told)
 
 
 def size(path: Path) -> str:

@@ -171,7 +171,8 @@ def _compare(network: Compressed, predict: Predict, splits: Splits, request: Exp
     seen = {"difference": 0.0, "probability_difference": 0.0, "largest_output": 0.0}
 
     def beside(x: Tensor) -> Tensor:
-        wanted, got = reference(x), torch.from_numpy(predict(x.numpy()))
+        wanted = reference(x)
+        got = torch.from_numpy(predict(x.numpy())).reshape(wanted.shape)  # C knows of rows alone
         gaps = {
             "difference": wanted - got,
             "probability_difference": predicted(wanted) - predicted(got),
