@@ -282,12 +282,8 @@ SIDEWAYS = {
     ("deploy/integer/fixed_point", "deploy/integer/grids"),
     *[("deploy/integer/arena", f"deploy/integer/{room}") for room in ("parts", "steps")],
     *[("deploy/integer/tables", f"deploy/integer/{room}") for room in ("fixed_point", "steps")],
-    *[
-        (f"deploy/integer/{hall}", f"deploy/integer/{room}")
-        for hall in ("rows", "tiles")
-        for room in ("steps", "tables")
-    ],
-    *[("deploy/integer/layers", f"deploy/integer/{room}") for room in ("rows", "steps", "tables", "tiles")],
+    *[("deploy/integer/tiles", f"deploy/integer/{room}") for room in ("parts", "steps", "tables")],
+    *[("deploy/integer/layers", f"deploy/integer/{room}") for room in ("steps", "tables", "tiles")],
     *[("deploy/integer/loops", f"deploy/integer/{room}") for room in ("fixed_point", "grids", "steps")],
     ("deploy/integer/loops", "deploy/c/operations"),
     *[("deploy/integer/source", f"deploy/integer/{room}") for room in ("arena", "layers", "loops", "steps", "tables")],

@@ -126,11 +126,11 @@ def convolution(weight: np.ndarray, size: int, padding: int = 0, stride: int = 1
     ("padding", "stride", "pool"), [(0, 1, 2), (0, 1, 3), (2, 1, 2), (1, 2, 0), (2, 2, 3), (0, 2, 0)]
 )
 def test_convolutions(kept: float, padding: int, stride: int, pool: int, tmp_path: Path) -> None:
-    """Sparse and whole, with and without a border, pooled in registers and in rows: one step each."""
+    """Sparse and whole, with and without a border; pooled in registers, where the windows are not too large."""
     rng = np.random.default_rng(1)
     weight = rng.integers(1, 8, (5, 3, 3, 3)) * rng.choice([-1, 1], (5, 3, 3, 3)) * (rng.random((5, 3, 3, 3)) < kept)
     steps = agrees(convolution(weight, 13, padding, stride, pool), tmp_path, near=0.03, options=CAREFUL)
-    assert [step.op for step in steps] == ["layer"]
+    assert [step.op for step in steps] == ["layer", "max_pool"][: 1 + (pool == 3)]
     assert is_whole(steps[0]) == (kept == 1)
     assert steps[0].layer is not None
     assert not steps[0].layer.requantized
@@ -141,7 +141,7 @@ def test_a_pooled_map_never_lies_in_memory() -> None:
     steps = stepped(network, np.random.default_rng(0).random((20, 1, 28, 28), np.float32), raw=255.0)
     assert [step.shape for step in steps] == [(10, 12, 12), (28, 4, 4), (95, 1, 1), (10, 1, 1)]
     assert steps[0].grids[0] == Grid(float(np.float32(1 / 255)), -128)
-    assert planned(steps, 0).bytes == 10 * 144 + 28 * 16
+    assert planned(steps).bytes == 10 * 144 + 28 * 16
     assert not any(step.layer and step.layer.requantized for step in steps)
 
 
@@ -149,11 +149,11 @@ def test_a_pooled_map_never_lies_in_memory() -> None:
 def test_what_is_still_read_is_not_written_over(name: str) -> None:
     network = problem(name, True)
     steps = stepped(network, examples(network))
-    arena = planned(steps, 5)
-    assert arena.bytes < 20 + sum(-(-count(step.shape) // 4) * 4 for step in steps)
+    arena = planned(steps)
+    assert arena.bytes < sum(count(step.shape) for step in steps)
     for index, step in enumerate(steps[:-1]):
         start, end = arena.places[index], arena.places[index] + count(step.shape)
-        assert 20 <= start < end <= arena.bytes
+        assert 0 <= start < end <= arena.bytes
         last = max(i for i, one in enumerate(steps) if index in one.inputs)
         for other in range(index + 1, min(last + 1, len(steps) - 1)):
             there = arena.places[other], arena.places[other] + count(steps[other].shape)

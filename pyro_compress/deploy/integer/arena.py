@@ -8,7 +8,6 @@ from pyro_compress.deploy.integer.parts import TWO
 from pyro_compress.deploy.integer.steps import Step
 from pyro_compress.types import count
 
-ALIGNMENT = 4
 IN_PLACE = (*TWO, "copy", "prelu", "max_pool", "avg_pool", "mean", "sum", "amax", "amin")
 """Operations whose output at one place needs no input before it any more."""
 
@@ -20,22 +19,18 @@ class Arena:
     Attributes:
         places: per step, the offset of its output; -1 for the last, which is the caller's.
         bytes: the largest extent that is in use at a time.
-        sums: 32-bit sums that a row of a convolution needs, which lie before all values.
     """
 
     places: list[int]
     bytes: int
-    sums: int
 
 
-def planned(steps: list[Step], sums: int) -> Arena:
+def planned(steps: list[Step]) -> Arena:
     """The better of two orders of placing: as the steps come, or the largest value first."""
     spans = _spans(steps)
     orders = [sorted(spans), sorted(spans, key=lambda one: -spans[one][0])]
     size, places = min((_placed(spans, order) for order in orders), key=lambda found: found[0])
-    base = 4 * sums
-    start = [places[_owner(steps, i)] + base if i < len(steps) - 1 else -1 for i in range(len(steps))]
-    return Arena(start, -(-(base + size) // ALIGNMENT) * ALIGNMENT, sums)
+    return Arena([*(places[_owner(steps, i)] for i in range(len(steps) - 1)), -1], size)
 
 
 def _last(steps: list[Step], index: int) -> int:

@@ -1,37 +1,25 @@
 """Layers with weights in integer C.
 
-Three ways: one sum per output, a tile of sums in registers (`tiles`), and a row of sums in the arena (`rows`).
+Two ways: one sum per output, or a tile of sums in registers (`tiles`).
 """
 
 from __future__ import annotations
 
 from pyro_compress.deploy.integer import tiles
-from pyro_compress.deploy.integer.rows import row
 from pyro_compress.deploy.integer.steps import Step
 from pyro_compress.deploy.integer.tables import bias_of, gaps_of, is_vector, is_whole
 from pyro_compress.graph.faces.c_text import integer_type
 from pyro_compress.types import count
 
 
-def sums(step: Step) -> int:
-    """32-bit sums in the arena that a layer's function needs."""
-    if step.layer is None or is_vector(step) or tiles.tile_of(step):
-        return 0
-    return step.map[2] + (step.shape[2] if step.window else 0)
-
-
 def functions(tag: str, step: Step) -> str:
     """What a layer's function calls."""
-    tile = None if is_vector(step) else tiles.tile_of(step)
-    return tiles.function(tag, step, tile) if tile else ""
+    return "" if is_vector(step) else tiles.function(tag, step)
 
 
 def body(tag: str, step: Step, write: str) -> str:
     """What a layer's function does; `write` makes an output of a sum, given the sum and the output's index `o`."""
-    if is_vector(step):
-        return _vector(tag, step, write)
-    tile = tiles.tile_of(step)
-    return tiles.body(tag, step, tile, write) if tile else row(tag, step, write)
+    return _vector(tag, step, write) if is_vector(step) else tiles.body(tag, step, write)
 
 
 def _vector(tag: str, step: Step, write: str) -> str:

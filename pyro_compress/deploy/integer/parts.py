@@ -23,6 +23,8 @@ KEEPING = ("max_pool", "amax", "amin", "slice", "pad", "copy")
 """Operations that choose among values and so keep their grid."""
 TWO = ("add", "subtract", "multiply", "maximum", "minimum")
 """Operations on two values."""
+SUMS = 8
+"""Sums of a layer that are kept in registers: as many outputs are pooled there at most."""
 SUPPORTED = (*TWO, "concat", "avg_pool", "mean", "sum", "prelu", "constant", *KEEPING)
 """Loops beside layers."""
 
@@ -136,6 +138,7 @@ def _pooled(parts: list[Part]) -> list[Part]:
             continue
         before, window = found[source], window_of(loop)
         fits = all(size <= step for size, step in zip(window.kernel, window.stride, strict=True))
+        fits &= window.kernel[0] * window.kernel[1] <= SUMS
         whole = loop.shapes[0] == before.loop.shape
         if not (is_layer(before.loop) and before.loop.op != "linear" and fits and whole):
             continue

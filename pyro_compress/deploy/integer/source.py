@@ -154,11 +154,11 @@ def program(steps: list[Step], stem: str) -> Program:
         steps: in order.
         stem: name of the file without its suffix; from it come the names inside.
     """
-    arena = planned(steps, max(map(layers.sums, steps)))
+    arena = planned(steps)
     inside = "\n".join(_functions(steps))
     helpers = [text for name, text in HELPERS.items() if f"{name}(" in inside]
     helpers = [APART, CLAMPED, *helpers] if helpers else []
-    memory = "static int32_t arena[NAME_ARENA / 4];\n" if arena.bytes else ""
+    memory = "static int8_t arena[NAME_ARENA];\n" if arena.bytes else ""
     code = "\n".join([_declarations(steps, arena), memory, *helpers, inside, _run(steps, arena), FLOATS])
     return Program(named(indented(code), identifier(stem)), arena, steps)
 
@@ -229,10 +229,9 @@ def _functions(steps: list[Step]) -> Iterator[str]:
 
 
 def _run(steps: list[Step], arena: Arena) -> str:
-    places = [f"values + {place}" for place in arena.places[:-1]] + ["output"]
+    places = [f"arena + {place}" for place in arena.places[:-1]] + ["output"]
     calls = [
         f"step{index}({', '.join([*('input' if i < 0 else places[i] for i in step.inputs), places[index]])});"
         for index, step in enumerate(steps)
     ]
-    values = "int8_t *const values = (int8_t *)arena;\n" if len(steps) > 1 else ""
-    return "\n".join(["void name_run_int8(const int8_t *input, int8_t *output)", "{", values, *calls, "}", ""])
+    return "\n".join(["void name_run_int8(const int8_t *input, int8_t *output)", "{", *calls, "}", ""])
