@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from test_c_export import LARGE, MISSING, UNSUPPORTED, linear, problem
+from test_c_export import HOSTILE, LARGE, MISSING, SCORES, UNSUPPORTED, linear, problem
 from test_shrink import PROBLEMS
 
 from pyro_compress.cli.main import main
 from pyro_compress.deploy.c.library import compiler
+from pyro_compress.deploy.card import card
 from pyro_compress.deploy.integer import chosen
 from pyro_compress.deploy.integer.arena import planned
 from pyro_compress.deploy.integer.fixed_point import fixed, integer_layer
@@ -23,7 +25,7 @@ from pyro_compress.deploy.integer.footprint import Footprint, report
 from pyro_compress.deploy.integer.grids import CHOICES, Choice, Grid, Ranges, calibrated
 from pyro_compress.deploy.integer.library import STRICT, IntegerLibrary, is_integer
 from pyro_compress.deploy.integer.parts import parts_of
-from pyro_compress.deploy.integer.source import program
+from pyro_compress.deploy.integer.source import program, text
 from pyro_compress.deploy.integer.steps import Step, steps_of
 from pyro_compress.deploy.integer.tables import is_whole
 from pyro_compress.graph.faces.c import Weights
@@ -287,6 +289,49 @@ def test_a_loss_is_doubtful(mnist_dir: str, tmp_path: Path, monkeypatch: pytest.
     last = " ".join(result.output.split())
     assert last.endswith("bound its activations (ReLU6) and fit again, or export without --integer")
     assert "integers of 8 bits change the validation accuracy from 97.9" in last
+
+
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+@pytest.mark.parametrize("name", ["residual", "gated", "activations"])
+def test_it_is_cpp_as_well(name: str, tmp_path: Path) -> None:
+    network = problem(name, True)
+    (tmp_path / "n.c").write_text(program(stepped(network, examples(network)), "n").code)
+    options = ["-x", "c++", "-O1", "-Wall", "-Wextra", "-Werror", "-pedantic", "-c", "-DN_FLOAT", "-o"]
+    done = subprocess.run(["g++", *options, tmp_path / "n.o", tmp_path / "n.c"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_compiler
+def test_hostile_names(tmp_path: Path) -> None:
+    """Names of classes and files are text, whatever they look like."""
+    network = linear(np.eye(len(HOSTILE)), classes=HOSTILE, data="*/ #error ??/\n")
+    stem = "7 *\\odd' $(name)"
+    steps = stepped(network, x := examples(network))
+    (path := tmp_path / f"{stem}.c").write_text(text(program(steps, stem), card(network, SCORES, 7), stem, ["*/"]))
+    made = IntegerLibrary(path, CAREFUL)
+    assert np.array_equal(made.run(made.codes(x)), integer_reference.run(steps, made.codes(x)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [[], ["--integer"]])
+def test_a_class_per_pixel(options: list[str], tmp_path: Path) -> None:
+    """Which of two channels is larger: in C the outputs lie in one row, as the network numbers them."""
+    x = np.random.default_rng(0).standard_normal((60, 2, 6, 6)).astype(np.float32)
+    x[:, 1] = x[:, 0] + np.where(x[:, 1] < 0, -0.3, 0.3)
+    y = (x[:, 0] < x[:, 1]).astype(np.int64)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    weight = np.array([[2, -2], [-2, 2]]).reshape(2, 2, 1, 1)
+    made = convolution(weight, 6)
+    network = Compressed(
+        Graph(made.graph.nodes[:2], (2, 6, 6)), made.tensors | {"b": np.zeros(2, np.float32)},
+        {"data": str(tmp_path / "a.npz"), "task": "segmentation"},
+    )  # fmt: skip
+    (tmp_path / "a.pcn").write_bytes(file.dumps(network)[0])
+    words = ["export", str(tmp_path / "a.pcn"), "-o", str(tmp_path / "a.c"), "--json", *options]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["after"]["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize(

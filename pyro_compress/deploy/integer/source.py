@@ -13,7 +13,7 @@ from pyro_compress.deploy.c.source import named, told
 from pyro_compress.deploy.integer import layers, loops, tables
 from pyro_compress.deploy.integer.arena import Arena, planned
 from pyro_compress.deploy.integer.steps import Step, entry_grid, entry_size
-from pyro_compress.graph.faces.c_text import comment, harmless, identifier, indented, number, table
+from pyro_compress.graph.faces.c_text import comment, identifier, indented, number, table
 from pyro_compress.types import count
 
 HOW_TO = """\
@@ -213,7 +213,7 @@ def _functions(steps: list[Step]) -> Iterator[str]:
     for index, step in enumerate(steps):
         tag = f"step{index}"
         write = "{}"
-        yield f"/* {harmless(described(step))} */"
+        yield f"/* {described(step)} */"
         if step.table is not None:
             yield table("int8_t", f"{tag}_table", map(str, step.table.tolist()))
             write = f"{tag}_table[{{}} + 128]"
