@@ -12,6 +12,7 @@ last minibatches differ in size) and one may have to do without the compiler.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ from pyro_compress.bayes.elbo import Objective
 from pyro_compress.bayes.natural import Natural
 from pyro_compress.bayes.noise import Fill, fast_fill, lift_noise
 from pyro_compress.bayes.step import BETA1, BETA2, EPSILON, Rule, State, Step, Trained, move_naturally, natural_of
+
+log = logging.getLogger(__name__)
 
 MAX_NODES = 20_000
 """Larger graphs are not compiled: inductor's time grows faster than they do."""
@@ -209,8 +212,7 @@ def captured(
             function = through_inductor(graph, (*inputs, x, y, noise.normal, noise.coin))
             inputs = tuple(tree_leaves(inputs))
         run = lambda x, y: function(*inputs, x, y, noise.normal, noise.coin)  # noqa: E731
-        replay = compiled and device.type == "cuda"
-        return _replayed(run, fill, state, x, y) if replay else _filled(run, fill)
+        return _recorded(run, fill, state, x, y) if compiled and device.type == "cuda" else _filled(run, fill)
 
     def step(x: Tensor, y: Tensor, kl_weight: float, factor: float) -> Tensor:
         state.count += 1
@@ -245,6 +247,20 @@ def _filled(run: Callable[[Tensor, Tensor], Any], fill: Fill) -> Callable[[Tenso
         run(x, y)
 
     return step
+
+
+def _recorded(
+    run: Callable[[Tensor, Tensor], Any], fill: Fill, state: State, x: Tensor, y: Tensor
+) -> Callable[[Tensor, Tensor], None]:
+    """As a CUDA graph; where the device or its driver cannot record one, the compiled step is called each time."""
+    try:
+        return _replayed(run, fill, state, x, y)
+    except Exception as error:  # of the driver, of a library that records nothing, of memory
+        reason = str(error).strip().split("\n")[0]
+        log.warning(
+            "the step could not be recorded as a CUDA graph and runs without: %s: %s", type(error).__name__, reason
+        )
+        return _filled(run, fill)
 
 
 def _replayed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ class ElboTerms(Messenger):
     def __init__(self, kl_weight: float | Tensor, closed_form: frozenset[str] = frozenset()):
         super().__init__()
         self.kl_weight, self.closed_form = kl_weight, closed_form
-        self.log_likelihood_nats = torch.zeros(())
+        self.log_likelihood_nats: Any = 0.0  # the first term brings its device
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
@@ -129,8 +130,9 @@ class Objective:
             call: evaluates the ELBO module, `elbo` itself if None (a functional call, where parameters are inputs).
         """
         terms = ElboTerms(kl_weight, self.closed_form)
-        mixed = torch.autocast(x.device.type, torch.bfloat16, self.precision == "bfloat16", cache_enabled=False)
-        with mixed, terms, ESTIMATORS[self.estimator](self.elbo.guide.marginal, self.layers, len(y)):
+        mixed = self.precision == "bfloat16"
+        products = torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False) if mixed else nullcontext()
+        with products, terms, ESTIMATORS[self.estimator](self.elbo.guide.marginal, self.layers, len(y)):
             loss = (call or self.elbo)(x, y)
         return loss / self.size, terms.log_likelihood_nats / self.elbo.elbo.num_particles
 
