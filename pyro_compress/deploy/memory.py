@@ -32,7 +32,7 @@ def peak_memory(engine: str, path: Path, shape: tuple[int, ...]) -> tuple[float,
         path: the exported network.
         shape: of the batch that it runs.
     """
-    command = [sys.executable, "-m", __name__, engine, str(path), ",".join(map(str, shape))]
+    command = [sys.executable, "-P", "-m", __name__, engine, str(path), ",".join(map(str, shape))]
     done = subprocess.run(command, capture_output=True, text=True)
     try:
         total, added = done.stdout.split()

@@ -67,7 +67,7 @@ def _processes(device: str, place: Path) -> str:
     if sys.platform == "win32":
         raise Missing("torchrun of several processes is not tried on Windows")
     options = ["--hidden", "16", "--epochs", "2", "--pretrain-epochs", "1", "--compile", "off", "--threads", "1"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command += ["pyro_compress", "fit", *options, "--device", device, "--out", str(place / "several")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     if done.returncode:

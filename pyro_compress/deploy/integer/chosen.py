@@ -89,7 +89,8 @@ def _tried(parts: Parts, card: Mapping[str, Any], stem: str, splits: Splits, exa
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for choice in CHOICES:
             built = program(steps_of(parts, ranges, choice, raw), stem)
-            (place := Path(folder, f"{stem}.c")).write_text(built.code)
+            place = Path(folder, f"{stem}.c")
+            write_atomically(place, built.code.encode())
             predict = bounded(_on_tensors(load_integer(place), plan.output), plan)
             scores = evaluate(predict, splits, "validation", noise=parts.network.noise)
             found.append(_Tried(choice, built, scores))

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyro_compress.atomic import write_atomically
 from pyro_compress.deploy.c.library import compiler
 
 CORTEX = ("arm-none-eabi-gcc", "-mcpu=cortex-m0plus", "-mthumb", "-mfloat-abi=soft")
@@ -44,7 +45,7 @@ def footprint(code: str, tables: int, arena: int) -> Footprint:
     command = list(CORTEX) if cross else compiler()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         source, built = Path(folder, "network.c"), Path(folder, "network.o")
-        source.write_text(code)
+        write_atomically(source, code.encode())
         built_by = [*command, *FREESTANDING, "-fstack-usage", str(source), "-o", str(built)]
         done = subprocess.run(built_by, capture_output=True, text=True)
         told = " ".join([*command[:2], "-O2"])
