@@ -4,10 +4,11 @@
 
 All variants of one network and batch size live in one process and are timed in turn, round after round; a row's time
 is the median of its rounds, its ratio the median of the rounds' own ratios. Modes: `eager`, `captured` (one compiled
-graph), `naive` (Pyro's AutoNormal and SVI.step). Rows of the packages blitz-bayesian-pytorch and bayesian-torch appear
-where they are installed. peak_mib is the growth of resident memory that building and running a variant causes in a
-process of its own: libraries, and in captured mode the compiler, included (--no-memory leaves it out). `--only` picks
-rows:
+graph), `naive` (Pyro's AutoNormal and SVI.step); estimator `natural`: whole weights drawn, natural gradients in place
+of Adam. Rows of the packages blitz-bayesian-pytorch and bayesian-torch appear where they are installed. state_bytes is
+what lies between two steps of each parameter of the network: values and moments. peak_mib is the growth of resident
+memory that building and running a variant causes in a process of its own: libraries, and in captured mode the compiler,
+included (--no-memory leaves it out). `--only` picks rows:
 
     python scripts/bench_step.py --hidden 120 680 2790 9600 --batch 100 --only gaussian:weight:captured
 """
@@ -31,13 +32,13 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from pyro_compress.bayes.capture import captured
-from pyro_compress.bayes.elbo import build_objective
+from pyro_compress.bayes.elbo import Objective, build_objective
 from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize
 from pyro_compress.bayes.model import classifier
 from pyro_compress.bayes.natural import Natural
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.step import Rule, State, eager, trained_parameters
+from pyro_compress.bayes.step import Rule, State, Trained, eager, trained_parameters
 from pyro_compress.cli.commands import run_script
 from pyro_compress.deploy.memory import high_water_mib
 from pyro_compress.machine import prepare
@@ -73,19 +74,33 @@ def point(hidden: int, x: Tensor, y: Tensor, optimizer: Callable[..., torch.opti
     return step
 
 
-def variational(hidden: int, x: Tensor, y: Tensor, prior: str, estimator: str, mode: str, natural: bool = False) -> Run:
-    """One of ours."""
-    net = network(hidden)
+def state(hidden: int, x: Tensor, y: Tensor, prior: str, estimator: str) -> tuple[Objective, list[Trained], State]:
+    """What one of ours works on; the estimator `natural` is weight sampling under natural gradients."""
+    net, natural = network(hidden), Natural(1e-3, 0.9, 0.999, SIZE) if estimator == "natural" else None
     weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     model = classifier(bayesianize(net, PRIORS[prior]), SIZE)
     guide = build_guide("mean-field", model, starts_of(model.net, weights, None), {"0.weight": 0.2}, (x, y))
-    objective = build_objective(model, guide, estimator, 1)
-    rates = Natural(0.1, 0.9, 0.999, SIZE) if natural else None
-    trained = trained_parameters(objective, 1e-3, 1e-3, 1e-3, natural=rates)
-    if mode == "captured":
-        step = captured(objective, trained, Rule(), State.of(objective, trained), (x, y))
-    else:
-        step = eager(objective, trained, Rule(), State.of(objective, trained))
+    objective = build_objective(model, guide, "weight" if natural else estimator, 1)
+    trained = trained_parameters(objective, 1e-3, 1e-3, 1e-3, natural=natural)
+    return objective, trained, State.of(objective, trained)
+
+
+def state_bytes(hidden: int, prior: str, estimator: str) -> float | None:
+    """Bytes per weight that lie between two steps: values and moments; None: not ours."""
+    if prior == "none":
+        return {"adam": 12.0, "sgd": 4.0}[estimator]
+    if estimator not in (*ESTIMATORS[prior], "natural"):
+        return None
+    kept = state(hidden, *minibatch(1), prior, estimator)[2]
+    parameters = sum(parameter.numel() for parameter in network(hidden).parameters())
+    return sum(t.nbytes for t in (*kept.parameters, *kept.first, *kept.second)) / parameters
+
+
+def variational(hidden: int, x: Tensor, y: Tensor, prior: str, estimator: str, mode: str) -> Run:
+    """One of ours."""
+    objective, trained, kept = state(hidden, x, y, prior, estimator)
+    build = captured if mode == "captured" else lambda *given: eager(*given[:4])
+    step = build(objective, trained, Rule(), kept, (x, y))
     return lambda: step(x, y, 1.0, 1.0)
 
 
@@ -150,11 +165,9 @@ def variants(hidden: int, x: Tensor, y: Tensor, priors: list[str]) -> dict[Key, 
         ("gaussian", "auto-normal", "naive"): lambda: naive(hidden, x, y),
     }
     for prior in priors:
-        for estimator in ESTIMATORS[prior]:
+        for estimator in (*ESTIMATORS[prior], "natural"):
             for mode in ("eager", "captured"):
                 found[prior, estimator, mode] = lambda p=prior, e=estimator, m=mode: variational(hidden, x, y, p, e, m)
-        for mode in ("eager", "captured"):
-            found[prior, "natural", mode] = lambda p=prior, m=mode: variational(hidden, x, y, p, "weight", m, True)
     for name, package, build in (("blitz", "blitz", blitz), ("bayesian-torch", "bayesian_torch", intel)):
         try:
             __import__(package)
@@ -219,6 +232,7 @@ def bench(hidden: int, batch: int, options: argparse.Namespace) -> list[dict]:
             "prior": prior, "estimator": estimator, "mode": mode,
             "ms": statistics.median(found),
             "ratio": statistics.median(a / b for a, b in zip(found, base, strict=True)),
+            "state_bytes": state_bytes(hidden, prior, estimator),
             "peak_mib": peak_mib(hidden, batch, key) if options.memory else None,
         })  # fmt: skip
     return rows
@@ -226,9 +240,10 @@ def bench(hidden: int, batch: int, options: argparse.Namespace) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     """Markdown, one line per row."""
-    lines = ["| network | batch | prior | estimator | mode | ms | × Adam | MiB |", "| --- " * 8 + "|"]
+    last, key = ("bytes of state", "state_bytes") if "state_bytes" in rows[0] else ("MiB", "peak_mib")
+    lines = [f"| network | batch | prior | estimator | mode | ms | × Adam | {last} |", "| --- " * 8 + "|"]
     for row in rows:
-        memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+        memory = "" if row[key] is None else f"{row[key]:.0f}"
         cells = [row["network"], row["batch"], row["prior"], row["estimator"], row["mode"]]
         lines.append(f"| {' | '.join(map(str, cells))} | {row['ms']:.2f} | {row['ratio']:.2f} | {memory} |")
     return "\n".join(lines)
@@ -263,7 +278,9 @@ def main() -> None:
         return
     if options.smoke:
         options.hidden, options.batch, options.rounds, options.repeats, options.memory = [16], [10], 2, 1, False
-        options.only = options.only or ["gaussian:local:captured", "gaussian:auto-normal:naive"]
+        options.only = options.only or [
+            "gaussian:local:captured", "gaussian:natural:eager", "gaussian:auto-normal:naive",
+        ]  # fmt: skip
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
           f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")  # fmt: skip
     rows = []

@@ -23,6 +23,7 @@ import bench_microcontroller
 import bench_step
 import compare_post_training
 import digits_chain
+import natural_gradients
 import networks_end_to_end
 import paper
 import post_training_table
@@ -234,6 +235,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "post-training": lambda: networks_end_to_end.tables(stored("networks.json"))["post-training"],
     "networks": lambda: networks_end_to_end.tables(stored("networks.json"))["networks"],
     "chain": lambda: digits_chain.table(stored("digits.json")),
+    "natural": lambda: natural_gradients.table(stored("natural.json")),
+    "natural-step": lambda: bench_step.table(stored("natural-step.json")),
     "step": lambda: bench_step.table(stored("step.json")),
     "scaling": lambda: bench_step.table(stored("scaling.json")),
     "fit": fits,

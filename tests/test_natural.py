@@ -179,6 +179,8 @@ CASES = [
     ("log-uniform", "flipout", Rule()),
     ("horseshoe", "weight", Rule()),
     ("normal-jeffreys", "local", Rule()),
+    ("relevance", "weight", Rule()),
+    ("soft-weight-sharing", "weight", Rule()),
 ]
 
 

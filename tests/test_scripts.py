@@ -115,7 +115,24 @@ def test_bench_step(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert {row["mode"] for row in rows} == {"eager", "captured", "naive"}
     assert rows[0]["ratio"] == 1
-    assert set(rows[0]) == {"network", "batch", "prior", "estimator", "mode", "ms", "ratio", "peak_mib"}
+    assert set(rows[0]) == {"network", "batch", "prior", "estimator", "mode", "ms", "ratio", "state_bytes", "peak_mib"}
+    assert {row["estimator"]: row["state_bytes"] for row in rows} == {
+        "adam": 12, "local": pytest.approx(24, rel=0.01), "natural": pytest.approx(12, rel=0.01), "auto-normal": None,
+    }  # fmt: skip
+
+
+def test_natural_gradients(tmp_path: Path) -> None:
+    """Rows are merged: what is there is not measured again."""
+    script = next(path for path in SCRIPTS if path.stem == "natural_gradients")
+    run(script, "--smoke", "--json", "rows.json", cwd=tmp_path)
+    first = (tmp_path / "rows.json").read_text()
+    rows = json.loads(first)
+    assert [(row["optimizer"], row["estimator"]) for row in rows] == [
+        ("adam", "local"), ("adam", "weight"), ("natural", "local"), ("natural", "weight"),
+    ]  # fmt: skip
+    assert list(rows[0]["pruned_test_accuracy"]) == ["0.75", "0.9", "0.95", "0.98"]
+    assert "| gaussian | natural | weight |" in run(script, "--smoke", "--json", "rows.json", cwd=tmp_path)
+    assert (tmp_path / "rows.json").read_text() == first
 
 
 def test_bench_fit(tmp_path: Path) -> None:

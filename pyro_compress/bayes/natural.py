@@ -14,8 +14,8 @@ are (ĥ - h) / (h + δ). So
     x = ρ N ∂F/∂log σ,   log σ  <-  log σ - ½ log(1 + x + ½x²),   m  <-  m - α N σ² ḡ
 
 which asks nothing of the prior or of the estimator but the gradient that there is anyway: closed where the KL is, else
-from the same draw. What does not move is an optimum of the ELBO, whatever α and ρ. The mean of past gradients holds
-the prior's, too.
+from the same draw. It stands still only where the gradient of the ELBO does, whatever α and ρ. Unlike the paper's, ḡ
+holds the gradient of the prior, too.
 """
 
 from __future__ import annotations
