@@ -212,6 +212,7 @@ def test_ranges_with_and_without_tails() -> None:
     found = calibrated(Compressed(Graph(nodes, (20_001,)), {}, {}), x)
     assert found.whole == {0: (-50.0, 80.0), 1: (0.0, 80.0), 2: (-160.0, 0.0)}
     assert found.clipped[0] == pytest.approx((-1, 1), abs=1e-3)
+    assert found.clipped[2] == found.whole[2]  # the network's output
 
 
 @needs_compiler

@@ -89,6 +89,8 @@ class Ranges:
 def calibrated(network: Compressed, examples: Tensor) -> Ranges:
     """Run a network in float32 and see the range of every node; without tails, a mean over batches.
 
+    The output keeps its tails: two of its values that are cut off would be the same.
+
     Args:
         network: what is exported, operations that nobody reads left out.
         examples: `(n, *input_shape)`, of the training split.
@@ -110,7 +112,8 @@ def calibrated(network: Compressed, examples: Tensor) -> Ranges:
             seen.setdefault(place, []).append(extent)
     whole = {place: (float(min(e[0] for e in found)), float(max(e[3] for e in found))) for place, found in seen.items()}
     clipped = {place: tuple(np.mean([e[1:3] for e in found], 0).tolist()) for place, found in seen.items()}
-    return Ranges(whole, clipped)
+    last = len(index) - 1
+    return Ranges(whole, clipped | {last: whole[last]})
 
 
 def _extent(value: Tensor) -> np.ndarray:
