@@ -14,7 +14,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ METHODS = {
     "DC": Method(
         "Han et al. 2016, sections 2 to 4", {"prior": "none", "pruning": "iterative", "prune_to": 0.92}, codebooks=True,
     ),
-    "DNS": Method("Guo et al. 2016, equations 2 and 3", {"prior": "none", "pruning": "surgery", "prune_to": 0.99}),
+    "DNS": Method("Guo et al. 2016, equations 2 and 3", {"prior": "none", "pruning": "surgery"}),
     "SWS": Method("Ullrich et al. 2017, section 4", {"prior": "soft-weight-sharing", "kl_weight": 0.3}),
     "Sparse VD": Method("Molchanov et al. 2017, equation 14", {"prior": "log-uniform", "shrink_every": 4}),
     "BC-GNJ": Method(
@@ -81,6 +81,8 @@ METHODS = {
         "MacKay 1995, by groups", {"prior": "relevance", "grouping": "filter", "shrink_every": 4}, True,
     ),
 }  # fmt: skip
+PRUNE_TO = {("DNS", "lenet-300-100"): 0.982, ("DNS", "lenet-5-caffe"): 0.991}
+"""What the authors report of each network, where it differs."""
 EPOCHS = {"DC": 40, "DNS": 40, "SWS": 40}
 """Of a fit; of all others 100."""
 
@@ -99,11 +101,11 @@ def maximum_bits(network: Compressed, weights: Iterable[str], by_units: bool) ->
     return total
 
 
-def measured(run: Run, method: Method, data_dir: str, path: Path, options: dict[str, Any]) -> dict[str, Any]:
+def measured(run: Run, method: Method, data_dir: str, path: Path) -> dict[str, Any]:
     """The columns of one fit; its file is written to `path`."""
     posterior, splits = run.posterior, run.splits(data_dir)
     total = sum(weight.numel() for weight in initial_net(run.config, splits).parameters() if weight.dim() > 1)
-    report = compress_run(posterior, splits, path, CompressConfig(tolerance=TOLERANCE, **options))
+    report = compress_run(posterior, splits, path, CompressConfig(tolerance=TOLERANCE, rounding="compensated"))
     network = file.read(path)
     if method.by_units:
         units = remove_units(posterior, splits, tolerance=TOLERANCE)
@@ -116,15 +118,16 @@ def measured(run: Run, method: Method, data_dir: str, path: Path, options: dict[
             "structure_error_percent": 100 * (1 - evaluate(module, splits, "test").accuracy),
         }
     else:
-        tensors = to_module(network).state_dict()
+        point = posterior.criterion == "magnitude"
+        tensors = posterior.tensors if point else to_module(network).state_dict()
         left = sum(int((tensors[name] != 0).sum()) for name in posterior.layers if name in tensors)
-        fixed = None if posterior.criterion == "magnitude" else report.fixed_point_ratio
+        fixed = None if point else fixed_point_of(posterior, tensors, posterior.criterion).reduced
         structure = {}
     bits = maximum_bits(network, posterior.layers, method.by_units)
     if method.codebooks:
         widths_of = {name: CODEBOOK_BITS[layer.mean.dim()] for name, layer in posterior.layers.items()}
         found = shared(posterior, splits.train, widths_of, seed=run.config.seed)
-        bits, left = found.bits, sum(int((layer.mean != 0).sum()) for layer in posterior.layers.values())
+        bits = found.bits
         by_codebook = evaluate(Network(posterior.graph, found.tensors).eval(), splits, "test")
         structure = {"structure_error_percent": 100 * (1 - by_codebook.accuracy)}
     return {
@@ -146,7 +149,10 @@ def measured(run: Run, method: Method, data_dir: str, path: Path, options: dict[
 
 def row(name: str, net: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """Fit, compress, measure."""
-    method, label = METHODS[name], f"{net}-{name.lower().replace(' ', '-')}-{seed}"
+    method = METHODS[name]
+    if (name, net) in PRUNE_TO:
+        method = replace(method, fit=method.fit | {"prune_to": PRUNE_TO[name, net]})
+    label = f"{net}-{name.lower().replace(' ', '-')}-{seed}"
     epochs = given.epochs or EPOCHS.get(name, 100)
     config = FitConfig(
         net=net, data=given.data, data_dir=given.data_dir, seed=seed, epochs=epochs, validation=given.validation,
@@ -159,7 +165,7 @@ def row(name: str, net: str, seed: int, given: argparse.Namespace) -> dict[str, 
             raise SystemExit(f"{folder} was fitted with {option} {there}, not {asked}: choose another --runs")
     words = ["--net", net, "--data", given.data, "--epochs", str(epochs), "--validation", str(given.validation)]
     words += [str(w) for key, value in method.fit.items() for w in (f"--{key.replace('_', '-')}", value)]
-    found = measured(run, method, given.data_dir, given.files / f"{label}.pcn", {})
+    found = measured(run, method, given.data_dir, given.files / f"{label}.pcn")
     return {
         "network": net,
         "dataset": given.data,
@@ -169,7 +175,7 @@ def row(name: str, net: str, seed: int, given: argparse.Namespace) -> dict[str, 
         **found,
         "epochs": epochs,
         "command": shlex.join(["pyro-compress", "fit", *words, "--seed", str(seed)]),
-        "compress": f"pyro-compress compress RUN --tolerance {TOLERANCE}",
+        "compress": f"pyro-compress compress RUN --rounding compensated --tolerance {TOLERANCE}",
         "fit": {key: value for key, value in asdict(run.config).items() if key != "data_dir"},
         "versions": {package: version(package) for package in ("torch", "pyro-ppl", "numpy")},
     }

@@ -236,7 +236,7 @@ def test_cuda_asked_for_and_absent(run: Path) -> None:
         (("--nll-tolerance", "-1"), "must not be negative"),
         (
             ("--criterion", "mangitude"),
-            "allowed: snr, magnitude, group-snr, group-mode, model-reduction; did you mean magnitude?",
+            "allowed: snr, magnitude, group-snr, group-mode, group-relevance, model-reduction; did you mean magnitude?",
         ),
         (("--out", "nowhere/a.pcn"), "nowhere is no folder"),
     ],

@@ -105,6 +105,29 @@ def test_the_target_is_the_least_squares_solution() -> None:
     np.testing.assert_allclose(problem.target[0], wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_posterior_damps_each_column_by_what_a_change_costs() -> None:
+    """With rows of one precision and one worth the target is the exact minimum of likelihood and posterior together."""
+    generator = torch.Generator().manual_seed(0)
+    before, now = (torch.randn(400, 5, generator=generator).double() for _ in range(2))
+    now = now + before
+    weight, column = torch.randn(3, 5, generator=generator), torch.tensor([0.1, 1.0, 4.0, 0.5, 0.02])
+    found = moments([now.float()], [before.float()], linear_use(3, 5))
+    for share in (0.1, 0.3):  # at 0.1 the posterior counts once
+        problem = problem_of(
+            weight, linear_use(3, 5), found, Sensitivity(torch.ones(3).double(), 1), (3, 5, 1, 1), 1.0, share, False,
+            column.expand(3, 5),
+        )  # fmt: skip
+        worth = (1 + 0.05) / 2  # ½ s, LEAST added
+
+        def cost(target: Tensor, share: float = share, worth: float = worth) -> Tensor:
+            data = worth * (before @ weight.double().T - now @ target.T).square().mean(0).sum()
+            return data + 0.5 * (10 * share * column * (target - weight).square()).sum()
+
+        target = torch.from_numpy(problem.target[0]).requires_grad_()
+        (gradient,) = torch.autograd.grad(cost(target), target)
+        assert float(gradient.abs().max()) < 1e-5 * float(cost(target).detach())
+
+
 def naive(problem: Problem, step: float, lengths: CodeLengths) -> np.ndarray:
     """Column by column, the rest solved anew every time: what compensation means (Hassibi & Stork 1993)."""
     _, rows, n = problem.target.shape

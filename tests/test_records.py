@@ -10,6 +10,7 @@ import pytest
 
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.data.splits import load_splits
+from pyro_compress.graph.ir import widths
 from pyro_compress.metrics import evaluate
 from pyro_compress.pcn import file, header
 from pyro_compress.pcn.codec import varint
@@ -40,6 +41,17 @@ def test_files_decode_and_count() -> None:
             "spelled_out_bytes": file.spelled_out_bytes(network, row["sections_bytes"]["header"], row["bytes"]),
         }
         assert told == {name: row[name] for name in told}, row["file"]
+
+
+def test_files_of_the_paper_are_those_of_its_rows() -> None:
+    folder = FOLDER.parent / "paper"
+    rows = {row["file"]: row for row in json.loads((FOLDER.parent / "paper.json").read_text())}
+    assert sorted(rows) == sorted(path.name for path in folder.iterdir())
+    for name, row in rows.items():
+        assert row["bytes"] == (folder / name).stat().st_size
+        network = file.read(folder / name)
+        assert widths(network.graph, to_module(network).state_dict())[1:] == row["units"][1:]
+        assert row["ratio_file"] == pytest.approx(4 * network.meta["parameters_total"] / row["bytes"])
 
 
 def test_no_newer_dictionary_holds_values_of_particular_runs() -> None:

@@ -83,6 +83,7 @@ class Calibrated:
         uses: of the weights that are rounded, by the index of their node.
         worth: sensitivity of the outputs of every weight, by its name.
         divergence: of what a rounded network says from what the given one says.
+        precisions: `1 / (N σ²)` of the weights that have a posterior, by name.
         found: the integers that were found last, by weight; where the next search begins.
         fixed: moments of weights that no other one precedes, by name: no rounding changes them.
         inputs: of the other nodes in the network as it was given, by the node they come from; empty where they do not
@@ -95,6 +96,7 @@ class Calibrated:
     uses: Uses
     worth: dict[str, Sensitivity]
     divergence: Divergence
+    precisions: Mapping[str, Tensor] = field(default_factory=dict)
     found: dict[str, Found] = field(default_factory=dict)
     fixed: dict[str, Moments] = field(default_factory=dict)
     inputs: dict[int, list[Tensor]] = field(default_factory=dict)
@@ -162,7 +164,7 @@ class Calibrated:
         """Values of a rounded weight, and its step."""
         problem = problem_of(
             self.tensors[use.name], use, seen, self.worth[use.name], self._layouts[use.name], point.lam,
-            point.damping, point.descending,
+            point.damping, point.descending, self.precisions.get(use.name),
         )  # fmt: skip
         found = self.found[use.name] = rounded_layer(problem, self.found.get(use.name))
         step = quarter_power(found.exponent)
@@ -204,7 +206,7 @@ def work_of(graph: Graph, tensors: Mapping[str, Tensor], names: Collection[str] 
 
 def calibrated(
     graph: Graph, tensors: dict[str, Tensor], x: Tensor, names: Collection[str] = (), task: str = "classification",
-    noise: float | None = None, seed: int = 0,
+    noise: float | None = None, seed: int = 0, precisions: Mapping[str, Tensor] | None = None,
 ) -> Calibrated:  # fmt: skip
     """A network with as many calibration examples as fit into `VALUES`, and the sensitivity of its outputs.
 
@@ -216,6 +218,7 @@ def calibrated(
         task: what the outputs mean.
         noise: of regression.
         seed: draws the examples, and the labels for the sensitivities.
+        precisions: of weights with a posterior, as `Calibrated` has them.
     """
     number = min(IMAGES, len(x), max(CHUNK, VALUES // most_values(graph, tensors, x[:2])))
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:number]
@@ -223,8 +226,9 @@ def calibrated(
     worth = sensitivities(graph, tensors, chosen, uses, drawn_of(task, noise), seed)
     divergence = task_named(task).divergence
     return Calibrated(
-        graph, tensors, chosen, uses, worth, lambda given, others: divergence(given, others, noise or 1.0)
-    )
+        graph, tensors, chosen, uses, worth, lambda given, others: divergence(given, others, noise or 1.0),
+        precisions or {},
+    )  # fmt: skip
 
 
 def _statistics(parts: list[Tensor], names: dict[str, str]) -> dict[str, Tensor]:

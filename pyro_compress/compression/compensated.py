@@ -117,7 +117,18 @@ class _Search:
         self.best: _Candidate | None = None
         self.stopped = False
         self.network = calibrated(
-            posterior.graph, posterior.tensors, splits.train.x, posterior.layers, posterior.task, posterior.noise, seed
+            posterior.graph,
+            posterior.tensors,
+            splits.train.x,
+            posterior.layers,
+            posterior.task,
+            posterior.noise,
+            seed,
+            {
+                name: 1 / (len(splits.train) * layer.std.square())
+                for name, layer in posterior.layers.items()
+                if bool((layer.std > 0).all())
+            },
         )
 
     def candidate(self, rounded: Rounded, levels: int) -> Compressed:

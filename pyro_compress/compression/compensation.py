@@ -97,12 +97,15 @@ class Found:
 
 def problem_of(
     weight: Tensor, use: Use, found: Moments, sensitivity: Sensitivity, layout: Layout, lam: float, damping: float,
-    descending: bool,
+    descending: bool, precision: Tensor | None = None,
 ) -> Problem:  # fmt: skip
     """Set up the rounding of a weight.
 
-    The target minimises `E|W y - T x|² + d |T - W|²` for inputs y before and x now, with d the damping:
-    `T = (W C + d W) (H + d I)⁻¹`. Inputs that are always 0 get weights of 0; rows that no example looks up do not.
+    The target minimises `E|W y - T x|² + |(T - W) D^½|²` for inputs y before and x now, with D the damping, diagonal:
+    `T = (W C + W D) (H + D)⁻¹`. Without a posterior D is `d I`. Under a posterior N(μ, σ²) a change of δ costs
+    `½ Σ δ² / σ²` nats, `½ Σ δ² / (N σ²)` per example: as much as `Σ ½ s P δ D δᵀ` where D is the mean of `1 / (N σ²)`
+    over the rows, which share H, by the mean of `s P`. Inputs that are always 0 get weights of 0; rows that no example
+    looks up do not.
 
     Args:
         weight: the tensor.
@@ -111,26 +114,30 @@ def problem_of(
         sensitivity: of its outputs.
         layout: of the weight.
         lam: λ, nats that a bit may cost, per example.
-        damping: in units of the mean second moment.
+        damping: in units of the mean second moment, or with a precision a tenth of its factor on that.
         descending: round the columns with the largest second moment first, else in the order in which they lie.
+        precision: `1 / (N σ²)` of every weight, in its shape; None: there is no posterior.
     """
     groups, rows, n = use.size
     wanted = torch.from_numpy(use.rows(weight.numpy())).double()
     power = found.second.diagonal(dim1=1, dim2=2)
     mean = (power.mean((0, 1), keepdim=True) if use.by_element else power.mean(1, keepdim=True)).clamp_min(1e-30)
-    d = damping * mean
+    shared = use.kind == LOOKED_UP  # by all rows of the table
+    squares = sensitivity.squares.expand(groups, rows) if shared else sensitivity.squares.view(groups, -1)
+    worth = (squares + LEAST * sensitivity.squares.mean()).clamp_min(1e-30) * sensitivity.positions / 2
+    d = (damping * mean).expand_as(power)
+    if precision is not None and not use.by_element:
+        own = torch.from_numpy(use.rows(precision.numpy())).double().mean(1)
+        d = 10 * damping * own / (2 * worth.double().mean(1, keepdim=True))
     order = torch.argsort(power.sum(0), descending=True, stable=True) if descending else torch.arange(n)
     if use.by_element:
         target, factor = wanted, (found.second + d[..., None]).rsqrt()
     else:
-        damped = found.second + torch.diag_embed(d.expand_as(power))
-        target = torch.linalg.solve(damped, (wanted @ found.cross + d[..., None] * wanted).mT).mT
+        damped = found.second + torch.diag_embed(d)
+        target = torch.linalg.solve(damped, (wanted @ found.cross + wanted * d[:, None]).mT).mT
         target = torch.where((power <= 1e-12 * mean)[:, None], 0.0, target)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped[:, order][:, :, order]))
         factor = torch.linalg.cholesky(inverse, upper=True)
-    shared = use.kind == LOOKED_UP  # by all rows of the table
-    squares = sensitivity.squares.expand(groups, rows) if shared else sensitivity.squares.view(groups, -1)
-    worth = (squares + LEAST * sensitivity.squares.mean()).clamp_min(1e-30) * sensitivity.positions / 2
     return Problem(
         target.numpy(), factor.float().numpy(), found.second.numpy(), order.numpy(), worth.numpy(), layout, lam,
         use,
