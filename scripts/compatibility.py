@@ -51,7 +51,7 @@ CLOSE = 1e-3
 MOST_PARAMETERS = 40_000_000
 """Larger networks are captured, compared with their module, and not taken further."""
 MINUTES = 3.0
-"""Time that one network may take."""
+"""Time of a processor that one network may take."""
 COLUMNS = ("captured", "prior", "removed", "file", "numpy", "onnx", "c")
 
 
@@ -83,15 +83,15 @@ def limited(minutes: float) -> Iterator[None]:
     """Stops what takes longer."""
 
     def stop(number: int, frame: object) -> None:
-        raise TimeoutError(f"took longer than {minutes:g} minutes")
+        raise TimeoutError(f"took more than {minutes:g} minutes of a processor")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, 60 * minutes)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def torchvision_networks() -> dict[str, Make]:

@@ -27,7 +27,7 @@ from pyro_compress.deploy.card import card
 from pyro_compress.deploy.onnx_files import load_onnx, write_int8, write_onnx
 from pyro_compress.deploy.torch_files import load_program, write_program
 from pyro_compress.graph.capture import capture
-from pyro_compress.graph.network import Network
+from pyro_compress.graph.network import Network, tensors_of
 from pyro_compress.graph.operations.kept import NAMES, whole_tensors
 from pyro_compress.pcn import file, gate, runner
 from pyro_compress.runs.config import resolve
@@ -299,6 +299,26 @@ def test_values_that_forward_writes_down_travel_in_the_graph() -> None:
     graph = capture(Around(lambda x: x + torch.tensor([1.0, 2, 3]).repeat(4)), (6,), 3)
     told = [one for node in graph.nodes for one in node.attributes.get("arguments", ()) if isinstance(one, dict)]
     assert {"literal": [1.0, 2.0, 3.0], "kind": "float32", "shape": [3]} in told
+
+
+def test_numbers_without_a_dimension_stay_so_in_numpy() -> None:
+    """What `forward` writes into a part of a tensor is a tensor without dimensions, as the masks of Swin are."""
+
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            mask = y.new_zeros(3)
+            mask[1:2] = 5
+            return y + mask
+
+    net, x = Written(), torch.randn(2, 4)
+    tensors = {name: tensor.detach().numpy() for name, tensor in tensors_of(net).items()}
+    network = file.loads(file.dumps(Compressed(capture(net, (4,), trained=False), tensors, {}))[0])
+    np.testing.assert_allclose(runner.run(network, x.numpy()), net(x).detach().numpy(), atol=1e-6)
 
 
 def test_a_counter_is_found() -> None:

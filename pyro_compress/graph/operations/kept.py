@@ -363,8 +363,8 @@ def _run(*arguments: Any) -> np.ndarray:
         import torch
     except ImportError:
         raise ValueError(f"{attributes['call']} is run by torch alone, which is not installed") from None
-    values = [torch.from_numpy(np.ascontiguousarray(one)) for one in inputs]
-    tensors = {role: torch.from_numpy(np.ascontiguousarray(one)) for role, one in parameters.items()}
+    values = [torch.from_numpy(np.asarray(one, order="C")) for one in inputs]
+    tensors = {role: torch.from_numpy(np.asarray(one, order="C")) for role, one in parameters.items()}
     with torch.no_grad():
         found = call(values, tensors, attributes, batch_of(values, attributes))
     return np.asarray(found.numpy())
