@@ -42,6 +42,11 @@ REFUSED = [
     ("compress --net mlp --init w.pt --data a.csv --data-dir data", "--data-dir goes with a data set by name: digits"),
     ("compress --net mlp --init w.pt --data digits --workers 3", "--workers goes with a folder as --data"),
     ("compress run --rounding compensated --bits 4 --criterion snr", "--criterion, --bits goes without --rounding"),
+    ("compress run --repair 3", "--repair goes with --rounding compensated"),
+    (
+        "compress --net mlp --init w.pt --data digits --repair 3 --finetune 4",
+        "--repair goes with --rounding compensated",
+    ),
     ("compress run --target-error 0.1 --tolerance 0.1", "--tolerance and --target-error exclude each other"),
     (
         "compress run --max-bytes 9000 --nll-tolerance 0.1 --tolerance 0.1",

@@ -135,15 +135,17 @@ def test_every_criterion_orders_a_posterior_or_is_refused(name: str, criterion: 
     """No score is negative or no number, the sign of a group's scale and of its weights says nothing."""
     prior, gate = PRIORS[name], None
     shape = LayerShape("1.weight", (4, 3), prior.groupings[0])
-    if prior.factors is not None:
-        kind = Normal if prior.criterion == "group-snr" else LogNormal
+    if prior.factors is not None or prior.shared_spread:
+        kind = LogNormal if prior.criterion == "group-mode" else Normal
         gate = kind(torch.tensor([[-2.0, 0.4, 1.0]]), torch.tensor([[0.3, 0.5, 0.2]]))
     mean, std = torch.randn(4, 3), torch.rand(4, 3) + 0.1
     unit = (None, None) if gate is None else (gate.mean, gate.stddev)
     graph = capture(nn.Sequential(nn.Flatten(), nn.Linear(3, 4)), (3,))
     layer = LayerPosterior(mean, std, *unit, shape.grouping)
     posterior = Posterior(graph, {shape.name: layer}, {}, prior.criterion, Provenance())
-    if (criterion.startswith("group-") and gate is None) or (criterion, name) == ("group-mode", "normal-jeffreys"):
+    if (criterion.startswith("group-") and gate is None) or (
+        criterion == "group-mode" and name in ("normal-jeffreys", "relevance")
+    ):
         with pytest.raises(ValueError, match=r"group scales|take group-snr"):
             scores(posterior, criterion)
         return
@@ -313,3 +315,9 @@ def test_the_criterions_own_rule_is_a_share(digits) -> None:
     point = pc.fit("mlp", digits, hidden=(12,), epochs=1, prior="none")
     with pytest.raises(ValueError, match="'model-reduction' needs a posterior's spread"):
         point.compress(criterion="model-reduction", rule=True)
+
+
+@pytest.mark.parametrize("components", [0.2, 2.5, 5000.0])
+def test_components_are_counted_in_whole_numbers(components: float) -> None:
+    with pytest.raises(ValueError, match="must be a whole number up to 1024"):
+        PRIORS["soft-weight-sharing"].with_options({"components": components})

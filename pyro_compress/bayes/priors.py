@@ -28,6 +28,9 @@ from pyro_compress.bayes.distributions import (
 from pyro_compress.foreign import unknown
 from pyro_compress.types import LayerShape, WeightDraw
 
+MOST_COMPONENTS = 1 << 10
+"""Components that a learned mixture may have beside the one at 0."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -107,6 +110,9 @@ class Prior:
             raise ValueError(f"prior option {bad[0]}={options[bad[0]]}: it must be positive and finite")
         if "pi" in options and options["pi"] >= 1:
             raise ValueError(f"prior option pi={options['pi']}: it must lie between 0 and 1")
+        components = options.get("components", 1)
+        if components != round(components) or components > MOST_COMPONENTS:
+            raise ValueError(f"prior option components={components}: it must be a whole number up to {MOST_COMPONENTS}")
         for_start = {k: v for k, v in options.items() if k in inspect.signature(self.start).parameters}
         bound = {
             "draw": functools.partial(self.draw, **options),

@@ -148,7 +148,17 @@ FIT = (
     *DATA,
 )  # fmt: skip
 
+
+def _not_compensated(values: Values) -> bool:
+    """Whether a compression prunes, fine-tunes or rounds to the nearest."""
+    if values["rounding"] is not None:
+        return values["rounding"] != "compensated"
+    pruned = ("criterion", "sparsity", "rule", "relative_step", "bits", "lambda", "how", "folder", "finetune")
+    return values["run"] is not None or any(values[name] for name in pruned)
+
+
 COMPRESS = (
+    Ignored(("repair",), _not_compensated, "goes with --rounding compensated"),
     Ignored(
         (
             "criterion", "sparsity", "rule", "relative_step", "bits", "lambda", "how", "folder", "epochs", "lr",

@@ -114,7 +114,7 @@ def refuse_unfit(criterion: str, own: str, groups: bool) -> None:
     """
     if criterion not in CRITERIA:
         raise unknown("criterion", criterion, CRITERIA)
-    if criterion == "group-mode" and own == "group-snr":
+    if criterion == "group-mode" and own in ("group-snr", "group-relevance"):
         raise ValueError(
             "criterion 'group-mode' is for log-normal scales (horseshoe); these are Gaussian, where a negative one "
             "counts as much as a positive one: take group-snr, snr or magnitude"
