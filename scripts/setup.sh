@@ -20,7 +20,10 @@ set_up() { # $1: extras to install, in brackets, or nothing
   stamp=.venv/.installed
   state="$(cat pyproject.toml setup.py pyro_compress/pcn/context.p* pyro_compress/pcn/released.pyx | cksum)" # the compiled coder follows its source
   wanted="$state $1"
-  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] || [ "$(cat "$stamp" 2>/dev/null)" = "$state [dev]" ]; then
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    return
+  fi
+  if [ -z "$1" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$state [dev]" ]; then # more than is asked for
     return
   fi
   python="$(find_python)" || return 1
