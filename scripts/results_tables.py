@@ -251,7 +251,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "browser": lambda: "\n".join(bench_browser.browser_table(stored("browser.json"))),
     "ensemble": lambda: deployed("ensemble", "digits-mlp-horseshoe-0"),
     "microcontroller": lambda: bench_microcontroller.table(stored("microcontroller.json")["rows"]),
-    "paper": lambda: paper.table(stored("paper.json"), stored("published_paper.json")),
+    "paper-lenet-5-caffe": lambda: paper.table(stored("paper.json"), stored("published_paper.json"), "lenet-5-caffe"),
+    "paper-lenet-300-100": lambda: paper.table(stored("paper.json"), stored("published_paper.json"), "lenet-300-100"),
     "paper-commands": lambda: paper.commands(stored("paper.json")),
     "artefact": lambda: artefact.table(stored("artefact.json")),
 }
