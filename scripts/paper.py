@@ -183,12 +183,12 @@ def row(name: str, net: str, seed: int, given: argparse.Namespace) -> dict[str, 
 
 def table(rows: list[dict[str, Any]], published: dict[str, Any], net: str) -> str:
     """Markdown of one network: published and measured, a line for each."""
-    heads = ["method", "", "error %", "weights %", "pruned", "fixed point", "Huffman", "file", "ratio", "its error %"]
+    heads = ["method", "", "error %", "pruned", "fixed point", "Huffman", "file", "ratio", "its error %"]
     cells, rows = [], [row for row in rows if row["network"] == net]
     for method in [name for name in METHODS if any(row["method"] == name for row in rows)]:
         if told := published.get(net, {}).get(method):
             ratios = [f"{ratio}×" if ratio else "–" for ratio in told[2:]]
-            cells.append([method, "*p*", f"{told[0]:.1f}", f"{told[1]:.1f}", *ratios, "–", "–", "–"])
+            cells.append([method, "*p*", f"{told[0]:.1f}", *ratios, "–", "–", "–"])
         own = [row for row in rows if row["method"] == method]
 
         def of(name: str, digits: int, own: list[dict[str, Any]] = own) -> str:
@@ -198,7 +198,7 @@ def table(rows: list[dict[str, Any]], published: dict[str, Any], net: str) -> st
         error = "structure_error_percent" if "structure_error_percent" in own[0] else "test_error_percent"
         ratios = [of(f"ratio_{name}", 0) + "×" * (own[0][f"ratio_{name}"] is not None) for name in RATIOS]
         cells.append([
-            method, str(len(own)), of(error, 2), of("nonzero_percent", 2), *ratios, f"{of('bytes', 0)} B",
+            method, str(len(own)), of(error, 2), *ratios, f"{of('bytes', 0)} B",
             of("ratio_file", 0) + "×", of("test_error_percent", 2),
         ])  # fmt: skip
     return markdown_table([heads, *cells])
