@@ -25,6 +25,7 @@ from pyro_compress.compression.compensation import (
     rounded_layer,
 )
 from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_of, moments, sensitivities
+from pyro_compress.compression.repair import affordable
 from pyro_compress.compression.uses import ROWS, Use, patches, uses_of
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network, run_graph, tensors_of
@@ -343,6 +344,12 @@ def test_an_option_of_pruning_or_fine_tuning_leaves_compensation() -> None:
         assert rounding_of(None, {}, CompressConfig.of(asked)) == "nearest"
     for named in ({"how": "svi"}, {"epochs": 3}):
         assert rounding_of(None, named, plain) == "nearest"
+
+
+def test_large_networks_are_repaired_less() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))  # 7,400 multiply-adds
+    graph, tensors = capture(net, (1, 8, 8)), {name: tensor.detach() for name, tensor in tensors_of(net).items()}
+    assert [affordable(graph, tensors, n, 6) for n in (4096, 5_000_000, 30_000_000)] == [6, 5, 0]
 
 
 def test_repair_moves_vectors_alone_and_towards_the_given_network() -> None:

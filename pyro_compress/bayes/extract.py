@@ -74,7 +74,7 @@ def moments(shape: LayerShape, prior: Prior, guide: Marginals) -> LayerPosterior
     raw: Any = guide.marginal(shape.site)
     if prior.factors is None:
         loc, scale = raw.loc.detach().cpu(), raw.scale.cpu()
-        if not prior.shared_spread:
+        if not prior.shared_spread or shape.grouping == "weight":
             return LayerPosterior(loc, scale, grouping=shape.grouping)
         return LayerPosterior(loc, scale, _rms(loc, shape), _rms(scale, shape), shape.grouping)
     gate = prior.gate(shape.name, guide.marginal)

@@ -15,6 +15,7 @@ from pyro_compress.compression.calibrated import OperatingPoint, Rounded, calibr
 from pyro_compress.compression.candidates import BIAS_LEVELS, origin_of, to_module
 from pyro_compress.compression.packing import before_folding, packed
 from pyro_compress.compression.prune import removed_share
+from pyro_compress.compression.repair import affordable
 from pyro_compress.compression.search import PRECISION_TOLERANCE
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.compression.target import NLL_PER_ACCURACY, SearchCallbacks, Target, Trial, target_of
@@ -190,8 +191,9 @@ class _Search:
                 break
         for descending in others:
             self.near(OperatingPoint(1.0, dampings[place], descending))
-        if how.repair and self.best is not None:
-            self.near(replace(self.best.point, repair=how.repair))
+        repair = affordable(self.network.graph, self.network.tensors, len(self.network.x), how.repair)
+        if repair and self.best is not None:
+            self.near(replace(self.best.point, repair=repair))
         self.callbacks.trial(total, total)
 
     def between(self, point: OperatingPoint) -> None:

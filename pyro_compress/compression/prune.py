@@ -33,7 +33,10 @@ def magnitude(layer: LayerPosterior) -> Tensor:
 
 
 def group_signal_to_noise(layer: LayerPosterior) -> Tensor:
-    """|mean| / std of the group's scale: -½ log alpha of Louizos et al. 2017, section 4.1, up to monotony."""
+    """|mean| / std of the group's scale: -½ log alpha of Louizos et al. 2017, section 4.1, up to monotony.
+
+    Under automatic relevance determination the root mean square of a group's means, by that of its deviations.
+    """
     if layer.unit_mean is None or layer.unit_std is None:
         return _keep_all(layer)
     return _ratio(layer.unit_mean.abs(), layer.unit_std)
@@ -53,11 +56,6 @@ def group_mode(layer: LayerPosterior) -> Tensor:
         raise ValueError("criterion 'group-mode' is for log-normal scales, and some of these are negative")
     variance_of_log = torch.log1p((layer.unit_std / layer.unit_mean.clamp_min(1e-30)).square())
     return layer.unit_mean * torch.exp(-1.5 * variance_of_log)
-
-
-def group_relevance(layer: LayerPosterior) -> Tensor:
-    """Root mean square of a group's means, by that of its standard deviations (automatic relevance determination)."""
-    return group_signal_to_noise(layer)
 
 
 def model_reduction(layer: LayerPosterior) -> Tensor:
@@ -92,7 +90,7 @@ CRITERIA: dict[str, Callable[[LayerPosterior], Tensor]] = {
     "magnitude": magnitude,
     "group-snr": group_signal_to_noise,
     "group-mode": group_mode,
-    "group-relevance": group_relevance,
+    "group-relevance": group_signal_to_noise,
     "model-reduction": model_reduction,
 }
 

@@ -13,13 +13,23 @@ from torch import Tensor
 
 from pyro_compress.graph.network import run_graph
 from pyro_compress.graph.operations.norms import STATISTICS_ROLES
+from pyro_compress.pcn import gate
 from pyro_compress.types import Graph
 
+MOST_WORK = 2e11
+"""Multiply-adds of all forward passes, about: larger networks get fewer epochs, or none."""
 BATCH, LR = 128, 2e-3
 """Examples of a step, and Adam's rate, which falls to 0."""
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """(outputs, those of the given network) -> mean divergence in nats."""
+
+
+def affordable(graph: Graph, tensors: dict[str, Tensor], examples: int, epochs: int) -> int:
+    """Epochs that `MOST_WORK` allows, and no more than asked for."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    work = gate.check(graph, shapes, gate.UNLIMITED).work
+    return min(epochs, int(MOST_WORK / max(work * examples, 1)))
 
 
 def free_vectors(graph: Graph, tensors: dict[str, Tensor], rounded: Collection[str]) -> list[str]:
@@ -59,7 +69,7 @@ def repaired(
         return tensors
     tensors |= free
     optimizer, generator = torch.optim.Adam(free.values(), LR), torch.Generator().manual_seed(seed)
-    total = epochs * len(torch.arange(len(x)).split(BATCH))
+    total = epochs * -(-len(x) // BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total)
     with torch.enable_grad():
         for _ in range(epochs):

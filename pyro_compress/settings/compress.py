@@ -149,7 +149,7 @@ class CompressConfig(Goal):
     )  # fmt: skip
     repair: int | None = setting(
         None, "Epochs in which, after rounding with compensation, biases and norms learn from the given network, "
-        "without labels; default: 6.", least=0, most=MOST, unit="EPOCHS", searched=False,
+        "without labels; default: 6, fewer for large networks.", least=0, most=MOST, unit="EPOCHS", searched=False,
     )  # fmt: skip
     finetuning: FineTune | None = field(default=None, metadata={"part": FineTune})
     finetune_lambda: float | None = setting(
