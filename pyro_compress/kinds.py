@@ -84,6 +84,16 @@ def is_program(path: Path) -> bool:
     return _start(path, 2) == b"PK" and _holds(path, b"pyro_compress.json")
 
 
+def is_executorch(path: Path) -> bool:
+    """Whether a file is an ExecuTorch program of `export`."""
+    return _start(path, 6)[4:] == b"ET" and _holds(path, b"pyro_compress.json")
+
+
+def is_litert(path: Path) -> bool:
+    """Whether a file is a LiteRT model of `export`."""
+    return _start(path, 8)[4:] == b"TFL3" and _holds(path, b"pyro_compress.json")
+
+
 def is_c(path: Path) -> bool:
     """Whether a file is the C source of `export`."""
     return _start(path, 2) == b"/*" and b"written by " + NAME in _start(path, 1000)
@@ -109,6 +119,8 @@ KINDS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "picture": ("picture of --curve", is_picture),
     ".onnx": ("export", is_onnx),
     ".pt2": ("export", is_program),
+    ".pte": ("export", is_executorch),
+    ".tflite": ("export", is_litert),
     ".safetensors": ("export", is_safetensors),
     ".c": ("export", is_c),
     ".wasm": ("export", is_wasm),

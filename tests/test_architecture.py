@@ -300,6 +300,8 @@ SIDEWAYS = {
     *[(f"deploy/{hall}", "deploy/wasm/build") for hall in ("formats", "bench")],
     *[(f"deploy/{hall}", f"deploy/{room}") for hall in ("formats", "bench") for room in ("c/library", "c/source")],
     *[("deploy/formats", f"deploy/{room}") for room in ("arrays", "onnx_files", "torch_files")],
+    *[(f"deploy/phone/{hall}", "deploy/phone/traced") for hall in ("executorch", "litert")],
+    *[("deploy/formats", f"deploy/phone/{room}") for room in ("executorch", "litert")],
     *[("deploy/export", f"deploy/{room}") for room in ("card", "ensemble", "formats")],
     *[("deploy/bench", f"deploy/{room}") for room in ("arrays", "card", "onnx_files", "torch_files")],
     *[("deploy/bench", f"deploy/{room}") for room in ("engines", "measured", "memory")],

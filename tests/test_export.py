@@ -257,8 +257,8 @@ def test_sparse_layers_only_where_they_pay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "m.tflite"], r"no export to .tflite; allowed: .onnx, .pt2, .safetensors, .c, .wasm, folder"),
-        (["-o", "m.pt2", "--int8"], "--int8 goes with .onnx only, not with .pt2"),
+        (["-o", "m.mnn"], r"no export to .mnn; allowed: .onnx, .pt2, .pte, .tflite, .safetensors, .c, .wasm, folder"),
+        (["-o", "m.pt2", "--int8"], "--int8 goes with .onnx, .pte, .tflite only, not with .pt2"),
         (["-o", "m.onnx", "--sparse"], "--sparse goes with folder only"),
         (["-o", "m.c", "--float32"], "--float32 goes with .onnx only, not with .c"),
         (["-o", "folder", "--raw"], "--raw goes with .onnx, .c, .wasm only, not with folder"),

@@ -24,17 +24,18 @@ from pyro_compress.settings.export import ExportConfig
 
 
 @click.command(
-    cls=StrictCommand, ignored=EXPORT, short_help="Write a .pcn file as ONNX, torch, C, wasm or numpy, verified.",
+    cls=StrictCommand, ignored=EXPORT, short_help="Write a .pcn file as ONNX, torch, C, wasm, ..., verified.",
     examples=(
-        "export network.pcn -o model.onnx --int8", "export network.pcn -o model.c --raw",
+        "export network.pcn -o model.onnx --int8", "export network.pcn -o model.pte --int8",
+        "export network.pcn -o model.c --raw",
         "export runs/digits-mlp-horseshoe-0 --ensemble 10 -o draws.onnx",
     ),
 )  # fmt: skip
 @click.argument("source", metavar="FILE.pcn|RUN", type=RunPath())
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True,
-    help="model.onnx, model.pt2, model.safetensors, model.c, model.wasm (with model.js beside it), or a name without "
-    "suffix: a folder of numpy arrays.",
+    help="model.onnx, model.pt2, model.pte (ExecuTorch), model.tflite (LiteRT), model.safetensors, model.c, model.wasm "
+    "(with model.js beside it), or a name without suffix: a folder of numpy arrays.",
 )  # fmt: skip
 @setting_options(ExportConfig)
 @click.option("--data", default=None, metavar="NAME", help="Data to compare on; default: what it was fitted on.")

@@ -127,7 +127,7 @@ def _safetensors_card(path: Path) -> tuple[Any, Shapes]:
 def _program_card(path: Path) -> tuple[Any, Shapes]:
     try:
         with zipfile.ZipFile(path) as archive:
-            (place,) = [one for one in archive.infolist() if one.filename.endswith("/pyro_compress.json")]
+            (place,) = [one for one in archive.infolist() if one.filename.split("/")[-1] == "pyro_compress.json"]
             with archive.open(place) as held:
                 text = held.read(LARGEST_CARD + 1)
     except OSError:
@@ -187,6 +187,8 @@ CARDS: dict[str, Callable[[Path], tuple[Any, Shapes]]] = {
     "folder": _folder_card,
     ".safetensors": _safetensors_card,
     ".pt2": _program_card,
+    ".pte": _program_card,
+    ".tflite": _program_card,
     ".onnx": _onnx_card,
     ".wasm": _wasm_card,
 }

@@ -198,7 +198,7 @@ def _check_int8(reference: Callable[[Tensor], Tensor], predict: Predict, splits:
         measure = next(iter(before.cells))
         raise ValueError(
             f"8-bit integers change the validation {measure} from {before.cells[measure]} to {after.cells[measure]}; "
-            "nothing was written (try --int8-dynamic, or leave --int8 out)"
+            "nothing was written (export to .onnx with --int8-dynamic, or without integers)"
         )
 
 

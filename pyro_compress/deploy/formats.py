@@ -20,6 +20,7 @@ from pyro_compress.deploy.c import library as c_library
 from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.integer import library as integer_library
 from pyro_compress.deploy.integer.chosen import write_integer
+from pyro_compress.deploy.phone import executorch, litert
 from pyro_compress.deploy.wasm import build as wasm_build
 from pyro_compress.deploy.wasm import node as wasm_node
 from pyro_compress.foreign import meant
@@ -80,6 +81,20 @@ def _program(
     return []
 
 
+def _executorch(
+    network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits
+) -> list[str]:
+    examples = splits.train.x[: onnx_files.CALIBRATION] if request.int8 else None
+    return executorch.write_executorch(network, card, path, examples)
+
+
+def _litert(
+    network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits
+) -> list[str]:
+    examples = splits.train.x[: onnx_files.CALIBRATION] if request.int8 else None
+    return litert.write_litert(network, card, path, examples)
+
+
 def _safetensors(
     network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits
 ) -> list[str]:
@@ -122,6 +137,8 @@ EXPORTERS: dict[str, Exporter] = {
         _onnx, onnx_files.load_onnx, ("int8", "int8_dynamic", "raw", "float32"), onnx_files.need_onnx, bytes=32
     ),
     ".pt2": Exporter(_program, _with_torch(torch_files.program_of_rows), bytes=32),
+    ".pte": Exporter(_executorch, executorch.load_executorch, ("int8",), executorch.need_executorch, bytes=64),
+    ".tflite": Exporter(_litert, litert.load_litert, ("int8",), litert.need_litert, bytes=64),
     ".safetensors": Exporter(_safetensors, _with_torch(lambda path: torch_files.load_safetensors(path, UNLIMITED))),
     ".c": Exporter(_c, _load_c, ("raw", "integer"), c_library.compiler),
     ".wasm": Exporter(_wasm, wasm_node.load_wasm, ("raw",), _need_wasm, wasm_build.BESIDE),

@@ -97,11 +97,13 @@ def _predict(device: str, place: Path) -> str:
     return f"{len(predict(place / 'small.pcn', 'digits', device=device)):,} inputs"
 
 
-def _export(ending: str, packages: tuple[str, ...] = (), **options: Any) -> Callable[[str, Path], str]:
+def _export(
+    ending: str, packages: tuple[str, ...] = (), extra: str = "onnx", **options: Any
+) -> Callable[[str, Path], str]:
     def way(device: str, place: Path) -> str:
         from pyro_compress.deploy.export import export
 
-        _needed("onnx", *packages)
+        _needed(extra, *packages)
         made = export(place / "small.pcn", place / f"model{ending}", **options)
         return f"{made.bytes:,} bytes"
 
@@ -200,6 +202,8 @@ WAYS: dict[str, Callable[[str, Path], str]] = {
     "export .onnx": _export(".onnx", ("onnx", "onnxruntime")),
     "export .onnx --int8": _export(".int8.onnx", ("onnx", "onnxruntime"), int8=True),
     "export .pt2": _export(".pt2"),
+    "export .pte": _export(".pte", ("executorch", "torchao"), "executorch"),
+    "export .tflite": _export(".tflite", ("litert-torch", "ai-edge-litert", "ai-edge-quantizer"), "litert"),
     "export .safetensors": _export(".safetensors"),
     "export numpy": _export(""),
     "export .c": _export(".c"),

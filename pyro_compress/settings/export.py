@@ -38,7 +38,7 @@ class Members(Config):
 class ExportConfig(MemoryConfig):
     """What is asked for beside the format; `members`: export an ensemble of these draws."""
 
-    int8: bool = setting(False, "ONNX: 8-bit integers, calibrated on training examples.")
+    int8: bool = setting(False, "ONNX, ExecuTorch, LiteRT: 8-bit integers, calibrated on training examples.")
     int8_dynamic: bool = setting(False, "ONNX: 8-bit integers, ranges found at run time.")
     integer: bool = setting(False, "C: 8-bit integers alone, for microcontrollers without a floating-point unit.")
     raw: bool = setting(False, "ONNX, C, WebAssembly: the model takes raw bytes and scales them itself.")

@@ -1,0 +1,1 @@
+"""Programs for phones and boards: ExecuTorch and LiteRT."""

@@ -1,0 +1,193 @@
+"""ExecuTorch programs (`.pte`) for XNNPACK: float32 or 8-bit integers, written and run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyro_compress.atomic import write_atomically
+from pyro_compress.deploy.phone.traced import (
+    card_behind,
+    given,
+    module_of,
+    need,
+    nothing,
+    one_by_one,
+    quiet,
+    reason,
+    some,
+    with_card,
+)
+from pyro_compress.pcn.file import dense
+from pyro_compress.types import Compressed, Node, Quantized
+
+WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+"""Operations of torch with a weight, which integers must compute."""
+
+
+def need_executorch() -> None:
+    """Raise one clear error where the packages are missing."""
+    need(("executorch.exir", "executorch.runtime", "torchao"), "ExecuTorch", "executorch")
+
+
+def write_executorch(
+    network: Compressed, card: Mapping[str, Any], path: Path, examples: Tensor | None = None
+) -> list[str]:
+    """Write a program that takes one example at a time.
+
+    Args:
+        network: what to export.
+        card: `pyro_compress.deploy.card.card`; lies behind the program.
+        path: where to.
+        examples: `(n, *input_shape)` for calibration: layers compute in 8-bit integers, weights per output channel.
+
+    Returns:
+        What the user should know.
+
+    Raises:
+        ValueError: an operation that torch or ExecuTorch cannot export, or a layer that would stay in floats.
+    """
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    if examples is not None:
+        network = symmetric(network)
+    with quiet():
+        program = _exported(module_of(network), network)
+        if examples is not None:
+            program = _exported(_in_integers(program, network, examples), network)
+        try:
+            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            content = lowered.to_executorch().buffer
+        except Exception as error:  # whatever the tool chain says of an operation
+            raise ValueError(_refusal(error, program)) from error
+    write_atomically(path, with_card(content, card))
+    notes = ["one example at a time, XNNPACK" + (", 8-bit integers" if examples is not None else "")]
+    if beside := _beside(lowered.exported_program().graph):
+        notes.append(f"outside of XNNPACK, by ExecuTorch's own kernels: {some(beside)}")
+    return notes
+
+
+def _exported(module: nn.Module, network: Compressed) -> torch.export.ExportedProgram:
+    try:
+        return torch.export.export(module, nothing(network))
+    except Exception as error:  # whatever the exporter says of an operation
+        raise ValueError(f"torch.export refuses the network: {reason(error)}") from error
+
+
+def _in_integers(program: torch.export.ExportedProgram, network: Compressed, examples: Tensor) -> nn.Module:
+    """The program with quantised layers, ranges of activations taken from examples one by one."""
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
+    from torchao.quantization.pt2e import quantize_pt2e as pt2e
+
+    quantizer = xnnpack.XNNPACKQuantizer()
+    quantizer.set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
+    prepared = pt2e.prepare_pt2e(program.module(), quantizer)
+    with torch.inference_mode():
+        for place in range(len(examples)):
+            prepared(*given(examples[place : place + 1], network))
+    converted = pt2e.convert_pt2e(prepared)
+    if floats := in_floats(converted.graph):
+        raise ValueError(
+            f"XNNPACK has no 8-bit integers for {some(floats)}, which would stay in floats; export without --int8"
+        )
+    return converted
+
+
+def in_floats(graph: torch.fx.Graph) -> list[str]:
+    """The layers of a quantised graph whose weight or input is no integer: operation and tensor."""
+    found = list[str]()
+    for node in graph.nodes:
+        name = _named(node)
+        if name in WEIGHTED and not all("dequantize" in str(part.target) for part in node.args[:2]):
+            found.append(f"{name} {str(node.args[1]).removeprefix('p_')}")
+    return found
+
+
+def _named(node: torch.fx.Node) -> str:
+    return str(getattr(node.target, "_opname", "")) if node.op == "call_function" else ""
+
+
+def _beside(graph: torch.fx.Graph) -> list[str]:
+    """Operations that compute something and were not given to XNNPACK."""
+    return sorted({
+        str(node.target.name()).removeprefix("aten::")
+        for node in graph.nodes
+        if node.op == "call_function" and hasattr(node.target, "name") and "delegate" not in str(node.target)
+    })  # fmt: skip
+
+
+def _refusal(error: Exception, program: torch.export.ExportedProgram) -> str:
+    """What ExecuTorch cannot do, with the operation and the layer that it stands behind, where it names one."""
+    missing = re.search(r"(?:Missing out variants?: \{'|Operator torch\._ops\.)aten(?:::|\.)(\w+)", str(error))
+    if missing is None:
+        return f"ExecuTorch refuses the network: {reason(error)}"
+    name, behind = missing[1], "the input"
+    tensors = program.graph_signature.inputs_to_parameters
+    for node in program.graph.nodes:
+        behind = next((tensors[part.name] for part in node.all_input_nodes if part.name in tensors), behind)
+        if name in str(node.target):
+            break
+    return f"ExecuTorch has no operation {name!r}, behind {behind}; leave it out of the network, or export to .onnx"
+
+
+def symmetric(network: Compressed) -> Compressed:
+    """The same function with as much padding before as behind: quantised convolutions of XNNPACK know no other.
+
+    A kernel gets taps of zero on the side of the smaller padding.
+
+    Raises:
+        ValueError: a padding that a dilated kernel cannot make up for.
+    """
+    nodes, tensors = [], dict(network.tensors)
+    for node in network.graph.nodes:
+        padding = node.attributes.get("padding")
+        if node.op in ("conv1d", "conv2d", "conv3d") and padding and padding[0] != padding[1]:
+            name = node.parameters["weight"]
+            tensors[name] = _widened(tensors[name], node, name)
+            most = [max(pair) for pair in zip(*padding, strict=True)]
+            node = replace(node, attributes=node.attributes | {"padding": [most, most]})
+        nodes.append(node)
+    return Compressed(replace(network.graph, nodes=tuple(nodes)), tensors, network.meta)
+
+
+def _widened(weight: np.ndarray | Quantized, node: Node, name: str) -> np.ndarray:
+    taps = [(0, 0), (0, 0)]
+    for before, behind, dilation in zip(*node.attributes["padding"], node.attributes["dilation"], strict=True):
+        if (behind - before) % dilation:
+            raise ValueError(
+                f"{node.op} {name.removesuffix('.weight')} pads {before} before and {behind} behind, which quantised "
+                "convolutions of XNNPACK do not; pad both sides alike, or export without --int8"
+            )
+        more = (behind - before) // dilation
+        taps.append((max(more, 0), max(-more, 0)))
+    return np.pad(dense(weight), taps)
+
+
+def load_executorch(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """The program as a function of inputs in the range the network was trained on."""
+    entry = card_behind(path)["input"]
+    method: Any = None
+
+    def run(*arguments: np.ndarray) -> np.ndarray:
+        nonlocal method
+        tensors = [torch.from_numpy(np.ascontiguousarray(one)) for one in arguments]
+        if method is not None:
+            return np.array(method.execute(tensors)[0])
+        from executorch.runtime import Runtime
+
+        with quiet():  # the first call looks for the processor's features, and says so
+            try:
+                method = Runtime.get().load_program(path).load_method("forward")
+                return np.array(method.execute(tensors)[0])
+            except RuntimeError as error:
+                raise ValueError(f"ExecuTorch does not run the export: {reason(error)}") from error
+
+    return one_by_one(run, entry)

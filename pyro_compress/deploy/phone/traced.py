@@ -1,0 +1,122 @@
+"""What the programs for phones have in common: one example at a time, the card behind the file, quiet tool chains."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyro_compress.compression.candidates import to_module
+from pyro_compress.graph.packing import parts_of, with_inputs
+from pyro_compress.inputs import Input, inputs_of
+from pyro_compress.types import Compressed
+
+NAMED = 5
+"""Operations and layers that a message names at most."""
+CARD = "pyro_compress.json"
+"""Name of the card in the archive behind the program."""
+
+
+def module_of(network: Compressed) -> nn.Module:
+    """The network as a module that takes its inputs one by one, as a program will."""
+    module: nn.Module = to_module(network)
+    return with_inputs(module, network.graph.inputs) if network.graph.inputs else module.eval()
+
+
+def given(x: Tensor, network: Compressed) -> tuple[Tensor, ...]:
+    """Examples `(n, ...)` as the arguments of `module_of`."""
+    if inputs := network.graph.inputs:
+        return tuple(parts_of(x, inputs).values())
+    return (x.to(getattr(torch, network.graph.kind)),)
+
+
+def nothing(network: Compressed) -> tuple[Tensor, ...]:
+    """One example of zeros, to trace the network with."""
+    return given(torch.zeros(1, *network.graph.input_shape), network)
+
+
+def one_by_one(run: Callable[..., np.ndarray], entry: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """A program of one example as a function of several, in the range that the network was trained on.
+
+    Args:
+        run: arguments with a first dimension of 1 -> outputs `(1, ...)`.
+        entry: `input` of the card.
+    """
+    inputs: tuple[Input, ...] = inputs_of([[i["name"], i["shape"], i["dtype"]] for i in entry.get("inputs", [])])
+    kind = np.dtype(entry["dtype"])
+
+    def arguments(row: np.ndarray) -> list[np.ndarray]:
+        if inputs:
+            return [part.numpy() for part in parts_of(torch.from_numpy(row), inputs).values()]
+        return [row.astype(kind)]
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([run(*arguments(x[i : i + 1])) for i in range(len(x))])
+
+    return predict
+
+
+def with_card(program: bytes, card: Mapping[str, Any]) -> bytes:
+    """A program and behind it, where its runtime does not look, an archive with the card: `unzip -p FILE`."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as written:
+        written.writestr(zipfile.ZipInfo(CARD), json.dumps(card))
+    return program + archive.getvalue()
+
+
+def card_behind(path: Path) -> dict[str, Any]:
+    """The card behind a program that was written here a moment ago."""
+    with zipfile.ZipFile(path) as archive:
+        found: dict[str, Any] = json.loads(archive.read(CARD))
+    return found
+
+
+def need(modules: Sequence[str], what: str, extra: str) -> None:
+    """Raise one clear error where the modules of a tool chain are missing."""
+    try:
+        with quiet():
+            for module in modules:
+                import_module(module)
+    except ImportError as error:
+        message = f"{what} needs more packages ({reason(error)}); pip install 'pyro-compress[{extra}]'"
+        raise ValueError(message) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what tool chains say: Python's warnings, logs and prints, and lines that C++ writes."""
+    before, kept = logging.root.manager.disable, {stream: os.dup(stream) for stream in (1, 2)}
+    logging.disable(logging.WARNING)
+    try:
+        with open(os.devnull, "w") as nowhere, warnings.catch_warnings(), redirect_stdout(nowhere):
+            for stream in kept:
+                os.dup2(nowhere.fileno(), stream)
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for stream, copy in kept.items():
+            os.dup2(copy, stream)
+            os.close(copy)
+        logging.disable(before)
+
+
+def reason(error: Exception) -> str:
+    """What a tool chain says, in one line."""
+    return " ".join(str(error).split())[:160]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of them."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

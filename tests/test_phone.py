@@ -1,0 +1,162 @@
+"""ExecuTorch and LiteRT exports compute what the decoded network computes, in integers where those are asked for."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from test_export import SCORES, problem
+from torch import nn
+
+from pyro_compress.cli.main import main
+from pyro_compress.compression.candidates import to_module
+from pyro_compress.deploy.card import card, read_card
+from pyro_compress.deploy.phone import executorch, litert, traced
+from pyro_compress.graph.capture import capture
+from pyro_compress.kinds import KINDS
+from pyro_compress.types import Compressed
+
+FORMATS = {
+    ".pte": (executorch.write_executorch, executorch.load_executorch, "executorch"),
+    ".tflite": (litert.write_litert, litert.load_litert, "litert_torch"),
+}
+
+
+def network(net: nn.Module, shape: tuple[int, ...]) -> Compressed:
+    torch.manual_seed(0)
+    graph = capture(net.eval(), shape, trained=False)
+    tensors = {name: value.detach().numpy() for name, value in net.state_dict().items()}
+    return Compressed(graph, tensors, {"data": "own.npz"})
+
+
+def evens() -> Compressed:
+    """Convolutions whose padding is larger behind than before."""
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(1, 4, 4, padding="same"), nn.ReLU(), nn.Conv2d(4, 4, (2, 3), padding="same"), nn.ReLU()]
+    return network(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(256, 10)), (1, 8, 8))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A compressed network of the digits that nobody trained for long."""
+    made = tmp_path / "digits.pcn"
+    fit = ["fit", "--prior", "none", "--hidden", "20", "--epochs", "4", "--threads", "1", "--device", "cpu"]
+    for command in ([*fit, "--out", str(tmp_path / "run")], ["compress", str(tmp_path / "run"), "--out", str(made)]):
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 0, result.output
+    return made
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("integers", [False, True])
+def test_what_is_exported_is_what_was_decoded(suffix: str, integers: bool, tmp_path: Path) -> None:
+    write, load, package = FORMATS[suffix]
+    pytest.importorskip(package)
+    found, out = evens(), tmp_path / f"a{suffix}"
+    x = torch.randn(20, 1, 8, 8)
+    wanted = to_module(found)(x).detach().numpy()
+    notes = write(found, card(found, SCORES, 7), out, x if integers else None)
+    got = load(out)(x.numpy())
+    assert np.abs(got - wanted).max() < (0.05 if integers else 1e-5) * np.abs(wanted).max()
+    assert got.shape == wanted.shape
+    assert KINDS[suffix][1](out)
+    assert read_card(out)[0]["input"]["shape"] == [1, 8, 8]
+    assert "one example at a time" in notes[0]
+    assert ("8-bit integers" in notes[0]) == integers
+    if integers and suffix == ".tflite":
+        types, floats = litert.tensor_types(out.read_bytes())
+        assert floats == []
+        assert set(types) == {"INT8", "INT32"}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_by_the_command(suffix: str, path: Path, tmp_path: Path) -> None:
+    pytest.importorskip(FORMATS[suffix][2])
+    for options, tolerance in (([], 1e-5), (["--int8"], 0.01)):
+        out = tmp_path / f"m{len(options)}{suffix}"
+        result = CliRunner().invoke(main, ["export", str(path), "-o", str(out), "--json", *options])
+        assert result.exit_code == 0, result.output
+        told = json.loads(result.stdout)
+        assert told["bytes"] == out.stat().st_size
+        assert told["after"]["accuracy"] == pytest.approx(told["before"]["accuracy"], abs=2 * tolerance)
+        assert (told["difference"] < 1e-5 * max(told["largest_output"], 1)) == (not options)
+
+
+def test_an_operation_without_a_kernel_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+
+    class Largest(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cummax(self.first(x), 1)[0]
+
+    found = network(Largest(), (4,))
+    with pytest.raises(ValueError, match=r"ExecuTorch has no operation 'cummax', behind first\.\w+; leave"):
+        executorch.write_executorch(found, card(found, SCORES, 7), tmp_path / "a.pte")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("suffix", "extra"), [(".pte", "executorch"), (".tflite", "litert")])
+def test_without_the_packages(
+    suffix: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    for package in ("executorch", "litert_torch", "ai_edge_litert"):
+        monkeypatch.setitem(sys.modules, package, None)
+    (source := tmp_path / "a.pcn").write_bytes(b"")
+    result = CliRunner().invoke(main, ["export", str(source), "-o", str(tmp_path / f"m{suffix}")])
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert f"pip install 'pyro-compress[{extra}]'" in result.stderr
+
+
+def test_padding_becomes_symmetric() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, (2, 4), padding="same"), nn.Conv2d(3, 2, 3, padding="same"))
+    found = network(net, (2, 12, 12))
+    made = executorch.symmetric(found)
+    assert [node.attributes["padding"][0] == node.attributes["padding"][1] for node in made.graph.nodes[1:]] == [
+        True
+    ] * 2
+    x = torch.randn(3, 2, 12, 12)
+    assert torch.allclose(to_module(made)(x), net(x), atol=1e-6)
+    assert made.tensors["1.weight"] is found.tensors["1.weight"]
+
+
+def test_padding_that_no_kernel_makes_up_for() -> None:
+    found = network(nn.Sequential(nn.Conv1d(1, 1, 2, padding="same", dilation=3)), (1, 9))
+    with pytest.raises(ValueError, match=r"conv1d 0 pads 1 before and 2 behind, which quantised .* --int8"):
+        executorch.symmetric(found)
+
+
+def test_the_card_lies_behind_the_program(tmp_path: Path) -> None:
+    about = card(problem("mlp", False), SCORES, 7)
+    (made := tmp_path / "a.pte").write_bytes(traced.with_card(b"\0\0\0\0ET12 and more", about))
+    assert traced.card_behind(made) == json.loads(json.dumps(about))
+    assert KINDS[".pte"][1](made)
+    assert made.read_bytes() == traced.with_card(b"\0\0\0\0ET12 and more", about)
+
+
+def test_values_on_a_grid() -> None:
+    about = {"quantization": (0.5, -2), "dtype": np.int8}
+    x = np.array([0.0, 0.5, 0.26, -1e9, 1e9], np.float32)
+    assert litert.as_taken(x, about).tolist() == [-2, -1, -1, -128, 127]
+    assert litert.as_real(np.array([-2, 4], np.int8), about).tolist() == [0.0, 3.0]
+    assert litert.as_taken(x, {"quantization": (0.0, 0), "dtype": np.float32}).tolist() == x.tolist()
+
+
+def test_quiet_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    import os
+    import warnings
+
+    with traced.quiet():
+        print("a")
+        os.write(2, b"b")
+        warnings.warn("c", stacklevel=1)
+    print("d")
+    assert capfd.readouterr() == ("d\n", "")
