@@ -71,6 +71,8 @@ FLOORS = [
     },
     {"graph/packing", "data/several"},
     {"graph/calls", "graph/faces/c", "graph/faces/c_text", "graph/faces/onnx", "graph/ir"},
+    {"graph/faces/c_moves"},
+    {"graph/faces/c_layers"},
     {"graph/rules/row"},
     {f"graph/rules/{family}" for family in FAMILIES},
     {"graph/rules/several"},

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from test_c_export import HOSTILE, LARGE, MISSING, SCORES, UNSUPPORTED, linear, problem
+from test_c_export import HOSTILE, LARGE, MISSING, SCORES, linear, problem
 from test_shrink import PROBLEMS
 
 from pyro_compress.cli.main import main
@@ -76,7 +76,7 @@ def agrees(
     [
         pytest.param(name, marks=pytest.mark.slow if name in LARGE else ())
         for name in PROBLEMS
-        if name not in {*UNSUPPORTED, *REFUSED, "resnet-50"}
+        if name not in {*REFUSED, "resnet-50"}
     ],
 )
 def test_every_network(name: str, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_c_export import LARGE, RECORDS, SCORES, UNSUPPORTED, linear, needs_compiler, problem
+from test_c_export import LARGE, RECORDS, SCORES, linear, needs_compiler, problem, regrouped
+from test_c_operations import built
 from test_shrink import PROBLEMS
 
 import pyro_compress as pc
@@ -79,7 +80,7 @@ def test_functions_bring_what_they_need_of_libm(tmp_path: Path) -> None:
 
 @needs_both
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PROBLEMS if name not in {*UNSUPPORTED, *LARGE, "resnet-50"}])
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if name not in LARGE])
 def test_every_network(name: str, tmp_path: Path) -> None:
     network = problem(name, True)
     agrees(network, written(network, tmp_path / "net.wasm"))
@@ -132,6 +133,27 @@ def test_raw_inputs_are_bytes(tmp_path: Path) -> None:
     x = np.array([[0, 0.5, 1]], np.float32)
     assert np.allclose(load_wasm(path)(x), runner.run(network, x), rtol=1e-6)
     assert "run(values: Uint8Array): Float32Array;" in (tmp_path / "net.d.ts").read_text()
+
+
+@needs_both
+def test_tokens_are_whole_numbers_of_the_table(tmp_path: Path) -> None:
+    network = built("gru", True)
+    path = written(network, tmp_path / "net.wasm")
+    x = np.random.default_rng(0).integers(0, 9, (4, 6))
+    wanted = runner.run(network, x)
+    assert np.abs(load_wasm(path)(x) - wanted).max() <= 1e-5 * max(1, np.abs(wanted).max())
+    told = javascript(
+        "const net = await load();\ntell(net.run(new Int32Array([0, 8, 1, 2, 3, 4])).length);\n"
+        "for (const wrong of [new Float32Array(6), new Int32Array([0, 0, 9, 0, 0, 0])])\n"
+        "  try { net.run(wrong); } catch (error) { tell(`${error}`); }",
+        tmp_path,
+    )
+    takes = "this network takes tokens, whole numbers from 0 to 8"
+    assert told == [
+        54, "TypeError: this network takes an Int32Array: tokens, whole numbers from 0 to 8",
+        f"RangeError: a value of 9; {takes}",
+    ]  # fmt: skip
+    assert "run(values: Int32Array): Float32Array;" in (tmp_path / "net.d.ts").read_text()
 
 
 @needs_both
@@ -273,9 +295,8 @@ def test_wrong_input_is_one_line(mnist_dir: str, tmp_path: Path) -> None:
     assert "--int8 goes with .onnx only, not with .wasm" in refused(LENET, "-o", tmp_path / "a.wasm", "--int8")
     (tmp_path / "b.js").mkdir()
     assert "b.js is a folder, not a file" in refused(LENET, "-o", tmp_path / "b.wasm")
-    network = problem("tokens", False)
-    with pytest.raises(ValueError, match="operation 'permute' is not supported in C"):
-        written(network, tmp_path / "c.wasm")
+    with pytest.raises(ValueError, match="operation 'regroup' behind first is not supported in C"):
+        written(regrouped(), tmp_path / "c.wasm")
     assert [path.name for path in tmp_path.iterdir()] == ["b.js"]
 
 

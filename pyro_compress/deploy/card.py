@@ -11,8 +11,9 @@ from typing import Any
 
 from pyro_compress.data.splits import preprocessing_of
 from pyro_compress.foreign import json_of, of_type, ordinary, table
+from pyro_compress.graph.ir import tables
 from pyro_compress.outputs import outputs_of
-from pyro_compress.pcn.file import plan_of
+from pyro_compress.pcn.file import plan_of, shapes_of
 from pyro_compress.scores import Quality
 from pyro_compress.tensorfile import TensorFile
 from pyro_compress.types import Compressed, Preprocessing
@@ -51,6 +52,8 @@ def card(network: Compressed, scores: Quality, examples: int, raw: bool = False)
         "range": [0, known.scale] if raw else [0, 1] if scaled else None,
         "meaning": meaning(known, raw),
     }
+    if rows := tokens_of(network):
+        entry |= {"range": [0, rows - 1], "meaning": f"tokens, whole numbers from 0 to {rows - 1}"}
     if several := network.graph.inputs:
         entry["inputs"] = [{"name": one.name, "shape": list(one.shape), "dtype": one.kind} for one in several]
         entry["meaning"] = "the inputs named here; in one row of float32, they lie one behind the other in this order"
@@ -69,6 +72,12 @@ def card(network: Compressed, scores: Quality, examples: int, raw: bool = False)
         return _origin(network) | {"scores": scored, "input": entry, "classes": [], "output": "values"}
     names = known.classes if len(known.classes) == outputs else tuple(str(i) for i in range(outputs))
     return _origin(network) | {"accuracy": scored, "input": entry, "output": "logits", "classes": list(names)}
+
+
+def tokens_of(network: Compressed) -> int:
+    """How many kinds of tokens a network reads, all of which every table has that they are looked up in; 0: none."""
+    rows = [shapes_of(network)[name][0] for name in tables(network.graph)]
+    return min(rows, default=0) if network.graph.kind != "float32" else 0
 
 
 def _origin(network: Compressed) -> dict[str, Any]:

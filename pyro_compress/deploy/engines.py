@@ -100,7 +100,7 @@ def compiled(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
     from pyro_compress.deploy.c.library import FAST, Library
 
     library = Library(path, FAST)
-    return lambda x: library.ready(x, np.empty((len(x), library.outputs), np.float32))
+    return lambda x: library.ready(x.astype(library.kind), np.empty((len(x), library.outputs), np.float32))
 
 
 def webassembly(path: Path, threads: int) -> Callable[[np.ndarray], Call]:

@@ -4,7 +4,7 @@ A layer is a list of non-zeros per output: an integer code and the place of the 
 add `code * value` to a tile of output pixels at once, layers of a block to one value per lane, both in vectors that
 stay in registers. A linear layer at one example keeps four sums, so that additions do not wait for each other. A linear
 layer of which more than `DENSE` is not zero is stored whole, without places: fewer bytes, and for one example a product
-of whole vectors.
+of whole vectors. At every position of a sequence it is the same again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def is_dense(loop: Loop) -> bool:
 def read(loop: Loop) -> np.ndarray:
     """Which of the values that a layer is given it reads."""
     found = np.zeros(int(np.prod(loop.shapes[0])), bool)
-    found[:] = is_dense(loop)
+    found[:] = is_dense(loop) or "positions" in loop.attributes
     found[_sparse(loop)[1]] = True
     return found
 
@@ -70,6 +70,8 @@ def _sparse(loop: Loop) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Non-zeros in the order of their outputs, the place of what each multiplies, and where each output begins."""
     assert loop.weights is not None
     weights, (channels, height, width) = loop.weights, loop.shapes[0]
+    if "positions" in loop.attributes:
+        channels, height, width = weights.codes.shape[1], 1, 1
     out, channel, row, column = np.nonzero(weights.codes)
     group = out // (len(weights.codes) // weights.groups)
     channel = channel + group * (channels // weights.groups)
@@ -81,11 +83,25 @@ def _sparse(loop: Loop) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def body(tag: str, loop: Loop, lanes: str) -> str:
     """What a layer's function does; `lanes` is empty for one example."""
     assert loop.weights is not None
-    if loop.op == "linear" and not lanes:
-        return _dense_once(tag, loop) if is_dense(loop) else _sparse_once(tag, loop)
-    if loop.shape[1:] == (1, 1) and lanes:
-        return _pairs(tag, loop, lanes)
-    return _tiles(tag, loop, lanes)
+    if loop.op == "linear":
+        return _at_positions(tag, loop, lanes)
+    return _pairs(tag, loop, lanes) if loop.shape[1:] == (1, 1) and lanes else _tiles(tag, loop, lanes)
+
+
+def _at_positions(tag: str, loop: Loop, lanes: str) -> str:
+    """A linear layer, at one position after the other where there are several."""
+    assert loop.weights is not None
+    once = _dense_once if is_dense(loop) else _sparse_once
+    inside = _pairs(tag, loop, lanes) if lanes else once(tag, loop)
+    if "positions" not in loop.attributes:
+        return inside
+    (outputs, inputs), per = loop.weights.codes.shape[:2], f" * {lanes}" if lanes else ""
+    return f"""
+        float *const first = y;
+        for (size_t t = 0; t < {loop.attributes["positions"]}; t++, x += {inputs}{per}, y += {outputs}{per}) {{
+        {inside}
+        }}
+        y = first;"""
 
 
 def result(tag: str, weights: Weights, sums: str) -> str:
@@ -99,7 +115,7 @@ def _sparse_once(tag: str, loop: Loop) -> str:
     assert loop.weights is not None
     term = f"{tag}_codes[k{{0}}] * x[{tag}_places[k{{0}}]]"
     return f"""
-        for (size_t o = 0; o < {loop.shape[0]}; o++) {{
+        for (size_t o = 0; o < {len(loop.weights.codes)}; o++) {{
         const size_t end = {tag}_starts[o + 1];
         float a = 0, b = 0, c = 0, d = 0;
         size_t k = {tag}_starts[o];
@@ -117,7 +133,7 @@ def _sparse_once(tag: str, loop: Loop) -> str:
 
 def _dense_once(tag: str, loop: Loop) -> str:
     assert loop.weights is not None
-    outputs, inputs = loop.shape[0], loop.shapes[0][0]
+    outputs, inputs = loop.weights.codes.shape[:2]
     return f"""
         for (size_t o = 0; o < {outputs}; o++)
         y[o] = 0;
@@ -132,8 +148,10 @@ def _dense_once(tag: str, loop: Loop) -> str:
 
 def _walk(tag: str, loop: Loop) -> tuple[str, str, str, str]:
     """First and last index of an output's weights, a weight, and the place of what it multiplies."""
+    assert loop.weights is not None
     if is_dense(loop):
-        return "0", str(loop.shapes[0][0]), f"{tag}_codes[{{0}} * {loop.shape[0]} + o]", "({0})"
+        outputs, inputs = loop.weights.codes.shape[:2]
+        return "0", str(inputs), f"{tag}_codes[{{0}} * {outputs} + o]", "({0})"
     return f"{tag}_starts[o]", f"{tag}_starts[o + 1]", f"{tag}_codes[{{0}}]", f"{tag}_places[{{0}}]"
 
 
@@ -143,7 +161,7 @@ def _pairs(tag: str, loop: Loop, lanes: str) -> str:
     begin, end, code, place = _walk(tag, loop)
     lane = f"for (size_t j = 0; j < {lanes} / VECTOR; j++)"
     return f"""
-        for (size_t o = 0; o < {loop.shape[0]}; o++) {{
+        for (size_t o = 0; o < {len(loop.weights.codes)}; o++) {{
         const size_t end = {end};
         const vector zero = {{0}};
         vector sum[{lanes} / VECTOR], other[{lanes} / VECTOR];

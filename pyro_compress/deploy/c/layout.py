@@ -47,7 +47,7 @@ def laid_out(loops: list[Loop]) -> Layout:
 def _border(loops: list[Loop]) -> tuple[int, int]:
     """The smallest value that alone is handed over between the last layer of long rows and the layer behind it."""
     layers = [i for i, loop in enumerate(loops) if is_layer(loop)]
-    wide = [i for i in layers if loops[i].shape[2] >= ROW]
+    wide = [i for i in layers if loops[i].op != "linear" and loops[i].shape[2] >= ROW]
     earliest = wide[-1] + 1 if wide else 0
     latest = next((i for i in layers if i >= earliest), len(loops))
     cuts = [(cut, value) for cut, value in _crossings(loops) if cut >= earliest]
@@ -79,7 +79,7 @@ def _places(loops: list[Loop], first: int, last: int, kept: int) -> tuple[list[i
     placed: list[tuple[int, int, int]] = []  # offset, end of it, loop that reads it last
     offsets, extent = [], 0
     for index in range(first, last):
-        size, offset = count(loops[index].shape), 0
+        size, offset = count(loops[index].shape) + loops[index].scratch, 0
         placed = [one for one in placed if one[2] >= index]
         for start, end, _ in sorted(placed):
             if start < offset + size and offset < end:

@@ -41,7 +41,7 @@ def load_c(path: Path, options: Sequence[str] = PLAIN) -> Callable[[np.ndarray],
     library = Library(path, options)
 
     def predict(x: np.ndarray) -> np.ndarray:
-        given = np.rint(x * library.scale).astype(np.uint8) if library.raw else x.astype(np.float32)
+        given = np.rint(x * library.scale).astype(np.uint8) if library.raw else x.astype(library.kind)
         outputs = np.empty((len(x), library.outputs), np.float32)
         library.ready(np.ascontiguousarray(given), outputs)()
         return outputs
@@ -71,6 +71,7 @@ class Library:
     Attributes:
         inputs: values of an example, and `outputs`.
         raw: inputs are bytes.
+        kind: type of inputs.
         scale: what they are divided by.
     """
 
@@ -78,6 +79,7 @@ class Library:
         name, self._library = identifier(path.stem), shared(path, options)
         self.inputs, width, self.outputs, floats = (ctypes.c_size_t * 4).in_dll(self._library, f"{name}_sizes")
         self.raw, self.scale = width == 1, ctypes.c_float.in_dll(self._library, f"{name}_scale").value
+        self.kind = np.uint8 if self.raw else np.int32 if hasattr(self._library, f"{name}_tokens") else np.float32
         self._run = self._library[f"{name}_run"]
         self._run.restype = None
         self._workspace = np.empty(floats, np.float32)
@@ -86,7 +88,7 @@ class Library:
         """A call that maps inputs `(n, ...)` to outputs `(n, outputs)`, without looking at either again."""
         assert x.flags.c_contiguous
         assert x.size == len(x) * self.inputs
-        assert x.dtype == (np.uint8 if self.raw else np.float32)
+        assert x.dtype == self.kind
         arrays = (x, outputs, self._workspace)
         given, found, workspace = (ctypes.c_void_p(array.ctypes.data) for array in arrays)
         run, n = self._run, ctypes.c_size_t(len(x))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from pyro_compress.deploy.c.layers import body, tables
-from pyro_compress.deploy.c.plan import is_layer
+from pyro_compress.deploy.c.plan import is_even, is_layer
 from pyro_compress.graph.faces.c import Body, Loop, LoopRule, Single, each
 from pyro_compress.graph.faces.c_text import integers, number
 from pyro_compress.graph.rules.norms import c_scale_and_bias
@@ -14,13 +17,13 @@ from pyro_compress.types import Node, count
 
 
 def function(tag: str, loop: Loop, lanes: str) -> str:
-    """The function of a loop: `tag(x0, ..., y)`, or `tag_lanes` for a block."""
+    """The function of a loop, `tag(x0, ..., y)`, or `tag_lanes` for a block; behind that of the layer that it calls."""
+    before = function(f"{tag}_inner", loop.inner, lanes) if loop.inner else ""
     inputs = [f"const float *RESTRICT x{i if len(loop.inputs) > 1 else ''}" for i in range(len(loop.inputs))]
     signature = f"static void {tag}{'_lanes' if lanes else ''}({', '.join(inputs)}, float *RESTRICT y)"
     inside = body(tag, loop, lanes) if is_layer(loop) else _body(loop)(tag, loop, _per(lanes))
-    return "\n".join(
-        [signature, "{", inside.strip(), *(_after(node, loop, _per(lanes)) for node in loop.after), "}", ""]
-    )
+    after = (_after(node, loop, _per(lanes)) for node in loop.after)
+    return before + "\n".join([signature, "{", inside.strip(), *after, "}", ""])
 
 
 def _body(loop: Loop) -> Body:
@@ -33,9 +36,16 @@ def _body(loop: Loop) -> Body:
 
 
 def constants(tag: str, loop: Loop) -> str:
-    """The arrays of a loop."""
+    """The arrays of a loop, and of the layer that it calls."""
+    inner = constants(f"{tag}_inner", loop.inner) if loop.inner else ""
+    return inner + _own_constants(tag, loop)
+
+
+def _own_constants(tag: str, loop: Loop) -> str:
     if is_layer(loop):
         return tables(tag, loop)
+    if loop.op == "moved":
+        return offsets(tag, loop.attributes)
     if loop.op == "affine":
         return c_scale_and_bias(tag, loop)
     if loop.op == "pad":
@@ -118,5 +128,31 @@ def _pad(tag: str, loop: Loop, per: str) -> str:
         }}"""
 
 
-BODIES: dict[str, Body] = {"copy": _copy, "affine": _affine, "pad": _pad}
+def offsets(tag: str, attributes: Mapping[str, Any]) -> str:
+    """What places of axes add to an index, where they follow each other in no equal steps."""
+    axes = enumerate(attributes["axes"])
+    return "".join(integers(f"{tag}_axis{k}", np.array(axis)) for k, axis in axes if not is_even(axis))
+
+
+def moving(tag: str, attributes: Mapping[str, Any], kind: str) -> tuple[str, str, str]:
+    """Loops over the places of an output in its order, the index of a place, and the index that it is read from."""
+    axes, loops, place, source = attributes["axes"], [], "", str(attributes["base"])
+    for k, axis in enumerate(axes):
+        loops.append(f"for ({kind} i{k} = 0; i{k} < {len(axis)}; i{k}++)")
+        place = f"({place}) * {len(axis)} + i{k}" if place else f"i{k}"
+        step = axis[1] - axis[0] if len(axis) > 1 else 0
+        even = f" + {axis[0]}" * (step < 0) + f" {'-' if step < 0 else '+'} i{k} * {abs(step)}"
+        source += even if is_even(axis) else f" + {tag}_axis{k}[i{k}]"
+    return "\n".join(loops), place, source
+
+
+def _moved(tag: str, loop: Loop, per: str) -> str:
+    loops, place, source = moving(tag, loop.attributes, "size_t")
+    return f"""
+        {loops}
+        {each(per)}
+        y[({place}){per} + l] = x[({source}){per} + l];"""
+
+
+BODIES: dict[str, Body] = {"copy": _copy, "affine": _affine, "pad": _pad, "moved": _moved}
 """Steps that are no operation of a network, or not only."""

@@ -2,23 +2,35 @@
 
 A loop is one loop nest of the generated code. Batch norm behind a layer becomes the layer's scale and bias, functions
 of single values run over the output of the loop before them, padding is a loop of its own, and reshaping is none,
-because values lie in memory as torch numbers them. What else an operation becomes is the C face of its rule
-(`graph.faces.c`).
+because values lie in memory as torch numbers them. What only moves values is the loop `moved`. What else an operation
+becomes is the C face of its rule (`graph.faces.c`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from pyro_compress.graph.faces.c import Layer, Loop, LoopRule, Shape, Single, Weights, spatial, zero_border
+from pyro_compress.graph.faces.c import (
+    Layer,
+    Loop,
+    LoopRule,
+    Shape,
+    Single,
+    Sources,
+    Weights,
+    coded,
+    spatial,
+    zero_border,
+)
 from pyro_compress.graph.operations.kept import refuse_kept
 from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.graph.rules.table import RULES
 from pyro_compress.pcn.file import dense, plan_of
-from pyro_compress.types import Compressed, Graph, Node, Quantized
+from pyro_compress.types import Compressed, Graph, Node, count
 
 
 def supported() -> list[str]:
@@ -47,13 +59,19 @@ def loop_plan(network: Compressed) -> LoopPlan:
     refuse_kept(network.graph, "C")
     network = replace(network, graph=_read(network.graph))
     known = supported()
-    for node in network.graph.nodes[1:]:
+    for index, node in enumerate(network.graph.nodes[1:], 1):
         if node.op not in known:
             raise ValueError(
-                f"operation {node.op!r} is not supported in C (supported: {', '.join(known)}); "
-                "export to model.onnx, or to a folder for numpy, which know them all"
+                f"operation {node.op!r} behind {behind(network.graph, index)} is not supported in C; export to "
+                "model.onnx, or to a folder for numpy, which know it"
             )
     return LoopPlan(network)
+
+
+def behind(graph: Graph, index: int) -> str:
+    """The module whose weights a node has, or those of the last one before it, for messages."""
+    named = [name for node in graph.nodes[1 : index + 1] for role, name in node.parameters.items() if "weight" in role]
+    return named[-1].rpartition(".")[0] or named[-1] if named else "the input"
 
 
 def _read(graph: Graph) -> Graph:
@@ -85,7 +103,10 @@ class LoopPlan:
         self.value, self.alone = {0: -1}, {0: False}
         readers = Counter(i for node in network.graph.nodes for i in node.inputs)
         for index, node in enumerate(network.graph.nodes[1:], 1):
+            before = len(self.loops)
             self.place(node, index)
+            for loop in self.loops[before:]:
+                loop.node = index
             single = readers[index] == 1
             passed_on = self.value[index] == self.value[node.inputs[0]]
             self.alone[index] = single and self.value[index] >= 0 and (not passed_on or self.alone[node.inputs[0]])
@@ -116,17 +137,25 @@ class LoopPlan:
     def copy(self, source: int, index: int) -> None:
         """Values that others still read are copied before a function runs over them."""
         shape = spatial(self.shapes[index])
-        self.value[index] = self.add(Loop("copy", [self.value[source]], [shape], shape))
+        self.value[index] = self.add(Loop("copy", [self.value[source]], [shape], shape, node=index))
 
-    def padded(self, source: int, sources: list[list[int]], fill: float) -> int:
+    def padded(self, value: int, shape: Shape, sources: Sources, fill: float) -> int:
         """Values with a border; `sources` names the row and the column that every row and column comes from."""
-        channels, height, width = spatial(self.shapes[source])
+        channels, height, width = shape
         if sources == [list(range(height)), list(range(width))]:
-            return self.value[source]
-        shape = (channels, len(sources[0]), len(sources[1]))
+            return value
         attributes = {"sources": sources, "fill": fill}
-        before: Shape = (channels, height, width)
-        return self.add(Loop("pad", [self.value[source]], [before], shape, attributes=attributes))
+        after = (channels, len(sources[0]), len(sources[1]))
+        return self.add(Loop("pad", [value], [shape], after, attributes=attributes))
+
+    def moved(self, value: int, shape: tuple[int, ...], offsets: Sequence[Sequence[int]], layer: int = 0) -> int:
+        """Values in another order, some of them, or some several times; nothing where they stay as they are."""
+        axes, base = _merged(offsets)
+        if not base and axes == [list(range(count(shape)))]:
+            return value
+        attributes = {"axes": axes, "base": base, "layer": layer}
+        made = spatial(tuple(len(axis) for axis in offsets))
+        return self.add(Loop("moved", [value], [spatial(shape)], made, attributes=attributes))
 
     def normalised(self, node: Node, index: int) -> None:
         """A scale and a shift per channel: into the layer before it where nobody else reads that, else as a loop."""
@@ -134,9 +163,11 @@ class LoopPlan:
         assert affine is not None
         tensors = {role: dense(self.network.tensors[name]).astype(np.float64) for role, name in node.parameters.items()}
         scale, bias = affine(tensors, node.attributes)
-        loop = self.loops[self.value[first]] if self.alone[first] else None
-        if loop and loop.weights and not loop.after and is_layer(loop) and loop.shape[0] == len(scale):
-            weights = loop.weights
+        found = self._layer_before(first) if self.alone[first] else None
+        if found and found[0].shape[0] == len(scale) * found[1]:
+            loop, times = found
+            assert loop.weights is not None
+            weights, scale, bias = loop.weights, np.repeat(scale, times), np.repeat(bias, times)
             folded = scale * weights.scale, scale * weights.bias + bias
             loop.weights = replace(weights, scale=folded[0], bias=folded[1])
             return
@@ -144,26 +175,62 @@ class LoopPlan:
         weights = Weights(np.zeros(0), scale, bias)
         self.value[index] = self.add(Loop("affine", [self.value[first]], [shape], shape, weights))
 
+    def _layer_before(self, node: int) -> tuple[Loop, int] | None:
+        """The layer that made a value's channels, and how many of its outputs are in each of them."""
+        loop, times = self.loops[self.value[node]], 1
+        while loop.op == "moved" and loop.attributes["layer"] and not loop.after:
+            loop, times = self.loops[loop.inputs[0]], times * loop.attributes["layer"]
+        fits = is_layer(loop) and not loop.after and "positions" not in loop.attributes
+        return (loop, times) if fits else None
+
     def layer(self, node: Node, index: int) -> None:
         """A layer with weights, behind a border where it has one."""
         first, a = node.inputs[0], node.attributes
-        if "stride" not in a and len(self.shapes[first]) != 1:
-            raise ValueError(
-                "a linear layer at every position of a sequence is not supported in C; export to model.onnx, or to a "
-                "folder for numpy"
-            )
+        weights = _weights(self.network, node)
+        if "stride" not in a:
+            self.value[index] = self.linear(self.value[first], self.shapes[first], weights)
+            return
+        before, after = ([0] * (2 - len(side)) + list(side) for side in a["padding"])
         channels, height, width = spatial(self.shapes[first])
-        before, after = ([0] * (2 - len(side)) + list(side) for side in a.get("padding", ((0, 0), (0, 0))))
         sources = [zero_border(*around) for around in zip((height, width), before, after, strict=True)]
-        value = self.padded(first, sources, 0.0)
+        value = self.padded(self.value[first], (channels, height, width), sources, 0.0)
         shape = (channels, len(sources[0]), len(sources[1]))
-        loop = Loop(node.op, [value], [shape], spatial(self.shapes[index]), _weights(self.network, node))
-        self.value[index] = self.add(loop)
+        self.value[index] = self.add(Loop(node.op, [value], [shape], spatial(self.shapes[index]), weights))
+
+    def linear(self, value: int, shape: tuple[int, ...], weights: Weights) -> int:
+        """A linear layer at every position of a value, or on a vector; returns its loop."""
+        outputs, inputs = weights.codes.shape[:2]
+        positions = count(shape) // inputs
+        if positions == 1:
+            return self.add(Loop("linear", [value], [(inputs, 1, 1)], (outputs, 1, 1), weights))
+        shapes: list[Shape] = [(positions, 1, inputs)]
+        attributes = {"positions": positions}
+        return self.add(Loop("linear", [value], shapes, (positions, 1, outputs), weights, attributes))
+
+
+def _merged(offsets: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
+    """Axes of which two neighbours that together have one step are one, each beginning at its least; and their sum."""
+    base = sum(min(axis) for axis in offsets)
+    axes: list[list[int]] = []
+    for axis in offsets:
+        here = [place - min(axis) for place in axis]
+        both = [one + other for one in axes[-1] for other in here] if axes else here
+        if axes and (len(here) == 1 or len(axes[-1]) == 1 or is_even(both)):
+            axes[-1] = both
+        else:
+            axes.append(here)
+    return axes, base
+
+
+def is_even(places: Sequence[int]) -> bool:
+    """Whether places follow each other in equal steps."""
+    return len(set(np.diff(places).tolist())) <= 1
 
 
 def _weights(network: Compressed, node: Node) -> Weights:
-    tensor, a = network.tensors[node.parameters["weight"]], node.attributes
-    codes, step = (tensor.codes, tensor.step) if isinstance(tensor, Quantized) else (dense(tensor), 1.0)
+    a, face = node.attributes, RULES[node.op].c
+    codes, step = coded(network.tensors[node.parameters["weight"]])
+    codes = codes.T if isinstance(face, Layer) and face.turned else codes
     kernel = (1,) * (4 - codes.ndim) + codes.shape[2:]
     outputs = len(codes)
     bias = dense(network.tensors[node.parameters["bias"]]) if "bias" in node.parameters else np.zeros(outputs)

@@ -26,6 +26,8 @@ from pyro_compress.graph.faces.c_text import WIDTH, comment, identifier, indente
 from pyro_compress.pcn.file import plan_of
 from pyro_compress.types import Compressed, count
 
+TYPES = {"uint8": "unsigned char", "int64": "int32_t"}
+"""In C, of input values that are not float."""
 LANES = 16
 """Examples of a block, unless the compiler is told otherwise."""
 GATHER = 0.85
@@ -41,7 +43,7 @@ class Sizes:
 
     Attributes:
         inputs: that it is made of, and `outputs`.
-        raw: inputs that are bytes, and become floats in the workspace: all or none.
+        raw: inputs that are bytes or tokens, and become floats in the workspace: all or none.
         front: values of the loops that run example by example.
         crossing: values that are handed over to a block.
         back: values of the loops that run on blocks.
@@ -71,10 +73,10 @@ def source(network: Compressed, card: Mapping[str, Any], stem: str) -> str:
     layout = laid_out(planned(network))
     inputs, shapes = count(network.graph.input_shape), [loop.shape for loop in layout.loops]
     crossing = inputs if layout.crossing < 0 else count(shapes[layout.crossing])
-    raw = inputs if card["input"]["dtype"] == "uint8" else 0
+    raw = inputs if card["input"]["dtype"] in TYPES else 0
     sizes = Sizes(inputs, count(shapes[-1]), raw, layout.sizes[0], crossing, layout.sizes[1])
-    code = [INCLUDES, _macros(card, sizes), _declarations(card, sizes), *_steps(layout), _floats(sizes)]
-    code += [*_chains(layout), _taking(layout, sizes), _run(sizes), _program(card)]
+    code = [INCLUDES, _macros(card, sizes), _declarations(card, sizes), *_steps(layout), _floats(card, sizes)]
+    code += [*_chains(layout), _taking(card, layout, sizes), _run(sizes), _program(card)]
     text = indented("\n".join(code))
     return comment(_about(card, sizes, stem)) + named(text, identifier(stem))
 
@@ -96,9 +98,9 @@ def named(text: str, name: str) -> str:
 def _about(card: Mapping[str, Any], sizes: Sizes, stem: str) -> list[str]:
     """What the comment at the top says."""
     lines = [f"A compressed network as one C99 file, written by {card['producer']}.", ""]
-    lines += told(card, "bytes" if sizes.raw else "float32", sizes.outputs)
-    name = identifier(stem)
-    value = "unsigned char" if sizes.raw else "float"
+    kind = card["input"]["dtype"]
+    lines += told(card, {"uint8": "bytes", "int64": "int32"}.get(kind, "float32"), sizes.outputs)
+    name, value = identifier(stem), TYPES.get(kind, "float")
     how = named(templates.HOW_TO, name).format(file=shlex.quote(f"{stem}.c"), program=name, value=value)
     return [*lines, "", *how.splitlines()]
 
@@ -129,11 +131,11 @@ def told(card: Mapping[str, Any], kind: str, outputs: int) -> list[str]:
 
 
 def _macros(card: Mapping[str, Any], sizes: Sizes) -> str:
-    known = sizes.raw + sizes.front
+    known, tokens = sizes.raw + sizes.front, f"#define NAME_TOKENS {_tokens(card)}\n" if _tokens(card) else ""
     return f"""
 #define NAME_INPUTS {sizes.inputs}
 #define NAME_OUTPUTS {sizes.outputs}
-#ifndef NAME_LANES
+{tokens}#ifndef NAME_LANES
 #define NAME_LANES {LANES}
 #endif
 #define NAME_WORKSPACE ({known} + {sizes.crossing + sizes.back} * NAME_LANES)
@@ -142,8 +144,14 @@ def _macros(card: Mapping[str, Any], sizes: Sizes) -> str:
 #endif
 
 /* an input is {card["input"]["meaning"]} */
-typedef {"unsigned char" if sizes.raw else "float"} name_value;
+typedef {TYPES.get(card["input"]["dtype"], "float")} name_value;
 """
+
+
+def _tokens(card: Mapping[str, Any]) -> int:
+    """Kinds of tokens; 0: inputs are none."""
+    entry = card["input"]
+    return entry["range"][1] + 1 if entry["dtype"] == "int64" and entry["range"] else 0
 
 
 def _declarations(card: Mapping[str, Any], sizes: Sizes) -> str:
@@ -151,10 +159,13 @@ def _declarations(card: Mapping[str, Any], sizes: Sizes) -> str:
     scale = number(card["input"]["scale"])
     labels = [f"const float name_scale = {scale};"]
     declared = []
+    if card["input"]["dtype"] == "int64":
+        labels.append(f"const size_t name_tokens = {_tokens(card)};")
+        declared.append("extern const size_t name_tokens;")
     if "targets" not in card:
         known = card["classes"]
         names = known if len(known) == sizes.outputs else map(str, range(sizes.outputs))
-        declared = ["extern const char *const name_classes[NAME_OUTPUTS];"]
+        declared += ["extern const char *const name_classes[NAME_OUTPUTS];"]
         words = ",\n".join(map(string, names))
         labels.append(f"const char *const name_classes[NAME_OUTPUTS] = {{\n{words}\n}};")
     for key in ("mean", "std") if "targets" in card else ():
@@ -194,15 +205,16 @@ def _chains(layout: Layout) -> Iterator[str]:
         yield f"#if LANES > 1\n{text}#endif\n" if lanes else text
 
 
-def _floats(sizes: Sizes) -> str:
+def _floats(card: Mapping[str, Any], sizes: Sizes) -> str:
     """An example as floats: where it lies, or in the workspace."""
     lines = ["(void)w;", "return input;"]
     if sizes.raw:
-        lines = ["for (size_t i = 0; i < NAME_INPUTS; i++)", "w[i] = (float)input[i] / name_scale;", "return w;"]
+        value = "(float)input[i]" + " / name_scale" * (card["input"]["dtype"] == "uint8")
+        lines = ["for (size_t i = 0; i < NAME_INPUTS; i++)", f"w[i] = {value};", "return w;"]
     return "\n".join(["static const float *as_floats(const name_value *input, float *w)", "{", *lines, "}", ""])
 
 
-def _taking(layout: Layout, sizes: Sizes) -> str:
+def _taking(card: Mapping[str, Any], layout: Layout, sizes: Sizes) -> str:
     """The values that a block begins with, one example per lane; lanes without an example are zero."""
     loop = next((one for one in layout.loops[layout.border :] if layout.crossing in one.inputs), None)
     alone = sum(layout.crossing in one.inputs for one in layout.loops[layout.border :]) == 1
@@ -217,11 +229,12 @@ for (size_t i = 0; i < {total}; i++)
 block[{place} * LANES + l] = x[{place}];
 }}"""
     else:
-        scaled = " * (1 / name_scale)" if sizes.raw else ""
+        kind, value = card["input"]["dtype"], f"input[l * NAME_INPUTS + {place}]"
+        value = {"uint8": f"{value} * (1 / name_scale)", "int64": f"(float){value}"}.get(kind, value)
         copied = f"""
 for (size_t i = 0; i < {total}; i++)
 for (size_t l = 0; l < n; l++)
-block[{place} * LANES + l] = input[l * NAME_INPUTS + {place}]{scaled};"""
+block[{place} * LANES + l] = {value};"""
     return f"""
 #if LANES > 1
 {integers("taken", used) if some else ""}
@@ -247,5 +260,6 @@ def _run(sizes: Sizes) -> str:
 def _program(card: Mapping[str, Any]) -> str:
     """The program that the file becomes with -DNAME_MAIN."""
     check = templates.CHECK if card["input"]["range"] == [0, 1] else ""
+    check = templates.CHECK_TOKENS if _tokens(card) else check
     print_ = templates.TARGET if "targets" in card else templates.CLASS
     return templates.MAIN.replace("{check}", check).replace("{print}", print_)

@@ -117,6 +117,14 @@ return 1;
 }
 """
 
+CHECK_TOKENS = """
+for (size_t i = 0; i < NAME_INPUTS; i++)
+if (example[i] < 0 || example[i] >= NAME_TOKENS) {
+fprintf(stderr, "error: the token %ld; this network knows those from 0 to %d\\n", (long)example[i], NAME_TOKENS - 1);
+return 1;
+}
+"""
+
 CLASS = """
 size_t best = 0;
 for (size_t i = 1; i < NAME_OUTPUTS; i++)

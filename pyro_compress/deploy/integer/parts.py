@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pyro_compress.deploy.c.operations import is_border
-from pyro_compress.deploy.c.plan import LoopPlan, is_layer, loop_plan
+from pyro_compress.deploy.c.plan import LoopPlan, behind, is_layer, loop_plan
 from pyro_compress.graph.faces.c import LOWEST, Loop, Weights
 from pyro_compress.types import Compressed
 
@@ -90,16 +90,12 @@ def _part(plan: LoopPlan, index: int) -> Part:
     after = {id(node) for node in loop.after}
     place = next((i for i, node in enumerate(nodes) if id(plan.network.graph.nodes[node]) in after), len(nodes))
     before = nodes[:place]
-    return Part(_as_layer(loop), before[-1] if before else -1, nodes[-1] if nodes else -1, name=_name(plan, nodes))
-
-
-def _name(plan: LoopPlan, nodes: list[int]) -> str:
-    """The weights of a loop, or of the last layer before it."""
-    graph = plan.network.graph.nodes
-    named = [
-        graph[i].parameters["weight"] for i in range(1, max(nodes, default=0) + 1) if "weight" in graph[i].parameters
-    ]
-    return named[-1].removesuffix(".weight") if named else "the input"
+    return Part(
+        _as_layer(loop),
+        before[-1] if before else -1,
+        nodes[-1] if nodes else -1,
+        name=behind(plan.network.graph, max(nodes, default=loop.node)),
+    )
 
 
 def _as_layer(loop: Loop) -> Loop:

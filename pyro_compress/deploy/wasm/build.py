@@ -66,7 +66,8 @@ def write_wasm(network: Compressed, card: Mapping[str, Any], path: Path) -> None
 
     Args:
         network: what to export.
-        card: `pyro_compress.deploy.card.card`; an input of type `uint8` is divided by its scale inside.
+        card: `pyro_compress.deploy.card.card`; an input of type `uint8` is divided by its scale inside, tokens are
+            `int32_t`.
         path: of the `.wasm` file.
 
     Raises:
@@ -76,7 +77,7 @@ def write_wasm(network: Compressed, card: Mapping[str, Any], path: Path) -> None
     code += UNPACK + ENTRY.replace("{calls}", "\n".join(calls))
     told = json.dumps({**card, "output_shape": plan_of(network).output}, ensure_ascii=False, separators=(",", ":"))
     write_atomically(path, built(code) + section(SECTION, told.encode()))
-    kind = "Uint8Array" if card["input"]["dtype"] == "uint8" else "Float32Array"
+    kind = {"uint8": "Uint8Array", "int64": "Int32Array"}.get(card["input"]["dtype"], "Float32Array")
     templates = Path(__file__).parent
     module = (templates / "model.js").read_text("utf-8").replace("./model.", f"./{_name(path)}.")
     write_atomically(path.with_suffix(".js"), module.replace("model.wasm", f"{_name(path)}.wasm").encode())

@@ -9,7 +9,7 @@ const peak = () => process.resourceUsage().maxRSS / 1024;
 const before = peak();
 const { load } = await import(module);
 const net = await load();
-const Values = net.card.input.dtype === "uint8" ? Uint8Array : Float32Array;
+const Values = { uint8: Uint8Array, int64: Int32Array }[net.card.input.dtype] ?? Float32Array;
 let values;
 
 function timed(nanoseconds) {

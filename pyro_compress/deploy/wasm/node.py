@@ -38,11 +38,16 @@ def node() -> str:
     )
 
 
+KINDS: dict[str, type] = {"uint8": np.uint8, "int64": np.int32}
+"""Types of inputs that are not float32, as the module takes them."""
+
+
 class Node:
     """An exported network, loaded in a process of node's own, which ends with this.
 
     Attributes:
         raw: inputs are bytes.
+        kind: type of inputs.
         scale: what they are divided by.
     """
 
@@ -66,6 +71,7 @@ class Node:
         weakref.finalize(self, _end, self._process, self._errors, self._folder)
         about = self.ask("about")
         self.raw, self.scale, self._shape = about["dtype"] == "uint8", about["scale"], about["shape"]
+        self.kind = KINDS.get(about["dtype"], np.float32)
 
     def ask(self, what: str, **more: Any) -> dict[str, Any]:
         """Send a request of `driver.mjs` and wait for its answer.
@@ -90,7 +96,7 @@ class Node:
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """Outputs `(n, *shape)` for inputs `(n, ...)` as the export takes them."""
-        write_atomically(self._folder / "given", x.tobytes())
+        write_atomically(self._folder / "given", x.astype(self.kind).tobytes())
         self.ask("run")
         return np.fromfile(self._folder / "found", np.float32).reshape(len(x), *self._shape)
 
@@ -106,7 +112,7 @@ def load_wasm(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     loaded = Node(path)
 
     def predict(x: np.ndarray) -> np.ndarray:
-        return loaded.run(np.rint(x * loaded.scale).astype(np.uint8) if loaded.raw else x.astype(np.float32))
+        return loaded.run(np.rint(x * loaded.scale).astype(np.uint8) if loaded.raw else x)
 
     return predict
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from pyro_compress.graph.faces.c_text import table
 
-TABLE = re.compile(r"static const uint(16|32)_t (step\d+_(?:places|starts))\[(\d+)\] = \{([^}]*)\};\n")
+TABLE = re.compile(r"static const uint(16|32)_t (step\d+(?:_inner)?_(?:places|starts))\[(\d+)\] = \{([^}]*)\};\n")
 WORTH = 64
 """Bytes that a table must save: adding it up takes code."""
 UNPACK = """

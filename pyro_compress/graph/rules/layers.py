@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pyro_compress.graph.calls import Call, Parsed, axes_of
-from pyro_compress.graph.faces.c import Layer
+from pyro_compress.graph.faces.c import Layer, LoopRule
+from pyro_compress.graph.faces.c_layers import place_upward, place_volume
 from pyro_compress.graph.faces.onnx import Builder, Placement
 from pyro_compress.graph.rules.row import Rule, check_rank, each
 
@@ -155,14 +156,20 @@ RULES = {
         lambda x, p, a: F.linear(x, p["weight"], p.get("bias")), {"linear": _read_linear}, onnx=_place_linear, c=Layer()
     ),
     "linear_transpose": Rule(
-        lambda x, p, a: _linear_transpose(x, p), {"addmm": _read_addmm, "mm": _read_mm}, onnx=_place_linear_transpose
+        lambda x, p, a: _linear_transpose(x, p),
+        {"addmm": _read_addmm, "mm": _read_mm},
+        onnx=_place_linear_transpose,
+        c=Layer(turned=True),
     ),
     "conv1d": Rule(_conv, {"conv1d": _read_conv}, onnx=_place_conv, c=Layer()),
     "conv2d": Rule(_conv, {"conv2d": _read_conv}, onnx=_place_conv, c=Layer()),
-    "conv3d": Rule(_conv, {"conv3d": _read_conv}, onnx=_place_conv),
+    "conv3d": Rule(_conv, {"conv3d": _read_conv}, onnx=_place_conv, c=LoopRule(None, place_volume)),
     **{
         f"conv_transpose{rank}d": Rule(
-            _conv_transpose, {f"conv_transpose{rank}d": _read_conv_transpose}, onnx=_place_conv_transpose
+            _conv_transpose,
+            {f"conv_transpose{rank}d": _read_conv_transpose},
+            onnx=_place_conv_transpose,
+            c=LoopRule(None, place_upward),
         )
         for rank in (1, 2, 3)
     },

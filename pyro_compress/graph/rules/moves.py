@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_compress.graph.calls import Call, Parsed
-from pyro_compress.graph.faces import c, onnx
+from pyro_compress.graph.faces import c, c_moves, onnx
 from pyro_compress.graph.faces.c_text import floats
 from pyro_compress.graph.rules.row import Rule
 from pyro_compress.pcn.file import dense
@@ -170,9 +171,10 @@ def _place_pad(builder: onnx.Builder, placement: onnx.Placement) -> None:
     pads = np.zeros((2, rank), np.int64)
     for place in range(len(sizes) // 2):  # torch names the last dimension first, (before, after) each
         pads[:, rank - 1 - place] = sizes[2 * place : 2 * place + 2]
-    modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
     amounts = builder.constant(pads.reshape(-1), f"{placement.output}.pads")
-    builder.node("Pad", [*placement.inputs, amounts], placement.output, mode=modes[placement.attributes["mode"]])
+    builder.node(
+        "Pad", [*placement.inputs, amounts], placement.output, mode=c_moves.MODES[placement.attributes["mode"]]
+    )
 
 
 def _place_permute(builder: onnx.Builder, placement: onnx.Placement) -> None:
@@ -234,65 +236,26 @@ def _c_reshape(planning: c.Planning, node: Node, index: int) -> int:
     return planning.value[node.inputs[0]]
 
 
-def _c_pad(planning: c.Planning, node: Node, index: int) -> int:
-    first = node.inputs[0]
-    return planning.padded(first, _pad_sources(node, planning.shapes[first]), 0.0)
-
-
-def _pad_sources(node: Node, shape: tuple[int, ...]) -> list[list[int]]:
-    """Where every row and every column of a padded value comes from; -1 is the border of zeros."""
-    sizes, mode = node.attributes["sizes"], node.attributes["mode"]
-    if any(sizes[2 * (len(shape) - 1) :]):
-        raise ValueError("padding of channels is not supported in C")
-    modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-    sources = []
-    for place, size in ((1, c.spatial(shape)[1]), (0, c.spatial(shape)[2])):  # torch names the last dimension first
-        around = tuple(sizes[2 * place : 2 * place + 2]) or (0, 0)
-        filled = {"constant_values": -1} if mode == "constant" else {}
-        sources.append(np.pad(np.arange(size), around, modes[mode], **filled).tolist())  # type: ignore[call-overload]
-    return sources
-
-
-def _c_place_part(planning: c.Planning, node: Node, index: int) -> int:
-    """Part of an axis; a single entry is one in a shape without that axis."""
-    first, a = node.inputs[0], node.attributes
-    before = c.spatial(planning.shapes[first])
-    place = 0 if a["axis"] == 1 else a["axis"] + 2 - len(planning.shapes[first])
-    one = {"start": a["index"], "stop": a["index"] + 1} if "index" in a else a
-    taken = range(one["start"], one["stop"], one.get("step", 1))
-    channels, height, width = (len(taken) if i == place else size for i, size in enumerate(before))
-    attributes = {"place": place, "start": taken.start, "step": taken.step}
-    value = planning.value[first]
-    return planning.add(c.Loop("slice", [value], [before], (channels, height, width), attributes=attributes))
-
-
-def _c_slice(tag: str, loop: c.Loop, per: str) -> str:
-    """Part of an axis, in steps."""
-    a, (_, rows, columns) = loop.attributes, loop.shapes[0]
-    k, r, q = (
-        f"({name} * {a['step']} + {a['start']})" if place == a["place"] else name for place, name in enumerate("crq")
-    )
-    channels, height, width = loop.shape
-    return f"""
-        for (size_t c = 0; c < {channels}; c++)
-        for (size_t r = 0; r < {height}; r++)
-        for (size_t q = 0; q < {width}; q++)
-        {c.each(per)}
-        y[((c * {height} + r) * {width} + q){per} + l] = x[(({k} * {rows} + {r}) * {columns} + {q}){per} + l];"""
-
-
 def _c_place_concat(planning: c.Planning, node: Node, index: int) -> int:
-    if node.attributes["axis"] != 1:
-        raise ValueError("joining values along other axes than the channels is not supported in C")
-    return c.placed(planning, node, index)
+    """Rows of each value, one behind the other."""
+    shapes = [planning.shapes[i] for i in node.inputs]
+    before = math.prod(shapes[0][: node.attributes["axis"] - 1])
+    values, made = [planning.value[i] for i in node.inputs], planning.shapes[index]
+    planes = [c.spatial(shape) for shape in shapes]
+    return planning.add(c.Loop("concat", values, planes, c.spatial(made), attributes={"rows": before}))
 
 
 def _c_concat(tag: str, loop: c.Loop, per: str) -> str:
-    lines, start = [], 0
+    lines, start, rows = [], 0, loop.attributes["rows"]
+    whole = count(loop.shape) // rows
     for number, shape in enumerate(loop.shapes):
-        name = f"x{number if len(loop.shapes) > 1 else ''}"
-        lines.append(f"for (size_t i = 0; i < {count(shape)}{per}; i++)\ny[{start}{per} + i] = {name}[i];")
-        start += count(shape)
+        name, size = f"x{number if len(loop.shapes) > 1 else ''}", count(shape) // rows
+        to, source = f"{start}{per} + i", "i"
+        if rows > 1:
+            lines.append(f"for (size_t r = 0; r < {rows}; r++)")
+            to, source = f"(r * {whole} + {start}){per} + i", f"r * {size}{per} + i"
+        lines.append(f"for (size_t i = 0; i < {size}{per}; i++)\ny[{to}] = {name}[{source}];")
+        start += size
     return "\n".join(lines)
 
 
@@ -325,27 +288,33 @@ RULES = {
     ),
     "regroup": Rule(lambda x, p, a: x.reshape(-1, *a["shape"]), onnx=_place_regroup),
     "pad": Rule(
-        lambda x, p, a: F.pad(x, a["sizes"], a["mode"]), {"pad": _read_pad}, onnx=_place_pad, c=c.LoopRule(None, _c_pad)
+        lambda x, p, a: F.pad(x, a["sizes"], a["mode"]), {"pad": _read_pad}, onnx=_place_pad,
+        c=c.LoopRule(None, c_moves.place_pad),
     ),
     "permute": Rule(
         lambda x, p, a: x.permute(0, *a["axes"]), {"permute": _read_permute, "transpose": _read_transpose},
-        onnx=_place_permute,
+        onnx=_place_permute, c=c_moves.moving(c_moves.permuted),
     ),
     "select": Rule(
         lambda x, p, a: x.select(a["axis"], a["index"]), {"select": _read_select}, {"unbind": _read_part_of_unbound},
-        _place_select, c.LoopRule(None, _c_place_part),
+        _place_select, c_moves.moving(c_moves.part),
     ),
     "slice": Rule(
         _slice, {"slice": _read_slice, "narrow": _read_narrow},
         dict.fromkeys(("chunk", "split", "split_with_sizes"), _read_part_of_split),
-        _place_slice, c.LoopRule(_c_slice, _c_place_part),
+        _place_slice, c_moves.moving(c_moves.part),
     ),
     "expand": Rule(
         _expand, {"expand": _read_expand, "expand_as": _read_expand},
-        onnx=_place_expand,
+        onnx=_place_expand, c=c_moves.moving(c_moves.repeated),
     ),
-    "flip": Rule(lambda x, p, a: x.flip(a["axes"]), {"flip": _read_flip}, onnx=_place_flip),
-    "roll": Rule(lambda x, p, a: x.roll(a["shifts"], a["axes"]), {"roll": _read_roll}, onnx=_place_roll),
+    "flip": Rule(
+        lambda x, p, a: x.flip(a["axes"]), {"flip": _read_flip}, onnx=_place_flip, c=c_moves.moving(c_moves.flipped)
+    ),
+    "roll": Rule(
+        lambda x, p, a: x.roll(a["shifts"], a["axes"]), {"roll": _read_roll}, onnx=_place_roll,
+        c=c_moves.moving(c_moves.rolled),
+    ),
     "concat": Rule(
         _concat, {"cat": _read_concat}, onnx=onnx.over_axis("Concat"), c=c.LoopRule(_c_concat, _c_place_concat)
     ),

@@ -143,18 +143,46 @@ def _c_group_norm(tag: str, loop: c.Loop, per: str) -> str:
     return f"""
         for (size_t g = 0; g < {groups}; g++)
         {c.each(per)} {{
-        float mean = 0, spread = 0;
-        for (size_t i = 0; i < {size}; i++)
-        mean += x[(g * {size} + i){per} + l];
-        mean /= {size};
-        for (size_t i = 0; i < {size}; i++) {{
-        const float v = x[(g * {size} + i){per} + l] - mean;
-        spread += v * v;
-        }}
-        spread = 1 / sqrtf(spread / {size} + {number(loop.attributes["eps"])});
+        {_c_moments(f"g * {size} + ", size, per, loop.attributes["eps"])}
         for (size_t i = g * {size}; i < (g + 1) * {size}; i++)
         y[i{per} + l] = (x[i{per} + l] - mean) * spread * {tag}_scale[i / {pixels}] + {tag}_bias[i / {pixels}];
         }}"""
+
+
+def _c_place_layer_norm(planning: c.Planning, node: Node, index: int) -> int:
+    """A loop with two numbers per place of the last axis."""
+    p = {role: dense(planning.network.tensors[name]) for role, name in node.parameters.items()}
+    *rows, size = planning.shapes[index]
+    shape = (count(tuple(rows)), 1, size)
+    weights = c.Weights(np.zeros(0), p.get("weight", np.ones(size)), p.get("bias", np.zeros(size)))
+    return planning.add(
+        c.Loop(node.op, [planning.value[node.inputs[0]]], [shape], shape, weights, dict(node.attributes))
+    )
+
+
+def _c_layer_norm(tag: str, loop: c.Loop, per: str) -> str:
+    rows, _, size = loop.shape
+    return f"""
+        for (size_t o = 0; o < {rows}; o++, x += {size}{per})
+        {c.each(per)} {{
+        {_c_moments("", size, per, loop.attributes["eps"])}
+        for (size_t i = 0; i < {size}; i++)
+        y[(o * {size} + i){per} + l] = (x[i{per} + l] - mean) * spread * {tag}_scale[i] + {tag}_bias[i];
+        }}"""
+
+
+def _c_moments(first: str, size: int, per: str, eps: float) -> str:
+    """Mean of so many values, and what they are multiplied by to have a variance of one."""
+    return f"""
+        float mean = 0, spread = 0;
+        for (size_t i = 0; i < {size}; i++)
+        mean += x[({first}i){per} + l];
+        mean /= {size};
+        for (size_t i = 0; i < {size}; i++) {{
+        const float v = x[({first}i){per} + l] - mean;
+        spread += v * v;
+        }}
+        spread = 1 / sqrtf(spread / {size} + {number(eps)});"""
 
 
 def _c_scale(tag: str, loop: c.Loop) -> str:
@@ -181,6 +209,7 @@ RULES = {
         lambda x, p, a: F.layer_norm(x, x.shape[-1:], p.get("weight"), p.get("bias"), a["eps"]),
         {"layer_norm": _read_layer_norm},
         onnx=_place_layer_norm,
+        c=c.LoopRule(_c_layer_norm, _c_place_layer_norm, c_scale_and_bias),
     ),
     "group_norm": Rule(
         lambda x, p, a: F.group_norm(x, a["groups"], p.get("weight"), p.get("bias"), a["eps"]),

@@ -113,18 +113,35 @@ def _c_face(start: str, more: str, end: str, fill: float) -> c.LoopRule:
     """Pooling, behind a border where it has one."""
 
     def place(planning: c.Planning, node: Node, index: int) -> int:
+        """Rows and columns; of volumes first these, then planes."""
         first, a = node.inputs[0], node.attributes
-        channels, height, width = c.spatial(planning.shapes[first])
+        (channels, *sizes), value = planning.shapes[first], planning.value[first]
         before = a.get("padding", [0] * len(a["kernel"]))
-        sides = ([0] * (2 - len(side)) + list(side) for side in (before, a.get("after", before)))
-        sources = [c.zero_border(*around) for around in zip((height, width), *sides, strict=True)]
-        value = planning.padded(first, sources, fill)
+        axes = list(zip(sizes, a["kernel"], a["stride"], before, a.get("after", before), strict=True))
+        rest = [(1, 1, 1, 0, 0)] * (2 - len(axes)) + axes[-2:]
+        planes = axes[0][0] if len(axes) == 3 else 1
+        value, made = pooled(planning, node.op, value, channels * planes, rest)
+        if len(axes) == 3:
+            size = made[1] * made[2]
+            value, _ = pooled(planning, node.op, value, channels, [axes[0], (size, 1, 1, 0, 0)])
+        return value
+
+    def pooled(
+        planning: c.Planning, op: str, value: int, channels: int, axes: list[tuple[int, ...]]
+    ) -> tuple[int, c.Shape]:
+        """Two axes (size, kernel, stride, border before, border behind); the loop and the shape of its output."""
+        sources = [c.zero_border(size, before, after) for size, _, _, before, after in axes]
+        height, width = (size for size, *_ in axes)
+        value = planning.padded(value, (channels, height, width), sources, fill)
         shape = (channels, len(sources[0]), len(sources[1]))
-        made = c.spatial(planning.shapes[index])
-        return planning.add(c.Loop(node.op, [value], [shape], made, attributes=dict(a)))
+        sides = zip(shape[1:], axes, strict=True)
+        rows, columns = ((size - kernel) // stride + 1 for size, (_, kernel, stride, *_) in sides)
+        attributes = {"kernel": [axes[0][1], axes[1][1]], "stride": [axes[0][2], axes[1][2]]}
+        made = (channels, rows, columns)
+        return planning.add(c.Loop(op, [value], [shape], made, attributes=attributes)), made
 
     def body(tag: str, loop: c.Loop, per: str) -> str:
-        kernel, stride = ([1] * (2 - len(loop.attributes[k])) + loop.attributes[k] for k in ("kernel", "stride"))
+        kernel, stride = loop.attributes["kernel"], loop.attributes["stride"]
         (channels, height, width), (_, rows, columns) = loop.shape, loop.shapes[0]
         return f"""
             for (size_t c = 0; c < {channels}; c++)

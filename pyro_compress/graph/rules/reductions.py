@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from pyro_compress.graph.calls import Call, Parsed
-from pyro_compress.graph.faces import c, onnx
+from pyro_compress.graph.faces import c, c_moves, onnx
 from pyro_compress.graph.rules.row import Reader, Rule, refuse_places
-from pyro_compress.types import Node, count
+from pyro_compress.types import Node
 
 
 def _read(op: str) -> Reader:
@@ -70,55 +70,84 @@ def _place(op: str) -> onnx.Place:
     return place
 
 
-def _c_reduced(start: str, more: str, end: str) -> c.LoopRule:
-    def place(planning: c.Planning, node: Node, index: int) -> int:
-        rank = len(planning.shapes[node.inputs[0]])
-        if node.attributes["axes"] != list(range(2, 1 + rank)):
-            raise ValueError(f"a {node.op} over other axes than all of an image's (or a series') is not supported in C")
-        return c.placed(planning, node, index)
+def _c_together(planning: c.Planning, source: int, axes: list[int]) -> tuple[int, c.Shape]:
+    """A value whose axes, counted from 1, are neighbours, and its shape as what is before them, they, and behind."""
+    shape, value = planning.shapes[source], planning.value[source]
+    if axes == list(range(axes[0], axes[-1] + 1)):
+        return value, c.around(shape, axes)
+    kept = [axis for axis in range(1, len(shape) + 1) if axis not in axes]
+    value = planning.moved(value, shape, c_moves.permuted(shape, {"axes": [*kept, *axes]}))
+    size = math.prod(shape[axis - 1] for axis in axes)
+    return value, (math.prod(shape) // size, size, 1)
+
+
+def _c_place_reduced(planning: c.Planning, node: Node, index: int) -> int:
+    value, shape = _c_together(planning, node.inputs[0], node.attributes["axes"])
+    window = {"kernel": [shape[1], 1], "stride": [shape[1], 1]}
+    attributes = window | {"correction": node.attributes.get("correction", 0)}
+    return planning.add(c.Loop(node.op, [value], [shape], (shape[0], 1, shape[2]), attributes=attributes))
+
+
+def _c_over(inside: str) -> c.Body:
+    """What is done with every row of values along the middle of three axes: `p[AT(k)]`, of which there are `SIZE`."""
 
     def body(tag: str, loop: c.Loop, per: str) -> str:
-        pixels = count(loop.shapes[0][1:])
+        rows, size, columns = loop.shapes[0]
+        made = loop.shape[1]
+        text = inside.replace("SIZE", str(size)).replace("STEP", f"{columns}{per}")
+        correction = loop.attributes.get("correction", 0)
         return f"""
-            for (size_t c = 0; c < {loop.shape[0]}; c++)
-            {c.each(per)} {{
-            const float *p = x + c * {pixels}{per} + l;
-            float found = {start};
-            for (size_t i = 0; i < {pixels}; i++) {{
-            const float v = p[i{per}];
-            found = {more};
-            }}
-            y[c{per} + l] = {end.format(pixels)};
+            for (size_t o = 0; o < {rows}; o++)
+            for (size_t i = 0; i < {columns}{per}; i++) {{
+            const float *const p = x + o * {size * columns}{per} + i;
+            float *const q = y + o * {made * columns}{per} + i;
+            {text.replace("NUMBER", str(size - correction))}
             }}"""
 
-    return c.LoopRule(body, place)
+    return body
+
+
+def _c_reduced(start: str, more: str, end: str) -> c.LoopRule:
+    inside = f"""
+        float found = {start};
+        for (size_t k = 0; k < SIZE; k++) {{
+        const float v = p[k * STEP];
+        found = {more};
+        }}
+        *q = {end};"""
+    return c.LoopRule(_c_over(inside), _c_place_reduced)
+
+
+C_VARIANCE = """
+    float mean = 0, found = 0;
+    for (size_t k = 0; k < SIZE; k++)
+    mean += p[k * STEP];
+    mean /= SIZE;
+    for (size_t k = 0; k < SIZE; k++)
+    found += (p[k * STEP] - mean) * (p[k * STEP] - mean);
+    *q = found / NUMBER;"""
 
 
 def _c_softmax(last: str) -> c.LoopRule:
     def place(planning: c.Planning, node: Node, index: int) -> int:
-        if len(planning.shapes[node.inputs[0]]) != 1:
-            raise ValueError(f"a {node.op} of anything but a vector is not supported in C")
-        return c.placed(planning, node, index)
+        shape, value = c.around(planning.shapes[index], [node.attributes["axis"]]), planning.value[node.inputs[0]]
+        return planning.add(c.Loop(node.op, [value], [shape], shape))
 
-    def body(tag: str, loop: c.Loop, per: str) -> str:
-        return f"""
-            {c.each(per)} {{
-            float most = x[l], sum = 0;
-            for (size_t i = 0; i < {loop.shape[0]}; i++)
-            most = most > x[i{per} + l] ? most : x[i{per} + l];
-            for (size_t i = 0; i < {loop.shape[0]}; i++)
-            sum += expf(x[i{per} + l] - most);
-            for (size_t i = 0; i < {loop.shape[0]}; i++)
-            y[i{per} + l] = {last.format(per)};
-            }}"""
-
-    return c.LoopRule(body, place)
+    inside = f"""
+        float most = *p, sum = 0;
+        for (size_t k = 1; k < SIZE; k++)
+        most = most > p[k * STEP] ? most : p[k * STEP];
+        for (size_t k = 0; k < SIZE; k++)
+        sum += expf(p[k * STEP] - most);
+        for (size_t k = 0; k < SIZE; k++)
+        q[k * STEP] = {last};"""
+    return c.LoopRule(_c_over(inside), place)
 
 
 RULES = {
     "mean": Rule(
         lambda x, p, a: x.mean(a["axes"], a.get("keepdim", False)), {"mean": _read("mean")},
-        onnx=_place("ReduceMean"), c=_c_reduced("0", "found + v", "found / {}"),
+        onnx=_place("ReduceMean"), c=_c_reduced("0", "found + v", "found / SIZE"),
     ),
     "sum": Rule(
         lambda x, p, a: x.sum(a["axes"], a.get("keepdim", False)), {"sum": _read("sum")},
@@ -134,14 +163,14 @@ RULES = {
     ),
     "variance": Rule(
         lambda x, p, a: x.var(a["axes"], correction=a["correction"], keepdim=a.get("keepdim", False)),
-        {"var": _read_variance}, onnx=_place_variance,
+        {"var": _read_variance}, onnx=_place_variance, c=c.LoopRule(_c_over(C_VARIANCE), _c_place_reduced),
     ),
     "softmax": Rule(
         lambda x, p, a: x.softmax(a["axis"]), {"softmax": _read_over_axis("softmax")},
-        onnx=onnx.over_axis("Softmax"), c=_c_softmax("expf(x[i{0} + l] - most) / sum"),
+        onnx=onnx.over_axis("Softmax"), c=_c_softmax("expf(p[k * STEP] - most) / sum"),
     ),
     "log_softmax": Rule(
         lambda x, p, a: x.log_softmax(a["axis"]), {"log_softmax": _read_over_axis("log_softmax")},
-        onnx=onnx.over_axis("LogSoftmax"), c=_c_softmax("x[i{0} + l] - most - logf(sum)"),
+        onnx=onnx.over_axis("LogSoftmax"), c=_c_softmax("p[k * STEP] - most - logf(sum)"),
     ),
 }  # fmt: skip

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_compress.graph.calls import Call, Parsed
-from pyro_compress.graph.faces import c, onnx
+from pyro_compress.graph.faces import c, c_moves, onnx
+from pyro_compress.graph.faces.c_text import floats, integers
+from pyro_compress.graph.operations.resizing import resampling
 from pyro_compress.graph.rules.row import Rule
 from pyro_compress.types import Node
 
@@ -69,23 +71,42 @@ def _place_resize(builder: onnx.Builder, placement: onnx.Placement) -> None:
     )  # fmt: skip
 
 
-def _c_place(planning: c.Planning, node: Node, index: int) -> int:
-    if len(node.attributes["factors"]) > 2:
-        raise ValueError("volumes of another size are not supported in C")
-    return c.placed(planning, node, index)
+def _c_place_resize(planning: c.Planning, node: Node, index: int) -> int:
+    """One axis after the other; the places of each become sums of two neighbours."""
+    first, a = node.inputs[0], node.attributes
+    value, shape = planning.value[first], list(planning.shapes[first])
+    for axis, size in enumerate(a["sizes"], 2):
+        before, behind = c.around(shape, [axis]), c.around([*shape[: axis - 1], size, *shape[axis:]], [axis])
+        attributes = {"corners": a["corners"]}
+        value = planning.add(c.Loop("resize", [value], [before], behind, attributes=attributes))
+        shape[axis - 1] = size
+    return value
 
 
-def _c_upsample(tag: str, loop: c.Loop, per: str) -> str:
-    channels, height, width = loop.shape
-    _, rows, columns = loop.shapes[0]
-    down, aside = [1] * (2 - len(loop.attributes["factors"])) + loop.attributes["factors"]
-    source = f"((c * {rows} + r / {down}) * {columns} + q / {aside})"
+def _neighbours(loop: c.Loop) -> tuple[np.ndarray, np.ndarray]:
+    """Per place, the first of the two that it is made of, and the share of the second."""
+    weights = resampling(loop.shapes[0][1], loop.shape[1], loop.attributes["corners"])
+    first = weights.argmax(1)
+    first = np.where((first > 0) & (weights[range(len(first)), first - 1] > 0), first - 1, first)
+    return first, 1 - weights[range(len(first)), first]
+
+
+def _c_neighbours(tag: str, loop: c.Loop) -> str:
+    first, share = _neighbours(loop)
+    return integers(f"{tag}_first", first) + floats(f"{tag}_share", share)
+
+
+def _c_resize(tag: str, loop: c.Loop, per: str) -> str:
+    rows, size, columns = loop.shape
+    before = loop.shapes[0][1]
     return f"""
-        for (size_t c = 0; c < {channels}; c++)
-        for (size_t r = 0; r < {height}; r++)
-        for (size_t q = 0; q < {width}; q++)
-        {c.each(per)}
-        y[((c * {height} + r) * {width} + q){per} + l] = x[{source}{per} + l];"""
+        for (size_t o = 0; o < {rows}; o++)
+        for (size_t r = 0; r < {size}; r++) {{
+        const float *const p = x + (o * {before} + {tag}_first[r]) * {columns}{per};
+        const float *const q = {tag}_share[r] > 0 ? p + {columns}{per} : p;
+        for (size_t i = 0; i < {columns}{per}; i++)
+        y[(o * {size} + r) * {columns}{per} + i] = p[i] + (q[i] - p[i]) * {tag}_share[r];
+        }}"""
 
 
 RULES = {
@@ -93,11 +114,12 @@ RULES = {
         _upsample,
         {f"upsample_nearest{rank}d": _read_nearest for rank in (1, 2, 3)},
         onnx=_place_upsample,
-        c=c.LoopRule(_c_upsample, _c_place),
+        c=c_moves.moving(c_moves.enlarged),
     ),
     "resize": Rule(
         _resize,
         {f"upsample_{LINEAR[rank]}{rank}d": _read_linear for rank in (1, 2, 3)},
         onnx=_place_resize,
+        c=c.LoopRule(_c_resize, _c_place_resize, _c_neighbours),
     ),
 }

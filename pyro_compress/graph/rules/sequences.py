@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_compress.graph.calls import Call, Parsed
+from pyro_compress.graph.faces import c, c_text
 from pyro_compress.graph.faces.onnx import Builder, Placement
 from pyro_compress.graph.operations.sequences import GATES
 from pyro_compress.graph.rules.row import Rule
 from pyro_compress.pcn.file import dense
+from pyro_compress.types import Node, count
 
 ORDERS = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
 """Gates in the order in which ONNX has them."""
@@ -94,12 +96,99 @@ def _place_recurrent(op: str) -> Callable[[Builder, Placement], None]:
     return place
 
 
+def _c_place_embedding(planning: c.Planning, node: Node, index: int) -> int:
+    codes, step = c.coded(planning.network.tensors[node.parameters["weight"]])
+    before, made = (count(planning.shapes[i]) for i in (node.inputs[0], index))
+    weights = c.Weights(codes, np.array(step, np.float64), np.zeros(0))
+    value, shape = planning.value[node.inputs[0]], (before, 1, made // before)
+    return planning.add(c.Loop("embedding", [value], [(before, 1, 1)], shape, weights))
+
+
+def _c_embedding(tag: str, loop: c.Loop, per: str) -> str:
+    """Numbers that the table does not have are taken for the nearest that it has."""
+    assert loop.weights is not None
+    (rows, features), number = loop.weights.codes.shape, c_text.number(loop.weights.scale.item())
+    scaled = "" if number == "1.0f" else f" * {number}"
+    return f"""
+        for (size_t i = 0; i < {loop.shape[0]}; i++)
+        {c.each(per)} {{
+        const float v = x[i{per} + l];
+        const size_t row = v > 0 ? v < {rows} ? (size_t)v : {rows - 1} : 0;
+        for (size_t k = 0; k < {features}; k++)
+        y[(i * {features} + k){per} + l] = {tag}_rows[row * {features} + k]{scaled};
+        }}"""
+
+
+def _c_rows(tag: str, loop: c.Loop) -> str:
+    assert loop.weights is not None
+    codes = loop.weights.codes.reshape(-1)
+    return (c_text.floats if codes.dtype.kind == "f" else c_text.integers)(f"{tag}_rows", codes)
+
+
+def _c_place_recurrent(planning: c.Planning, node: Node, index: int) -> int:
+    """What the inputs add to every gate, as a linear layer; then the steps, which call one on the units before."""
+    first, gates = node.inputs[0], GATES[node.op]
+    p = {role: planning.network.tensors[name] for role, name in node.parameters.items()}
+    (into, scale), (across, step) = c.coded(p["weight_ih"]), c.coded(p["weight_hh"])
+    rows, units = across.shape
+    given, kept = (
+        dense(p[role]).astype(np.float64) if role in p else np.zeros(rows) for role in ("bias_ih", "bias_hh")
+    )
+    apart = np.repeat(np.arange(gates) == 2, units) & (node.op == "gru")  # it is multiplied before it is added
+    given, kept = given + np.where(apart, 0, kept), np.where(apart, kept, 0)
+    weights = c.Weights(into[..., None, None], np.array(scale, np.float64), given)
+    value = planning.linear(planning.value[first], planning.shapes[first], weights)
+    weights = c.Weights(across[..., None, None], np.array(step, np.float64), kept)
+    inner = c.Loop("linear", [-1], [(units, 1, 1)], (rows, 1, 1), weights)
+    steps, attributes = planning.shapes[index][0], {"reverse": bool(node.attributes.get("reverse"))}
+    shapes: list[c.Shape] = [(steps, 1, rows)]
+    made = c.Loop(node.op, [value], shapes, (steps, 1, units), None, attributes, inner=inner, scratch=rows + units)
+    return planning.add(made)
+
+
+C_LOGISTIC = "1 / (1 + expf(-({})))"
+C_STEPS = {
+    "lstm": """
+        const float take = {0}, keep = {1}, give = {3};
+        state[i] = keep * state[i] + take * tanhf({2});
+        h[i] = give * tanhf(state[i]);""",
+    "gru": """
+        const float reset = {0}, keep = {1};
+        h[i] = (1 - keep) * tanhf(g[2 * N + i] + reset * gates[2 * N + i]) + keep * before[i];""",
+}
+"""What becomes of unit `i`, given its gates, of `N` numbers each."""
+
+
+def _c_recurrent(tag: str, loop: c.Loop, per: str) -> str:
+    (steps, _, rows), units = loop.shapes[0], loop.shape[2]
+    sums = [f"g[{k} * N + i] + gates[{k} * N + i]" for k in range(4)]
+    sums = [one if (loop.op, k) == ("lstm", 2) else C_LOGISTIC.format(one) for k, one in enumerate(sums)]
+    inside = C_STEPS[loop.op].format(*sums).replace("N", f"{units}{per}")
+    order, before = (f"{steps - 1} - s", "t + 1") if loop.attributes["reverse"] else ("s", "t - 1")
+    return f"""
+        float *const gates = y + {steps * units}{per}, *const state = gates + {rows}{per};
+        for (size_t i = 0; i < {units}{per}; i++)
+        state[i] = 0;
+        for (size_t s = 0; s < {steps}; s++) {{
+        const size_t t = {order};
+        const float *const g = x + t * {rows}{per}, *const before = s > 0 ? y + ({before}) * {units}{per} : state;
+        float *const h = y + t * {units}{per};
+        {tag}_inner{"_lanes" if per else ""}(before, gates);
+        for (size_t i = 0; i < {units}{per}; i++) {{
+        {inside}
+        }}
+        }}"""
+
+
 RULES = {
     "embedding": Rule(
-        lambda x, p, a: F.embedding(x, p["weight"]), {"embedding": _read_embedding}, onnx=_place_embedding
+        lambda x, p, a: F.embedding(x, p["weight"]),
+        {"embedding": _read_embedding},
+        onnx=_place_embedding,
+        c=c.LoopRule(_c_embedding, _c_place_embedding, _c_rows),
     ),
-    "whole": Rule(lambda x, p, a: x.to(torch.int64), onnx=_place_as("INT64")),
-    "truth": Rule(lambda x, p, a: x != 0, onnx=_place_as("BOOL")),
-    "lstm": Rule(_runs(_lstm), onnx=_place_recurrent("lstm")),
-    "gru": Rule(_runs(_gru), onnx=_place_recurrent("gru")),
+    "whole": Rule(lambda x, p, a: x.to(torch.int64), onnx=_place_as("INT64"), c=c.Single(lambda a: "truncf(v)")),
+    "truth": Rule(lambda x, p, a: x != 0, onnx=_place_as("BOOL"), c=c.Single(lambda a: "v != 0 ? 1 : 0")),
+    "lstm": Rule(_runs(_lstm), onnx=_place_recurrent("lstm"), c=c.LoopRule(_c_recurrent, _c_place_recurrent)),
+    "gru": Rule(_runs(_gru), onnx=_place_recurrent("gru"), c=c.LoopRule(_c_recurrent, _c_place_recurrent)),
 }

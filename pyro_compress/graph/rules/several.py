@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_compress.graph.calls import Call, Parsed
-from pyro_compress.graph.faces import c
+from pyro_compress.graph.faces import c, c_moves
 from pyro_compress.graph.faces.c_text import number
 from pyro_compress.graph.faces.onnx import Builder, Placement, plain
 from pyro_compress.graph.rules.layers import product, turned_weight
 from pyro_compress.graph.rules.row import Reader, Rule, is_number
 from pyro_compress.graph.rules.single import scaled
-from pyro_compress.types import count
+from pyro_compress.types import Node, count
 
 
 def _two(op: str) -> Reader:
@@ -129,6 +129,27 @@ def smaller(one: str, other: str) -> str:
     return f"{one} < {other} ? {one} : {other}"
 
 
+def _c_place_two(planning: c.Planning, node: Node, index: int) -> int:
+    """Neighbouring axes along which both are whole, or the same one is repeated, are one; three of these at most."""
+    values, shapes = [planning.value[i] for i in node.inputs], [planning.shapes[i] for i in node.inputs]
+    runs: list[list[int]] = []
+    for pair in zip(*shapes, strict=True):
+        if runs and (pair == (1, 1) or [size == 1 for size in runs[-1]] == [size == 1 for size in pair]):
+            runs[-1] = [before * size for before, size in zip(runs[-1], pair, strict=True)]
+        elif pair != (1, 1):
+            runs.append(list(pair))
+    if len(runs) > 3:
+        values = [
+            planning.moved(value, shape, c_moves.widened(shape, planning.shapes[index]))
+            for value, shape in zip(values, shapes, strict=True)
+        ]
+        runs = [[count(planning.shapes[index])] * 2]
+    runs = [[1, 1]] * (3 - len(runs)) + runs
+    planes: list[c.Shape] = [(runs[0][k], runs[1][k], runs[2][k]) for k in (0, 1)]
+    made = (max(runs[0]), max(runs[1]), max(runs[2]))
+    return planning.add(c.Loop(node.op, values, planes, made))
+
+
 def _c_two(become: Callable[[str, str], str]) -> c.LoopRule:
     """Two values, of which one may be repeated along a dimension where it has size 1."""
 
@@ -148,7 +169,80 @@ def _c_two(become: Callable[[str, str], str]) -> c.LoopRule:
             {c.each(per)}
             y[((c * {height} + r) * {width} + q){per} + l] = {found};"""
 
-    return c.LoopRule(body)
+    return c.LoopRule(body, _c_place_two)
+
+
+def _c_place_matmul(planning: c.Planning, node: Node, index: int) -> int:
+    """Products of matrices; where one is for several, it is repeated before."""
+    made, values, planes = planning.shapes[index], [], []
+    for i in node.inputs:
+        shape, value = planning.shapes[i], planning.value[i]
+        whole = (*made[:-2], *shape[-2:])
+        values.append(planning.moved(value, shape, c_moves.widened(shape, whole)))
+        planes.append((count(made[:-2]), shape[-2], shape[-1]))
+    return planning.add(c.Loop("matmul", values, planes, (count(made[:-2]), made[-2], made[-1])))
+
+
+def _c_matmul(tag: str, loop: c.Loop, per: str) -> str:
+    (parts, rows, inside), columns = loop.shapes[0], loop.shape[2]
+    return f"""
+        for (size_t b = 0; b < {parts}; b++, x0 += {rows * inside}{per}, x1 += {inside * columns}{per})
+        for (size_t r = 0; r < {rows}; r++) {{
+        float *const to = y + (b * {rows} + r) * {columns}{per};
+        for (size_t i = 0; i < {columns}{per}; i++)
+        to[i] = 0;
+        for (size_t k = 0; k < {inside}; k++)
+        for (size_t q = 0; q < {columns}; q++)
+        {c.each(per)}
+        to[q{per} + l] += x0[(r * {inside} + k){per} + l] * x1[(k * {columns} + q){per} + l];
+        }}"""
+
+
+def _c_place_attention(planning: c.Planning, node: Node, index: int) -> int:
+    """Heads, one after the other; the shares of one query lie behind the output."""
+    values, shapes = [planning.value[i] for i in node.inputs], [planning.shapes[i] for i in node.inputs]
+    planes: list[c.Shape] = [(count(shape[:-2]), shape[-2], shape[-1]) for shape in shapes]
+    made = (planes[0][0], planes[0][1], planes[2][2])
+    scale = node.attributes["scale"]
+    attributes = {"causal": node.attributes["causal"], "scale": planes[0][2] ** -0.5 if scale is None else scale}
+    return planning.add(c.Loop("attention", values, planes, made, attributes=attributes, scratch=planes[1][1]))
+
+
+def _c_attention(tag: str, loop: c.Loop, per: str) -> str:
+    (heads, rows, size), (_, keys, _), width = loop.shapes[0], loop.shapes[1], loop.shape[2]
+    seen = f"r < {keys} ? r + 1 : {keys}" if loop.attributes["causal"] else str(keys)
+    return f"""
+        float *const share = y + {count(loop.shape)}{per};
+        for (size_t h = 0; h < {heads}; h++)
+        for (size_t r = 0; r < {rows}; r++) {{
+        const size_t seen = {seen};
+        const float *const query = x0 + (h * {rows} + r) * {size}{per};
+        float *const to = y + (h * {rows} + r) * {width}{per};
+        for (size_t j = 0; j < seen; j++) {{
+        const float *const key = x1 + (h * {keys} + j) * {size}{per};
+        {c.each(per)} {{
+        float sum = 0;
+        for (size_t k = 0; k < {size}; k++)
+        sum += query[k{per} + l] * key[k{per} + l];
+        share[j{per} + l] = sum * {number(loop.attributes["scale"])};
+        }}
+        }}
+        {c.each(per)} {{
+        float most = share[l], sum = 0;
+        for (size_t j = 1; j < seen; j++)
+        most = most > share[j{per} + l] ? most : share[j{per} + l];
+        for (size_t j = 0; j < seen; j++)
+        sum += share[j{per} + l] = expf(share[j{per} + l] - most);
+        for (size_t j = 0; j < seen; j++)
+        share[j{per} + l] /= sum;
+        }}
+        for (size_t i = 0; i < {width}{per}; i++)
+        to[i] = 0;
+        for (size_t j = 0; j < seen; j++)
+        for (size_t k = 0; k < {width}; k++)
+        {c.each(per)}
+        to[k{per} + l] += share[j{per} + l] * x2[((h * {keys} + j) * {width} + k){per} + l];
+        }}"""
 
 
 def _c_mixture(tag: str, loop: c.Loop, per: str) -> str:
@@ -192,10 +286,14 @@ RULES = {
         lambda x, y, p, a: torch.minimum(x, y), {"minimum": _two("minimum")}, onnx=plain("Min"), c=_c_two(smaller)
     ),
     "mixture": Rule(lambda *given: _mixture(given[:-2]), onnx=_place_mixture, c=c.LoopRule(_c_mixture)),
-    "matmul": Rule(lambda x, y, p, a: x @ y, {"matmul": _read_matmul, "bmm": _read_matmul}, onnx=plain("MatMul")),
+    "matmul": Rule(
+        lambda x, y, p, a: x @ y, {"matmul": _read_matmul, "bmm": _read_matmul}, onnx=plain("MatMul"),
+        c=c.LoopRule(_c_matmul, _c_place_matmul),
+    ),
     "attention": Rule(
         lambda q, k, v, p, a: F.scaled_dot_product_attention(q, k, v, is_causal=a["causal"], scale=a["scale"]),
         {"scaled_dot_product_attention": _read_attention},
         onnx=_place_attention,
+        c=c.LoopRule(_c_attention, _c_place_attention),
     ),
-}
+}  # fmt: skip
