@@ -286,9 +286,13 @@ SIDEWAYS = {
     *[("deploy/integer/tables", f"deploy/integer/{room}") for room in ("fixed_point", "steps")],
     *[("deploy/integer/tiles", f"deploy/integer/{room}") for room in ("parts", "steps", "tables")],
     *[("deploy/integer/layers", f"deploy/integer/{room}") for room in ("steps", "tables", "tiles")],
-    *[("deploy/integer/loops", f"deploy/integer/{room}") for room in ("fixed_point", "grids", "steps")],
+    *[("deploy/integer/sequences", f"deploy/integer/{room}") for room in ("fixed_point", "steps", "tables")],
+    *[("deploy/integer/loops", f"deploy/integer/{room}") for room in ("grids", "sequences", "steps")],
     ("deploy/integer/loops", "deploy/c/operations"),
-    *[("deploy/integer/source", f"deploy/integer/{room}") for room in ("arena", "layers", "loops", "steps", "tables")],
+    *[
+        ("deploy/integer/source", f"deploy/integer/{room}")
+        for room in ("arena", "arithmetic", "layers", "loops", "sequences", "steps", "tables")
+    ],
     ("deploy/integer/source", "deploy/c/source"),
     *[(f"deploy/integer/{hall}", "deploy/c/library") for hall in ("library", "footprint")],
     *[

@@ -83,8 +83,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "layer norm": (lambda: nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6)), (4, 5)),
     "positions": (lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 7)), (4, 3, 5)),
-    "lstm": (lambda: states(nn.LSTM(5, 6, batch_first=True), 6), (7, 5)),
-    "gru": (lambda: states(nn.GRU(5, 6, batch_first=True), 6), (7, 5)),
+    "states of an lstm": (lambda: states(nn.LSTM(5, 6, batch_first=True), 6), (7, 5)),
+    "states of a gru": (lambda: states(nn.GRU(5, 6, batch_first=True), 6), (7, 5)),
     "lstm both ways": (lambda: states(nn.LSTM(5, 6, 2, batch_first=True, bidirectional=True), 12), (7, 5)),
     "gru both ways": (lambda: states(nn.GRU(5, 6, 2, False, True, bidirectional=True), 12), (4, 5)),
     "attention": (

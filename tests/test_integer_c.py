@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from test_c_export import HOSTILE, LARGE, MISSING, SCORES, linear, problem
+from test_c_export import HOSTILE, LARGE, MISSING, SCORES, drawn, linear, problem
 from test_shrink import PROBLEMS
 
 from pyro_compress.cli.main import main
@@ -38,7 +38,7 @@ needs_compiler = pytest.mark.skipif(MISSING, reason="needs a C compiler")
 QUICK = (*STRICT, "-O1")
 CAREFUL = (*QUICK, "-fsanitize=undefined", "-fno-sanitize-recover")
 ASYMMETRIC, SYMMETRIC = Choice(False, False), Choice(True, True)
-REFUSED = {"normalized": "divide"}
+REFUSED = {"normalized": "divide", "functions": "variance"}
 
 
 def stepped(network: Compressed, x: np.ndarray, choice: Choice = ASYMMETRIC, raw: float = 0.0) -> list[Step]:
@@ -51,15 +51,11 @@ def library(steps: list[Step], folder: Path, options: tuple[str, ...] = QUICK) -
     return IntegerLibrary(path, options)
 
 
-def examples(network: Compressed, number: int = 30) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((number, *network.graph.input_shape)).astype(np.float32)
-
-
 def agrees(
     network: Compressed, folder: Path, choice: Choice = ASYMMETRIC, near: float = 0.05, options: tuple[str, ...] = QUICK
 ) -> list[Step]:
     """C and numpy to the bit, and both near the floats, as a share of the outputs' standard deviation."""
-    x = examples(network)
+    x = drawn(network, 30)
     steps = stepped(network, x, choice)
     made = library(steps, folder, options)
     codes = made.codes(x)
@@ -150,7 +146,7 @@ def test_a_pooled_map_never_lies_in_memory() -> None:
 @pytest.mark.parametrize("name", ["residual", "depthwise", "gated", "pooled", "points"])
 def test_what_is_still_read_is_not_written_over(name: str) -> None:
     network = problem(name, True)
-    steps = stepped(network, examples(network))
+    steps = stepped(network, drawn(network, 30))
     arena = planned(steps)
     assert arena.bytes < sum(count(step.shape) for step in steps)
     for index, step in enumerate(steps[:-1]):
@@ -249,7 +245,7 @@ def test_functions_of_every_integer(node: Node, tmp_path: Path) -> None:
 def test_headers_alone_and_floats(tmp_path: Path) -> None:
     """Another file takes the declarations, and the floats of `run` are those of the integers."""
     network = linear(np.random.default_rng(0).standard_normal((3, 4)))
-    made = library(stepped(network, x := examples(network)), tmp_path)
+    made = library(stepped(network, x := drawn(network, 30)), tmp_path)
     (tmp_path / "main.c").write_text(
         '#define N_HEADER\n#include <stdio.h>\n#include "n.c"\nint main(void)\n{\n'
         f"static const float x[N_INPUTS] = {{{', '.join(map(str, x[0]))}}};\n"
@@ -297,7 +293,7 @@ def test_a_loss_is_doubtful(mnist_dir: str, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("name", ["residual", "gated", "activations"])
 def test_it_is_cpp_as_well(name: str, tmp_path: Path) -> None:
     network = problem(name, True)
-    (tmp_path / "n.c").write_text(program(stepped(network, examples(network)), "n").code)
+    (tmp_path / "n.c").write_text(program(stepped(network, drawn(network, 30)), "n").code)
     options = ["-x", "c++", "-O1", "-Wall", "-Wextra", "-Werror", "-pedantic", "-c", "-DN_FLOAT", "-o"]
     done = subprocess.run(["g++", *options, tmp_path / "n.o", tmp_path / "n.c"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -308,7 +304,7 @@ def test_hostile_names(tmp_path: Path) -> None:
     """Names of classes and files are text, whatever they look like."""
     network = linear(np.eye(len(HOSTILE)), classes=HOSTILE, data="*/ #error ??/\n")
     stem = "7 *\\odd' $(name)"
-    steps = stepped(network, x := examples(network))
+    steps = stepped(network, x := drawn(network, 30))
     (path := tmp_path / f"{stem}.c").write_text(text(program(steps, stem), card(network, SCORES, 7), stem, ["*/"]))
     made = IntegerLibrary(path, CAREFUL)
     assert np.array_equal(made.run(made.codes(x)), integer_reference.run(steps, made.codes(x)))

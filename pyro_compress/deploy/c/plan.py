@@ -121,7 +121,7 @@ class LoopPlan:
         if isinstance(face, Single):
             if not self.alone[first]:
                 self.copy(first, index)
-            self.loops[self.value[index]].after.append(node)
+            self._moved_from(self.loops[self.value[index]]).after.append(node)
         elif isinstance(face, Layer):
             self.layer(node, index)
         elif isinstance(face, LoopRule):
@@ -175,11 +175,17 @@ class LoopPlan:
         weights = Weights(np.zeros(0), scale, bias)
         self.value[index] = self.add(Loop("affine", [self.value[first]], [shape], shape, weights))
 
+    def _moved_from(self, loop: Loop) -> Loop:
+        """The layer whose outputs a loop moves, where it moves nothing else: functions of single values run there."""
+        while loop.op == "moved" and loop.attributes["layer"] and not loop.after:
+            loop = self.loops[loop.inputs[0]]
+        return loop
+
     def _layer_before(self, node: int) -> tuple[Loop, int] | None:
         """The layer that made a value's channels, and how many of its outputs are in each of them."""
-        loop, times = self.loops[self.value[node]], 1
-        while loop.op == "moved" and loop.attributes["layer"] and not loop.after:
-            loop, times = self.loops[loop.inputs[0]], times * loop.attributes["layer"]
+        moved = self.loops[self.value[node]]
+        loop = self._moved_from(moved)
+        times = moved.attributes["layer"] if loop is not moved else 1
         fits = is_layer(loop) and not loop.after and "positions" not in loop.attributes
         return (loop, times) if fits else None
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyro_compress.deploy.integer.parts import TWO
+from pyro_compress.deploy.integer.parts import NORMS, TWO
 from pyro_compress.deploy.integer.steps import Step
 from pyro_compress.types import count
 
-IN_PLACE = (*TWO, "copy", "prelu", "max_pool", "avg_pool", "mean", "sum", "amax", "amin")
+IN_PLACE = (
+    *TWO, "copy", "prelu", "max_pool", "avg_pool", "mean", "sum", "amax", "amin", *NORMS, "softmax", "log_softmax",
+)  # fmt: skip
 """Operations whose output at one place needs no input before it any more."""
 
 
@@ -19,10 +21,12 @@ class Arena:
     Attributes:
         places: per step, the offset of its output; -1 for the last, which is the caller's.
         bytes: the largest extent that is in use at a time.
+        work: numbers of 32 bits beside it, of the step that holds most of them.
     """
 
     places: list[int]
     bytes: int
+    work: int = 0
 
 
 def planned(steps: list[Step]) -> Arena:
@@ -30,7 +34,8 @@ def planned(steps: list[Step]) -> Arena:
     spans = _spans(steps)
     orders = [sorted(spans), sorted(spans, key=lambda one: -spans[one][0])]
     size, places = min((_placed(spans, order) for order in orders), key=lambda found: found[0])
-    return Arena([*(places[_owner(steps, i)] for i in range(len(steps) - 1)), -1], size)
+    work = max(step.work for step in steps)
+    return Arena([*(places[_owner(steps, i)] for i in range(len(steps) - 1)), -1], size, work)
 
 
 def _last(steps: list[Step], index: int) -> int:

@@ -84,7 +84,8 @@ def write_integer(
 def _tried(parts: Parts, card: Mapping[str, Any], stem: str, splits: Splits, examples: Tensor) -> list[_Tried]:
     """Every choice of grids, compiled and scored on the validation split."""
     entry, found = card["input"], list[_Tried]()
-    raw = entry["scale"] if entry["range"] == [0, 1] and entry["scale"] <= 255 else 0.0
+    images = entry["range"] == [0, 1] and entry["dtype"] == "float32"
+    raw = entry["scale"] if images and entry["scale"] <= 255 else 0.0
     ranges, plan = calibrated(parts.network, examples), plan_of(parts.network)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for choice in CHOICES:

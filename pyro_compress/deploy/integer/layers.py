@@ -6,7 +6,7 @@ Two ways: one sum per output, or a tile of sums in registers (`tiles`).
 from __future__ import annotations
 
 from pyro_compress.deploy.integer import tiles
-from pyro_compress.deploy.integer.steps import Step
+from pyro_compress.deploy.integer.steps import Step, once
 from pyro_compress.deploy.integer.tables import bias_of, gaps_of, is_vector, is_whole
 from pyro_compress.graph.faces.c_text import integer_type
 from pyro_compress.types import count
@@ -19,7 +19,16 @@ def functions(tag: str, step: Step) -> str:
 
 def body(tag: str, step: Step, write: str) -> str:
     """What a layer's function does; `write` makes an output of a sum, given the sum and the output's index `o`."""
-    return _vector(tag, step, write) if is_vector(step) else tiles.body(tag, step, write)
+    alone = once(step)
+    if not is_vector(alone):
+        return tiles.body(tag, step, write)
+    if step.positions == 1:
+        return _vector(tag, step, write)
+    inputs, outputs = step.shapes[0][2], step.shape[2]
+    return f"""
+        for (int32_t t = 0; t < {step.positions}; t++, x += {inputs}, y += {outputs}) {{
+        {_vector(tag, alone, write)}
+        }}"""
 
 
 def _vector(tag: str, step: Step, write: str) -> str:

@@ -25,6 +25,7 @@ class IntegerLibrary:
 
     Attributes:
         inputs: values of an example, and `outputs`.
+        kind: type of an input value.
         entry: scale and zero of its input; `out` likewise.
         arena: bytes of its memory.
     """
@@ -37,12 +38,16 @@ class IntegerLibrary:
         self.entry, self.out = (
             (self.macros[f"{side}_SCALE"], int(self.macros[f"{side}_ZERO_POINT"])) for side in ("INPUT", "OUTPUT")
         )
+        tokens = int(self.macros.get("TOKENS", 0))
+        self.kind: type = np.min_scalar_type(tokens - 1).type if tokens else np.int8
         self._library = shared(path, options)
         self._run = self._library[f"{name}_run_int8"]
         self._run.restype = None
 
     def codes(self, x: np.ndarray) -> np.ndarray:
-        """Inputs `(n, ...)` as integers `(n, inputs)`."""
+        """Inputs `(n, ...)` as integers `(n, inputs)`; tokens stay what they are."""
+        if self.kind is not np.int8:
+            return x.reshape(len(x), -1).astype(self.kind)
         scale, zero = self.entry
         return np.clip(np.rint(x.reshape(len(x), -1) / scale) + zero, -128, 127).astype(np.int8)
 

@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pyro_compress.deploy.c.operations import is_border
-from pyro_compress.deploy.integer.fixed_point import fixed
+from pyro_compress.deploy.c.operations import is_border, moving, offsets
+from pyro_compress.deploy.integer import sequences
 from pyro_compress.deploy.integer.grids import HIGH, LOW
+from pyro_compress.deploy.integer.sequences import by
 from pyro_compress.deploy.integer.steps import Step
 from pyro_compress.graph.faces.c import Loop
 from pyro_compress.graph.faces.c_text import integers, table
+from pyro_compress.graph.rules.resizing import neighbours
 from pyro_compress.types import count
 
 ADDED_BITS = 21
@@ -27,6 +29,13 @@ def tables(tag: str, step: Step) -> str:
         assert step.numbers is not None
         codes = step.grid.codes(step.numbers.astype(np.float64)).ravel()
         return table("int8_t", f"{tag}_values", map(str, codes.tolist()))
+    if step.op == "moved":
+        return offsets(tag, step.attributes)
+    if step.op == "resize":
+        first, share = shares(step)
+        return integers(f"{tag}_first", first) + integers(f"{tag}_share", share)
+    if step.op in sequences.TABLES:
+        return sequences.TABLES[step.op](tag, step)
     if step.op != "pad" or is_border(_loop(step)):
         return ""
     sides = zip(("rows", "columns"), step.attributes["sources"], strict=True)
@@ -40,12 +49,6 @@ def _loop(step: Step) -> Loop:
 def body(tag: str, step: Step, write: str) -> str:
     """What a loop's function does; `write` makes an output of a value on the grid of the sums."""
     return BODIES[step.op](tag, step, write)
-
-
-def by(step: Step, factor: float, value: str) -> str:
-    """The call that makes 8 bits of a sum in units of `factor` times the grid's."""
-    multiplier, shift = fixed(factor)
-    return f"requantized({value}, {multiplier}, {shift}, {step.grid.zero}, {step.low}, {step.high})"
 
 
 def _copy(tag: str, step: Step, write: str) -> str:
@@ -169,27 +172,45 @@ def _nested(step: Step, value: str) -> str:
 
 
 def _concat(tag: str, step: Step, write: str) -> str:
-    lines, start = [], 0
+    lines, start, rows = [], 0, step.attributes["rows"]
+    whole = count(step.shape) // rows
     for number, (shape, grid) in enumerate(zip(step.shapes, step.grids, strict=True)):
-        x = f"x{number if len(step.shapes) > 1 else ''}[i]"
+        size = count(shape) // rows
+        to, source = f"{start} + i", "i"
+        if rows > 1:
+            lines.append(f"for (int32_t r = 0; r < {rows}; r++)")
+            to, source = f"r * {whole} + {start} + i", f"r * {size} + i"
+        x = f"x{number if len(step.shapes) > 1 else ''}[{source}]"
         same = grid == step.grid and (step.low, step.high) == (LOW, HIGH)
         value = x if same else by(step, grid.scale / step.grid.scale, f"{x} - {grid.zero}")
-        lines.append(f"for (int32_t i = 0; i < {count(shape)}; i++)\ny[{start} + i] = {write.format(value)};")
-        start += count(shape)
+        lines.append(f"for (int32_t i = 0; i < {size}; i++)\ny[{to}] = {write.format(value)};")
+        start += size
     return "\n".join(lines)
 
 
-def _slice(tag: str, step: Step, write: str) -> str:
-    a, (_, rows, columns) = step.attributes, step.shapes[0]
-    k, r, q = (
-        f"({name} * {a['step']} + {a['start']})" if place == a["place"] else name for place, name in enumerate("crq")
-    )
-    channels, height, width = step.shape
+def _moved(tag: str, step: Step, write: str) -> str:
+    loops, place, source = moving(tag, step.attributes, "int32_t")
+    return f"{loops}\ny[{place}] = {write.format(f'x[{source}]')};"
+
+
+def shares(step: Step) -> tuple[np.ndarray, np.ndarray]:
+    """Per place of an axis of another size, the first of two neighbours, and 256ths of the second."""
+    first, share = neighbours(_loop(step))
+    return first, np.rint(256 * share).astype(np.int64)
+
+
+def _resize(tag: str, step: Step, write: str) -> str:
+    (rows, size, columns), before = step.shape, step.shapes[0][1]
+    value = "(int8_t)((p[i] * (256 - share) + q[i] * share + 128) >> 8)"
     return f"""
-        for (int32_t c = 0; c < {channels}; c++)
-        for (int32_t r = 0; r < {height}; r++)
-        for (int32_t q = 0; q < {width}; q++)
-        y[(c * {height} + r) * {width} + q] = {write.format(f"x[({k} * {rows} + {r}) * {columns} + {q}]")};"""
+        for (int32_t o = 0; o < {rows}; o++)
+        for (int32_t r = 0; r < {size}; r++) {{
+        const int32_t share = {tag}_share[r];
+        const int8_t *const p = x + (o * {before} + {tag}_first[r]) * {columns};
+        const int8_t *const q = share > 0 ? p + {columns} : p;
+        for (int32_t i = 0; i < {columns}; i++)
+        y[(o * {size} + r) * {columns} + i] = {write.format(value)};
+        }}"""
 
 
 def _pad(tag: str, step: Step, write: str) -> str:
@@ -232,7 +253,9 @@ BODIES: dict[str, Callable[[str, Step, str], str]] = {
     "prelu": _prelu,
     "constant": _constant,
     "concat": _concat,
-    "slice": _slice,
+    "moved": _moved,
+    "resize": _resize,
     "pad": _pad,
+    **sequences.BODIES,
 }
 """Loops by operation."""

@@ -2,7 +2,8 @@
 
 The loops are those of `deploy.c.plan`, rearranged to keep little in memory: a border of zeros is no copy but a check
 inside the convolution or the pooling that reads it, and pooling behind a convolution is part of it, so that the map
-between them never lies in memory. Batch norm on its own is a convolution of one weight per channel.
+between them never lies in memory. Batch norm on its own is a convolution of one weight per channel. A recurrent layer
+has what its inputs add to its gates in it: neither these nor the gates ever become 8 bits.
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ import numpy as np
 
 from pyro_compress.deploy.c.operations import is_border
 from pyro_compress.deploy.c.plan import LoopPlan, behind, is_layer, loop_plan
-from pyro_compress.graph.faces.c import LOWEST, Loop, Weights
+from pyro_compress.graph.faces.c import LOWEST, Loop, Shape, Weights
 from pyro_compress.types import Compressed
 
 CLAMPS = ("relu", "clip")
 """Functions that are bounds of what a sum may become."""
-KEEPING = ("max_pool", "amax", "amin", "slice", "pad", "copy")
+KEEPING = ("max_pool", "amax", "amin", "moved", "pad", "resize", "copy")
 """Operations that choose among values and so keep their grid."""
 TWO = ("add", "subtract", "multiply", "maximum", "minimum")
 """Operations on two values."""
 SUMS = 8
 """Sums of a layer that are kept in registers: as many outputs are pooled there at most."""
-SUPPORTED = (*TWO, "concat", "avg_pool", "mean", "sum", "prelu", "constant", *KEEPING)
+RECURRENT = ("lstm", "gru")
+NORMS = ("layer_norm", "group_norm")
+SUPPORTED = (
+    *TWO, "concat", "avg_pool", "mean", "sum", "prelu", "constant", *KEEPING, "embedding", *NORMS, "softmax",
+    "log_softmax", "matmul", "attention", *RECURRENT,
+)  # fmt: skip
 """Loops beside layers."""
 
 
@@ -48,6 +54,7 @@ class Part:
         border: rows above and columns left of its input that are zeros, or nothing for pooling.
         pool: what the outputs of a convolution are pooled in.
         name: of the weights, or of those before it, for messages.
+        given: of a recurrent layer, the linear layer of its inputs.
     """
 
     loop: Loop
@@ -56,6 +63,7 @@ class Part:
     border: tuple[int, int] = (0, 0)
     pool: Window | None = None
     name: str = "the input"
+    given: Loop | None = None
 
 
 @dataclass(frozen=True)
@@ -76,26 +84,54 @@ def parts_of(network: Compressed) -> Parts:
     parts = [_part(plan, index) for index in range(len(plan.loops))]
     for part in parts:
         if not (is_layer(part.loop) or part.loop.op in SUPPORTED):
-            known = ", ".join(("linear", "conv1d", "conv2d", *SUPPORTED))
             raise ValueError(
-                f"operation {part.loop.op!r} behind {part.name} is not supported in integer C (supported: {known}, and "
-                "functions of single values); leave it out of the network, or export without --integer"
+                f"operation {part.loop.op!r} behind {part.name} is not supported in integer C; leave it out of the "
+                "network, or export without --integer"
             )
-    return Parts(_without_unread(_pooled(_bordered(parts))), plan.network)
+    _check_tables(parts, plan.network)
+    return Parts(_without_unread(_pooled(_bordered(_apart(parts)))), plan.network)
+
+
+def _check_tables(parts: list[Part], network: Compressed) -> None:
+    """Refuse tables that something else than the network's tokens is looked up in."""
+    for part in parts:
+        if part.loop.op == "embedding" and (network.graph.kind == "float32" or part.loop.inputs != [-1]):
+            raise ValueError(
+                f"{part.name} looks up numbers that are computed, or lie in a row with others; integer C looks up "
+                "whole inputs of tokens only: export without --integer"
+            )
+
+
+def _apart(parts: list[Part]) -> list[Part]:
+    """Functions behind a recurrent layer run over a copy: it reads its own outputs."""
+    found, places = list[Part](), {-1: -1}
+    for index, part in enumerate(parts):
+        loop = replace(part.loop, inputs=[places[i] for i in part.loop.inputs])
+        after = loop.after if loop.op in RECURRENT else []
+        final = part.base if after else part.final
+        found.append(replace(part, loop=replace(loop, after=[] if after else loop.after), final=final))
+        if after:
+            copied = Loop("copy", [len(found) - 1], [loop.shape], loop.shape, after=after)
+            found.append(replace(part, loop=copied, given=None))
+        places[index] = len(found) - 1
+    return found
 
 
 def _part(plan: LoopPlan, index: int) -> Part:
     loop = plan.loops[index]
-    nodes = [node for node, value in sorted(plan.value.items()) if value == index]
     after = {id(node) for node in loop.after}
+    nodes = [node for node, value in sorted(plan.value.items()) if value == index]
+    if not nodes and is_layer(loop):  # whose outputs are moved before anybody reads them
+        nodes = [loop.node, *(i for i, node in enumerate(plan.network.graph.nodes) if id(node) in after)]
     place = next((i for i, node in enumerate(nodes) if id(plan.network.graph.nodes[node]) in after), len(nodes))
-    before = nodes[:place]
-    return Part(
-        _as_layer(loop),
-        before[-1] if before else -1,
-        nodes[-1] if nodes else -1,
-        name=behind(plan.network.graph, max(nodes, default=loop.node)),
-    )
+    before = nodes[:place] or [-1]
+    name = behind(plan.network.graph, max(nodes, default=loop.node))
+    part = Part(_as_layer(loop), before[-1], nodes[-1] if nodes else before[-1], name=name)
+    if loop.op not in RECURRENT:
+        return part
+    given = plan.loops[loop.inputs[0]]
+    shapes: list[Shape] = [(loop.shape[0], 1, given.weights.codes.shape[1])] if given.weights else []
+    return replace(part, loop=replace(loop, inputs=list(given.inputs), shapes=shapes), given=given)
 
 
 def _as_layer(loop: Loop) -> Loop:
@@ -148,7 +184,7 @@ def _pooled(parts: list[Part]) -> list[Part]:
 
 def window_of(loop: Loop) -> Window:
     """The windows of a pooling."""
-    kernel, stride = ([1] * (2 - len(loop.attributes[k])) + loop.attributes[k] for k in ("kernel", "stride"))
+    kernel, stride = loop.attributes["kernel"], loop.attributes["stride"]
     return Window((kernel[0], kernel[1]), (stride[0], stride[1]))
 
 

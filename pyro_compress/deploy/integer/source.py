@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from pyro_compress.deploy.c.source import named, told
-from pyro_compress.deploy.integer import layers, loops, tables
+from pyro_compress.deploy.integer import layers, loops, sequences, tables
 from pyro_compress.deploy.integer.arena import Arena, planned
-from pyro_compress.deploy.integer.steps import Step, entry_grid, entry_size
-from pyro_compress.graph.faces.c_text import comment, identifier, indented, number, table
+from pyro_compress.deploy.integer.arithmetic import needed
+from pyro_compress.deploy.integer.steps import Step, entry_grid, entry_size, once
+from pyro_compress.graph.faces.c_text import comment, identifier, indented, integer_type, number, table
 from pyro_compress.types import count
 
 HOW_TO = """\
@@ -24,11 +25,13 @@ Compile this file as it is. Where it is used, take its declarations alone, which
 
     name_run_int8(input, output);
 
-with NAME_INPUTS integers of 8 bits, value / NAME_INPUT_SCALE + NAME_INPUT_ZERO_POINT, rounded{raw},
+with {given},
 and room for NAME_OUTPUTS of them: value = NAME_OUTPUT_SCALE * (integer - NAME_OUTPUT_ZERO_POINT).
 
 It computes in integers alone, needs no library and allocates nothing. Its NAME_ARENA bytes of memory are static:
-one run at a time. -DNAME_FLOAT adds name_run, which takes and gives floats."""
+one run at a time. -DNAME_FLOAT adds name_run, which {floats}."""
+INTEGERS = "NAME_INPUTS integers of 8 bits, value / NAME_INPUT_SCALE + NAME_INPUT_ZERO_POINT, rounded{raw}"
+TOKENS = "NAME_INPUTS tokens, whole numbers from 0 to NAME_TOKENS - 1"
 
 DECLARATIONS = """
 #ifndef NAME_INPUTS
@@ -41,13 +44,13 @@ DECLARATIONS = """
 #define NAME_OUTPUT_SCALE {output_scale}
 #define NAME_OUTPUT_ZERO_POINT {output_zero}
 #define NAME_ARENA {arena}
-
+{tokens}
 #ifdef __cplusplus
 extern "C" {
 #endif
-void name_run_int8(const int8_t *input, int8_t *output);
+void name_run_int8(const {value} *input, int8_t *output);
 #ifdef NAME_FLOAT
-void name_run(const float *input, float *output);
+void name_run(const {float} *input, float *output);
 #endif
 #ifdef __cplusplus
 }
@@ -59,46 +62,6 @@ void name_run(const float *input, float *output);
 #error "negative numbers must be shifted to the right as two's complement"
 #endif
 """
-
-CLAMPED = """
-static int8_t clamped(int32_t value, int32_t low, int32_t high)
-{
-return (int8_t)(value < low ? low : value > high ? high : value);
-}
-"""
-
-REQUANTIZED = """
-/* sum * multiplier / 2^shift, halves up, plus the zero point */
-static int8_t requantized(int32_t sum, int32_t multiplier, int32_t shift, int32_t zero, int32_t low, int32_t high)
-{
-const int64_t product = (int64_t)sum * multiplier + ((int64_t)1 << (shift - 1));
-return clamped((int32_t)(product >> shift) + zero, low, high);
-}
-"""
-
-SHIFTED = """
-static int8_t shifted(int32_t sum, int32_t shift, int32_t zero, int32_t low, int32_t high)
-{
-return clamped(((sum + ((int32_t)1 << (shift - 1))) >> shift) + zero, low, high);
-}
-"""
-
-LARGER = """
-static int8_t larger(int8_t one, int8_t other)
-{
-return one > other ? one : other;
-}
-"""
-
-SMALLER = """
-static int8_t smaller(int8_t one, int8_t other)
-{
-return one < other ? one : other;
-}
-"""
-
-HELPERS = {"requantized": REQUANTIZED, "shifted": SHIFTED, "larger": LARGER, "smaller": SMALLER}
-"""Functions that are there where they are called."""
 
 APART = """
 #if defined(__GNUC__)
@@ -118,6 +81,20 @@ const float v = input[i] / NAME_INPUT_SCALE + NAME_INPUT_ZERO_POINT;
 codes[i] = (int8_t)((int32_t)((v < -128 ? -128 : v > 127 ? 127 : v) + 128.5f) - 128);
 }
 name_run_int8(codes, found);
+for (int32_t i = 0; i < NAME_OUTPUTS; i++)
+output[i] = NAME_OUTPUT_SCALE * (float)(found[i] - NAME_OUTPUT_ZERO_POINT);
+}
+#endif
+#endif
+"""
+
+
+FLOATS_OF_TOKENS = """
+#ifdef NAME_FLOAT
+void name_run(const {value} *input, float *output)
+{
+static int8_t found[NAME_OUTPUTS];
+name_run_int8(input, found);
 for (int32_t i = 0; i < NAME_OUTPUTS; i++)
 output[i] = NAME_OUTPUT_SCALE * (float)(found[i] - NAME_OUTPUT_ZERO_POINT);
 }
@@ -156,11 +133,24 @@ def program(steps: list[Step], stem: str) -> Program:
     """
     arena = planned(steps)
     inside = "\n".join(_functions(steps))
-    helpers = [text for name, text in HELPERS.items() if f"{name}(" in inside]
-    helpers = [APART, CLAMPED, *helpers] if helpers else []
-    memory = "static int8_t arena[NAME_ARENA];\n" if arena.bytes else ""
-    code = "\n".join([_declarations(steps, arena), memory, *helpers, inside, _run(steps, arena), FLOATS])
+    helpers = [APART, *needed(inside)]
+    memory = f"static int8_t arena[{arena.bytes}];\n" if arena.bytes else ""
+    memory += f"static int32_t work[{arena.work}];\n" if arena.work else ""
+    floats = FLOATS_OF_TOKENS.replace("{value}", value_type(steps)) if tokens_of(steps) else FLOATS
+    code = "\n".join([_declarations(steps, arena), memory, *helpers, inside, _run(steps, arena), floats])
     return Program(named(indented(code), identifier(stem)), arena, steps)
+
+
+def tokens_of(steps: list[Step]) -> int:
+    """Kinds of tokens that a program reads; 0: its inputs are none."""
+    rows = [len(step.numbers) for step in steps if step.op == "embedding" and step.numbers is not None]
+    return min(rows, default=0)
+
+
+def value_type(steps: list[Step]) -> str:
+    """Type of an input value: of tokens the smallest that holds them."""
+    tokens = tokens_of(steps)
+    return integer_type(np.array([tokens - 1])) if tokens else "int8_t"
 
 
 def text(built: Program, card: Mapping[str, Any], stem: str, report: list[str]) -> str:
@@ -173,19 +163,24 @@ def text(built: Program, card: Mapping[str, Any], stem: str, report: list[str]) 
         report: lines on memory and accuracy.
     """
     lines = [f"A compressed network in integers, as one C99 file, written by {card['producer']}.", ""]
-    lines += told(card, "int8", count(built.steps[-1].shape))
+    tokens = tokens_of(built.steps)
+    lines += told(card, value_type(built.steps).removesuffix("_t"), count(built.steps[-1].shape))
     entry = entry_grid(built.steps)
-    raw = f"\n(an image's byte - {-entry.zero})" if card["input"]["range"] == [0, 1] else ""
-    how = named(HOW_TO, identifier(stem)).format(file=f'"{stem}.c"', raw=raw)
+    raw = f"\n(an image's byte - {-entry.zero})" if card["input"]["range"] == [0, 1] and not tokens else ""
+    given = TOKENS if tokens else INTEGERS.format(raw=raw)
+    floats = "gives floats" if tokens else "takes and gives floats"
+    how = named(HOW_TO.replace("{given}", given), identifier(stem)).format(file=f'"{stem}.c"', floats=floats)
     return comment([*lines, "", *report, "", *how.splitlines()]) + built.code
 
 
 def _declarations(steps: list[Step], arena: Arena) -> str:
     entry, out = entry_grid(steps), steps[-1].out
     values = {
-        "inputs": entry_size(steps), "outputs": count(steps[-1].shape), "arena": arena.bytes,
+        "inputs": entry_size(steps), "outputs": count(steps[-1].shape), "arena": arena.bytes + 4 * arena.work,
         "input_scale": number(entry.scale), "input_zero": _signed(entry.zero),
-        "output_scale": number(out.scale), "output_zero": _signed(out.zero),
+        "output_scale": number(out.scale), "output_zero": _signed(out.zero), "value": value_type(steps),
+        "float": value_type(steps) if tokens_of(steps) else "float",
+        "tokens": f"#define NAME_TOKENS {tokens_of(steps)}\n" if tokens_of(steps) else "",
     }  # fmt: skip
     found = DECLARATIONS
     for key, value in values.items():
@@ -217,13 +212,17 @@ def _functions(steps: list[Step]) -> Iterator[str]:
         if step.table is not None:
             yield table("int8_t", f"{tag}_table", map(str, step.table.tolist()))
             write = f"{tag}_table[{{}} + 128]"
-        inputs = [f"const int8_t *x{i if len(step.inputs) > 1 else ''}" for i in range(len(step.inputs))]
+        kinds = [value_type(steps) if source < 0 else "int8_t" for source in step.inputs]
+        inputs = [f"const {kind} *x{i if len(kinds) > 1 else ''}" for i, kind in enumerate(kinds)]
         if step.layer:
-            yield tables.tables(tag, step)
-            yield layers.functions(tag, step)
-            inside = layers.body(tag, step, write.format(tables.finished(tag, step, "{}")))
+            alone = once(step)
+            yield tables.tables(tag, alone)
+            yield layers.functions(tag, alone)
+            inside = layers.body(tag, step, write.format(tables.finished(tag, alone, "{}")))
         else:
             yield loops.tables(tag, step)
+            if step.given:
+                yield sequences.recurrent_functions(tag, step)
             inside = loops.body(tag, step, write)
         yield f"static void {tag}({', '.join([*inputs, 'int8_t *y'])})\n{{\n{inside.strip()}\n}}\n"
 
@@ -234,4 +233,5 @@ def _run(steps: list[Step], arena: Arena) -> str:
         f"step{index}({', '.join([*('input' if i < 0 else places[i] for i in step.inputs), places[index]])});"
         for index, step in enumerate(steps)
     ]
-    return "\n".join(["void name_run_int8(const int8_t *input, int8_t *output)", "{", *calls, "}", ""])
+    signature = f"void name_run_int8(const {value_type(steps)} *input, int8_t *output)"
+    return "\n".join([signature, "{", *calls, "}", ""])

@@ -83,7 +83,7 @@ def _c_place_resize(planning: c.Planning, node: Node, index: int) -> int:
     return value
 
 
-def _neighbours(loop: c.Loop) -> tuple[np.ndarray, np.ndarray]:
+def neighbours(loop: c.Loop) -> tuple[np.ndarray, np.ndarray]:
     """Per place, the first of the two that it is made of, and the share of the second."""
     weights = resampling(loop.shapes[0][1], loop.shape[1], loop.attributes["corners"])
     first = weights.argmax(1)
@@ -92,7 +92,7 @@ def _neighbours(loop: c.Loop) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _c_neighbours(tag: str, loop: c.Loop) -> str:
-    first, share = _neighbours(loop)
+    first, share = neighbours(loop)
     return integers(f"{tag}_first", first) + floats(f"{tag}_share", share)
 
 
