@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,6 +47,24 @@ def prepare(device: str = "auto", threads: int = 0, deterministic: bool = False)
     torch.set_flush_denormal(True)
     _keep_freed_memory()
     return "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+
+
+SLOW_BFLOAT16 = (
+    "this processor computes no products in bfloat16 (AVX512-BF16, AMX or ARM's BF16 would): --precision bfloat16 is "
+    "likely slower here than float32"
+)
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether a device multiplies matrices in bfloat16 itself; elsewhere torch converts back and forth.
+
+    Of a CPU only newer releases of torch say so; it counts as able where torch is older.
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    told: Any = getattr(torch.cpu, "get_capabilities", None)
+    flags = told() if told else {"bf16": True}
+    return any(flags.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def _keep_freed_memory() -> None:

@@ -1,6 +1,9 @@
 """What one SVI step costs, as a multiple of a fused-Adam step on point weights of the same network.
 
-    python scripts/bench_step.py [--hidden 500 1200] [--batch 100 1000] [--json FILE] [--smoke]
+    python scripts/bench_step.py [--hidden 500 1200] [--net resnet-20] [--batch 100 1000] [--json FILE] [--smoke]
+
+`--hidden` are widths of 784-H-H-10, `--net` names of built-in networks of images (CIFAR's, MNIST's of LeNets), in the
+memory format and with the `--precision` of a fit. Adam's step has the same.
 
 All variants of one network and batch size live in one process and are timed in turn, round after round; a row's time
 is the median of its rounds, its ratio the median of the rounds' own ratios. Modes: `eager`, `captured` (one compiled
@@ -42,9 +45,14 @@ from pyro_compress.bayes.step import Rule, State, Trained, eager, trained_parame
 from pyro_compress.cli.commands import run_script
 from pyro_compress.deploy.memory import high_water_mib
 from pyro_compress.machine import prepare
+from pyro_compress.networks.nets import build_net
+from pyro_compress.training.minibatches import laid_out
+from pyro_compress.training.point import products
 
 Run = Callable[[], object]
 SIZE = 60_000
+PRECISION = ["float32"]
+"""Of the matrix products, as `--precision` sets it."""
 ESTIMATORS = {
     "gaussian": ("weight", "local", "flipout"),
     "spike-and-slab": ("weight",),
@@ -54,16 +62,36 @@ ESTIMATORS = {
 }
 
 
-def network(hidden: int) -> nn.Sequential:
+def network(name: str) -> nn.Module:
+    """784-H-H-10 of a width H, or a built-in network of images."""
     torch.manual_seed(0)
+    if not name.isdecimal():
+        return build_net(name, shape_of(name), 10)
+    hidden = int(name)
     return nn.Sequential(nn.Linear(784, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
 
-def point(hidden: int, x: Tensor, y: Tensor, optimizer: Callable[..., torch.optim.Optimizer], compile: bool) -> Run:
+def shape_of(name: str) -> tuple[int, ...]:
+    """Of one input."""
+    if name.isdecimal():
+        return (784,)
+    return (1, 28, 28) if name.startswith("lenet") else (3, 32, 32)
+
+
+def title(name: str) -> str:
+    return f"784-{name}-{name}-10" if name.isdecimal() else name
+
+
+def point(name: str, x: Tensor, y: Tensor, optimizer: Callable[..., torch.optim.Optimizer], compile: bool) -> Run:
     """Cross entropy on point weights."""
-    net = network(hidden)
+    net = network(name)
     update = optimizer(net.parameters())
-    loss = lambda x, y: F.cross_entropy(net(x), y)  # noqa: E731
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        with products(PRECISION[0], x):
+            outputs = net(x)
+        return F.cross_entropy(outputs.float(), y)
+
     loss = torch.compile(loss) if compile else loss
 
     def step() -> None:
@@ -74,45 +102,47 @@ def point(hidden: int, x: Tensor, y: Tensor, optimizer: Callable[..., torch.opti
     return step
 
 
-def state(hidden: int, x: Tensor, y: Tensor, prior: str, estimator: str) -> tuple[Objective, list[Trained], State]:
+def state(name: str, x: Tensor, y: Tensor, prior: str, estimator: str) -> tuple[Objective, list[Trained], State]:
     """What one of ours works on; the estimator `natural` is weight sampling under natural gradients."""
-    net, natural = network(hidden), Natural(1e-3, 0.9, 0.999, SIZE) if estimator == "natural" else None
+    net, natural = network(name), Natural(1e-3, 0.9, 0.999, SIZE) if estimator == "natural" else None
     weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     model = classifier(bayesianize(net, PRIORS[prior]), SIZE)
-    guide = build_guide("mean-field", model, starts_of(model.net, weights, None), {"0.weight": 0.2}, (x, y))
-    objective = build_objective(model, guide, "weight" if natural else estimator, 1)
+    bounds = {"0.weight": 0.2} if name.isdecimal() else {}
+    guide = build_guide("mean-field", model, starts_of(model.net, weights, None), bounds, (x, y))
+    objective = build_objective(model, guide, "weight" if natural else estimator, 1, PRECISION[0])
     trained = trained_parameters(objective, 1e-3, 1e-3, 1e-3, natural=natural)
     return objective, trained, State.of(objective, trained)
 
 
-def state_bytes(hidden: int, prior: str, estimator: str) -> float | None:
+def state_bytes(name: str, prior: str, estimator: str) -> float | None:
     """Bytes per weight that lie between two steps: values and moments; None: not ours."""
     if prior == "none":
         return {"adam": 12.0, "sgd": 4.0}[estimator]
     if estimator not in (*ESTIMATORS[prior], "natural"):
         return None
-    kept = state(hidden, *minibatch(1), prior, estimator)[2]
-    parameters = sum(parameter.numel() for parameter in network(hidden).parameters())
+    kept = state(name, *minibatch(name, 2), prior, estimator)[2]
+    parameters = sum(parameter.numel() for parameter in network(name).parameters())
     return sum(t.nbytes for t in (*kept.parameters, *kept.first, *kept.second)) / parameters
 
 
-def variational(hidden: int, x: Tensor, y: Tensor, prior: str, estimator: str, mode: str) -> Run:
+def variational(name: str, x: Tensor, y: Tensor, prior: str, estimator: str, mode: str) -> Run:
     """One of ours."""
-    objective, trained, kept = state(hidden, x, y, prior, estimator)
+    objective, trained, kept = state(name, x, y, prior, estimator)
     build = captured if mode == "captured" else lambda *given: eager(*given[:4])
     step = build(objective, trained, Rule(), kept, (x, y))
     return lambda: step(x, y, 1.0, 1.0)
 
 
-def naive(hidden: int, x: Tensor, y: Tensor) -> Run:
+def naive(name: str, x: Tensor, y: Tensor) -> Run:
     """The same model with a Gaussian prior as Pyro's tutorials would fit it."""
     pyro.clear_param_store()
-    model = classifier(bayesianize(network(hidden), PRIORS["gaussian"]), SIZE)
+    model = classifier(bayesianize(network(name), PRIORS["gaussian"]), SIZE)
     svi = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
     return lambda: svi.step(x, y)
 
 
-def blitz(hidden: int, x: Tensor, y: Tensor) -> Run:
+def blitz(name: str, x: Tensor, y: Tensor) -> Run:
+    hidden = int(name)
     from blitz.modules import BayesianLinear
     from blitz.utils import variational_estimator
 
@@ -133,10 +163,10 @@ def blitz(hidden: int, x: Tensor, y: Tensor) -> Run:
     return step
 
 
-def intel(hidden: int, x: Tensor, y: Tensor) -> Run:
+def intel(name: str, x: Tensor, y: Tensor) -> Run:
     from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
 
-    net = network(hidden)
+    net = network(name)
     dnn_to_bnn(net, {"prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -4.0,
                      "type": "Reparameterization", "moped_enable": False, "moped_delta": 0.5})  # fmt: skip
     optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
@@ -154,32 +184,33 @@ Key = tuple[str, str, str]
 """(prior, estimator, mode)."""
 
 
-def variants(hidden: int, x: Tensor, y: Tensor, priors: list[str]) -> dict[Key, Callable[[], Run]]:
+def variants(name: str, x: Tensor, y: Tensor, priors: list[str]) -> dict[Key, Callable[[], Run]]:
     """Everything that is timed for one network and batch size; the fused-Adam step comes first."""
     adam = lambda parameters: torch.optim.Adam(parameters, 1e-3, fused=True)  # noqa: E731
     sgd = lambda parameters: torch.optim.SGD(parameters, 0.1)  # noqa: E731
     found: dict[Key, Callable[[], Run]] = {
-        ("none", "adam", "eager"): lambda: point(hidden, x, y, adam, False),
-        ("none", "adam", "captured"): lambda: point(hidden, x, y, adam, True),
-        ("none", "sgd", "eager"): lambda: point(hidden, x, y, sgd, False),
-        ("gaussian", "auto-normal", "naive"): lambda: naive(hidden, x, y),
+        ("none", "adam", "eager"): lambda: point(name, x, y, adam, False),
+        ("none", "adam", "captured"): lambda: point(name, x, y, adam, True),
+        ("none", "sgd", "eager"): lambda: point(name, x, y, sgd, False),
+        ("gaussian", "auto-normal", "naive"): lambda: naive(name, x, y),
     }
     for prior in priors:
         for estimator in (*ESTIMATORS[prior], "natural"):
             for mode in ("eager", "captured"):
-                found[prior, estimator, mode] = lambda p=prior, e=estimator, m=mode: variational(hidden, x, y, p, e, m)
-    for name, package, build in (("blitz", "blitz", blitz), ("bayesian-torch", "bayesian_torch", intel)):
+                found[prior, estimator, mode] = lambda p=prior, e=estimator, m=mode: variational(name, x, y, p, e, m)
+    for other, package, build in (("blitz", "blitz", blitz), ("bayesian-torch", "bayesian_torch", intel)):
         try:
             __import__(package)
         except ImportError:
             continue
-        found["gaussian", name, "eager"] = lambda build=build: build(hidden, x, y)
+        found["gaussian", other, "eager"] = lambda build=build: build(name, x, y)
     return found
 
 
-def minibatch(batch: int) -> tuple[Tensor, Tensor]:
+def minibatch(name: str, batch: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.rand(batch, 784, generator=generator), torch.randint(10, (batch,), generator=generator)
+    x = torch.rand(batch, *shape_of(name), generator=generator)
+    return laid_out(x), torch.randint(10, (batch,), generator=generator)
 
 
 def timed(runs: dict[Key, Run], rounds: int, repeats: int, clock: Callable[[], float]) -> dict[Key, list[float]]:
@@ -197,27 +228,27 @@ def timed(runs: dict[Key, Run], rounds: int, repeats: int, clock: Callable[[], f
     return times
 
 
-def peak_mib(hidden: int, batch: int, key: Key) -> float:
+def peak_mib(name: str, batch: int, key: Key) -> float:
     """Growth of resident memory while building and running one variant, in a fresh process."""
-    command = [sys.executable, __file__, "--one", str(hidden), str(batch), *key]
+    command = [sys.executable, __file__, "--one", name, str(batch), *key, "--precision", PRECISION[0]]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def one(hidden: int, batch: int, key: Key) -> None:
+def one(name: str, batch: int, key: Key) -> None:
     """What `peak_mib` runs: prints MiB."""
-    x, y = minibatch(batch)
-    F.cross_entropy(nn.Linear(784, 10)(x), y).backward()  # libraries are loaded
+    x, y = minibatch(name, batch)
+    F.cross_entropy(nn.Linear(x[0].numel(), 10)(x.flatten(1)), y).backward()  # libraries are loaded
     before = high_water_mib()
-    run = variants(hidden, x, y, list(ESTIMATORS))[key]()
+    run = variants(name, x, y, list(ESTIMATORS))[key]()
     for _ in range(3):
         run()
     print(high_water_mib() - before)
 
 
-def bench(hidden: int, batch: int, options: argparse.Namespace) -> list[dict]:
-    x, y = minibatch(batch)
+def bench(name: str, batch: int, options: argparse.Namespace) -> list[dict]:
+    x, y = minibatch(name, batch)
     base_key = ("none", "adam", "eager")
-    chosen = variants(hidden, x, y, options.priors)
+    chosen = variants(name, x, y, options.priors)
     runs = {
         k: build() for k, build in chosen.items() if k == base_key or ":".join(k) in (options.only or [":".join(k)])
     }
@@ -228,12 +259,12 @@ def bench(hidden: int, batch: int, options: argparse.Namespace) -> list[dict]:
     for key, found in times.items():
         prior, estimator, mode = key
         rows.append({
-            "network": f"784-{hidden}-{hidden}-10", "batch": batch,
+            "network": title(name), "batch": batch, "precision": PRECISION[0],
             "prior": prior, "estimator": estimator, "mode": mode,
             "ms": statistics.median(found),
             "ratio": statistics.median(a / b for a, b in zip(found, base, strict=True)),
-            "state_bytes": state_bytes(hidden, prior, estimator),
-            "peak_mib": peak_mib(hidden, batch, key) if options.memory else None,
+            "state_bytes": state_bytes(name, prior, estimator),
+            "peak_mib": peak_mib(name, batch, key) if options.memory else None,
         })  # fmt: skip
     return rows
 
@@ -251,7 +282,9 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", nargs="+", type=int, default=[500, 1200])
+    parser.add_argument("--hidden", nargs="+", type=int, default=None, help="default: 500 1200")
+    parser.add_argument("--net", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", nargs="+", type=int, default=[100, 1000])
     parser.add_argument("--priors", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS))
     parser.add_argument("--rounds", type=int, default=31)
@@ -264,17 +297,18 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the Markdown table of --json and stop")
     parser.add_argument("--smoke", action="store_true", help="one prior on a tiny network, two rounds")
     parser.add_argument(
-        "--one", nargs=5, metavar=("HIDDEN", "BATCH", "PRIOR", "ESTIMATOR", "MODE"), help=argparse.SUPPRESS
+        "--one", nargs=5, metavar=("NAME", "BATCH", "PRIOR", "ESTIMATOR", "MODE"), help=argparse.SUPPRESS
     )
     options = parser.parse_args()
     if options.table:
         print(table(json.loads(options.json.read_text())))
         return
+    PRECISION[0] = options.precision
     prepare("cpu", options.threads)
     pyro.enable_validation(False)
     if options.one:
-        hidden, batch, *key = options.one
-        one(int(hidden), int(batch), tuple(key))
+        name, batch, *key = options.one
+        one(name, int(batch), tuple(key))
         return
     if options.smoke:
         options.hidden, options.batch, options.rounds, options.repeats, options.memory = [16], [10], 2, 1, False
@@ -284,13 +318,14 @@ def main() -> None:
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
           f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")  # fmt: skip
     rows = []
-    for hidden in options.hidden:
+    widths = options.hidden or ([] if options.net else [500, 1200])
+    for name in [*map(str, widths), *options.net]:
         for batch in options.batch:
-            print(f"\n784-{hidden}-{hidden}-10, batch {batch}\n{HEAD}")
-            for row in bench(hidden, batch, options):
+            print(f"\n{title(name)}, batch {batch}, {options.precision}\n{HEAD}")
+            for row in bench(name, batch, options):
                 memory = f"{row['peak_mib']:8.0f}" if row["peak_mib"] is not None else ""
-                name = f"{row['prior']:<17}{row['estimator']:<16}{row['mode']:<10}"
-                print(f"{name}{row['ms']:9.2f}{row['ratio']:8.2f}{memory}", flush=True)
+                what = f"{row['prior']:<17}{row['estimator']:<16}{row['mode']:<10}"
+                print(f"{what}{row['ms']:9.2f}{row['ratio']:8.2f}{memory}", flush=True)
                 rows.append(row)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.guides import Guide, MeanField
 from pyro_compress.bayes.layers import Drawn, bayes_layers
 from pyro_compress.bayes.model import Model
+from pyro_compress.training.point import products
 
 
 class ElboTerms(Messenger):
@@ -130,9 +130,11 @@ class Objective:
             call: evaluates the ELBO module, `elbo` itself if None (a functional call, where parameters are inputs).
         """
         terms = ElboTerms(kl_weight, self.closed_form)
-        mixed = self.precision == "bfloat16"
-        products = torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False) if mixed else nullcontext()
-        with products, terms, ESTIMATORS[self.estimator](self.elbo.guide.marginal, self.layers, len(y)):
+        with (
+            products(self.precision, x),
+            terms,
+            ESTIMATORS[self.estimator](self.elbo.guide.marginal, self.layers, len(y)),
+        ):
             loss = (call or self.elbo)(x, y)
         return loss / self.size, terms.log_likelihood_nats / self.elbo.elbo.num_particles
 

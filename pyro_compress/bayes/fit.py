@@ -88,7 +88,9 @@ def fit_posterior(
         start = copy.deepcopy(net).to(config.device)
         if progress.snapshot is None or progress.snapshot.phase == "point":
             assert config.lr
-            plan = PointPlan(config.pretrain_epochs or 0, config.lr, schedule=config.lr_schedule)
+            plan = PointPlan(
+                config.pretrain_epochs or 0, config.lr, schedule=config.lr_schedule, precision=config.precision
+            )
             progress.train_point(start, plan)
         noise = residual_noise(start.eval(), splits, config.device) or 1.0
         likelihood = Likelihood(splits.task, len(splits.train), noise, progress.weights)

@@ -83,6 +83,10 @@ class TrainingConfig(Config):
     lr_schedule: str = setting(
         "late-decay", "Learning rates over training.", among=Names("training/point.py", "SCHEDULES")
     )
+    precision: str = setting(
+        "float32", "Precision of the matrix products in training steps; bfloat16 pays where the processor has it.",
+        among=("float32", "bfloat16"),
+    )  # fmt: skip
     patience: int = setting(
         0, "After so many epochs without a better validation NLL, let the rates fall over as many and end (with "
         "--lr-schedule constant at once); 0: never.", least=0, most=MOST,
@@ -150,9 +154,6 @@ class PosteriorConfig(Config):
         0.0, "Scale the gradient down to this norm; 0: never.", least=0, most=LARGE, group=TRAINING
     )
     accumulate: int = setting(1, "Parts of a minibatch per step, to save memory.", least=1, most=MOST, group=TRAINING)
-    precision: str = setting(
-        "float32", "Precision of the matrix products in SVI steps.", among=("float32", "bfloat16"), group=TRAINING
-    )
     batch_norm: str = setting(
         "update", "Statistics in SVI steps: they run along, and are taken anew for the posterior mean, or stay those "
         "of the first weights.", among=("update", "frozen"), group=TRAINING,

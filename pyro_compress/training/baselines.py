@@ -74,8 +74,9 @@ def point_plan(config: FitConfig) -> PointPlan:
     assert config.epochs
     assert config.lr
     return PointPlan(
-        config.epochs, config.lr, config.optimizer, config.momentum, config.lr_schedule, config.weight_decay
-    )
+        config.epochs, config.lr, config.optimizer, config.momentum, config.lr_schedule, config.weight_decay,
+        config.precision,
+    )  # fmt: skip
 
 
 def point_posterior(graph: Graph, tensors: dict[str, Tensor], provenance: Provenance) -> Posterior:

@@ -14,6 +14,11 @@ from pyro_compress.process_group import ALONE, ProcessGroup
 from pyro_compress.types import Data
 
 
+def laid_out(x: Tensor) -> Tensor:
+    """Images with their channels last in memory, a layout in which a CPU convolves up to twice as fast; else `x`."""
+    return x.to(memory_format=torch.channels_last) if x.dim() == 4 and x.is_floating_point() else x
+
+
 def batch_count(examples: int, batch_size: int) -> int:
     """Minibatches per epoch."""
     return max(1, -(-examples // batch_size))
@@ -70,7 +75,7 @@ class Minibatches:
         parts = [self._part(rows) for rows in left]
         for (x, y), (_, share) in zip(self._read([rows for rows, _ in parts]), parts, strict=True):
             self.position, self.share = self.position + 1, share
-            yield self.position - 1, self.augment(x, self.generator) if self.augment else x, y
+            yield self.position - 1, laid_out(self.augment(x, self.generator) if self.augment else x), y
         self.order = None
 
     @property

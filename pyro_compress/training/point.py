@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +57,13 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
+def products(precision: str, x: Tensor) -> AbstractContextManager[object]:
+    """What a forward pass over `x` runs in, to have the matrix products of a step in `float32` or `bfloat16`."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+
+
 @contextmanager
 def dropped_inputs(net: nn.Module, graph: Graph, rate: float, input_rate: float | None = None) -> Iterator[None]:
     """Dropout before every layer with weights (Srivastava et al. 2014), while in training mode.
@@ -93,6 +100,7 @@ class PointPlan:
         momentum: of `sgd`.
         schedule: name in `SCHEDULES`.
         weight_decay: with `sgd` the weight of ½‖w‖² in the loss; with `adam` decoupled (Loshchilov & Hutter 2019).
+        precision: `float32`, or `bfloat16` for the matrix products (torch's autocast).
         loss: (outputs, y) -> what is minimised.
         cooldown: gives a further factor on the learning rate of the step to come.
     """
@@ -103,6 +111,7 @@ class PointPlan:
     momentum: float = 0.9
     schedule: str = "late-decay"
     weight_decay: float = 0.0
+    precision: str = "float32"
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     cooldown: Callable[[], float] = lambda: 1.0
 
@@ -210,7 +219,9 @@ def train_point(
         for _, x, y in minibatches.epoch():
             set_rates(optimizer, schedule(step / total) * plan.cooldown())
             optimizer.zero_grad()
-            loss = plan.loss(net(x), y)
+            with products(plan.precision, x):
+                outputs = net(x)
+            loss = plan.loss(outputs.float() if outputs.dtype is torch.bfloat16 else outputs, y)
             loss.backward()
             loss = loss.detach()
             minibatches.combine([*(p.grad for p in net.parameters() if p.grad is not None), loss])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,14 +14,17 @@ from torch import Tensor, nn
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.data.several import task_named
 from pyro_compress.data.tasks import class_weights
+from pyro_compress.machine import SLOW_BFLOAT16, has_bfloat16
 from pyro_compress.metrics import evaluate
 from pyro_compress.settings import FitConfig
 from pyro_compress.training.checkpoint import Checkpointer, Snapshot, random_states, restoring, set_random_states
 from pyro_compress.training.guards import diverged, not_finite
 from pyro_compress.training.history import Diverged, Epoch, Iteration, OnEpoch, OnStep, epoch_of
-from pyro_compress.training.minibatches import Minibatches
+from pyro_compress.training.minibatches import Minibatches, laid_out
 from pyro_compress.training.point import AfterStep, PointPlan, PointState, no_change, optimizer_tensors, train_point
 from pyro_compress.types import Splits
+
+log = logging.getLogger(__name__)
 
 
 class Progress:
@@ -55,6 +59,8 @@ class Progress:
         self.splits, self.config, self.on_epoch, self.checkpointer = splits, config, on_epoch, checkpointer
         self.on_step, self.stopped = on_step, False
         self.group, generator = checkpointer.group, torch.Generator().manual_seed(config.seed)
+        if self.group.first and config.precision == "bfloat16" and not has_bfloat16(config.device):
+            log.warning("%s", SLOW_BFLOAT16)
         augment = AUGMENTATIONS.get(config.augment)
         self.minibatches = Minibatches(splits.train, config.batch_size, generator, config.device, augment, self.group)
         balanced = config.class_weights == "balanced"
@@ -72,7 +78,7 @@ class Progress:
         """The first examples, on the device: what a minibatch looks like, in memory too."""
         train, device = self.splits.train, self.config.device
         rows = torch.arange(min(size, len(train)))
-        return train.x[rows].to(device), train.y[rows].to(device)
+        return laid_out(train.x[rows].to(device)), train.y[rows].to(device)
 
     def keep(
         self, phase: str, tensors: Callable[[], dict[str, Tensor]], step: int, more: dict[str, Any] | None = None
