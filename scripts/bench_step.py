@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -51,8 +52,6 @@ from pyro_compress.training.point import products
 
 Run = Callable[[], object]
 SIZE = 60_000
-PRECISION = ["float32"]
-"""Of the matrix products, as `--precision` sets it."""
 ESTIMATORS = {
     "gaussian": ("weight", "local", "flipout"),
     "spike-and-slab": ("weight",),
@@ -60,6 +59,22 @@ ESTIMATORS = {
     "normal-jeffreys": ("weight", "local"),
     "horseshoe": ("weight", "local"),
 }
+
+
+class Subject(NamedTuple):
+    """What is timed: a width or a network's name, a minibatch of it, the precision of the products."""
+
+    name: str
+    x: Tensor
+    y: Tensor
+    precision: str = "float32"
+
+    @property
+    def data(self) -> tuple[Tensor, Tensor]:
+        return self.x, self.y
+
+    def network(self) -> nn.Module:
+        return network(self.name).to(self.x.device)
 
 
 def network(name: str) -> nn.Module:
@@ -82,13 +97,13 @@ def title(name: str) -> str:
     return f"784-{name}-{name}-10" if name.isdecimal() else name
 
 
-def point(name: str, x: Tensor, y: Tensor, optimizer: Callable[..., torch.optim.Optimizer], compile: bool) -> Run:
+def point(of: Subject, optimizer: Callable[..., torch.optim.Optimizer], compile: bool) -> Run:
     """Cross entropy on point weights."""
-    net = network(name)
+    net = of.network()
     update = optimizer(net.parameters())
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        with products(PRECISION[0], x):
+        with products(of.precision, x):
             outputs = net(x)
         return F.cross_entropy(outputs.float(), y)
 
@@ -96,20 +111,20 @@ def point(name: str, x: Tensor, y: Tensor, optimizer: Callable[..., torch.optim.
 
     def step() -> None:
         update.zero_grad()
-        loss(x, y).backward()
+        loss(of.x, of.y).backward()
         update.step()
 
     return step
 
 
-def state(name: str, x: Tensor, y: Tensor, prior: str, estimator: str) -> tuple[Objective, list[Trained], State]:
+def state(of: Subject, prior: str, estimator: str) -> tuple[Objective, list[Trained], State]:
     """What one of ours works on; the estimator `natural` is weight sampling under natural gradients."""
-    net, natural = network(name), Natural(1e-3, 0.9, 0.999, SIZE) if estimator == "natural" else None
+    net, natural = of.network(), Natural(1e-3, 0.9, 0.999, SIZE) if estimator == "natural" else None
     weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     model = classifier(bayesianize(net, PRIORS[prior]), SIZE)
-    bounds = {"0.weight": 0.2} if name.isdecimal() else {}
-    guide = build_guide("mean-field", model, starts_of(model.net, weights, None), bounds, (x, y))
-    objective = build_objective(model, guide, "weight" if natural else estimator, 1, PRECISION[0])
+    bounds = {"0.weight": 0.2} if of.name.isdecimal() else {}
+    guide = build_guide("mean-field", model, starts_of(model.net, weights, None), bounds, of.data)
+    objective = build_objective(model, guide, "weight" if natural else estimator, 1, of.precision)
     trained = trained_parameters(objective, 1e-3, 1e-3, 1e-3, natural=natural)
     return objective, trained, State.of(objective, trained)
 
@@ -120,29 +135,29 @@ def state_bytes(name: str, prior: str, estimator: str) -> float | None:
         return {"adam": 12.0, "sgd": 4.0}[estimator]
     if estimator not in (*ESTIMATORS[prior], "natural"):
         return None
-    kept = state(name, *minibatch(name, 2), prior, estimator)[2]
+    kept = state(minibatch(name, 2), prior, estimator)[2]
     parameters = sum(parameter.numel() for parameter in network(name).parameters())
     return sum(t.nbytes for t in (*kept.parameters, *kept.first, *kept.second)) / parameters
 
 
-def variational(name: str, x: Tensor, y: Tensor, prior: str, estimator: str, mode: str) -> Run:
+def variational(of: Subject, prior: str, estimator: str, mode: str) -> Run:
     """One of ours."""
-    objective, trained, kept = state(name, x, y, prior, estimator)
+    objective, trained, kept = state(of, prior, estimator)
     build = captured if mode == "captured" else lambda *given: eager(*given[:4])
-    step = build(objective, trained, Rule(), kept, (x, y))
-    return lambda: step(x, y, 1.0, 1.0)
+    step = build(objective, trained, Rule(), kept, of.data)
+    return lambda: step(of.x, of.y, 1.0, 1.0)
 
 
-def naive(name: str, x: Tensor, y: Tensor) -> Run:
+def naive(of: Subject) -> Run:
     """The same model with a Gaussian prior as Pyro's tutorials would fit it."""
     pyro.clear_param_store()
-    model = classifier(bayesianize(network(name), PRIORS["gaussian"]), SIZE)
+    model = classifier(bayesianize(of.network(), PRIORS["gaussian"]), SIZE)
     svi = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
-    return lambda: svi.step(x, y)
+    return lambda: svi.step(*of.data)
 
 
-def blitz(name: str, x: Tensor, y: Tensor) -> Run:
-    hidden = int(name)
+def blitz(of: Subject) -> Run:
+    hidden = int(of.name)
     from blitz.modules import BayesianLinear
     from blitz.utils import variational_estimator
 
@@ -157,23 +172,23 @@ def blitz(name: str, x: Tensor, y: Tensor) -> Run:
 
     def step() -> None:
         optimizer.zero_grad()
-        net.sample_elbo(x, y, nn.CrossEntropyLoss(), sample_nbr=1, complexity_cost_weight=1 / SIZE).backward()
+        net.sample_elbo(of.x, of.y, nn.CrossEntropyLoss(), sample_nbr=1, complexity_cost_weight=1 / SIZE).backward()
         optimizer.step()
 
     return step
 
 
-def intel(name: str, x: Tensor, y: Tensor) -> Run:
+def intel(of: Subject) -> Run:
     from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
 
-    net = network(name)
+    net = of.network()
     dnn_to_bnn(net, {"prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -4.0,
                      "type": "Reparameterization", "moped_enable": False, "moped_delta": 0.5})  # fmt: skip
     optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
-        (F.cross_entropy(net(x), y) + get_kl_loss(net) / SIZE).backward()
+        (F.cross_entropy(net(of.x), of.y) + get_kl_loss(net) / SIZE).backward()
         optimizer.step()
 
     return step
@@ -184,33 +199,33 @@ Key = tuple[str, str, str]
 """(prior, estimator, mode)."""
 
 
-def variants(name: str, x: Tensor, y: Tensor, priors: list[str]) -> dict[Key, Callable[[], Run]]:
+def variants(of: Subject, priors: list[str]) -> dict[Key, Callable[[], Run]]:
     """Everything that is timed for one network and batch size; the fused-Adam step comes first."""
     adam = lambda parameters: torch.optim.Adam(parameters, 1e-3, fused=True)  # noqa: E731
     sgd = lambda parameters: torch.optim.SGD(parameters, 0.1)  # noqa: E731
     found: dict[Key, Callable[[], Run]] = {
-        ("none", "adam", "eager"): lambda: point(name, x, y, adam, False),
-        ("none", "adam", "captured"): lambda: point(name, x, y, adam, True),
-        ("none", "sgd", "eager"): lambda: point(name, x, y, sgd, False),
-        ("gaussian", "auto-normal", "naive"): lambda: naive(name, x, y),
+        ("none", "adam", "eager"): lambda: point(of, adam, False),
+        ("none", "adam", "captured"): lambda: point(of, adam, True),
+        ("none", "sgd", "eager"): lambda: point(of, sgd, False),
+        ("gaussian", "auto-normal", "naive"): lambda: naive(of),
     }
     for prior in priors:
         for estimator in (*ESTIMATORS[prior], "natural"):
             for mode in ("eager", "captured"):
-                found[prior, estimator, mode] = lambda p=prior, e=estimator, m=mode: variational(name, x, y, p, e, m)
+                found[prior, estimator, mode] = lambda p=prior, e=estimator, m=mode: variational(of, p, e, m)
     for other, package, build in (("blitz", "blitz", blitz), ("bayesian-torch", "bayesian_torch", intel)):
         try:
             __import__(package)
         except ImportError:
             continue
-        found["gaussian", other, "eager"] = lambda build=build: build(name, x, y)
+        found["gaussian", other, "eager"] = lambda build=build: build(of)
     return found
 
 
-def minibatch(name: str, batch: int) -> tuple[Tensor, Tensor]:
+def minibatch(name: str, batch: int, precision: str = "float32", device: str = "cpu") -> Subject:
     generator = torch.Generator().manual_seed(1)
-    x = torch.rand(batch, *shape_of(name), generator=generator)
-    return laid_out(x), torch.randint(10, (batch,), generator=generator)
+    x = laid_out(torch.rand(batch, *shape_of(name), generator=generator).to(device))
+    return Subject(name, x, torch.randint(10, (batch,), generator=generator).to(device), precision)
 
 
 def timed(runs: dict[Key, Run], rounds: int, repeats: int, clock: Callable[[], float]) -> dict[Key, list[float]]:
@@ -228,43 +243,54 @@ def timed(runs: dict[Key, Run], rounds: int, repeats: int, clock: Callable[[], f
     return times
 
 
-def peak_mib(name: str, batch: int, key: Key) -> float:
+def clock_of(device: str, cpu_time: bool = False) -> Callable[[], float]:
+    """Seconds; of a CUDA device, when it has done what it was given."""
+    if device == "cpu":
+        return time.thread_time if cpu_time else time.perf_counter
+
+    def clock() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return clock
+
+
+def peak_mib(of: Subject, key: Key) -> float:
     """Growth of resident memory while building and running one variant, in a fresh process."""
-    command = [sys.executable, __file__, "--one", name, str(batch), *key, "--precision", PRECISION[0]]
+    one = ["--one", of.name, str(len(of.y)), *key]
+    command = [sys.executable, __file__, *one, "--precision", of.precision]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def one(name: str, batch: int, key: Key) -> None:
+def one(of: Subject, key: Key) -> None:
     """What `peak_mib` runs: prints MiB."""
-    x, y = minibatch(name, batch)
-    F.cross_entropy(nn.Linear(x[0].numel(), 10)(x.flatten(1)), y).backward()  # libraries are loaded
+    F.cross_entropy(nn.Linear(of.x[0].numel(), 10)(of.x.flatten(1)), of.y).backward()  # libraries are loaded
     before = high_water_mib()
-    run = variants(name, x, y, list(ESTIMATORS))[key]()
+    run = variants(of, list(ESTIMATORS))[key]()
     for _ in range(3):
         run()
     print(high_water_mib() - before)
 
 
 def bench(name: str, batch: int, options: argparse.Namespace) -> list[dict]:
-    x, y = minibatch(name, batch)
+    of = minibatch(name, batch, options.precision, options.device)
     base_key = ("none", "adam", "eager")
-    chosen = variants(name, x, y, options.priors)
+    chosen = variants(of, options.priors)
     runs = {
         k: build() for k, build in chosen.items() if k == base_key or ":".join(k) in (options.only or [":".join(k)])
     }
-    clock = time.thread_time if options.cpu_time else time.perf_counter
-    times = timed(runs, options.rounds, options.repeats, clock)
+    times = timed(runs, options.rounds, options.repeats, clock_of(options.device, options.cpu_time))
     base = times[base_key]
     rows = []
     for key, found in times.items():
         prior, estimator, mode = key
         rows.append({
-            "network": title(name), "batch": batch, "precision": PRECISION[0],
+            "network": title(name), "batch": batch, "precision": of.precision,
             "prior": prior, "estimator": estimator, "mode": mode,
             "ms": statistics.median(found),
             "ratio": statistics.median(a / b for a, b in zip(found, base, strict=True)),
             "state_bytes": state_bytes(name, prior, estimator),
-            "peak_mib": peak_mib(name, batch, key) if options.memory else None,
+            "peak_mib": peak_mib(of, key) if options.memory and options.device == "cpu" else None,
         })  # fmt: skip
     return rows
 
@@ -290,6 +316,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--repeats", type=int, default=5, help="steps per round")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: peak memory is left out")
     parser.add_argument("--cpu-time", action="store_true", help="of one thread, where others use the machine too")
     parser.add_argument("--only", nargs="+", metavar="PRIOR:ESTIMATOR:MODE", help="these rows only, beside the base")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave peak memory out: much faster")
@@ -303,12 +330,11 @@ def main() -> None:
     if options.table:
         print(table(json.loads(options.json.read_text())))
         return
-    PRECISION[0] = options.precision
-    prepare("cpu", options.threads)
+    options.device = prepare(options.device, options.threads)
     pyro.enable_validation(False)
     if options.one:
         name, batch, *key = options.one
-        one(name, int(batch), tuple(key))
+        one(minibatch(name, int(batch), options.precision), tuple(key))
         return
     if options.smoke:
         options.hidden, options.batch, options.rounds, options.repeats, options.memory = [16], [10], 2, 1, False

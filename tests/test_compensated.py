@@ -324,7 +324,7 @@ def test_the_command(digits, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert told["rounding"] == ("compensated" if way in ("default", "compensated") else "")
         size[way] = out.stat().st_size
     assert size["default"] == size["compensated"] < 0.8 * size["nearest"]
-    monkeypatch.setattr("pyro_compress.runs.post_training.MOST_WORK", 1000)
+    monkeypatch.setattr("pyro_compress.compression.smallest.MOST_WORK", 1000)
     done = CliRunner().invoke(main, ["compress", *given, "--out", str(tmp_path / "large.pcn"), "--json"])
     (told,) = json.loads(done.stdout)["warnings"]
     assert told.startswith("rounded to the nearest: compensation takes")
@@ -338,10 +338,11 @@ def test_an_option_of_pruning_or_fine_tuning_leaves_compensation() -> None:
 
     plain = CompressConfig()
     assert rounding_of(None, {}, plain) == "compensated"
-    assert rounding_of(Path("run"), {}, plain) == "nearest"
+    assert rounding_of(Path("run"), {}, plain) == "smallest"
     assert rounding_of(Path("run"), {}, CompressConfig(rounding="compensated")) == "compensated"
     for asked in ({"finetune": 10}, {"sparsity": 0.5}, {"lambda": (1.0,)}, {"criterion": "snr"}):
         assert rounding_of(None, {}, CompressConfig.of(asked)) == "nearest"
+        assert rounding_of(Path("run"), {}, CompressConfig.of(asked)) == "nearest"
     for named in ({"how": "svi"}, {"epochs": 3}):
         assert rounding_of(None, named, plain) == "nearest"
 

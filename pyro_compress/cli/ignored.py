@@ -150,11 +150,11 @@ FIT = (
 
 
 def _not_compensated(values: Values) -> bool:
-    """Whether a compression prunes, fine-tunes or rounds to the nearest."""
+    """Whether a compression fine-tunes, or rounds to the nearest alone."""
     if values["rounding"] is not None:
-        return values["rounding"] != "compensated"
+        return values["rounding"] == "nearest"
     pruned = ("criterion", "sparsity", "rule", "relative_step", "bits", "lambda", "how", "folder", "finetune")
-    return values["run"] is not None or any(values[name] for name in pruned)
+    return any(values[name] for name in pruned)
 
 
 COMPRESS = (
@@ -166,6 +166,11 @@ COMPRESS = (
         ),
         lambda values: values["rounding"] == "compensated",
         "goes without --rounding compensated, which takes the means as they are and chooses every integer itself",
+    ),
+    Ignored(
+        ("criterion", "sparsity", "rule", "relative_step", "bits", "lambda", "finetune"),
+        lambda values: values["rounding"] == "smallest",
+        "goes without --rounding smallest, which tries both ways by itself",
     ),
     Ignored(
         ("net",), lambda values: values["run"] is not None, "stands for a network that is no run: leave RUN or it out",

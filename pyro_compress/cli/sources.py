@@ -39,11 +39,29 @@ POSTERIOR = ("how", "folder", "epochs", "lr")
 
 
 def rounding_of(run: Path | None, named: dict[str, Any], asked: CompressConfig) -> str:
-    """How weights become integers: as it is asked for; else with compensation, for given weights and nothing else."""
+    """How weights become integers: as it is asked for; else by no criterion alone, where nothing asks for one.
+
+    Of a run both ways are tried, where there is the memory for compensation; given weights have no posterior.
+    """
     if asked.rounding is not None:
         return asked.rounding
-    plain = not run and asked.rounds_only and not named.keys() & set(POSTERIOR)
-    return "compensated" if plain else "nearest"
+    if not asked.rounds_only or named.keys() & set(POSTERIOR):
+        return "nearest"
+    if not run:
+        return "compensated"
+    return "smallest" if has_room(run) else "nearest"
+
+
+def has_room(run: Path) -> bool:
+    """Whether compensation of a run fits into memory; where it does not, that is said."""
+    from pyro_compress.runs.command_budget import check_command
+
+    try:
+        check_command("compress --rounding compensated", run)
+    except ValueError as error:
+        keep(f"rounded to the nearest alone, as there is no room to try compensation: {error}")
+        return False
+    return True
 
 
 def command_of(config: CompressConfig) -> str:

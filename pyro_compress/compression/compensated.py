@@ -42,6 +42,9 @@ SLOPE, BYTES = 0.9, 0.5
 HOPELESS = 1.05
 """A point that would take so many times the best one's bytes, by these powers, is left."""
 
+BEHIND = 1.3
+"""A file of so many times another's bytes is not caught up with by dampings and orders, which are worth a tenth."""
+
 
 @dataclass(frozen=True)
 class Compensation:
@@ -62,7 +65,7 @@ class Compensation:
 
 def compress_compensated(
     posterior: Posterior, splits: Splits, how: Compensation | None = None, goal: Goal | None = None,
-    device: str = "cpu", callbacks: SearchCallbacks | None = None,
+    device: str = "cpu", callbacks: SearchCallbacks | None = None, beside: int | None = None,
 ) -> tuple[Compressed, float]:  # fmt: skip
     """Round a network's weights with compensation, at the highest λ that reaches the goal.
 
@@ -76,6 +79,7 @@ def compress_compensated(
         goal: what to reach; a sparsity is none.
         device: where candidates are evaluated; rounding runs on the CPU.
         callbacks: told of progress and candidates.
+        beside: bytes of a file that is there already: the search ends where its first candidates are far behind.
 
     Returns:
         The network as it goes into the file, and the share of its weights that became 0.
@@ -88,7 +92,7 @@ def compress_compensated(
         raise ValueError("a sparsity is reached by pruning; rounding with compensation takes a tolerance or a size")
     search = _Search(posterior, splits, goal, device, callbacks, how.seed)
     with suppress(_EnoughError):
-        search.run(how)
+        search.run(how, beside)
     return search.finished()
 
 
@@ -170,13 +174,15 @@ class _Search:
         allowed = self.target.nll_tolerance
         return math.log(lost / allowed) if lost > 0 and 0 < allowed < math.inf else None
 
-    def run(self, how: Compensation) -> None:
-        """Climb along the dampings, then try the other orders."""
+    def run(self, how: Compensation, beside: int | None = None) -> None:
+        """Climb along the dampings, then try the other orders; not where a file beside it is far smaller."""
         dampings, orders, (first, *others) = how.dampings, how.orders, how.orders
         place = min(1, len(dampings) - 1)
         total, done = len(dampings) + len(orders) - 1, 1
         self.between(OperatingPoint(1.0, dampings[place], first))
         self.callbacks.trial(done, total)
+        if beside is not None and self.best is not None and self.best.size > BEHIND * beside:
+            return
         for way in (1, -1):
             moved = False
             while 0 <= place + way < len(dampings):

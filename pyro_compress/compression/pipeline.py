@@ -23,6 +23,7 @@ from pyro_compress.compression.prune import ruled
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.search import compress, rounding_in
 from pyro_compress.compression.shrink import stuck_units
+from pyro_compress.compression.smallest import Smallest, compress_smallest
 from pyro_compress.compression.target import SearchCallbacks, Target, target_of
 from pyro_compress.compression.verdict import at_chance, hints_of, larger, outside
 from pyro_compress.graph.ir import widths
@@ -168,7 +169,7 @@ def load(path: str | Path, max_memory: float = MAX_MEMORY_MIB) -> Network:
 
 def way_of(
     config: CompressConfig, seed: int = 0, teacher: Teacher | None = None
-) -> Rounding | Compensation | FineTuning:
+) -> Rounding | Compensation | Smallest | FineTuning:
     """How a configuration makes integers of the weights.
 
     Args:
@@ -183,14 +184,17 @@ def way_of(
         if len(config.teacher) > 0 and teacher is None:
             raise ValueError(f"teacher {', '.join(config.teacher)}: give its network, `Teacher.of(...)`")
         return FineTuning(config.finetuning, config.finetune_lambda, teacher)
+    compensation = Compensation(seed=seed) if config.repair is None else Compensation(seed=seed, repair=config.repair)
     if config.rounding == "compensated":
-        return Compensation(seed=seed) if config.repair is None else Compensation(seed=seed, repair=config.repair)
+        return compensation
+    if config.rounding == "smallest" or config.rounds_only:
+        return Smallest(compensation)
     return rounding_in(config)
 
 
 def compress_run(
     posterior: Posterior, splits: Splits, path: Path, goal: Goal | None = None,
-    how: Rounding | Compensation | FineTuning | None = None, device: str = "cpu",
+    how: Rounding | Compensation | Smallest | FineTuning | None = None, device: str = "cpu",
     callbacks: SearchCallbacks | None = None, passes: int | None = None,
 ) -> Report:  # fmt: skip
     """Compress into a file and report on it.
@@ -200,7 +204,7 @@ def compress_run(
         splits: where it was fitted.
         path: the file to write.
         goal: how much to prune, or what to reach; a `CompressConfig` says also how, and in how many passes.
-        how: round the means to the nearest or with compensation, or fine-tune them.
+        how: round the means to the nearest, with compensation, or whichever makes the smaller file, or fine-tune them.
         device: `cpu` or `cuda`; fine-tuning runs on the CPU.
         callbacks: told of progress.
         passes: spent on the order of hidden units, as in `reordered`.
@@ -217,19 +221,21 @@ def compress_run(
         raise ValueError("--lambda weighs bits against a posterior's spread, and these are point weights")
     if not isinstance(how, FineTuning):
         give_back(posterior.largest_bytes)
-    target = target_of(posterior, splits, goal, device)
+    target, compensated = target_of(posterior, splits, goal, device), isinstance(how, Compensation)
     if isinstance(how, FineTuning):
         network, removed = compress_finetuned(posterior, splits, how, goal, device, callbacks, passes)
     elif isinstance(how, Compensation):
         network, removed = compress_compensated(posterior, splits, how, goal, device, callbacks)
         network = reordered(network, passes)
+    elif isinstance(how, Smallest):
+        network, removed, compensated = compress_smallest(posterior, splits, how, goal, device, callbacks, passes)
     else:
         network, removed = compress(posterior, splits, goal, how, device, callbacks, passes)
     sections = save(path, network, splits)
     step, lam = network.rounded or (None, None)
     del network  # what counts from here on is what lies on disk
     found = report(goal.reference or posterior, path, splits, removed, sections)
-    found = replace(found, rounding="compensated" if isinstance(how, Compensation) else "")
+    found = replace(found, rounding="compensated" if compensated else "")
     found = replace(found, relative_step=step or None, lam=lam)
     given = how.lam if isinstance(how, FineTuning) else None
     hints = hints_of(asked, how if isinstance(how, Rounding) else None, isinstance(how, FineTuning), given)

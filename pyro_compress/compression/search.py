@@ -102,7 +102,7 @@ def rounding_in(goal: Goal) -> Rounding:
     """
     if not isinstance(goal, CompressConfig):
         return Rounding()
-    if goal.finetuning or goal.rounding == "compensated":
+    if goal.finetuning or goal.rounding in ("compensated", "smallest"):
         raise ValueError("fine-tuning and compensation go another way: pc.fit(...).compress(...), or compress_run")
     return Rounding(goal.relative_step, goal.bits, goal.lam or (0.0,))
 

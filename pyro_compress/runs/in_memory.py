@@ -127,7 +127,7 @@ class Fitted:
 
         Args:
             goal: what to reach; by default the smallest file that costs half a point of accuracy.
-            how: `Rounding`, `Compensation` or `FineTuning`; None: what the options say.
+            how: `Rounding`, `Compensation`, `Smallest` or `FineTuning`; None: what the options say.
             callbacks: told of every candidate.
             **options: settings of `CompressConfig` by the names of their options: `tolerance`, `sparsity`,
                 `max_bytes`, `finetune`, `finetune_lr`, ... (docs/settings.md)
@@ -136,7 +136,7 @@ class Fitted:
             ValueError: what `compress` refuses, an unknown option.
         """
         config = configured(goal, options)
-        how = how or way_of(config, self.config.seed)
+        how = how or way_of(config)
         return compressed(self.posterior, self.splits, config, how, self.config.device, callbacks)
 
     def save(self, path: str | Path, force: bool = False) -> Run:

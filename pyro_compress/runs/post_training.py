@@ -14,11 +14,11 @@ from pathlib import Path
 
 from torch import nn
 
-from pyro_compress.compression.calibrated import work_of
+from pyro_compress.compression.smallest import spared
 from pyro_compress.compression.target import default_nll_tolerance
 from pyro_compress.data.several import task_named
 from pyro_compress.data.splits import load_splits
-from pyro_compress.doubts import doubt, keep
+from pyro_compress.doubts import doubt
 from pyro_compress.foreign import unknown
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network, tensors_of
@@ -45,8 +45,6 @@ log = logging.getLogger(__name__)
 STEPS = 2000
 """SVI steps that the default number of epochs aims at, within `EPOCHS`."""
 EPOCHS = (3, 30)
-MOST_WORK = 1e12
-"""Multiply-adds for one candidate, above which compensation is only done where it is asked for: half a minute or so."""
 TOLERANCE = 0.005
 """Accuracy whose worth in nats (`default_nll_tolerance`) the mean of a fit may lose against the given weights."""
 
@@ -223,7 +221,7 @@ class Start:
 
     Attributes:
         posterior: around its weights; where they are rounded with compensation, without spread.
-        rounding: `nearest` or `compensated`.
+        rounding: name of the way.
         seconds: what finding the posterior took.
     """
 
@@ -247,18 +245,7 @@ def start_of(
         ValueError: an unknown way, what a fit refuses.
     """
     compensated = config.rounding == "compensated" or (how is None and config.rounds_only)
-    if compensated and (config.rounding or not _spared(trained.network)):
+    if compensated and (config.rounding or not spared(trained.network)):
         return Start(trained.network, "compensated")
     around = posterior_around(trained, how or "laplace", on_epoch)
-    return Start(around.posterior, "nearest", around.seconds)
-
-
-def _spared(network: Posterior) -> bool:
-    """Whether a network is spared compensation that nobody asked for, as it would take long, which is said."""
-    if (work := work_of(network.graph, network.tensors, network.layers)) <= MOST_WORK:
-        return False
-    keep(
-        f"rounded to the nearest: compensation takes {work:.0e} multiply-adds for each of a dozen candidates, "
-        "and mostly makes smaller files: --rounding compensated"
-    )
-    return True
+    return Start(around.posterior, config.rounding or "nearest", around.seconds)

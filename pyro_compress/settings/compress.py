@@ -131,8 +131,8 @@ class CompressConfig(Goal):
 
     rounding: str | None = setting(
         None, "compensated (of --net, the default): every integer for what it costs outputs and file, the weights not "
-        "yet rounded make up for it. nearest (of RUN, the default): after pruning by a criterion.",
-        among=("nearest", "compensated"), searched=False,
+        "yet rounded make up for it. nearest: after pruning by a criterion. smallest (of RUN, the default): both, and "
+        "the smaller file is kept.", among=("nearest", "compensated", "smallest"), searched=False,
     )  # fmt: skip
     relative_step: float | None = setting(
         None, "Step size of the weights, relative to each layer's own scale; goes with --sparsity or --rule. Default: "
