@@ -148,6 +148,7 @@ FLOORS = [
         "compression/curve",
         "compression/verdict",
     },
+    {"compression/smallest"},
     {"compression/pipeline"},
     {"runs/config", "runs/budget"},
     {"runs/folder", "runs/command_budget"},

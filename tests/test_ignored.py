@@ -31,7 +31,7 @@ REFUSED = [
     ("fit --data mine.npz --data-dir data", "--data-dir goes with a data set by name: digits"),
     ("fit --data mine.npz --workers 3", "--workers goes with a folder as --data"),
     ("fit --in-memory-mib 9", "--in-memory-mib goes with a folder as --data"),
-    ("fit --prior log-uniform --lr-group 0.1", "--lr-group goes with a prior that has scales of groups or layers"),
+    ("fit --prior log-uniform --lr-group 0.1", "--lr-group goes with a prior that has more than raw weights"),
     ("fit --data digits --image-size 32", "--image-size goes with a folder of images"),
     ("fit --data digits --series", "--series goes with arrays of your own"),
     ("compress run --net mlp", "--net stands for a network that is no run: leave RUN or it out"),
@@ -42,7 +42,8 @@ REFUSED = [
     ("compress --net mlp --init w.pt --data a.csv --data-dir data", "--data-dir goes with a data set by name: digits"),
     ("compress --net mlp --init w.pt --data digits --workers 3", "--workers goes with a folder as --data"),
     ("compress run --rounding compensated --bits 4 --criterion snr", "--criterion, --bits goes without --rounding"),
-    ("compress run --repair 3", "--repair goes with --rounding compensated"),
+    ("compress run --rounding smallest --sparsity 0.9", "--sparsity goes without --rounding smallest"),
+    ("compress run --rounding nearest --repair 3", "--repair goes with --rounding compensated or smallest"),
     (
         "compress --net mlp --init w.pt --data digits --repair 3 --finetune 4",
         "--repair goes with --rounding compensated",
@@ -107,6 +108,14 @@ def test_no_command_of_the_docs_is_refused(command: str, tmp_path: Path, monkeyp
     known = main.commands[name]
     if isinstance(known, StrictCommand):
         refuse_ignored(known.make_context(name, arguments, resilient_parsing=True), known.ignored)
+
+
+@pytest.mark.parametrize("command", ["compress run --repair 3", "fit --prior soft-weight-sharing --lr-group 0.01"])
+def test_an_option_that_the_default_way_or_prior_has_is_taken(command: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    name, *arguments = shlex.split(command.replace(" run", f" {tmp_path / 'run'}"))
+    known = main.commands[name]
+    refuse_ignored(known.make_context(name, arguments, resilient_parsing=True), known.ignored)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("arguments", ["--grace 90", "--grace 90 --worker", "--grace 90 --storage url"])

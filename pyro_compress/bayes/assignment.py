@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from pyro_compress.bayes.own_priors import bring, prior_named
-from pyro_compress.bayes.priors import Prior
+from pyro_compress.bayes.priors import Prior, weight_start
 from pyro_compress.foreign import shown
 from pyro_compress.settings import FitConfig
 
@@ -92,6 +92,11 @@ class Assignment:
     def scaled(self) -> bool:
         """Whether any has group scales."""
         return any(prior.factors is not None for prior in self.priors)
+
+    @property
+    def more_sites(self) -> bool:
+        """Whether any has sites beside the raw weights: scales, the components of a mixture, those of an own prior."""
+        return any(getattr(prior.start, "func", prior.start) is not weight_start for prior in self.priors)
 
     @property
     def groupings(self) -> list[str]:

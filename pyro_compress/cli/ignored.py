@@ -86,12 +86,12 @@ def _no_folder(values: Values) -> bool:
     return _named_data(values) or path.is_file() or (bool(path.suffix) and not path.is_dir())
 
 
-def _without_scales(values: Values) -> bool:
+def _raw_weights_alone(values: Values) -> bool:
     if values["lr_group"] is None or values["prior"] == "none":
         return False
     from pyro_compress.bayes.assignment import assignment_of
 
-    return not assignment_of(values["prior"]).scaled
+    return not assignment_of(values["prior"]).more_sites
 
 
 def _rows_alone(values: Values) -> bool:
@@ -142,7 +142,8 @@ FIT = (
         "goes without --init, whose weights take the place of a random start",
     ),
     Ignored(
-        ("lr_group",), _without_scales, "goes with a prior that has scales of groups or layers; this one has none",
+        ("lr_group",), _raw_weights_alone, 
+        "goes with a prior that has more than raw weights: scales of groups, components of a mixture",
     ),
     Ignored(("download", "data_dir"), lambda values: not _named_data(values), BY_NAME),
     *DATA,
@@ -158,7 +159,7 @@ def _not_compensated(values: Values) -> bool:
 
 
 COMPRESS = (
-    Ignored(("repair",), _not_compensated, "goes with --rounding compensated"),
+    Ignored(("repair",), _not_compensated, "goes with --rounding compensated or smallest"),
     Ignored(
         (
             "criterion", "sparsity", "rule", "relative_step", "bits", "lambda", "how", "folder", "epochs", "lr",

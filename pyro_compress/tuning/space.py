@@ -98,7 +98,7 @@ def fit_space(prior: str, optimizer: str = "adam") -> tuple[Parameter, ...]:
     from pyro_compress.bayes.assignment import assignment_of
 
     priors = assignment_of(prior)
-    recipe, names = priors.first, ["lr", "lr_scale", *(["lr_group"] if priors.scaled else [])]
+    recipe, names = priors.first, ["lr", "lr_scale", *(["lr_group"] if priors.more_sites else [])]
     return (_log("kl_weight", 0.3, 3.0), *(_log(n, getattr(recipe, n) / 3, getattr(recipe, n) * 3) for n in names))
 
 
