@@ -16,13 +16,19 @@ from pyro_compress.cli.main import main
 from pyro_compress.deploy.bench import in_turns
 from pyro_compress.deploy.measured import Bench, Cell, Row, findings
 from pyro_compress.deploy.memory import peak_memory
+from pyro_compress.runs.evaluation import evaluate
 
 pytest.importorskip("onnxruntime")
 ENGINE_ROWS = {
     ("dense", "torch"), ("masked dense", "torch"), ("shrunken", "torch"),
     ("dense", "ONNX Runtime"), ("masked dense", "ONNX Runtime"), ("shrunken", "ONNX Runtime"),
     ("dense", "ONNX Runtime int8"), ("shrunken", "ONNX Runtime int8"), ("shrunken", "scipy CSR"),
+    ("shrunken", "ONNX Runtime int4"),
 } | ({("masked dense", "C, compiled"), ("shrunken", "C, compiled")} if shutil.which("cc") else set())  # fmt: skip
+ENGINE_ROWS |= {("shrunken", "C, integers")} if shutil.which("cc") else set()
+for package, engine in (("executorch", "ExecuTorch"), ("litert_torch", "LiteRT")):
+    if find_spec(package):
+        ENGINE_ROWS |= {(v, engine + i) for v in ("dense", "shrunken") for i in ("", " int8")}
 ENGINE_ROWS |= {("shrunken", "WebAssembly, node")} if find_spec("ziglang") and shutil.which("node") else set()
 
 
@@ -48,7 +54,11 @@ def test_every_row(run: Path) -> None:
     assert {(row["variant"], row["engine"]) for row in found["rows"]} == ENGINE_ROWS
     assert found["file_bytes"] == (run / "network.pcn").stat().st_size
     assert found["dense_widths"] == [64, 30, 20, 10]
+    exact = 1 - evaluate(run / "network.pcn", threads=1).scores.accuracy
+    assert found["measure"] == "accuracy"
     for row in found["rows"]:
+        assert row["error"] == pytest.approx(exact if row["variant"] == "shrunken" else row["error"], abs=0.02)
+        assert row["score"] == f"{100 * (1 - row['error']):.2f} %"
         assert [cell["batch"] for cell in row["cells"]] == [1, 4]
         assert all(0 < cell["median_us"] <= cell["p95_us"] and cell["calls"] > 0 for cell in row["cells"])
     sizes = {(row["variant"], row["engine"]): row["bytes"] for row in found["rows"]}
@@ -107,9 +117,12 @@ def test_calls_are_timed_in_turns() -> None:
 
 
 def synthetic() -> Bench:
+    right = {"ONNX Runtime int8": 0.90, "WebAssembly, node": 0.975}
+
     def row(variant: str, engine: str, size: int, *medians: float) -> Row:
         cells = tuple(Cell(batch, m, 2 * m, 9) for batch, m in zip((1, 256), medians, strict=True))
-        return Row(variant, engine, 1, size, 50.0, 1.0, cells)
+        share = right.get(engine, 0.97)
+        return Row(variant, engine, 1, size, 50.0, 1.0, cells, f"{100 * share:.2f} %", 1 - share)
 
     rows = (
         row("dense", "ONNX Runtime", 1000, 20, 1000),
@@ -121,7 +134,7 @@ def synthetic() -> Bench:
         row("shrunken", "C, compiled", 70, 4, 50),
         row("shrunken", "WebAssembly, node", 60, 5, 200),
     )
-    return Bench("a.pcn", 30, 0.25, [4, 2], [9, 2], rows, ("something is missing",))
+    return Bench("a.pcn", 30, 0.25, [4, 2], [9, 2], rows, ("something is missing",), "accuracy")
 
 
 def test_findings_say_what_the_numbers_say() -> None:
@@ -133,7 +146,10 @@ def test_findings_say_what_the_numbers_say() -> None:
     assert "zeros left out, compiled C: 5.0× at batch 1, 20.0× at batch 256 as fast as dense in ONNX Runtime." in told
     assert "The same C as WebAssembly in node: 0.8× at batch 1, 0.2× at batch 256 as fast as compiled for" in told
     assert "8-bit integers on top of removed units: 0.8× at batch 1, 2.0× at batch 256." in told
-    assert "Fastest for the compressed network: C, compiled at batch 1, C, compiled at batch 256." in told
+    fastest = "C, compiled at batch 1 (4.0 µs, 97.00 %), C, compiled at batch 256 (50.0 µs, 97.00 %)"
+    fastest += "; not ONNX Runtime int8, which lose more."
+    assert f"Fastest for the compressed network, take: {fastest}" in told
+    assert told.endswith("Smallest for it, take: WebAssembly, node (60 bytes, 97.50 %).")
 
 
 def test_without_the_original_c_is_compared_with_the_same_network() -> None:
@@ -148,6 +164,6 @@ def test_table() -> None:
     assert lines[0] == "a.pcn: 30 bytes, 25.0 % of its weights non-zero"
     assert lines[4].split() == [
         "shrunken", "ONNX", "Runtime", "1", "100", "50", "+1.0", "8.0", "(16.0)", "2.5×", "200.0", "(400.0)", "5.0×",
-        "1,280,000",
+        "1,280,000", "97.00", "%",
     ]  # fmt: skip
     assert "something is missing" in lines

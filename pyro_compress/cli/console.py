@@ -217,7 +217,8 @@ def export_text(exported: Exported) -> str:
 
 BENCH_LEGEND = (
     "µs per call: median (95th percentile); ×: against the dense network in torch, or else in ONNX Runtime;",
-    "ex/s: examples per second at the largest batch; MiB: peak of a process, and what came after its import.",
+    "ex/s: examples per second at the largest batch; MiB: peak of a process, and what came after its import;",
+    "the last column: what the engine's own outputs score on the test split.",
 )
 
 
@@ -234,8 +235,8 @@ def bench_text(results: Sequence[Bench]) -> str:
 
 
 def _bench_table(result: Bench) -> list[str]:
-    batches = [f"batch {cell.batch}" for cell in result.rows[0].cells]
-    rows = [["network", "engine", "threads", "bytes", "MiB", *batches, "ex/s"]]
+    batches, scored = [f"batch {cell.batch}" for cell in result.rows[0].cells], bool(result.measure)
+    rows = [["network", "engine", "threads", "bytes", "MiB", *batches, "ex/s", *[result.measure] * scored]]
     for row in result.rows:
         memory = "" if row.peak_mib is None else f"{row.peak_mib:.0f} +{row.added_mib:.1f}"
         cells = []
@@ -244,7 +245,9 @@ def _bench_table(result: Bench) -> list[str]:
             times = "" if gain is None else f" {gain:.1f}×"
             cells.append(f"{cell.median_us:,.1f} ({cell.p95_us:,.1f}){times}")
         rate = f"{row.cells[-1].per_second:,.0f}"
-        rows.append([row.variant, row.engine, str(row.threads), f"{row.bytes:,}", memory, *cells, rate])
+        rows.append(
+            [row.variant, row.engine, str(row.threads), f"{row.bytes:,}", memory, *cells, rate, *[row.score] * scored]
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     pad = [str.ljust, str.ljust, *[str.rjust] * (len(widths) - 2)]
     return ["  ".join(p(cell, width) for p, cell, width in zip(pad, row, widths, strict=True)) for row in rows]

@@ -8,51 +8,32 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from pyro_compress.advance import advanced
-from pyro_compress.deploy import arrays, onnx_files, torch_files
-from pyro_compress.deploy.c import library as c_library
-from pyro_compress.deploy.c import source as c_source
-from pyro_compress.deploy.card import card
-from pyro_compress.deploy.engines import ENGINES, Call
+from pyro_compress.deploy.engines import ENGINES, MANY, Call
+from pyro_compress.deploy.entries import Entry, entries_of, random_inputs
+from pyro_compress.deploy.export import splits_of
+from pyro_compress.deploy.formats import EXPORTERS, Predict
 from pyro_compress.deploy.measured import Bench, Cell, Row
 from pyro_compress.deploy.memory import peak_memory
-from pyro_compress.deploy.wasm import build as wasm_build
 from pyro_compress.deploy.wasm import node as wasm_node
 from pyro_compress.graph.ir import widths
 from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.machine import prepare
+from pyro_compress.metrics import evaluate
+from pyro_compress.networks.bounded import bounded
 from pyro_compress.pcn import file
 from pyro_compress.pcn.gate import MAX_MEMORY_MIB, Limits, limited
 from pyro_compress.runs.folder import load_run
-from pyro_compress.scores import Scores
-from pyro_compress.types import Compressed, Posterior
+from pyro_compress.types import Compressed, Posterior, Splits
 
 CHUNK_NS = 2_000_000
 """Time that one row takes before it is the next one's turn."""
-CALIBRATION = 200
-"""Random examples for 8-bit quantisation; speed does not depend on them."""
-UNSCORED = Scores(0.0, 0.0, 0.0, 0.0)
-"""Stands in the card of the temporary exports."""
-
-
-@dataclass(frozen=True)
-class _Entry:
-    variant: str
-    engine: str
-    label: str
-    path: Path
-
-    @property
-    def bytes(self) -> int:
-        """Size of the file, or of all files in the folder."""
-        return sum(part.stat().st_size for part in [self.path, *self.path.rglob("*")] if part.is_file())
 
 
 def bench(
@@ -74,7 +55,7 @@ def bench(
         batches: batch sizes, or words of them separated by commas.
         seconds: time per row and batch size.
         no_memory: leave out peak memory.
-        data_dir: not read; speed does not depend on the inputs' values.
+        data_dir: folder of the data sets; without the data of a file its rows have no scores.
         device: with CUDA there, torch is measured on it too.
         threads: CPU threads; 0 measures one thread and all of them.
         max_memory: MiB that a file may ask for, at the largest batch.
@@ -92,13 +73,17 @@ def bench(
         with tempfile.TemporaryDirectory() as place:
             network = _read(path, limited(max_memory), max(sizes))
             variants = _variants(network, posterior)
-            entries, missing = _entries(variants, Path(place), device)
+            splits, unscored = _data(network, data_dir)
+            entries, missing = entries_of(variants, Path(place), device, splits)
             rows = list[Row]()
             for count in every:
                 rows += _measure(entries, variants["shrunken"], count, sizes, seconds)
             if not no_memory:
                 rows = _with_memory(rows, entries, (max(sizes), *variants["shrunken"].graph.input_shape))
-        results.append(_result(path, variants, rows, missing))
+            measure = ""
+            if splits is not None:
+                rows, measure = _scored(rows, entries, network, splits)
+        results.append(_result(path, variants, rows, unscored + missing, measure))
     return results
 
 
@@ -146,84 +131,42 @@ def _weights(network: Compressed) -> list[str]:
     return [node.parameters["weight"] for node in network.graph.nodes if is_weighted(node.op)]
 
 
-def _entries(variants: dict[str, Compressed], place: Path, device: str) -> tuple[list[_Entry], list[str]]:
-    """Export every variant for every engine at hand; says what is missing."""
-    entries, missing = [], []
-    if "dense" not in variants:
-        missing.append("no run folder beside the file: name the original network with --dense RUN to compare with it")
+def _data(network: Compressed, data_dir: str) -> tuple[Splits | None, list[str]]:
+    """The data of a file, or why they are not at hand."""
     try:
-        onnx_files.need_onnx()
-    except ValueError as error:
-        missing.append(str(error))
-        onnx = False
-    else:
-        onnx = True
-    for variant, network in variants.items():
-        about = card(network, UNSCORED, 0)
-        stem = place / variant.replace(" ", "-")
-        torch_files.write_safetensors(network, about, path := stem.with_suffix(".safetensors"))
-        entries.append(_Entry(variant, "torch", "torch", path))
-        if device == "cuda":
-            entries.append(_Entry(variant, "torch CUDA", "torch CUDA", path))
-        if onnx:
-            entries += _onnx_entries(variant, network, about, stem)
-        if variant != "dense":
-            try:
-                entries.append(_c_entry(variant, network, about, stem.with_suffix(".c")))
-            except ValueError as error:
-                missing.append(f"no C row of the {variant} network: {error}")
-    shrunken = variants["shrunken"]
-    try:
-        entries.append(_wasm_entry(shrunken, place / "shrunken.wasm"))
-    except ValueError as error:
-        missing.append(f"no WebAssembly row: {error}")
-    if any(is_weighted(node.op) and node.op != "linear" for node in shrunken.graph.nodes):
-        missing.append("no CSR row: scipy has no sparse convolution")
-    else:
-        (folder := place / "csr").mkdir()
-        arrays.write_folder(shrunken, card(shrunken, UNSCORED, 0), folder, sparse_below=1.1, smallest=0)
-        entries.append(_Entry("shrunken", "scipy CSR", "scipy CSR", folder))
-    return entries, missing
+        return splits_of(network, None, data_dir), []
+    except (OSError, ValueError) as error:
+        return None, [f"no scores: {error}"]
 
 
-def _c_entry(variant: str, network: Compressed, about: dict[str, Any], path: Path) -> _Entry:
-    c_library.compiler()
-    c_source.write_c(network, about, path)
-    return _Entry(variant, "C", "C, compiled", path)
+def _scored(rows: list[Row], entries: list[Entry], network: Compressed, splits: Splits) -> tuple[list[Row], str]:
+    """The rows with what each engine's own outputs score on the test split, and what is scored."""
+    plan, found, measure = file.plan_of(network), dict[tuple[str, str], tuple[str, float]](), ""
+    for done, entry in enumerate(entries, 1):
+        predict = EXPORTERS[entry.path.suffix or "folder"].load(entry.path)
 
+        def outputs(x: torch.Tensor, predict: Predict = predict) -> torch.Tensor:
+            return torch.from_numpy(predict(x.numpy())).reshape(len(x), *plan.output)
 
-def _wasm_entry(network: Compressed, path: Path) -> _Entry:
-    wasm_build.need_zig()
-    wasm_node.node()
-    wasm_build.write_wasm(network, card(network, UNSCORED, 0), path)
-    return _Entry("shrunken", "WebAssembly", "WebAssembly, node", path)
-
-
-def _onnx_entries(variant: str, network: Compressed, about: dict[str, Any], stem: Path) -> Iterator[_Entry]:
-    path = stem.with_suffix(".onnx")
-    onnx_files.write_onnx(network, about, path, crop=variant == "shrunken")
-    yield _Entry(variant, "ONNX Runtime", "ONNX Runtime", path)
-    if variant != "masked dense":
-        examples = _inputs(network, CALIBRATION)
-        onnx_files.write_int8(network, about, path := stem.with_suffix(".int8.onnx"), examples)
-        yield _Entry(variant, "ONNX Runtime", "ONNX Runtime int8", path)
-
-
-def _inputs(network: Compressed, batch: int) -> np.ndarray:
-    return np.random.default_rng(0).random((batch, *network.graph.input_shape), np.float32)
+        scores = evaluate(bounded(outputs, plan), splits, "test", noise=network.noise)
+        measure, text = next(iter(scores.cells.items()))
+        found[entry.variant, entry.label] = (text, scores.error)
+        advanced("scoring", done, len(entries))
+    scored = [(row, found[row.variant, row.engine]) for row in rows]
+    return [replace(row, score=text, error=error) for row, (text, error) in scored], measure
 
 
 def _measure(
-    entries: list[_Entry], network: Compressed, threads: int, sizes: list[int], seconds: float
+    entries: list[Entry], network: Compressed, threads: int, sizes: list[int], seconds: float
 ) -> Iterator[Row]:
     """Time all rows in turns, one batch size after the other."""
-    few = [e for e in entries if threads == 1 or e.engine in ("torch", "ONNX Runtime")]
+    few = [e for e in entries if threads == 1 or e.engine in MANY]
     loaded = [ENGINES[entry.engine](entry.path, threads) for entry in few]
     cells: list[list[Cell]] = [[] for _ in few]
     what = f"measuring latencies, {threads} thread{'s' * (threads > 1)}"
     advanced(what, 0, len(sizes))
     for done, size in enumerate(sizes, 1):
-        x = _inputs(network, size)
+        x = random_inputs(network, size)
         for mine, times in zip(cells, in_turns([ready(x) for ready in loaded], seconds), strict=True):
             mine.append(Cell(size, float(np.median(times)) / 1e3, float(np.quantile(times, 0.95)) / 1e3, len(times)))
         advanced(what, done, len(sizes))
@@ -258,7 +201,7 @@ def _turn(call: Call, times: list[int]) -> int:
         before = now
 
 
-def _with_memory(rows: list[Row], entries: list[_Entry], shape: tuple[int, ...]) -> list[Row]:
+def _with_memory(rows: list[Row], entries: list[Entry], shape: tuple[int, ...]) -> list[Row]:
     peaks = dict[tuple[str, str], tuple[float, float] | None]()
     for done, e in enumerate(entries, 1):
         peaks[e.variant, e.label] = peak_memory(e.engine, e.path, shape)
@@ -267,7 +210,7 @@ def _with_memory(rows: list[Row], entries: list[_Entry], shape: tuple[int, ...])
     return [replace(row, peak_mib=total, added_mib=added) for row, (total, added) in found]
 
 
-def _result(path: Path, variants: dict[str, Compressed], rows: list[Row], missing: list[str]) -> Bench:
+def _result(path: Path, variants: dict[str, Compressed], rows: list[Row], missing: list[str], measure: str) -> Bench:
     shrunken = variants["shrunken"]
     weights = [file.dense(shrunken.tensors[name]) for name in _weights(shrunken)]
     return Bench(
@@ -278,6 +221,7 @@ def _result(path: Path, variants: dict[str, Compressed], rows: list[Row], missin
         dense_widths=_widths(variants["dense"]) if "dense" in variants else [],
         rows=tuple(rows),
         missing=tuple(missing),
+        measure=measure,
     )
 
 

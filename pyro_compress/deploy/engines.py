@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,30 @@ def webassembly(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
     return lambda x: Timed(loaded, x)
 
 
+def integers(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
+    """A C file of integers, compiled for this machine; one thread, one example after the other."""
+    from pyro_compress.deploy.c.library import FAST
+    from pyro_compress.deploy.integer.library import IntegerLibrary
+
+    library = IntegerLibrary(path, FAST)
+
+    def ready(x: np.ndarray) -> Call:
+        codes = library.codes(x)
+        return lambda: library.run(codes)
+
+    return ready
+
+
+def _one_by_one(module: str, load: str) -> Engine:
+    """A program for phones, which takes one example at a time; one thread."""
+
+    def engine(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
+        predict = getattr(import_module(f"pyro_compress.deploy.phone.{module}"), load)(path)
+        return lambda x: lambda: predict(x)
+
+    return engine
+
+
 ENGINES: dict[str, Engine] = {
     "torch": _torch_on("cpu"),
     "torch CUDA": _torch_on("cuda"),
@@ -118,4 +143,9 @@ ENGINES: dict[str, Engine] = {
     "scipy CSR": numpy_runner,
     "C": compiled,
     "WebAssembly": webassembly,
+    "C integers": integers,
+    "ExecuTorch": _one_by_one("executorch", "load_executorch"),
+    "LiteRT": _one_by_one("litert", "load_litert"),
 }
+MANY = ("torch", "ONNX Runtime")
+"""Engines that use several threads."""

@@ -148,11 +148,7 @@ def _source(
         if path.is_dir():
             raise ValueError(f"{path} is a folder; export takes a .pcn file, or a run folder with --ensemble")
         network = file.read(path, limits)
-        name, reading = data or str(network.meta.get("data", "")), reading_of(network.meta)
-        if not name and (calibration := str(network.meta.get("calibration", ""))):
-            return network, labelled_by(network, calibration, reading)
-        known = filled(preprocessing_of(network.meta), file.plan_of(network).output)
-        return network, load_splits(name, data_dir, network.meta.get("validation"), reading=reading, known=known)
+        return network, splits_of(network, data, data_dir)
     if not path.is_dir():
         raise ValueError(f"{path} is no run folder; a file holds no posterior to draw an ensemble from")
     config = (run := load_run(path)).config
@@ -162,6 +158,19 @@ def _source(
     scores = evaluate(to_module(drawn), splits, "validation", noise=drawn.noise)
     keep(outside(target_of(run.posterior, splits, Goal()), scores, HINTS))
     return drawn, splits
+
+
+def splits_of(network: Compressed, data: str | None, data_dir: str) -> Splits:
+    """The data that a decoded network is compared on: those named, or those that its file names.
+
+    Raises:
+        ValueError: neither is named, or the data cannot be read.
+    """
+    name, reading = data or str(network.meta.get("data", "")), reading_of(network.meta)
+    if not name and (calibration := str(network.meta.get("calibration", ""))):
+        return labelled_by(network, calibration, reading)
+    known = filled(preprocessing_of(network.meta), file.plan_of(network).output)
+    return load_splits(name, data_dir, network.meta.get("validation"), reading=reading, known=known)
 
 
 def _compare(network: Compressed, predict: Predict, splits: Splits, request: ExportConfig) -> dict[str, Any]:
@@ -183,7 +192,7 @@ def _compare(network: Compressed, predict: Predict, splits: Splits, request: Exp
         return got
 
     after = evaluate(bounded(beside, plan), splits, "test", noise=network.noise)
-    if request.int8 or request.int8_dynamic:
+    if request.int8 or request.int8_dynamic or request.int4:
         _check_int8(reference, predict, splits)
     elif not request.integer and not seen["difference"] <= AGREEMENT * max(seen["largest_output"], 1.0):
         raise ValueError(f"the export is off by {seen['difference']:.2g}; nothing was written")
@@ -197,7 +206,7 @@ def _check_int8(reference: Callable[[Tensor], Tensor], predict: Predict, splits:
     if not after.within(before, INT8_LOSS):
         measure = next(iter(before.cells))
         raise ValueError(
-            f"8-bit integers change the validation {measure} from {before.cells[measure]} to {after.cells[measure]}; "
+            f"integers change the validation {measure} from {before.cells[measure]} to {after.cells[measure]}; "
             "nothing was written (export to .onnx with --int8-dynamic, or without integers)"
         )
 

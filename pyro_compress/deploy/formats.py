@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_compress.deploy import arrays, onnx_files, torch_files
+from pyro_compress.deploy import arrays, onnx_files, onnx_four_bits, torch_files
 from pyro_compress.deploy.c import library as c_library
 from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.integer import library as integer_library
@@ -28,7 +28,7 @@ from pyro_compress.pcn.gate import BYTES_PER_VALUE, UNLIMITED
 from pyro_compress.settings.export import ExportConfig
 from pyro_compress.types import Compressed, Splits
 
-OPTIONS = ("int8", "int8_dynamic", "integer", "sparse", "raw", "float32")
+OPTIONS = ("int8", "int8_dynamic", "int4", "integer", "sparse", "raw", "float32")
 """Settings that go with some formats only."""
 Predict = Callable[[np.ndarray], np.ndarray]
 Write = Callable[[Compressed, Mapping[str, Any], Path, ExportConfig, Splits], list[str]]
@@ -57,6 +57,9 @@ class Exporter:
 
 def _onnx(network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits) -> list[str]:
     dynamic = request.int8_dynamic
+    if request.int4:
+        examples = splits.train.x[: onnx_files.CALIBRATION]
+        return onnx_four_bits.write_int4(network, card, path, splits, examples)
     if not (request.int8 or dynamic):
         onnx_files.write_onnx(network, card, path, integers=not request.float32)
         return []
@@ -134,7 +137,7 @@ def _with_torch(load: Callable[[Path], Callable[[Tensor], Tensor]]) -> Callable[
 
 EXPORTERS: dict[str, Exporter] = {
     ".onnx": Exporter(
-        _onnx, onnx_files.load_onnx, ("int8", "int8_dynamic", "raw", "float32"), onnx_files.need_onnx, bytes=32
+        _onnx, onnx_files.load_onnx, ("int8", "int8_dynamic", "int4", "raw", "float32"), onnx_files.need_onnx, bytes=32
     ),
     ".pt2": Exporter(_program, _with_torch(torch_files.program_of_rows), bytes=32),
     ".pte": Exporter(_executorch, executorch.load_executorch, ("int8",), executorch.need_executorch, bytes=64),
@@ -166,6 +169,8 @@ def exporter_of(out: Path, request: ExportConfig) -> Exporter:
             raise ValueError(f"--{option.replace('_', '-')} goes with {', '.join(goes)} only, not with {kind}")
     if (request.int8 or request.int8_dynamic) and request.float32:
         raise ValueError("--int8 and --float32 exclude each other")
+    if request.int4 and (request.int8 or request.int8_dynamic or request.float32):
+        raise ValueError("--int4 excludes --int8, --int8-dynamic and --float32: give one of them")
     if request.integer and request.raw:
         raise ValueError("--integer and --raw exclude each other: the integers of --integer are bytes less 128")
     exporter.need()

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+LOSS = 0.01
+"""Accuracy (share of another error above 1) that an engine may lose against the best and still be advised."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -33,6 +36,8 @@ class Row:
         bytes: of the file that the engine reads.
         peak_mib: peak memory of a process that does nothing else, and `added_mib` what came after the import.
         cells: one per batch size.
+        score: of the engine's own outputs on the test split, in words; empty where the data are not at hand.
+        error: the same as one number of which less is better.
     """
 
     variant: str
@@ -42,6 +47,8 @@ class Row:
     peak_mib: float | None
     added_mib: float | None
     cells: tuple[Cell, ...]
+    score: str = ""
+    error: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,6 +61,7 @@ class Bench:
         widths: units of the shrunken network; `dense_widths` of the original.
         rows: the table.
         missing: what was left out, and why.
+        measure: what `score` of the rows is; empty where there is none.
     """
 
     file: str
@@ -63,6 +71,7 @@ class Bench:
     dense_widths: list[int]
     rows: tuple[Row, ...]
     missing: tuple[str, ...]
+    measure: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -94,9 +103,7 @@ class Bench:
 def findings(bench: Bench) -> list[str]:
     """Sentences about the rows with the fewest threads, each with its numbers."""
     return [
-        sentence
-        for part in (_zeros, _units, _csr, _compiled, _webassembly, _int8, _fastest)
-        for sentence in part(bench)
+        sentence for part in (_zeros, _units, _csr, _compiled, _webassembly, _int8, _advice) for sentence in part(bench)
     ]
 
 
@@ -158,11 +165,23 @@ def _int8(bench: Bench) -> Iterator[str]:
         yield f"8-bit integers on top of removed units: {gains}."
 
 
-def _fastest(bench: Bench) -> Iterator[str]:
+def _advice(bench: Bench) -> Iterator[str]:
+    """Two sentences: which to take for speed, which for size, among those that lose no more than `LOSS`."""
     fewest = min(row.threads for row in bench.rows)
-    few = [row for row in bench.rows if row.variant == "shrunken" and row.threads == fewest]
-    if len(few) > 1:
-        columns = zip(*(row.cells for row in few), strict=True)
-        best = [min(zip(column, few, strict=True), key=lambda pair: pair[0].median_us) for column in columns]
-        named = ", ".join(f"{row.engine} at batch {cell.batch}" for cell, row in best)
-        yield f"Fastest for the compressed network: {named}."
+    every = [row for row in bench.rows if row.variant == "shrunken" and row.threads == fewest]
+    least = min((row.error for row in every if row.error is not None), default=0.0)
+    few = [row for row in every if row.error is None or row.error <= least + LOSS * max(least, 1.0)]
+    if len(every) < 2:
+        return
+    columns = zip(*(row.cells for row in few), strict=True)
+    best = [min(zip(column, few, strict=True), key=lambda pair: pair[0].median_us) for column in columns]
+    parts = [f"{row.engine} at batch {cell.batch} ({_seen(f'{cell.median_us:,.1f} µs', row)})" for cell, row in best]
+    left = [row.engine for row in every if row not in few]
+    lost = f"; not {', '.join(left)}, which lose more" if left else ""
+    yield f"Fastest for the compressed network, take: {', '.join(parts)}{lost}."
+    small = min(few, key=lambda row: row.bytes)
+    yield f"Smallest for it, take: {small.engine} ({_seen(f'{small.bytes:,} bytes', small)})."
+
+
+def _seen(number: str, row: Row) -> str:
+    return f"{number}, {row.score}" if row.score else number

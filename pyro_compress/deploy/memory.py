@@ -20,6 +20,9 @@ RUNTIMES = {
     "scipy CSR": "scipy.sparse",
     "C": "ctypes",
     "WebAssembly": "subprocess",
+    "C integers": "ctypes",
+    "ExecuTorch": "executorch.runtime",
+    "LiteRT": "ai_edge_litert.interpreter",
 }
 """What each engine must import whatever it runs."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from pyro_compress.deploy.engines import feeds, session
 from pyro_compress.deploy.onnx_model import build, describe
 from pyro_compress.deploy.onnx_torch import build_by_torch, has_kept
 from pyro_compress.types import Compressed
+
+if TYPE_CHECKING:
+    import onnx
 
 CALIBRATION = 500
 """Training examples from which static quantisation reads the range of every activation."""
@@ -70,6 +73,30 @@ def write_int8(
     describe(model, card)
     onnx.checker.check_model(model, full_check=True)
     write_atomically(path, model.SerializeToString(deterministic=True))
+
+
+def quantized_layers(
+    model: onnx.ModelProto, nodes: Sequence[str], entry: Mapping[str, Any], examples: np.ndarray
+) -> onnx.ModelProto:
+    """A model with 8-bit integers for the nodes of these names alone, weights per output channel.
+
+    Args:
+        model: in floats.
+        nodes: names.
+        entry: `input` of the card.
+        examples: as the model takes them, for calibration.
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        inside, outside = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
+        onnx.save_model(model, inside)
+        quantization.quantize_static(
+            inside, outside, _reader(entry, examples), per_channel=True, reduce_range=True,
+            weight_type=quantization.QuantType.QInt8, nodes_to_quantize=list(nodes),
+        )  # fmt: skip
+        return onnx.load_model(outside)
 
 
 def _reader(entry: Mapping[str, Any], examples: np.ndarray) -> Any:

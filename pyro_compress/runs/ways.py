@@ -201,6 +201,7 @@ WAYS: dict[str, Callable[[str, Path], str]] = {
     "predict": _predict,
     "export .onnx": _export(".onnx", ("onnx", "onnxruntime")),
     "export .onnx --int8": _export(".int8.onnx", ("onnx", "onnxruntime"), int8=True),
+    "export .onnx --int4": _export(".int4.onnx", ("onnx", "onnxruntime"), int4=True),
     "export .pt2": _export(".pt2"),
     "export .pte": _export(".pte", ("executorch", "torchao"), "executorch"),
     "export .tflite": _export(".tflite", ("litert-torch", "ai-edge-litert", "ai-edge-quantizer"), "litert"),

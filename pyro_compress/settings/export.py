@@ -40,6 +40,7 @@ class ExportConfig(MemoryConfig):
 
     int8: bool = setting(False, "ONNX, ExecuTorch, LiteRT: 8-bit integers, calibrated on training examples.")
     int8_dynamic: bool = setting(False, "ONNX: 8-bit integers, ranges found at run time.")
+    int4: bool = setting(False, "ONNX: linear layers in blocks of 4 bits, convolutions in 8, chosen on validation.")
     integer: bool = setting(False, "C: 8-bit integers alone, for microcontrollers without a floating-point unit.")
     raw: bool = setting(False, "ONNX, C, WebAssembly: the model takes raw bytes and scales them itself.")
     float32: bool = setting(False, "ONNX: plain float32 weights, for runtimes that fold no constants.")

@@ -28,13 +28,21 @@ from pyro_compress.deploy.phone.traced import (
 from pyro_compress.pcn.file import dense
 from pyro_compress.types import Compressed, Node, Quantized
 
+MODULES = (
+    "executorch.exir",
+    "executorch.runtime",
+    "executorch.backends.xnnpack.partition.xnnpack_partitioner",
+    "executorch.backends.xnnpack.quantizer.xnnpack_quantizer",
+    "torchao.quantization.pt2e.quantize_pt2e",
+)
+"""What it takes, imported once before any work, since that warns and says much."""
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 """Operations of torch with a weight, which integers must compute."""
 
 
 def need_executorch() -> None:
     """Raise one clear error where the packages are missing."""
-    need(("executorch.exir", "executorch.runtime", "torchao"), "ExecuTorch", "executorch")
+    need(MODULES, "ExecuTorch", "executorch")
 
 
 def write_executorch(

@@ -76,15 +76,20 @@ def write_litert(network: Compressed, card: Mapping[str, Any], path: Path, examp
 def _in_integers(content: bytes, network: Compressed, examples: Tensor) -> bytes:
     """The model with integers for floats, ranges of activations taken from examples one by one."""
     from ai_edge_litert.interpreter import Interpreter
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
     ((signature, named),) = Interpreter(model_content=content).get_signature_list().items()
     rows = (given(examples[i : i + 1], network) for i in range(len(examples)))
     feeds = [dict(zip(named["inputs"], (_narrow(part.numpy()) for part in row), strict=True)) for row in rows]
     try:
+        rules = recipe_manager.RecipeManager()
+        rules.load_quantization_recipe(recipe.static_wi8_ai8())
+        # its own calibration takes a moving average, which clips whatever the last examples do not reach
+        seen = calibrator.Calibrator(content, torch.get_num_threads(), qsv_update_func=min_max_update)
+        seen.calibrate({signature: feeds}, rules)
         maker = quantizer.Quantizer(content, recipe.static_wi8_ai8())
-        ranges = maker.calibrate({signature: feeds}, num_threads=torch.get_num_threads())
-        return bytes(maker.quantize(ranges).quantized_model)
+        return bytes(maker.quantize(seen.get_model_qsvs()).quantized_model)
     except Exception as error:  # whatever the quantiser says of an operation
         raise ValueError(f"LiteRT's quantiser refuses the network: {reason(error)}; export without --int8") from error
 
