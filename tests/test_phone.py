@@ -113,7 +113,7 @@ def test_an_operation_without_a_kernel_is_named(tmp_path: Path) -> None:
 def test_without_the_packages(
     suffix: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    for package in ("executorch", "litert_torch", "ai_edge_litert"):
+    for package in ("executorch.exir", "ai_edge_litert.interpreter"):
         monkeypatch.setitem(sys.modules, package, None)
     (source := tmp_path / "a.pcn").write_bytes(b"")
     result = CliRunner().invoke(main, ["export", str(source), "-o", str(tmp_path / f"m{suffix}")])

@@ -188,13 +188,13 @@ def load_executorch(path: Path) -> Callable[[np.ndarray], np.ndarray]:
         nonlocal method
         tensors = [torch.from_numpy(np.ascontiguousarray(one)) for one in arguments]
         if method is not None:
-            return np.array(method.execute(tensors)[0])
+            return method.execute(tensors)[0].numpy().copy()
         from executorch.runtime import Runtime
 
         with quiet():  # the first call looks for the processor's features, and says so
             try:
                 method = Runtime.get().load_program(path).load_method("forward")
-                return np.array(method.execute(tensors)[0])
+                return method.execute(tensors)[0].numpy().copy()
             except RuntimeError as error:
                 raise ValueError(f"ExecuTorch does not run the export: {reason(error)}") from error
 
