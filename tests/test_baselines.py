@@ -267,3 +267,34 @@ def test_weight_decay(optimizer: str) -> None:
     start, gradient = torch.tensor([2.0, -1.0]), torch.tensor([0.3, 0.4])
     step = gradient + 0.5 * start if optimizer == "sgd" else 0.5 * start + gradient.sign()
     torch.testing.assert_close(weight.detach(), start - 0.1 * step)
+
+
+def test_images_come_with_their_channels_last(digits: Splits) -> None:
+    """The same numbers in the layout that convolutions want; tables and tokens as they lie."""
+    images = Data(torch.rand(6, 3, 4, 5), torch.arange(6))
+    (_, x, y), *_ = Minibatches(images, 6, torch.Generator().manual_seed(0)).epoch()
+    assert x.stride() == (60, 1, 15, 3)
+    assert torch.equal(x, images.x[y])
+    (_, grey, _), *_ = Minibatches(digits.train, 6, torch.Generator()).epoch()
+    assert grey.stride() == (64, 1, 8, 1)
+    for other in (torch.rand(6, 7), torch.randint(0, 5, (6, 2, 3, 4))):
+        (_, x, _), *_ = Minibatches(Data(other, torch.arange(6)), 6, torch.Generator()).epoch()
+        assert x.is_contiguous()
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_bfloat16_without_a_prior(
+    able: bool, digits: Splits, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Products of 8 bits: weights stay float32 and end near those of float32; a processor without them is told of."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able}, raising=False)
+    net, found = mlp((1, 8, 8), 10, (20,)), {}
+    for precision in ("float32", "bfloat16"):
+        config = resolve(FitConfig(prior="none", epochs=3, lr=0.02, device="cpu", precision=precision), len(digits.train))
+        posterior, history = fit_baseline(net, digits, config)
+        found[precision] = posterior.layers["1.weight"].mean
+        assert history[-1].validation_accuracy > 0.8
+    plain, mixed = found.values()
+    assert mixed.dtype == torch.float32
+    assert 0 < (plain - mixed).norm() < 0.05 * plain.norm()
+    assert ("--precision bfloat16 is likely slower" in caplog.text) is not able
