@@ -73,18 +73,20 @@ def speed_table(told: dict) -> list[str]:
     rows = tuple(Row(**(row | {"cells": tuple(Cell(**cell) for cell in row["cells"])})) for row in told["rows"])
     bench = Bench(**{**told, "rows": rows, "missing": ()})
     widths = "-".join(map(str, bench.widths))
+    scored = bool(bench.measure)
     lines = [
         f"{bench.file}: {bench.file_bytes:,} bytes, {100 * bench.density:.0f} % non-zero, units {widths}",
         "",
         "| network | engine | file, bytes | process peak, MiB | "
-        + " | ".join(f"batch {cell.batch}, µs" for cell in rows[0].cells) + " |",
-        "| --- | --- | ---: | ---: |" + " ---: |" * len(rows[0].cells),
+        + " | ".join([f"batch {cell.batch}, µs" for cell in rows[0].cells] + [bench.measure] * scored) + " |",
+        "| --- | --- | ---: | ---: |" + " ---: |" * (len(rows[0].cells) + scored),
     ]  # fmt: skip
     for row in rows:
         cells = [row.variant, row.engine, f"{row.bytes:,}", f"{row.peak_mib:.0f}" if row.peak_mib else ""]
         for cell in row.cells:
             gain = bench.gain(row, cell.batch)
             cells.append(f"{cell.median_us:,.1f}" + (f", {gain:.1f}×" if gain and row.variant != "dense" else ""))
+        cells += [row.score] * scored
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -246,6 +246,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "searches": searches,
     "front": front,
     "speed-lenet-300-100": lambda: deployed("speed", LENET_300),
+    "speed-phone": lambda: deployed("speed", "phone-lenet-5-caffe"),
     "speed-lenet-5-caffe": lambda: deployed("speed", "mnist-lenet-5-caffe-rate2-seed0.pcn"),
     "exports": lambda: deployed("exports", LENET_300),
     "browser": lambda: "\n".join(bench_browser.browser_table(stored("browser.json"))),

@@ -308,7 +308,7 @@ SIDEWAYS = {
     *[(f"deploy/{hall}", f"deploy/{room}") for hall in ("formats", "entries") for room in ("c/library", "c/source")],
     *[("deploy/entries", f"deploy/{room}") for room in ("arrays", "card", "onnx_files", "torch_files")],
     *[("deploy/entries", f"deploy/{room}") for room in ("integer/chosen", "phone/executorch", "phone/litert")],
-    ("deploy/engines", "deploy/integer/library"),
+    *[("deploy/engines", f"deploy/{room}") for room in ("integer/library", "phone/executorch", "phone/litert")],
     *[("deploy/formats", f"deploy/{room}") for room in ("arrays", "onnx_files", "torch_files")],
     *[(f"deploy/phone/{hall}", "deploy/phone/traced") for hall in ("executorch", "litert")],
     *[("deploy/formats", f"deploy/phone/{room}") for room in ("executorch", "litert")],

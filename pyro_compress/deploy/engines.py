@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,14 +125,20 @@ def integers(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
     return ready
 
 
-def _one_by_one(module: str, load: str) -> Engine:
-    """A program for phones, which takes one example at a time; one thread."""
+def executorch(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
+    """An ExecuTorch program, one example after the other."""
+    from pyro_compress.deploy.phone.executorch import load_executorch
 
-    def engine(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
-        predict = getattr(import_module(f"pyro_compress.deploy.phone.{module}"), load)(path)
-        return lambda x: lambda: predict(x)
+    predict = load_executorch(path, threads)
+    return lambda x: lambda: predict(x)
 
-    return engine
+
+def litert(path: Path, threads: int) -> Callable[[np.ndarray], Call]:
+    """A LiteRT model, one example after the other; one thread."""
+    from pyro_compress.deploy.phone.litert import load_litert
+
+    predict = load_litert(path)
+    return lambda x: lambda: predict(x)
 
 
 ENGINES: dict[str, Engine] = {
@@ -144,8 +149,8 @@ ENGINES: dict[str, Engine] = {
     "C": compiled,
     "WebAssembly": webassembly,
     "C integers": integers,
-    "ExecuTorch": _one_by_one("executorch", "load_executorch"),
-    "LiteRT": _one_by_one("litert", "load_litert"),
+    "ExecuTorch": executorch,
+    "LiteRT": litert,
 }
 MANY = ("torch", "ONNX Runtime")
 """Engines that use several threads."""

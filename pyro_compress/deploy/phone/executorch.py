@@ -179,9 +179,18 @@ def _widened(weight: np.ndarray | Quantized, node: Node, name: str) -> np.ndarra
     return np.pad(dense(weight), taps)
 
 
-def load_executorch(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """The program as a function of inputs in the range the network was trained on."""
+def load_executorch(path: Path, threads: int = 0) -> Callable[[np.ndarray], np.ndarray]:
+    """The program as a function of inputs in the range the network was trained on.
+
+    Args:
+        path: the file.
+        threads: of XNNPACK, for all programs of this process; 0 leaves them as they are.
+    """
     entry = card_behind(path)["input"]
+    if threads:
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+
+        _unsafe_reset_threadpool(threads)
     method: Any = None
 
     def run(*arguments: np.ndarray) -> np.ndarray:
