@@ -222,3 +222,14 @@ def test_tokens(tmp_path: Path) -> None:
     assert done.stderr == b"error: the token 9; this network knows those from 0 to 8\n"
     assert tokens_of(network) == 9
     assert drawn(network, 50).max() == 8
+
+
+@needs_compiler
+def test_the_program_prints_a_class_per_position(tmp_path: Path) -> None:
+    nodes = Node("input"), Node("linear", (0,), {"weight": "w"}), Node("permute", (1,), {}, {"axes": [2, 1]})
+    network = Compressed(Graph(nodes, (3, 2)), {"w": np.eye(2, dtype=np.float32)}, {"classes": ["a", "b"]})
+    path = written(network, tmp_path / "n.c")
+    subprocess.run([*compiler(), "-std=c99", *STRICT, "-DN_MAIN", path, "-o", tmp_path / "n", "-lm"], check=True)
+    x = np.array([[0, 1], [1, 0], [2, 3]], np.float32)
+    done = subprocess.run([tmp_path / "n"], input=x.tobytes(), capture_output=True, check=True)
+    assert done.stdout == b"b a b\n"

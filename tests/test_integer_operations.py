@@ -55,6 +55,15 @@ def test_tokens(tmp_path: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("rows", [255, 256, 257])
+def test_as_many_tokens_as_a_byte_has(rows: int, tmp_path: Path) -> None:
+    nodes = Node("input"), Node("embedding", (0,), {"weight": "e"}), Node("linear", (1,), {"weight": "w"})
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.standard_normal(shape, np.float32) for name, shape in (("e", (rows, 4)), ("w", (3, 4)))}
+    agrees(Compressed(Graph(nodes, (5,), "int64"), tensors, {}), tmp_path, options=CAREFUL)
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 @pytest.mark.parametrize("width", [0.01, 1.0, 8.0])
 def test_shares_at_the_end(name: str, width: float, tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def bench(
             for count in every:
                 rows += _measure(entries, variants["shrunken"], count, sizes, seconds)
             if not no_memory:
-                rows = _with_memory(rows, entries, (max(sizes), *variants["shrunken"].graph.input_shape))
+                graph = variants["shrunken"].graph
+                rows = _with_memory(rows, entries, (max(sizes), *graph.input_shape), graph.kind)
             measure = ""
             if splits is not None:
                 rows, measure = _scored(rows, entries, network, splits)
@@ -201,10 +202,10 @@ def _turn(call: Call, times: list[int]) -> int:
         before = now
 
 
-def _with_memory(rows: list[Row], entries: list[Entry], shape: tuple[int, ...]) -> list[Row]:
+def _with_memory(rows: list[Row], entries: list[Entry], shape: tuple[int, ...], kind: str) -> list[Row]:
     peaks = dict[tuple[str, str], tuple[float, float] | None]()
     for done, e in enumerate(entries, 1):
-        peaks[e.variant, e.label] = peak_memory(e.engine, e.path, shape)
+        peaks[e.variant, e.label] = peak_memory(e.engine, e.path, shape, kind)
         advanced("measuring memory", done, len(entries))
     found = [(row, peaks[row.variant, row.engine] or (None, None)) for row in rows]
     return [replace(row, peak_mib=total, added_mib=added) for row, (total, added) in found]

@@ -17,7 +17,7 @@ import torch
 from pyro_compress.deploy import arrays, onnx_files, onnx_four_bits, torch_files
 from pyro_compress.deploy.c import library as c_library
 from pyro_compress.deploy.c import source as c_source
-from pyro_compress.deploy.card import card
+from pyro_compress.deploy.card import card, tokens_of
 from pyro_compress.deploy.integer.chosen import write_integer
 from pyro_compress.deploy.phone import executorch, litert
 from pyro_compress.deploy.wasm import build as wasm_build
@@ -108,8 +108,9 @@ def entries_of(
 
 
 def random_inputs(network: Compressed, batch: int) -> np.ndarray:
-    """Inputs `(batch, *input_shape)` between 0 and 1; of tokens, zeros."""
-    return np.random.default_rng(0).random((batch, *network.graph.input_shape), np.float32)
+    """Inputs `(batch, *input_shape)` between 0 and 1, or tokens."""
+    rng, shape, tokens = np.random.default_rng(0), (batch, *network.graph.input_shape), tokens_of(network)
+    return rng.integers(0, tokens, shape) if tokens else rng.random(shape, np.float32)
 
 
 def _torch(subject: Subject) -> Iterator[Entry]:

@@ -27,15 +27,16 @@ RUNTIMES = {
 """What each engine must import whatever it runs."""
 
 
-def peak_memory(engine: str, path: Path, shape: tuple[int, ...]) -> tuple[float, float] | None:
+def peak_memory(engine: str, path: Path, shape: tuple[int, ...], kind: str = "float32") -> tuple[float, float] | None:
     """Peak of a fresh process and the part behind the import, in MiB; None where it cannot be measured.
 
     Args:
         engine: name in `ENGINES`.
         path: the exported network.
         shape: of the batch that it runs.
+        kind: type of its values.
     """
-    command = [sys.executable, "-P", "-m", __name__, engine, str(path), ",".join(map(str, shape))]
+    command = [sys.executable, "-P", "-m", __name__, engine, str(path), ",".join(map(str, shape)), kind]
     done = subprocess.run(command, capture_output=True, text=True)
     try:
         total, added = done.stdout.split()
@@ -56,14 +57,14 @@ def high_water_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def main(engine: str, path: str, shape: str) -> None:
+def main(engine: str, path: str, shape: str, kind: str) -> None:
     """Load, run a few times, print; what runs in a process of its own tells its memory itself."""
     from pyro_compress.deploy.engines import ENGINES
     from pyro_compress.deploy.wasm.node import Timed
 
     importlib.import_module(RUNTIMES[engine])
     before = high_water_mib()
-    call = ENGINES[engine](Path(path), 1)(np.zeros([int(size) for size in shape.split(",")], np.float32))
+    call = ENGINES[engine](Path(path), 1)(np.zeros([int(size) for size in shape.split(",")], kind))
     for _ in range(3):
         call()
     print(*call.memory() if isinstance(call, Timed) else (high_water_mib(), high_water_mib() - before))

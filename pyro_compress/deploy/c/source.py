@@ -76,7 +76,7 @@ def source(network: Compressed, card: Mapping[str, Any], stem: str) -> str:
     raw = inputs if card["input"]["dtype"] in TYPES else 0
     sizes = Sizes(inputs, count(shapes[-1]), raw, layout.sizes[0], crossing, layout.sizes[1])
     code = [INCLUDES, _macros(card, sizes), _declarations(card, sizes), *_steps(layout), _floats(card, sizes)]
-    code += [*_chains(layout), _taking(card, layout, sizes), _run(sizes), _program(card)]
+    code += [*_chains(layout), _taking(card, layout, sizes), _run(sizes), _program(card, sizes)]
     text = indented("\n".join(code))
     return comment(_about(card, sizes, stem)) + named(text, identifier(stem))
 
@@ -163,17 +163,24 @@ def _declarations(card: Mapping[str, Any], sizes: Sizes) -> str:
         labels.append(f"const size_t name_tokens = {_tokens(card)};")
         declared.append("extern const size_t name_tokens;")
     if "targets" not in card:
-        known = card["classes"]
-        names = known if len(known) == sizes.outputs else map(str, range(sizes.outputs))
-        declared += ["extern const char *const name_classes[NAME_OUTPUTS];"]
+        known, places = card["classes"], _places(card, sizes.outputs)
+        number_of = f"NAME_OUTPUTS / {places}" if places > 1 else "NAME_OUTPUTS"
+        names = known if len(known) * places == sizes.outputs else map(str, range(sizes.outputs))
+        declared += [f"extern const char *const name_classes[{number_of}];"]
         words = ",\n".join(map(string, names))
-        labels.append(f"const char *const name_classes[NAME_OUTPUTS] = {{\n{words}\n}};")
+        labels.append(f"const char *const name_classes[{number_of}] = {{\n{words}\n}};")
     for key in ("mean", "std") if "targets" in card else ():
         values = ", ".join(number(target[key]) for target in card["targets"])
         declared.append(f"extern const float name_target_{key}[NAME_OUTPUTS];")
         labels.append(f"const float name_target_{key}[NAME_OUTPUTS] = {{{values}}};")
     text = templates.DECLARATIONS.replace("{declared}", "\n".join([*declared, ""]))
     return text.replace("{labels}", "\n".join([*labels, ""]))
+
+
+def _places(card: Mapping[str, Any], outputs: int) -> int:
+    """Positions of which each has a class; their scores lie class by class. 1: the example has one."""
+    classes = len(card["classes"])
+    return outputs // classes if classes and outputs % classes == 0 else 1
 
 
 def _steps(layout: Layout) -> Iterator[str]:
@@ -257,9 +264,11 @@ def _run(sizes: Sizes) -> str:
     return text
 
 
-def _program(card: Mapping[str, Any]) -> str:
+def _program(card: Mapping[str, Any], sizes: Sizes) -> str:
     """The program that the file becomes with -DNAME_MAIN."""
     check = templates.CHECK if card["input"]["range"] == [0, 1] else ""
     check = templates.CHECK_TOKENS if _tokens(card) else check
-    print_ = templates.TARGET if "targets" in card else templates.CLASS
+    places = _places(card, sizes.outputs)
+    print_ = templates.CLASS if places == 1 else templates.CLASSES.replace("{places}", str(places))
+    print_ = templates.TARGET if "targets" in card else print_
     return templates.MAIN.replace("{check}", check).replace("{print}", print_)

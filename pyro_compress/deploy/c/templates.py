@@ -132,6 +132,16 @@ best = output[i] > output[best] ? i : best;
 puts(name_classes[best]);
 """
 
+CLASSES = """
+for (size_t place = 0; place < {places}; place++) {
+size_t best = 0;
+for (size_t i = 1; i < NAME_OUTPUTS / {places}; i++)
+best = output[i * {places} + place] > output[best * {places} + place] ? i : best;
+fputs(name_classes[best], stdout);
+putchar(place + 1 < {places} ? ' ' : '\\n');
+}
+"""
+
 TARGET = """
 for (size_t i = 0; i < NAME_OUTPUTS; i++)
 printf(i + 1 < NAME_OUTPUTS ? "%.7g " : "%.7g\\n", output[i] * name_target_std[i] + name_target_mean[i]);

@@ -28,6 +28,11 @@ class Arena:
     bytes: int
     work: int = 0
 
+    @property
+    def whole(self) -> int:
+        """Bytes of static memory."""
+        return self.bytes + 4 * self.work
+
 
 def planned(steps: list[Step]) -> Arena:
     """The better of two orders of placing: as the steps come, or the largest value first."""

@@ -105,7 +105,7 @@ def _on_tensors(run: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...])
 def _lines(best: _Tried, tried: list[_Tried], before: Quality, stem: str) -> list[str]:
     """Memory, accuracy and what was requantized, in words."""
     built, measure = best.built, next(iter(before.cells))
-    sizes = footprint(built.code, built.tables, built.arena.bytes)
+    sizes = footprint(built.code, built.tables, built.arena.whole)
     others = ", ".join(f"{one.choice} {one.scores.cells[measure]}" for one in tried if one is not best)
     lines = report(sizes, entry_size(built.steps), count(built.steps[-1].shape))
     lines.append(f"validation {measure}: {before.cells[measure]} in floats, {best.scores.cells[measure]} in integers")

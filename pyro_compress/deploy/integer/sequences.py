@@ -45,9 +45,11 @@ def _embedding_table(tag: str, step: Step) -> str:
 def _embedding(tag: str, step: Step, write: str) -> str:
     """Tokens that the table does not have are taken for the last that it has."""
     rows, features = words(step).shape
+    every = rows in (1 << 8, 1 << 16)  # of that many, the type of the input has no others
+    row = "x[i]" if every else f"x[i] < {rows} ? (int32_t)x[i] : {rows - 1}"
     return f"""
         for (int32_t i = 0; i < {step.shape[0]}; i++) {{
-        const int32_t row = x[i] < {rows} ? (int32_t)x[i] : {rows - 1};
+        const int32_t row = {row};
         for (int32_t k = 0; k < {features}; k++)
         y[i * {features} + k] = {write.format(f"{tag}_rows[row * {features} + k]")};
         }}"""

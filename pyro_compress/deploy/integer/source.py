@@ -176,7 +176,7 @@ def text(built: Program, card: Mapping[str, Any], stem: str, report: list[str]) 
 def _declarations(steps: list[Step], arena: Arena) -> str:
     entry, out = entry_grid(steps), steps[-1].out
     values = {
-        "inputs": entry_size(steps), "outputs": count(steps[-1].shape), "arena": arena.bytes + 4 * arena.work,
+        "inputs": entry_size(steps), "outputs": count(steps[-1].shape), "arena": arena.whole,
         "input_scale": number(entry.scale), "input_zero": _signed(entry.zero),
         "output_scale": number(out.scale), "output_zero": _signed(out.zero), "value": value_type(steps),
         "float": value_type(steps) if tokens_of(steps) else "float",
