@@ -20,6 +20,8 @@ from pyro_compress.graph.faces.c_text import floats, integers, number
 DENSE = 2 / 3
 """Share of non-zeros above which a linear layer is stored whole. For one example that takes half of the time then (at a
 third, as long); in a block, longer by the zeros that are multiplied (measured with gcc 12)."""
+DENSE_REPEATED = 1 / 2
+"""The same of a layer that runs at every position or step of a sequence."""
 SUMS, SCALARS = 64, 16
 """Sums of a tile that fit into registers, in vectors and one by one."""
 
@@ -37,8 +39,8 @@ class Tile:
 def is_dense(loop: Loop) -> bool:
     """Whether a layer is stored whole."""
     assert loop.weights is not None
-    codes = loop.weights.codes
-    return loop.op == "linear" and bool(np.count_nonzero(codes) > DENSE * codes.size)
+    codes, share = loop.weights.codes, DENSE_REPEATED if "positions" in loop.attributes else DENSE
+    return loop.op == "linear" and bool(np.count_nonzero(codes) > share * codes.size)
 
 
 def read(loop: Loop) -> np.ndarray:
@@ -93,7 +95,7 @@ def _at_positions(tag: str, loop: Loop, lanes: str) -> str:
     assert loop.weights is not None
     once = _dense_once if is_dense(loop) else _sparse_once
     inside = _pairs(tag, loop, lanes) if lanes else once(tag, loop)
-    if "positions" not in loop.attributes:
+    if loop.attributes.get("positions", 1) == 1:
         return inside
     (outputs, inputs), per = loop.weights.codes.shape[:2], f" * {lanes}" if lanes else ""
     return f"""

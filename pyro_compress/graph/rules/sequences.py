@@ -139,7 +139,7 @@ def _c_place_recurrent(planning: c.Planning, node: Node, index: int) -> int:
     weights = c.Weights(into[..., None, None], np.array(scale, np.float64), given)
     value = planning.linear(planning.value[first], planning.shapes[first], weights)
     weights = c.Weights(across[..., None, None], np.array(step, np.float64), kept)
-    inner = c.Loop("linear", [-1], [(units, 1, 1)], (rows, 1, 1), weights)
+    inner = c.Loop("linear", [-1], [(units, 1, 1)], (rows, 1, 1), weights, {"positions": 1})
     steps, attributes = planning.shapes[index][0], {"reverse": bool(node.attributes.get("reverse"))}
     shapes: list[c.Shape] = [(steps, 1, rows)]
     made = c.Loop(node.op, [value], shapes, (steps, 1, units), None, attributes, inner=inner, scratch=rows + units)
