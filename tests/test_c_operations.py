@@ -15,6 +15,8 @@ from pyro_compress.compression import precision
 from pyro_compress.deploy.c.library import compiler, load_c
 from pyro_compress.deploy.c.plan import planned
 from pyro_compress.deploy.card import tokens_of
+from pyro_compress.deploy.entries import random_inputs
+from pyro_compress.deploy.memory import peak_memory
 from pyro_compress.graph.capture import capture
 from pyro_compress.networks.nets import build_net
 from pyro_compress.types import Compressed, Graph, Node
@@ -222,6 +224,8 @@ def test_tokens(tmp_path: Path) -> None:
     assert done.stderr == b"error: the token 9; this network knows those from 0 to 8\n"
     assert tokens_of(network) == 9
     assert drawn(network, 50).max() == 8
+    assert set(np.unique(random_inputs(network, 50))) == set(range(9))
+    assert peak_memory("C", path, (4, 6), "int64") is not None
 
 
 @needs_compiler
