@@ -290,7 +290,9 @@ def test_bfloat16_without_a_prior(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able}, raising=False)
     net, found = mlp((1, 8, 8), 10, (20,)), {}
     for precision in ("float32", "bfloat16"):
-        config = resolve(FitConfig(prior="none", epochs=3, lr=0.02, device="cpu", precision=precision), len(digits.train))
+        config = resolve(
+            FitConfig(prior="none", epochs=3, lr=0.02, device="cpu", precision=precision), len(digits.train)
+        )
         posterior, history = fit_baseline(net, digits, config)
         found[precision] = posterior.layers["1.weight"].mean
         assert history[-1].validation_accuracy > 0.8

@@ -73,6 +73,27 @@ def test_the_operation_multiplies_what_the_blocks_mean(tokens: bool, tmp_path: P
     assert np.allclose(load_onnx(path)(x), wanted, atol=1e-4)
 
 
+def test_an_output_behind_a_transposition_stays(tmp_path: Path) -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(32, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x).permute(0, 2, 1)
+
+    net = Turned().eval()
+    tensors = {name: value.detach().numpy() for name, value in net.state_dict().items()}
+    network = Compressed(capture(net, (3, 32)), tensors, {})
+    model = four.build(network, about := card(network, SCORES, 1), integers=False, crop=False)
+    layers = four._layers(model)
+    made = four.in_four_bits(model, layers, 16, layers, about["input"], np.zeros((1, 3, 32), np.float32))
+    (path := tmp_path / "a.onnx").write_bytes(made.SerializeToString())
+    x = torch.randn(4, 3, 32)
+    wanted = net(x).detach().numpy()
+    assert np.abs(load_onnx(path)(x.numpy()) - wanted).max() < 0.2 * np.abs(wanted).max()
+
+
 def test_validation_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = small()
     splits, about, path = splits_for(network), card(network, SCORES, 1), tmp_path / "a.onnx"

@@ -160,7 +160,7 @@ def in_four_bits(
     del made.graph.node[:]
     for node in nodes:
         made.graph.node.extend(_product(node, by_node[node.name], block, made) if node.name in by_node else [node])
-    used = {name for node in made.graph.node for name in node.input}
+    used = {name for node in made.graph.node for name in node.input} | {one.name for one in made.graph.output}
     kept = [node for node in made.graph.node if node.op_type != "Transpose" or node.output[0] in used]
     del made.graph.node[:]
     made.graph.node.extend(kept)
