@@ -63,8 +63,8 @@ def _onnx(network: Compressed, card: Mapping[str, Any], path: Path, request: Exp
     if not (request.int8 or dynamic):
         onnx_files.write_onnx(network, card, path, integers=not request.float32)
         return []
-    examples = onnx_files.fed(splits.train.x[: onnx_files.CALIBRATION].numpy(), card["input"])
-    onnx_files.write_int8(network, card, path, examples, dynamic)
+    fed = onnx_files.fed(splits.train.x[: onnx_files.CALIBRATION].numpy(), card["input"])
+    onnx_files.write_int8(network, card, path, fed, dynamic)
     return [f"8-bit integers, {'dynamic' if dynamic else 'static'} quantisation by ONNX Runtime"]
 
 
