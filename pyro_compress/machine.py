@@ -80,16 +80,17 @@ def _set_thresholds(size: int) -> None:
             mallopt(_M_MMAP_THRESHOLD, min(size, _KEEP_BYTES))
 
 
-def give_back(largest: int) -> None:
-    """Tell glibc to give freed tensors of a large network back to the system, where nothing is trained.
+def give_back(largest: int, least: int = LARGE_BYTES) -> None:
+    """Tell glibc to give freed tensors of a large network back to the system: where nothing is trained, or for memory.
 
     What `prepare` keeps for the next step stays behind in pieces here, where every candidate has other shapes. Giving
     memory back costs time; small networks go on as they are.
 
     Args:
         largest: bytes of the network's largest tensor.
+        least: of which a network is large.
     """
-    if largest >= LARGE_BYTES:
+    if largest >= least:
         _set_thresholds(largest // 2)
 
 

@@ -49,6 +49,22 @@ class ProcessGroup:
         """Whether this is the process that writes."""
         return self.rank == 0
 
+    def sharing(self, asked: str) -> int:
+        """How many processes hold one copy of a fit's weights together.
+
+        Args:
+            asked: `none`: each has one; `all`, or `machine`: those of a machine.
+
+        Raises:
+            ValueError: not every machine has as many.
+        """
+        size = {"none": 1, "all": self.size}.get(asked) or int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        if self.size % size:
+            raise ValueError(
+                f"{self.size} processes, {size} of them on this machine: --shard machine wants as many on each"
+            )
+        return size
+
     @torch.no_grad()
     def add_(self, tensors: Sequence[Tensor], factor: float = 1.0) -> None:
         """Replace tensors by their sums over all processes, this one's scaled by a factor: one message per dtype."""
@@ -59,7 +75,7 @@ class ProcessGroup:
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
             if factor != 1:
                 flat.mul_(factor)
-            with self._together():
+            with self.together():
                 dist.all_reduce(flat)
             for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
                 tensor.copy_(part.view_as(tensor))
@@ -89,7 +105,7 @@ class ProcessGroup:
         if self.size == 1:
             return flags
         found = torch.tensor(flags, dtype=torch.int32)
-        with self._together():
+        with self.together():
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return tuple(bool(flag) for flag in found)
 
@@ -100,7 +116,7 @@ class ProcessGroup:
             return
         for tensor in tensors:
             whole = tensor.contiguous()
-            with self._together():
+            with self.together():
                 dist.broadcast(whole, 0)
             tensor.copy_(whole)
 
@@ -162,7 +178,12 @@ class ProcessGroup:
             self.any(False)
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def together(self) -> Iterator[None]:
+        """What fails in this block failed because another process is gone.
+
+        Raises:
+            Lost: in place of torch's error.
+        """
         try:
             yield
         except RuntimeError as error:

@@ -39,14 +39,21 @@ class Later:
         shape: of what it will be.
         give: works it out.
         dtype: of what it will be.
+        own: what this process holds of it, where several work it out together; None: nothing is said.
     """
 
     shape: tuple[int, ...]
     give: Callable[[], Tensor]
     dtype: torch.dtype = torch.float32
+    own: Tensor | None = None
 
 
 Given = Tensor | Later
+
+
+def in_order(tensors: Mapping[str, Given]) -> list[str]:
+    """Names in the order in which their tensors are written."""
+    return sorted(tensors, key=lambda name: (_RANKS[_CODES[tensors[name].dtype]], name))
 
 
 def write_tensors(file: IO[bytes], tensors: Mapping[str, Given], metadata: str) -> None:
@@ -58,7 +65,7 @@ def write_tensors(file: IO[bytes], tensors: Mapping[str, Given], metadata: str) 
         metadata: text under the one key `pyro_compress`; safetensors would write several in random order.
     """
     assert sys.byteorder == "little"
-    names = sorted(tensors, key=lambda name: (_RANKS[_CODES[tensors[name].dtype]], name))
+    names = in_order(tensors)
     header: dict[str, Any] = {"__metadata__": {"pyro_compress": metadata}}
     end = 0
     for name in names:
@@ -112,6 +119,11 @@ class TensorFile(Mapping[str, Tensor]):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape, of tensors that nobody has read."""
         return {name: shape for name, (_, shape, _) in self._places.items()}
+
+    @property
+    def codes(self) -> dict[str, str]:
+        """Name -> what safetensors calls its type."""
+        return {name: _CODES[dtype] for name, (dtype, _, _) in self._places.items()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -32,17 +32,24 @@ class LayerShape:
         weight: its shape, `(out, in, *kernel)`, or `(out,)` for a bias.
         grouping: which weights share a scale: `weight` (none), `input` (a column) or `output` (a row).
         device: where its values live.
+        rows: how many rows of the raw weight are drawn here; None: all.
     """
 
     name: str
     weight: tuple[int, ...]
     grouping: str = "weight"
     device: str = "cpu"
+    rows: int | None = None
 
     @property
     def site(self) -> str:
         """Name of the raw weight's site; scales are its siblings (`1.weight.raw`, `1.weight.scale`)."""
         return f"{self.name}.raw"
+
+    @property
+    def raw(self) -> tuple[int, ...]:
+        """Shape of what is drawn here of the raw weight."""
+        return self.weight if self.rows is None else (self.rows, *self.weight[1:])
 
     @property
     def gate(self) -> tuple[int, ...]:

@@ -243,6 +243,17 @@ SIDEWAYS = {
     ("bayes/step", "bayes/elbo"),
     ("bayes/step", "bayes/model"),
     ("bayes/compiler", "bayes/elementary"),
+    ("bayes/noise", "bayes/draws"),
+    *[
+        (f"bayes/{room}", "bayes/shards")
+        for room in ("draws", "elbo", "fit", "guides", "layers", "sharded_step", "step", "tensors", "train_state")
+    ],
+    ("bayes/estimators", "bayes/draws"),
+    *[
+        ("bayes/sharded_step", f"bayes/{room}")
+        for room in ("capture", "compiler", "draws", "elbo", "guides", "noise", "step")
+    ],
+    ("bayes/fit", "bayes/sharded_step"),
     ("bayes/noise", "bayes/compiler"),
     ("bayes/noise", "bayes/elementary"),
     ("bayes/capture", "bayes/compiler"),

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
@@ -37,6 +37,10 @@ MAX_NODES = 20_000
 Scalars = tuple[Tensor, ...]
 """KL weight; Adam's step size (learning rates' factor, times √(1-β₂ᵗ) / (1-β₁ᵗ)) and ε √(1-β₂ᵗ); with natural gradients
 their two rates."""
+
+
+Evaluated = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(x, y) -> loss and expected log-likelihood."""
 
 
 def new_scalars(trained: Sequence[Trained], device: torch.device) -> Scalars:
@@ -68,10 +72,11 @@ def capture_graph(
         scalars: Scalars, x: Tensor, y: Tensor, normal: Tensor, coin: Tensor,
     ) -> tuple[()]:  # fmt: skip
         leaves = [value.detach().requires_grad_() for value in values]
-        named = dict(zip(names, [*leaves, *buffers], strict=True))
-        gradients, log_likelihood = _gradients(objective, rule, named, leaves, scalars[0], x, y)
+        call = call_of(objective.elbo, dict(zip(names, [*leaves, *buffers], strict=True)))
+        evaluated: Evaluated = lambda x, y: objective(x, y, scalars[0], call)  # noqa: E731
+        gradients, log_likelihood = gradients_of(evaluated, rule, leaves, x, y)
         noted.copy_(log_likelihood)
-        _update(trained, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
+        update_(trained, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
         return ()
 
     unused = torch.zeros(1, device=x.device)
@@ -93,8 +98,9 @@ def capture_gradient(
         x: Tensor, y: Tensor, normal: Tensor, coin: Tensor,
     ) -> tuple[()]:  # fmt: skip
         leaves = [value.detach().requires_grad_() for value in values]
-        named = dict(zip(names, [*leaves, *buffers], strict=True))
-        found, log_likelihood = _gradients(objective, rule, named, leaves, scalars[0], x, y)
+        call = call_of(objective.elbo, dict(zip(names, [*leaves, *buffers], strict=True)))
+        evaluated: Evaluated = lambda x, y: objective(x, y, scalars[0], call)  # noqa: E731
+        found, log_likelihood = gradients_of(evaluated, rule, leaves, x, y)
         noted.copy_(log_likelihood)
         flat.copy_(torch.cat([gradient.reshape(-1) for gradient in found]))
         return ()
@@ -114,27 +120,31 @@ def capture_update(
     ) -> tuple[()]:
         parts = flat.split([value.numel() for value in values])
         gradients = [part.view_as(value) for part, value in zip(parts, values, strict=True)]
-        _update(trained, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
+        update_(trained, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
         return ()
 
     return traced(update, (state.parameters, state.first, state.second, flat, scalars))
 
 
-def _gradients(
-    objective: Objective, rule: Rule, named: dict[str, Tensor], leaves: list[Tensor], kl_weight: Tensor,
-    x: Tensor, y: Tensor,
-) -> tuple[list[Tensor], Tensor]:  # fmt: skip
-    """Gradient of the loss in the leaves, and the expected log-likelihood, over the parts of a minibatch."""
+def call_of(elbo: nn.Module, named: dict[str, Tensor]) -> Callable[..., Tensor]:
+    """An ELBO module called with these parameters and buffers."""
 
     def call(*data: Tensor) -> Tensor:
-        found: Tensor = functional_call(objective.elbo, named, data)
+        found: Tensor = functional_call(elbo, named, data)
         return found
 
+    return call
+
+
+def gradients_of(
+    evaluated: Evaluated, rule: Rule, leaves: list[Tensor], x: Tensor, y: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Gradient of the loss in the leaves, and the expected log-likelihood, over the parts of a minibatch."""
     total: list[Tensor] = []
     noted = torch.zeros((), device=x.device)
     for part_x, part_y, share in rule.parts(x, y):
         with torch.enable_grad():
-            loss, log_likelihood = objective(part_x, part_y, kl_weight, call)
+            loss, log_likelihood = evaluated(part_x, part_y)
             found = torch.autograd.grad(loss * share if share < 1 else loss, leaves)
         total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
         noted = noted + share * log_likelihood
@@ -150,7 +160,7 @@ def _clipped(gradients: list[Tensor], norm: float) -> list[Tensor]:
     return [gradient * factor for gradient in gradients]
 
 
-def _update(
+def update_(
     trained: list[Trained], values: list[Tensor], first: list[Tensor], second: list[Tensor], gradients: list[Tensor],
     scalars: Scalars,
 ) -> None:  # fmt: skip

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -20,7 +20,28 @@ from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.guides import Guide, MeanField
 from pyro_compress.bayes.layers import Drawn, bayes_layers
 from pyro_compress.bayes.model import Model
+from pyro_compress.bayes.shards import Shards
 from pyro_compress.training.point import products
+
+
+class Share(NamedTuple):
+    """One process's part of the terms of an ELBO whose weights are split: what all have adds up to the whole.
+
+    Attributes:
+        rows: of the minibatch.
+        split: sites of which it holds rows.
+        own: of the KL of those rows.
+        rest: of the KL of all other sites.
+    """
+
+    rows: float | Tensor
+    split: Collection[str]
+    own: float
+    rest: float
+
+    def of(self, site: str) -> float:
+        """Its part of the KL of a site."""
+        return self.own if site in self.split else self.rest
 
 
 class ElboTerms(Messenger):
@@ -31,26 +52,38 @@ class ElboTerms(Messenger):
         closed_form: sites whose KL is closed-form. Pyro evaluates their densities all the same, and then does not use
             them; as `Trace` memoises densities, a placeholder saves about half of the step. Should a rule be missing
             after all, the placeholder makes Pyro's Monte Carlo fallback fail loudly.
+        share: of this process; None: it has all.
 
     Attributes:
         log_likelihood_nats: sum over the evaluations since construction, scaled to the whole data set.
     """
 
-    def __init__(self, kl_weight: float | Tensor, closed_form: frozenset[str] = frozenset()):
+    def __init__(
+        self, kl_weight: float | Tensor, closed_form: frozenset[str] = frozenset(), share: Share | None = None
+    ):
         super().__init__()
+        self.share, self.unshared = share, dict[str, Any]()
         self.kl_weight, self.closed_form = kl_weight, closed_form
         self.log_likelihood_nats: Any = 0.0  # the first term brings its device
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
-            msg["scale"] = msg["scale"] * self.kl_weight
+        if type(msg["fn"]).__name__ == "_Subsample":
+            return
+        if not msg["is_observed"]:
+            msg["scale"] = msg["scale"] * (
+                self.kl_weight * self.share.of(msg["name"]) if self.share else self.kl_weight
+            )
+        elif self.share:
+            self.unshared[msg["name"]] = msg["scale"]
+            msg["scale"] = msg["scale"] * self.share.rows
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.closed_form:
             msg["log_prob"] = msg["log_prob_sum"] = msg["score_parts"] = None
         if msg["is_observed"]:
             log_prob = msg["fn"].log_prob(msg["value"]).detach()
-            self.log_likelihood_nats = scale_and_mask(log_prob, msg["scale"]).sum() + self.log_likelihood_nats
+            scale = self.unshared.get(msg["name"], msg["scale"])
+            self.log_likelihood_nats = scale_and_mask(log_prob, scale).sum() + self.log_likelihood_nats
 
 
 class StaticELBO(TraceMeanField_ELBO):
@@ -109,6 +142,7 @@ class Objective:
         closed_form: sites whose KL is closed-form.
         size: examples in the training set.
         precision: `float32`, or `bfloat16` for the matrix products (torch's autocast).
+        shards: the processes that its weights are split among; None: this one has all.
     """
 
     elbo: ELBOModule
@@ -117,10 +151,12 @@ class Objective:
     closed_form: frozenset[str]
     size: int
     precision: str = "float32"
+    shards: Shards | None = None
 
     def __call__(
-        self, x: Tensor, y: Tensor, kl_weight: float | Tensor, call: Callable[..., Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, x: Tensor, y: Tensor, kl_weight: float | Tensor, call: Callable[..., Tensor] | None = None,
+        rows: float | Tensor = 1.0,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Loss in nats per training example, and the expected log-likelihood of the training set in nats.
 
         Args:
@@ -128,8 +164,9 @@ class Objective:
             y: their labels.
             kl_weight: weight of the KL in this step.
             call: evaluates the ELBO module, `elbo` itself if None (a functional call, where parameters are inputs).
+            rows: share of the minibatch that x and y are, where weights are split: all losses add up to the whole.
         """
-        terms = ElboTerms(kl_weight, self.closed_form)
+        terms = ElboTerms(kl_weight, self.closed_form, self.share(rows))
         with (
             products(self.precision, x),
             terms,
@@ -138,12 +175,25 @@ class Objective:
             loss = (call or self.elbo)(x, y)
         return loss / self.size, terms.log_likelihood_nats / self.elbo.elbo.num_particles
 
+    def share(self, rows: float | Tensor) -> Share | None:
+        """This process's share of the terms, with so much of the minibatch; None: it has all."""
+        if self.shards is None:
+            return None
+        return Share(rows, split_sites(self.elbo.guide), 1 / self.shards.copies, 1 / self.shards.group.size)
 
-def build_objective(model: Model, guide: Guide, estimator: str, samples: int, precision: str = "float32") -> Objective:
+
+def build_objective(
+    model: Model, guide: Guide, estimator: str, samples: int, precision: str = "float32", shards: Shards | None = None
+) -> Objective:
     """Objective of a model and its guide with `samples` Monte Carlo samples per step."""
     elbo = StaticELBO(num_particles=samples)(model, guide)
     sites = closed_form_sites(guide, model.net)
-    return Objective(elbo, bayes_layers(model.net), estimator, sites, model.size, precision)
+    return Objective(elbo, bayes_layers(model.net), estimator, sites, model.size, precision, shards)
+
+
+def split_sites(guide: Guide) -> Collection[str]:
+    """Sites of which this process holds rows."""
+    return guide.split if isinstance(guide, MeanField) else ()
 
 
 def closed_form_sites(guide: Guide, net: nn.Module) -> frozenset[str]:
@@ -159,13 +209,17 @@ def closed_form_sites(guide: Guide, net: nn.Module) -> frozenset[str]:
 
 
 @torch.no_grad()
-def kl_nats(net: nn.Module, guide: Guide, samples: int = 1) -> float:
-    """KL(posterior ‖ prior) of all sites: closed forms, and sampled estimates where a prior has none."""
+def kl_nats(net: nn.Module, guide: Guide, samples: int = 1, shards: Shards | None = None) -> float:
+    """KL(posterior ‖ prior) of all sites: closed forms, and sampled estimates where a prior has none.
+
+    Of split weights every process has its rows' part: the average over all processes is the KL.
+    """
     device = str(next(guide.parameters()).device)
 
     def prior() -> None:
         for layer in bayes_layers(net):
             layer.draw(device)
 
-    with pyro.validation_enabled(False):
+    share = Share(1.0, split_sites(guide), float(shards.size), 1.0) if shards else None
+    with pyro.validation_enabled(False), ElboTerms(1.0, share=share):
         return float(StaticELBO(num_particles=samples).differentiable_loss(prior, guide))

@@ -18,10 +18,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions import Distribution
+from pyro.distributions import Distribution, LogNormal
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_compress.bayes.draws import coins_of_examples, normal_of_examples
 from pyro_compress.bayes.layers import BayesLayer, Bias, Drawn, Operation, bias_value, multiplied
 from pyro_compress.bayes.priors import Marginal
 from pyro_compress.types import WeightDraw
@@ -86,7 +87,7 @@ class LocalReparameterization(Messenger):
                 mean, variance = mean * out, variance * out.square()
             mean = mean if b_loc is None else mean + _on_channels(b_loc, op, x.dim())
             variance = variance if b_var is None else variance + _on_channels(b_var, op, x.dim())
-        noise = torch.randn_like(mean)
+        noise = normal_of_examples(mean)
         msg["value"], msg["done"] = (
             torch.addcmul(mean, variance.clamp_min(VARIANCE_FLOOR).sqrt(), noise),
             True,
@@ -99,8 +100,16 @@ class LocalReparameterization(Messenger):
             return weight.gate
         each = (self.batch,) if layer.shape.grouping != "weight" else ()
         factors = layer.prior.factors(layer.shape.name, self.marginal)
-        drawn: list[Tensor] = [factor.rsample(each) for factor in factors]
+        drawn: list[Tensor] = [_drawn(factor, each) for factor in factors]
         return functools.reduce(torch.mul, drawn)
+
+
+def _drawn(factor: Distribution, each: tuple[int, ...]) -> Tensor:
+    """A draw of a normal or log-normal factor, one for every example where `each` says how many there are."""
+    if not each:
+        return factor.rsample()
+    normal = factor.loc + normal_of_examples(factor.loc.new_empty(each + factor.loc.shape)) * factor.scale
+    return normal.exp() if isinstance(factor, LogNormal) else normal
 
 
 class Flipout(Messenger):
@@ -126,7 +135,7 @@ def _signs(x: Tensor, op: Operation) -> Tensor:
     """Random signs per example and channel, shared by all positions of a convolution (Wen et al. 2018, section 3.2)."""
     shape = [1] * x.dim()
     shape[0], shape[op.channel_axis] = x.shape[0], x.shape[op.channel_axis]
-    return torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(0.5) * 2 - 1
+    return coins_of_examples(x.new_empty(shape)) * 2 - 1
 
 
 def _bias_moments(bias: Bias, site: str, marginal: Marginal) -> tuple[Tensor | None, Tensor | None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_compress.bayes.assignment import assigned
-from pyro_compress.bayes.guides import Guide, Marginals
+from pyro_compress.bayes.guides import Guide, Marginals, MeanField, whole
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Fit
 from pyro_compress.bayes.priors import Prior
@@ -35,7 +35,7 @@ def extract(fit: Fit) -> Posterior:
         >>> {name: tuple(layer.std.shape) for name, layer in posterior.layers.items()}
         {'1.weight': (20, 64), '3.weight': (10, 20)}
     """
-    net, guide = fit.model.net, fit.guide
+    net, guide = fit.model.net, whole(fit.guide)
     found = {shape.name: moments(shape, prior, guide) for layer in bayes_layers(net) for shape, prior in layer.parts}
     noise = fit.model.likelihood.noise
     provenance = Provenance(fit.config.provenance).but(noise=noise)
@@ -98,6 +98,26 @@ def mean_tensors(net: nn.Module, guide: Guide) -> dict[str, Tensor]:
     parts = [part for layer in bayes_layers(net) for part in layer.parts]
     found = net_with(net, {shape.name: moments(shape, prior, guide) for shape, prior in parts})
     return {name: tensor.to(device) for name, tensor in found.items()}
+
+
+@torch.no_grad()
+def load_means(into: nn.Module, net: nn.Module, guide: Guide) -> None:
+    """Give a plain network the posterior mean, tensor by tensor; where tensors are split, all processes do.
+
+    Args:
+        into: the plain network.
+        net: the same with priors.
+        guide: its posterior.
+    """
+    into.load_state_dict(net.state_dict(), strict=False)
+    split = guide.split if isinstance(guide, MeanField) else {}
+    for layer in bayes_layers(net):
+        for shape, prior in layer.parts:
+            mean = guide.marginal(shape.site).loc
+            mean = split[shape.site].gathered(mean) if shape.site in split else mean
+            if prior.factors is not None:
+                mean = prior.gate(shape.name, guide.marginal).mean * mean
+            into.load_state_dict(dict.fromkeys(layer.aliases or (shape.name,), mean), strict=False)
 
 
 def net_with(net: nn.Module, found: dict[str, LayerPosterior]) -> dict[str, Tensor]:

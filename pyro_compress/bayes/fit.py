@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 
 import pyro
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from pyro_compress.bayes.capture import captured
 from pyro_compress.bayes.dead_units import refuse_dropout, stored_network, with_stored_network, without_dead_units
 from pyro_compress.bayes.elbo import kl_nats
-from pyro_compress.bayes.extract import mean_tensors, moments
+from pyro_compress.bayes.extract import load_means, moments
 from pyro_compress.bayes.layers import bayes_layers, check_keep, left_out
 from pyro_compress.bayes.model import Fit, Likelihood
 from pyro_compress.bayes.own_guides import Own
+from pyro_compress.bayes.sharded_step import Part, check_sharded, sharded
+from pyro_compress.bayes.shards import shards_of
 from pyro_compress.bayes.step import Rule, Step, eager
 from pyro_compress.bayes.train_state import TrainState, bayesian, check_assigned, chosen, first_train_state
 from pyro_compress.doubts import doubt
@@ -24,6 +27,7 @@ from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.fitted import with_graph
 from pyro_compress.networks.outputs import doubtful_end
 from pyro_compress.settings import COMPILE_STEPS, FitConfig
+from pyro_compress.tensorfile import Given, Later
 from pyro_compress.training.checkpoint import Checkpointer, restoring
 from pyro_compress.training.guards import diverged, exploded, over_pruned
 from pyro_compress.training.history import Diverged, Epoch, OnEpoch, OnLayers, OnStep
@@ -67,6 +71,8 @@ def fit_posterior(
         ('svi', 4)
     """
     config = config.on(splits.origin, splits.task)
+    if config.shard != "none":
+        check_sharded(config, on_layers is not None)
     check_keep(net, config.keep)
     net, graph = with_graph(net, splits)
     among = chosen(net, graph)
@@ -94,7 +100,10 @@ def fit_posterior(
             progress.train_point(start, plan)
         noise = residual_noise(start.eval(), splits, config.device) or 1.0
         likelihood = Likelihood(splits.task, len(splits.train), noise, progress.weights)
-        train_state = first_train_state(start, graph, likelihood, progress.example(2), config, among)
+        shards = shards_of(config.shard, progress.group)
+        if config.shard != "none" and progress.group.size == 1:
+            log.warning("--shard %s: there is one process, which holds everything; torchrun starts more", config.shard)
+        train_state = first_train_state(start, graph, likelihood, progress.example(2), config, among, shards)
         _refuse_what_layers_lack(train_state, progress.example(2))
         train_state = _Inference(progress, train_state, on_layers).run()
     if progress.group.first:
@@ -150,8 +159,9 @@ class _Inference:
         if snapshot:
             progress.go_on(snapshot)
         else:
-            tensors = self.train_state.state.tensors()
-            progress.begin(tensors.values(), self.pretrained * self.batches)
+            state = self.train_state.state
+            same = [tensor for name, tensor in state.tensors().items() if name not in state.split()]
+            progress.begin(same, self.pretrained * self.batches)
         for _ in range(len(progress.history), 0 if progress.stopped else config.epochs or 0):
             self.epoch(step)
             smaller = self.smaller()
@@ -196,7 +206,8 @@ class _Inference:
             self.train_state.objective.elbo.guide,
             self.train_state.state.count,
         )
-        kl = self.progress.group.mean(kl_nats(model.net, guide, self.config.samples))
+        shards = self.train_state.objective.shards
+        kl = self.progress.group.mean(kl_nats(model.net, guide, self.config.samples, shards))
         log_likelihood = float(self.whole(self.noted).mean())
         self.noted.clear()
         done = self.pretrained * self.batches + step
@@ -205,8 +216,7 @@ class _Inference:
         broken = [f"{name} is {number:g}" for name, number in terms.items() if not abs(number) < float("inf")]
         if wrong := ", ".join(broken) or exploded(kl, log_likelihood, before, self.progress.splits):
             raise self.failed(wrong, done)
-        mean = mean_tensors(model.net, guide)
-        self.train_state.mean_net.load_state_dict(mean | self.statistics(mean))
+        self.train_state.mean_net.load_state_dict(self.statistics(self.mean()), strict=False)
         epoch = Epoch(
             phase="svi", step=done, negative_elbo_nats=kl - log_likelihood,
             expected_log_likelihood_nats=log_likelihood, kl_nats=kl, kl_weight=self.kl_weight(step),
@@ -236,6 +246,12 @@ class _Inference:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
+    def mean(self) -> dict[str, Tensor]:
+        """The posterior mean, which the plain network takes."""
+        into, elbo = self.train_state.mean_net, self.train_state.objective.elbo
+        load_means(into, elbo.model.net, elbo.guide)
+        return dict(into.state_dict())
+
     def statistics(self, mean: dict[str, Tensor]) -> dict[str, Tensor]:
         """Statistics of batch norm under the posterior mean.
 
@@ -251,14 +267,20 @@ class _Inference:
         """Give the model, at the end, the statistics that belong to its posterior mean."""
         net = self.train_state.objective.elbo.model.net
         buffers = dict(net.named_buffers())
-        for name, values in self.statistics(mean_tensors(net, self.train_state.objective.elbo.guide)).items():
+        for name, values in self.statistics(self.mean()).items():
             buffers[name].copy_(values)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Given]:
         """What a checkpoint holds of this phase."""
         self.progress.group.average_statistics_(self.train_state.objective.elbo)
-        kept = {f"state/{name}": tensor for name, tensor in self.train_state.state.tensors().items()}
-        return kept | {"noted": self.whole(self.noted)}
+        split = self.train_state.state.split()
+        kept: dict[str, Given] = {"noted": self.whole(self.noted)}
+        for name, own in self.train_state.state.tensors().items():
+            kept[f"state/{name}"] = own
+            if name in split:
+                rows = split[name]
+                kept[f"state/{name}"] = Later(rows.whole, functools.partial(rows.gathered, own), own.dtype, own)
+        return kept
 
     def whole(self, noted: list[Tensor]) -> Tensor:
         """Log-likelihoods that whole minibatches have, of which every process noted the share of its own rows."""
@@ -271,6 +293,8 @@ class _Inference:
         config, minibatches = self.config, self.progress.minibatches
         rule = Rule(config.clip_norm, config.accumulate, minibatches.combine if minibatches.group.size > 1 else None)
         objective, trained, state = self.train_state.objective, self.train_state.trained, self.train_state.state
+        if objective.shards:
+            return self.sharded_stepper(Rule(config.clip_norm, config.accumulate))
         own = isinstance(objective.elbo.guide, Own)  # what it does beside drawing, a trace would do once
         if config.compile == "off" or (config.compile == "auto" and (own or self.total < COMPILE_STEPS)):
             return eager(objective, trained, rule, state)
@@ -282,6 +306,28 @@ class _Inference:
             reason = str(error).strip().split("\n")[0]
             log.warning("the step could not be compiled and runs eagerly: %s: %s", type(error).__name__, reason)
             return eager(objective, trained, rule, state)
+
+    def sharded_stepper(self, rule: Rule) -> Step:
+        """The step of a fit whose weights are split: a graph, compiled where that pays and all processes can."""
+        config, minibatches, of = self.config, self.progress.minibatches, self.train_state
+        example = self.progress.example(minibatches.usual)
+        self.train_mode()
+
+        def build(compiled: bool) -> Step:
+            part = lambda: Part(minibatches.examples, minibatches.share)  # noqa: E731
+            return sharded(of.objective, of.trained, rule, of.state, example, part, compiled)
+
+        if config.compile == "off" or (config.compile == "auto" and self.total < COMPILE_STEPS):
+            return build(compiled=False)
+        reason, step = "", None
+        try:
+            step = build(compiled=True)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+        if not self.progress.group.any(step is None)[0] and step:
+            return step
+        log.warning("the step could not be compiled by all processes and runs as a plain graph: %s", reason)
+        return build(compiled=False)
 
     def kl_weight(self, step: int) -> float:
         """KL weight at an SVI step: linear warm-up, then constant."""

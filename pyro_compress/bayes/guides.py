@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyro
@@ -23,6 +24,7 @@ from pyro_compress.bayes.assignment import Assignment, Pace
 from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.own_guides import Own, own_guide
 from pyro_compress.bayes.priors import Start
+from pyro_compress.bayes.shards import Rows
 
 LOG_SCALE_BOUNDS = (-9.0, 3.0)
 """Bounds on log posterior standard deviations: outside of them float32 gradients carry nothing but noise."""
@@ -33,10 +35,12 @@ class MeanField(nn.Module):
 
     Args:
         starts: site -> where its posterior starts.
+        split: site -> the rows of it that this process holds, and `starts` says; all of the others.
     """
 
-    def __init__(self, starts: dict[str, Start]):
+    def __init__(self, starts: dict[str, Start], split: Mapping[str, Rows] | None = None):
         super().__init__()
+        self.split = dict(split or {})
         self.families = {site: start.family for site, start in starts.items()}
         self.loc = nn.ParameterDict({_key(site): start.loc.clone() for site, start in starts.items()})
         self.log_scale = nn.ParameterDict({_key(site): start.scale.log() for site, start in starts.items()})
@@ -77,6 +81,10 @@ class MeanField(nn.Module):
             (self.loc[key], pace.lr if site in self.raw_sites else pace.lr_group),
             (self.log_scale[key], pace.lr_scale),
         ]
+
+    def split_parameters(self) -> dict[int, Rows]:
+        """Parameters that are rows of a split tensor, by identity."""
+        return {id(part[_key(site)]): rows for site, rows in self.split.items() for part in (self.loc, self.log_scale)}
 
     @property
     def raw_sites(self) -> list[str]:
@@ -175,6 +183,33 @@ class Marginals(Protocol):
         """Posterior marginal of a site, one independent value per element."""
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A guide whose split sites are gathered when they are asked for; all processes ask for the same.
+
+    Attributes:
+        guide: it.
+    """
+
+    guide: MeanField
+
+    @property
+    def families(self) -> dict[str, type[Distribution]]:
+        """Site -> its family."""
+        return self.guide.families
+
+    @torch.no_grad()
+    def marginal(self, site: str) -> Distribution:
+        """Posterior marginal of a site."""
+        own, rows = self.guide.marginal(site), self.guide.split.get(site)
+        return own if rows is None else self.families[site](rows.gathered(own.loc), rows.gathered(own.scale))
+
+
+def whole(guide: Guide) -> Guide | Whole:
+    """What knows all of every site."""
+    return Whole(guide) if isinstance(guide, MeanField) and guide.split else guide
+
+
 GUIDES: dict[str, type[AutoGuide] | None] = {
     "mean-field": None,
     "auto-normal": AutoNormal,
@@ -198,7 +233,11 @@ def starts_of(
     for layer in bayes_layers(net):
         for shape, prior in layer.parts:
             pace = priors.pace(shape.name).init_scale if priors else 1.0
-            starts |= prior.start(shape, weights[shape.name], init_scale * pace if init_scale else prior.init_scale)
+            found = prior.start(shape, weights[shape.name], init_scale * pace if init_scale else prior.init_scale)
+            if layer.rows and shape is layer.shape:
+                own, rows = found[shape.site], layer.rows
+                found[shape.site] = Start(own.family, rows.of(own.loc).clone(), rows.of(own.scale).clone())
+            starts |= found
     return starts
 
 
@@ -223,7 +262,7 @@ def build_guide(
     kind = GUIDES[name]
     if kind is not None:
         return Auto(kind, model, starts, example)
-    guide = MeanField(starts)
+    guide = MeanField(starts, {layer.shape.site: layer.rows for layer in bayes_layers(model) if layer.rows})
     sites = {layer.shape.name: layer.shape.site for layer in bayes_layers(model)}
     guide.max_log_scale |= {sites[name]: math.log(bound) for name, bound in (max_scales or {}).items() if name in sites}
     return guide

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pyro_compress.bayes.assignment import Assignment, everywhere
 from pyro_compress.bayes.priors import Prior
+from pyro_compress.bayes.shards import Rows, applied
 from pyro_compress.graph.checked import examples, outputs_of, trial
 from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.types import Graph, LayerShape, WeightDraw
@@ -100,12 +101,14 @@ class Drawn(nn.Module):
 
     Attributes:
         aliases: all names of a tensor that several modules share; empty: it has one.
+        rows: this process's rows of the weight; None: it holds all of them.
     """
 
     def __init__(self, shape: LayerShape, prior: Prior):
         super().__init__()
         self.shape, self.prior = shape, prior
         self.aliases: tuple[str, ...] = ()
+        self.rows: Rows | None = None
 
     @property
     def parts(self) -> list[tuple[LayerShape, Prior]]:
@@ -114,7 +117,14 @@ class Drawn(nn.Module):
 
     def draw(self, device: str) -> tuple[WeightDraw, Bias]:
         """Draw the weight from its prior; there may be a bias."""
-        return self.prior.draw(replace(self.shape, device=device)), None
+        return self.drawn(device), None
+
+    def drawn(self, device: str) -> WeightDraw:
+        """Draw the weight, or this process's rows of it, from its prior."""
+        if self.rows is None:
+            return self.prior.draw(replace(self.shape, device=device))
+        gate, raw = self.prior.draw(replace(self.shape, device=device, rows=self.rows.count))
+        return WeightDraw(gate if gate is None or len(gate) == 1 else self.rows.of(gate), raw)
 
 
 class BayesLayer(Drawn):
@@ -149,7 +159,7 @@ class BayesLayer(Drawn):
 
     def draw(self, device: str) -> tuple[WeightDraw, Bias]:
         """Draw weight and bias from their priors; a point-valued bias is returned as it is."""
-        weight = self.prior.draw(replace(self.shape, device=device))
+        weight = self.drawn(device)
         if self.bias_shape is None or self.bias_prior is None:
             return weight, self.bias
         return weight, self.bias_prior.draw(replace(self.bias_shape, device=device))
@@ -157,7 +167,8 @@ class BayesLayer(Drawn):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer with weights drawn from its prior (or replayed from a guide)."""
         weight, bias = self.draw(str(x.device))
-        return affine(self.op, x, weight, bias, site=self.shape.site)
+        op = self.op if self.rows is None else replace(self.op, function=applied(self.op.function, self.rows))
+        return affine(op, x, weight, bias, site=self.shape.site)
 
 
 def bayesianize(

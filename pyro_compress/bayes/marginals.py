@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_compress.bayes.assignment import Assignment, assigned
-from pyro_compress.bayes.guides import Guide
+from pyro_compress.bayes.guides import Guide, whole
 from pyro_compress.bayes.layers import bayes_layers, multiplied
 from pyro_compress.foreign import of_type, own_code, shown
 from pyro_compress.graph.network import Network
@@ -149,7 +149,7 @@ class TensorDraw:
 
 def write_marginals(file: IO[bytes], net: nn.Module, guide: Guide) -> None:
     """Marginals of a guide as safetensors: `loc/SITE`, `scale/SITE`, and what the sites stand for as metadata."""
-    write_sites(file, [shape for layer in bayes_layers(net) for shape, _ in layer.parts], guide, LEAST)
+    write_sites(file, [shape for layer in bayes_layers(net) for shape, _ in layer.parts], whole(guide), LEAST)
 
 
 def write_sites(file: IO[bytes], shapes: Sequence[LayerShape], guide: Any, least: float = LEAST) -> None:
@@ -165,19 +165,25 @@ def write_sites(file: IO[bytes], shapes: Sequence[LayerShape], guide: Any, least
 
 
 def _stored(shapes: Sequence[LayerShape], guide: Any, least: float) -> tuple[dict[str, Given], str]:
-    """Tensors by name, scales worked out one by one, and what else there is to know."""
+    """Tensors by name, worked out one by one, and what else there is to know."""
     tensors: dict[str, Given] = {}
     for site in guide.families:
-        loc = guide.marginal(site).loc.detach()
+        shape = tuple(guide.marginal(site).loc.shape)
         tensors |= {
-            f"loc/{site}": loc,
-            f"scale/{site}": Later(tuple(loc.shape), functools.partial(_scale, guide, site, least)),
+            f"loc/{site}": Later(shape, functools.partial(_loc, guide, site)),
+            f"scale/{site}": Later(shape, functools.partial(_scale, guide, site, least)),
         }
     metadata = {
         "families": {site: family.__name__ for site, family in guide.families.items()},
         "shapes": {shape.name: [list(shape.weight), shape.grouping] for shape in shapes},
     }
     return tensors, json.dumps(metadata)
+
+
+@torch.no_grad()
+def _loc(guide: Any, site: str) -> Tensor:
+    loc: Tensor = guide.marginal(site).loc
+    return loc
 
 
 @torch.no_grad()

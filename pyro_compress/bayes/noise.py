@@ -4,6 +4,9 @@ A step's draws of N(0, 1) and of fair coins become views of two flat buffers, wh
 filling them by `normal_` and `bernoulli_` costs as much as a third of an Adam step (Mersenne twister, one number at a
 time). `fast_fill` computes them from a counter instead: a keyed integer hash, vectorised by inductor, then Box and
 Muller. Its keys come from torch's default generator, so `torch.manual_seed` still determines everything.
+
+Where processes share weights, each fills in its rows of the draws that one process would make, by their places in its
+buffer (`placed_fill`): the counter knows no order.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
 
+import pyro_compress.bayes.draws  # noqa: F401 - registers the operations of `PLACED`
 from pyro_compress.bayes.compiler import compiled, traced
 from pyro_compress.bayes.elementary import polynomial
 
@@ -29,7 +34,18 @@ COSINE = (0.0015939107397571206, -0.025358984246850014, 0.23502980172634125, -1.
           -4.93480110168457, 1.0)  # fmt: skip
 """cos(πt) likewise."""
 
+PLACED = {torch.ops.pyro_compress.normal_rows.default: True, torch.ops.pyro_compress.coin_rows.default: False}
+"""Operations that draw rows of a whole -> whether normal."""
+
 Fill = Callable[[], None]
+
+
+class Place(NamedTuple):
+    """Rows of a draw that one process would make: from `first` on, `step` apart; the draw begins at `start`."""
+
+    start: int
+    first: int = 0
+    step: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,11 +56,15 @@ class Noise:
         normal: N(0, 1).
         coin: 0 or 1 with probability ½.
         slices: (whether normal, start, shape) of every draw, in the order of the program.
+        places: where each lies in the buffers of one process.
+        sizes: of these buffers, of normals and of coins.
     """
 
     normal: Tensor
     coin: Tensor
     slices: tuple[tuple[bool, int, tuple[int, ...]], ...]
+    places: tuple[Place, ...] = ()
+    sizes: tuple[int, int] = (0, 0)
 
     def views(self) -> list[tuple[bool, Tensor]]:
         """Every draw as a view, with whether it is normal."""
@@ -69,14 +89,18 @@ def lift_noise(graph: fx.GraphModule, device: torch.device) -> Noise:
     """
     *_, normal, coin = [node for node in graph.graph.nodes if node.op == "placeholder"]
     slices: list[tuple[bool, int, tuple[int, ...]]] = []
-    used = {True: 0, False: 0}
+    places: list[Place] = []
+    used, whole = {True: 0, False: 0}, {True: 0, False: 0}
     for node in list(graph.graph.nodes):
         is_normal = _kind_of_draw(node)
         if is_normal is None:
             continue
         shape, start = tuple(node.meta["val"].shape), used[is_normal]
         slices.append((is_normal, start, shape))
-        used[is_normal] += -(-math.prod(shape) // ALIGN) * ALIGN
+        used[is_normal] += _aligned(math.prod(shape))
+        rows, *at = node.args[1:] if node.target in PLACED else (shape[:1] or (1,))
+        places.append(Place(whole[is_normal], *at))
+        whole[is_normal] += _aligned(rows * math.prod(shape[1:]))
         with graph.graph.inserting_before(node):
             strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
             view = graph.graph.call_function(
@@ -89,11 +113,18 @@ def lift_noise(graph: fx.GraphModule, device: torch.device) -> Noise:
     graph.graph.eliminate_dead_code()
     graph.recompile()
     buffers = {kind: torch.zeros(max(size, ALIGN), device=device) for kind, size in used.items()}
-    return Noise(buffers[True], buffers[False], tuple(slices))
+    sizes = max(whole[True], ALIGN), max(whole[False], ALIGN)
+    return Noise(buffers[True], buffers[False], tuple(slices), tuple(places), sizes)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
 
 
 def _kind_of_draw(node: fx.Node) -> bool | None:
     """True for a standard normal draw, False for fair coins, None for everything else."""
+    if node.target in PLACED:
+        return PLACED[node.target]
     if node.target in (torch.ops.aten.randn_like.default, torch.ops.aten.randn.default):
         return True
     if node.target is torch.ops.aten.normal_.default and node.args[1:] in ((), (0,), (0, 1)) and not node.kwargs:
@@ -123,24 +154,89 @@ def fast_fill(noise: Noise) -> Fill:
     return fill
 
 
+def placed_fill(noise: Noise, new_keys: Fill, keys: Tensor, is_compiled: bool) -> Fill:
+    """A function that fills the buffers with what one process's buffers hold at their places.
+
+    Args:
+        noise: the buffers.
+        new_keys: sets the keys for a step.
+        keys: three int32, the same in all processes.
+        is_compiled: whether inductor compiles it.
+
+    Raises:
+        ValueError: more draws than a counter of 31 bits tells apart.
+    """
+    if max(noise.sizes) >= 1 << 31:
+        raise ValueError(f"--shard: a step draws {max(noise.sizes):,} numbers; at most 2^31 are supported")
+    draws = list(zip(noise.slices, noise.places, strict=True))
+    views = [view.view(len(view) if view.dim() else 1, -1) for _, view in noise.views()]
+
+    def fill(*given: Tensor) -> tuple[()]:
+        *views, keys = given
+        for view, ((is_normal, _, _), place) in zip(views, draws, strict=True):
+            at = _positions(view, place)
+            view.copy_(normal_at(at, noise.sizes[0] // 2, keys) if is_normal else coin_at(at, keys))
+        return ()
+
+    run: Callable[..., object] = fill
+    if is_compiled and views:
+        run = compiled(traced(fill, (*views, keys)), (*views, keys))
+
+    def filled() -> None:
+        new_keys()
+        run(*views, keys)
+
+    return filled
+
+
+def _positions(view: Tensor, place: Place) -> Tensor:
+    """Positions of the values of some rows, `(rows, length)`, in the buffer of one process."""
+    rows, length = view.shape
+    of_row = torch.arange(rows, dtype=torch.int32, device=view.device) * (place.step * length)
+    return (of_row + (place.start + place.first * length))[:, None] + torch.arange(
+        length, dtype=torch.int32, device=view.device
+    )
+
+
+def normal_at(position: Tensor, half: int, keys: Tensor) -> Tensor:
+    """What `standard_normal` puts at positions of its two buffers together, of `half` values each."""
+    late = position >= half
+    one, other = _two_numbers(torch.where(late, position - half, position), keys)
+    radius, half_turns = _radius(one), other.to(torch.float32) * 2.0**-31
+    square = half_turns * half_turns
+    return radius * torch.where(late, half_turns * polynomial(SINE, square), polynomial(COSINE, square))
+
+
+def coin_at(position: Tensor, keys: Tensor) -> Tensor:
+    """What `fair_coins` puts at positions of its buffer."""
+    return _shift(_mix(_mix(position ^ keys[1]) + keys[2]), 31).to(torch.float32)
+
+
 def standard_normal(first: Tensor, second: Tensor, keys: Tensor) -> None:
     """Fill two flat float32 buffers of one size with N(0, 1), from three int32 keys (Box and Muller 1958)."""
-    counter = _spread(torch.arange(len(first), dtype=torch.int32, device=first.device) ^ keys[0])
-    one = _two_rounds(counter + keys[1])
-    other = _two_rounds(one ^ keys[2])
-    # float32 holds 24 of the 32 bits; what rounds to 0 lies below 2^-26
-    uniform = (one.to(torch.float32) * 2.0**-32 + 0.5).clamp_min(2.0**-27)
-    radius = (-2 * uniform.log()).sqrt()
+    one, other = _two_numbers(torch.arange(len(first), dtype=torch.int32, device=first.device), keys)
+    radius = _radius(one)
     half_turns = other.to(torch.float32) * 2.0**-31  # of the angle, in [-1, 1]
     square = half_turns * half_turns
     first.copy_(radius * polynomial(COSINE, square))
     second.copy_(radius * (half_turns * polynomial(SINE, square)))
 
 
+def _two_numbers(counter: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Two 32-bit numbers of every count."""
+    one = _two_rounds(_spread(counter ^ keys[0]) + keys[1])
+    return one, _two_rounds(one ^ keys[2])
+
+
+def _radius(number: Tensor) -> Tensor:
+    """Of Box and Muller. Float32 holds 24 of the 32 bits; what rounds to 0 lies below 2^-26."""
+    uniform = (number.to(torch.float32) * 2.0**-32 + 0.5).clamp_min(2.0**-27)
+    return (-2 * uniform.log()).sqrt()
+
+
 def fair_coins(out: Tensor, keys: Tensor) -> None:
     """Fill a flat float32 buffer with 0 and 1, from three int32 keys."""
-    state = _mix(torch.arange(len(out), dtype=torch.int32, device=out.device) ^ keys[1])
-    out.copy_(_shift(_mix(state + keys[2]), 31))
+    out.copy_(coin_at(torch.arange(len(out), dtype=torch.int32, device=out.device), keys))
 
 
 def _spread(x: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def _ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _normal(shape: LayerShape, scale: float = 1.0) -> Distribution:
     value = torch.tensor(float(scale), device=shape.device)
-    return _joint(Normal(torch.zeros_like(value), value), shape.weight)
+    return _joint(Normal(torch.zeros_like(value), value), shape.raw)
 
 
 def gaussian(shape: LayerShape, scale: float = 1.0) -> WeightDraw:
@@ -145,7 +145,7 @@ def spike_and_slab(
 ) -> WeightDraw:
     """Scale mixture of two Gaussians on every weight (Blundell et al. 2015, eq. 7); its KL is a one-sample estimate."""
     mixture = ScaleMixture(pi, sigma1, sigma2, device=shape.device)
-    return WeightDraw(None, pyro.sample(shape.site, _joint(mixture, shape.weight)))
+    return WeightDraw(None, pyro.sample(shape.site, _joint(mixture, shape.raw)))
 
 
 def spike_and_slab_bound(
@@ -153,19 +153,19 @@ def spike_and_slab_bound(
 ) -> WeightDraw:
     """The scale mixture with an upper bound in place of its KL: a different, closed-form objective."""
     mixture = ScaleMixtureBound(pi, sigma1, sigma2, device=shape.device)
-    return WeightDraw(None, pyro.sample(shape.site, _joint(mixture, shape.weight)))
+    return WeightDraw(None, pyro.sample(shape.site, _joint(mixture, shape.raw)))
 
 
 def log_uniform(shape: LayerShape) -> WeightDraw:
     """Improper log-uniform prior on every weight (sparse variational dropout, Molchanov et al. 2017)."""
-    return WeightDraw(None, pyro.sample(shape.site, _joint(LogUniform(), shape.weight)))
+    return WeightDraw(None, pyro.sample(shape.site, _joint(LogUniform(), shape.raw)))
 
 
 def relevance(shape: LayerShape) -> WeightDraw:
     """Automatic relevance determination: N(0, 1 / α_g) on the weights of a group, its α_g learned (MacKay 1995)."""
     axes = tuple(axis for axis, size in enumerate(shape.gate) if size == 1)
     prior = GroupRelevance(axes if shape.grouping != "weight" else ())
-    return WeightDraw(None, pyro.sample(shape.site, _joint(prior, shape.weight)))
+    return WeightDraw(None, pyro.sample(shape.site, _joint(prior, shape.raw)))
 
 
 def normal_jeffreys(shape: LayerShape) -> WeightDraw:
@@ -212,7 +212,7 @@ def soft_weight_sharing(shape: LayerShape, components: float = 16, pi: float = 0
         torch.cat([zero.expand(1), means]),
         torch.cat([precision, precisions]),
     )
-    return WeightDraw(None, pyro.sample(shape.site, _joint(mixture, shape.weight)))
+    return WeightDraw(None, pyro.sample(shape.site, _joint(mixture, shape.raw)))
 
 
 def soft_weight_sharing_start(

@@ -14,6 +14,7 @@ from pyro_compress.bayes.elbo import Objective
 from pyro_compress.bayes.guides import MeanField
 from pyro_compress.bayes.model import LOG_NOISE_BOUNDS
 from pyro_compress.bayes.natural import Natural, Rates, natural_step
+from pyro_compress.bayes.shards import Rows
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 """Adam's."""
@@ -35,6 +36,7 @@ class Trained:
         rate: Adam's base learning rate.
         bounds: (low, high) that it is put back into after every step; None for none.
         natural: rates of means and log-scales that move by natural gradients; None: Adam moves it.
+        rows: which rows of a split tensor it is; None: a tensor of its own.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Trained:
     rate: float
     bounds: tuple[float, float] | None
     natural: Natural | None = None
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class State:
         buffers: batch-norm statistics and the like.
         noted: the expected log-likelihood of the training set in the last captured step, in nats.
         count: steps done.
+        rows: of every parameter, which rows of a split tensor it is.
     """
 
     parameters: list[Tensor]
@@ -83,6 +87,7 @@ class State:
     buffers: list[Tensor]
     noted: Tensor
     count: int = 0
+    rows: Sequence[Rows | None] = ()
 
     @classmethod
     def of(cls, objective: Objective, trained: list[Trained]) -> State:
@@ -92,7 +97,8 @@ class State:
         first, second = ([torch.zeros_like(value) for value in values] for _ in range(2))
         for mean, spread in pairs:
             first[spread] = second[mean] = second[spread] = none
-        return cls(values, first, second, list(objective.elbo.buffers()), torch.zeros((), device=values[0].device))
+        buffers, noted = list(objective.elbo.buffers()), torch.zeros((), device=values[0].device)
+        return cls(values, first, second, buffers, noted, rows=[t.rows for t in trained])
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -108,15 +114,22 @@ class State:
                     tensor.copy_(before)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything but the count, by name."""
+        """Everything but the count, by name; of split tensors this process's rows."""
         lists = {"parameter": self.parameters, "first": self.first, "second": self.second, "buffer": self.buffers}
         return {f"{kind}/{i}": tensor for kind, tensors in lists.items() for i, tensor in enumerate(tensors)}
 
+    def split(self) -> dict[str, Rows]:
+        """Which rows of which split tensors these are, by name."""
+        named = {f"{kind}/{i}": rows for kind in ("parameter", "first", "second") for i, rows in enumerate(self.rows)}
+        tensors = self.tensors()
+        return {name: rows for name, rows in named.items() if rows and tensors[name].numel()}
+
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], count: int) -> None:
-        """Go on where `tensors` and `count` were taken."""
+        """Go on where `tensors`, which are whole, and `count` were taken."""
+        split = self.split()
         for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(split[name].of(tensors[name]) if name in split else tensors[name])
         self.count = count
 
 
@@ -171,9 +184,10 @@ def trained_parameters(
     if natural and isinstance(guide, MeanField):
         raw = [parameter for site in guide.raw_sites for parameter, _ in guide.paced(site, Pace())]
         moving = {id(parameter): natural for parameter in raw}
+    split = guide.split_parameters() if isinstance(guide, MeanField) else {}
     return [
-        Trained(name, parameter, rates.get(id(parameter), lr), bounds.get(id(parameter)), moving.get(id(parameter)))
-        for name, parameter in objective.elbo.named_parameters()
+        Trained(name, p, rates.get(id(p), lr), bounds.get(id(p)), moving.get(id(p)), split.get(id(p)))
+        for name, p in objective.elbo.named_parameters()
     ]
 
 

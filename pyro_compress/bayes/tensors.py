@@ -8,7 +8,6 @@ network does with it; local reparameterization and flipout draw outputs of a lay
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,6 +17,7 @@ from pyro_compress.bayes.assignment import Assignment
 from pyro_compress.bayes.layers import Drawn
 from pyro_compress.bayes.layers import multiplied as weight_of
 from pyro_compress.bayes.priors import Prior
+from pyro_compress.bayes.shards import gathered
 from pyro_compress.graph.ir import multiplied
 from pyro_compress.graph.operations.row import Channels
 from pyro_compress.graph.operations.table import OPERATIONS, is_last
@@ -44,7 +44,8 @@ class BayesTensor(Drawn):
 
     def put(self, device: str) -> None:
         """Draw it, and put it where the network holds it."""
-        value = weight_of(self.prior.draw(replace(self.shape, device=device)))
+        value = weight_of(self.drawn(device))
+        value = value if self.rows is None else gathered(value, self.rows)
         for module, leaf in self.places:
             setattr(module, leaf, value)
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from pyro_compress.bayes.assignment import Assignment, assigned
 from pyro_compress.bayes.elbo import Objective, build_objective
 from pyro_compress.bayes.guides import build_guide, starts_of
-from pyro_compress.bayes.layers import bayesianize, plain_weights
+from pyro_compress.bayes.layers import bayes_layers, bayesianize, plain_weights
 from pyro_compress.bayes.model import Likelihood, Model
 from pyro_compress.bayes.natural import Natural
+from pyro_compress.bayes.shards import Shards
 from pyro_compress.bayes.step import State, Trained, trained_parameters
 from pyro_compress.bayes.tensors import across, drawable, with_tensors
 from pyro_compress.graph.ir import first_weights
@@ -94,7 +95,7 @@ def check_assigned(config: FitConfig, among: Chosen) -> None:
 
 def first_train_state(
     net: nn.Module, graph: Graph, likelihood: Likelihood, example: tuple[Tensor, Tensor], config: FitConfig,
-    among: Chosen | None = None,
+    among: Chosen | None = None, shards: Shards | None = None,
 ) -> TrainState:  # fmt: skip
     """The program of a plain network, its posterior around the network's weights.
 
@@ -105,9 +106,12 @@ def first_train_state(
         example: a small minibatch, on the device.
         config: resolved.
         among: what may get a prior; None: all that can (`chosen`).
+        shards: the processes that its weights are split among; None: this one holds all.
     """
     among = chosen(net, graph) if among is None else among
     bayes_net = bayesian(net, config, among)
+    if shards:
+        split_layers(bayes_net, shards)
     model = Model(bayes_net, likelihood).to(config.device)
     weights: dict[str, Tensor] = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     priors = assigned(config)
@@ -118,10 +122,27 @@ def first_train_state(
     assert config.lr
     assert config.lr_scale
     assert config.lr_group
-    objective = build_objective(model, guide, config.estimator, config.samples, config.precision)
+    objective = build_objective(model, guide, config.estimator, config.samples, config.precision, shards)
     rates = (config.lr, config.lr_scale, config.lr_group)
     trained = trained_parameters(objective, *rates, priors, _natural(config, objective.size))
     return TrainState(graph, net, objective, trained, State.of(objective, trained))
+
+
+def split_layers(net: nn.Module, shards: Shards) -> None:
+    """Let every process hold its rows of each weight with a prior that is worth it.
+
+    Raises:
+        ValueError: scales, or groups that are judged together, lie across rows.
+    """
+    for layer in bayes_layers(net):
+        rows, shape = shards.rows(layer.shape.weight), layer.shape
+        if rows is None:
+            continue
+        if shape.grouping == "weight" and layer.prior.factors:
+            raise ValueError(f"--shard: {shape.name} has a scale for every weight; take --grouping input or output")
+        if shape.grouping == "input" and layer.prior.shared_spread:
+            raise ValueError(f"--shard splits rows, and groups of {shape.name} are columns: take --grouping output")
+        layer.rows = rows
 
 
 def _natural(config: FitConfig, size: int) -> Natural | None:

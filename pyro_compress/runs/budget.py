@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ PER_WEIGHT = {
 }
 """Bytes per weight at the peak of a fit, measured (`scripts/bench_memory.py`) and a few per cent more: parameters,
 gradients, moments, what a step draws and keeps for its gradient, and what the allocator cannot use again."""
+SPLIT = 60 / 86
+"""Of the bytes per weight of a captured step, what is shared out where the posterior is split: none freed is kept."""
+WHOLE, LAYER = 8, 16
+"""Bytes that every process holds then: per weight, of the posterior mean; per weight of the largest tensor, while it is
+whole, with its gradient and what the processes send."""
 POINT = 32
 """The same of point weights."""
 PER_OUTPUT = {"weight": 3, "local": 7, "flipout": 5}
@@ -82,14 +88,23 @@ def _values(output: Any) -> int:
     return sum(map(_values, output)) if isinstance(output, tuple | list) else 0
 
 
-def needed_bytes(net: nn.Module, splits: Splits, config: FitConfig) -> dict[str, int]:
-    """Estimate of what a fit will hold, part by part, beside the network that is there."""
+def needed_bytes(net: nn.Module, splits: Splits, config: FitConfig, sharing: int = 1) -> dict[str, int]:
+    """Estimate of what a fit will hold, part by part, beside the network that is there.
+
+    Args:
+        net: the network.
+        splits: the data.
+        config: resolved.
+        sharing: processes that its posterior is split among.
+    """
     assert config.batch_size
     parameters = sum(parameter.numel() for parameter in net.parameters())
     steps = (config.epochs or 0) * math.ceil(len(splits.train) / config.batch_size)
     batch, sizes = math.ceil(config.batch_size / config.accumulate), activations(net, splits.input_shape, splits.kind)
     held = 2 if config.prior == "none" else PER_OUTPUT.get(config.estimator or "weight", max(PER_OUTPUT.values()))
     mode, weights = mode_of(config, steps), per_weight(config, steps) * parameters
+    if sharing > 1 and config.prior != "none":
+        weights = split_bytes(net, config, sharing)
     libraries = LIBRARIES[mode] if mode == "captured" else max(LIBRARIES[mode] - weights, STAYS)
     minibatch = 4 * batch * (held * sum(sizes) + LIKELIHOOD * math.prod(splits.output_shape))
     needed = {
@@ -103,6 +118,14 @@ def needed_bytes(net: nn.Module, splits: Splits, config: FitConfig) -> dict[str,
     return needed
 
 
+def split_bytes(net: nn.Module, config: FitConfig, sharing: int) -> int:
+    """What each of several processes holds for weights whose posterior is split among them."""
+    sizes = [parameter.numel() for parameter in net.parameters()]
+    own = SPLIT * per_weight(replace(config, compile="on"), 0) * sum(sizes) / sharing
+    together = round(own) + WHOLE * sum(sizes) + LAYER * max(sizes)
+    return max(together, POINT * sum(sizes) if config.pretrain_epochs else 0)
+
+
 def evaluated_bytes(sizes: list[int], splits: Splits) -> int:
     """What scoring the validation split holds: two layers' values of a batch, and the scores of every class."""
     rows = min(EVALUATED, len(splits.validation), max(1, BATCH_VALUES // max(sizes[0], 1)))
@@ -111,7 +134,7 @@ def evaluated_bytes(sizes: list[int], splits: Splits) -> int:
 
 
 def check_memory(
-    net: nn.Module, splits: Splits, config: FitConfig, environment: Mapping[str, str] = os.environ
+    net: nn.Module, splits: Splits, config: FitConfig, environment: Mapping[str, str] = os.environ, sharing: int = 1
 ) -> None:
     """Refuse a fit that does not fit.
 
@@ -119,6 +142,6 @@ def check_memory(
         ValueError: the estimate exceeds what the device has left.
     """
     require(
-        needed_bytes(net, splits, config), config.device, "this fit",
+        needed_bytes(net, splits, config, sharing), config.device, "this fit",
         "use a smaller network, a smaller --batch-size, or --accumulate", environment,
     )  # fmt: skip

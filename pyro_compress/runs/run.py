@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +23,7 @@ from pyro_compress.foreign import of_type, toml
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.ir import head_of
 from pyro_compress.graph.statistics import renewed_statistics
+from pyro_compress.machine import give_back
 from pyro_compress.networks.decoded import SUFFIX, compressed_bytes, parameters_before
 from pyro_compress.networks.nets import build_net
 from pyro_compress.networks.normalized import INPUTS, normalized
@@ -79,6 +81,8 @@ def fit_run(
         Lost: another process ended.
     """
     checkpointing = checkpointing or CheckpointConfig()
+    if config.shard != "none" and (checkpointing.snapshots or checkpointing.log):
+        raise ValueError(f"--shard {config.shard}: no process has all weights for --snapshots or --log; leave them out")
     if checkpointing.resume and (run := ended_run(out, force, group)):
         return run
     place: AbstractContextManager[Path] = new_folder(out, force, checkpointing.resume)
@@ -92,7 +96,10 @@ def fit_run(
             config = replace(config, task=splits.task)
         config = resolve(config, len(splits.train))
         net = initial_net(_with_start(config, folder, checkpointing.resume, group), splits)
-        check_memory(net, splits, config)
+        sharing = group.sharing(config.shard)
+        check_memory(net, splits, config, sharing=sharing)
+        if sharing > 1:  # memory counts for more than the time to ask for it again
+            give_back(max(parameter.nbytes for parameter in net.parameters()) // sharing, 1 << 20)
         if group.size > 1:
             group.check_same(_starts(config, splits, net))
         checkpointer = Checkpointer(folder, checkpointing.every_epochs, checkpointing.every_minutes, group=group)
@@ -114,10 +121,10 @@ def fit_run(
             frames.collect(folder / "snapshots.safetensors")
         posterior = made_from(folder / START, posterior)
         if write_guide:
-            with written(folder / "guide.safetensors") as file:
+            with _file(folder / "guide.safetensors", group) as file:
                 write_guide(file)
             del write_guide
-        with written(folder / "posterior.safetensors") as file:  # with it the run is complete
+        with _file(folder / "posterior.safetensors", group) as file:  # with it the run is complete
             write_posterior(file, posterior)
     return Run(out, replace(config, **paths), posterior, splits.sizes, stored=preprocessing(splits))  # type: ignore[arg-type]
 
@@ -271,6 +278,11 @@ def _scratch() -> Iterator[Path]:
     """A folder for processes whose results nobody needs: the first one has the same."""
     with tempfile.TemporaryDirectory(prefix="pyro-compress-") as folder:
         yield Path(folder)
+
+
+def _file(path: Path, group: ProcessGroup) -> AbstractContextManager[IO[bytes]]:
+    """A file that the first process writes; what the others write of it goes nowhere."""
+    return written(path) if group.first else open(os.devnull, "wb")
 
 
 def _frames(folder: Path, config: FitConfig) -> Frames:

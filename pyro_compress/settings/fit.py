@@ -184,6 +184,11 @@ class PosteriorConfig(Config):
         "auto", "Compile the SVI step; auto: if it pays.", among=("auto", "on", "off"), group=RUNNING,
         identity=False, searched=False,
     )  # fmt: skip
+    shard: str = setting(
+        "none", "Under torchrun, split the posterior among all processes, or among those of each machine; none: each "
+        "holds all of it (docs/how-to/several-processes.md).",
+        among=("none", "all", "machine"), group=RUNNING, identity=False, searched=False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch import Tensor
 from pyro_compress.atomic import written
 from pyro_compress.foreign import json_of, of_type, shown, table
 from pyro_compress.process_group import ALONE, ProcessGroup
-from pyro_compress.tensorfile import TensorFile, write_tensors
+from pyro_compress.tensorfile import KINDS, Later, TensorFile, in_order, write_tensors
 
 KEPT = 2
 """Checkpoints that are kept."""
@@ -43,13 +43,16 @@ class Snapshot:
 
     Attributes:
         phase: `point` or `svi`.
-        tensors: by name; of a checkpoint on disk, each is read when it is asked for.
+        tensors: by name; of a checkpoint on disk, each is read when it is asked for, of several processes by all at
+            the same time.
         numbers: whatever is no tensor, as JSON takes it.
+        later: tensors that stand nowhere yet: they are put together when they are written, by all processes.
     """
 
     phase: str
     tensors: Mapping[str, Tensor]
     numbers: dict[str, Any]
+    later: Mapping[str, Later] = field(default_factory=dict)
 
     def part(self, prefix: str) -> Mapping[str, Tensor]:
         """Tensors whose name starts with `prefix/`, without it."""
@@ -70,6 +73,33 @@ class _Part(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+class _ReadToAll(Mapping[str, Tensor]):
+    """Tensors of the first process's file: it reads each to the others, when all ask for it at the same time.
+
+    Args:
+        group: all processes.
+        file: on the first process.
+    """
+
+    def __init__(self, group: ProcessGroup, file: TensorFile | None):
+        self.group, self.file = group, file
+        told = json.dumps([file.metadata, file.codes, file.shapes]) if file else ""
+        self.metadata, self.codes, self.shapes = json.loads(group.bytes_of_first(told.encode()))
+
+    def __getitem__(self, name: str) -> Tensor:
+        empty = torch.empty(self.shapes[name], dtype=KINDS[self.codes[name]])
+        tensor = self.file[name] if self.file else empty
+        if tensor.numel():
+            self.group.broadcast_([tensor])
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.codes)
+
+    def __len__(self) -> int:
+        return len(self.codes)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -119,6 +149,9 @@ class Checkpointer:
         snapshot = take()
         if self.group.first:
             write(snapshot, self.folder)
+        else:
+            for name in in_order(snapshot.later):
+                snapshot.later[name].give()
         self.written = time.monotonic()
         if stop:
             self.group.any(stop)  # nobody leaves before it is written: torchrun would end the others
@@ -137,16 +170,18 @@ class Checkpointer:
     def latest(self) -> Snapshot | None:
         """The newest checkpoint that can be read; of several processes the first one reads it to the others."""
         found = self._newest() if self.folder and self.group.first else None
-        if self.group.size == 1:
-            return found[1] if found else None
-        data = self.group.bytes_of_first(found[0].read_bytes() if found else b"")
-        return decoded(data) if data else None
+        if self.group.size == 1 or not self.group.any(found is not None)[0]:
+            return found
+        file = found.tensors if found else None
+        assert file is None or isinstance(file, TensorFile)
+        tensors = _ReadToAll(self.group, file)
+        return snapshot_of(tensors, tensors.metadata)
 
-    def _newest(self) -> tuple[Path, Snapshot] | None:
+    def _newest(self) -> Snapshot | None:
         assert self.folder
         for path in sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True):
             try:
-                return path, read(path)
+                return read(path)
             except ValueError:
                 continue
         return None
@@ -158,7 +193,7 @@ def write(snapshot: Snapshot, folder: Path) -> None:
     before = sorted(folder.glob("checkpoint-*.safetensors"))
     number = int(before[-1].stem.split("-")[1]) + 1 if before else 1
     with written(folder / f"checkpoint-{number:06d}.safetensors") as file:
-        write_tensors(file, snapshot.tensors, document)
+        write_tensors(file, {**snapshot.tensors, **snapshot.later}, document)
     for path in before[: len(before) + 1 - KEPT]:
         path.unlink()
 
@@ -182,9 +217,18 @@ def decoded(source: Path | bytes) -> Snapshot:
         ValueError: none.
         OSError: it cannot be read.
     """
+    tensors = TensorFile(source)
+    return snapshot_of(tensors, tensors.metadata)
+
+
+def snapshot_of(tensors: Mapping[str, Tensor], metadata: str) -> Snapshot:
+    """The checkpoint that tensors and the text written with them make up.
+
+    Raises:
+        ValueError: none.
+    """
     try:
-        tensors = TensorFile(source)
-        document = json_of(tensors.metadata, "its metadata")
+        document = json_of(metadata, "its metadata")
         phase, numbers = document["phase"], table(document["numbers"], "numbers")
     except (KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error

@@ -45,6 +45,7 @@ class Minibatches:
 
     Attributes:
         share: of the running minibatch that is this process's.
+        examples: of the running minibatch, in all processes; at first of a usual one.
         order: permutation of the running epoch; None between epochs.
         position: minibatches of it that were given out.
     """
@@ -58,6 +59,7 @@ class Minibatches:
         self.data, self.device = Data(x, data.y.to(device)), device
         self.batch_size, self.generator, self.augment = batch_size, generator, augment
         self.group, self.share = group, 1.0
+        self.examples = min(batch_size, len(data))
         self.order: Tensor | None = None
         self.position = 0
 
@@ -71,10 +73,11 @@ class Minibatches:
         if self.order is None:
             self.order, self.position = torch.randperm(len(self.data), generator=self.generator), 0
             self.group.broadcast_([self.order])
-        left = self.order.split(self.batch_size)[self.position :]
+        left, first = self.order.split(self.batch_size)[self.position :], self.position + 1
         parts = [self._part(rows) for rows in left]
         for (x, y), (_, share) in zip(self._read([rows for rows, _ in parts]), parts, strict=True):
             self.position, self.share = self.position + 1, share
+            self.examples = len(left[self.position - first])
             yield self.position - 1, laid_out(self.augment(x, self.generator) if self.augment else x), y
         self.order = None
 

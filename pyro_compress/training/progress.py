@@ -17,6 +17,7 @@ from pyro_compress.data.tasks import class_weights
 from pyro_compress.machine import SLOW_BFLOAT16, has_bfloat16
 from pyro_compress.metrics import evaluate
 from pyro_compress.settings import FitConfig
+from pyro_compress.tensorfile import Given, Later
 from pyro_compress.training.checkpoint import Checkpointer, Snapshot, random_states, restoring, set_random_states
 from pyro_compress.training.guards import diverged, not_finite
 from pyro_compress.training.history import Diverged, Epoch, Iteration, OnEpoch, OnStep, epoch_of
@@ -81,7 +82,7 @@ class Progress:
         return laid_out(train.x[rows].to(device)), train.y[rows].to(device)
 
     def keep(
-        self, phase: str, tensors: Callable[[], dict[str, Tensor]], step: int, more: dict[str, Any] | None = None
+        self, phase: str, tensors: Callable[[], dict[str, Given]], step: int, more: dict[str, Any] | None = None
     ) -> None:
         """Let the checkpointer write a checkpoint, if one is due after this step.
 
@@ -100,9 +101,12 @@ class Progress:
             len(self.history) + 1 if last else 0, lambda: self._taken(phase, tensors(), step, more or {})
         )
 
-    def _taken(self, phase: str, tensors: dict[str, Tensor], step: int, more: dict[str, Any]) -> Snapshot:
-        if not_finite(tensors.items()):
-            raise diverged("a checkpoint was due, but the state is broken", step, tensors.items(), self.config)
+    def _taken(self, phase: str, tensors: dict[str, Given], step: int, more: dict[str, Any]) -> Snapshot:
+        later = {name: one for name, one in tensors.items() if isinstance(one, Later)}
+        whole = {name: one for name, one in tensors.items() if not isinstance(one, Later)}
+        own = {name: one.own for name, one in later.items() if one.own is not None}
+        if self.group.any(bool(not_finite((whole | own).items())))[0]:
+            raise diverged("a checkpoint was due, but the state is broken", step, (whole | own).items(), self.config)
         order = {f"feed/{name}": tensor for name, tensor in self.minibatches.tensors().items()}
         numbers = more | {
             "step": step,
@@ -111,7 +115,7 @@ class Progress:
             "turned": self.turned,
             "seconds": time.perf_counter() - self.started,
         }
-        return Snapshot(phase, tensors | order | random_states(), numbers)
+        return Snapshot(phase, whole | order | random_states(), numbers, later)
 
     def tell(self, phase: str, step: int, noted: Tensor | None = None) -> bool:
         """Tell of a step; returns whether the fit ends here."""
@@ -226,7 +230,7 @@ class Progress:
         ends = self.on_epoch(complete) is True
         self.stopped = self.stopped or self.group.any(ends)[0]
 
-    def _point_tensors(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    def _point_tensors(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Given]:
         self.group.average_statistics_(net)
-        kept = {f"net/{name}": tensor for name, tensor in net.state_dict().items()}
+        kept: dict[str, Given] = {f"net/{name}": tensor for name, tensor in net.state_dict().items()}
         return kept | {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}
