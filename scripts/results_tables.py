@@ -187,16 +187,6 @@ def distributed() -> str:
     return lines(heads, rows)
 
 
-def sharded() -> str:
-    told = sorted(stored("sharded.json"), key=lambda row: row["processes"])
-    rows = [
-        [str(row["processes"]), f"{row['weights']:,}", f"{row['peak_mib']:,.0f}",
-         f"{row['peak_mib'] / told[0]['peak_mib']:.2f}", f"{row['negative_elbo_nats']:,.0f}"]
-        for row in told
-    ]  # fmt: skip
-    return lines(["processes", "weights", "peak of each, MiB", "of one process", "-ELBO, nats"], rows)
-
-
 def searches() -> str:
     told, rows = stored("tuning.json"), []
     for arm in dict.fromkeys((row["sampler"], row["mode"]) for row in told):
@@ -253,7 +243,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "gradients": gradients,
     "memory": memory,
     "distributed": distributed,
-    "sharded": sharded,
     "searches": searches,
     "front": front,
     "speed-lenet-300-100": lambda: deployed("speed", LENET_300),

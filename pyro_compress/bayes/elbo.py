@@ -221,5 +221,6 @@ def kl_nats(net: nn.Module, guide: Guide, samples: int = 1, shards: Shards | Non
             layer.draw(device)
 
     share = Share(1.0, split_sites(guide), float(shards.size), 1.0) if shards else None
-    with pyro.validation_enabled(False), ElboTerms(1.0, share=share):
+    drawn_apart = torch.random.fork_rng() if shards else nullcontext()  # how much is drawn depends on the rows
+    with pyro.validation_enabled(False), ElboTerms(1.0, share=share), drawn_apart:
         return float(StaticELBO(num_particles=samples).differentiable_loss(prior, guide))
