@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +59,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "transposed, one step": (lambda: behind(nn.ConvTranspose2d(4, 6, 3, 1, 1), last=6), (4, 5, 6)),
     "transposed series": (lambda: behind(nn.ConvTranspose1d(4, 6, 5, 2, 1), last=15), (4, 7)),
     "transposed volume": (lambda: behind(nn.ConvTranspose3d(2, 3, 3, 2, 1, 1), last=6), (2, 3, 4, 3)),
+    "transposed, far apart": (
+        lambda: behind(nn.ConvTranspose2d(3, 4, 3, (1 << 30, 9), (1, 0)), last=12), (3, 1, 2),
+    ),
+    "transposed, nothing but bias": (lambda: behind(nn.ConvTranspose1d(3, 4, 3, 9, 5), last=2), (3, 2)),
     "volume": (
         lambda: nn.Sequential(nn.Conv3d(2, 4, 3), nn.MaxPool3d(2), nn.AvgPool3d(2, 1, 1), nn.ReLU()), (2, 7, 8, 9),
     ),
@@ -67,6 +72,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         ),
         (2, 5, 7, 4),
     ),
+    "volume, one window": (lambda: nn.Sequential(nn.Conv3d(2, 4, 2, (1, 1 << 30, 1 << 30))), (2, 3, 3, 2)),
     "enlarged": (lambda: Apply(lambda x, a: F.interpolate(a(x), scale_factor=3), nn.Conv2d(2, 4, 3)), (2, 8, 9)),
     "enlarged volume": (
         lambda: Apply(lambda x, a: F.interpolate(a(x), scale_factor=(1, 2, 3)), nn.Conv3d(2, 4, 3)), (2, 4, 5, 3),
@@ -195,6 +201,29 @@ def test_norms_become_part_of_what_is_moved_behind_a_layer() -> None:
         loops = planned(case(name, True))
         assert "affine" not in [loop.op for loop in loops]
         assert [loop.op for loop in loops].count("conv2d") == 1
+
+
+@pytest.mark.parametrize(
+    ("op", "weight", "shape", "window"),
+    [
+        ("conv_transpose2d", (64, 64, 2, 2), (64, 1, 1), {"padding": [0, 0], "dilation": [256, 256], "extra": [0, 0]}),
+        ("conv3d", (1, 1, 100, 1, 1), (1, 200, 100, 100), {"padding": [[0] * 3] * 2, "dilation": [1] * 3}),
+    ],
+)
+def test_convolutions_that_would_become_far_larger_are_named(
+    op: str, weight: tuple[int, ...], shape: tuple[int, ...], window: dict[str, Any]
+) -> None:
+    """Taps that lie far apart, and planes that nearly all windows see, are written out."""
+    stride = {"stride": [1, *[100] * (len(shape) - 2)]}
+    nodes = (
+        Node("input"), Node("linear", (0,), {"weight": "w"}), Node(op, (1,), {"weight": "a.weight"}, stride | window),
+    )  # fmt: skip
+    tensors = {"w": np.eye(shape[-1], dtype=np.float32), "a.weight": np.zeros(weight, np.float32)}
+    network = Compressed(Graph(nodes, shape), tensors, {})
+    with pytest.raises(
+        ValueError, match=r"^convolution a takes \d+ numbers in C \(at most 67108864\); make .*model\.onnx$"
+    ):
+        planned(network)
 
 
 def test_what_stays_where_it_is_becomes_no_loop() -> None:

@@ -15,6 +15,9 @@ from pyro_compress.graph.faces.c_moves import interleaved
 from pyro_compress.pcn.file import dense
 from pyro_compress.types import Node
 
+MOST_LAID_OUT = 1 << 26
+"""Codes and values that a convolution may become: four for each value that a C file may have."""
+
 
 @dataclass(frozen=True)
 class Convolution:
@@ -26,6 +29,7 @@ class Convolution:
         sources: per axis, where every place of the padded input comes from; -1 is a zero.
         stride: per axis; `dilation` likewise.
         groups: groups of channels.
+        name: of its weight, for messages.
     """
 
     codes: np.ndarray
@@ -35,6 +39,7 @@ class Convolution:
     stride: Sequence[int]
     dilation: Sequence[int]
     groups: int
+    name: str
 
     @property
     def made(self) -> list[int]:
@@ -50,7 +55,8 @@ def place_volume(planning: Planning, node: Node, index: int) -> int:
     sizes = planning.shapes[first][1:]
     sources = [zero_border(*sides) for sides in zip(sizes, *a["padding"], strict=True)]
     bias, groups = _bias(planning, node, len(codes)), a.get("groups", 1)
-    made = Convolution(codes, scale, bias, sources, a["stride"], a["dilation"], groups)
+    stride = [min(step, len(places)) for step, places in zip(a["stride"], sources, strict=True)]  # no second window
+    made = Convolution(codes, scale, bias, sources, stride, a["dilation"], groups, node.parameters["weight"])
     return _convolved(planning, planning.value[first], planning.shapes[first], made)
 
 
@@ -59,22 +65,23 @@ def place_upward(planning: Planning, node: Node, index: int) -> int:
     first, a = node.inputs[0], node.attributes
     weight, scale = coded(planning.network.tensors[node.parameters["weight"]])
     shape, (filters, *made) = planning.shapes[first], planning.shapes[index]
-    stride, padding, groups = a["stride"], a["padding"], a.get("groups", 1)
-    codes, behind = _phases(weight, groups, stride, a["dilation"])
+    padding, groups, name = a["padding"], a.get("groups", 1), node.parameters["weight"]
+    ends = [before + after for before, after in zip(padding, made, strict=True)]
+    stride = [min(step, end) for step, end in zip(a["stride"], ends, strict=True)]  # later phases are never read
+    codes, behind = _phases(weight, groups, stride, a["dilation"], name)
     sources = [
-        [place - reach if 0 <= place - reach < size else -1 for place in range(-(-(after + before) // step) + reach)]
-        for size, after, before, step, reach in zip(shape[1:], made, padding, stride, behind, strict=True)
+        [place - reach if 0 <= place - reach < size else -1 for place in range(-(-end // step) + reach)]
+        for size, end, step, reach in zip(shape[1:], ends, stride, behind, strict=True)
     ]
     bias = np.repeat(_bias(planning, node, filters), math.prod(stride))
-    layer = Convolution(codes, scale, bias, sources, [1] * len(stride), [1] * len(stride), groups)
+    layer = Convolution(codes, scale, bias, sources, [1] * len(stride), [1] * len(stride), groups, name)
     value = _convolved(planning, planning.value[first], shape, layer)
-    ends = [before + after for before, after in zip(padding, made, strict=True)]
     offsets = interleaved(filters, stride, layer.made, padding, ends)
     return planning.moved(value, (len(codes), *layer.made), offsets, math.prod(stride))
 
 
 def _phases(
-    weight: np.ndarray, groups: int, stride: Sequence[int], dilation: Sequence[int]
+    weight: np.ndarray, groups: int, stride: Sequence[int], dilation: Sequence[int], name: str
 ) -> tuple[np.ndarray, list[int]]:
     """Weights `(out * stride, in / groups, *kernel)` of a convolution, and how far back it looks along every axis.
 
@@ -84,6 +91,7 @@ def _phases(
     channels, each, *kernel = weight.shape
     behind = [d * (k - 1) // s for d, k, s in zip(dilation, kernel, stride, strict=True)]
     shape = (groups, each, *stride, channels // groups, *(reach + 1 for reach in behind))
+    _laid_out(name, math.prod(shape))
     codes, parts = np.zeros(shape, weight.dtype), weight.reshape(groups, channels // groups, each, *kernel)
     for taps in itertools.product(*map(range, kernel)):
         pairs = [divmod(d * tap, s) for tap, d, s in zip(taps, dilation, stride, strict=True)]
@@ -92,6 +100,15 @@ def _phases(
         every: Any = slice(None)
         codes[(every, every, *phases, every, *places)] = parts[(every, every, every, *taps)].swapaxes(1, 2)
     return codes.reshape(-1, channels // groups, *(reach + 1 for reach in behind)), behind
+
+
+def _laid_out(name: str, size: int) -> None:
+    """Refuse a convolution that becomes one of images that is far larger than itself."""
+    if size > MOST_LAID_OUT:
+        raise ValueError(
+            f"convolution {name.removesuffix('.weight')} takes {size} numbers in C (at most {MOST_LAID_OUT}); make its "
+            "stride, dilation or input smaller, or export to model.onnx"
+        )
 
 
 def _bias(planning: Planning, node: Node, outputs: int) -> np.ndarray:
@@ -131,23 +148,24 @@ def _stacked(planning: Planning, value: int, shape: tuple[int, ...], layer: Conv
     outputs, inputs, deep, *kernel = layer.codes.shape
     planes, rows, columns = layer.sources
     rows = rows + [-1] * (-len(rows) % layer.stride[1])  # every image begins with the first row of a window
+    depth, *made = layer.made
+    image = (channels * deep, depth * len(rows), len(columns))
+    high = (image[1] - layer.dilation[1] * (kernel[0] - 1) - 1) // layer.stride[1] + 1
+    _laid_out(layer.name, max(math.prod(image), outputs * high * made[1]))
     flat = sizes[1] * sizes[2]
     value = planning.padded(value, (channels, sizes[0], flat), [planes, list(range(flat))], 0.0)
     value = planning.padded(value, (channels * len(planes), sizes[1], sizes[2]), [rows, columns], 0.0)
-    depth, *made = layer.made
     whole = (channels, len(planes), len(rows) * len(columns))
     every, plane, pixel = along(whole)
     below = plane[:: layer.stride[0]][:depth]
     beside = plane[:: layer.dilation[0]][:deep]
     value = planning.moved(value, whole, [every, beside, below, pixel])
-    image = (channels * deep, depth * len(rows), len(columns))
     flattened = Convolution(
         layer.codes.reshape(outputs, inputs * deep, *kernel), layer.scale, layer.bias, [],
-        layer.stride[1:], layer.dilation[1:], layer.groups,
+        layer.stride[1:], layer.dilation[1:], layer.groups, layer.name,
     )  # fmt: skip
     value = _image(planning, value, image, flattened)
     step = len(rows) // layer.stride[1]
-    high = (image[1] - layer.dilation[1] * (kernel[0] - 1) - 1) // layer.stride[1] + 1
     apart = [[place * high * made[1] for place in range(outputs)], *along((depth, step, made[1]))]
     apart[2] = apart[2][: made[0]]
     return planning.moved(value, (outputs, high, made[1]), apart, 1)
