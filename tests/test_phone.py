@@ -17,7 +17,7 @@ from pyro_compress.deploy.card import card, read_card
 from pyro_compress.deploy.phone import executorch, litert, traced
 from pyro_compress.graph.capture import capture
 from pyro_compress.kinds import KINDS
-from pyro_compress.types import Compressed
+from pyro_compress.types import Compressed, Graph, Node
 
 FORMATS = {
     ".pte": (executorch.write_executorch, executorch.load_executorch, executorch.need_executorch),
@@ -122,6 +122,45 @@ def test_without_the_packages(
     assert f"pip install 'pyro-compress[{extra}]'" in result.stderr
 
 
+@pytest.mark.parametrize("error", [OSError("a.so: invalid\nELF header"), AttributeError("no attribute 'a'")])
+def test_packages_that_do_not_load(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(traced, "import_module", broken)
+    with pytest.raises(ValueError, match=r"^LiteRT does not load \(\w+: .*\); pip install .*\[litert\]'$") as caught:
+        litert.need_litert()
+    assert "\n" not in str(caught.value)
+    assert " ".join(str(error).split()) in str(caught.value)
+
+
+def refused(*arguments: object) -> None:
+    raise RuntimeError("no such\nkernel")
+
+
+def test_what_the_tool_chain_of_executorch_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    needed(".pte")
+    from torchao.quantization.pt2e import quantize_pt2e
+
+    found = evens()
+    for name in ("convert_pt2e", "prepare_pt2e"):
+        monkeypatch.setattr(quantize_pt2e, name, refused)
+        with pytest.raises(ValueError, match=r"^XNNPACK's quantiser refuses the network: no such kernel; .* --int8$"):
+            executorch.write_executorch(found, card(found, SCORES, 7), tmp_path / "a.pte", torch.randn(1, 1, 8, 8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_tool_chain_of_litert_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    needed(".tflite")
+    from ai_edge_litert import interpreter
+
+    monkeypatch.setattr(interpreter.Interpreter, "get_signature_list", refused)
+    found = evens()
+    with pytest.raises(ValueError, match=r"^LiteRT's quantiser refuses the network: no such kernel; .* --int8$"):
+        litert.write_litert(found, card(found, SCORES, 7), tmp_path / "a.tflite", torch.randn(1, 1, 8, 8))
+    assert not list(tmp_path.iterdir())
+
+
 def test_padding_becomes_symmetric() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 3, (2, 4), padding="same"), nn.Conv2d(3, 2, 3, padding="same"))
@@ -133,6 +172,25 @@ def test_padding_becomes_symmetric() -> None:
     x = torch.randn(3, 2, 12, 12)
     assert torch.allclose(to_module(made)(x), net(x), atol=1e-6)
     assert made.tensors["1.weight"] is found.tensors["1.weight"]
+
+
+def test_a_weight_that_two_convolutions_share_is_widened_for_each() -> None:
+    """And stays as it is for one that pads both sides alike."""
+    rng = np.random.default_rng(0)
+    window = {"stride": [1], "dilation": [1]}
+    paddings = [[[0], [1]], [[0], [1]], [[1], [0]], [[1], [1]]]
+    layers = (
+        Node("conv1d", (i,), {"weight": "w"}, window | {"padding": padding}) for i, padding in enumerate(paddings)
+    )
+    graph = Graph((Node("input"), *layers), (2, 9))
+    found = Compressed(graph, {"w": rng.standard_normal((2, 2, 2), np.float32)}, {})
+    made = executorch.symmetric(found)
+    x = torch.randn(3, 2, 9)
+    assert torch.allclose(to_module(made)(x), to_module(found)(x), atol=1e-6)
+    weights = [node.parameters["weight"] for node in made.graph.nodes[1:]]
+    assert len(set(weights)) == 4
+    assert [made.tensors[name].shape[2] for name in weights] == [3, 3, 3, 2]
+    assert found.tensors["w"].shape[2] == 2
 
 
 def test_padding_that_no_kernel_makes_up_for() -> None:

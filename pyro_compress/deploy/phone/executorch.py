@@ -97,11 +97,15 @@ def _in_integers(program: torch.export.ExportedProgram, network: Compressed, exa
 
     quantizer = xnnpack.XNNPACKQuantizer()
     quantizer.set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
-    prepared = pt2e.prepare_pt2e(program.module(), quantizer)
-    with torch.inference_mode():
-        for place in range(len(examples)):
-            prepared(*given(examples[place : place + 1], network))
-    converted = pt2e.convert_pt2e(prepared)
+    try:
+        prepared = pt2e.prepare_pt2e(program.module(), quantizer)
+        with torch.inference_mode():
+            for place in range(len(examples)):
+                prepared(*given(examples[place : place + 1], network))
+        converted = pt2e.convert_pt2e(prepared)
+    except Exception as error:  # whatever the quantiser says of an operation
+        message = f"XNNPACK's quantiser refuses the network: {reason(error)}; export without --int8"
+        raise ValueError(message) from error
     if floats := in_floats(converted.graph):
         raise ValueError(
             f"XNNPACK has no 8-bit integers for {some(floats)}, which would stay in floats; export without --int8"
@@ -155,15 +159,23 @@ def symmetric(network: Compressed) -> Compressed:
         ValueError: a padding that a dilated kernel cannot make up for.
     """
     nodes, tensors = [], dict(network.tensors)
-    for node in network.graph.nodes:
+    for index, node in enumerate(network.graph.nodes):
         padding = node.attributes.get("padding")
         if node.op in ("conv1d", "conv2d", "conv3d") and padding and padding[0] != padding[1]:
             name = node.parameters["weight"]
-            tensors[name] = _widened(tensors[name], node, name)
             most = [max(pair) for pair in zip(*padding, strict=True)]
-            node = replace(node, attributes=node.attributes | {"padding": [most, most]})
+            own = _unused(f"{name}_padded_{index}", tensors)  # others may read the weight as it is
+            tensors[own] = _widened(network.tensors[name], node, name)
+            parameters = dict(node.parameters) | {"weight": own}
+            node = replace(node, parameters=parameters, attributes=node.attributes | {"padding": [most, most]})
         nodes.append(node)
-    return Compressed(replace(network.graph, nodes=tuple(nodes)), tensors, network.meta)
+    read = {name for node in nodes for name in node.parameters.values()}
+    kept = {name: tensor for name, tensor in tensors.items() if name in read}
+    return Compressed(replace(network.graph, nodes=tuple(nodes)), kept, network.meta)
+
+
+def _unused(name: str, tensors: Mapping[str, Any]) -> str:
+    return _unused(f"{name}_", tensors) if name in tensors else name
 
 
 def _widened(weight: np.ndarray | Quantized, node: Node, name: str) -> np.ndarray:
@@ -196,15 +208,15 @@ def load_executorch(path: Path, threads: int = 0) -> Callable[[np.ndarray], np.n
     def run(*arguments: np.ndarray) -> np.ndarray:
         nonlocal method
         tensors = [torch.from_numpy(np.ascontiguousarray(one)) for one in arguments]
-        if method is not None:
-            return method.execute(tensors)[0].numpy().copy()
-        from executorch.runtime import Runtime
+        try:
+            if method is not None:
+                return method.execute(tensors)[0].numpy().copy()
+            from executorch.runtime import Runtime
 
-        with quiet():  # the first call looks for the processor's features, and says so
-            try:
+            with quiet():  # the first call looks for the processor's features, and says so
                 method = Runtime.get().load_program(path).load_method("forward")
                 return method.execute(tensors)[0].numpy().copy()
-            except RuntimeError as error:
-                raise ValueError(f"ExecuTorch does not run the export: {reason(error)}") from error
+        except Exception as error:  # whatever the runtime says
+            raise ValueError(f"ExecuTorch does not run the export: {reason(error)}") from error
 
     return one_by_one(run, entry)

@@ -79,10 +79,10 @@ def _in_integers(content: bytes, network: Compressed, examples: Tensor) -> bytes
     from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager
     from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
-    ((signature, named),) = Interpreter(model_content=content).get_signature_list().items()
-    rows = (given(examples[i : i + 1], network) for i in range(len(examples)))
-    feeds = [dict(zip(named["inputs"], (_narrow(part.numpy()) for part in row), strict=True)) for row in rows]
     try:
+        ((signature, named),) = Interpreter(model_content=content).get_signature_list().items()
+        rows = (given(examples[i : i + 1], network) for i in range(len(examples)))
+        feeds = [dict(zip(named["inputs"], (_narrow(part.numpy()) for part in row), strict=True)) for row in rows]
         rules = recipe_manager.RecipeManager()
         rules.load_quantization_recipe(recipe.static_wi8_ai8())
         # its own calibration takes a moving average, which clips whatever the last examples do not reach
@@ -128,7 +128,7 @@ def load_litert(path: Path) -> Callable[[np.ndarray], np.ndarray]:
             loaded = Interpreter(model_path=str(path), num_threads=1)
             loaded.allocate_tensors()  # says what it hands over to XNNPACK
             runner = loaded.get_signature_runner()
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever the runtime says
             raise ValueError(f"LiteRT does not run the export: {reason(error)}") from error
     inputs = runner.get_input_details()
     names = next(iter(loaded.get_signature_list().values()))["inputs"]
@@ -136,7 +136,10 @@ def load_litert(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
     def run(*arguments: np.ndarray) -> np.ndarray:
         feeds = {name: as_taken(x, inputs[name]) for name, x in zip(names, arguments, strict=True)}
-        return as_real(runner(**feeds)[target], output)
+        try:
+            return as_real(runner(**feeds)[target], output)
+        except Exception as error:  # whatever the runtime says
+            raise ValueError(f"LiteRT does not run the export: {reason(error)}") from error
 
     return one_by_one(run, entry)
 

@@ -84,13 +84,19 @@ def card_behind(path: Path) -> dict[str, Any]:
 
 
 def need(modules: Sequence[str], what: str, extra: str) -> None:
-    """Raise one clear error where the modules of a tool chain are missing."""
+    """Raise one clear error where the modules of a tool chain are missing, or do not load."""
     try:
         with quiet():
             for module in modules:
                 import_module(module)
     except ImportError as error:
         message = f"{what} needs more packages ({reason(error)}); pip install 'pyro-compress[{extra}]'"
+        raise ValueError(message) from error
+    except Exception as error:  # whatever a library that does not fit this machine says
+        message = (
+            f"{what} does not load ({type(error).__name__}: {reason(error)}); "
+            f"pip install --force-reinstall 'pyro-compress[{extra}]'"
+        )
         raise ValueError(message) from error
 
 
