@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +13,11 @@ from click.testing import CliRunner
 from pyro_compress.cli.console import bench_text
 from pyro_compress.cli.main import main
 from pyro_compress.deploy.bench import in_turns
+from pyro_compress.deploy.engines import ENGINES
+from pyro_compress.deploy.formats import EXPORTERS
 from pyro_compress.deploy.measured import Bench, Cell, Row, findings
 from pyro_compress.deploy.memory import peak_memory
+from pyro_compress.pcn import file
 from pyro_compress.runs.evaluation import evaluate
 
 pytest.importorskip("onnxruntime")
@@ -54,10 +56,12 @@ def test_every_row(run: Path) -> None:
     assert {(row["variant"], row["engine"]) for row in found["rows"]} == ENGINE_ROWS
     assert found["file_bytes"] == (run / "network.pcn").stat().st_size
     assert found["dense_widths"] == [64, 30, 20, 10]
-    exact = 1 - evaluate(run / "network.pcn", threads=1).scores.accuracy
+    errors = {row["variant"]: row["error"] for row in found["rows"] if row["engine"] == "torch"}
+    assert errors["shrunken"] == pytest.approx(1 - evaluate(run / "network.pcn", threads=1).scores.accuracy)
+    assert errors["dense"] == pytest.approx(1 - evaluate(run, threads=1).scores.accuracy)
     assert found["measure"] == "accuracy"
     for row in found["rows"]:
-        assert row["error"] == pytest.approx(exact if row["variant"] == "shrunken" else row["error"], abs=0.02)
+        assert row["error"] == pytest.approx(errors[row["variant"]], abs=0.02)
         assert row["score"] == f"{100 * (1 - row['error']):.2f} %"
         assert [cell["batch"] for cell in row["cells"]] == [1, 4]
         assert all(0 < cell["median_us"] <= cell["p95_us"] and cell["calls"] > 0 for cell in row["cells"])
@@ -74,6 +78,44 @@ def test_without_the_original(run: Path, tmp_path: Path) -> None:
     with_it = bench(tmp_path / "a.pcn", "--batches", "2", "--no-memory", "--dense", run)
     assert "\ndense" in with_it
     assert "Units removed (64-30-20-10 -> " in with_it
+
+
+def test_data_of_another_shape_are_left_out(run: Path, tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).random((60, 5), np.float32), np.arange(60) % 10
+    np.savez(tmp_path / "five.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    network = file.read(run / "network.pcn")
+    other = replace(network, meta=network.meta | {"data": str(tmp_path / "five.npz")})
+    (tmp_path / "a.pcn").write_bytes(file.dumps(other)[0])
+    told = bench(tmp_path / "a.pcn", "--batches", "1", "--no-memory")
+    assert "five.npz: one example has shape (5,); this network takes (1, 8, 8)" in told
+    assert "no integer C row: its data are not at hand" in told
+
+
+def test_scores_are_of_so_many_examples(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_compress.deploy.bench.SCORED", 7)
+    (found,) = json.loads(bench(run / "network.pcn", "--batches", "1", "--no-memory", "--json"))
+    assert found["examples"] == 7
+    assert all(7 * row["error"] == pytest.approx(round(7 * row["error"])) for row in found["rows"])
+
+
+def test_an_engine_that_fails_is_left_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path, threads: int) -> None:
+        raise RuntimeError("cannot be loaded\nat all")
+
+    monkeypatch.setitem(ENGINES, "ONNX Runtime", fails)
+    (found,) = json.loads(bench(run / "network.pcn", "--batches", "1", "--no-memory", "--json"))
+    assert {row["engine"] for row in found["rows"]} == {e for _, e in ENGINE_ROWS if not e.startswith("ONNX")}
+    assert "no ONNX row of the dense network: cannot be loaded" in found["missing"]
+
+
+def test_outputs_that_cannot_be_scored_are_left_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = replace(EXPORTERS[".onnx"], load=lambda path: lambda x: np.full((len(x), 10), np.nan, np.float32))
+    monkeypatch.setitem(EXPORTERS, ".onnx", broken)
+    (found,) = json.loads(bench(run / "network.pcn", "--batches", "1", "--no-memory", "--json"))
+    scores = {row["engine"]: (row["score"], row["error"]) for row in found["rows"]}
+    assert scores["ONNX Runtime"] == ("none", None)
+    assert scores["torch"][1] is not None
+    assert any("dense, ONNX Runtime: no score: the network's outputs are not finite" in one for one in found["missing"])
 
 
 def test_bad_batches(run: Path) -> None:
@@ -103,17 +145,18 @@ def test_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
     assert peak_memory("ONNX Runtime", tmp_path / "nothing.onnx", (1,)) is None
 
 
-def test_calls_are_timed_in_turns() -> None:
-    order = []
+def test_calls_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order, clock = [], [0]
 
-    def call(name: str, seconds: float) -> None:
+    def call(name: str, took: int) -> None:
         order.append(name)
-        time.sleep(seconds)
+        clock[0] += took
 
-    slow, quick = in_turns([lambda: call("a", 0.004), lambda: call("b", 0.001)], 0.02)
-    assert 3.9e6 < np.median(slow) < 40e6
-    assert np.median(slow) > np.median(quick)
-    assert order[6:9] in (["a", "b", "b"], ["a", "b", "a"])  # behind three calls each to warm up
+    monkeypatch.setattr("pyro_compress.deploy.bench.time.perf_counter_ns", lambda: clock[0])
+    slow, quick = in_turns([lambda: call("a", 4_000_000), lambda: call("b", 1_000_000)], 0.006)
+    assert slow == [4_000_000] * 3
+    assert quick == [1_000_000] * 6
+    assert "".join(order) == "aaabbb" + 3 * "abb"  # behind three calls each to warm up
 
 
 def synthetic() -> Bench:
@@ -134,7 +177,7 @@ def synthetic() -> Bench:
         row("shrunken", "C, compiled", 70, 4, 50),
         row("shrunken", "WebAssembly, node", 60, 5, 200),
     )
-    return Bench("a.pcn", 30, 0.25, [4, 2], [9, 2], rows, ("something is missing",), "accuracy")
+    return Bench("a.pcn", 30, 0.25, [4, 2], [9, 2], rows, ("something is missing",), "accuracy", 40)
 
 
 def test_findings_say_what_the_numbers_say() -> None:
@@ -152,6 +195,16 @@ def test_findings_say_what_the_numbers_say() -> None:
     assert told.endswith("Smallest for it, take: WebAssembly, node (60 bytes, 97.50 %).")
 
 
+def test_a_row_without_a_number_for_its_error_is_not_advised() -> None:
+    whole = synthetic()
+    wrong = [replace(row, error=float("nan")) if row.engine == "C, compiled" else row for row in whole.rows]
+    told = " ".join(findings(replace(whole, rows=tuple(wrong))))
+    assert "take: WebAssembly, node at batch 1 (5.0 µs, 97.50 %)" in told
+    assert "not ONNX Runtime int8, C, compiled, which lose more." in told
+    wrong = [replace(row, error=float("nan")) for row in whole.rows]
+    assert "take:" not in " ".join(findings(replace(whole, rows=tuple(wrong))))
+
+
 def test_without_the_original_c_is_compared_with_the_same_network() -> None:
     whole = synthetic()
     told = " ".join(findings(replace(whole, rows=tuple(row for row in whole.rows if row.variant == "shrunken"))))
@@ -167,3 +220,4 @@ def test_table() -> None:
         "1,280,000", "97.00", "%",
     ]  # fmt: skip
     assert "something is missing" in lines
+    assert "accuracy: on 40 examples of the test split." in lines

@@ -218,7 +218,7 @@ def export_text(exported: Exported) -> str:
 BENCH_LEGEND = (
     "µs per call: median (95th percentile); ×: against the dense network in torch, or else in ONNX Runtime;",
     "ex/s: examples per second at the largest batch; MiB: peak of a process, and what came after its import;",
-    "the last column: what the engine's own outputs score on the test split.",
+    "the last column: what the engine's own outputs score on examples of the test split.",
 )
 
 
@@ -230,7 +230,8 @@ def bench_text(results: Sequence[Bench]) -> str:
     for result in results:
         density = 100 * result.density
         parts.append(f"{result.file}: {result.file_bytes:,} bytes, {density:.1f} % of its weights non-zero")
-        parts += [*_bench_table(result), "", *findings(result), *result.missing, ""]
+        scored = [f"{result.measure}: on {result.examples:,} examples of the test split."] * bool(result.measure)
+        parts += [*_bench_table(result), "", *scored, *findings(result), *result.missing, ""]
     return "\n".join([*parts, *BENCH_LEGEND])
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pyro_compress.advance import advanced
+from pyro_compress.data.held_out import rows_of
 from pyro_compress.deploy.engines import ENGINES, MANY, Call
-from pyro_compress.deploy.entries import Entry, entries_of, random_inputs
+from pyro_compress.deploy.entries import Entry, entries_of, random_inputs, told
 from pyro_compress.deploy.export import splits_of
 from pyro_compress.deploy.formats import EXPORTERS, Predict
 from pyro_compress.deploy.measured import Bench, Cell, Row
@@ -26,7 +27,7 @@ from pyro_compress.graph.ir import widths
 from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import evaluate
-from pyro_compress.networks.bounded import bounded
+from pyro_compress.networks.bounded import bounded, check_inputs, check_outputs
 from pyro_compress.pcn import file
 from pyro_compress.pcn.gate import MAX_MEMORY_MIB, Limits, limited
 from pyro_compress.runs.folder import load_run
@@ -34,6 +35,8 @@ from pyro_compress.types import Compressed, Posterior, Splits
 
 CHUNK_NS = 2_000_000
 """Time that one row takes before it is the next one's turn."""
+SCORED = 2_000
+"""Examples of the test split that every engine is scored on, at most, in even steps: some run them one by one."""
 
 
 def bench(
@@ -78,13 +81,15 @@ def bench(
             rows = list[Row]()
             for count in every:
                 rows += _measure(entries, variants["shrunken"], count, sizes, seconds)
+            if not rows:
+                raise ValueError(f"{path}: no engine runs it: {'; '.join(missing)}")
             if not no_memory:
                 graph = variants["shrunken"].graph
                 rows = _with_memory(rows, entries, (max(sizes), *graph.input_shape), graph.kind)
-            measure = ""
+            found = Scored(rows)
             if splits is not None:
-                rows, measure = _scored(rows, entries, network, splits)
-        results.append(_result(path, variants, rows, unscored + missing, measure))
+                found = _scored(rows, entries, network, splits)
+        results.append(_result(path, variants, found, unscored + missing))
     return results
 
 
@@ -133,28 +138,51 @@ def _weights(network: Compressed) -> list[str]:
 
 
 def _data(network: Compressed, data_dir: str) -> tuple[Splits | None, list[str]]:
-    """The data of a file, or why they are not at hand."""
+    """The data of a file, or why they are not at hand or do not go with its network."""
+    name = str(network.meta.get("data") or network.meta.get("calibration", ""))
     try:
-        return splits_of(network, None, data_dir), []
+        splits = splits_of(network, None, data_dir)
+        check_inputs(network.graph, splits.input_shape, splits.kind, name, splits.inputs)
+        check_outputs(file.plan_of(network), splits.output_shape, splits.task, name)
     except (OSError, ValueError) as error:
         return None, [f"no scores: {error}"]
+    return splits, []
 
 
-def _scored(rows: list[Row], entries: list[Entry], network: Compressed, splits: Splits) -> tuple[list[Row], str]:
-    """The rows with what each engine's own outputs score on the test split, and what is scored."""
-    plan, found, measure = file.plan_of(network), dict[tuple[str, str], tuple[str, float]](), ""
+@dataclass(frozen=True)
+class Scored:
+    """The rows, what their scores are and on how many examples, and which have none."""
+
+    rows: list[Row]
+    measure: str = ""
+    examples: int = 0
+    missing: tuple[str, ...] = ()
+
+
+def _scored(rows: list[Row], entries: list[Entry], network: Compressed, splits: Splits) -> Scored:
+    """The rows with what each engine's own outputs score on `SCORED` examples of the test split."""
+    plan, every = file.plan_of(network), len(splits.test)
+    count, measure = min(every, SCORED), ""
+    few = replace(splits, test=rows_of(splits.test, np.arange(count) * every // count))
+    found, missing = dict[tuple[str, str], tuple[str, float | None]](), list[str]()
     for done, entry in enumerate(entries, 1):
-        predict = EXPORTERS[entry.path.suffix or "folder"].load(entry.path)
+        try:
+            predict = EXPORTERS[entry.path.suffix or "folder"].load(entry.path)
 
-        def outputs(x: torch.Tensor, predict: Predict = predict) -> torch.Tensor:
-            return torch.from_numpy(predict(x.numpy())).reshape(len(x), *plan.output)
+            def outputs(x: torch.Tensor, predict: Predict = predict) -> torch.Tensor:
+                return torch.from_numpy(predict(x.numpy())).reshape(len(x), *plan.output)
 
-        scores = evaluate(bounded(outputs, plan), splits, "test", noise=network.noise)
-        measure, text = next(iter(scores.cells.items()))
-        found[entry.variant, entry.label] = (text, scores.error)
+            scores = evaluate(bounded(outputs, plan), few, "test", noise=network.noise)
+            measure, text = next(iter(scores.cells.items()))
+            found[entry.variant, entry.label] = (text, scores.error)
+        except Exception as error:  # whatever an engine or its outputs raise
+            found[entry.variant, entry.label] = ("none", None)
+            missing.append(f"{entry.variant}, {entry.label}: no score: {told(error)}")
         advanced("scoring", done, len(entries))
     scored = [(row, found[row.variant, row.engine]) for row in rows]
-    return [replace(row, score=text, error=error) for row, (text, error) in scored], measure
+    return Scored(
+        [replace(row, score=text, error=error) for row, (text, error) in scored], measure, count, tuple(missing)
+    )
 
 
 def _measure(
@@ -211,7 +239,7 @@ def _with_memory(rows: list[Row], entries: list[Entry], shape: tuple[int, ...], 
     return [replace(row, peak_mib=total, added_mib=added) for row, (total, added) in found]
 
 
-def _result(path: Path, variants: dict[str, Compressed], rows: list[Row], missing: list[str], measure: str) -> Bench:
+def _result(path: Path, variants: dict[str, Compressed], found: Scored, missing: list[str]) -> Bench:
     shrunken = variants["shrunken"]
     weights = [file.dense(shrunken.tensors[name]) for name in _weights(shrunken)]
     return Bench(
@@ -220,9 +248,10 @@ def _result(path: Path, variants: dict[str, Compressed], rows: list[Row], missin
         density=sum(np.count_nonzero(w) for w in weights) / sum(w.size for w in weights),
         widths=_widths(shrunken),
         dense_widths=_widths(variants["dense"]) if "dense" in variants else [],
-        rows=tuple(rows),
-        missing=tuple(missing),
-        measure=measure,
+        rows=tuple(found.rows),
+        missing=(*missing, *found.missing),
+        measure=found.measure,
+        examples=found.examples,
     )
 
 

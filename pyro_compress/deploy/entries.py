@@ -18,6 +18,7 @@ from pyro_compress.deploy import arrays, onnx_files, onnx_four_bits, torch_files
 from pyro_compress.deploy.c import library as c_library
 from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.card import card, tokens_of
+from pyro_compress.deploy.engines import ENGINES
 from pyro_compress.deploy.integer.chosen import write_integer
 from pyro_compress.deploy.phone import executorch, litert
 from pyro_compress.deploy.wasm import build as wasm_build
@@ -92,19 +93,26 @@ Make = Callable[[Subject], Iterator[Entry]]
 def entries_of(
     variants: dict[str, Compressed], place: Path, device: str, splits: Splits | None
 ) -> tuple[list[Entry], list[str]]:
-    """Export every variant for every engine at hand; says what is missing."""
-    entries, missing = list[Entry](), list[str]()
+    """Export every variant for every engine at hand and run one example; says what is missing."""
+    entries, missing, example = list[Entry](), list[str](), random_inputs(variants["shrunken"], 1)
     if "dense" not in variants:
         missing.append("no run folder beside the file: name the original network with --dense RUN to compare with it")
     for variant, network in variants.items():
         subject = Subject(variant, network, card(network, UNSCORED, 0), place, splits, device)
         for what, make in MAKERS[variant].items():
             try:
-                entries += make(subject)
-            except ValueError as error:
-                reason = f"no {what} row{'' if variant == 'shrunken' else f' of the {variant} network'}: {error}"
-                missing += [reason] * (str(error) not in " ".join(missing))
+                for entry in make(subject):
+                    ENGINES[entry.engine](entry.path, 1)(example)()
+                    entries.append(entry)
+            except Exception as error:  # whatever an engine or its tool chain raises
+                row = f"no {what} row{'' if variant == 'shrunken' else f' of the {variant} network'}"
+                missing += [f"{row}: {told(error)}"] * (told(error) not in " ".join(missing))
     return entries, missing
+
+
+def told(error: Exception) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def random_inputs(network: Compressed, batch: int) -> np.ndarray:

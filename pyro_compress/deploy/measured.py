@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -62,6 +63,7 @@ class Bench:
         rows: the table.
         missing: what was left out, and why.
         measure: what `score` of the rows is; empty where there is none.
+        examples: on how many of the test split.
     """
 
     file: str
@@ -72,6 +74,7 @@ class Bench:
     rows: tuple[Row, ...]
     missing: tuple[str, ...]
     measure: str = ""
+    examples: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -169,9 +172,11 @@ def _advice(bench: Bench) -> Iterator[str]:
     """Two sentences: which to take for speed, which for size, among those that lose no more than `LOSS`."""
     fewest = min(row.threads for row in bench.rows)
     every = [row for row in bench.rows if row.variant == "shrunken" and row.threads == fewest]
-    least = min((row.error for row in every if row.error is not None), default=0.0)
-    few = [row for row in every if row.error is None or row.error <= least + LOSS * max(least, 1.0)]
-    if len(every) < 2:
+    errors = [row.error if row.error is not None and math.isfinite(row.error) else math.inf for row in every]
+    most = min(errors, default=0.0)
+    most += LOSS * max(most, 1.0)
+    few = [row for row, error in zip(every, errors, strict=True) if not bench.measure or error <= most < math.inf]
+    if len(every) < 2 or not few:
         return
     columns = zip(*(row.cells for row in few), strict=True)
     best = [min(zip(column, few, strict=True), key=lambda pair: pair[0].median_us) for column in columns]
