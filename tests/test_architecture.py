@@ -317,7 +317,7 @@ SIDEWAYS = {
     *[(f"deploy/{hall}", "deploy/wasm/node") for hall in ("engines", "memory", "formats", "entries", "bench")],
     *[(f"deploy/{hall}", "deploy/wasm/build") for hall in ("formats", "entries")],
     *[(f"deploy/{hall}", f"deploy/{room}") for hall in ("formats", "entries") for room in ("c/library", "c/source")],
-    *[("deploy/entries", f"deploy/{room}") for room in ("arrays", "card", "onnx_files", "torch_files")],
+    *[("deploy/entries", f"deploy/{room}") for room in ("arrays", "card", "engines", "onnx_files", "torch_files")],
     *[("deploy/entries", f"deploy/{room}") for room in ("integer/chosen", "phone/executorch", "phone/litert")],
     *[("deploy/engines", f"deploy/{room}") for room in ("integer/library", "phone/executorch", "phone/litert")],
     *[("deploy/formats", f"deploy/{room}") for room in ("arrays", "onnx_files", "torch_files")],

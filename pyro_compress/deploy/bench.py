@@ -26,7 +26,7 @@ from pyro_compress.deploy.wasm import node as wasm_node
 from pyro_compress.graph.ir import widths
 from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.machine import prepare
-from pyro_compress.metrics import evaluate
+from pyro_compress.metrics import evaluate, examples_of
 from pyro_compress.networks.bounded import bounded, check_inputs, check_outputs
 from pyro_compress.pcn import file
 from pyro_compress.pcn.gate import MAX_MEMORY_MIB, Limits, limited
@@ -161,9 +161,9 @@ class Scored:
 
 def _scored(rows: list[Row], entries: list[Entry], network: Compressed, splits: Splits) -> Scored:
     """The rows with what each engine's own outputs score on `SCORED` examples of the test split."""
-    plan, every = file.plan_of(network), len(splits.test)
-    count, measure = min(every, SCORED), ""
-    few = replace(splits, test=rows_of(splits.test, np.arange(count) * every // count))
+    plan, test, measure = file.plan_of(network), examples_of(splits, "test"), ""
+    count = min(len(test), SCORED)
+    few = replace(splits, test=rows_of(test, np.arange(count) * len(test) // count))
     found, missing = dict[tuple[str, str], tuple[str, float | None]](), list[str]()
     for done, entry in enumerate(entries, 1):
         try:
