@@ -58,12 +58,18 @@ class ProcessGroup:
         Raises:
             ValueError: not every machine has as many.
         """
-        size = {"none": 1, "all": self.size}.get(asked) or int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
-        if self.size % size:
+        if asked != "machine" or self.size == 1:
+            return self.size if asked == "all" else 1
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        most = torch.tensor([here, -here], dtype=torch.int32)
+        with self.together():
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+        if most[0] != -most[1]:
             raise ValueError(
-                f"{self.size} processes, {size} of them on this machine: --shard machine wants as many on each"
+                f"{self.size} processes, {here} of them on this machine, {-int(most[1])} to {int(most[0])} on others: --shard "
+                "machine wants as many on each"
             )
-        return size
+        return here
 
     @torch.no_grad()
     def add_(self, tensors: Sequence[Tensor], factor: float = 1.0) -> None:
@@ -186,6 +192,8 @@ class ProcessGroup:
         """
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise Lost(
                 f"process {self.rank} of {self.size} lost another one, whose message says more: {_first_line(error)}"

@@ -137,7 +137,8 @@ def measured(of: Subject, chosen: dict[Key, Callable[[], Callable[[], object]]],
         except Exception as error:  # whatever a driver or a compiler says
             failed[key] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     times = timed(runs, rounds, 5, clock_of(device))
-    base = sorted(next(iter(times.values())))[rounds // 2]
+    first = times.get(next(iter(chosen)))
+    base = sorted(first)[rounds // 2] if first else float("nan")
     rows = []
     for key, found in times.items():
         ms = sorted(found)[rounds // 2]
@@ -223,12 +224,13 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     document: dict[str, Any] = {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda, "sections": {}}
     print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}")
-    bad = list[str]()
+    bad, left = list[str](), list[str]()
     for section in options.only:
         spent = time.perf_counter() - started
         if spent > 60 * options.minutes:
             document["sections"][section] = {"left out": f"{spent:.0f} s were over"}
             print(f"{section}: left out, {spent:.0f} s are over")
+            left.append(section)
             continue
         print(f"{section}, after {spent:.0f} s", flush=True)
         try:
@@ -241,7 +243,11 @@ def main() -> None:
         document["sections"][section] = found
         if options.json:
             options.json.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"{time.perf_counter() - started:.0f} s; " + (f"failed: {'; '.join(bad)}" if bad else "all is well"))
+    print(
+        f"{time.perf_counter() - started:.0f} s; " + (f"failed: {'; '.join(bad)}" if bad else "what was tried is well")
+    )
+    if left:
+        print(f"left out: {', '.join(left)}; --only {' '.join(left)} tries them")
     sys.exit(1 if bad else 0)
 
 

@@ -244,6 +244,7 @@ def test_a_quarter_of_everything_and_one_layer(four: ProcessGroup) -> None:
 WRONG = {
     "--guide auto-normal": {"guide": "auto-normal", "estimator": "weight"},
     "--shrink-every": {"shrink_every": 1},
+    "--accumulate": {"accumulate": 2},
     "--precision bfloat16": {"precision": "bfloat16"},
     "--prior my:prior": {"prior": "my:prior"},
 }
@@ -279,9 +280,18 @@ def test_nobody_has_all_weights_to_show(tmp_path: Path) -> None:
 
 
 def test_machines_of_several_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes learn of it, those of the machine that has as many as it wants too."""
+
+    def others(count: int) -> None:
+        there = torch.tensor([count, -count], dtype=torch.int32)
+        most = lambda found, how: found.copy_(torch.maximum(found, there))  # noqa: E731
+        monkeypatch.setattr("pyro_compress.process_group.dist.all_reduce", most)
+
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"^3 processes, 2 of them on this machine: --shard machine wants as many"):
+    others(1)
+    with pytest.raises(ValueError, match=r"^3 processes, 2 of them on this machine, 1 to 2 on others: --shard machine"):
         ProcessGroup(0, 3).sharing("machine")
+    others(2)
     assert [ProcessGroup(0, 4).sharing(asked) for asked in ("none", "all", "machine")] == [1, 4, 2]
 
 

@@ -101,8 +101,11 @@ def fit_posterior(
         noise = residual_noise(start.eval(), splits, config.device) or 1.0
         likelihood = Likelihood(splits.task, len(splits.train), noise, progress.weights)
         shards = shards_of(config.shard, progress.group)
-        if config.shard != "none" and progress.group.size == 1:
-            log.warning("--shard %s: there is one process, which holds everything; torchrun starts more", config.shard)
+        if config.shard != "none" and not shards:
+            log.warning(
+                "--shard %s: one process shares with none and holds everything; torchrun --nproc-per-node starts more",
+                config.shard,
+            )
         train_state = first_train_state(start, graph, likelihood, progress.example(2), config, among, shards)
         _refuse_what_layers_lack(train_state, progress.example(2))
         train_state = _Inference(progress, train_state, on_layers).run()

@@ -125,7 +125,7 @@ class _Draws:
 
     def of(self, noise: Noise, compiled: bool) -> tuple[Noise, Fill]:
         """Buffers with these places, and what fills them."""
-        at = (noise.slices, noise.places)
+        at = (noise.slices, noise.places, noise.sizes)
         if at not in self.known:
             self.known[at] = noise, self._fill(noise, compiled)
         return self.known[at]
@@ -214,6 +214,7 @@ def check_sharded(config: FitConfig, is_watched: bool = False) -> None:
         *([f"--guide {config.guide}"] if config.guide != "mean-field" and not own else []),
         *(["--shrink-every"] if config.shrink_every else []),
         *([f"--precision {config.precision}"] if config.precision != "float32" else []),
+        *(["--accumulate"] if config.accumulate > 1 else []),
         *(["--snapshots and --log"] if is_watched else []),
     ]
     if wrong:

@@ -49,7 +49,7 @@ def rounding_of(run: Path | None, named: dict[str, Any], asked: CompressConfig) 
         return "nearest"
     if not run:
         return "compensated"
-    return "smallest" if has_room(run) else "nearest"
+    return "smallest" if asked.repair is not None or has_room(run) else "nearest"
 
 
 def has_room(run: Path) -> bool:
@@ -68,7 +68,7 @@ def command_of(config: CompressConfig) -> str:
     """What is asked for, by its name in `command_budget.COMMANDS`."""
     if config.finetuning:
         return "compress --finetune"
-    if config.rounding == "compensated":
+    if config.rounding in ("compensated", "smallest"):
         return "compress --rounding compensated"
     return "compress --lambda" if any(config.lam) else "compress"
 

@@ -186,7 +186,7 @@ class PosteriorConfig(Config):
     )  # fmt: skip
     shard: str = setting(
         "none", "Under torchrun, split the posterior among all processes, or among those of each machine; none: each "
-        "holds all of it (docs/how-to/several-processes.md).",
+        "holds all of it (docs/how-to/split.md).",
         among=("none", "all", "machine"), group=RUNNING, identity=False, searched=False,
     )  # fmt: skip
 
