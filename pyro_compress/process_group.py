@@ -66,8 +66,8 @@ class ProcessGroup:
             dist.all_reduce(most, dist.ReduceOp.MAX)
         if most[0] != -most[1]:
             raise ValueError(
-                f"{self.size} processes, {here} of them on this machine, {-int(most[1])} to {int(most[0])} on others: --shard "
-                "machine wants as many on each"
+                f"{self.size} processes, {here} of them on this machine, {-int(most[1])} to {int(most[0])} on others: "
+                "--shard machine wants as many on each"
             )
         return here
 

@@ -137,6 +137,17 @@ def language() -> str:
     return lines(heads, cells)
 
 
+def cifar() -> str:
+    heads = ["made small by", "validation may lose", "file", "ratio", "test error before", "after"]
+    cells = [
+        [row["way"], f"{100 * row['tolerance']:.1f} points", f"{row['bytes']:,} B", f"{row['ratio']:.1f}",
+         f"{row['test_error_percent_before']:.2f} %", f"{row['test_error_percent']:.2f} %"]
+        for row in stored("cifar.json")
+    ]  # fmt: skip
+    commands = list(dict.fromkeys(one for row in stored("cifar.json") for one in (row["fit"], row["command"])))
+    return "\n".join([lines(heads, cells), "", "```", *commands, "```"])
+
+
 def coder() -> str:
     heads = ["values", "kept", "coder", "bytes", "written in", "read in", "memory, × float32"]
     cells = [
@@ -228,6 +239,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "smallest-fashion": lambda: smallest("fashion-mnist", "lenet-300-100"),
     "every-file": every_file,
     "record-commands": record_commands,
+    "cifar": cifar,
     "without-training": lambda: post_training_table.table(stored("post_training.json")),
     "compared": compared,
     "language": language,

@@ -54,6 +54,17 @@ def test_files_of_the_paper_are_those_of_its_rows() -> None:
         assert row["ratio_file"] == pytest.approx(4 * network.meta["parameters_total"] / row["bytes"])
 
 
+def test_files_of_cifar_are_those_of_their_rows() -> None:
+    folder = FOLDER.parent / "cifar"
+    rows = {row["file"]: row for row in json.loads((FOLDER.parent / "cifar.json").read_text())}
+    assert sorted(rows) == sorted(path.name for path in folder.iterdir())
+    for name, row in rows.items():
+        network = file.read(folder / name)
+        assert row["bytes"] == (folder / name).stat().st_size
+        assert row["ratio"] == pytest.approx(4 * network.meta["parameters_total"] / row["bytes"])
+        assert (network.meta["data"], network.parameters) == ("cifar-10", row["values"])
+
+
 def test_no_newer_dictionary_holds_values_of_particular_runs() -> None:
     """Those of versions 2 to 4 do, and stay as they are."""
     value = re.compile(rb'"(seed|rate|validation|parameters_total|finetune_epochs)":[0-9]')
