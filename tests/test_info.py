@@ -21,6 +21,7 @@ from pyro_compress.cli.main import main
 from pyro_compress.deploy import arrays, onnx_model, torch_files
 from pyro_compress.deploy.card import CARDS, SECTION, card, read_card
 from pyro_compress.deploy.formats import EXPORTERS
+from pyro_compress.deploy.phone.traced import with_card
 from pyro_compress.deploy.wasm.build import section
 from pyro_compress.inputs import Input
 from pyro_compress.pcn import file
@@ -118,6 +119,8 @@ def exported(kind: str, folder: Path) -> Path:
         arrays.write_folder(held, about, path)
     elif kind == ".wasm":
         path.write_bytes(b"\0asm\1\0\0\0" + section(SECTION, json.dumps(about).encode()))
+    elif kind in (".pte", ".tflite"):
+        path.write_bytes(with_card(b"a program", about))
     elif kind == ".onnx":
         onnx.save(onnx_model.build(held, about), path)
     else:
@@ -135,7 +138,11 @@ def test_an_export(kind: str, tmp_path: Path) -> None:
         "split": "test", "examples": 200, "accuracy": 0.75, "nll_nats": 0.5, "ece": 0.1, "brier": 0.2,
     }  # fmt: skip
     shapes = {one.name: (one.shape, one.bytes) for one in found.tensors}
-    assert shapes == ({} if kind in (".pt2", ".onnx", ".wasm") else {"fc.weight": ((2, 4), 32), "fc.bias": ((2,), 8)})
+    assert shapes == (
+        {}
+        if kind in (".pt2", ".onnx", ".wasm", ".pte", ".tflite")
+        else {"fc.weight": ((2, 4), 32), "fc.bias": ((2,), 8)}
+    )
     assert r"'a\nb', =c" in told(path)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bare_metal.machines import MACHINES, compiled, disassembled, linked, missing, run
 from test_c_export import problem
-from test_integer_c import LENET_5, RECORDS, examples, needs_compiler, stepped
+from test_integer_c import LENET_5, RECORDS, drawn, needs_compiler, stepped
 
 from pyro_compress.deploy.integer.library import IntegerLibrary
 from pyro_compress.deploy.integer.source import program
@@ -46,7 +46,7 @@ def network(name: str) -> Compressed:
 def written(name: str, folder: Path) -> tuple[Path, np.ndarray]:
     """The C file of a network, and examples for it."""
     given = network(name)
-    steps = stepped(given, x := examples(given, 4))
+    steps = stepped(given, x := drawn(given, 4))
     (path := folder / "network.c").write_text(program(steps, "network").code)
     return path, steps[0].grids[0].codes(x)
 

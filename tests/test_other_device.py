@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_compress.bayes import capture as capturing
-from pyro_compress.bayes.capture import _clipped, _gradients, _recorded, _update, new_scalars
+from pyro_compress.bayes.capture import _clipped, _recorded, call_of, gradients_of, new_scalars, update_
 from pyro_compress.bayes.estimators import ESTIMATORS
 from pyro_compress.bayes.guides import GUIDES
 from pyro_compress.bayes.model import Likelihood
@@ -80,8 +80,9 @@ def traced_elsewhere(train_state: TrainState, x: Tensor, y: Tensor, rule: Rule) 
         values, first, second, buffers = state
         leaves = [value.detach().requires_grad_() for value in values]
         named = dict(zip(names, [*leaves, *buffers], strict=True))
-        gradients, noted = _gradients(objective, rule, named, leaves, scalars[0], x, y)
-        _update(trained, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
+        call = call_of(objective.elbo, named)
+        gradients, noted = gradients_of(lambda x, y: objective(x, y, scalars[0], call), rule, leaves, x, y)
+        update_(trained, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
         return noted
 
     tensors = [state.parameters, state.first, state.second, state.buffers]

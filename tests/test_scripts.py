@@ -115,7 +115,9 @@ def test_bench_step(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert {row["mode"] for row in rows} == {"eager", "captured", "naive"}
     assert rows[0]["ratio"] == 1
-    assert set(rows[0]) == {"network", "batch", "prior", "estimator", "mode", "ms", "ratio", "state_bytes", "peak_mib"}
+    assert set(rows[0]) == {
+        "network", "batch", "precision", "prior", "estimator", "mode", "ms", "ratio", "state_bytes", "peak_mib",
+    }  # fmt: skip
     assert {row["estimator"]: row["state_bytes"] for row in rows} == {
         "adam": 12, "local": pytest.approx(24, rel=0.01), "natural": pytest.approx(12, rel=0.01), "auto-normal": None,
     }  # fmt: skip

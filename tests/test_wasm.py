@@ -292,7 +292,9 @@ def test_what_is_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_wrong_input_is_one_line(mnist_dir: str, tmp_path: Path) -> None:
     assert "no export to .wat; allowed: " in refused(LENET, "-o", tmp_path / "a.wat")
     assert "make it first" in refused(LENET, "-o", tmp_path / "none" / "a.wasm")
-    assert "--int8 goes with .onnx only, not with .wasm" in refused(LENET, "-o", tmp_path / "a.wasm", "--int8")
+    assert "--int8 goes with .onnx, .pte, .tflite only, not with .wasm" in refused(
+        LENET, "-o", tmp_path / "a.wasm", "--int8"
+    )
     (tmp_path / "b.js").mkdir()
     assert "b.js is a folder, not a file" in refused(LENET, "-o", tmp_path / "b.wasm")
     with pytest.raises(ValueError, match="operation 'regroup' behind first is not supported in C"):

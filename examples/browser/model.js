@@ -12,14 +12,14 @@ export async function load(source = new URL("./model.wasm", import.meta.url)) {
   const card = JSON.parse(new TextDecoder().decode(section));
   const { shape, dtype, range, meaning } = card.input;
   const inputs = product(shape), outputs = product(card.output_shape);
-  const Values = dtype === "uint8" ? Uint8Array : Float32Array;
+  const Values = { uint8: Uint8Array, int64: Int32Array }[dtype] ?? Float32Array;
   const given = new Values(memory.buffer, input.value, inputs);
   const found = new Float32Array(memory.buffer, output.value, outputs);
   return {
     card, shape, inputs, outputs, classes: card.classes,
     run(values) {
       const examples = values.length / inputs;
-      if (values[Symbol.toStringTag] !== Values.name) throw new TypeError(`this network takes a ${Values.name}: ${meaning}`);
+      if (values[Symbol.toStringTag] !== Values.name) throw new TypeError(`this network takes ${Values.name === "Int32Array" ? "an" : "a"} ${Values.name}: ${meaning}`);
       if (!Number.isInteger(examples)) throw new RangeError(`${values.length} values; an example has ${inputs} (${shape.join(" × ")})`);
       if (range) for (const value of values)
         if (!(value >= range[0] && value <= range[1])) throw new RangeError(`a value of ${value}; this network takes ${meaning}`);

@@ -63,7 +63,8 @@ class Rows:
     def gathered(self, own: Tensor) -> Tensor:
         """The whole tensor; all processes call it."""
         even = _padded(own.contiguous(), self.each)
-        found = _wait(torch.ops._c10d_functional.all_gather_into_tensor(even, self.size, self.name))
+        with ProcessGroup(self.rank, self.size).together():
+            found = _wait(torch.ops._c10d_functional.all_gather_into_tensor(even, self.size, self.name))
         return found[: self.whole[0]]
 
     def scattered(self, whole: Tensor) -> Tensor:

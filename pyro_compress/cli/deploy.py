@@ -26,7 +26,7 @@ from pyro_compress.settings.export import ExportConfig
 @click.command(
     cls=StrictCommand, ignored=EXPORT, short_help="Write a .pcn file as ONNX, torch, C, wasm, ..., verified.",
     examples=(
-        "export network.pcn -o model.onnx --int8", "export network.pcn -o model.pte --int8",
+        "export network.pcn -o model.onnx --int8",
         "export network.pcn -o model.c --raw",
         "export runs/digits-mlp-horseshoe-0 --ensemble 10 -o draws.onnx",
     ),

@@ -282,7 +282,7 @@ def _scratch() -> Iterator[Path]:
 
 def _file(path: Path, group: ProcessGroup) -> AbstractContextManager[IO[bytes]]:
     """A file that the first process writes; what the others write of it goes nowhere."""
-    return written(path) if group.first else open(os.devnull, "wb")
+    return written(path) if group.first else os.fdopen(os.open(os.devnull, os.O_WRONLY), "wb")
 
 
 def _frames(folder: Path, config: FitConfig) -> Frames:

@@ -106,7 +106,11 @@ def quiet() -> Iterator[None]:
     before, kept = logging.root.manager.disable, {stream: os.dup(stream) for stream in (1, 2)}
     logging.disable(logging.WARNING)
     try:
-        with open(os.devnull, "w") as nowhere, warnings.catch_warnings(), redirect_stdout(nowhere):
+        with (
+            os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") as nowhere,
+            warnings.catch_warnings(),
+            redirect_stdout(nowhere),
+        ):
             for stream in kept:
                 os.dup2(nowhere.fileno(), stream)
             warnings.simplefilter("ignore")
