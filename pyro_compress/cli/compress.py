@@ -146,7 +146,7 @@ def printed(asked: CompressConfig, run: Path | None, named: dict[str, Any]) -> s
     from pyro_compress.runs.folder import load_run
 
     config = replace(asked, rounding=rounding_of(run, named, asked))
-    if run and config.rounding != "compensated":
+    if run and config.rounding == "nearest":
         config = replace(config, criterion=config.criterion or load_run(run).posterior.criterion)
     machine = given(click.get_current_context(), FitConfig, ("data_dir", *having(MachineConfig)))
     network = {"posterior" if name == "how" else name: v for name, v in named.items() if name != "folder"}
