@@ -67,6 +67,11 @@ def has_bfloat16(device: str) -> bool:
     return any(flags.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
+def channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    """Images, or a convolution's weight, with their channels last in memory: a CPU convolves up to twice as fast so."""
+    return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
 def _keep_freed_memory() -> None:
     """Tell glibc to keep freed megabytes: it would give every step's temporaries back and fault them in again."""
     _set_thresholds(_KEEP_BYTES)

@@ -45,9 +45,8 @@ from pyro_compress.bayes.priors import PRIORS
 from pyro_compress.bayes.step import Rule, State, Trained, eager, trained_parameters
 from pyro_compress.cli.commands import run_script
 from pyro_compress.deploy.memory import high_water_mib
-from pyro_compress.machine import prepare
+from pyro_compress.machine import channels_last, prepare
 from pyro_compress.networks.nets import build_net
-from pyro_compress.training.minibatches import laid_out
 from pyro_compress.training.point import products
 
 Run = Callable[[], object]
@@ -224,7 +223,7 @@ def variants(of: Subject, priors: list[str]) -> dict[Key, Callable[[], Run]]:
 
 def minibatch(name: str, batch: int, precision: str = "float32", device: str = "cpu") -> Subject:
     generator = torch.Generator().manual_seed(1)
-    x = laid_out(torch.rand(batch, *shape_of(name), generator=generator).to(device))
+    x = channels_last(torch.rand(batch, *shape_of(name), generator=generator).to(device))
     return Subject(name, x, torch.randint(10, (batch,), generator=generator).to(device), precision)
 
 

@@ -10,7 +10,8 @@ from torch.nn.utils import prune as torch_prune
 
 from pyro_compress.compression.prune import masks_at, scores
 from pyro_compress.graph.capture import capture
-from pyro_compress.networks.nets import mlp
+from pyro_compress.graph.ir import convolves
+from pyro_compress.networks.nets import build_net, mlp
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.run import initial_net
 from pyro_compress.settings import FitConfig
@@ -270,16 +271,21 @@ def test_weight_decay(optimizer: str) -> None:
 
 
 def test_images_come_with_their_channels_last(digits: Splits) -> None:
-    """The same numbers in the layout that convolutions want; tables and tokens as they lie."""
+    """The same numbers in the layout that convolutions want, where there are any; tables as they lie."""
     images = Data(torch.rand(6, 3, 4, 5), torch.arange(6))
-    (_, x, y), *_ = Minibatches(images, 6, torch.Generator().manual_seed(0)).epoch()
+    (_, x, y), *_ = Minibatches(images, 6, torch.Generator().manual_seed(0), convolved=True).epoch()
     assert x.stride() == (60, 1, 15, 3)
     assert torch.equal(x, images.x[y])
-    (_, grey, _), *_ = Minibatches(digits.train, 6, torch.Generator()).epoch()
+    (_, grey, _), *_ = Minibatches(digits.train, 6, torch.Generator(), convolved=True).epoch()
     assert grey.stride() == (64, 1, 8, 1)
-    for other in (torch.rand(6, 7), torch.randint(0, 5, (6, 2, 3, 4))):
-        (_, x, _), *_ = Minibatches(Data(other, torch.arange(6)), 6, torch.Generator()).epoch()
+    for other, convolved in ((torch.rand(6, 7), True), (images.x, False)):
+        (_, x, _), *_ = Minibatches(Data(other, torch.arange(6)), 6, torch.Generator(), convolved=convolved).epoch()
         assert x.is_contiguous()
+
+
+@pytest.mark.parametrize(("name", "expected"), [("mlp", False), ("lenet-5-caffe", True), ("vit-tiny", True)])
+def test_only_networks_that_convolve_are_given_them(name: str, expected: bool) -> None:
+    assert convolves(capture(build_net(name, (3, 32, 32), 4), (3, 32, 32))) == expected
 
 
 @pytest.mark.parametrize("able", [True, False])

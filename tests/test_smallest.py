@@ -118,7 +118,8 @@ def test_it_is_what_nothing_else_asked_for_means() -> None:
         pc.compress(None, None, CompressConfig(rounding="smallest"))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("rounding", ["compensated", "smallest"])
 @pytest.mark.parametrize("asked", [{"sparsity": 0.5}, {"lam": (1.0,)}, {"bits": (4,)}, {"criterion": "snr"}])
-def test_both_ways_take_no_option_of_one(asked: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="rounding smallest tries both ways by itself: leave out"):
-        CompressConfig(rounding="smallest", **asked)
+def test_what_chooses_every_integer_takes_no_option_of_the_nearest(asked: dict[str, Any], rounding: str) -> None:
+    with pytest.raises(ValueError, match=f"rounding {rounding} chooses every integer itself: leave out"):
+        CompressConfig(rounding=rounding, **asked)

@@ -39,8 +39,9 @@ Scalars = tuple[Tensor, ...]
 their two rates."""
 
 
-Evaluated = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(x, y) -> loss and expected log-likelihood."""
+Call = Callable[..., Tensor]
+Evaluated = Callable[[Tensor, Tensor, Scalars, Call], tuple[Tensor, Tensor]]
+"""(x, y, scalars, the ELBO with the parameters of the step) -> loss and expected log-likelihood."""
 
 
 def new_scalars(trained: Sequence[Trained], device: torch.device) -> Scalars:
@@ -60,12 +61,35 @@ def set_scalars(scalars: Scalars, count: int, kl_weight: float, factor: float, n
 def capture_graph(
     objective: Objective, trained: list[Trained], rule: Rule, state: State, scalars: Scalars, x: Tensor, y: Tensor
 ) -> torch.fx.GraphModule:
+    """Trace one step into a graph that updates the state in place; its inputs: those of `capture_step`."""
+    return capture_step(
+        objective, trained, rule, state, scalars, (x, y),
+        lambda x, y, scalars, call: objective(x, y, scalars[0], call),
+        lambda gradients: _clipped(gradients, rule.clip_norm),
+    )  # fmt: skip
+
+
+def capture_step(
+    objective: Objective, trained: list[Trained], rule: Rule, state: State, scalars: Scalars,
+    data: tuple[Tensor, Tensor], evaluated: Evaluated, finished: Callable[[list[Tensor]], list[Tensor]],
+) -> torch.fx.GraphModule:  # fmt: skip
     """Trace one step into a graph that updates the state in place.
 
     Its inputs: (parameters, first, second, buffers, noted, scalars, x, y, normal, coin), the last two still unused
     (`pyro_compress.bayes.noise.lift_noise`).
+
+    Args:
+        objective: what to minimise.
+        trained: its parameters.
+        rule: how a minibatch becomes a gradient.
+        state: what the step updates.
+        scalars: those of `new_scalars`, and whatever else `evaluated` reads behind them.
+        data: (x, y) of a minibatch.
+        evaluated: the loss and the expected log-likelihood of a part of it.
+        finished: makes the gradients of this process those of the step.
     """
     names = [t.name for t in trained] + [name for name, _ in objective.elbo.named_buffers()]
+    own = len(new_scalars(trained, data[0].device))
 
     def step(
         values: list[Tensor], first: list[Tensor], second: list[Tensor], buffers: list[Tensor], noted: Tensor,
@@ -73,15 +97,14 @@ def capture_graph(
     ) -> tuple[()]:  # fmt: skip
         leaves = [value.detach().requires_grad_() for value in values]
         call = call_of(objective.elbo, dict(zip(names, [*leaves, *buffers], strict=True)))
-        evaluated: Evaluated = lambda x, y: objective(x, y, scalars[0], call)  # noqa: E731
-        gradients, log_likelihood = gradients_of(evaluated, rule, leaves, x, y)
+        found, log_likelihood = gradients_of(lambda x, y: evaluated(x, y, scalars, call), rule, leaves, x, y)
         noted.copy_(log_likelihood)
-        update_(trained, values, first, second, _clipped(gradients, rule.clip_norm), scalars)
+        update_(trained, values, first, second, finished(found), scalars[:own])
         return ()
 
-    unused = torch.zeros(1, device=x.device)
+    unused = torch.zeros(1, device=data[0].device)
     moving = (state.parameters, state.first, state.second, state.buffers, state.noted)
-    return traced(step, (*moving, scalars, x, y, unused, unused.clone()))
+    return traced(step, (*moving, scalars, *data, unused, unused.clone()))
 
 
 def capture_gradient(
@@ -99,8 +122,7 @@ def capture_gradient(
     ) -> tuple[()]:  # fmt: skip
         leaves = [value.detach().requires_grad_() for value in values]
         call = call_of(objective.elbo, dict(zip(names, [*leaves, *buffers], strict=True)))
-        evaluated: Evaluated = lambda x, y: objective(x, y, scalars[0], call)  # noqa: E731
-        found, log_likelihood = gradients_of(evaluated, rule, leaves, x, y)
+        found, log_likelihood = gradients_of(lambda x, y: objective(x, y, scalars[0], call), rule, leaves, x, y)
         noted.copy_(log_likelihood)
         flat.copy_(torch.cat([gradient.reshape(-1) for gradient in found]))
         return ()
@@ -126,7 +148,7 @@ def capture_update(
     return traced(update, (state.parameters, state.first, state.second, flat, scalars))
 
 
-def call_of(elbo: nn.Module, named: dict[str, Tensor]) -> Callable[..., Tensor]:
+def call_of(elbo: nn.Module, named: dict[str, Tensor]) -> Call:
     """An ELBO module called with these parameters and buffers."""
 
     def call(*data: Tensor) -> Tensor:
@@ -137,7 +159,7 @@ def call_of(elbo: nn.Module, named: dict[str, Tensor]) -> Callable[..., Tensor]:
 
 
 def gradients_of(
-    evaluated: Evaluated, rule: Rule, leaves: list[Tensor], x: Tensor, y: Tensor
+    evaluated: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], rule: Rule, leaves: list[Tensor], x: Tensor, y: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """Gradient of the loss in the leaves, and the expected log-likelihood, over the parts of a minibatch."""
     total: list[Tensor] = []

@@ -22,6 +22,7 @@ from pyro_compress.bayes.shards import shards_of
 from pyro_compress.bayes.step import Rule, Step, eager
 from pyro_compress.bayes.train_state import TrainState, bayesian, check_assigned, chosen, first_train_state
 from pyro_compress.doubts import doubt
+from pyro_compress.graph.ir import convolves
 from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.fitted import with_graph
@@ -84,7 +85,7 @@ def fit_posterior(
         refuse_dropout(net)
     with torch.random.fork_rng(), pyro.validation_enabled(False):
         torch.manual_seed(config.seed)
-        progress = Progress(splits, config, on_epoch, checkpointer or Checkpointer(), on_step)
+        progress = Progress(splits, config, on_epoch, checkpointer or Checkpointer(), on_step, convolves(graph))
         if progress.group.first:
             for sentence in (
                 doubtful_end(graph, splits.task),
@@ -101,11 +102,6 @@ def fit_posterior(
         noise = residual_noise(start.eval(), splits, config.device) or 1.0
         likelihood = Likelihood(splits.task, len(splits.train), noise, progress.weights)
         shards = shards_of(config.shard, progress.group)
-        if config.shard != "none" and not shards:
-            log.warning(
-                "--shard %s: one process shares with none and holds everything; torchrun --nproc-per-node starts more",
-                config.shard,
-            )
         train_state = first_train_state(start, graph, likelihood, progress.example(2), config, among, shards)
         _refuse_what_layers_lack(train_state, progress.example(2))
         train_state = _Inference(progress, train_state, on_layers).run()

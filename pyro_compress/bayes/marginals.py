@@ -27,6 +27,7 @@ from pyro_compress.bayes.guides import Guide, whole
 from pyro_compress.bayes.layers import bayes_layers, multiplied
 from pyro_compress.foreign import of_type, own_code, shown
 from pyro_compress.graph.network import Network
+from pyro_compress.machine import channels_last
 from pyro_compress.runs.posterior_file import GROUPINGS, check_tensors, read_tensors
 from pyro_compress.settings import FitConfig
 from pyro_compress.tensorfile import Given, Later, write_tensors
@@ -318,13 +319,8 @@ def networks(posterior: Posterior, marginals: Marginals, draws: int, seed: int) 
 
 def drawn_network(posterior: Posterior, drawn: dict[str, TensorDraw]) -> Network:
     """The network that one draw stands for; tensors without a prior are those of the posterior."""
-    weights = {name: _laid_out(tensor.value) for name, tensor in drawn.items()}
+    weights = {name: channels_last(tensor.value) for name, tensor in drawn.items()}
     return Network(posterior.graph, posterior.tensors | weights, own=True).eval()
-
-
-def _laid_out(weight: Tensor) -> Tensor:
-    """Weights of a convolution with their channels last in memory: so a CPU convolves, and pools, fastest."""
-    return weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
 
 
 def _draw(marginals: Marginals, name: str) -> TensorDraw:

@@ -20,15 +20,13 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_compress.bayes.capture import (
     MAX_NODES,
+    Call,
     Scalars,
-    call_of,
-    gradients_of,
+    capture_step,
     new_scalars,
     set_scalars,
-    update_,
 )
 from pyro_compress.bayes.compiler import compiled as through_inductor
-from pyro_compress.bayes.compiler import traced
 from pyro_compress.bayes.draws import Placed
 from pyro_compress.bayes.elbo import Objective
 from pyro_compress.bayes.guides import MeanField
@@ -57,34 +55,20 @@ def capture_sharded(
 ) -> torch.fx.GraphModule:  # fmt: skip
     """Trace one step into a graph that updates the state in place.
 
-    Its inputs: those of `capture_graph`; the last scalar is this process's share of the minibatch.
+    Its inputs: those of `capture_step`; the last scalar is this process's share of the minibatch.
     """
     shards, guide = objective.shards, objective.elbo.guide
     assert shards
     assert isinstance(guide, MeanField)
-    names = [t.name for t in trained] + [name for name, _ in objective.elbo.named_buffers()]
 
-    def step(
-        values: list[Tensor], first: list[Tensor], second: list[Tensor], buffers: list[Tensor], noted: Tensor,
-        scalars: Scalars, x: Tensor, y: Tensor, normal: Tensor, coin: Tensor,
-    ) -> tuple[()]:  # fmt: skip
-        *others, share = scalars
-        leaves = [value.detach().requires_grad_() for value in values]
-        call = call_of(objective.elbo, dict(zip(names, [*leaves, *buffers], strict=True)))
+    def evaluated(x: Tensor, y: Tensor, scalars: Scalars, call: Call) -> tuple[Tensor, Tensor]:
+        with Placed(guide.split, examples, shards.group.rank, shards.group.size):
+            return objective(x, y, scalars[0], call, scalars[-1])
 
-        def evaluated(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            with Placed(guide.split, examples, shards.group.rank, shards.group.size):
-                return objective(x, y, others[0], call, share)
+    def finished(gradients: list[Tensor]) -> list[Tensor]:
+        return _clipped(_together(gradients, trained, shards), trained, rule.clip_norm, shards)
 
-        found, log_likelihood = gradients_of(evaluated, rule, leaves, x, y)
-        noted.copy_(log_likelihood)
-        gradients = _clipped(_together(found, trained, shards), trained, rule.clip_norm, shards)
-        update_(trained, values, first, second, gradients, tuple(others))
-        return ()
-
-    unused = torch.zeros(1, device=x.device)
-    moving = (state.parameters, state.first, state.second, state.buffers, state.noted)
-    return traced(step, (*moving, scalars, x, y, unused, unused.clone()))
+    return capture_step(objective, trained, rule, state, scalars, (x, y), evaluated, finished)
 
 
 def _together(gradients: list[Tensor], trained: list[Trained], shards: Shards) -> list[Tensor]:

@@ -9,6 +9,7 @@ collectives, operations of a traced graph: no hook, no DTensor.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pyro_compress.process_group import ProcessGroup
+
+log = logging.getLogger(__name__)
 
 SMALLEST = 1 << 10
 """Values of a tensor that is worth splitting."""
@@ -34,12 +37,14 @@ class Rows:
         rank: number of this process among those that share it.
         size: how many these are.
         name: what torch calls their group.
+        group: all processes of the fit.
     """
 
     whole: tuple[int, ...]
     rank: int
     size: int
     name: str
+    group: ProcessGroup
 
     @property
     def each(self) -> int:
@@ -63,7 +68,7 @@ class Rows:
     def gathered(self, own: Tensor) -> Tensor:
         """The whole tensor; all processes call it."""
         even = _padded(own.contiguous(), self.each)
-        with ProcessGroup(self.rank, self.size).together():
+        with self.group.together():
             found = _wait(torch.ops._c10d_functional.all_gather_into_tensor(even, self.size, self.name))
         return found[: self.whole[0]]
 
@@ -162,7 +167,7 @@ class Shards:
 
     def rows(self, shape: tuple[int, ...]) -> Rows | None:
         """This process's rows of a tensor; None: it is not worth splitting, or someone would have none."""
-        whole = Rows(shape, self.group.rank % self.size, self.size, self.within)
+        whole = Rows(shape, self.group.rank % self.size, self.size, self.within, self.group)
         numbers = torch.Size(shape).numel()
         return whole if numbers >= SMALLEST and whole.each * (self.size - 1) < shape[0] else None
 
@@ -178,6 +183,11 @@ def shards_of(asked: str, group: ProcessGroup) -> Shards | None:
         ValueError: machines have different numbers of processes.
     """
     if (size := group.sharing(asked)) == 1:
+        if asked != "none":
+            log.warning(
+                "--shard %s: one process shares with none and holds everything; torchrun --nproc-per-node starts more",
+                asked,
+            )
         return None
     world, ranks = dist.group.WORLD, range(group.size)
     assert world

@@ -228,7 +228,8 @@ def compress_run(
         network, removed = compress_compensated(posterior, splits, how, goal, device, callbacks)
         network = reordered(network, passes)
     elif isinstance(how, Smallest):
-        network, removed, compensated = compress_smallest(posterior, splits, how, goal, device, callbacks, passes)
+        made = compress_smallest(posterior, splits, how, goal, device, callbacks, passes)
+        network, removed, compensated = made.network, made.removed, made.compensated
     else:
         network, removed = compress(posterior, splits, goal, how, device, callbacks, passes)
     sections = save(path, network, splits)

@@ -17,6 +17,7 @@ from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.graph.ir import multiplied
 from pyro_compress.graph.network import fixed_of, run_graph
 from pyro_compress.graph.operations.table import is_weighted
+from pyro_compress.machine import channels_last
 from pyro_compress.pcn.layout import layouts
 from pyro_compress.settings import FineTune
 from pyro_compress.types import Graph, Quantized
@@ -80,9 +81,7 @@ class QuantizationAware:
         assert self.optimizer
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * self.how.lr * (1 - progress)
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)  # pools several times as fast on a CPU
-        drawn = self.noisy()
+        x, drawn = channels_last(x), self.noisy()
         loss = self.lost(self.worst_nearby(drawn, x, y, teacher) if self.how.sam_rho else drawn, x, y, teacher)
         if not math.isfinite(loss.item()):
             given = {name: getattr(self.how, name) for name in ("lr", "noise", "sam_rho")}

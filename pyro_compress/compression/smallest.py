@@ -38,11 +38,19 @@ class Smallest:
 
 
 class Made(NamedTuple):
-    """A network as it goes into a file, the share of its weights that went, whether compensation rounded it."""
+    """A network as it goes into a file.
+
+    Attributes:
+        network: the network.
+        removed: share of its weights that went.
+        compensated: whether compensation rounded it.
+        bytes: of the file.
+    """
 
     network: Compressed
     removed: float
     compensated: bool
+    bytes: int
 
 
 def spared(network: Posterior) -> bool:
@@ -69,16 +77,21 @@ def compress_smallest(
         ValueError: as `compress`, where neither way reaches the goal.
     """
     found, error = list[Made](), None
+
+    def keep_made(network: Compressed, removed: float, compensated: bool) -> None:
+        found.append(Made(network, removed, compensated, file_bytes(network)))
+
     try:
-        network, removed = compress(posterior, splits, goal, Rounding(), device, callbacks, passes)
-        found.append(Made(network, removed, False))
+        keep_made(*compress(posterior, splits, goal, Rounding(), device, callbacks, passes), False)
     except ValueError as raised:
         error = raised
     if not spared(posterior):
-        beside = file_bytes(found[0].network) if found and goal.max_bytes is None else None
+        beside = found[0].bytes if found and goal.max_bytes is None else None
         try:
-            made = compress_compensated(posterior, splits, how.compensation, goal, device, callbacks, beside)
-            found.append(Made(reordered(made[0], passes), made[1], True))
+            network, removed = compress_compensated(
+                posterior, splits, how.compensation, goal, device, callbacks, beside
+            )
+            keep_made(reordered(network, passes), removed, True)
         except ValueError as raised:
             error = error or raised
     if not found:
@@ -87,7 +100,7 @@ def compress_smallest(
 
     def worth(made: Made) -> float:
         if goal.max_bytes is None:
-            return file_bytes(made.network)
+            return made.bytes
         module = to_module(made.network).to(device)
         return evaluate(module, splits, "validation", device, made.network.noise).nll_nats
 

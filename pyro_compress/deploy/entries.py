@@ -181,36 +181,26 @@ def _csr(subject: Subject) -> Iterator[Entry]:
     yield Entry(subject.variant, "scipy CSR", "scipy CSR", folder)
 
 
-def _executorch(subject: Subject) -> Iterator[Entry]:
-    executorch.need_executorch()
-    executorch.write_executorch(subject.network, subject.about, path := subject.file(".pte"))
-    yield Entry(subject.variant, "ExecuTorch", "ExecuTorch", path)
+def _phone(engine: str, ending: str, need: Callable[[], None], write: Callable[..., Any], int8: bool) -> Make:
+    """What exports for a phone's engine, in float32 or in 8-bit integers."""
 
+    def make(subject: Subject) -> Iterator[Entry]:
+        need()
+        path = subject.file(".int8" * int8 + ending)
+        write(subject.network, subject.about, path, subject.examples if int8 else None)
+        yield Entry(subject.variant, engine, engine + " int8" * int8, path)
 
-def _executorch_int8(subject: Subject) -> Iterator[Entry]:
-    executorch.need_executorch()
-    executorch.write_executorch(subject.network, subject.about, path := subject.file(".int8.pte"), subject.examples)
-    yield Entry(subject.variant, "ExecuTorch", "ExecuTorch int8", path)
-
-
-def _litert(subject: Subject) -> Iterator[Entry]:
-    litert.need_litert()
-    litert.write_litert(subject.network, subject.about, path := subject.file(".tflite"))
-    yield Entry(subject.variant, "LiteRT", "LiteRT", path)
-
-
-def _litert_int8(subject: Subject) -> Iterator[Entry]:
-    litert.need_litert()
-    litert.write_litert(subject.network, subject.about, path := subject.file(".int8.tflite"), subject.examples)
-    yield Entry(subject.variant, "LiteRT", "LiteRT int8", path)
+    return make
 
 
 RUNTIMES: dict[str, Make] = {"torch": _torch, "ONNX": _onnx, "8-bit ONNX": _onnx_int8}
 PHONES: dict[str, Make] = {
-    "ExecuTorch": _executorch,
-    "8-bit ExecuTorch": _executorch_int8,
-    "LiteRT": _litert,
-    "8-bit LiteRT": _litert_int8,
+    ("8-bit " if int8 else "") + engine: _phone(engine, ending, need, write, int8)
+    for engine, ending, need, write in (
+        ("ExecuTorch", ".pte", executorch.need_executorch, executorch.write_executorch),
+        ("LiteRT", ".tflite", litert.need_litert, litert.write_litert),
+    )
+    for int8 in (False, True)
 }
 MAKERS: dict[str, dict[str, Make]] = {
     "dense": RUNTIMES | PHONES,

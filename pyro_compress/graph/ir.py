@@ -9,7 +9,7 @@ from typing import Any
 
 from pyro_compress.foreign import of_type, record, shown, table
 from pyro_compress.graph.operations.kept import multiplies, whole_tensors
-from pyro_compress.graph.operations.table import OPERATIONS, is_weighted
+from pyro_compress.graph.operations.table import OPERATIONS, is_last, is_weighted
 from pyro_compress.inputs import inputs_of
 from pyro_compress.pcn.gate import kind_of
 from pyro_compress.types import Graph, Node
@@ -19,6 +19,11 @@ def head_of(graph: Graph) -> list[str]:
     """Names of the tensors of the last layer with weights."""
     last = [node for node in graph.nodes if is_weighted(node.op)][-1:]
     return [name for node in last for name in node.parameters.values()]
+
+
+def convolves(graph: Graph) -> bool:
+    """Whether a layer's channels lie before its positions, as a convolution's do."""
+    return any(is_weighted(node.op) and not is_last(node.op) for node in graph.nodes)
 
 
 def graph_of(document: Any) -> Graph:

@@ -179,10 +179,10 @@ class CompressConfig(Goal):
             raise ValueError("--finetune-lambda and --teacher go with --finetune EPOCHS")
         if self.finetuning and self.relative_step is not None:
             raise ValueError("--relative-step goes without --finetune; fine-tuning has --step")
-        if self.rounding == "smallest" and not replace(self, rounding=None).rounds_only:
+        if self.rounding in ("compensated", "smallest") and not replace(self, rounding=None).rounds_only:
             raise ValueError(
-                "rounding smallest tries both ways by itself: leave out criterion, sparsity, rule, steps, bits, "
-                "lambda and fine-tuning, or take rounding nearest"
+                f"rounding {self.rounding} chooses every integer itself: leave out criterion, sparsity, rule, steps, "
+                "bits, lambda and fine-tuning, or take rounding nearest"
             )
         if self.finetuning and (self.bits or self.lam):
             raise ValueError("--bits and --lambda go without --finetune, which chooses every integer itself")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_compress.doubts import doubt
-from pyro_compress.graph.ir import multiplied
+from pyro_compress.graph.ir import convolves, multiplied
 from pyro_compress.graph.network import tensors_of
 from pyro_compress.metrics import residual_noise
 from pyro_compress.networks.fitted import with_graph
@@ -54,7 +54,7 @@ def fit_baseline(
     parameters = dict(net.named_parameters(remove_duplicate=False))
     weights = [name for name in multiplied(graph) if name in parameters and parameters[name].dim() > 1]
     net, plan = copy.deepcopy(net).to(config.device), point_plan(config)
-    progress = Progress(splits, config, on_epoch, checkpointer or Checkpointer(), on_step)
+    progress = Progress(splits, config, on_epoch, checkpointer or Checkpointer(), on_step, convolves(graph))
     if progress.group.first:
         doubt(log, doubtful_end(graph, splits.task))
     total = plan.epochs * progress.minibatches.batches

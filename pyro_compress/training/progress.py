@@ -21,7 +21,7 @@ from pyro_compress.tensorfile import Given, Later
 from pyro_compress.training.checkpoint import Checkpointer, Snapshot, random_states, restoring, set_random_states
 from pyro_compress.training.guards import diverged, not_finite
 from pyro_compress.training.history import Diverged, Epoch, Iteration, OnEpoch, OnStep, epoch_of
-from pyro_compress.training.minibatches import Minibatches, laid_out
+from pyro_compress.training.minibatches import Minibatches
 from pyro_compress.training.point import AfterStep, PointPlan, PointState, no_change, optimizer_tensors, train_point
 from pyro_compress.types import Splits
 
@@ -37,6 +37,7 @@ class Progress:
         on_epoch: called after every epoch.
         checkpointer: writes checkpoints, holds the one to go on from, and knows the processes of the fit.
         on_step: called after every step; None: nobody asks.
+        convolved: whether a convolution reads the images.
 
     Attributes:
         group: these processes.
@@ -55,6 +56,7 @@ class Progress:
         on_epoch: OnEpoch,
         checkpointer: Checkpointer,
         on_step: OnStep | None = None,
+        convolved: bool = False,
     ):
         assert config.batch_size
         self.splits, self.config, self.on_epoch, self.checkpointer = splits, config, on_epoch, checkpointer
@@ -63,7 +65,9 @@ class Progress:
         if self.group.first and config.precision == "bfloat16" and not has_bfloat16(config.device):
             log.warning("%s", SLOW_BFLOAT16)
         augment = AUGMENTATIONS.get(config.augment)
-        self.minibatches = Minibatches(splits.train, config.batch_size, generator, config.device, augment, self.group)
+        self.minibatches = Minibatches(
+            splits.train, config.batch_size, generator, config.device, augment, self.group, convolved
+        )
         balanced = config.class_weights == "balanced"
         self.weights = class_weights(splits.train.y, splits.outputs).to(config.device) if balanced else None
         self.started, self.history = time.perf_counter(), list[Epoch]()
@@ -79,7 +83,7 @@ class Progress:
         """The first examples, on the device: what a minibatch looks like, in memory too."""
         train, device = self.splits.train, self.config.device
         rows = torch.arange(min(size, len(train)))
-        return laid_out(train.x[rows].to(device)), train.y[rows].to(device)
+        return self.minibatches.laid_out(train.x[rows].to(device)), train.y[rows].to(device)
 
     def keep(
         self, phase: str, tensors: Callable[[], dict[str, Given]], step: int, more: dict[str, Any] | None = None

@@ -7,6 +7,7 @@ A network is a document as JSON has it: {"graph": {"input": shape, "nodes": [[op
 import math
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 from pyro_compress.graph.operations import row as rows
@@ -91,13 +92,13 @@ Proposal = tuple[dict[str, list[int]], dict[str, Any]]
 
 
 def listed(number: int) -> dict[str, Any]:
-    """One of the four networks."""
-    nodes, shapes = NETWORKS[number]
+    """One of the listed networks, to be changed in place."""
+    nodes, shapes = deepcopy(NETWORKS[number])
     told = [
-        [op, [index if i < 0 else i for i in inputs], dict(p), dict(a)]
-        for index, (op, inputs, p, a) in enumerate(nodes)
+        [op, [index if i < 0 else i for i in inputs], parameters, attributes]
+        for index, (op, inputs, parameters, attributes) in enumerate(nodes)
     ]
-    tensors = [[name, list(shape), int(len(shape) > 1)] for name, shape in shapes.items()]
+    tensors = [[name, shape, int(len(shape) > 1)] for name, shape in shapes.items()]
     return {"graph": {"input": [1, 8, 8], "nodes": told}, "tensors": tensors, "meta": dict(META)}
 
 
@@ -359,7 +360,7 @@ def _constant(shape: Shape, chance: random.Random) -> Proposal:
 
 def _call(shape: Shape, chance: random.Random) -> Proposal:
     """A call that torch runs as it is."""
-    name, *rest = chance.choice(CALLS)
+    name, *rest = deepcopy(chance.choice(CALLS))
     tensor = {"tensor": "t0"} if chance.random() < 0.8 else {"tensor": "t0", "kind": "int64"}
     told = [{"value": 0}, *(tensor if one == "tensor" else one for one in rest)]
     attributes = {"call": name, "arguments": told} | ({"batch": 0} if "batch" in str(rest) else {})

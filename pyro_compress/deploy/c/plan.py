@@ -220,12 +220,19 @@ def _merged(offsets: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
     axes: list[list[int]] = []
     for axis in offsets:
         here = [place - min(axis) for place in axis]
-        both = [one + other for one in axes[-1] for other in here] if axes else here
-        if axes and (len(here) == 1 or len(axes[-1]) == 1 or is_even(both)):
-            axes[-1] = both
+        if axes and _one_step(axes[-1], here):
+            axes[-1] = [one + other for one in axes[-1] for other in here]
         else:
             axes.append(here)
     return axes, base
+
+
+def _one_step(outer: Sequence[int], inner: Sequence[int]) -> bool:
+    """Whether two axes together have one step, or one of them has a single place."""
+    if len(outer) == 1 or len(inner) == 1:
+        return True
+    step = inner[1] - inner[0]
+    return is_even(outer) and is_even(inner) and outer[1] - outer[0] == step * len(inner)
 
 
 def is_even(places: Sequence[int]) -> bool:
