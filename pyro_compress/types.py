@@ -7,10 +7,10 @@ deterministic. Neither torch nor Pyro is imported at run time, so that a decoder
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from pyro_compress.inputs import Input
 from pyro_compress.outputs import outputs_of
@@ -85,6 +85,55 @@ class Node:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
+class Length(int):
+    """A whole number that changes with the length of the sequences; as an `int` it is what it is at the full length.
+
+    Attributes:
+        slope: by how much it grows with every step of a sequence.
+    """
+
+    slope: int
+
+    def __new__(cls, full: int, slope: int = 1) -> Self:
+        """`full` at the full length."""
+        found = super().__new__(cls, full)
+        found.slope = slope
+        return found
+
+    @classmethod
+    def spelled(cls, value: Any, full: int) -> Any:
+        """JSON values for an attribute: `{"length": slope, "plus": what is left}` for such a number.
+
+        Args:
+            value: an attribute, or a part of one.
+            full: the full length.
+        """
+        if isinstance(value, cls):
+            return {"length": value.slope, "plus": int(value) - value.slope * full}
+        return _within(value, lambda part: cls.spelled(part, full))
+
+    @classmethod
+    def read(cls, value: Any, full: int) -> Any:
+        """What `spelled` made, as it was."""
+        if isinstance(value, dict) and value.keys() == {"length", "plus"}:
+            slope, more = value["length"], value["plus"]
+            if type(slope) is int and type(more) is int and max(abs(slope), abs(more)) < 1 << 31:
+                return cls(slope * full + more, slope)
+        return _within(value, lambda part: cls.read(part, full))
+
+    @classmethod
+    def at(cls, value: Any, more: int) -> Any:
+        """An attribute where sequences are `more` steps longer than the full length."""
+        return int(value) + value.slope * more if isinstance(value, cls) else _within(value, lambda p: cls.at(p, more))
+
+
+def _within(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A JSON value with its parts changed."""
+    if isinstance(value, dict):
+        return {key: change(part) for key, part in value.items()}
+    return [change(part) for part in value] if isinstance(value, list) else value
+
+
 @dataclass(frozen=True)
 class Graph:
     """A network as a list of operations in execution order; the last node is the output.
@@ -94,12 +143,37 @@ class Graph:
         input_shape: shape of one example, without the batch dimension.
         kind: type of the inputs: `float32`, or `int64` for numbers of words, characters or bytes.
         inputs: of several inputs, what lies in one row of float32, `pyro_compress.inputs`; empty: there is one.
+        least: the shortest sequences that it takes, `input_shape` being of the longest; 0: it takes no others.
     """
 
     nodes: tuple[Node, ...]
     input_shape: tuple[int, ...]
     kind: str = "float32"
     inputs: tuple[Input, ...] = ()
+    least: int = 0
+
+    def at(self, shape: tuple[int, ...]) -> Graph:
+        """The graph for examples of a shape: its own, or that of shorter sequences.
+
+        Raises:
+            ValueError: it takes no such examples.
+        """
+        if tuple(shape) == self.input_shape:
+            return self
+        if not self.least or len(shape) != 1 or not self.least <= shape[0] < self.input_shape[0]:
+            takes = f"({self.least} to {self.input_shape[0]},)" if self.least else str(self.input_shape)
+            raise ValueError(f"inputs of shape {tuple(shape)}; this network takes {takes}")
+        more = shape[0] - self.input_shape[0]
+        nodes = tuple(replace(node, attributes=Length.at(node.attributes, more)) for node in self.nodes)
+        return replace(self, nodes=nodes, input_shape=tuple(shape), least=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        if not self.least:
+            return asdict(self)
+        spelled = (Length.spelled(node.attributes, self.input_shape[0]) for node in self.nodes)
+        nodes = zip(self.nodes, spelled, strict=True)
+        return asdict(replace(self, nodes=tuple(replace(node, attributes=found) for node, found in nodes)))
 
     @property
     def finished(self) -> list[list[int]]:

@@ -353,6 +353,7 @@ def main() -> int:
     """Try them and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="networks whose name contains this")
+    parser.add_argument("--exactly", default="", help="the one of this name")
     parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "results" / "compatibility.json", help="JSON rows")
     parser.add_argument(
         "--page", type=Path, default=ROOT / "docs" / "results" / "compatibility.md", help="the document"
@@ -368,7 +369,7 @@ def main() -> int:
     known = json.loads(given.rows.read_text()) if given.rows.exists() and not given.smoke else []
     rows = {row["name"]: Found(**row) for row in known}
     for name, make in networks.items():
-        if only in name and not (given.missing and name in rows):
+        if only in name and given.exactly in ("", name) and not (given.missing and name in rows):
             rows[name] = tried(name, make, given.largest)
             print(f"{name}: {rows[name].seconds} s, {rows[name].checks}", flush=True)
             if not given.smoke:

@@ -81,6 +81,7 @@ FLOORS = [
     {"graph/idioms"},
     {"graph/reading", "graph/network"},
     {"graph/checked", "graph/statistics"},
+    {"graph/lengths"},
     {"graph/capture"},
     {
         "data/tabular",

@@ -8,6 +8,7 @@ import sys
 from array import array
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 
 import pyro_compress as pc
 from pyro_compress.cli.main import main
-from pyro_compress.compression import search
+from pyro_compress.compression import finetuned, search
 from pyro_compress.compression.candidates import Candidates, to_module
 from pyro_compress.compression.code_length import CodeLength
 from pyro_compress.compression.finetune import finetune
@@ -25,7 +26,7 @@ from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.quantization_aware import QuantizationAware, distilled
 from pyro_compress.compression.rounding import Grid
-from pyro_compress.compression.target import SearchCallbacks
+from pyro_compress.compression.target import SearchCallbacks, Trial
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.graph.network import Network, run_graph
 from pyro_compress.metrics import evaluate
@@ -484,3 +485,27 @@ def test_errors_are_one_line(run: Run, tmp_path: Path, arguments: list[str], mes
     assert message in result.output
     assert len(result.output.strip().splitlines()) == 1
     assert not (tmp_path / "a.pcn").exists()
+
+
+@pytest.mark.parametrize(("most", "found"), [(16.0, 16.0), (0.3, 0.25), (0.1, 2**-3.5), (0.008, 2**-7)])
+def test_the_highest_lambda_that_is_good_is_found_below_the_grid_too(most: float, found: float) -> None:
+    asked = list[float]()
+
+    def train_at(lam: float) -> Any:
+        asked.append(lam)
+        return lam, None, lam <= most
+
+    assert finetuned._highest(train_at, lambda: False) == found
+    assert len(asked) <= (4 if most >= 0.25 else 8)
+    with pytest.raises(ValueError, match=r"no lambda from 0\.0078125 to 16 reaches the target"):
+        finetuned._highest(lambda lam: (lam, None, False), lambda: False)  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize(("least", "between"), [(1.0, (2**-0.5, 1.0)), (0.03, (2**-5.5, 0.04)), (0.0, (0.0, 2**-7))])
+def test_of_the_files_that_fit_the_fullest_is_found_below_the_grid_too(
+    least: float, between: tuple[float, float]
+) -> None:
+    def train_at(lam: float) -> Any:
+        return lam, Trial(0.0, 0.0, lam, 0, 0.0, lam), lam >= least
+
+    assert between[0] <= finetuned._fullest(train_at, lambda: False) <= between[1]  # type: ignore[operator]

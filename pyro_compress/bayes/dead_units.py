@@ -156,7 +156,7 @@ def stored_network(train_state: TrainState) -> dict[str, Any]:
         return {}
     shapes = {name: list(tensor.shape) for name, tensor in train_state.mean_net.state_dict().items()}
     removals = [asdict(removal) for removal in train_state.removals]
-    return {"network": {"graph": asdict(train_state.graph), "shapes": shapes, "removals": removals}}
+    return {"network": {"graph": train_state.graph.to_dict(), "shapes": shapes, "removals": removals}}
 
 
 def with_stored_network(

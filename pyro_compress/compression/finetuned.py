@@ -30,6 +30,8 @@ from pyro_compress.types import Compressed, Masks, Posterior, Splits, nonzero
 
 LAMBDAS = tuple(2.0 ** (k / 2) for k in range(-4, 9))
 """Grid of λ, in nats per nat of the description length."""
+LOWER = tuple(2.0 ** (k / 2) for k in range(-14, -4))
+"""What is tried where the lowest of them is too high: of many examples, or tokens, few nats may be lost."""
 PER_WEIGHT, PER_SURVIVOR = 28, 70
 """Bytes that fine-tuning holds beside the posterior: of every weight, dense as a step computes with it, and of every
 weight that is left, with gradient, moments and place."""
@@ -178,18 +180,18 @@ TrainAt = Callable[[float], tuple[Compressed, Trial, bool]]
 def _highest(train_at: TrainAt, ended: Callable[[], bool]) -> Compressed:
     """The highest λ of the grid whose scores reach the target; errors grow with λ."""
     best: Compressed | None = None
-    low, high = -1, len(LAMBDAS)
-    while high - low > 1 and not (best is not None and ended()):
-        middle = (low + high) // 2
-        network, _, good = train_at(LAMBDAS[middle])
-        best = network if good else best
-        low, high = (middle, high) if good else (low, middle)
-    if best is None:
-        raise ValueError(
-            f"no lambda from {LAMBDAS[0]:g} to {LAMBDAS[-1]:g} reaches the target; give --finetune-lambda, or allow "
-            "more"
-        )
-    return best
+    for grid in (LAMBDAS, LOWER):
+        low, high = -1, len(grid)
+        while high - low > 1 and not (best is not None and ended()):
+            middle = (low + high) // 2
+            network, _, good = train_at(grid[middle])
+            best = network if good else best
+            low, high = (middle, high) if good else (low, middle)
+        if best is not None:
+            return best
+    raise ValueError(
+        f"no lambda from {LOWER[0]:g} to {LAMBDAS[-1]:g} reaches the target; give --finetune-lambda, or allow more"
+    )
 
 
 def _fullest(train_at: TrainAt, ended: Callable[[], bool]) -> Compressed:
@@ -207,17 +209,29 @@ def _fullest(train_at: TrainAt, ended: Callable[[], bool]) -> Compressed:
             best = trial.validation_nll_nats, network
         return small
 
-    low, high = -1, len(LAMBDAS)
-    while high - low > 1 and not (best is not None and ended()):
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(LAMBDAS[middle]) else (middle, high)
+    grid = LAMBDAS
+    low, high = _first_that_fits(grid, fits, lambda: best is not None and ended())
     if best is None:
         raise ValueError(
             f"no lambda from {LAMBDAS[0]:g} to {LAMBDAS[-1]:g} fits; give --finetune-lambda, or allow more"
         )
+    if low < 0 and high == 0:
+        grid = (*LOWER, LAMBDAS[0])
+        low, high = _first_that_fits(grid, fits, ended, len(LOWER))
     if low >= 0:
-        loose, tight = LAMBDAS[low], LAMBDAS[high]
+        loose, tight = grid[low], grid[high]
         for _ in range(0 if ended() else FILLED):
             lam = (loose * tight) ** 0.5
             loose, tight = (loose, lam) if fits(lam) else (lam, tight)
     return best[1]
+
+
+def _first_that_fits(
+    grid: Sequence[float], fits: Callable[[float], bool], ended: Callable[[], bool], known: int | None = None
+) -> tuple[int, int]:
+    """Places of the last λ that does not fit (-1: all do) and of the next, by bisection; `known`: one that does."""
+    low, high = -1, len(grid) if known is None else known
+    while high - low > 1 and not ended():
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(grid[middle]) else (middle, high)
+    return low, high

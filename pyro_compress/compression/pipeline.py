@@ -31,7 +31,7 @@ from pyro_compress.graph.network import Network
 from pyro_compress.machine import give_back
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.pcn import file, runner
-from pyro_compress.pcn.gate import MAX_MEMORY_MIB, UNLIMITED, limited
+from pyro_compress.pcn.gate import MAX_MEMORY_MIB, UNLIMITED, check, limited
 from pyro_compress.places import check_file
 from pyro_compress.scores import Quality
 from pyro_compress.settings import CompressConfig, Goal
@@ -274,6 +274,7 @@ def save(path: str | Path, network: Compressed, splits: Splits) -> dict[str, int
         OSError: the file cannot be written.
         RuntimeError: the decoded network disagrees: a defect of this program.
     """
+    network = with_its_lengths(network)
     data, parts = file.dumps(network)
     decoded = file.loads(data, UNLIMITED)
     x = splits.validation.x[:CHECKED]
@@ -289,6 +290,18 @@ def save(path: str | Path, network: Compressed, splits: Splits) -> dict[str, int
         raise RuntimeError(f"the decoded network is off by {np.abs(got - wanted).max():.2g}; nothing was written")
     write_atomically(Path(path), data)
     return parts
+
+
+def with_its_lengths(network: Compressed) -> Compressed:
+    """A network that says that it takes shorter sequences only where, after all that was done to it, it does."""
+    graph, shapes = network.graph, file.shapes_of(network)
+    if graph.least:
+        try:
+            for length in {graph.least, graph.input_shape[0] - 1}:
+                check(graph.at((length,)), shapes, UNLIMITED)
+        except ValueError:
+            return replace(network, graph=replace(graph, least=0))
+    return network
 
 
 def _check_folded(graph: Graph, tensors: dict[str, Tensor], x: Tensor) -> None:

@@ -97,18 +97,23 @@ def text_examples(path: Path, reading: ReadConfig, known: Preprocessing) -> Data
     return _windows([_numbers(units, known.classes, reading)], reading)
 
 
-def last_window(path: Path, reading: ReadConfig, known: Preprocessing) -> torch.Tensor:
-    """The last tokens of a text, as many as a network sees at a time, `(1, context)`.
+def last_window(path: Path, reading: ReadConfig, known: Preprocessing, least: int = 0) -> torch.Tensor:
+    """The last tokens of a text, as many as a network sees at a time, `(1, context)`; all of a shorter one.
+
+    Args:
+        path: the text.
+        reading: how it is read.
+        known: its vocabulary.
+        least: the shortest texts that the network takes; 0: it takes no shorter ones.
 
     Raises:
         ValueError: as `text_examples`.
     """
     units = _units(path, reading)
-    if len(units) < reading.context:
+    if len(units) < (least or reading.context):
         length = f"{len(units):,} {with_vocabulary(reading)}"
-        raise ValueError(
-            f"{path}: {length} are too few: the network sees {reading.context} at a time; give a longer text"
-        )
+        sees = f"takes {least} at least" if least else f"sees {reading.context} at a time"
+        raise ValueError(f"{path}: {length} are too few: the network {sees}; give a longer text")
     numbers = _numbers(units[-reading.context :], known.classes, reading)
     return torch.from_numpy(numbers[None].astype(np.int64))
 

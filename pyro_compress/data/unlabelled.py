@@ -71,7 +71,7 @@ def load_inputs(data: str, graph: Graph, known: Preprocessing, reading: ReadConf
     if path.suffix.lower() in (".npz", ".npy"):
         return rows(array_inputs(_array(path), data, graph, known, reading))
     if reading.task == "next-token" and not reading.tokens:
-        return Inputs("text", [path.name], [last_window(path, reading, known)])
+        return Inputs("text", [path.name], [last_window(path, reading, known, graph.least)])
     if is_table(path) and known.columns:
         needed = [column.name for column in known.columns]
         return rows(torch.from_numpy(inputs_of(read_table(path, only=needed), known.columns, path)))

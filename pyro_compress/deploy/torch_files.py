@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from keyword import iskeyword
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def write_safetensors(network: Compressed, card: Mapping[str, Any], path: Path) 
     from safetensors.torch import save
 
     tensors = {name: torch.from_numpy(dense(tensor)) for name, tensor in network.tensors.items()}
-    about = {**card, "graph": asdict(network.graph)}
+    about = {**card, "graph": network.graph.to_dict()}
     write_atomically(path, save(tensors, {KEY: json.dumps(about)}))
 
 
@@ -109,7 +109,8 @@ def load_safetensors(path: str | Path, limits: Limits = DEFAULT) -> Network:
             listed = json.loads(file.metadata()[KEY])["graph"]
             nodes = [[node[part] for part in PARTS] for node in listed["nodes"][1:]]
             several = [list(one.values()) for one in listed.get("inputs", [])]
-            graph = built(nodes, listed["input_shape"], listed.get("kind", "float32"), several)
+            kind, least = listed.get("kind", "float32"), listed.get("least", 0)
+            graph = built(nodes, listed["input_shape"], kind, several, least)
             names = list(file.keys())
             check(graph, {name: tuple(file.get_slice(name).get_shape()) for name in names}, limits)
             tensors = {name: file.get_tensor(name).float() for name in names}

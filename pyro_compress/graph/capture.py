@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_compress.graph.checked import compare, compare_training, exported, refuse_unsupported
 from pyro_compress.graph.keeping import refuse_rounded
+from pyro_compress.graph.lengths import with_lengths
 from pyro_compress.graph.operations.kept import whole_tensors
 from pyro_compress.graph.packing import inputs_in, with_one_input
 from pyro_compress.graph.reading import read
@@ -54,7 +55,7 @@ def capture(
     compare(net, found, run_node, (outputs,) if isinstance(outputs, int) else outputs)
     if trained:
         compare_training(net, found.graph)
-    return found.graph
+    return with_lengths(net, found.graph)
 
 
 def _used(net: nn.Module, graph: Graph) -> list[tuple[str, Tensor]]:

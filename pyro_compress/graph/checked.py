@@ -111,10 +111,10 @@ def examples(net: nn.Module, graph: Graph, batch: int) -> Tensor:
     """Random inputs, the same every time; whole numbers are those that every table has that they are looked up in."""
     generator, shape = torch.Generator().manual_seed(batch), (batch, *graph.input_shape)
     if inputs := inputs_in(net):
-        least = min((len(_tensors(net)[name]) for name in tables(graph)), default=2)
+        least = min((len(held_tensors(net)[name]) for name in tables(graph)), default=2)
         return random_rows(inputs, batch, least, generator).to(_device(net))
     if graph.kind != "float32":
-        most = min((len(_tensors(net)[name]) for name in tables(graph)), default=2)
+        most = min((len(held_tensors(net)[name]) for name in tables(graph)), default=2)
         return torch.randint(0, most, shape, generator=generator).to(_device(net))
     return torch.randn(shape, generator=generator).to(_device(net))
 
@@ -155,7 +155,7 @@ def compare(net: nn.Module, found: Read, run: RunNode, outputs: tuple[int, ...] 
     Raises:
         ValueError: they differ, or the output has another shape than the data ask for.
     """
-    tensors = {name: tensor.detach() for name, tensor in _tensors(net).items()}
+    tensors = {name: tensor.detach() for name, tensor in held_tensors(net).items()}
     for batch in BATCHES:
         x = examples(net, found.graph, batch)
         with evaluating(net):
@@ -169,20 +169,22 @@ def compare(net: nn.Module, found: Read, run: RunNode, outputs: tuple[int, ...] 
             for node in found.graph.nodes[1:]:
                 parameters = {role: tensors[name] for role, name in node.parameters.items()}
                 values.append(run(node, [values[i] for i in node.inputs], parameters))
-        if not _close(values[-1], wanted):
+        if not close(values[-1], wanted):
             where = _first_difference(found, tensors, x, values)
             raise ValueError(f"what was read of the network computes something else on a batch of {batch}: {where}")
         with evaluating(net):
             alone = outputs_of(net, x[-1:], "in evaluation mode, on a batch of 1,")
-        if not _close(alone, wanted[-1:]):
+        if not close(alone, wanted[-1:]):
             raise ValueError("what it gives for one example depends on the others of its batch, in evaluation mode too")
 
 
-def _tensors(net: nn.Module) -> dict[str, Tensor]:
+def held_tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, those that are shared under all of their names."""
     return dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
 
 
-def _close(got: Tensor, wanted: Tensor) -> bool:
+def close(got: Tensor, wanted: Tensor) -> bool:
+    """Whether two values differ by rounding alone."""
     if got.shape != wanted.shape:
         return False
     size = float(wanted.nan_to_num(0, 0, 0).abs().max()) if wanted.numel() else 0.0
@@ -202,7 +204,7 @@ def _first_difference(found: Read, tensors: dict[str, Tensor], x: Tensor, values
             with torch.no_grad():
                 there[node.name] = node.target(*arguments, **keywords)
             place = found.places.get(node.name)
-            if place is not None and not _close(values[place], there[node.name]):
+            if place is not None and not close(values[place], there[node.name]):
                 return described(node)
     return "it depends on more than its input (random numbers, a counter, the size of the batch)"
 

@@ -15,6 +15,7 @@ from pyro_compress.graph.operations.norms import STATISTICS_ROLES
 from pyro_compress.graph.operations.table import has_statistics
 from pyro_compress.graph.packing import in_one_row
 from pyro_compress.graph.rules.table import run_node
+from pyro_compress.pcn import gate
 from pyro_compress.types import Graph, Node
 
 
@@ -55,7 +56,7 @@ class Network(nn.Module):
 
     def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], own: bool = False):
         super().__init__()
-        self._captured_graph = graph
+        self._captured_graph, self._captured_lengths = graph, dict[tuple[int, ...], Graph]()
         fixed = fixed_of(graph)
         used = [name for node in graph.nodes for name in node.parameters.values()]
         for name in dict.fromkeys(used):
@@ -73,9 +74,23 @@ class Network(nn.Module):
                 parent.register_parameter(leaf, nn.Parameter(value))
 
     def forward(self, x: Tensor | Mapping[str, Tensor] | None = None, /, **inputs: Tensor) -> Tensor:
-        """Map inputs `(batch, *input_shape)`, or several by their names, to the network's output."""
+        """Map inputs `(batch, *input_shape)`, or several by their names, to the network's output.
+
+        Sequences may be shorter, where the graph takes shorter ones (`Graph.least`).
+        """
         x = one_of(x, inputs, self._captured_graph)
-        return run_graph(self._captured_graph, dict(self.named_parameters()) | dict(self.named_buffers()), x)
+        tensors, graph = dict(self.named_parameters()) | dict(self.named_buffers()), self._captured_graph
+        return run_graph(self._at(tuple(x.shape[1:]), tensors) if graph.least else graph, tensors, x)
+
+    def _at(self, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Graph:
+        """The graph for examples of a shape; of shorter sequences the gate judges it once."""
+        if shape == self._captured_graph.input_shape:
+            return self._captured_graph
+        if shape not in self._captured_lengths:
+            found = self._captured_graph.at(shape)
+            gate.check(found, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+            self._captured_lengths[shape] = found
+        return self._captured_lengths[shape]
 
 
 def one_of(x: Tensor | Mapping[str, Tensor] | None, named: Mapping[str, Tensor], graph: Graph) -> Tensor:

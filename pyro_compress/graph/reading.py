@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -120,6 +120,7 @@ class _Reading:
         made: the same, as it was when the value was computed.
         names: name of a value in the program -> name of the tensor in the network that it is.
         shapes: theirs.
+        cuts: name of a value in the program -> the parts of axes that it is of such a tensor.
     """
 
     def __init__(self, program: torch.export.ExportedProgram, kind: str):
@@ -130,7 +131,7 @@ class _Reading:
         held = (node for node in program.graph.nodes if node.op == "placeholder" and node.name in self.names)
         self.shapes = {self.names[node.name]: tuple(map(int, node.meta["val"].shape)) for node in held}
         self.nodes, self.place, self.made = [Node("input")], dict[str, int](), dict[str, int]()
-        self.flows = list[Value]()
+        self.flows, self.cuts = list[Value](), dict[str, tuple[_Cut, ...]]()
 
     def read(self, input_shape: tuple[int, ...]) -> Read:
         """The whole program as a graph, without what its output does not need."""
@@ -169,8 +170,10 @@ class _Reading:
             return
         name = called.partition(".")[0]
         reshapes = not part and aten == "aten" and name in RULES["reshape"].reads
-        if reshapes and (tensor := self.tensor_of(source.args[0])):
+        if reshapes and (tensor := self.tensor_of(source.args[0])) and self.keeps_cuts(fx_node, source.args[0]):
             self.names[fx_node.name] = tensor  # where it is read like a value, its node gives it this shape
+            return
+        if source.target is torch.ops.aten.slice.Tensor and self.cut(fx_node):
             return
         try:
             if not any(idiom(self, fx_node, source, part, name) for idiom in IDIOMS):
@@ -243,7 +246,7 @@ class _Reading:
         """
         if isinstance(source.target, torch._ops.OpOverload) and source.target._schema.is_mutable:
             raise ValueError("it changes a value in place")
-        self.append(fx_node, Keeping(self.where, self.tensor_named, self.literal).node(source, part))
+        self.append(fx_node, Keeping(self.where_kept, self.tensor_named, self.literal).node(source, part))
 
     def forget(self, length: int) -> None:
         """Take back what was appended for an operation that is read otherwise."""
@@ -253,6 +256,34 @@ class _Reading:
     def where(self, source: fx.Node) -> int | None:
         """Index of the node that computes a value; None: it is a tensor of the network."""
         return self.place.get(self.owners[source.name])
+
+    def where_kept(self, source: fx.Node) -> int | None:
+        """The same for what torch runs as it is: a part of a tensor is a node of its own."""
+        if source.name in self.cuts and self.where(source) is None:
+            self.keep(source, source, [])
+        return self.where(source)
+
+    def cut(self, fx_node: fx.Node) -> bool:
+        """Note that a value is a part of a tensor of the network, where it is one without gaps."""
+        call = Call(fx_node)
+        if (tensor := self.tensor_of(call.first)) is None or call["step"] != 1:
+            return False
+        axis = int(call["dim"]) % len(call.before)
+        start, stop, _ = slice(call["start"], call["end"]).indices(call.before[axis])
+        self.names[fx_node.name] = tensor
+        self.cuts[fx_node.name] = self.cuts.get(call.first.name, ())
+        if call.shape != call.before:
+            self.cuts[fx_node.name] += (_Cut(axis - len(call.before), start, stop, call.before[axis]),)
+        return True
+
+    def keeps_cuts(self, fx_node: fx.Node, source: Any) -> bool:
+        """Whether a value of another shape is the same part of a tensor: axes of 1 may come in front."""
+        cuts, shape, before = self.cuts.get(source.name, ()), fx_node.meta["val"].shape, source.meta["val"].shape
+        more = len(shape) - len(before)
+        if cuts and (more < 0 or tuple(shape) != (1,) * more + tuple(before)):
+            return False
+        self.cuts |= {fx_node.name: cuts} if cuts else {}
+        return True
 
     def literal(self, source: fx.Node) -> Tensor | None:
         """Values that forward writes down, where a value is that."""
@@ -332,17 +363,39 @@ class _Reading:
             rank: dimensions of what it meets; torch puts dimensions of 1 in front of a parameter that has fewer.
             partner: a value with as many rows.
         """
-        key = f"{self.owners[source.name]} {rank} {partner}"
+        cuts = self.cuts.get(source.name, ())
+        key = f"{source.name if cuts else self.owners[source.name]} {rank} {partner}"
         if key in self.place:
             return self.place[key]
         tensor, _ = self.tensor_named(source)
-        own = tuple(source.meta["val"].shape)
-        batch, *shape = (1,) * (rank - len(own)) + own
+        own = list(source.meta["val"].shape)
+        for cut in reversed(cuts):
+            own[cut.axis] = cut.before
+        batch, *shape = [1] * (rank - len(own)) + own
         if batch != 1:
-            raise ValueError(f"{tensor} of shape {own} is read as a value; its first dimension must be 1")
+            raise ValueError(f"{tensor} of shape {tuple(own)} is read as a value; its first dimension must be 1")
         node = Node("constant", (partner,), {"value": tensor}, {"shape": shape})
         self.place[key] = self.add(node)
+        for cut in cuts:
+            attributes = {"axis": rank + cut.axis, "start": cut.start, "stop": cut.stop}
+            self.place[key] = self.add(Node("slice", (self.place[key],), {}, attributes))
         return self.place[key]
+
+
+class _Cut(NamedTuple):
+    """A part of an axis of a tensor.
+
+    Attributes:
+        axis: counted from the last, which is -1.
+        start: where the part begins.
+        stop: where it ends.
+        before: size of the axis.
+    """
+
+    axis: int
+    start: int
+    stop: int
+    before: int
 
 
 def _needed(nodes: list[Node], last: int, input_shape: tuple[int, ...], kind: str) -> tuple[Graph, dict[int, int]]:

@@ -104,7 +104,7 @@ class Gpt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(n, length, classes)`."""
-        logits: Tensor = self.head(self.norm(self.blocks(self.tokens(x) + self.places)))
+        logits: Tensor = self.head(self.norm(self.blocks(self.tokens(x) + self.places[: x.shape[1]])))
         return logits
 
 

@@ -34,7 +34,7 @@ from pyro_compress.graph.operations.table import OPERATIONS, is_weighted, weight
 from pyro_compress.inputs import inputs_of, size_of
 from pyro_compress.pcn.names import check_names, shortened
 from pyro_compress.pcn.schema import check_node
-from pyro_compress.types import Graph, Node
+from pyro_compress.types import Graph, Length, Node
 
 MAX_NODES = 1 << 13
 """Operations of a network."""
@@ -99,13 +99,15 @@ class Plan:
         return self.shapes[-1]
 
 
-def built(nodes: Iterable[Any], input_shape: Any, kind: Any = "float32", several: Any = ()) -> Graph:
+def built(nodes: Iterable[Any], input_shape: Any, kind: Any = "float32", several: Any = (), least: Any = 0) -> Graph:
     """A graph from JSON values, `[operation, inputs, {role: tensor}, {attribute: value}]` per node behind the input.
 
     Raises:
         ValueError: a value of another type, or a node that reads a later one.
     """
-    found = [Node("input")]
+    found, shape = [Node("input")], shape_of(input_shape)
+    if type(least) is not int or least < 0 or (least and not (len(shape) == 1 and least < shape[0])):
+        raise ValueError(f"sequences from {shortened(least)} steps on, in inputs of shape {shape}")
     for entry in nodes:
         op, inputs, parameters, attributes = entry
         if not isinstance(op, str) or not isinstance(attributes, dict) or not isinstance(parameters, dict):
@@ -116,8 +118,9 @@ def built(nodes: Iterable[Any], input_shape: Any, kind: Any = "float32", several
             raise ValueError(f"a tensor of node {len(found)} ({shortened(op)}) has a name that is no text")
         if len(found) > MAX_NODES:
             raise ValueError(f"more than the {MAX_NODES} operations that a network may have")
+        attributes = Length.read(attributes, shape[0]) if least else attributes
         found.append(Node(op, tuple(inputs), parameters, attributes))
-    return Graph(tuple(found), shape_of(input_shape), kind_of(kind), inputs_of(several))
+    return Graph(tuple(found), shape, kind_of(kind), inputs_of(several), least)
 
 
 def kind_of(kind: Any) -> str:

@@ -19,7 +19,7 @@ from pyro_compress.pcn.gate import built, shape_of
 from pyro_compress.pcn.names import shortened as shortened_text
 from pyro_compress.pcn.templates import TEMPLATES, matching
 from pyro_compress.pcn.words import WORDS
-from pyro_compress.types import Graph
+from pyro_compress.types import Graph, Length
 
 MAX_HEADER = 1 << 20
 MAX_HEADER_JSON = 8 << 20
@@ -81,8 +81,10 @@ DICTIONARY_4 = DICTIONARY_3 + (
 )
 """Preset deflate dictionary of a graph that is spelled out, part of format version 4."""
 
-OPERATION_SET = 7
+OPERATION_SET = 8
 """Newest set of operations that this program knows; a row says since which set it is there (`Operation.since`)."""
+OF_LENGTHS = 8
+"""Set that takes sequences shorter than the longest."""
 DICTIONARIES = {
     2: (DICTIONARY, META_DICTIONARY),
     3: (DICTIONARY_3, DICTIONARY_3),
@@ -126,12 +128,15 @@ def write(graph: Graph, shapes: Shapes, meta: dict[str, Any], several: bool = Fa
         document["graph"] = {"operations": needed, "kind": graph.kind} | document["graph"]
     if graph.inputs:
         document["graph"]["inputs"] = [[one.name, list(one.shape), one.kind] for one in graph.inputs]
+    if graph.least:
+        document["graph"]["least"] = graph.least
     return version, varint(0) + _sized(_deflate(_json(document), DICTIONARIES[version][0]))
 
 
 def set_of(graph: Graph) -> int:
     """The oldest set of operations that has all of a graph's."""
-    return max((OPERATIONS[node.op].since for node in graph.nodes if node.op in OPERATIONS), default=1)
+    since = [OPERATIONS[node.op].since for node in graph.nodes if node.op in OPERATIONS]
+    return max([1, *since, *([OF_LENGTHS] if graph.least else [])])
 
 
 def spelled_out(graph: Graph, shapes: Shapes, meta: dict[str, Any]) -> int:
@@ -152,7 +157,8 @@ def shortened(graph: Graph, shapes: Shapes) -> dict[str, Any]:
     nodes = []
     for index, node in enumerate(graph.nodes[1:]):
         inputs = 0 if node.inputs == (index,) else list(node.inputs)
-        entry = [node.op, inputs, _by_prefix(node.parameters), node.attributes]
+        attributes = Length.spelled(node.attributes, graph.input_shape[0]) if graph.least else node.attributes
+        entry = [node.op, inputs, _by_prefix(node.parameters), attributes]
         while entry[-1] in ({}, 0):
             entry.pop()
         nodes.append(entry)
@@ -231,7 +237,8 @@ def parse(text: bytes, version: int) -> tuple[Graph, Declared, dict[str, Any]]:
         known, kind = (entry["operations"], entry["kind"]) if version >= 5 else (OF_GRAPHS, "float32")
         if type(known) is not int or known > OPERATION_SET:
             raise ValueError(f"the network takes operation set {shortened_text(known)}; known: up to {OPERATION_SET}")
-        graph = built(entry["nodes"], entry["input"], kind, entry.get("inputs", []) if version >= 5 else [])
+        least = entry.get("least", 0) if version >= 5 else 0
+        graph = built(entry["nodes"], entry["input"], kind, entry.get("inputs", []) if version >= 5 else [], least)
         if (needed := set_of(graph)) > known:
             raise ValueError(f"the network has operations of set {needed}; the file says {known}")
         declared = [(name, shape_of(shape), bool(quantized)) for name, shape, quantized in header["tensors"]]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from pyro_compress.graph.operations.row import Parameters
 from pyro_compress.graph.operations.table import OPERATIONS
-from pyro_compress.pcn.file import dense, plan_of
+from pyro_compress.pcn.file import dense, plan_of, shapes_of
+from pyro_compress.pcn.gate import check
 from pyro_compress.types import Compressed, count
 
 BATCH_VALUES = 1 << 18
@@ -18,13 +21,15 @@ HELD_VALUES = 1 << 26
 def run(network: Compressed, x: np.ndarray, batch: int | None = None) -> np.ndarray:
     """Outputs of the network for inputs `(n, *input_shape)` of its graph's kind; `batch` of them at a time.
 
+    Sequences may be shorter, where the graph takes shorter ones (`Graph.least`).
+
     Raises:
         ValueError: inputs of another shape, an operation that is not known, shapes that do not fit, or outputs that
             are no numbers.
     """
-    if x.shape[1:] != network.graph.input_shape:
-        raise ValueError(f"inputs of shape {x.shape[1:]}; this network takes {network.graph.input_shape}")
-    plan = plan_of(network)
+    graph = network.graph.at(x.shape[1:])
+    plan = plan_of(network) if graph is network.graph else check(graph, shapes_of(network))
+    network = replace(network, graph=graph)
     batch = batch or max(1, min(BATCH_VALUES // count(network.graph.input_shape), HELD_VALUES // plan.peak))
     tensors = {name: dense(tensor) for name, tensor in network.tensors.items()}
     with np.errstate(all="ignore"):  # what is no number at the end is said there

@@ -40,7 +40,7 @@ def _stored(posterior: Posterior) -> tuple[dict[str, Tensor], str]:
         }
         tensors |= {f"{key}/{name}": tensor for key, tensor in moments.items() if tensor is not None}
     metadata = {
-        "graph": asdict(posterior.graph),
+        "graph": posterior.graph.to_dict(),
         "layers": {name: layer.grouping for name, layer in posterior.layers.items()},
         "criterion": posterior.criterion,
         "provenance": dict(posterior.provenance.entries),

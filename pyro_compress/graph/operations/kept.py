@@ -149,7 +149,7 @@ def _special(value: dict[str, Any]) -> int:
 
 
 def _size(value: Any) -> bool:
-    return type(value) is int and abs(value) < MAX_SIZE
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < MAX_SIZE
 
 
 def _literal(values: Any, shape: Any) -> bool:

@@ -181,13 +181,18 @@ class Operation:
 
 def is_whole(value: Any, least: int = 0) -> bool:
     """Whether a JSON value is a whole number in range; true and false are none."""
-    return type(value) is int and least <= value < MAX_SIZE
+    return _is_int(value) and least <= value < MAX_SIZE
+
+
+def _is_int(value: Any) -> bool:
+    """Whether a value is an int, one that changes with the length of sequences too."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a number that float32 can hold; true, infinity and NaN are none."""
-    if type(value) is int:
-        return abs(value) <= MAX_EXACT
+    if _is_int(value):
+        return bool(abs(value) <= MAX_EXACT)
     return type(value) is float and -MAX_NUMBER <= value <= MAX_NUMBER
 
 

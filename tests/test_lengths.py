@@ -1,0 +1,189 @@
+"""Sequences shorter than the longest: which networks take them, and that every way of running one gives the same."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_shrink import close, doubled
+from torch import Tensor, nn
+
+from pyro_compress.compression.shrink import shrink
+from pyro_compress.graph.capture import capture
+from pyro_compress.graph.ir import graph_of
+from pyro_compress.graph.network import Network, tensors_of
+from pyro_compress.networks.nets import build_net
+from pyro_compress.pcn import file, header, runner
+from pyro_compress.pcn.file import loads
+from pyro_compress.types import Compressed, Graph, Length
+
+LONGEST, TOKENS = 12, 9
+
+
+class Windows(nn.Module):
+    """Convolutions of a text, of which the first wants four tokens at least."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first = nn.Embedding(TOKENS, 6), nn.Conv1d(6, 5, 4)
+        self.pool, self.head = nn.AdaptiveAvgPool1d(1), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, length)` -> `(n, 3)`."""
+        return self.head(self.pool(self.first(self.embed(x).transpose(1, 2)).relu()).flatten(1))
+
+
+class Masked(nn.Module):
+    """Attention whose places and mask are parts of longer buffers, as published code has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.project, self.head = nn.Embedding(TOKENS, 8), nn.Linear(8, 16), nn.Linear(8, 3)
+        self.places = nn.Parameter(torch.randn(1, 20, 8))
+        self.register_buffer("mask", torch.full((20, 20), -30.0).triu(1)[None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, length)` -> `(n, length, 3)`."""
+        steps = x.shape[1]
+        query, key = self.project(self.embed(x) + self.places[:, :steps]).chunk(2, -1)
+        scores = query @ key.transpose(1, 2) + self.mask[:, :steps, :steps]
+        return self.head(scores.softmax(-1) @ key)
+
+
+class Flat(nn.Module):
+    """All steps side by side: of one length alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(TOKENS, 4), nn.Linear(4 * LONGEST, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, length)` -> `(n, 3)`."""
+        return self.head(self.embed(x).flatten(1))
+
+
+class Turned(nn.Module):
+    """Its last step is read at the end of a table: what a shorter one would not be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(TOKENS, 4), nn.Linear(4, 3)
+        self.places = nn.Parameter(torch.randn(LONGEST, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, length)` -> `(n, length, 3)`."""
+        return self.head(self.embed(x) + self.places[LONGEST - x.shape[1] :])
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    own = {"windows": Windows, "masked": Masked, "flat": Flat, "turned": Turned}
+    return (own[name]() if name in own else build_net(name, (LONGEST,), TOKENS, vocabulary=TOKENS)).eval()
+
+
+def texts(length: int) -> Tensor:
+    return torch.randint(TOKENS, (5, length), generator=torch.Generator().manual_seed(length))
+
+
+def packed(graph: Graph, tensors: dict[str, Tensor]) -> Compressed:
+    return Compressed(graph, {name: tensor.float().numpy() for name, tensor in tensors.items()}, {"data": "own.npz"})
+
+
+TAKES = {"lstm": 1, "gru": 1, "gpt": 1, "masked": 1, "turned": 1, "windows": 4}
+
+
+@pytest.mark.parametrize(("name", "least"), [*TAKES.items(), ("flat", 0)])
+def test_a_graph_gives_what_its_module_gives_at_every_length(name: str, least: int) -> None:
+    net = made(name)
+    graph = capture(net, (LONGEST,), kind="int64")
+    assert graph.least == least
+    network, numbers = Network(graph, tensors_of(net)), packed(graph, tensors_of(net))
+    for length in (*range(least or LONGEST, LONGEST), LONGEST):
+        x = texts(length)
+        expected = net(x)
+        close(network(x), expected, 1e-5)
+        close(torch.from_numpy(runner.run(numbers, x.numpy())), expected, 1e-5)
+
+
+@pytest.mark.parametrize(("length", "least"), [(0, "1"), (13, "1"), (3, "4"), (11, "")])
+def test_other_lengths_are_refused_in_one_line(length: int, least: str) -> None:
+    net = made({"1": "gru", "4": "windows", "": "flat"}[least])
+    graph = capture(net, (LONGEST,), kind="int64")
+    takes = rf"\({least} to 12,\)" if least else r"\(12,\)"
+    with pytest.raises(ValueError, match=rf"^inputs of shape \({length},\); this network takes {takes}$"):
+        runner.run(packed(graph, tensors_of(net)), np.zeros((2, length), np.int64))
+
+
+@pytest.mark.parametrize("name", TAKES)
+def test_what_is_removed_is_removed_at_every_length(name: str) -> None:
+    """Rows of zeros go, the file is read back, and it gives what the masked network gives."""
+    net = made(name)
+    graph = capture(net, (LONGEST,), kind="int64")
+    tensors = {key: tensor.detach().clone() for key, tensor in tensors_of(net).items()}
+    for key, tensor in tensors.items():
+        if tensor.dim() > 1 and "weight" in key and "embed" not in key and "tokens" not in key:
+            tensor[torch.rand(len(tensor)) < 0.5] = 0
+    small_graph, small = shrink(graph, doubled(tensors))
+    assert small_graph.least == TAKES[name]
+    back = loads(file.dumps(packed(small_graph, small))[0])
+    assert back.graph.to_dict() == small_graph.to_dict()
+    for length in (TAKES[name], 7, LONGEST):
+        expected = Network(graph, doubled(tensors))(texts(length))
+        close(torch.from_numpy(runner.run(back, texts(length).numpy())), expected, 1e-4)
+
+
+def test_a_run_folder_keeps_what_changes() -> None:
+    graph = capture(made("gpt"), (LONGEST,), kind="int64")
+    back = graph_of(json.loads(json.dumps(graph.to_dict())))
+    assert back == graph
+    assert back.at((5,)) == graph.at((5,))
+    shapes = [node.attributes["shape"] for node in back.at((5,)).nodes if node.op == "reshape"]
+    assert {shape[0] for shape in shapes} == {5}
+    assert all(type(size) is int for shape in shapes for size in shape)
+
+
+def test_a_file_says_so_in_a_set_of_its_own() -> None:
+    """Programs that do not know shorter sequences refuse it; files without stay as they were."""
+    graph = capture(made("gpt"), (LONGEST,), kind="int64")
+    assert header.set_of(graph) == 8
+    assert header.set_of(graph.at((5,))) < 8
+    assert "least" not in header.shortened(graph, {})["graph"]
+
+
+@pytest.mark.parametrize("least", [-1, 12, 1.0, True, "1"])
+def test_shortest_sequences_that_are_none_are_refused(least: object) -> None:
+    document = capture(made("gru"), (LONGEST,), kind="int64").to_dict() | {"least": least}
+    with pytest.raises(ValueError, match=r"sequences from .* steps on, in inputs of shape"):
+        graph_of(json.loads(json.dumps(document)))
+
+
+def test_a_hostile_slope_is_judged_before_it_runs() -> None:
+    """What fits the longest sequences alone, and what would take more memory the shorter they are."""
+    graph = capture(made("gpt"), (LONGEST,), kind="int64")
+    for node in graph.nodes:
+        if node.op == "reshape":
+            node.attributes["shape"] = [Length(int(size), -(1 << 29)) for size in node.attributes["shape"]]
+    with pytest.raises(ValueError, match=r"^node \d+ \(reshape\)"):
+        runner.run(packed(graph, tensors_of(made("gpt"))), texts(5).numpy())
+    with pytest.raises(ValueError, match=r"^node \d+ \(reshape\)"):
+        Network(graph, tensors_of(made("gpt")))(texts(5))
+
+
+def test_numbers_that_change_are_ints_that_remember() -> None:
+    spelled = Length.spelled({"shape": [Length(64, 2), 4], "on": True}, 20)
+    assert spelled == {"shape": [{"length": 2, "plus": 24}, 4], "on": True}
+    back = Length.read(spelled, 20)
+    assert back == {"shape": [64, 4], "on": True}
+    assert Length.at(back, -3) == {"shape": [58, 4], "on": True}
+    assert Length.read({"length": 1, "plus": "2"}, 20) == {"length": 1, "plus": "2"}
+
+
+def test_a_file_on_disk_answers_short_texts(tmp_path: Path) -> None:
+    import pyro_compress as pc
+
+    net = made("masked")
+    graph = capture(net, (LONGEST,), kind="int64")
+    path = tmp_path / "m.pcn"
+    path.write_bytes(file.dumps(packed(graph, tensors_of(net)))[0])
+    close(pc.load(path)(texts(4)), net(texts(4)), 1e-4)
