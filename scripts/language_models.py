@@ -82,6 +82,7 @@ def bits(net: nn.Module, splits: Splits) -> float:
 def ways(options: argparse.Namespace) -> dict[str, Callable[[Any, dict[str, Any]], Any]]:
     """Name -> (network, what may be lost) -> its compression."""
     tuned = {"finetune": options.finetune, "finetune_lr": 2e-3, "finetune_batch_size": 64}
+    tuned |= {} if options.finetune_lambda is None else {"finetune_lambda": options.finetune_lambda}
     return {
         "rounded with compensation": lambda given, goal: given.compress(**goal),
         "posterior, fine-tuned": lambda given, goal: given.compress(**goal, **tuned),
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--lr", type=float, default=6e-3, help="highest learning rate of the cycle")
     parser.add_argument("--finetune", type=int, default=6, help="epochs of fine-tuning")
+    parser.add_argument("--finetune-lambda", type=float, default=None, help="default: searched for on validation")
     parser.add_argument("--loss", type=float, default=0.02, help="share of the bits per byte that may be added")
     parser.add_argument("--context", type=int, default=64)
     parser.add_argument("--limit", type=int, default=0, help="training windows; 0: all")
@@ -112,6 +114,7 @@ def main() -> None:
         language.write_text(text)
     reading = ReadConfig(task="next-token", context=options.context, limit=options.limit)
     splits = load_splits(str(text), reading=reading)
+    recipe = {name: getattr(options, name) for name in ("seed", "epochs", "loss", "finetune", "finetune_lambda")}
     for name in options.networks:
         torch.manual_seed(options.seed)
         net = getattr(language, name)(splits.input_shape, splits.tokens)
@@ -126,7 +129,7 @@ def main() -> None:
             started = time.process_time()
             found = small(given, goal)
             row = row_of(name, way, found, time.process_time() - started) | {"train_seconds": round(seconds, 1)}
-            rows.append(row | {"seed": options.seed, "epochs": options.epochs, "loss": options.loss})
+            rows.append(row | recipe)
             print(json.dumps({key: rows[-1][key] for key in ("network", "way", "bytes", "ratio", "test_bits", "more")}))
             if options.json:
                 write_atomically(options.json, (json.dumps(rows, indent=1) + "\n").encode())

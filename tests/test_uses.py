@@ -125,6 +125,34 @@ def test_the_fisher_information_of_single_values() -> None:
     torch.testing.assert_close(found.squares.float(), exact.flatten(), rtol=0.15, atol=0)  # 900 draws: 5 % each
 
 
+class Placed(nn.Module):
+    """Words and their places, which are looked up once for all examples, or for each."""
+
+    def __init__(self, once: bool):
+        super().__init__()
+        self.words, self.places, self.last, self.once = nn.Embedding(6, 4), nn.Embedding(5, 4), nn.Linear(4, 3), once
+
+    def forward(self, x: Tensor) -> Tensor:
+        where = torch.arange(x.shape[1])
+        return self.last((self.words(x) + self.places(where if self.once else where + 0 * x)).tanh().mean(1))
+
+
+def test_what_is_the_same_for_all_examples_counts_as_for_each() -> None:
+    """The table of places is worth the same, in one chunk of examples and in several."""
+    torch.manual_seed(0)
+    nets = [Placed(True), Placed(False)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    x, found = torch.randint(6, (20_000, 5)), list[torch.Tensor]()
+    for net in nets:
+        graph = capture(net, (5,), kind="int64")
+        tensors = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+        uses = uses_of(graph, shapes_of(tensors), ["places.weight"])
+        worth = sensitivities(graph, tensors, x, uses, drawn_of("regression", 0.5))["places.weight"]
+        assert worth.positions == 5
+        found.append(worth.squares)
+    torch.testing.assert_close(*found, rtol=0.2, atol=0)  # of 157 chunks of 128: 20 % are some four deviations
+
+
 def test_rows_that_nobody_looks_up_are_kept() -> None:
     """Words are worth what they are looked up; one that no example has still is worth something."""
     node = capture(nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 2)), (3,), kind="int64").nodes[1]

@@ -8,7 +8,7 @@ for convolutions) with its output factor taken as diagonal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from pyro_compress.compression.uses import LOOKED_UP, SINGLE, STATE, Use, frequencies, patches
 from pyro_compress.data.several import task_named
+from pyro_compress.graph.operations.row import Value
 from pyro_compress.graph.operations.sequences import GATES
 from pyro_compress.graph.rules.sequences import parameters_of
 from pyro_compress.graph.rules.table import run_node
+from pyro_compress.pcn.gate import UNLIMITED, check
 from pyro_compress.types import Graph, Node
 
 Uses = Mapping[int, list[Use]]
@@ -81,7 +83,7 @@ def sensitivities(
 
     Of a weight that is rounded value by value it is that of the values themselves, an estimate of the diagonal of the
     Fisher information: gradients at drawn labels have a mean of 0, so the square of their sum over examples is the sum
-    of their squares in expectation.
+    of their squares in expectation. So it is with outputs that are the same for all examples (of positions, say).
 
     Args:
         graph: the network.
@@ -93,46 +95,51 @@ def sensitivities(
     """
     generator = torch.Generator().manual_seed(seed)
     sums, positions = dict[str, Tensor](), dict[str, int]()
+    flows = check(graph, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, UNLIMITED).flows
     alone = {use.name for parts in uses.values() for use in parts if use.kind == SINGLE}
     held = {name: t.detach().clone().requires_grad_() if name in alone else t.detach() for name, t in tensors.items()}
     for part in x.split(CHUNK):
         with torch.enable_grad():
-            outputs, leaves = _watched(graph, held, part, uses)
-            flat = [leaf for parts, _ in leaves.values() for leaf in parts]
+            outputs, leaves = _watched(graph, held, part, uses, flows)
+            flat = [leaf for parts, *_ in leaves.values() for leaf in parts]
             for draw in range(DRAWS):
                 wanted, again = gradient(outputs.detach(), generator), draw < DRAWS - 1
                 grads = torch.autograd.grad(outputs, flat, wanted, retain_graph=again, allow_unused=True)
                 given = iter([torch.zeros_like(x) if g is None else g for x, g in zip(flat, grads, strict=True)])
-                for name, (parts, axis) in leaves.items():
+                for name, (parts, axis, rows) in leaves.items():
                     found = [next(given) for _ in parts]
                     if name in alone:
                         squares, positions[name] = found[0].flatten().square(), 1
                     else:
                         one = (torch.stack(found, 1) if len(found) > 1 else found[0]).movedim(axis, -1)
-                        channels = one.reshape(len(part), -1, one.shape[-1])
+                        channels = one.reshape(len(part) if rows else 1, -1, one.shape[-1])
                         squares, positions[name] = channels.square().mean(1).sum(0), channels.shape[1]
                     sums[name] = sums.get(name, 0.0) + squares.double()
     return {name: Sensitivity(total / (DRAWS * len(x)), positions[name]) for name, total in sums.items()}
 
 
 def _watched(
-    graph: Graph, tensors: dict[str, Tensor], x: Tensor, uses: Uses
-) -> tuple[Tensor, dict[str, tuple[list[Tensor], int]]]:
-    """The outputs, and per weight the values whose gradients are asked for, with the axis of their channels."""
-    values, leaves = {0: x}, dict[str, tuple[list[Tensor], int]]()
+    graph: Graph, tensors: dict[str, Tensor], x: Tensor, uses: Uses, flows: Sequence[Value]
+) -> tuple[Tensor, dict[str, tuple[list[Tensor], int, bool]]]:
+    """The outputs, and per weight the values whose gradients are asked for.
+
+    With the axis of their channels, and whether every example has its own.
+    """
+    values, leaves = {0: x}, dict[str, tuple[list[Tensor], int, bool]]()
     for index, node in enumerate(graph.nodes[1:], 1):
+        rows = bool(flows[index].rows)
         given = {role: tensors[name] for role, name in node.parameters.items()}
         products = [use for use in uses.get(index, ()) if use.kind != SINGLE]
         if products and node.op in GATES:
             values[index], into, across = stepped(node, values[node.inputs[0]], given)
             for use in products:
-                leaves[use.name] = (across, -1) if use.kind == STATE else ([into], -1)
+                leaves[use.name] = across if use.kind == STATE else [into], -1, rows
         else:
             values[index] = run_node(node, [values[i] for i in node.inputs], given)
             for use in products:
                 _with_gradient(values[index])
-                leaves[use.name] = [values[index]], -1 if len(use.shape) == 2 else 1
-        leaves |= {use.name: ([tensors[use.name]], 0) for use in uses.get(index, ()) if use.kind == SINGLE}
+                leaves[use.name] = [values[index]], -1 if len(use.shape) == 2 else 1, rows
+        leaves |= {use.name: ([tensors[use.name]], 0, False) for use in uses.get(index, ()) if use.kind == SINGLE}
     return values[len(graph.nodes) - 1], leaves
 
 
