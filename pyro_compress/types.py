@@ -152,6 +152,16 @@ class Graph:
     inputs: tuple[Input, ...] = ()
     least: int = 0
 
+    @property
+    def takes(self) -> str:
+        """Shapes of one example that it takes, in words."""
+        return f"({self.least} to {self.input_shape[0]},)" if self.least else str(self.input_shape)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it takes examples of a shape."""
+        shorter = self.least and len(shape) == 1 and self.least <= shape[0] < self.input_shape[0]
+        return tuple(shape) == self.input_shape or bool(shorter)
+
     def at(self, shape: tuple[int, ...]) -> Graph:
         """The graph for examples of a shape: its own, or that of shorter sequences.
 
@@ -160,9 +170,8 @@ class Graph:
         """
         if tuple(shape) == self.input_shape:
             return self
-        if not self.least or len(shape) != 1 or not self.least <= shape[0] < self.input_shape[0]:
-            takes = f"({self.least} to {self.input_shape[0]},)" if self.least else str(self.input_shape)
-            raise ValueError(f"inputs of shape {tuple(shape)}; this network takes {takes}")
+        if not self.fits(shape):
+            raise ValueError(f"inputs of shape {tuple(shape)}; this network takes {self.takes}")
         more = shape[0] - self.input_shape[0]
         nodes = tuple(replace(node, attributes=Length.at(node.attributes, more)) for node in self.nodes)
         return replace(self, nodes=nodes, input_shape=tuple(shape), least=0)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from torch import Tensor, nn
 
+import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.compression.calibrated import OperatingPoint, Rounded, calibrated, work_of
 from pyro_compress.compression.compensated import compress_compensated
@@ -30,10 +31,11 @@ from pyro_compress.compression.uses import ROWS, Use, patches, uses_of
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network, run_graph, tensors_of
 from pyro_compress.networks.nets import build_net
+from pyro_compress.pcn import file
 from pyro_compress.pcn.streams import bits
 from pyro_compress.provenance import Provenance
 from pyro_compress.settings import Goal
-from pyro_compress.types import Node
+from pyro_compress.types import Node, Quantized
 
 CONVOLUTIONS = {
     "plain": (nn.Conv2d(3, 4, 3), (3, 7, 6)),
@@ -371,3 +373,29 @@ def test_repair_moves_vectors_alone_and_towards_the_given_network() -> None:
     assert divergence(repaired, network.x) < 0.9 * divergence(plain, network.x)
     unseen = torch.randn(600, 1, 8, 8)
     assert divergence(repaired, unseen) < divergence(plain, unseen)
+
+
+class Places(nn.Module):
+    """Words with places that forward counts: no example has a part in what it reads there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places, self.last = nn.Embedding(9, 8), nn.Embedding(6, 8), nn.Linear(8, 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last((self.words(x) + self.places(torch.arange(x.shape[1]))).tanh())
+
+
+def test_places_that_forward_counts_are_rounded_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    text = tmp_path / "t.txt"
+    text.write_text("".join("abcdefgh "[i % 9] for i in range(4000)))
+    net = Places()
+    net.words, net.last = nn.Embedding(256, 8), nn.Linear(8, 256)
+    given = pc.trained(net, str(text), context=6, task="next-token")
+    found = given.compress(tolerance=0.05, rounding="compensated", repair=0)
+    tensors = file.loads(found.data).tensors
+    assert {"words.weight", "places.weight", "last.weight"} <= {
+        n for n, t in tensors.items() if isinstance(t, Quantized)
+    }
+    assert found.report.validation_after.nll_nats < 1.1 * found.report.validation_before.nll_nats

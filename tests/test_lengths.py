@@ -1,6 +1,7 @@
 """Sequences shorter than the longest: which networks take them, and that every way of running one gives the same."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from test_shrink import close, doubled
 from torch import Tensor, nn
 
+import pyro_compress as pc
 from pyro_compress.compression.shrink import shrink
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.ir import graph_of
@@ -179,11 +181,27 @@ def test_numbers_that_change_are_ints_that_remember() -> None:
     assert Length.read({"length": 1, "plus": "2"}, 20) == {"length": 1, "plus": "2"}
 
 
-def test_a_file_on_disk_answers_short_texts(tmp_path: Path) -> None:
-    import pyro_compress as pc
+class Next(nn.Module):
+    """Class scores of the next byte, `(n, 256, length)`, from the bytes so far."""
 
-    net = made("masked")
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.memory, self.head = nn.Embedding(256, 8), nn.GRU(8, 8, batch_first=True), nn.Linear(8, 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, length)` -> `(n, 256, length)`."""
+        return self.head(self.memory(self.embed(x))[0]).transpose(1, 2)
+
+
+def test_a_file_on_disk_answers_short_texts(tmp_path: Path) -> None:
+    """As a module and by `predict`."""
+    torch.manual_seed(0)
+    net = Next().eval()
     graph = capture(net, (LONGEST,), kind="int64")
-    path = tmp_path / "m.pcn"
-    path.write_bytes(file.dumps(packed(graph, tensors_of(net)))[0])
-    close(pc.load(path)(texts(4)), net(texts(4)), 1e-4)
+    about = {"task": "next-token", "vocabulary": "bytes", "context": LONGEST}
+    (path := tmp_path / "next.pcn").write_bytes(file.dumps(replace(packed(graph, tensors_of(net)), meta=about))[0])
+    close(pc.load(path)(texts(4)), net(texts(4)), 1e-5)
+    (note := tmp_path / "note.txt").write_bytes(b"be")
+    (row,) = pc.predict(path, str(note)).rows
+    scores = net(torch.tensor([list(b"be")]))[0, :, -1].softmax(0)
+    assert row.probabilities[0] == pytest.approx(float(scores.max()), rel=1e-4)

@@ -173,6 +173,9 @@ class Calibrated:
     def _run(self, index: int, values: dict[int, list[Tensor]], tensors: dict[str, Tensor]) -> None:
         node = self.graph.nodes[index]
         parameters = {role: tensors[name] for role, name in node.parameters.items()}
+        if not node.inputs:  # the same for all examples
+            values[index] = [run_node(node, [], parameters)] * len(self.x.split(CHUNK))
+            return
         chunks = zip(*(values[i] for i in node.inputs), strict=True)
         values[index] = [run_node(node, list(inputs), parameters) for inputs in chunks]
 

@@ -11,7 +11,7 @@ from pyro_compress.foreign import of_type, record, shown, table
 from pyro_compress.graph.operations.kept import multiplies, whole_tensors
 from pyro_compress.graph.operations.table import OPERATIONS, is_last, is_weighted
 from pyro_compress.inputs import inputs_of
-from pyro_compress.pcn.gate import kind_of
+from pyro_compress.pcn.gate import kind_of, least_of
 from pyro_compress.types import Graph, Length, Node
 
 
@@ -40,9 +40,8 @@ def graph_of(document: Any) -> Graph:
     for index, node in enumerate(nodes[1:], 1):
         if not all(0 <= i < index for i in node.inputs):
             raise ValueError(f"node {index} reads {shown(list(node.inputs))}; it may read nodes before it only")
-    kind, inputs, least = kind_of(given.get("kind", "float32")), given.get("inputs") or [], given.get("least", 0)
-    if type(least) is not int or least < 0 or (least and not (len(shape) == 1 and least < shape[0])):
-        raise ValueError(f"sequences from {shown(least)} steps on, in inputs of shape {tuple(shape)}")
+    kind, inputs = kind_of(given.get("kind", "float32")), given.get("inputs") or []
+    least = least_of(given.get("least", 0), tuple(shape))
     listed = [list(one.values()) if isinstance(one, dict) else one for one in of_type(inputs, list[Any], "inputs")]
     nodes = [replace(node, inputs=tuple(node.inputs)) for node in nodes]
     if least:

@@ -63,8 +63,8 @@ def check_inputs(graph: Graph, shape: tuple[int, ...], kind: str, data: str, inp
     if inputs != graph.inputs:
         both = [", ".join(f"{one.name} {one.shape} {one.kind}" for one in each) for each in (inputs, graph.inputs)]
         raise ValueError(f"{data}: examples are {both[0] or 'one array'}; this network takes {both[1] or 'one array'}")
-    if shape != graph.input_shape:
-        raise ValueError(f"{data}: one example has shape {shape}; this network takes {graph.input_shape}")
+    if not graph.fits(shape):
+        raise ValueError(f"{data}: one example has shape {shape}; this network takes {graph.takes}")
     if kind != graph.kind:
         both = [READ.get(each, each) for each in (kind, graph.kind)]
         raise ValueError(f"{data}: examples are {both[0]}; this network reads {both[1]}")

@@ -106,8 +106,7 @@ def built(nodes: Iterable[Any], input_shape: Any, kind: Any = "float32", several
         ValueError: a value of another type, or a node that reads a later one.
     """
     found, shape = [Node("input")], shape_of(input_shape)
-    if type(least) is not int or least < 0 or (least and not (len(shape) == 1 and least < shape[0])):
-        raise ValueError(f"sequences from {shortened(least)} steps on, in inputs of shape {shape}")
+    least = least_of(least, shape)
     for entry in nodes:
         op, inputs, parameters, attributes = entry
         if not isinstance(op, str) or not isinstance(attributes, dict) or not isinstance(parameters, dict):
@@ -121,6 +120,17 @@ def built(nodes: Iterable[Any], input_shape: Any, kind: Any = "float32", several
         attributes = Length.read(attributes, shape[0]) if least else attributes
         found.append(Node(op, tuple(inputs), parameters, attributes))
     return Graph(tuple(found), shape, kind_of(kind), inputs_of(several), least)
+
+
+def least_of(value: Any, shape: tuple[int, ...]) -> int:
+    """The shortest sequences that a network takes (`Graph.least`), from a JSON value.
+
+    Raises:
+        ValueError: no whole number, or none below the longest of inputs `(length,)`.
+    """
+    if type(value) is not int or value < 0 or (value and not (len(shape) == 1 and value < shape[0])):
+        raise ValueError(f"sequences from {shortened(value)} steps on, in inputs of shape {shape}")
+    return value
 
 
 def kind_of(kind: Any) -> str:
