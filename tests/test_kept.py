@@ -25,6 +25,7 @@ from pyro_compress.deploy.arrays import write_folder
 from pyro_compress.deploy.c.plan import planned
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.onnx_files import load_onnx, write_int8, write_onnx
+from pyro_compress.deploy.onnx_torch import build_by_torch
 from pyro_compress.deploy.torch_files import load_program, write_program
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network, tensors_of
@@ -527,3 +528,18 @@ def test_values_of_no_size_are_for_torch_alone() -> None:
 def test_shapes_of_other_values_are_read() -> None:
     graph = capture(Around(lambda x: x.view(-1, 3, 4).reshape_as(x) + x.view(-1, 3, 4).view_as(x)), (6,), 3)
     assert "aten" not in [node.op for node in graph.nodes]
+
+
+def test_what_an_exporter_refuses_is_one_line_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object, **named: object) -> None:
+        try:
+            raise RuntimeError("no rule for \x1b[96maten.frobnicate\x1b[0m\n\nstep 2/3")
+        except RuntimeError as error:
+            raise ValueError("\x1b[91mFailed.\x1b[0m") from error
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    graph = capture(Around(lambda x: x.cumsum(1)), (6,), 3)
+    network = Compressed(graph, {n: t.numpy() for n, t in tensors_of(Around(lambda x: x)).items()}, {})
+    message = r"^torch's exporter to ONNX refuses the network: no rule for aten\.frobnicate step 2/3$"
+    with pytest.raises(ValueError, match=message):
+        build_by_torch(network, card(network, Scores(0.0, 0.0, 0.0, 0.0), 0))

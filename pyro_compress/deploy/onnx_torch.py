@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -56,8 +57,7 @@ def build_by_torch(network: Compressed, card: Mapping[str, Any]) -> onnx.ModelPr
                 dynamic_shapes=tuple(batch for _ in names), dynamo=True, opset_version=OPSET, verbose=False,
             )  # fmt: skip
     except Exception as error:  # whatever the exporter says of an operation
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"torch's exporter to ONNX refuses the network: {reason}") from error
+        raise ValueError(f"torch's exporter to ONNX refuses the network: {_reason(error)}") from error
     finally:
         logging.disable(disabled)
     assert made is not None
@@ -66,3 +66,10 @@ def build_by_torch(network: Compressed, card: Mapping[str, Any]) -> onnx.ModelPr
         raise ValueError(f"torch's exporter to ONNX fixes the number of examples of {fixed[0]!r}; nothing was written")
     model.ir_version = min(model.ir_version, IR_VERSION + 1)
     return checked(model, card)
+
+
+def _reason(error: BaseException) -> str:
+    """What an exporter says in one line, without colours: of the error at its root, which names the operation."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:160] or type(error).__name__
