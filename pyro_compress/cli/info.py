@@ -57,7 +57,8 @@ def info_text(found: Info) -> str:
 def _facts(found: Info) -> Iterator[tuple[str, str]]:
     yield from ((name_shown(name), shown(value)) for name, value in found.origin.items())
     yield "task", name_shown(found.task)
-    yield "input", f"{found.input_shape} {name_shown(found.input_kind)}: {name_shown(found.input_meaning)}"
+    shape = f"({found.shortest} to {found.input_shape[0]},)" if found.shortest else found.input_shape
+    yield "input", f"{shape} {name_shown(found.input_kind)}: {name_shown(found.input_meaning)}"
     yield from ((f"input {name_shown(one.name)}", f"{one.shape} {one.kind}") for one in found.inputs)
     if outputs := outputs_of(found.task):
         yield from ((f"output {name_shown(one.name)}", f"{one.size} for {one.task}") for one in outputs.each)

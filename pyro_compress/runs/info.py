@@ -66,6 +66,7 @@ class Info:
         origin: data, prior, seed, and how it was made, as it says itself.
         task: name in `pyro_compress.data.tasks.TASKS`.
         input_shape: of one example.
+        shortest: sequences that it takes; 0: those of `input_shape` alone.
         input_kind: type of the inputs.
         input_meaning: what they are, in words.
         inputs: of several, what lies in a row; empty: there is one.
@@ -91,6 +92,7 @@ class Info:
     input_kind: str
     input_meaning: str
     inputs: tuple[Input, ...] = ()
+    shortest: int = 0
     output_shape: tuple[int, ...] = ()
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -190,8 +192,8 @@ def _about(graph: Graph, plan: Plan, known: Preprocessing, vocabulary: str) -> d
     operations = (str(node.attributes.get("call", node.op)) for node in graph.nodes[1:])
     return {
         "input_shape": graph.input_shape, "input_kind": graph.kind, "input_meaning": meant, "inputs": graph.inputs,
-        "output_shape": plan.output, "classes": known.classes, "columns": tuple(one.name for one in known.columns),
-        "targets": tuple(one.name for one in known.targets), "operations": tuple(operations),
+        "shortest": graph.least, "output_shape": plan.output, "classes": known.classes,
+        "columns": tuple(one.name for one in known.columns), "targets": tuple(one.name for one in known.targets), "operations": tuple(operations),
     }  # fmt: skip
 
 
