@@ -193,7 +193,8 @@ def _about(graph: Graph, plan: Plan, known: Preprocessing, vocabulary: str) -> d
     return {
         "input_shape": graph.input_shape, "input_kind": graph.kind, "input_meaning": meant, "inputs": graph.inputs,
         "shortest": graph.least, "output_shape": plan.output, "classes": known.classes,
-        "columns": tuple(one.name for one in known.columns), "targets": tuple(one.name for one in known.targets), "operations": tuple(operations),
+        "columns": tuple(one.name for one in known.columns), "targets": tuple(one.name for one in known.targets),
+        "operations": tuple(operations),
     }  # fmt: skip
 
 
