@@ -85,17 +85,16 @@ def of_networks(names: list[tuple[str, str]]) -> Figure:
 
 def of_trained() -> Figure:
     """Files of weights that somebody else trained: one panel per network."""
-    rows = [row for row in stored("compared.json") if row["file_bytes"] is not None]
+    rows = [row for row in stored("compared.json") if row["file_bytes"] is not None and row["network"] in CASES]
     networks = [*dict.fromkeys(row["network"] for row in rows)]
     figure, axes = new_figure(len(networks), 4.7, 3.1, rows=2)
     for ax, network in zip(axes, networks, strict=True):
         own = [row for row in stored("post_training.json") if row["network"] == network]
-        found: Files = {
-            "pyro-compress": [[(row["file_bytes"], 100 * (1 - row["test_after"]["accuracy"]))] for row in own]
-        }
+        of = lambda row: (row["file_bytes"], 100 * (1 - row["test_after"]["accuracy"]))  # noqa: E731
+        found: Files = {"pyro-compress": grouped(own, lambda row: row["tolerance"], of)}
         for row in rows:
             if row["network"] == network and row["method"] != "pyro-compress":
-                found[row["method"]] = [[(row["file_bytes"], 100 * (1 - row["test"]["accuracy"]))]]
+                found.setdefault(row["method"], []).append([(row["file_bytes"], 100 * (1 - row["test"]["accuracy"]))])
         whole = (own[0]["file_bytes"] * own[0]["ratio"], 100 * (1 - own[0]["test_before"]["accuracy"]))
         error_against_bytes(ax, found, dense=whole).set_title(CASES[network].title, fontsize="medium")
     name_once(figure)

@@ -123,8 +123,7 @@ def single() -> str:
 
 
 def compared() -> str:
-    rows = [row for row in stored("compared.json") if row["file_bytes"] is not None]
-    return compare_post_training.table(rows)
+    return compare_post_training.table(stored("compared.json"))
 
 
 def language() -> str:

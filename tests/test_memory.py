@@ -32,6 +32,7 @@ from pyro_compress.compression.precision import quantize, size_of, step_size
 from pyro_compress.compression.prune import Ranking, kept, masks_at, scores, unit_scores
 from pyro_compress.compression.rounding import Grid
 from pyro_compress.compression.target import SearchCallbacks, Target, Trial
+from pyro_compress.deploy.memory import high_water_from_now, high_water_mib
 from pyro_compress.graph.capture import capture
 from pyro_compress.metrics import evaluate_mixture
 from pyro_compress.pcn import codec, file
@@ -47,6 +48,18 @@ from pyro_compress.types import (
     nonzero,
     rows_of,
 )
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts anew")
+def test_the_high_water_counts_from_where_it_is_asked_to() -> None:
+    """What was taken and given back before does not count; what comes after does."""
+    block = torch.ones(1 << 25)
+    assert block.sum() == 1 << 25
+    del block
+    start = high_water_from_now()
+    assert high_water_mib() - start < 64
+    assert torch.ones(1 << 25).sum() == 1 << 25
+    assert 120 < high_water_mib() - start < 192
 
 
 @pytest.fixture

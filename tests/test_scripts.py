@@ -7,12 +7,15 @@ import json
 import re
 import runpy
 import shutil
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import bench_browser
+import compare_post_training
 import pytest
 import torch
+from safetensors.torch import save_model
 
 from pyro_compress.studies.study import compare
 from pyro_compress.tuning.published import PUBLISHED
@@ -70,6 +73,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         ("figure_weights", ("--results", "absent"), "absent"),
         ("record", ("--data", "mnist", "--data-dir", "absent"), "MNIST not found"),
         ("study_document", ("--add", "absent.toml", "absent"), "absent.toml"),
+        ("compare_post_training", ("--methods", "int4 + zstd"), "name the Python that has it with --torchao-python"),
     ):
         result = called(script(stem), *arguments, cwd=tmp_path)
         assert result.code == 1, result
@@ -464,3 +468,28 @@ def test_post_training(tmp_path: Path) -> None:
     assert compared["pyro-compress"]["file_bytes"] == rows[0]["file_bytes"]
     assert compared["pyro-compress"]["test"] == rows[0]["test_after"]
     assert set(compared) == {"pyro-compress", "magnitude + xz", "int8 + zstd"}
+    assert all(0 < row["growth_mib"] < row["peak_mib"] for row in compared.values())
+    table = run(script("compare_post_training"), "--smoke", "--json", "compared.json", cwd=tmp_path)
+    assert re.search(r"\| tiny \| pyro-compress \| [\d,]+ \(\d+\.\d\d %\) \| \d+ \| [\d,]+ \([\d,]+\) \|", table)
+
+
+@pytest.mark.slow
+def test_language_models_compared(tmp_path: Path) -> None:
+    """What has no 8 bits, what has no such package, and bits per byte in place of errors."""
+    language = compare_post_training.language()
+    torch.manual_seed(0)
+    save_model(language.lstm((64,), 256), str(tmp_path / "lstm.safetensors"))
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "licence.txt").write_bytes((RESULTS.parents[1] / "LICENSE").read_bytes())
+    asked = ("--weights", ".", "--networks", "lstm", "--tolerances", "0.01", "--json", "rows.json")
+    told = run(script("compare_post_training"), *asked, "--methods", "magnitude + xz", "int8 + zstd", cwd=tmp_path)
+    rows = {row["method"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    pruned = rows["magnitude + xz"]
+    assert f"{pruned['file_bytes']:,} ({pruned['test']['bits']:.3f} bits)" in told
+    assert pruned["validation"]["bits"] == pytest.approx(8, abs=0.2)  # of a network that knows nothing
+    assert pruned["dense_bytes"] == 4 * 411_904
+    other = ("--methods", "int4 + zstd", "--torchao-python", sys.executable)
+    if not importlib.util.find_spec("torchao"):
+        done = called(script("compare_post_training"), *asked, *other, cwd=tmp_path)
+        assert done.code == 1
+        assert done.stderr == f"Error: lstm: {sys.executable}: ModuleNotFoundError: No module named 'torchao'\n"
