@@ -332,11 +332,12 @@ def table(rows: list[dict[str, Any]]) -> str:
             if not mine:
                 continue
             cells = [_cell(mine[t]) if t in mine else "not made" for t in tolerances]
-            spent = [row["cpu_seconds"] for row in mine.values()]
+            spent = [row["cpu_seconds"] for row in mine.values() if "cpu_seconds" in row]
+            seconds = f"{sum(spent) / len(spent):.0f}" if spent else "not measured"
             most = max((row for row in mine.values() if "peak_mib" in row), key=lambda row: row["peak_mib"], default={})
             memory = f"{most['peak_mib']:,.0f} ({most['growth_mib']:,.0f})" if most else "not measured"
             title = NETWORKS[name].title if name in NETWORKS else name
-            lines.append(f"| {title} | {method} | {' | '.join(cells)} | {sum(spent) / len(spent):.0f} | {memory} |")
+            lines.append(f"| {title} | {method} | {' | '.join(cells)} | {seconds} | {memory} |")
     return "\n".join(lines)
 
 

@@ -16,17 +16,17 @@ from torchao.quantization import IntxWeightOnlyConfig, quantize_  # noqa: E402
 from torchao.quantization.granularity import PerAxis, PerGroup  # noqa: E402
 
 
-def rounded(weight: Tensor, bits: int, group: int) -> Tensor:
-    """A weight `(out, in)` or `(out, in, height, width)` as torchao keeps it, a scale for so many of `in`.
+def divided(width: int, group: int) -> int:
+    """The largest group of at most this size that divides a row; 0: the whole row."""
+    return next(size for size in range(min(group or width, width), 0, -1) if width % size == 0)
 
-    Rows that a group does not divide get the next smaller one that does; group 0: the whole row.
-    """
+
+def rounded(weight: Tensor, bits: int, size: int) -> Tensor:
+    """A weight `(out, in)` or `(out, in, height, width)` as torchao keeps it, a scale for so many of `in`."""
     with torch.device("meta"):
         layer = nn.Linear(1, 1, bias=False) if weight.ndim == 2 else nn.Conv2d(1, 1, 1, bias=False)
     layer.weight = nn.Parameter(weight, requires_grad=False)
-    width = weight.shape[1]
-    size = next(size for size in range(min(group or width, width), 0, -1) if width % size == 0)
-    granularity = PerAxis(0) if size == width else PerGroup(size)
+    granularity = PerAxis(0) if size == weight.shape[1] else PerGroup(size)
     config = IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), granularity=granularity)
     quantize_(layer, config, filter_fn=lambda module, name: True)
     return layer.weight
@@ -44,15 +44,16 @@ def packed(integers: Tensor, bits: int) -> bytes:
 def code(given: Arrays, setting: dict) -> Arrays:
     """What is kept of every tensor, once with two integers in a byte and once with one; and its values.
 
-    A weight whose integers and scales would take more than its float32 stays as it is.
+    A weight whose integers, scales and zero points would take more than its float32 stays as it is.
     """
     integers, loose, scales, others, values = b"", b"", b"", b"", {}
     for name, array in given.items():
         bits = setting["bits"].get(name)
-        weight = rounded(torch.from_numpy(array), bits, setting["group"]) if bits else None
-        if weight is None or 5 * weight.scale.numel() + weight.numel() * bits / 8 >= array.nbytes:
+        size = divided(array.shape[1], setting["group"]) if bits else 0
+        if not bits or 5 / size + bits / 8 >= 4:
             others += array.tobytes()
             continue
+        weight = rounded(torch.from_numpy(array), bits, size)
         integers += packed(weight.qdata, bits)
         loose += packed(weight.qdata, 8)
         scales += weight.scale.numpy().tobytes() + weight.zero_point.numpy().tobytes()
