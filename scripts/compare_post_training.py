@@ -312,7 +312,7 @@ def known(path: Path | None, tolerances: list[float]) -> list[dict[str, Any]]:
     """Rows of this package that `post_training_table.py` has made, seed 0 of each network and tolerance."""
     made = [] if path is None else json.loads(path.read_text())
     return [
-        {name: row[name] for name in ("network", "tolerance", "seconds", "cpu_seconds", "file_bytes")}
+        {name: row[name] for name in ("network", "tolerance", "seconds", "file_bytes")}
         | {"method": "pyro-compress", "setting": f"seed 0 of {path}", "dense_bytes": 4 * row["parameters_total"]}
         | {split: row[f"{split}_after"] for split in ("validation", "test")}
         for row in made
@@ -321,7 +321,7 @@ def known(path: Path | None, tolerances: list[float]) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line per network and method, a column per tolerance; time is the mean and memory the most of them."""
+    """Markdown: a line per network and method, a column per tolerance; mean seconds, most memory."""
     tolerances = sorted({row["tolerance"] for row in rows})
     heads = [f"{100 * t:g} may be lost: bytes (test)" for t in tolerances]
     heads = ["network", "method", *heads, "CPU seconds", "peak MiB (on top)"]

@@ -328,3 +328,13 @@ def test_a_torchscript_program_is_named(tmp_path: Path) -> None:
     torch.jit.trace(trained(), torch.zeros(1, 1, 4, 4)).save(str(tmp_path / "w.pt"))
     with pytest.raises(ValueError, match=r"is a TorchScript program, no state dict: .*torch.jit.load"):
         loaded(tmp_path / "w.pt")
+
+
+def test_weights_that_layers_share_may_be_there_once() -> None:
+    """As safetensors' save_model writes them; what is not shared is still missing."""
+    tied, weight = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)), torch.randn(5, 3)
+    with pytest.raises(ValueError, match=r"missing 1\.weight"):
+        put_weights(tied, {"0.weight": weight}, "f", "n")
+    tied[1].weight = tied[0].weight
+    put_weights(tied, {"0.weight": weight}, "f", "n")
+    assert torch.equal(tied[1].weight, weight)

@@ -59,7 +59,7 @@ def high_water_mib() -> float:
 
 
 def high_water_from_now() -> float:
-    """Resident memory of this process in MiB, from which `high_water_mib` counts anew; not on Linux: the peak so far."""
+    """Resident memory of this process in MiB, from which `high_water_mib` counts anew; off Linux the peak."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return high_water_mib()

@@ -80,8 +80,8 @@ def put_weights(
 ) -> None:
     """Load weights into a network, in place.
 
-    Only counters (of minibatches, say) may be missing; auxiliary heads and counters that it lacks are left out. Half,
-    double and sparse tensors become float32 ones.
+    Only counters (of minibatches, say) may be missing, and all but one name of what layers share; auxiliary heads and
+    counters that it lacks are left out. Half, double and sparse tensors become float32 ones.
 
     Args:
         net: the network.
@@ -97,6 +97,10 @@ def put_weights(
     own = net.state_dict()
     given = {key: t for key, t in given.items() if not key.startswith(AUXILIARY) and key not in keeping}
     given = {key: t for key, t in given.items() if key in own or not ignored(key)}
+    places = {(own[key].data_ptr(), own[key].shape): tensor for key, tensor in given.items() if key in own}
+    for key in own.keys() - given.keys():  # safetensors' save_model writes shared weights once
+        if own[key].numel() and (shared := places.get((own[key].data_ptr(), own[key].shape))) is not None:
+            given[key] = shared
     missing = [key for key in own if key not in given and not ignored(key) and key not in keeping]
     unknown = [key for key in given if key not in own]
     shapes = [
