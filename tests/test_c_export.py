@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from test_shrink import PROBLEMS, prepared
+from torch import nn
 
 from pyro_compress.cli.main import main
 from pyro_compress.compression import precision
@@ -21,8 +23,10 @@ from pyro_compress.deploy.c.layers import is_dense
 from pyro_compress.deploy.c.layout import laid_out
 from pyro_compress.deploy.c.library import Library, compiler, load_c
 from pyro_compress.deploy.c.plan import planned
+from pyro_compress.deploy.c.positions import side_by_side
 from pyro_compress.deploy.card import card, tokens_of
 from pyro_compress.deploy.memory import peak_memory
+from pyro_compress.graph.capture import capture
 from pyro_compress.graph.faces.c_text import comment, identifier, indented, number, string
 from pyro_compress.pcn import file, runner
 from pyro_compress.scores import Scores
@@ -249,6 +253,44 @@ def test_extreme_layers(tmp_path: Path) -> None:
         packed = {"0": precision.quantize(torch.from_numpy(codes // coarse).float(), 1.0)}
         network = Compressed(linear(codes).graph, packed, {})
         agrees(network, written(network, tmp_path / "n.c"), ("-O1", *STRICT), (1, 5))
+
+
+@needs_compiler
+@pytest.mark.parametrize("positions", [8, 13, 70])
+def test_layers_at_many_positions_are_convolutions(positions: int, tmp_path: Path) -> None:
+    """Those that follow each other share a transposition; few positions stay as they are."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(7, 9), nn.GELU(), nn.Linear(9, 5), nn.LayerNorm(5))
+    for layer in (net[0], net[2]):
+        layer.weight.data *= torch.rand(layer.weight.shape) < 0.6
+    graph = capture(net.eval(), (positions, 7), trained=False)
+    tensors = {name: value.detach() for name, value in net.state_dict().items()}
+    packed = {name: precision.quantize(t, 0.01) if t.dim() > 1 else t.numpy() for name, t in tensors.items()}
+    network = Compressed(graph, packed, {"data": "own.npz"})
+    assert [loop.op for loop in side_by_side(planned(network))] == ["moved", "conv2d", "conv2d", "moved", "layer_norm"]
+    path = written(network, tmp_path / "n.c")
+    for options in (("-O1", *STRICT), ("-O2", "-march=native", *STRICT)):
+        agrees(network, path, options, (1, 5, 16))
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [("-O2",), ("-O2", "-march=native"), ("-O2", "-DVECTOR_OFF")])
+def test_functions_of_vectors_are_those_of_torch(options: tuple[str, ...], tmp_path: Path) -> None:
+    """To 5e-7 of their size, at the ends of float32 as well; what is not a number stays none."""
+    x = torch.cat([torch.linspace(-12, 12, 59), torch.tensor([-1e30, 1e30, -95.0, 95.0, 1e-20, math.nan])])
+    for op, function in (
+        ("sigmoid", torch.sigmoid), ("tanh", torch.tanh), ("erf", torch.erf), ("silu", nn.functional.silu),
+        ("gelu", nn.functional.gelu),
+    ):  # fmt: skip
+        identity = linear(np.eye(len(x)))
+        last = Node(op, (1,), {}, {"tanh": False} if op == "gelu" else {})
+        network = Compressed(replace(identity.graph, nodes=(*identity.graph.nodes, last)), identity.tensors, {})
+        path = written(network, tmp_path / f"{op}.c")
+        if "-DVECTOR_OFF" in options:  # as compilers without vectors read it
+            path.write_text(path.read_text().replace("defined(__GNUC__)", "0"))
+        found = load_c(path, ("-std=c99", *options, *STRICT))(x[None].numpy())[0]
+        wanted = function(x.double()).numpy()
+        np.testing.assert_allclose(found, wanted, atol=5e-7, rtol=5e-7)
 
 
 def regrouped() -> Compressed:

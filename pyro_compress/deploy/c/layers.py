@@ -20,8 +20,8 @@ from pyro_compress.graph.faces.c_text import floats, integers, number
 DENSE = 2 / 3
 """Share of non-zeros above which a linear layer is stored whole. For one example that takes half of the time then (at a
 third, as long); in a block, longer by the zeros that are multiplied (measured with gcc 12)."""
-DENSE_REPEATED = 1 / 2
-"""The same of a layer that runs at every position or step of a sequence."""
+DENSE_REPEATED = 1 / 5
+"""The same of a layer that runs at every step of a sequence, or at a few positions: at a sixth, both take as long."""
 SUMS, SCALARS = 64, 16
 """Sums of a tile that fit into registers, in vectors and one by one."""
 
@@ -77,9 +77,17 @@ def _sparse(loop: Loop) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     out, channel, row, column = np.nonzero(weights.codes)
     group = out // (len(weights.codes) // weights.groups)
     channel = channel + group * (channels // weights.groups)
+    if _is_point(loop):
+        height = width = 1
     places = (channel * height + row * weights.dilation[0]) * width + column * weights.dilation[1]
     starts = np.searchsorted(out, np.arange(len(weights.codes) + 1))
     return weights.codes[weights.codes != 0], places, starts
+
+
+def _is_point(loop: Loop) -> bool:
+    """Whether a convolution looks at one pixel of every channel: its tables name the channel alone."""
+    assert loop.weights is not None
+    return loop.op != "linear" and loop.weights.codes.shape[2:] == (1, 1)
 
 
 def body(tag: str, loop: Loop, lanes: str) -> str:
@@ -154,7 +162,10 @@ def _walk(tag: str, loop: Loop) -> tuple[str, str, str, str]:
     if is_dense(loop):
         outputs, inputs = loop.weights.codes.shape[:2]
         return "0", str(inputs), f"{tag}_codes[{{0}} * {outputs} + o]", "({0})"
-    return f"{tag}_starts[o]", f"{tag}_starts[o + 1]", f"{tag}_codes[{{0}}]", f"{tag}_places[{{0}}]"
+    _, height, width = loop.shapes[0]
+    apart = f" * {height * width}" if _is_point(loop) and height * width > 1 else ""
+    place = f"(size_t){tag}_places[{{0}}]{apart}" if apart else f"{tag}_places[{{0}}]"
+    return f"{tag}_starts[o]", f"{tag}_starts[o + 1]", f"{tag}_codes[{{0}}]", place
 
 
 def _pairs(tag: str, loop: Loop, lanes: str) -> str:

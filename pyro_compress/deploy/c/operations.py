@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_compress.deploy.c.functions import WIDEST, is_vectorable, of_vectors
 from pyro_compress.deploy.c.layers import body, tables
 from pyro_compress.deploy.c.plan import is_even, is_layer
 from pyro_compress.graph.faces.c import Body, Loop, LoopRule, Single, each
@@ -78,9 +79,18 @@ def _per(lanes: str) -> str:
 def _after(node: Node, loop: Loop, per: str) -> str:
     face = RULES[node.op].c
     assert isinstance(face, Single)
-    return f"""for (size_t i = 0; i < {count(loop.shape)}{per}; i++) {{
-        const float v = y[i];
-        y[i] = {face.expression(node.attributes)};
+    text, size = face.expression(node.attributes), f"{count(loop.shape)}{per}"
+    alone = f"const float v = y[i];\ny[i] = {text};"
+    if not is_vectorable(text):
+        return f"for (size_t i = 0; i < {size}; i++) {{\n{alone}\n}}"
+    left = "" if per or count(loop.shape) % WIDEST == 0 else f"for (; i < {size}; i++) {{\n{alone}\n}}"
+    return f"""{{
+        size_t i = 0;
+        for (; i + VECTOR <= {size}; i += VECTOR) {{
+        const vector v = FROM(y + i);
+        AT(y + i) = {of_vectors(text)};
+        }}
+        {left}
         }}"""
 
 

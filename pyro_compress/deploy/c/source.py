@@ -18,10 +18,12 @@ import numpy as np
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.deploy.c import templates
+from pyro_compress.deploy.c.functions import functions
 from pyro_compress.deploy.c.layers import read
 from pyro_compress.deploy.c.layout import Layout, laid_out
 from pyro_compress.deploy.c.operations import constants, described, function
 from pyro_compress.deploy.c.plan import planned
+from pyro_compress.deploy.c.positions import side_by_side
 from pyro_compress.graph.faces.c_text import WIDTH, comment, identifier, indented, integers, number, string
 from pyro_compress.pcn.file import plan_of
 from pyro_compress.types import Compressed, count
@@ -70,12 +72,13 @@ def source(network: Compressed, card: Mapping[str, Any], stem: str) -> str:
     """
     if (values := plan_of(network).values) > MOST_VALUES:
         raise ValueError(f"{values} values are too many for a C file (at most {MOST_VALUES}); export to model.onnx")
-    layout = laid_out(planned(network))
+    layout = laid_out(side_by_side(planned(network)))
     inputs, shapes = count(network.graph.input_shape), [loop.shape for loop in layout.loops]
     crossing = inputs if layout.crossing < 0 else count(shapes[layout.crossing])
     raw = inputs if card["input"]["dtype"] in TYPES else 0
     sizes = Sizes(inputs, count(shapes[-1]), raw, layout.sizes[0], crossing, layout.sizes[1])
-    code = [INCLUDES, _macros(card, sizes), _declarations(card, sizes), *_steps(layout), _floats(card, sizes)]
+    steps = "\n".join(_steps(layout))
+    code = [INCLUDES, _macros(card, sizes), _declarations(card, sizes), functions(steps), steps, _floats(card, sizes)]
     code += [*_chains(layout), _taking(card, layout, sizes), _run(sizes), _program(card, sizes)]
     text = indented("\n".join(code))
     return comment(_about(card, sizes, stem)) + named(text, identifier(stem))

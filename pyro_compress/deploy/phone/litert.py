@@ -63,14 +63,21 @@ def write_litert(network: Compressed, card: Mapping[str, Any], path: Path, examp
             types, floats = tensor_types(content)
             if floats:
                 raise ValueError(
-                    f"LiteRT's quantiser leaves {some(floats)} in floats; leave it out of the network, or export "
-                    "without --int8"
+                    f"LiteRT's quantiser leaves {some(floats)} in floats{_tables(network)}; leave it out of the "
+                    "network, export without --int8, or to model.c --integer"
                 )
     write_atomically(path, with_card(content, card))
     if examples is None:
         return ["one example at a time"]
     counted = ", ".join(f"{count} {kind.lower()}" for kind, count in types.most_common())
     return [f"one example at a time, 8-bit integers: of its tensors {counted}, none float"]
+
+
+def _tables(network: Compressed) -> str:
+    """The tables that tokens are looked up in, which the quantiser does not know, for messages."""
+    nodes = [node for node in network.graph.nodes if node.op == "embedding"]
+    names = [node.parameters["weight"].removesuffix(".weight") for node in nodes]
+    return f" (the embedding {some(names)})" if names else ""
 
 
 def _in_integers(content: bytes, network: Compressed, examples: Tensor) -> bytes:

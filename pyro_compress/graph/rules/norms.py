@@ -173,15 +173,39 @@ def _c_layer_norm(tag: str, loop: c.Loop, per: str) -> str:
 
 def _c_moments(first: str, size: int, per: str, eps: float) -> str:
     """Mean of so many values, and what they are multiplied by to have a variance of one."""
+    if per:
+        return f"""
+            float mean = 0, spread = 0;
+            for (size_t i = 0; i < {size}; i++)
+            mean += x[({first}i){per} + l];
+            mean /= {size};
+            for (size_t i = 0; i < {size}; i++) {{
+            const float v = x[({first}i){per} + l] - mean;
+            spread += v * v;
+            }}
+            spread = 1 / sqrtf(spread / {size} + {number(eps)});"""
     return f"""
-        float mean = 0, spread = 0;
-        for (size_t i = 0; i < {size}; i++)
-        mean += x[({first}i){per} + l];
+        const vector zero = {{0}};
+        vector sums = zero, squares = zero;
+        float mean = 0, spread = 0, parts[VECTOR];
+        size_t n = 0;
+        for (; n + VECTOR <= {size}; n += VECTOR)
+        sums += FROM(x + {first}n);
+        AT(parts) = sums;
+        for (size_t i = 0; i < VECTOR; i++)
+        mean += parts[i];
+        for (; n < {size}; n++)
+        mean += x[{first}n];
         mean /= {size};
-        for (size_t i = 0; i < {size}; i++) {{
-        const float v = x[({first}i){per} + l] - mean;
-        spread += v * v;
+        for (n = 0; n + VECTOR <= {size}; n += VECTOR) {{
+        const vector v = FROM(x + {first}n) - mean;
+        squares += v * v;
         }}
+        AT(parts) = squares;
+        for (size_t i = 0; i < VECTOR; i++)
+        spread += parts[i];
+        for (; n < {size}; n++)
+        spread += (x[{first}n] - mean) * (x[{first}n] - mean);
         spread = 1 / sqrtf(spread / {size} + {number(eps)});"""
 
 

@@ -146,24 +146,37 @@ def _c_place_recurrent(planning: c.Planning, node: Node, index: int) -> int:
     return planning.add(made)
 
 
-C_LOGISTIC = "1 / (1 + expf(-({})))"
+C_LOGISTIC = "1 / (1 + {e}(-({})))"
 C_STEPS = {
     "lstm": """
-        const float take = {0}, keep = {1}, give = {3};
-        state[i] = keep * state[i] + take * tanhf({2});
-        h[i] = give * tanhf(state[i]);""",
+        const {kind} take = {0}, keep = {1}, give = {3}, cell = keep * {at}state[i]) + take * {t}({2});
+        {at}state[i]) = cell;
+        {at}h[i]) = give * {t}(cell);""",
     "gru": """
-        const float reset = {0}, keep = {1};
-        h[i] = (1 - keep) * tanhf(g[2 * N + i] + reset * gates[2 * N + i]) + keep * before[i];""",
+        const {kind} reset = {0}, keep = {1};
+        const {kind} fresh = {t}({from}g[2 * N + i]) + reset * {from}gates[2 * N + i]));
+        {at}h[i]) = (1 - keep) * fresh + keep * {from}before[i]);""",
 }
-"""What becomes of unit `i`, given its gates, of `N` numbers each."""
+"""What becomes of unit `i`, or of a vector of units, given its gates, of `N` numbers each."""
+
+
+def _c_step(loop: c.Loop, per: str, vectors: bool) -> str:
+    words = {"kind": "vector", "at": "AT(&", "from": "FROM(&"} if vectors else {"kind": "float", "at": "(", "from": "("}
+    words |= {"e": "vector_exp", "t": "vector_tanh"} if vectors else {"e": "expf", "t": "tanhf"}
+    sums = ["{from}g[%d * N + i]) + {from}gates[%d * N + i])" % (k, k) for k in range(4)]  # noqa: UP031
+    sums = [one if (loop.op, k) == ("lstm", 2) else C_LOGISTIC.replace("{}", one) for k, one in enumerate(sums)]
+    inside = C_STEPS[loop.op]
+    for k, one in enumerate(sums):
+        inside = inside.replace(f"{{{k}}}", one)
+    for name, word in words.items():
+        inside = inside.replace(f"{{{name}}}", word)
+    return inside.replace("N", f"{loop.shape[2]}{per}")
 
 
 def _c_recurrent(tag: str, loop: c.Loop, per: str) -> str:
     (steps, _, rows), units = loop.shapes[0], loop.shape[2]
-    sums = [f"g[{k} * N + i] + gates[{k} * N + i]" for k in range(4)]
-    sums = [one if (loop.op, k) == ("lstm", 2) else C_LOGISTIC.format(one) for k, one in enumerate(sums)]
-    inside = C_STEPS[loop.op].format(*sums).replace("N", f"{units}{per}")
+    alone = f"for (; i < {units}; i++) {{\n{_c_step(loop, per, False)}\n}}"
+    left = "" if per or units % 8 == 0 else alone
     order, before = (f"{steps - 1} - s", "t + 1") if loop.attributes["reverse"] else ("s", "t - 1")
     return f"""
         float *const gates = y + {steps * units}{per}, *const state = gates + {rows}{per};
@@ -171,12 +184,14 @@ def _c_recurrent(tag: str, loop: c.Loop, per: str) -> str:
         state[i] = 0;
         for (size_t s = 0; s < {steps}; s++) {{
         const size_t t = {order};
-        const float *const g = x + t * {rows}{per}, *const before = s > 0 ? y + ({before}) * {units}{per} : state;
+        const float *g = x + t * {rows}{per}, *before = s > 0 ? y + ({before}) * {units}{per} : state;
         float *const h = y + t * {units}{per};
+        size_t i = 0;
         {tag}_inner{"_lanes" if per else ""}(before, gates);
-        for (size_t i = 0; i < {units}{per}; i++) {{
-        {inside}
+        for (; i + VECTOR <= {units}{per}; i += VECTOR) {{
+        {_c_step(loop, per, True)}
         }}
+        {left}
         }}"""
 
 

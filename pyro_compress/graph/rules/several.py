@@ -199,49 +199,95 @@ def _c_matmul(tag: str, loop: c.Loop, per: str) -> str:
 
 
 def _c_place_attention(planning: c.Planning, node: Node, index: int) -> int:
-    """Heads, one after the other; the shares of one query lie behind the output."""
+    """Heads, one after the other; the shares of one query and the keys of one head lie behind the output."""
     values, shapes = [planning.value[i] for i in node.inputs], [planning.shapes[i] for i in node.inputs]
     planes: list[c.Shape] = [(count(shape[:-2]), shape[-2], shape[-1]) for shape in shapes]
     made = (planes[0][0], planes[0][1], planes[2][2])
     scale = node.attributes["scale"]
     attributes = {"causal": node.attributes["causal"], "scale": planes[0][2] ** -0.5 if scale is None else scale}
-    return planning.add(c.Loop("attention", values, planes, made, attributes=attributes, scratch=planes[1][1]))
+    scratch = planes[1][1] * (1 + planes[1][2])
+    return planning.add(c.Loop("attention", values, planes, made, attributes=attributes, scratch=scratch))
 
 
 def _c_attention(tag: str, loop: c.Loop, per: str) -> str:
     (heads, rows, size), (_, keys, _), width = loop.shapes[0], loop.shapes[1], loop.shape[2]
     seen = f"r < {keys} ? r + 1 : {keys}" if loop.attributes["causal"] else str(keys)
     return f"""
-        float *const share = y + {count(loop.shape)}{per};
-        for (size_t h = 0; h < {heads}; h++)
+        float *const share = y + {count(loop.shape)}{per}, *const turned = share + {keys}{per};
+        for (size_t h = 0; h < {heads}; h++) {{
+        for (size_t j = 0; j < {keys}; j++)
+        for (size_t k = 0; k < {size}; k++)
+        {c.each(per)}
+        turned[(k * {keys} + j){per} + l] = x1[((h * {keys} + j) * {size} + k){per} + l];
         for (size_t r = 0; r < {rows}; r++) {{
         const size_t seen = {seen};
         const float *const query = x0 + (h * {rows} + r) * {size}{per};
         float *const to = y + (h * {rows} + r) * {width}{per};
-        for (size_t j = 0; j < seen; j++) {{
-        const float *const key = x1 + (h * {keys} + j) * {size}{per};
-        {c.each(per)} {{
-        float sum = 0;
-        for (size_t k = 0; k < {size}; k++)
-        sum += query[k{per} + l] * key[k{per} + l];
-        share[j{per} + l] = sum * {number(loop.attributes["scale"])};
-        }}
-        }}
-        {c.each(per)} {{
-        float most = share[l], sum = 0;
-        for (size_t j = 1; j < seen; j++)
-        most = most > share[j{per} + l] ? most : share[j{per} + l];
-        for (size_t j = 0; j < seen; j++)
-        sum += share[j{per} + l] = expf(share[j{per} + l] - most);
-        for (size_t j = 0; j < seen; j++)
-        share[j{per} + l] /= sum;
-        }}
+        {(_c_shares_lanes if per else _c_shares)(keys, size, number(loop.attributes["scale"]))}
         for (size_t i = 0; i < {width}{per}; i++)
         to[i] = 0;
         for (size_t j = 0; j < seen; j++)
         for (size_t k = 0; k < {width}; k++)
         {c.each(per)}
         to[k{per} + l] += share[j{per} + l] * x2[((h * {keys} + j) * {width} + k){per} + l];
+        }}
+        }}"""
+
+
+def _c_shares(keys: int, size: int, scale: str) -> str:
+    """Softmax of a query's products with the keys, `VECTOR` keys at once."""
+    return f"""
+        float most = {number(c.LOWEST)}, sum = 0;
+        size_t j = 0;
+        for (; j + VECTOR <= seen; j += VECTOR) {{
+        vector total = query[0] * FROM(turned + j);
+        for (size_t k = 1; k < {size}; k++)
+        total += query[k] * FROM(turned + k * {keys} + j);
+        AT(share + j) = total * {scale};
+        }}
+        for (; j < seen; j++) {{
+        float total = 0;
+        for (size_t k = 0; k < {size}; k++)
+        total += query[k] * turned[k * {keys} + j];
+        share[j] = total * {scale};
+        }}
+        for (j = 0; j < seen; j++)
+        most = most > share[j] ? most : share[j];
+        for (j = 0; j + VECTOR <= seen; j += VECTOR)
+        AT(share + j) = vector_exp(FROM(share + j) - most);
+        for (; j < seen; j++)
+        share[j] = expf(share[j] - most);
+        for (j = 0; j < seen; j++)
+        sum += share[j];
+        for (j = 0; j < seen; j++)
+        share[j] /= sum;"""
+
+
+def _c_shares_lanes(keys: int, size: int, scale: str) -> str:
+    """The same for `VECTOR` examples at once."""
+    return f"""
+        for (size_t l = 0; l < LANES; l += VECTOR) {{
+        const vector zero = {{0}};
+        float most[VECTOR];
+        vector sum = zero;
+        for (size_t i = 0; i < VECTOR; i++)
+        most[i] = {number(c.LOWEST)};
+        for (size_t j = 0; j < seen; j++) {{
+        float *const to = share + j * LANES + l;
+        vector total = zero;
+        for (size_t k = 0; k < {size}; k++)
+        total += FROM(query + k * LANES + l) * FROM(turned + (k * {keys} + j) * LANES + l);
+        AT(to) = total * {scale};
+        for (size_t i = 0; i < VECTOR; i++)
+        most[i] = most[i] > to[i] ? most[i] : to[i];
+        }}
+        for (size_t j = 0; j < seen; j++) {{
+        float *const to = share + j * LANES + l;
+        AT(to) = vector_exp(FROM(to) - FROM(most));
+        sum += FROM(to);
+        }}
+        for (size_t j = 0; j < seen; j++)
+        AT(share + j * LANES + l) /= sum;
         }}"""
 
 
