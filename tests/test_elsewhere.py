@@ -58,7 +58,7 @@ def test_a_service_answers_with_the_ensembles_probabilities(fitted_run: Run, dig
 def test_hugging_face(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Back from `save_pretrained`, the same logits as the file, within the tolerance of the network given."""
     pytest.importorskip("transformers")
-    example("hugging_face").main(tmp_path)
+    example("hugging_face").main(tmp_path, epochs=12)
     told = capsys.readouterr().out
     assert {path.name for path in (tmp_path / "digits").iterdir()} == {"config.json", "network.pcn"}
     within(told)
@@ -67,11 +67,11 @@ def test_hugging_face(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.slow
 def test_timm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("timm")
-    example("timm_network").main(tmp_path)
+    example("timm_network").main(tmp_path, "test_byobnet", epochs=4)
     within(capsys.readouterr().out)
 
 
 def within(told: str) -> None:
     given, back = (float(word.rstrip("%,")) for word in told.split() if word.rstrip(",").endswith("%") and "." in word)
-    assert given < 10
+    assert given < 15
     assert back < given + 3

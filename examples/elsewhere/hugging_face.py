@@ -66,11 +66,11 @@ class Logits(nn.Module):
         return self.model(pixel_values=x).logits
 
 
-def small_vit(epochs: int = 20) -> ViTForImageClassification:
+def small_vit(epochs: int) -> ViTForImageClassification:
     """A transformer on the embedded digits, trained as one trains them."""
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, image_size=8, patch_size=2,
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, image_size=8, patch_size=4,
         num_channels=1, num_labels=10,
     )  # fmt: skip
     model, train = ViTForImageClassification(config), pc.load_splits("digits").train
@@ -83,9 +83,9 @@ def small_vit(epochs: int = 20) -> ViTForImageClassification:
     return model.eval()
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, epochs: int = 40) -> None:
     """Train, compress, save, load, compare."""
-    splits, model = pc.load_splits("digits"), small_vit()
+    splits, model = pc.load_splits("digits"), small_vit(epochs)
     small = pc.trained(Logits(model), splits).compress(tolerance=0.01)
     print(small)
     config = PcnConfig(id2label=dict(enumerate(map(str, range(10)))), num_labels=10)

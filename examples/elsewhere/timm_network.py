@@ -18,10 +18,10 @@ from torch import nn
 import pyro_compress as pc
 
 
-def small_network(epochs: int = 12) -> nn.Module:
-    """A MobileNetV3 of timm's on the digits, enlarged to 32 × 32."""
+def small_network(name: str, epochs: int) -> nn.Module:
+    """A network of timm's on the digits, enlarged to 32 × 32."""
     torch.manual_seed(0)
-    body = timm.create_model("mobilenetv3_small_050", num_classes=10, in_chans=1)
+    body = timm.create_model(name, num_classes=10, in_chans=1)
     net, train = nn.Sequential(nn.Upsample(scale_factor=4), body), pc.load_splits("digits").train
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     for _ in range(epochs):
@@ -32,9 +32,9 @@ def small_network(epochs: int = 12) -> nn.Module:
     return net.eval()
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, name: str = "mobilenetv3_small_050", epochs: int = 12) -> None:
     """Train, compress, load, compare."""
-    splits, net = pc.load_splits("digits"), small_network()
+    splits, net = pc.load_splits("digits"), small_network(name, epochs)
     small = pc.trained(net, splits).compress(tolerance=0.01)
     print(small)
     back = pc.load(small.save(folder / "digits.pcn"))
