@@ -128,6 +128,7 @@ def main() -> None:
                 continue
             started = time.process_time()
             found = small(given, goal)
+            found.save(Path(options.folder) / f"{name}-{way.split()[0].strip(',')}.pcn", force=True)
             row = row_of(name, way, found, time.process_time() - started) | {"train_seconds": round(seconds, 1)}
             rows.append(row | recipe)
             print(json.dumps({key: rows[-1][key] for key in ("network", "way", "bytes", "ratio", "test_bits", "more")}))
