@@ -7,12 +7,13 @@ deterministic. Neither torch nor Pyro is imported at run time, so that a decoder
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pyro_compress.inputs import Input
+from pyro_compress.length import Length, shapes_taken
 from pyro_compress.outputs import outputs_of
 from pyro_compress.provenance import Provenance
 
@@ -85,55 +86,6 @@ class Node:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
-class Length(int):
-    """A whole number that changes with the length of the sequences; as an `int` it is what it is at the full length.
-
-    Attributes:
-        slope: by how much it grows with every step of a sequence.
-    """
-
-    slope: int
-
-    def __new__(cls, full: int, slope: int = 1) -> Self:
-        """`full` at the full length."""
-        found = super().__new__(cls, full)
-        found.slope = slope
-        return found
-
-    @classmethod
-    def spelled(cls, value: Any, full: int) -> Any:
-        """JSON values for an attribute: `{"length": slope, "plus": what is left}` for such a number.
-
-        Args:
-            value: an attribute, or a part of one.
-            full: the full length.
-        """
-        if isinstance(value, cls):
-            return {"length": value.slope, "plus": int(value) - value.slope * full}
-        return _within(value, lambda part: cls.spelled(part, full))
-
-    @classmethod
-    def read(cls, value: Any, full: int) -> Any:
-        """What `spelled` made, as it was."""
-        if isinstance(value, dict) and value.keys() == {"length", "plus"}:
-            slope, more = value["length"], value["plus"]
-            if type(slope) is int and type(more) is int and max(abs(slope), abs(more)) < 1 << 31:
-                return cls(slope * full + more, slope)
-        return _within(value, lambda part: cls.read(part, full))
-
-    @classmethod
-    def at(cls, value: Any, more: int) -> Any:
-        """An attribute where sequences are `more` steps longer than the full length."""
-        return int(value) + value.slope * more if isinstance(value, cls) else _within(value, lambda p: cls.at(p, more))
-
-
-def _within(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A JSON value with its parts changed."""
-    if isinstance(value, dict):
-        return {key: change(part) for key, part in value.items()}
-    return [change(part) for part in value] if isinstance(value, list) else value
-
-
 @dataclass(frozen=True)
 class Graph:
     """A network as a list of operations in execution order; the last node is the output.
@@ -155,7 +107,7 @@ class Graph:
     @property
     def takes(self) -> str:
         """Shapes of one example that it takes, in words."""
-        return f"({self.least} to {self.input_shape[0]},)" if self.least else str(self.input_shape)
+        return shapes_taken(self.input_shape, self.least)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether it takes examples of a shape."""
@@ -172,9 +124,12 @@ class Graph:
             return self
         if not self.fits(shape):
             raise ValueError(f"inputs of shape {tuple(shape)}; this network takes {self.takes}")
-        more = shape[0] - self.input_shape[0]
+        return self.lengthened(shape[0] - self.input_shape[0])
+
+    def lengthened(self, more: int) -> Graph:
+        """The graph for sequences of so many steps more than the longest, and for these alone."""
         nodes = tuple(replace(node, attributes=Length.at(node.attributes, more)) for node in self.nodes)
-        return replace(self, nodes=nodes, input_shape=tuple(shape), least=0)
+        return replace(self, nodes=nodes, input_shape=(self.input_shape[0] + more,), least=0)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

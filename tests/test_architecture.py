@@ -23,6 +23,7 @@ FLOORS = [
     {
         "imports",
         "inputs",
+        "length",
         "provenance",
         "settings/registries",
         "runs/slurm",

@@ -15,10 +15,11 @@ from pyro_compress.compression.shrink import shrink
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.ir import graph_of
 from pyro_compress.graph.network import Network, tensors_of
+from pyro_compress.length import Length
 from pyro_compress.networks.nets import build_net
 from pyro_compress.pcn import file, header, runner
 from pyro_compress.pcn.file import loads
-from pyro_compress.types import Compressed, Graph, Length
+from pyro_compress.types import Compressed, Graph
 
 LONGEST, TOKENS = 12, 9
 

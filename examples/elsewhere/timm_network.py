@@ -23,12 +23,15 @@ def small_network(name: str, epochs: int) -> nn.Module:
     torch.manual_seed(0)
     body = timm.create_model(name, num_classes=10, in_chans=1)
     net, train = nn.Sequential(nn.Upsample(scale_factor=4), body), pc.load_splits("digits").train
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(net.parameters())
+    steps = epochs * -(-len(train) // 64)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
     for _ in range(epochs):
         for rows in torch.randperm(len(train)).split(64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(train.x[rows]), train.y[rows]).backward()
             optimizer.step()
+            rates.step()
     return net.eval()
 
 

@@ -14,6 +14,7 @@ from pyro_compress.cli.console import table
 from pyro_compress.cli.options import memory_option
 from pyro_compress.cli.values import RunPath
 from pyro_compress.foreign import name_shown, shown
+from pyro_compress.length import shapes_taken
 from pyro_compress.outputs import outputs_of
 from pyro_compress.scores import ratio_text
 
@@ -57,7 +58,7 @@ def info_text(found: Info) -> str:
 def _facts(found: Info) -> Iterator[tuple[str, str]]:
     yield from ((name_shown(name), shown(value)) for name, value in found.origin.items())
     yield "task", name_shown(found.task)
-    shape = f"({found.shortest} to {found.input_shape[0]},)" if found.shortest else found.input_shape
+    shape = shapes_taken(found.input_shape, found.shortest)
     yield "input", f"{shape} {name_shown(found.input_kind)}: {name_shown(found.input_meaning)}"
     yield from ((f"input {name_shown(one.name)}", f"{one.shape} {one.kind}") for one in found.inputs)
     if outputs := outputs_of(found.task):

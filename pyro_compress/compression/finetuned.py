@@ -180,13 +180,15 @@ TrainAt = Callable[[float], tuple[Compressed, Trial, bool]]
 def _highest(train_at: TrainAt, ended: Callable[[], bool]) -> Compressed:
     """The highest λ of the grid whose scores reach the target; errors grow with λ."""
     best: Compressed | None = None
+
+    def misses(lam: float) -> bool:
+        nonlocal best
+        network, _, good = train_at(lam)
+        best = network if good else best
+        return not good
+
     for grid in (LAMBDAS, LOWER):
-        low, high = -1, len(grid)
-        while high - low > 1 and not (best is not None and ended()):
-            middle = (low + high) // 2
-            network, _, good = train_at(grid[middle])
-            best = network if good else best
-            low, high = (middle, high) if good else (low, middle)
+        _boundary(grid, misses, lambda: best is not None and ended())
         if best is not None:
             return best
     raise ValueError(
@@ -210,14 +212,14 @@ def _fullest(train_at: TrainAt, ended: Callable[[], bool]) -> Compressed:
         return small
 
     grid = LAMBDAS
-    low, high = _first_that_fits(grid, fits, lambda: best is not None and ended())
+    low, high = _boundary(grid, fits, lambda: best is not None and ended())
     if best is None:
         raise ValueError(
             f"no lambda from {LAMBDAS[0]:g} to {LAMBDAS[-1]:g} fits; give --finetune-lambda, or allow more"
         )
     if low < 0 and high == 0:
         grid = (*LOWER, LAMBDAS[0])
-        low, high = _first_that_fits(grid, fits, ended, len(LOWER))
+        low, high = _boundary(grid[:-1], fits, ended)
     if low >= 0:
         loose, tight = grid[low], grid[high]
         for _ in range(0 if ended() else FILLED):
@@ -226,12 +228,10 @@ def _fullest(train_at: TrainAt, ended: Callable[[], bool]) -> Compressed:
     return best[1]
 
 
-def _first_that_fits(
-    grid: Sequence[float], fits: Callable[[float], bool], ended: Callable[[], bool], known: int | None = None
-) -> tuple[int, int]:
-    """Places of the last λ that does not fit (-1: all do) and of the next, by bisection; `known`: one that does."""
-    low, high = -1, len(grid) if known is None else known
+def _boundary(grid: Sequence[float], holds: Callable[[float], bool], ended: Callable[[], bool]) -> tuple[int, int]:
+    """Places of the last λ of which something does not hold yet (-1: none) and of the next, by bisection."""
+    low, high = -1, len(grid)
     while high - low > 1 and not ended():
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(grid[middle]) else (middle, high)
+        low, high = (low, middle) if holds(grid[middle]) else (middle, high)
     return low, high

@@ -14,7 +14,7 @@ from pyro_compress.compression.code_length import CodeLength
 from pyro_compress.compression.packing import packed
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.shrink import Shrunk, trace_shrink
-from pyro_compress.graph.ir import multiplied
+from pyro_compress.graph.ir import convolves, multiplied
 from pyro_compress.graph.network import fixed_of, run_graph
 from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.machine import channels_last
@@ -37,10 +37,11 @@ class QuantizationAware:
         free: tensor name -> float32 values before rounding, of a weight those of its survivors.
         log_spread: weight name -> logarithms of its survivors' posterior standard deviations; empty without `svi`.
         steps: step of every quantised tensor; empty during the first stage.
+        convolved: whether a convolution reads the images.
     """
 
     def __init__(self, graph: Graph, tensors: dict[str, Tensor], how: FineTune, spreads: dict[str, Tensor]):
-        self.how, self.steps = how, dict[str, float]()
+        self.how, self.steps, self.convolved = how, dict[str, float](), convolves(graph)
         self.loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
         self.generator = torch.Generator().manual_seed(how.seed)
         weights = {name for name in multiplied(graph) if tensors[name].dim() > 1}
@@ -81,7 +82,7 @@ class QuantizationAware:
         assert self.optimizer
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * self.how.lr * (1 - progress)
-        x, drawn = channels_last(x), self.noisy()
+        x, drawn = channels_last(x) if self.convolved else x, self.noisy()
         loss = self.lost(self.worst_nearby(drawn, x, y, teacher) if self.how.sam_rho else drawn, x, y, teacher)
         if not math.isfinite(loss.item()):
             given = {name: getattr(self.how, name) for name in ("lr", "noise", "sam_rho")}

@@ -11,8 +11,9 @@ from pyro_compress.foreign import of_type, record, shown, table
 from pyro_compress.graph.operations.kept import multiplies, whole_tensors
 from pyro_compress.graph.operations.table import OPERATIONS, is_last, is_weighted
 from pyro_compress.inputs import inputs_of
+from pyro_compress.length import Length
 from pyro_compress.pcn.gate import kind_of, least_of
-from pyro_compress.types import Graph, Length, Node
+from pyro_compress.types import Graph, Node
 
 
 def head_of(graph: Graph) -> list[str]:

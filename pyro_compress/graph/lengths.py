@@ -1,8 +1,8 @@
 """Sequences of any length up to the longest: which numbers of a graph change with it, and by how much.
 
 A network is read once for the longest sequences and once for sequences of one step less. Where both graphs have the
-same nodes, every number that differs is taken to be linear in the length (`types.Length`), and what that gives is held
-against the module at other lengths before anybody trusts it.
+same nodes, every number that differs is taken to be linear in the length (`pyro_compress.length.Length`), and what
+that gives is held against the module at other lengths before anybody trusts it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import nn
 from pyro_compress.graph.checked import BATCHES, close, evaluating, examples, exported, held_tensors, outputs_of
 from pyro_compress.graph.network import run_graph
 from pyro_compress.graph.reading import read
-from pyro_compress.types import Graph, Length, Node
+from pyro_compress.length import Length
+from pyro_compress.types import Graph, Node
 
 SHORTEST = 4
 """Sequences of fewer steps have no shorter ones."""
@@ -40,7 +41,7 @@ def with_lengths(net: nn.Module, graph: Graph) -> Graph:
         try:
             varying = _family(graph, shorter)
         except ValueError:  # what is read of a tensor is all of it for the longest alone
-            varying = _family(_longer(_family(shorter, _read(net, graph, longest - 2))), shorter)
+            varying = _family(_family(shorter, _read(net, graph, longest - 2)).lengthened(1), shorter)
     except ValueError:  # the module takes no other length, or computes something else for it
         return graph
     if not all(_holds(net, varying, length) for length in (longest, longest - 1, half)):
@@ -64,12 +65,6 @@ def _family(full: Graph, shorter: Graph) -> Graph:
             raise ValueError("another operation for another length")
         nodes.append(replace(one, attributes=_varying(one.attributes, other.attributes)))
     return replace(full, nodes=tuple(nodes), least=1)
-
-
-def _longer(graph: Graph) -> Graph:
-    """The graph for sequences of one step more."""
-    nodes = tuple(replace(node, attributes=Length.at(node.attributes, 1)) for node in graph.nodes)
-    return replace(graph, nodes=nodes, input_shape=(graph.input_shape[0] + 1,), least=0)
 
 
 def _varying(full: Any, shorter: Any) -> Any:

@@ -32,9 +32,10 @@ from pyro_compress.graph.operations.row import (
 )
 from pyro_compress.graph.operations.table import OPERATIONS, is_weighted, weighted
 from pyro_compress.inputs import inputs_of, size_of
+from pyro_compress.length import Length
 from pyro_compress.pcn.names import check_names, shortened
 from pyro_compress.pcn.schema import check_node
-from pyro_compress.types import Graph, Length, Node
+from pyro_compress.types import Graph, Node
 
 MAX_NODES = 1 << 13
 """Operations of a network."""

@@ -14,12 +14,13 @@ import zlib
 from typing import Any
 
 from pyro_compress.graph.operations.table import OPERATIONS
+from pyro_compress.length import Length
 from pyro_compress.pcn.codec import Reader, varint
 from pyro_compress.pcn.gate import built, shape_of
 from pyro_compress.pcn.names import shortened as shortened_text
 from pyro_compress.pcn.templates import TEMPLATES, matching
 from pyro_compress.pcn.words import WORDS
-from pyro_compress.types import Graph, Length
+from pyro_compress.types import Graph
 
 MAX_HEADER = 1 << 20
 MAX_HEADER_JSON = 8 << 20

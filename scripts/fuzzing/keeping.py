@@ -39,9 +39,7 @@ def passed(document: Document) -> tuple[Graph, gate.Plan]:
         ValueError: it does not pass.
     """
     told = document["graph"]
-    graph = gate.built(
-        told["nodes"], told["input"], told.get("kind", "float32"), told.get("inputs", []), told.get("least", 0)
-    )
+    graph = gate.built(told["nodes"], told["input"], told.get("kind", "float32"), told.get("inputs", []))
     shapes = {name: tuple(shape) for name, shape, _ in document["tensors"]}
     if len(shapes) < len(document["tensors"]):
         raise ValueError("a tensor twice")
