@@ -368,6 +368,8 @@ def _writes(node: ast.AST) -> bool:
     if not isinstance(node, ast.Call):
         return False
     called = node.func
+    if any(isinstance(part, ast.Constant) and str(part.value).startswith("/proc/") for part in ast.walk(called)):
+        return False  # a switch of the kernel
     if isinstance(called, ast.Attribute):
         owner = called.value.id if isinstance(called.value, ast.Name) else ""
         if called.attr in {"save", "savez"} and owner == "np":
