@@ -71,7 +71,7 @@ FLOORS = [
         "pcn/*",
     },
     {"graph/packing", "data/several"},
-    {"graph/calls", "graph/faces/c", "graph/faces/c_text", "graph/faces/onnx", "graph/ir"},
+    {"graph/calls", "graph/convolution", "graph/faces/c", "graph/faces/c_text", "graph/faces/onnx", "graph/ir"},
     {"graph/faces/c_moves"},
     {"graph/faces/c_layers"},
     {"graph/rules/row"},

@@ -50,7 +50,6 @@ from pyro_compress.types import (
     rows_of,
 )
 
-
 COUNTED_ANEW = """
 from pyro_compress.deploy.memory import high_water_from_now, high_water_mib
 b"x" * (1 << 27)

@@ -22,6 +22,7 @@ from pyro_compress.bayes.assignment import Assignment, everywhere
 from pyro_compress.bayes.priors import Prior
 from pyro_compress.bayes.shards import Rows, applied
 from pyro_compress.graph.checked import examples, outputs_of, trial
+from pyro_compress.graph.convolution import convolve
 from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.types import Graph, LayerShape, WeightDraw
 
@@ -41,11 +42,9 @@ def _linear(module: nn.Module) -> Operation:
 def _conv(module: nn.Module) -> Operation:
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     # the module's own forward: it knows padding modes; its weight and bias are passed in
-    rank = len(module.kernel_size)
     if module.padding_mode == "zeros":
-        conv = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
         settings = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
-        return Operation(functools.partial(conv, **settings), 1)
+        return Operation(functools.partial(convolve, **settings), 1)
     bare = copy.deepcopy(module)
     bare._parameters.clear()
     return Operation(bare._conv_forward, 1)

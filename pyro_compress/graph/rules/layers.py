@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pyro_compress.graph.calls import Call, Parsed, axes_of
+from pyro_compress.graph.convolution import convolve
 from pyro_compress.graph.faces.c import Layer, LoopRule
 from pyro_compress.graph.faces.c_layers import place_upward, place_volume
 from pyro_compress.graph.faces.onnx import Builder, Placement
@@ -85,8 +86,7 @@ def _linear_transpose(x: Tensor, p: dict[str, Tensor]) -> Tensor:
 
 def _conv(x: Tensor, p: dict[str, Tensor], a: dict[str, Any]) -> Tensor:
     x, padding = padded(x, a)
-    conv = (F.conv1d, F.conv2d, F.conv3d)[len(padding) - 1]
-    return conv(x, p["weight"], p.get("bias"), a["stride"], padding, a["dilation"], a.get("groups", 1))
+    return convolve(x, p["weight"], p.get("bias"), a["stride"], padding, a["dilation"], a.get("groups", 1))
 
 
 def _read_conv_transpose(call: Call) -> Parsed:
