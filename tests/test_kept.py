@@ -68,6 +68,19 @@ class Tables(nn.Module):
         return self.last((scores.masked_fill(mask, float("-inf")).softmax(-1) @ y).mean(1))
 
 
+class StandardizedWeight(nn.Module):
+    """A weight of mean 0 and variance 1 per output, by batch norm over the weight (Qiao et al. 2019, as in timm)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(6, 8), nn.Linear(8, 12), nn.Linear(12, 3)
+        self.gain = nn.Parameter(torch.rand(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.batch_norm(self.inner.weight[None], None, None, self.gain * 0.5, None, True, 0.0)[0]
+        return self.last(torch.relu(F.linear(torch.relu(self.first(x)), weight, self.inner.bias)))
+
+
 class Memory(nn.Module):
     """Time in front of the batch, and a recurrent layer."""
 
@@ -102,6 +115,7 @@ FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
         lambda x: F.interpolate(x.view(-1, 1, 3, 4), size=(5, 5), mode="bicubic").flatten(1), last=25
     ),
     "tables": Tables,
+    "standardized": StandardizedWeight,
     "lstm": Memory,
     "gru": lambda: Memory(nn.GRU),
     "rnn": lambda: Memory(nn.RNN),

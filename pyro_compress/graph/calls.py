@@ -16,6 +16,10 @@ Parsed = tuple[str, list[torch.fx.Node], dict[str, torch.fx.Node | None], dict[s
 """Operation, the values it reads, its tensors by role, its attributes."""
 
 
+class Mixes(ValueError):
+    """An operation makes of one example something else in every batch: it is not read in parts either."""
+
+
 class Call:
     """One operation of an exported program.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch._decomp import get_decompositions
 
-from pyro_compress.graph.calls import Call, Parsed
+from pyro_compress.graph.calls import Call, Mixes, Parsed
 from pyro_compress.graph.changes import changes_views, described, owners, refuse_changed_tensors
 from pyro_compress.graph.idioms import IDIOMS
 from pyro_compress.graph.keeping import Keeping, name_of, value_of
@@ -104,7 +104,8 @@ def _in_parts(
 ) -> torch.export.ExportedProgram | None:
     """A program whose operations that nobody can read are spelled out as torch decomposes them; None: it does not."""
     implicit = torch.export.default_decompositions()
-    table = get_decompositions(list(missing)) | {op: implicit[op] for op in missing if op in implicit}
+    table: dict[Any, Any] = {op: op.decompose for op in missing if op._can_decompose()}
+    table |= get_decompositions(list(missing)) | {op: implicit[op] for op in missing if op in implicit}
     if table or any(op._schema.is_mutable for op in missing):
         return program.run_decompositions(table)
     return None
@@ -188,7 +189,7 @@ class _Reading:
             what = described(source)
             message = f"{what}: {reason}" if known else f"{UNKNOWN} {what}; see docs/reference/networks.md"
             if isinstance(source.target, torch._ops.OpOverload):
-                raise _Unreadable(message, {source.target}) from error
+                raise _Unreadable(message, set() if isinstance(reason, Mixes) else {source.target}) from error
             raise ValueError(message) from error
 
     def by_row(self, fx_node: fx.Node, source: fx.Node, part: list[int], name: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 
-from pyro_compress.graph.calls import Call, Parsed
+from pyro_compress.graph.calls import Call, Mixes, Parsed
 from pyro_compress.graph.faces import c
 from pyro_compress.graph.faces.c_text import floats, number
 from pyro_compress.graph.faces.onnx import Builder, Placement
@@ -16,8 +17,10 @@ from pyro_compress.types import Node, count
 
 def _read_batch_norm(call: Call) -> Parsed:
     call.without_effect("momentum", "cudnn_enabled")
+    if call["training"] and not isinstance(call.before[0], torch.SymInt):
+        raise ValueError("batch norm of what the network computes from its own tensors has no row")
     if call["training"]:
-        raise ValueError(
+        raise Mixes(
             "batch norm without running statistics makes of one example something else in every batch; keep them "
             "(track_running_stats=True)"
         )
