@@ -368,9 +368,12 @@ def main() -> int:
     only = "torchvision squeezenet1_1" if given.smoke else given.only
     known = json.loads(given.rows.read_text()) if given.rows.exists() and not given.smoke else []
     rows = {row["name"]: Found(**row) for row in known}
-    for name, make in networks.items():
-        if only in name and given.exactly in ("", name) and not (given.missing and name in rows):
-            rows[name] = tried(name, make, given.largest)
+    chosen = [name for name in networks if only in name and given.exactly in ("", name)]
+    if not chosen:
+        parser.error(f"no network is called {given.exactly or only}; names are like {', '.join(list(networks)[:2])}")
+    for name in chosen:
+        if not (given.missing and name in rows):
+            rows[name] = tried(name, networks[name], given.largest)
             print(f"{name}: {rows[name].seconds} s, {rows[name].checks}", flush=True)
             if not given.smoke:
                 given.rows.write_text(json.dumps([asdict(row) for row in rows.values()], indent=1) + "\n")
