@@ -2,8 +2,8 @@
 
     python scripts/bench_step.py [--hidden 500 1200] [--net resnet-20] [--batch 100 1000] [--json FILE] [--smoke]
 
-`--hidden` are widths of 784-H-H-10, `--net` names of built-in networks of images (CIFAR's, MNIST's of LeNets), in the
-memory format and with the `--precision` of a fit. Adam's step has the same.
+`--hidden` are widths of 784-H-H-10, `--net` names of built-in networks of images (CIFAR's, MNIST's of LeNets) or of 64
+bytes of text, in the memory format and with the `--precision` of a fit. Adam's step has the same.
 
 All variants of one network and batch size live in one process and are timed in turn, round after round; a row's time
 is the median of its rounds, its ratio the median of the rounds' own ratios. Modes: `eager`, `captured` (one compiled
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,21 +37,26 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from pyro_compress.bayes.capture import captured
-from pyro_compress.bayes.elbo import Objective, build_objective
-from pyro_compress.bayes.guides import build_guide, starts_of
 from pyro_compress.bayes.layers import bayesianize
-from pyro_compress.bayes.model import classifier
-from pyro_compress.bayes.natural import Natural
+from pyro_compress.bayes.model import Likelihood, classifier
 from pyro_compress.bayes.priors import PRIORS
-from pyro_compress.bayes.step import Rule, State, Trained, eager, trained_parameters
+from pyro_compress.bayes.step import Rule, eager
+from pyro_compress.bayes.train_state import TrainState, first_train_state
 from pyro_compress.cli.commands import run_script
 from pyro_compress.deploy.memory import high_water_mib
+from pyro_compress.graph.capture import capture
 from pyro_compress.machine import channels_last, prepare
 from pyro_compress.networks.nets import build_net
+from pyro_compress.networks.outputs import with_columns
+from pyro_compress.runs.config import resolve
+from pyro_compress.settings import FitConfig
 from pyro_compress.training.point import products
 
 Run = Callable[[], object]
 SIZE = 60_000
+TEXT = ("lstm", "gru", "gpt")
+TOKENS, BYTES = 64, 256
+"""Length of what networks of tokens read, and how many kinds there are."""
 ESTIMATORS = {
     "gaussian": ("weight", "local", "flipout"),
     "spike-and-slab": ("weight",),
@@ -77,8 +83,10 @@ class Subject(NamedTuple):
 
 
 def network(name: str) -> nn.Module:
-    """784-H-H-10 of a width H, or a built-in network of images."""
+    """784-H-H-10 of a width H, or a built-in network of images or tokens."""
     torch.manual_seed(0)
+    if name in TEXT:
+        return with_columns(build_net(name, (TOKENS,), BYTES, vocabulary=BYTES), (TOKENS,), (BYTES, TOKENS), "int64")
     if not name.isdecimal():
         return build_net(name, shape_of(name), 10)
     hidden = int(name)
@@ -92,8 +100,9 @@ def shape_of(name: str) -> tuple[int, ...]:
     return (1, 28, 28) if name.startswith("lenet") else (3, 32, 32)
 
 
-def title(name: str) -> str:
-    return f"784-{name}-{name}-10" if name.isdecimal() else name
+def title(name: str, precision: str) -> str:
+    plain = f"784-{name}-{name}-10" if name.isdecimal() else name
+    return plain if precision == "float32" else f"{plain}, {precision}"
 
 
 def point(of: Subject, optimizer: Callable[..., torch.optim.Optimizer], compile: bool) -> Run:
@@ -116,16 +125,17 @@ def point(of: Subject, optimizer: Callable[..., torch.optim.Optimizer], compile:
     return step
 
 
-def state(of: Subject, prior: str, estimator: str) -> tuple[Objective, list[Trained], State]:
-    """What one of ours works on; the estimator `natural` is weight sampling under natural gradients."""
-    net, natural = of.network(), Natural(1e-3, 0.9, 0.999, SIZE) if estimator == "natural" else None
-    weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
-    model = classifier(bayesianize(net, PRIORS[prior]), SIZE)
-    bounds = {"0.weight": 0.2} if of.name.isdecimal() else {}
-    guide = build_guide("mean-field", model, starts_of(model.net, weights, None), bounds, of.data)
-    objective = build_objective(model, guide, "weight" if natural else estimator, 1, of.precision)
-    trained = trained_parameters(objective, 1e-3, 1e-3, 1e-3, natural=natural)
-    return objective, trained, State.of(objective, trained)
+def state(of: Subject, prior: str, estimator: str) -> TrainState:
+    """What one of ours works on, as `fit` makes it; the estimator `natural` is weight sampling by natural gradients."""
+    natural = estimator == "natural"
+    config = FitConfig(
+        prior=prior, estimator="weight" if natural else estimator, optimizer="natural" if natural else "adam",
+        grouping="weight", lr=1e-3, lr_scale=1e-3, lr_group=1e-3, precision=of.precision, device=of.x.device.type,
+    )  # fmt: skip
+    net = of.network()
+    graph = capture(net, tuple(of.x.shape[1:]), kind=str(of.x.dtype).removeprefix("torch."))
+    task = "next-token" if of.y.dim() > 1 else "classification"
+    return first_train_state(net, graph, Likelihood(task, SIZE), of.data, resolve(config, SIZE))
 
 
 def state_bytes(name: str, prior: str, estimator: str) -> float | None:
@@ -134,16 +144,16 @@ def state_bytes(name: str, prior: str, estimator: str) -> float | None:
         return {"adam": 12.0, "sgd": 4.0}[estimator]
     if estimator not in (*ESTIMATORS[prior], "natural"):
         return None
-    kept = state(minibatch(name, 2), prior, estimator)[2]
+    kept = state(minibatch(name, 2), prior, estimator).state
     parameters = sum(parameter.numel() for parameter in network(name).parameters())
     return sum(t.nbytes for t in (*kept.parameters, *kept.first, *kept.second)) / parameters
 
 
 def variational(of: Subject, prior: str, estimator: str, mode: str) -> Run:
     """One of ours."""
-    objective, trained, kept = state(of, prior, estimator)
+    made = state(of, prior, estimator)
     build = captured if mode == "captured" else lambda *given: eager(*given[:4])
-    step = build(objective, trained, Rule(), kept, of.data)
+    step = build(made.objective, made.trained, Rule(), made.state, of.data)
     return lambda: step(of.x, of.y, 1.0, 1.0)
 
 
@@ -223,6 +233,9 @@ def variants(of: Subject, priors: list[str]) -> dict[Key, Callable[[], Run]]:
 
 def minibatch(name: str, batch: int, precision: str = "float32", device: str = "cpu") -> Subject:
     generator = torch.Generator().manual_seed(1)
+    if name in TEXT:
+        x, y = torch.randint(BYTES, (2, batch, TOKENS), generator=generator).to(device)
+        return Subject(name, x, y, precision)
     x = channels_last(torch.rand(batch, *shape_of(name), generator=generator).to(device))
     return Subject(name, x, torch.randint(10, (batch,), generator=generator).to(device), precision)
 
@@ -263,7 +276,7 @@ def peak_mib(of: Subject, key: Key) -> float:
 
 def one(of: Subject, key: Key) -> None:
     """What `peak_mib` runs: prints MiB."""
-    F.cross_entropy(nn.Linear(of.x[0].numel(), 10)(of.x.flatten(1)), of.y).backward()  # libraries are loaded
+    nn.Linear(10, 10)(torch.ones(10, 10)).sum().backward()  # libraries are loaded
     before = high_water_mib()
     run = variants(of, list(ESTIMATORS))[key]()
     for _ in range(3):
@@ -271,8 +284,8 @@ def one(of: Subject, key: Key) -> None:
     print(high_water_mib() - before)
 
 
-def bench(name: str, batch: int, options: argparse.Namespace) -> list[dict]:
-    of = minibatch(name, batch, options.precision, options.device)
+def bench(of: Subject, options: argparse.Namespace) -> list[dict]:
+    name, batch = of.name, len(of.y)
     base_key = ("none", "adam", "eager")
     chosen = variants(of, options.priors)
     runs = {
@@ -284,7 +297,7 @@ def bench(name: str, batch: int, options: argparse.Namespace) -> list[dict]:
     for key, found in times.items():
         prior, estimator, mode = key
         rows.append({
-            "network": title(name), "batch": batch, "precision": of.precision,
+            "network": title(name, of.precision), "batch": batch, "precision": of.precision,
             "prior": prior, "estimator": estimator, "mode": mode,
             "ms": statistics.median(found),
             "ratio": statistics.median(a / b for a, b in zip(found, base, strict=True)),
@@ -309,7 +322,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", nargs="+", type=int, default=None, help="default: 500 1200")
     parser.add_argument("--net", nargs="+", default=[], metavar="NAME")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument("--batch", nargs="+", type=int, default=[100, 1000])
     parser.add_argument("--priors", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS))
     parser.add_argument("--rounds", type=int, default=31)
@@ -333,7 +346,7 @@ def main() -> None:
     pyro.enable_validation(False)
     if options.one:
         name, batch, *key = options.one
-        one(minibatch(name, int(batch), options.precision), tuple(key))
+        one(minibatch(name, int(batch), options.precision[0]), tuple(key))
         return
     if options.smoke:
         options.hidden, options.batch, options.rounds, options.repeats, options.memory = [16], [10], 2, 1, False
@@ -344,14 +357,13 @@ def main() -> None:
           f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")  # fmt: skip
     rows = []
     widths = options.hidden or ([] if options.net else [500, 1200])
-    for name in [*map(str, widths), *options.net]:
-        for batch in options.batch:
-            print(f"\n{title(name)}, batch {batch}, {options.precision}\n{HEAD}")
-            for row in bench(name, batch, options):
-                memory = f"{row['peak_mib']:8.0f}" if row["peak_mib"] is not None else ""
-                what = f"{row['prior']:<17}{row['estimator']:<16}{row['mode']:<10}"
-                print(f"{what}{row['ms']:9.2f}{row['ratio']:8.2f}{memory}", flush=True)
-                rows.append(row)
+    for name, batch, precision in product([*map(str, widths), *options.net], options.batch, options.precision):
+        print(f"\n{title(name, precision)}, batch {batch}\n{HEAD}")
+        for row in bench(minibatch(name, batch, precision, options.device), options):
+            memory = f"{row['peak_mib']:8.0f}" if row["peak_mib"] is not None else ""
+            what = f"{row['prior']:<17}{row['estimator']:<16}{row['mode']:<10}"
+            print(f"{what}{row['ms']:9.2f}{row['ratio']:8.2f}{memory}", flush=True)
+            rows.append(row)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -60,7 +60,8 @@ def gradients(of: Subject, prior: str, estimator: str, noise: tuple[torch.Tensor
 
     As Adam's first moment has it; a spread that moves by natural gradients has none, its change stands in.
     """
-    objective, trained, state = state_of(of, prior, estimator)
+    made = state_of(of, prior, estimator)
+    objective, trained, state = made.objective, made.trained, made.state
     scalars = new_scalars(trained, of.x.device)
     graph = capture_graph(objective, trained, Rule(), state, scalars, *of.data)
     lifted = lift_noise(graph, of.x.device)
