@@ -1,5 +1,6 @@
 """The examples do what they say, on the machines where they can run."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import bench_browser
 import numpy as np
 import pytest
+import torch
 
 from pyro_compress.data.splits import load_splits
 from pyro_compress.deploy.card import section_of
@@ -157,6 +159,31 @@ def test_the_page_prepares_drawings_as_mnist_was(mnist_dir: str, tmp_path: Path)
     for image in got:  # the centre of mass lies where MNIST has it, to half a pixel
         assert abs((image * rows).sum() / image.sum() - 14.5) < 0.51
         assert abs((image * columns).sum() / image.sum() - 14.5) < 0.51
+
+
+def test_word_languages(tmp_path: Path) -> None:
+    """A list per language, of either encoding; words that two of them have are in no split."""
+    spec = importlib.util.spec_from_file_location("word_languages", EXAMPLES / "word_languages.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for number, name in enumerate(module.LANGUAGES):
+        words = [f"{letter}{chr(0xE0 + number)}bc/S" for letter in "klmnopqrst"] + ["same", "no", "o'clock", "\u0142ab"]
+        text = "\n".join(words if name != "swedish" else words[:-1])
+        (tmp_path / name).write_bytes(text.encode("latin-1" if name == "swedish" else "utf-8"))
+    program, out = EXAMPLES / "word_languages.py", tmp_path / "words.npz"
+    command = [sys.executable, str(program), str(out), "--lists", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    splits = load_splits(str(out), reading=ReadConfig(tokens=256, pad=0))
+    x = torch.cat([part.x for part in (splits.train, splits.validation, splits.test)])
+    y = torch.cat([part.y for part in (splits.train, splits.validation, splits.test)])
+    assert torch.equal(x[:, 1], 0xE0 + y)  # the language's own letter
+    assert len({bytes(row.tolist()) for row in x}) == len(x) == 80
+    assert module.network((20,), 8)(x).shape == (80, 8)
+    (tmp_path / "dutch").unlink()
+    failed = subprocess.run(command, capture_output=True, text=True)
+    assert "has no dutch; the packages are named at the top of this file" in failed.stderr
 
 
 def test_digit_masks(tmp_path: Path) -> None:

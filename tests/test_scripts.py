@@ -104,6 +104,19 @@ def test_paper(tmp_path: Path) -> None:
     assert row["ratio_maximum"] > row["ratio_file"]  # no headers, no biases
 
 
+@pytest.mark.slow
+def test_other_tasks(tmp_path: Path) -> None:
+    """Data, fit, file and exports by commands; what is there is not made again."""
+    tiny = ("--smoke", "--folder", "tasks", "--json", "rows.json")
+    assert "a tiny one" in run(script("other_tasks"), *tiny, cwd=tmp_path)
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["bytes"] == (tmp_path / "tasks" / "masks-0.pcn").stat().st_size
+    assert row["exports"] == {kind: (tmp_path / "tasks" / f"masks-0.{kind}").stat().st_size for kind in ("onnx", "c")}
+    assert row["dense_bytes"] == 4 * row["parameters"]
+    assert 0 <= row["after"] <= 1
+    assert run(script("other_tasks"), *tiny, cwd=tmp_path) == ""
+
+
 def test_bench_estimators(tmp_path: Path) -> None:
     script = next(path for path in SCRIPTS if path.stem == "bench_estimators")
     run(script, "--smoke", "--json", "rows.json", cwd=tmp_path)
