@@ -130,7 +130,7 @@ def state(of: Subject, prior: str, estimator: str) -> TrainState:
     natural = estimator == "natural"
     config = FitConfig(
         prior=prior, estimator="weight" if natural else estimator, optimizer="natural" if natural else "adam",
-        grouping="weight", lr=1e-3, lr_scale=1e-3, lr_group=1e-3, precision=of.precision, device=of.x.device.type,
+        lr=1e-3, lr_scale=1e-3, lr_group=1e-3, precision=of.precision, device=of.x.device.type,
     )  # fmt: skip
     net = of.network()
     graph = capture(net, tuple(of.x.shape[1:]), kind=str(of.x.dtype).removeprefix("torch."))
