@@ -31,7 +31,8 @@ def convolve(
 
 def _in_a_step(x: Tensor, weight: Tensor) -> bool:
     """Whether gradients are wanted, on a CPU; what is exported has the operation's own name."""
-    return weight.requires_grad and torch.is_grad_enabled() and not x.is_cuda and not torch.compiler.is_exporting()
+    on_cpu = x.device.type == "cpu"
+    return on_cpu and weight.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_exporting()
 
 
 def _is_small(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
