@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from pyro_compress.graph import convolution
 from pyro_compress.graph.convolution import convolve
+from pyro_compress.training.minibatches import Minibatches
+from pyro_compress.training.point import PointPlan, train_point
+from pyro_compress.types import Data
 
 
 @pytest.fixture
@@ -79,6 +82,31 @@ def test_without_gradients_it_is_torchs(products: list[tuple[int, ...]]) -> None
     with torch.no_grad():
         convolve(x, weight.requires_grad_(), None, *settings)
     assert not products
+
+
+def test_steps_of_anybodys_modules(products: list[tuple[int, ...]]) -> None:
+    """Training of point weights, whatever a module calls its convolution by; the weights end as torch's do."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.near, self.weight = nn.Conv2d(2, 6, 3, padding="same"), nn.Parameter(torch.randn(5, 6, 3, 3) / 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.conv2d(input=torch.relu(self.near(x)), weight=self.weight, padding=1)
+            return F.conv2d(y, self.weight[:, :5], stride=2).mean((2, 3))
+
+    ended = []
+    for by_product in (True, False):
+        torch.manual_seed(0)
+        net, generator = Own(), torch.Generator().manual_seed(1)
+        data = Data(torch.randn(24, 2, 4, 4, generator=torch.Generator().manual_seed(2)), torch.arange(24) % 5)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(convolution, "LEAST_WEIGHTS", 1 if by_product else 1 << 30)
+            train_point(net, Minibatches(data, 8, generator, "cpu"), PointPlan(3, 0.1, "sgd"))
+        ended.append(torch.cat([one.detach().flatten() for one in net.parameters()]))
+    torch.testing.assert_close(*ended)
+    assert set(products) == {(6, 2, 3, 3), (5, 6, 3, 3)}
 
 
 def test_an_exported_network_keeps_its_convolution(products: list[tuple[int, ...]]) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from pyro_compress.graph.convolution import convolving
 from pyro_compress.graph.ir import first_weights
 from pyro_compress.graph.operations.table import is_weighted
 from pyro_compress.training.history import Diverged
@@ -219,7 +220,7 @@ def train_point(
         for _, x, y in minibatches.epoch():
             set_rates(optimizer, schedule(step / total) * plan.cooldown())
             optimizer.zero_grad()
-            with products(plan.precision, x):
+            with products(plan.precision, x), convolving(net):
                 outputs = net(x)
             loss = plan.loss(outputs.float() if outputs.dtype is torch.bfloat16 else outputs, y)
             loss.backward()
