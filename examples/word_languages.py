@@ -63,7 +63,7 @@ def main() -> None:
     """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help=".npz file to write")
-    parser.add_argument("--words", type=int, default=15_000, help="of every language")
+    parser.add_argument("--words", type=int, default=5_000, help="of every language")
     parser.add_argument("--lists", type=Path, default=FOLDER, help="folder with a list of words per language")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
