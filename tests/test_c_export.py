@@ -24,6 +24,7 @@ from pyro_compress.deploy.c.layout import laid_out
 from pyro_compress.deploy.c.library import Library, compiler, load_c
 from pyro_compress.deploy.c.plan import planned
 from pyro_compress.deploy.c.positions import side_by_side
+from pyro_compress.deploy.c.whole import is_whole
 from pyro_compress.deploy.card import card, tokens_of
 from pyro_compress.deploy.memory import peak_memory
 from pyro_compress.graph.capture import capture
@@ -237,6 +238,27 @@ def test_layers_with_few_zeros_are_stored_whole(kept: float, whole: bool, tmp_pa
     assert is_dense(planned(network)[0]) == whole
     if not MISSING:
         agrees(network, written(network, tmp_path / "n.c"), ("-O1", *STRICT))
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [("-O1",), ("-O2", "-march=native"), ("-O2", "-DVECTOR_OFF")])
+def test_convolutions_with_few_zeros_are_stored_whole(options: tuple[str, ...], tmp_path: Path) -> None:
+    """Whatever the stride, with rows that are no multiple of a tile, and outputs that fill no block."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 17, 3, padding=1), nn.ReLU(), nn.Conv2d(17, 5, (3, 2), stride=2, dilation=(2, 1)), nn.ReLU(),
+        nn.Conv2d(5, 34, 1), nn.Conv2d(34, 4, 3, padding=1, groups=2),
+    )  # fmt: skip
+    graph = capture(net.eval(), (3, 21, 27), trained=False)
+    tensors = {name: value.detach() for name, value in net.state_dict().items()}
+    steps = {"0.weight": 1e-4, "2.weight": 0.01}  # integers of 16 bits, of 8, floats
+    packed = {name: precision.quantize(t, steps[name]) if name in steps else t.numpy() for name, t in tensors.items()}
+    network = Compressed(graph, packed, {})
+    assert [is_whole(loop) for loop in planned(network) if loop.op == "conv2d"] == [True, True, True, False]
+    path = written(network, tmp_path / "n.c")
+    if "-DVECTOR_OFF" in options:
+        path.write_text(path.read_text().replace("defined(__GNUC__)", "0"))
+    agrees(network, path, (*options, *STRICT), (1, 5))
 
 
 @needs_compiler

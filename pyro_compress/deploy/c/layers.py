@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyro_compress.deploy.c.layout import ROW
+from pyro_compress.deploy.c import whole
 from pyro_compress.graph.faces.c import Loop, Weights
 from pyro_compress.graph.faces.c_text import floats, integers, number
 
@@ -57,6 +57,9 @@ def tables(tag: str, loop: Loop) -> str:
     weights = loop.weights
     if is_dense(loop):
         codes, parts = weights.codes.reshape(len(weights.codes), -1).T.ravel(), []
+    elif whole.is_whole(loop):
+        codes, places = whole.ordered(loop)
+        parts = [integers(f"{tag}_places", places)]
     else:
         codes, places, starts = _sparse(loop)
         parts = [integers(f"{tag}_places", places), integers(f"{tag}_starts", starts)]
@@ -95,6 +98,8 @@ def body(tag: str, loop: Loop, lanes: str) -> str:
     assert loop.weights is not None
     if loop.op == "linear":
         return _at_positions(tag, loop, lanes)
+    if whole.is_whole(loop):
+        return whole.body(tag, loop, result(tag, loop.weights, "total[u][o - block]"))
     return _pairs(tag, loop, lanes) if loop.shape[1:] == (1, 1) and lanes else _tiles(tag, loop, lanes)
 
 
@@ -210,7 +215,7 @@ def tile(loop: Loop, lanes: str) -> Tile:
         pixels = _even(width, SUMS // 16)
         rows = _even(height, SUMS // 16 // pixels)
         return Tile(rows, 1, pixels, True) if dense_rows else Tile(rows, pixels, 1, True)
-    if dense_rows and width >= ROW:
+    if dense_rows and width >= whole.ROW:
         span = _even(width, SUMS)
         return Tile(_even(height, SUMS // span), 1, span, True)
     units = _even(width, SCALARS)

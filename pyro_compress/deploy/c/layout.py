@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pyro_compress.deploy.c import whole
 from pyro_compress.deploy.c.plan import is_layer
 from pyro_compress.graph.faces.c import Loop
 from pyro_compress.types import count
-
-ROW = 8
-"""Pixels per row from which on a convolution runs example by example: the widest vector that is used."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def laid_out(loops: list[Loop]) -> Layout:
 def _border(loops: list[Loop]) -> tuple[int, int]:
     """The smallest value that alone is handed over between the last layer of long rows and the layer behind it."""
     layers = [i for i, loop in enumerate(loops) if is_layer(loop)]
-    wide = [i for i in layers if loops[i].op != "linear" and loops[i].shape[2] >= ROW]
+    wide = [i for i in layers if loops[i].op != "linear" and loops[i].shape[2] >= whole.ROW]
     earliest = wide[-1] + 1 if wide else 0
     latest = next((i for i in layers if i >= earliest), len(loops))
     cuts = [(cut, value) for cut, value in _crossings(loops) if cut >= earliest]
@@ -79,7 +77,7 @@ def _places(loops: list[Loop], first: int, last: int, kept: int) -> tuple[list[i
     placed: list[tuple[int, int, int]] = []  # offset, end of it, loop that reads it last
     offsets, extent = [], 0
     for index in range(first, last):
-        size, offset = count(loops[index].shape) + loops[index].scratch, 0
+        size, offset = count(loops[index].shape) + loops[index].scratch + whole.scratch(loops[index]), 0
         placed = [one for one in placed if one[2] >= index]
         for start, end, _ in sorted(placed):
             if start < offset + size and offset < end:

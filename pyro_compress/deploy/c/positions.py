@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pyro_compress.deploy.c.layout import ROW
+from pyro_compress.deploy.c.whole import ROW
 from pyro_compress.graph.faces.c import Loop
 
 

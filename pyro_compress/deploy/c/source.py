@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pyro_compress.atomic import write_atomically
-from pyro_compress.deploy.c import templates
+from pyro_compress.deploy.c import templates, whole
 from pyro_compress.deploy.c.functions import functions
 from pyro_compress.deploy.c.layers import read
 from pyro_compress.deploy.c.layout import Layout, laid_out
@@ -78,7 +78,8 @@ def source(network: Compressed, card: Mapping[str, Any], stem: str) -> str:
     raw = inputs if card["input"]["dtype"] in TYPES else 0
     sizes = Sizes(inputs, count(shapes[-1]), raw, layout.sizes[0], crossing, layout.sizes[1])
     steps = "\n".join(_steps(layout))
-    code = [INCLUDES, _macros(card, sizes), _declarations(card, sizes), functions(steps), steps, _floats(card, sizes)]
+    code = [INCLUDES, _macros(card, sizes), _declarations(card, sizes), functions(steps)]
+    code += [whole.TYPES if "WIDE" in steps else "", steps, _floats(card, sizes)]
     code += [*_chains(layout), _taking(card, layout, sizes), _run(sizes), _program(card, sizes)]
     text = indented("\n".join(code))
     return comment(_about(card, sizes, stem)) + named(text, identifier(stem))
