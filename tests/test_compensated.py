@@ -1,6 +1,7 @@
 """Rounding with compensation: algebra against brute force, code lengths against the coder, results on the digits."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.compression.calibrated import OperatingPoint, Rounded, calibrated, work_of
-from pyro_compress.compression.compensated import compress_compensated
+from pyro_compress.compression.compensated import LAMBDAS, Compensation, compress_compensated
 from pyro_compress.compression.compensation import (
     CodeLengths,
     Problem,
@@ -27,6 +28,7 @@ from pyro_compress.compression.compensation import (
 )
 from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_of, moments, sensitivities
 from pyro_compress.compression.repair import affordable
+from pyro_compress.compression.target import SearchCallbacks, Target, Trial
 from pyro_compress.compression.uses import ROWS, Use, patches, uses_of
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network, run_graph, tensors_of
@@ -34,6 +36,7 @@ from pyro_compress.networks.nets import build_net
 from pyro_compress.pcn import file
 from pyro_compress.pcn.streams import bits
 from pyro_compress.provenance import Provenance
+from pyro_compress.scores import TextScores
 from pyro_compress.settings import Goal
 from pyro_compress.types import Node, Quantized
 
@@ -289,6 +292,22 @@ def test_goals_are_reached(trained, digits, goal: Goal) -> None:
     else:
         assert target_of(trained, digits, goal).reached(evaluate(to_module(network), digits, "validation"))
         assert size < (1500 if goal.tolerance == 0 else 1000)
+
+
+def test_lambda_rises_beyond_the_first_range_where_none_is_too_high(trained, digits) -> None:
+    loose = Goal(tolerance=0.95, nll_tolerance=50.0)
+    seen: list[Trial] = []
+    compress_compensated(
+        trained, digits, Compensation(repair=0), loose, callbacks=SearchCallbacks(candidate=seen.append)
+    )
+    assert max(trial.lam for trial in seen) > 2 * LAMBDAS[1]
+
+
+def test_nats_that_may_be_lost_of_a_text_are_those_of_its_bits() -> None:
+    before = TextScores(bits=2.0, perplexity=4.0, accuracy=0.5, nll_nats=2 * math.log(2))
+    assert Target(before, 0.01, 1.0).nats == pytest.approx(0.02 * math.log(2))
+    assert Target(before, 0.01, 0.001).nats == 0.001
+    assert Target(before, 0.01, math.inf, error=2.1).nats == pytest.approx(0.1 * math.log(2))
 
 
 def test_a_sparsity_is_refused(trained, digits) -> None:

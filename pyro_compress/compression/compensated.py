@@ -32,7 +32,7 @@ OUTERMOST = (1e-13, 1e-3)
 """Values of λ that are tried where none of them reaches a tolerance (hardly anything is lost), or fits into a bound."""
 STEPS, NEAR, NEAR_STEPS = 7, 0.8, 3
 """Candidates of that search at most; then, at other points, how far from the best λ so far, on a logarithmic
-scale, and how many."""
+scale, and how many. No range of λ ends before so much lies above a good one."""
 CLOSE = 0.04
 """Two values of λ whose logarithms differ by less are one: a file's size by a hundredth or two."""
 INNER = 0.15
@@ -170,8 +170,7 @@ class _Search:
         """How far a candidate is from the goal, as a logarithm that rises with λ; None where nothing says."""
         if self.goal.max_bytes is not None:
             return math.log(self.goal.max_bytes / candidate.size)
-        lost = candidate.scored.nll_nats - self.target.reference.nll_nats
-        allowed = self.target.nll_tolerance
+        lost, allowed = candidate.scored.nll_nats - self.target.reference.nll_nats, self.target.nats
         return math.log(lost / allowed) if lost > 0 and 0 < allowed < math.inf else None
 
     def run(self, how: Compensation, beside: int | None = None) -> None:
@@ -217,15 +216,18 @@ class _Search:
             self.search(point, best - NEAR, best + NEAR, NEAR_STEPS)
 
     def search(self, point: OperatingPoint, low: float, high: float, steps: int) -> None:
-        """Look at so many values of λ between two logarithms, the first in the middle."""
+        """Look at so many values of λ between two logarithms, the first in the middle; the upper end gives way."""
         offs, middle, rises = dict[float, float | None](), (low + high) / 2, self.goal.max_bytes is None
         best = self.best  # of the points before
         for _ in range(steps):
             found = self.look(replace(point, lam=math.exp(middle)))
             offs[middle] = self.off(found)
             low, high = (middle, high) if found.good == rises else (low, middle)
-            if high - low < CLOSE or (rises and best is not None and self.hopeless(found, best)):
+            behind = rises and best is not None and low not in offs and self.hopeless(found, best)
+            if high - low < CLOSE or behind:
                 break
+            if rises and high not in offs:
+                high = min(max(high, low + NEAR), math.log(OUTERMOST[1]))
             middle = self.next_log_lam(offs, low, high)
 
     def next_log_lam(self, offs: dict[float, float | None], low: float, high: float) -> float:

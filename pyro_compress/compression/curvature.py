@@ -163,16 +163,16 @@ def stepped(node: Node, x: Tensor, p: dict[str, Tensor]) -> tuple[Tensor, Tensor
     b_ih, b_hh = biases or [torch.zeros(()), torch.zeros(())]
     into = _with_gradient(x @ weight.T + b_ih)
     h = c = x.new_zeros(len(x), recurrent.shape[1])
-    across, found = list[Tensor](), dict[int, Tensor]()
+    across, found, steps = list[Tensor](), dict[int, Tensor](), into.unbind(1)
     for t in range(x.shape[1] - 1, -1, -1) if node.attributes.get("reverse") else range(x.shape[1]):
         kept = _with_gradient(h @ recurrent.T + b_hh)
         across.append(kept)
         if node.op == "lstm":
-            i, f, g, o = (into[:, t] + kept).chunk(4, 1)
+            i, f, g, o = (steps[t] + kept).chunk(4, 1)
             c = f.sigmoid() * c + i.sigmoid() * g.tanh()
             h = o.sigmoid() * c.tanh()
         else:
-            (r, z, n), (r_h, z_h, n_h) = into[:, t].chunk(3, 1), kept.chunk(3, 1)
+            (r, z, n), (r_h, z_h, n_h) = steps[t].chunk(3, 1), kept.chunk(3, 1)
             z = (z + z_h).sigmoid()
             h = (1 - z) * (n + (r + r_h).sigmoid() * n_h).tanh() + z * h
         found[t] = h

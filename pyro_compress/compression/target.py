@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pyro_compress.data.several import task_named
 from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
-from pyro_compress.scores import Quality
+from pyro_compress.scores import Quality, TextScores
 from pyro_compress.settings import Goal
 from pyro_compress.types import Posterior, Splits
 
@@ -82,6 +82,16 @@ class Target:
         """Whether scores are good enough."""
         near = scores.within(self.reference, self.tolerance) if self.error is None else scores.reaches(self.error)
         return near and scores.nll_nats <= self.reference.nll_nats + self.nll_tolerance
+
+    @property
+    def nats(self) -> float:
+        """NLL that may be lost, as far as the numbers say: of a text its bits are bounded, too."""
+        before, most = self.reference, math.inf
+        if isinstance(before, TextScores):
+            most = (
+                before.nll_nats * self.tolerance if self.error is None else self.error * math.log(2) - before.nll_nats
+            )
+        return min(self.nll_tolerance, most)
 
     def __str__(self) -> str:
         """In words."""
