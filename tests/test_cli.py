@@ -213,6 +213,7 @@ FIT = ("fit", "--out", "out")
         (("fit", "--out", "/proc/nowhere/run"), "proc"),
         (("compress", "nowhere"), "does not exist"),
         (("compress", "."), "no run folder"),
+        (("compress", __file__), "is a file; give a run folder, or --init FILE"),
         (("evaluate", "nowhere.pcn"), "does not exist"),
     ],
 )

@@ -62,6 +62,8 @@ BESIDE = dict.fromkeys(("posterior", "how", "calibration"), str) | {
 }
 """What else a file may give -> its type: what is written and where, and what is refused, says the command line."""
 
+OF_FILE = "give a run folder, or --init FILE with its network (--net; a .pcn file is both) and --data"
+
 
 @click.command(
     cls=StrictCommand, ignored=COMPRESS, short_help="Prune, round and shrink into a .pcn file.",
@@ -71,7 +73,7 @@ BESIDE = dict.fromkeys(("posterior", "how", "calibration"), str) | {
         "compress --net torchvision:resnet18 --init weights.pt --data photos",
     ),
 )  # fmt: skip
-@click.argument("run", type=RunPath(file_okay=False), required=False)
+@click.argument("run", type=RunPath(OF_FILE, file_okay=False), required=False)
 @network_options
 @code_options
 @click.option(

@@ -15,8 +15,9 @@ from pyro_compress.settings.declared import SHOWN, Declared
 class RunPath(click.Path):
     """A path that may be a run folder; what a killed process left half done about it is finished before it is used."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, of_file: str = "", **options: Any) -> None:
         super().__init__(path_type=Path, exists=True, **options)
+        self.of_file = of_file  # what to give instead of one
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path."""
@@ -26,6 +27,8 @@ class RunPath(click.Path):
         recover(Path(value), is_run)
         if not Path(value).exists() and unfinished(Path(value)).is_dir():
             self.fail(f"the fit of {value} was stopped; go on with: pyro-compress fit --resume {value}", param, ctx)
+        if self.of_file and Path(value).is_file():
+            self.fail(f"{value} is a file; {self.of_file}", param, ctx)
         return super().convert(value, param, ctx)
 
 
