@@ -260,6 +260,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed-phone": lambda: deployed("speed", "phone-lenet-5-caffe"),
     "speed-lenet-5-caffe": lambda: deployed("speed", "mnist-lenet-5-caffe-rate2-seed0.pcn"),
     "exports": lambda: deployed("exports", LENET_300),
+    "everywhere": lambda: "\n".join(bench_deploy.everywhere_table(stored("deploy.json")["everywhere"]["rows"])),
     "browser": lambda: "\n".join(bench_browser.browser_table(stored("browser.json"))),
     "ensemble": lambda: deployed("ensemble", "digits-mlp-horseshoe-0"),
     "microcontroller": lambda: bench_microcontroller.table(stored("microcontroller.json")["rows"]),

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -184,6 +185,19 @@ def test_word_languages(tmp_path: Path) -> None:
     (tmp_path / "dutch").unlink()
     failed = subprocess.run(command, capture_output=True, text=True)
     assert "has no dutch; the packages are named at the top of this file" in failed.stderr
+
+
+def test_keywords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words that come later in their second, in noise, are the same frequencies later; both networks read them."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    keywords = import_module("keywords")
+    tone = np.sin(2 * np.pi * 1000 * np.arange(keywords.RATE) / keywords.RATE)
+    x = keywords.heard(np.stack([tone, 0 * tone]), np.random.default_rng(0))
+    assert x.shape == (2, 24, 49)
+    assert set(x[0].argmax(0)) == {int(keywords.filters()[40].argmax())}  # 1,000 Hz is the 40th of 25 Hz
+    assert x[0].max() > x[1].max() + 1
+    for net in (keywords.gru, keywords.transformer):
+        assert net((24, 49), 10)(torch.from_numpy(x)).shape == (2, 10)
 
 
 def test_digit_masks(tmp_path: Path) -> None:

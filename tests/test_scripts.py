@@ -460,7 +460,12 @@ def test_bench_microcontroller(tmp_path: Path) -> None:
 def test_bench_deploy(tmp_path: Path) -> None:
     told = run(script("bench_deploy"), "--smoke", "--out", "rows.json", cwd=tmp_path)
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert list(rows) == ["speed network.pcn", "exports network.pcn", "ensemble run"]
+    assert list(rows) == ["speed network.pcn", "exports network.pcn", "ensemble run", "everywhere"]
+    everywhere = {row["export"]: row for row in rows["everywhere"]["rows"]["tiny"]}
+    assert len(everywhere) == 13
+    for name in ("model.onnx", "model.pt2", "model.safetensors", "folder"):
+        assert everywhere[name]["after"]["accuracy"] == everywhere[name]["before"]["accuracy"]
+        assert len(everywhere[name]["us"]) == 2
     assert len(rows["exports network.pcn"]["rows"]) == 10 + bool(importlib.util.find_spec("ziglang"))
     assert run(script("bench_deploy"), "--table", "--out", "rows.json", cwd=tmp_path) == told
 
