@@ -65,10 +65,13 @@ def test_a_network_that_is_too_large_for_the_context_coder_stays(monkeypatch: py
     assert reordered(network, 100) is network
 
 
-def test_without_the_compiled_coder_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_compiled_coder_nobody_waits_and_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     network = perceptron()
     monkeypatch.setattr(order.streams, "COMPILED", False)
     assert reordered(network) is network
+    assert "the compiled coder is missing" in caplog.text
 
 
 def test_units_that_are_free_to_move() -> None:

@@ -8,6 +8,7 @@ it touches become fewer.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from dataclasses import replace
@@ -17,9 +18,12 @@ import torch
 
 from pyro_compress.advance import advanced
 from pyro_compress.compression.shrink import Units, free_units
+from pyro_compress.doubts import doubt
 from pyro_compress.pcn import file, streams
 from pyro_compress.pcn.layout import layouts
 from pyro_compress.types import Compressed, Quantized
+
+log = logging.getLogger(__name__)
 
 CODED = 16_000_000
 """Values that are coded in the search where nothing else is said: some seconds of the compiled coder."""
@@ -27,6 +31,10 @@ REPORTS = 100
 """How often a search says how far it has come."""
 MOST_PASSES = 300
 """Passes over a small network where nothing else is said."""
+SLOW = (
+    "the compiled coder is missing: compression is slow, and the file larger than it has to be; install a wheel, or "
+    "again where a C compiler is at hand"
+)
 
 Codes = dict[str, np.ndarray]
 
@@ -42,6 +50,8 @@ def reordered(network: Compressed, passes: int | None = None) -> Compressed:
     Returns:
         A network that computes the same up to the rounding of sums in another order.
     """
+    if passes is None and not streams.COMPILED:
+        doubt(log, SLOW)
     passes = passes_over(network, passes)
     if passes == 0:
         return network
