@@ -243,11 +243,11 @@ def test_layers_with_few_zeros_are_stored_whole(kept: float, whole: bool, tmp_pa
 @needs_compiler
 @pytest.mark.parametrize("options", [("-O1",), ("-O2", "-march=native"), ("-O2", "-DVECTOR_OFF")])
 def test_convolutions_with_few_zeros_are_stored_whole(options: tuple[str, ...], tmp_path: Path) -> None:
-    """Whatever the stride, with rows that are no multiple of a tile, and outputs that fill no block."""
+    """Whatever the stride, with rows that are no multiple of a tile, and outputs that fill one block and a part of another."""
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(3, 17, 3, padding=1), nn.ReLU(), nn.Conv2d(17, 5, (3, 2), stride=2, dilation=(2, 1)), nn.ReLU(),
-        nn.Conv2d(5, 34, 1), nn.Conv2d(34, 4, 3, padding=1, groups=2),
+        nn.Conv2d(3, 17, 3, padding=1), nn.ReLU(), nn.Conv2d(17, 18, (3, 2), stride=2, dilation=(2, 1)), nn.ReLU(),
+        nn.Conv2d(18, 34, 1), nn.Conv2d(34, 4, 3, padding=1, groups=2),
     )  # fmt: skip
     graph = capture(net.eval(), (3, 21, 27), trained=False)
     tensors = {name: value.detach() for name, value in net.state_dict().items()}

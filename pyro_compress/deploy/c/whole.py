@@ -32,10 +32,10 @@ typedef vector wide;
 
 
 def is_whole(loop: Loop) -> bool:
-    """Whether a layer is such a convolution; those of short rows run on blocks of examples."""
+    """Whether a layer is such a convolution, with a block of outputs; those of short rows run on blocks of examples."""
     assert loop.weights is not None
     codes = loop.weights.codes
-    wide = loop.op != "linear" and loop.weights.groups == 1 and loop.shape[2] >= ROW
+    wide = loop.op != "linear" and loop.weights.groups == 1 and loop.shape[2] >= ROW and len(codes) >= BLOCK
     return wide and bool(np.count_nonzero(codes) > WHOLE * codes.size)
 
 
