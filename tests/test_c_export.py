@@ -243,7 +243,7 @@ def test_layers_with_few_zeros_are_stored_whole(kept: float, whole: bool, tmp_pa
 @needs_compiler
 @pytest.mark.parametrize("options", [("-O1",), ("-O2", "-march=native"), ("-O2", "-DVECTOR_OFF")])
 def test_convolutions_with_few_zeros_are_stored_whole(options: tuple[str, ...], tmp_path: Path) -> None:
-    """Whatever the stride, with rows that are no multiple of a tile, and outputs that fill one block and a part of another."""
+    """Whatever the stride, with rows that are no multiple of a tile, and blocks of outputs that are not full."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 17, 3, padding=1), nn.ReLU(), nn.Conv2d(17, 18, (3, 2), stride=2, dilation=(2, 1)), nn.ReLU(),
