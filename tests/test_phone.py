@@ -79,6 +79,49 @@ def test_what_is_exported_is_what_was_decoded(suffix: str, integers: bool, tmp_p
         assert set(types) == {"INT8", "INT32"}
 
 
+class Recurrent(nn.Module):
+    """A convolution over time, a recurrent layer, its last state classified."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.first, self.memory, self.last = nn.Conv1d(3, 6, 3), kind(6, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.memory(torch.relu(self.first(x)).transpose(1, 2))[0][:, -1])
+
+
+class Attentive(nn.Module):
+    """A block of a transformer, the mean of its places classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.attend = nn.Conv1d(3, 8, 1), nn.LayerNorm(8), nn.Linear(8, 24)
+        self.up, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).transpose(1, 2)
+        parts = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.attend(self.norm(x)).chunk(3, -1))
+        x = x + nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+        return self.last(nn.functional.gelu(self.up(x)).mean(1))
+
+
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize("name", ["gru", "lstm", "transformer"])
+def test_sequences_in_litert(name: str, integers: bool, tmp_path: Path) -> None:
+    needed(".tflite")
+    torch.manual_seed(0)
+    net = Attentive() if name == "transformer" else Recurrent(nn.GRU if name == "gru" else nn.LSTM)
+    found, out = network(net, (3, 6)), tmp_path / "a.tflite"
+    x = torch.randn(40, 3, 6)
+    wanted = to_module(found)(x).detach().numpy()
+    litert.write_litert(found, card(found, SCORES, 7), out, x if integers else None)
+    got = litert.load_litert(out)(x.numpy())
+    assert np.abs(got - wanted).max() < (0.1 if integers else 1e-5) * np.abs(wanted).max()
+    types, floats = litert.tensor_types(out.read_bytes())
+    assert (floats == []) == integers
+    assert ("INT8" in types) == integers
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_by_the_command(suffix: str, path: Path, tmp_path: Path) -> None:
     needed(suffix)
