@@ -213,14 +213,14 @@ def train_point(
     optimizer, schedule = OPTIMIZERS[plan.optimizer](net.parameters(), plan), SCHEDULES[plan.schedule]
     start = start or PointState(0, 0, {})
     _restore_optimizer(optimizer, start.optimizer)
-    total, step = plan.epochs * minibatches.batches, start.step
+    total, step, by_product = plan.epochs * minibatches.batches, start.step, convolving(net)
     for epoch in range(start.epochs + 1, plan.epochs + 1):
         net.train()
         loss = torch.zeros(())
         for _, x, y in minibatches.epoch():
             set_rates(optimizer, schedule(step / total) * plan.cooldown())
             optimizer.zero_grad()
-            with products(plan.precision, x), convolving(net):
+            with products(plan.precision, x), by_product:
                 outputs = net(x)
             loss = plan.loss(outputs.float() if outputs.dtype is torch.bfloat16 else outputs, y)
             loss.backward()
