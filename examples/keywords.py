@@ -8,6 +8,7 @@ test split are heard in no other.
 """
 
 import io
+import shutil
 import subprocess
 import sys
 import wave
@@ -140,4 +141,8 @@ def write_keywords(path: Path, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python keywords.py keywords.npz")
+    if shutil.which("espeak-ng") is None:
+        sys.exit("espeak-ng, which speaks the words, is not installed: apt install espeak-ng")
     write_keywords(Path(sys.argv[1]))
