@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -300,11 +300,18 @@ def _removed(found: Found, graph: Graph, tensors: dict[str, Tensor], x: Tensor) 
     small = shrink(graph, double)
     with torch.no_grad():
         x = x.double() if x.is_floating_point() else x
-        wanted, got = (Network(*one).eval()(x) for one in ((graph, double), small))
+        wanted, got = (Network(_in_double(one), held).eval()(x) for one, held in ((graph, double), small))
     gap = float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
     left = sum(t.numel() for t in small[1].values()) / sum(t.numel() for t in tensors.values())
     found.checks["removed"] = f"exact, {left:.0%} of the values left" if gap < 1e-9 else f"off by {gap:.1e}"
     return small[0], {name: t.float() for name, t in small[1].items()}
+
+
+def _in_double(graph: Graph) -> Graph:
+    """A network whose forward makes doubles where it made single numbers of nothing."""
+    made = (json.dumps(node.attributes).replace('"kind": "float32"', '"kind": "float64"') for node in graph.nodes)
+    nodes = tuple(replace(node, attributes=json.loads(one)) for node, one in zip(graph.nodes, made, strict=True))
+    return replace(graph, nodes=nodes)
 
 
 def _agrees(got: np.ndarray, wanted: np.ndarray) -> str:

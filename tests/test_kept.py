@@ -114,6 +114,14 @@ FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
     "bicubic": lambda: Around(
         lambda x: F.interpolate(x.view(-1, 1, 3, 4), size=(5, 5), mode="bicubic").flatten(1), last=25
     ),
+    "uneven maxima": lambda: Around(lambda x: F.adaptive_max_pool1d(x[:, None], 5)[:, 0], last=5),
+    "distances": lambda: Around(lambda x: torch.cdist(x.view(-1, 3, 4), x.view(-1, 3, 4).sin()), last=9),
+    "medians": lambda: Around(lambda x: x.view(-1, 3, 4).median(2).values + x.view(-1, 3, 4).quantile(0.3, 2), last=3),
+    "scattered": lambda: Around(lambda x: torch.zeros_like(x).scatter_reduce(1, x.argsort(1), x.cummin(1)[0], "sum")),
+    "special": lambda: Around(lambda x: torch.erfinv(torch.tanh(x)) + torch.lgamma(x.exp()) + torch.hypot(x, x.sin())),
+    "solved": lambda: Around(
+        lambda x: torch.linalg.solve(x.view(-1, 3, 4)[..., :3] + 9 * torch.eye(3), x.view(-1, 3, 4)), last=12
+    ),
     "tables": Tables,
     "standardized": StandardizedWeight,
     "lstm": Memory,
@@ -205,8 +213,22 @@ def test_examples_that_know_of_each_other_are_refused() -> None:
 
 def test_what_is_neither_is_named() -> None:
     net = Around(Spectrum(), last=7)
-    with pytest.raises(ValueError, match=r"^unsupported operation aten\.fft_rfft\.default in function; see docs"):
+    with pytest.raises(
+        ValueError, match=r"^unsupported operation aten\.fft_rfft\.default in function, which torch makes of"
+    ):
         capture(net, (6,))
+
+
+def test_what_torch_takes_apart_does_not_hide_what_it_cannot() -> None:
+    """`stack` is taken apart; the message names the operation that stands in the way."""
+    net = Around(nn.Sequential(Stacked(), Spectrum()), last=13)
+    with pytest.raises(ValueError, match=r"^unsupported operation aten\.fft_rfft\.default in function\.1, which"):
+        capture(net, (6,))
+
+
+class Stacked(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x, x.sin()], 1).flatten(1)
 
 
 class Spectrum(nn.Module):

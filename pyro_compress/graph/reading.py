@@ -62,28 +62,42 @@ def read(program: torch.export.ExportedProgram, input_shape: tuple[int, ...], ki
     refuse_changed_tensors(program)
     if changes_views(program.graph):
         program = program.run_decompositions({})
-    refused: _Unreadable | None = None
-    for _ in range(ROUNDS):
+    called = {node.name: node for node in program.graph.nodes}
+    for last in (*(False,) * (ROUNDS - 1), True):
         try:
             if unknown := list(_unknown(program.graph)):
-                message = f"{UNKNOWN} {described(unknown[0])}; see docs/reference/networks.md"
-                raise _Unreadable(message, {node.target for node in unknown})  # type: ignore[misc]
+                missing = {node.target for node in unknown}
+                raise _Unreadable(UNKNOWN, unknown[0], missing)  # type: ignore[arg-type]
             return _Reading(program, kind).read(input_shape)
         except _Unreadable as error:
-            refused = refused or error  # as the network calls it
-            if (parts := _in_parts(program, error.missing)) is None:
-                break
+            if last or (parts := _in_parts(program, error.missing)) is None:
+                raise ValueError(error.told(called)) from error
             program = parts
-    assert refused
-    raise refused
+    raise AssertionError
 
 
 class _Unreadable(ValueError):
-    """Operations that neither have a row nor may be kept."""
+    """Operations that neither have a row nor may be kept.
 
-    def __init__(self, reason: str, missing: set[torch._ops.OpOverload]):
+    Attributes:
+        node: the first of them.
+        missing: all.
+    """
+
+    def __init__(self, reason: str, node: fx.Node, missing: set[torch._ops.OpOverload]):
         super().__init__(reason)
-        self.missing = missing
+        self.node, self.missing = node, missing
+
+    def told(self, called: Mapping[str, fx.Node]) -> str:
+        """A message that names the operation as the network calls it; `called` holds its calls by name."""
+        node, reason = self.node, str(self)
+        sources = list(node.meta.get("from_node", ()))
+        while sources:
+            node, sources = called.get(sources[0].name, node), list(sources[0].from_node)
+        what = described(node)
+        if node.target != self.node.target:
+            what += f", which torch makes of {self.node.target}"
+        return f"{what}: {reason}" if reason != UNKNOWN else f"{UNKNOWN} {what}; see docs/reference/networks.md"
 
 
 def _unknown(graph: fx.Graph) -> Iterator[fx.Node]:
@@ -185,12 +199,9 @@ class _Reading:
         try:
             self.keep(fx_node, source, part)
         except (ValueError, LookupError, AttributeError, TypeError) as error:
-            known = str(reason) != UNKNOWN
-            what = described(source)
-            message = f"{what}: {reason}" if known else f"{UNKNOWN} {what}; see docs/reference/networks.md"
-            if isinstance(source.target, torch._ops.OpOverload):
-                raise _Unreadable(message, set() if isinstance(reason, Mixes) else {source.target}) from error
-            raise ValueError(message) from error
+            overload = isinstance(source.target, torch._ops.OpOverload) and not isinstance(reason, Mixes)
+            missing = {source.target} if overload else set()
+            raise _Unreadable(str(reason), source, missing) from error  # type: ignore[arg-type]
 
     def by_row(self, fx_node: fx.Node, source: fx.Node, part: list[int], name: str) -> None:
         """Append an operation that has a row.
