@@ -47,7 +47,7 @@ FLOORS = [
     {"placing", "settings/data"},
     {"kinds", "settings/compress", "settings/fit", "settings/studies", "settings/export"},
     {"settings/page"},
-    {"places", "cli/values", "data/labels"},
+    {"places", "cli/values", "data/labels", "deploy/refusals"},
     {"graph/operations/row"},
     {"graph/operations/fits"},
     {

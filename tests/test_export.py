@@ -18,10 +18,12 @@ from pyro_compress.cli.main import main
 from pyro_compress.compression import precision
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.shrink import shrink
-from pyro_compress.deploy import arrays, onnx_files, torch_files
+from pyro_compress.deploy import arrays, onnx_files, onnx_four_bits, torch_files
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.crop import cropped
 from pyro_compress.deploy.onnx_model import build
+from pyro_compress.deploy.refusals import kept_of
+from pyro_compress.graph.capture import capture
 from pyro_compress.pcn import file
 from pyro_compress.scores import Scores
 from pyro_compress.types import Compressed, Graph, Node, Splits
@@ -258,6 +260,12 @@ def test_sparse_layers_only_where_they_pay(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["-o", "m.mnn"], r"no export to .mnn; allowed: .onnx, .pt2, .pte, .tflite, .safetensors, .c, .wasm, folder"),
+        (["-o", "m.pt"], "did you mean .pt2?"),
+        (["-o", ".onnx"], ".onnx is a suffix without a name; give one, as in model.onnx"),
+        (["-o", ".js"], ".js is a suffix without a name; give one, as in model.js"),
+        (["-o", "m."], "m. ends in a dot; name a suffix behind it, or leave it out for a folder"),
+        (["-o", "m.c", "--int8"], "--int8 goes with .onnx, .pte, .tflite only, not with .c; it has --integer"),
+        (["-o", "m.onnx", "--integer"], "--integer goes with .c only, not with .onnx; it has --int8"),
         (["-o", "m.pt2", "--int8"], "--int8 goes with .onnx, .pte, .tflite only, not with .pt2"),
         (["-o", "m.onnx", "--sparse"], "--sparse goes with folder only"),
         (["-o", "m.c", "--float32"], "--float32 goes with .onnx only, not with .c"),
@@ -339,3 +347,42 @@ def test_a_loaded_network_is_an_ordinary_module(pcn: Path, digits: Splits, tmp_p
     assert torch.equal(module.double()(digits.test.x.double()).argmax(1), other(digits.test.x).argmax(1))
     device = "cuda" if torch.cuda.is_available() else "meta"
     assert pc.load(pcn).to(device)(digits.test.x.to(device)).device.type == device
+
+
+def test_what_onnx_runtime_says_is_one_line(pcn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its errors are of types that are none of Python's."""
+
+    class Fail(Exception):
+        pass
+
+    def fails(*given: object, **named: object) -> None:
+        raise Fail("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED :\nno kernel for node 'linear_2'")
+
+    said = "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : no kernel for node 'linear_2'"
+    with monkeypatch.context() as patched:
+        patched.setattr(ort, "InferenceSession", fails)
+        told = refused(pcn, "-o", tmp_path / "m.onnx")
+    assert told == f"Error: ONNX Runtime does not run the export: {said}; export to .pt2 (torch)"
+    for name, option in (("static", "--int8"), ("dynamic", "--int8-dynamic")):
+        with monkeypatch.context() as patched:
+            patched.setattr(ort.quantization, f"quantize_{name}", fails)
+            told = refused(pcn, "-o", tmp_path / "m.onnx", option)
+        assert told == f"Error: ONNX Runtime's quantiser refuses the network: {said}; export without {option}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_torch_alone_runs_is_named_with_its_module() -> None:
+    class Sorted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.sort(self.second(torch.cumsum(self.first(x), 1)), 1)[0])
+
+    graph = capture(Sorted(), (4,), trained=False)
+    assert kept_of(graph) == "cumsum behind first and sort behind second"
+    network = Compressed(graph, {n: t.detach().numpy() for n, t in Sorted().state_dict().items()}, {})
+    message = r"^4 bits are for .* torch writes cumsum behind first and sort behind second; .* export with --int8$"
+    with pytest.raises(ValueError, match=message):
+        onnx_four_bits.write_int4(network, {}, Path("a.onnx"), None, torch.zeros(1, 4))  # type: ignore[arg-type]

@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,7 +149,7 @@ def test_an_operation_without_a_kernel_is_named(tmp_path: Path) -> None:
             return torch.cummax(self.first(x), 1)[0]
 
     found = network(Largest(), (4,))
-    with pytest.raises(ValueError, match=r"ExecuTorch has no operation 'cummax', behind first\.\w+; leave"):
+    with pytest.raises(ValueError, match=r"^ExecuTorch refuses 'cummax' behind first: .*; leave it out .* to \.onnx$"):
         executorch.write_executorch(found, card(found, SCORES, 7), tmp_path / "a.pte")
     assert not list(tmp_path.iterdir())
 
@@ -188,7 +190,9 @@ def test_what_the_tool_chain_of_executorch_says(monkeypatch: pytest.MonkeyPatch,
     found = evens()
     for name in ("convert_pt2e", "prepare_pt2e"):
         monkeypatch.setattr(quantize_pt2e, name, refused)
-        with pytest.raises(ValueError, match=r"^XNNPACK's quantiser refuses the network: no such kernel; .* --int8$"):
+        with pytest.raises(
+            ValueError, match=r"^XNNPACK's quantiser refuses 'conv2d' behind 0: no such kernel; .* --int8$"
+        ):
             executorch.write_executorch(found, card(found, SCORES, 7), tmp_path / "a.pte", torch.randn(1, 1, 8, 8))
     assert not list(tmp_path.iterdir())
 
@@ -199,8 +203,106 @@ def test_what_the_tool_chain_of_litert_says(monkeypatch: pytest.MonkeyPatch, tmp
 
     monkeypatch.setattr(interpreter.Interpreter, "get_signature_list", refused)
     found = evens()
-    with pytest.raises(ValueError, match=r"^LiteRT's quantiser refuses the network: no such kernel; .* --int8$"):
+    with pytest.raises(
+        ValueError, match=r"^LiteRT's quantiser refuses 'conv2d' behind 0: no such kernel; .* --integer$"
+    ):
         litert.write_litert(found, card(found, SCORES, 7), tmp_path / "a.tflite", torch.randn(1, 1, 8, 8))
+    assert not list(tmp_path.iterdir())
+
+
+class Branches(nn.Module):
+    """Two branches that are joined; the second one has a sine between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.more, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        right = self.more(torch.sin(self.right(x)))
+        return self.last(torch.relu(self.left(x)) + right)
+
+
+def refusing(*refused: str) -> Callable[[Compressed], None]:
+    """A tool chain that does not know some operations, and says nothing of which."""
+
+    def convert(found: Compressed) -> None:
+        read, last = {len(found.graph.nodes) - 1}, len(found.graph.nodes) - 1
+        for index in range(last, 0, -1):
+            read |= set(found.graph.nodes[index].inputs) if index in read else set()
+        if {found.graph.nodes[index].op for index in read} & set(refused):
+            raise traced.Refused("The converter", RuntimeError("no\nkernel"), "to .onnx")
+
+    return convert
+
+
+@pytest.mark.parametrize(
+    ("refused", "named"),
+    [
+        ("sin", "'sin' behind right"),
+        ("relu", "'relu' behind left"),
+        ("add", "'add' behind left"),
+        ("linear", "'linear'"),
+    ],
+)
+def test_what_is_refused_is_found_by_asking(refused: str, named: str) -> None:
+    """Wherever it stands: in a chain, on either side of a sum, at the beginning."""
+    found, convert = network(Branches(), (4,)), refusing(refused)
+    with pytest.raises(traced.Refused) as caught:
+        convert(found)
+    message = str(traced.located(found, caught.value, convert))
+    assert message.startswith(f"The converter refuses {named}")
+    assert message.endswith(": no kernel; leave it out of the network, or export to .onnx")
+
+
+def test_what_no_beginning_shows_is_named_by_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = network(Branches(), (4,))
+    said = traced.Refused(
+        "The converter", RuntimeError("graph of 7 nodes: aten.sin.default has no lowering"), "to .onnx"
+    )
+    assert traced.first_refused(found, lambda _: None) is None
+    assert str(traced.located(found, said, lambda _: None)).startswith(
+        "The converter refuses 'sin' behind right: graph"
+    )
+    unknown = traced.Refused("The converter", "no reason", "to .onnx")
+    assert str(traced.located(found, unknown, lambda _: None)) == (
+        "The converter refuses the network: no reason; export to .onnx"
+    )
+    assert traced.first_refused(found, refusing("sin"), seconds=-1.0) is None
+
+
+@pytest.fixture
+def converter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LiteRT's converter, which knows no sine, and its quantiser, which leaves one in floats."""
+
+    def convert(module: nn.Module, example: tuple[torch.Tensor, ...]) -> SimpleNamespace:
+        code = str(torch.export.export(module, example).graph)
+        if "aten.sin" in code:
+            raise RuntimeError("Lowering not found:\n\n  somewhere")
+        return SimpleNamespace(model_content=lambda: code.encode())
+
+    def ready(**given: bytes) -> None:
+        if b"aten.tanh" in given["model_content"]:
+            raise RuntimeError("Didn't find op for builtin opcode 'TANH'")
+
+    monkeypatch.setitem(sys.modules, "litert_torch", SimpleNamespace(convert=convert))
+    monkeypatch.setattr(litert, "_in_integers", lambda content, *rest: content)
+    monkeypatch.setattr(litert, "_interpreter", ready)
+    monkeypatch.setattr(litert, "tensor_types", lambda content: ({}, ["RELU"] if b"relu" in content else []))
+
+
+def test_litert_names_operation_and_module(converter: object, tmp_path: Path) -> None:
+    found = network(Branches(), (4,))
+    message = r"^LiteRT's converter refuses 'sin' behind right: Lowering not found: somewhere; .* export to \.onnx$"
+    with pytest.raises(ValueError, match=message):
+        litert.write_litert(found, card(found, SCORES, 7), tmp_path / "a.tflite")
+    bounded = network(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), (4,))
+    message = r"^LiteRT's runtime refuses 'tanh' behind 0: Didn't find op for builtin opcode 'TANH'; .* to \.onnx$"
+    with pytest.raises(ValueError, match=message):
+        litert.write_litert(bounded, card(bounded, SCORES, 7), tmp_path / "a.tflite")
+    plain = network(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), (4,))
+    message = r"^LiteRT's quantiser refuses 'relu' behind 1: RELU would stay in floats; .* or to model\.c --integer$"
+    with pytest.raises(ValueError, match=message):
+        litert.write_litert(plain, card(plain, SCORES, 7), tmp_path / "a.tflite", torch.randn(3, 4))
     assert not list(tmp_path.iterdir())
 
 

@@ -21,8 +21,8 @@ import numpy as np
 from pyro_compress.atomic import write_atomically
 from pyro_compress.deploy import standalone
 from pyro_compress.deploy.program import program
+from pyro_compress.deploy.refusals import refuse_kept
 from pyro_compress.foreign import ordinary
-from pyro_compress.graph.operations.kept import refuse_kept
 from pyro_compress.pcn.file import dense
 from pyro_compress.pcn.names import check_names
 from pyro_compress.types import Compressed

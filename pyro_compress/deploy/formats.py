@@ -150,6 +150,10 @@ EXPORTERS: dict[str, Exporter] = {
 
 SAME = {".js": ".wasm"}
 """Suffixes that name a format by a file that is written beside it."""
+MEANT = {".pt": ".pt2", ".pth": ".pt2"}
+"""Suffixes of torch's own files, and what is nearest to them."""
+INTEGERS = ("int8", "integer")
+"""Settings for 8-bit integers, of which a format has one at most."""
 
 
 def exporter_of(out: Path, request: ExportConfig) -> Exporter:
@@ -159,14 +163,22 @@ def exporter_of(out: Path, request: ExportConfig) -> Exporter:
         ValueError: there is none, an option does not go with it, or what it needs is missing.
     """
     kind = out.suffix or "folder"
+    if out.name.startswith(".") and out.name in (*EXPORTERS, *SAME):
+        raise ValueError(f"{out} is a suffix without a name; give one, as in {out.with_name(f'model{out.name}')}")
+    if out.name.endswith("."):
+        raise ValueError(f"{out} ends in a dot; name a suffix behind it, or leave it out for a folder")
     if kind not in EXPORTERS:
         known = f"{', '.join(EXPORTERS)} (a name without suffix)"
-        raise ValueError(f"{out}: no export to {kind}; allowed: {known}{meant(kind, EXPORTERS)}")
+        near = f"; did you mean {MEANT[kind]}?" if kind in MEANT else meant(kind, EXPORTERS)
+        raise ValueError(f"{out}: no export to {kind}; allowed: {known}{near}")
     exporter = EXPORTERS[kind]
     for option in OPTIONS:
         if getattr(request, option) and option not in exporter.takes:
             goes = [name for name, other in EXPORTERS.items() if option in other.takes]
-            raise ValueError(f"--{option.replace('_', '-')} goes with {', '.join(goes)} only, not with {kind}")
+            other = next((one for one in INTEGERS if one in exporter.takes), "") if option in INTEGERS else ""
+            instead = f"; it has --{other}" if other else ""
+            named = f"--{option.replace('_', '-')}"
+            raise ValueError(f"{named} goes with {', '.join(goes)} only, not with {kind}{instead}")
     if (request.int8 or request.int8_dynamic) and request.float32:
         raise ValueError("--int8 and --float32 exclude each other")
     if request.int4 and (request.int8 or request.int8_dynamic or request.float32):

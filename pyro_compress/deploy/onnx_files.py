@@ -16,6 +16,7 @@ from pyro_compress.atomic import write_atomically
 from pyro_compress.deploy.engines import feeds, session
 from pyro_compress.deploy.onnx_model import build, describe
 from pyro_compress.deploy.onnx_torch import build_by_torch, has_kept
+from pyro_compress.deploy.refusals import reason
 from pyro_compress.types import Compressed
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def write_int8(
     from onnxruntime import quantization
 
     model = build_by_torch(network, card) if has_kept(network) else build(network, card, integers=False)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    option = "--int8-dynamic" if dynamic else "--int8"
+    with tempfile.TemporaryDirectory() as folder, _quantising(option):
         inside, outside = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         onnx.save_model(model, inside)
         # 7-bit weights: without VNNI instructions the sum of two 8-bit products overflows, silently
@@ -70,8 +72,8 @@ def write_int8(
             reader = _reader(card["input"], examples)
             quantization.quantize_static(inside, outside, reader, per_channel=True, **common)
         model = onnx.load_model(outside)
-    describe(model, card)
-    onnx.checker.check_model(model, full_check=True)
+        describe(model, card)
+        onnx.checker.check_model(model, full_check=True)
     write_atomically(path, model.SerializeToString(deterministic=True))
 
 
@@ -89,7 +91,7 @@ def quantized_layers(
     import onnx
     from onnxruntime import quantization
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, _quantising("--int4"):
         inside, outside = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         onnx.save_model(model, inside)
         quantization.quantize_static(
@@ -114,26 +116,43 @@ def _reader(entry: Mapping[str, Any], examples: np.ndarray) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantiser advises preprocessing through the root logger; the model is clean as it is."""
+def _quantising(option: str) -> Iterator[None]:
+    """Without advice of the quantiser to preprocess the model, which is clean; what it refuses is one line."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever the quantiser says of an operation
+        message = f"ONNX Runtime's quantiser refuses the network: {reason(error)}; export without {option}"
+        raise ValueError(message) from error
     finally:
         logging.disable(before)
 
 
 def load_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """The model as a function of inputs in the range the network was trained on; a raw one is given raw integers."""
-    loaded = session(path)
+    with _running():
+        loaded = session(path)
     entry = json.loads(loaded.get_modelmeta().custom_metadata_map["input"])
 
     def predict(x: np.ndarray) -> np.ndarray:
-        logits: np.ndarray = loaded.run(None, feeds(fed(x, entry), entry))[0]
+        with _running():
+            logits: np.ndarray = loaded.run(None, feeds(fed(x, entry), entry))[0]
         return logits
 
     return predict
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    """What ONNX Runtime says of a model, which names the node that it cannot run, as one line."""
+    try:
+        yield
+    except Exception as error:
+        message = f"ONNX Runtime does not run the export: {reason(error)}; export to .pt2 (torch)"
+        raise ValueError(message) from error
 
 
 def fed(x: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:

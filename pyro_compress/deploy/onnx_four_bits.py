@@ -19,6 +19,7 @@ from pyro_compress.compression.candidates import to_module
 from pyro_compress.deploy.onnx_files import fed, load_onnx, quantized_layers
 from pyro_compress.deploy.onnx_model import build, describe
 from pyro_compress.deploy.onnx_torch import has_kept
+from pyro_compress.deploy.refusals import kept_of
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.bounded import bounded
 from pyro_compress.pcn.file import plan_of
@@ -73,7 +74,10 @@ def write_int4(
         ValueError: no linear layer, or none that may go to 4 bits.
     """
     if has_kept(network):
-        raise ValueError("4 bits are for networks whose operations this program writes; this one keeps some of torch's")
+        raise ValueError(
+            f"4 bits are for networks whose operations this program writes itself, and torch writes "
+            f"{kept_of(network.graph)}; leave it out of the network, or export with --int8"
+        )
     model = build(network, card, integers=False)
     layers = _layers(model)
     if not layers:

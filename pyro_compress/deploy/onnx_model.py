@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_compress.deploy.crop import cropped
+from pyro_compress.deploy.refusals import reason, standing
 from pyro_compress.graph.faces.onnx import Builder, Place, Placement
 from pyro_compress.graph.rules.table import RULES
 from pyro_compress.inputs import Input
@@ -120,7 +121,7 @@ def checked(model: onnx.ModelProto, card: Mapping[str, Any]) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ValueError(f"ONNX's checker refuses the model: {error}") from error
+        raise ValueError(f"ONNX's checker refuses the model: {reason(error)}; export to .pt2 (torch)") from error
     return model
 
 
@@ -138,8 +139,10 @@ def _place_all(builder: Builder, first: str, output: str) -> tuple[int, ...]:
     taken = {name.partition(".")[0] for name in tensors}
     for index, node in enumerate(graph.nodes[1:], 1):
         if (place := _placement(node.op)) is None:
-            known = ", ".join(op for op, rule in RULES.items() if rule.onnx)
-            raise ValueError(f"operation {node.op!r} has no ONNX counterpart here; known: {known}")
+            raise ValueError(
+                f"operation {standing(graph, index)} has no counterpart in ONNX; leave it out of the network, or "
+                "export to .pt2 (torch)"
+            )
         name = output if index == len(graph.nodes) - 1 else _free(f"{node.op}_{index}", taken)
         read = [shapes[i] for i in node.inputs]
         placement = Placement([names[i] for i in node.inputs], name, node.parameters, node.attributes, read)

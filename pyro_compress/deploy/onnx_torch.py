@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.deploy.onnx_model import IR_VERSION, OPSET, checked
+from pyro_compress.deploy.refusals import kept_of, named_in, reason, standing
 from pyro_compress.graph.packing import parts_of, with_inputs
 from pyro_compress.types import Compressed
 
@@ -57,7 +57,11 @@ def build_by_torch(network: Compressed, card: Mapping[str, Any]) -> onnx.ModelPr
                 dynamic_shapes=tuple(batch for _ in names), dynamo=True, opset_version=OPSET, verbose=False,
             )  # fmt: skip
     except Exception as error:  # whatever the exporter says of an operation
-        raise ValueError(f"torch's exporter to ONNX refuses the network: {_reason(error)}") from error
+        index = named_in(error, graph)
+        what = f"the network, which has {kept_of(graph)}" if index is None else standing(graph, index)
+        raise ValueError(
+            f"torch's exporter to ONNX refuses {what}: {_reason(error)}; export to .pt2 (torch)"
+        ) from error
     finally:
         logging.disable(disabled)
     assert made is not None
@@ -69,7 +73,7 @@ def build_by_torch(network: Compressed, card: Mapping[str, Any]) -> onnx.ModelPr
 
 
 def _reason(error: BaseException) -> str:
-    """What an exporter says in one line, without colours: of the error at its root, which names the operation."""
+    """What the exporter says at the root of its errors, which names the operation."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:160] or type(error).__name__
+    return reason(error)

@@ -15,6 +15,7 @@ from torch import nn
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.candidates import to_module
+from pyro_compress.deploy.refusals import named_in, reason, standing
 from pyro_compress.graph.network import Network
 from pyro_compress.graph.packing import parts_of, with_inputs
 from pyro_compress.inputs import inputs_of, size_of
@@ -50,7 +51,9 @@ def write_program(network: Compressed, card: Mapping[str, Any], path: Path) -> N
             example = torch.zeros(2, *network.graph.input_shape, dtype=getattr(torch, network.graph.kind))
             program = torch.export.export(to_module(network), (example,), dynamic_shapes=(batch,))
     except Exception as error:  # whatever the exporter says of an operation
-        raise ValueError(f"torch.export refuses the network: {' '.join(str(error).split())[:160]}") from error
+        index = named_in(error, network.graph)
+        what = "the network" if index is None else standing(network.graph, index)
+        raise ValueError(f"torch.export refuses {what}: {reason(error)}; export to .safetensors (torch)") from error
     content = io.BytesIO()  # torch's own writer ends in a C++ stack where the disk is full
     torch.export.save(program, content, extra_files={f"{KEY}.json": json.dumps(card)})
     write_atomically(path, content.getvalue())

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pyro_compress.deploy.refusals import behind, refuse_kept
 from pyro_compress.graph.faces.c import (
     Layer,
     Loop,
@@ -26,7 +27,6 @@ from pyro_compress.graph.faces.c import (
     spatial,
     zero_border,
 )
-from pyro_compress.graph.operations.kept import refuse_kept
 from pyro_compress.graph.operations.table import OPERATIONS
 from pyro_compress.graph.rules.table import RULES
 from pyro_compress.pcn.file import dense, plan_of
@@ -62,16 +62,10 @@ def loop_plan(network: Compressed) -> LoopPlan:
     for index, node in enumerate(network.graph.nodes[1:], 1):
         if node.op not in known:
             raise ValueError(
-                f"operation {node.op!r} behind {behind(network.graph, index)} is not supported in C; export to "
-                "model.onnx, or to a folder for numpy, which know it"
+                f"operation {node.op!r} behind {behind(network.graph, index)} is not supported in C; leave it out "
+                "of the network, or export to model.onnx, or to a folder for numpy, which know it"
             )
     return LoopPlan(network)
-
-
-def behind(graph: Graph, index: int) -> str:
-    """The module whose weights a node has, or those of the last one before it, for messages."""
-    named = [name for node in graph.nodes[1 : index + 1] for role, name in node.parameters.items() if "weight" in role]
-    return named[-1].rpartition(".")[0] or named[-1] if named else "the input"
 
 
 def _read(graph: Graph) -> Graph:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pyro_compress.deploy.c.operations import is_border
-from pyro_compress.deploy.c.plan import LoopPlan, behind, is_layer, loop_plan
+from pyro_compress.deploy.c.plan import LoopPlan, is_layer, loop_plan
+from pyro_compress.deploy.refusals import behind
 from pyro_compress.graph.faces.c import LOWEST, Loop, Shape, Weights
 from pyro_compress.types import Compressed
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +13,18 @@ from torch import Tensor, nn
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.deploy.phone.traced import (
+    Refused,
     card_behind,
     given,
+    located,
     module_of,
     need,
     nothing,
     one_by_one,
     quiet,
-    reason,
-    some,
     with_card,
 )
+from pyro_compress.deploy.refusals import reason, some
 from pyro_compress.pcn.file import dense
 from pyro_compress.types import Compressed, Node, Quantized
 
@@ -38,6 +38,7 @@ MODULES = (
 """What it takes, imported once before any work, since that warns and says much."""
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 """Operations of torch with a weight, which integers must compute."""
+QUANTISER = "XNNPACK's quantiser"
 
 
 def need_executorch() -> None:
@@ -62,20 +63,14 @@ def write_executorch(
     Raises:
         ValueError: an operation that torch or ExecuTorch cannot export, or a layer that would stay in floats.
     """
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-
     if examples is not None:
         network = symmetric(network)
     with quiet():
-        program = _exported(module_of(network), network)
-        if examples is not None:
-            program = _exported(_in_integers(program, network, examples), network)
         try:
-            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-            content = lowered.to_executorch().buffer
-        except Exception as error:  # whatever the tool chain says of an operation
-            raise ValueError(_refusal(error, program)) from error
+            lowered, content = _lowered(network, examples)
+        except Refused as error:
+            few = None if examples is None else examples[:1]
+            raise located(network, error, lambda beginning: _lowered(beginning, few)) from error
     write_atomically(path, with_card(content, card))
     notes = ["one example at a time, XNNPACK" + (", 8-bit integers" if examples is not None else "")]
     if beside := _beside(lowered.exported_program().graph):
@@ -83,11 +78,35 @@ def write_executorch(
     return notes
 
 
+def _lowered(network: Compressed, examples: Tensor | None) -> tuple[Any, bytes]:
+    """The program as ExecuTorch has it, of floats or calibrated on examples, and its bytes; raises `Refused`."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    program = _exported(module_of(network), network)
+    if examples is not None:
+        program = _exported(_in_integers(program, network, examples), network)
+    try:
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        content = lowered.to_executorch().buffer
+        _ready(content).execute(nothing(network))
+        return lowered, content
+    except Exception as error:  # whatever the tool chain, or the runtime, says of an operation
+        raise Refused("ExecuTorch", error, "to .onnx") from error
+
+
+def _ready(program: bytes | Path) -> Any:
+    """A program in ExecuTorch's runtime."""
+    from executorch.runtime import Runtime
+
+    return Runtime.get().load_program(program).load_method("forward")
+
+
 def _exported(module: nn.Module, network: Compressed) -> torch.export.ExportedProgram:
     try:
         return torch.export.export(module, nothing(network))
     except Exception as error:  # whatever the exporter says of an operation
-        raise ValueError(f"torch.export refuses the network: {reason(error)}") from error
+        raise Refused("torch.export", error, "to .safetensors") from error
 
 
 def _in_integers(program: torch.export.ExportedProgram, network: Compressed, examples: Tensor) -> nn.Module:
@@ -104,12 +123,9 @@ def _in_integers(program: torch.export.ExportedProgram, network: Compressed, exa
                 prepared(*given(examples[place : place + 1], network))
         converted = pt2e.convert_pt2e(prepared)
     except Exception as error:  # whatever the quantiser says of an operation
-        message = f"XNNPACK's quantiser refuses the network: {reason(error)}; export without --int8"
-        raise ValueError(message) from error
+        raise Refused(QUANTISER, error, "without --int8") from error
     if floats := in_floats(converted.graph):
-        raise ValueError(
-            f"XNNPACK has no 8-bit integers for {some(floats)}, which would stay in floats; export without --int8"
-        )
+        raise Refused(QUANTISER, f"{some(floats)} would stay in floats", "without --int8")
     return converted
 
 
@@ -134,20 +150,6 @@ def _beside(graph: torch.fx.Graph) -> list[str]:
         for node in graph.nodes
         if node.op == "call_function" and hasattr(node.target, "name") and "delegate" not in str(node.target)
     })  # fmt: skip
-
-
-def _refusal(error: Exception, program: torch.export.ExportedProgram) -> str:
-    """What ExecuTorch cannot do, with the operation and the layer that it stands behind, where it names one."""
-    missing = re.search(r"(?:Missing out variants?: \{'|Operator torch\._ops\.)aten(?:::|\.)(\w+)", str(error))
-    if missing is None:
-        return f"ExecuTorch refuses the network: {reason(error)}"
-    name, behind = missing[1], "the input"
-    tensors = program.graph_signature.inputs_to_parameters
-    for node in program.graph.nodes:
-        behind = next((tensors[part.name] for part in node.all_input_nodes if part.name in tensors), behind)
-        if name in str(node.target):
-            break
-    return f"ExecuTorch has no operation {name!r}, behind {behind}; leave it out of the network, or export to .onnx"
 
 
 def symmetric(network: Compressed) -> Compressed:
@@ -211,10 +213,8 @@ def load_executorch(path: Path, threads: int = 0) -> Callable[[np.ndarray], np.n
         try:
             if method is not None:
                 return method.execute(tensors)[0].numpy().copy()
-            from executorch.runtime import Runtime
-
             with quiet():  # the first call looks for the processor's features, and says so
-                method = Runtime.get().load_program(path).load_method("forward")
+                method = _ready(path)
                 return method.execute(tensors)[0].numpy().copy()
         except Exception as error:  # whatever the runtime says
             raise ValueError(f"ExecuTorch does not run the export: {reason(error)}") from error

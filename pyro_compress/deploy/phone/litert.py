@@ -13,21 +13,23 @@ from torch import Tensor
 
 from pyro_compress.atomic import write_atomically
 from pyro_compress.deploy.phone.traced import (
+    Refused,
     card_behind,
     given,
+    located,
     module_of,
     need,
     nothing,
     one_by_one,
     quiet,
-    reason,
-    some,
     with_card,
 )
+from pyro_compress.deploy.refusals import reason, some
 from pyro_compress.types import Compressed
 
 FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
 """Types of tensors that no model of integers has."""
+QUANTISER, WITHOUT = "LiteRT's quantiser", "without --int8, or to model.c --integer"
 
 
 def need_litert() -> None:
@@ -50,34 +52,52 @@ def write_litert(network: Compressed, card: Mapping[str, Any], path: Path, examp
     Raises:
         ValueError: an operation that the converter does not know, or a tensor that stays in floats.
     """
-    import litert_torch
-
     with quiet():
         try:
-            converted = litert_torch.convert(module_of(network), nothing(network))
-            content = bytes(converted.model_content())
-        except Exception as error:  # whatever the tool chain says of an operation
-            raise ValueError(f"LiteRT's converter refuses the network: {reason(error)}") from error
-        if examples is not None:
-            content = _in_integers(content, network, examples)
-            types, floats = tensor_types(content)
-            if floats:
-                raise ValueError(
-                    f"LiteRT's quantiser leaves {some(floats)} in floats{_tables(network)}; leave it out of the "
-                    "network, export without --int8, or to model.c --integer"
-                )
+            content = _model(network, examples)
+        except Refused as error:
+            few = None if examples is None else examples[:1]
+            raise located(network, error, lambda beginning: _model(beginning, few)) from error
     write_atomically(path, with_card(content, card))
     if examples is None:
         return ["one example at a time"]
+    types, _ = tensor_types(content)
     counted = ", ".join(f"{count} {kind.lower()}" for kind, count in types.most_common())
     return [f"one example at a time, 8-bit integers: of its tensors {counted}, none float"]
 
 
-def _tables(network: Compressed) -> str:
-    """The tables that tokens are looked up in, which the quantiser does not know, for messages."""
-    nodes = [node for node in network.graph.nodes if node.op == "embedding"]
-    names = [node.parameters["weight"].removesuffix(".weight") for node in nodes]
-    return f" (the embedding {some(names)})" if names else ""
+def _model(network: Compressed, examples: Tensor | None) -> bytes:
+    """The model, of floats or calibrated on examples; raises `Refused`."""
+    import litert_torch
+
+    try:
+        content = bytes(litert_torch.convert(module_of(network), nothing(network)).model_content())
+    except Exception as error:  # whatever the tool chain says of an operation
+        raise Refused("LiteRT's converter", error, "to .onnx") from error
+    _check_it_runs(content, "to .onnx")
+    if examples is not None:
+        content = _in_integers(content, network, examples)
+        if floats := tensor_types(content)[1]:
+            raise Refused(QUANTISER, f"{some(floats)} would stay in floats", WITHOUT)
+        _check_it_runs(content, WITHOUT)
+    return content
+
+
+def _check_it_runs(content: bytes, instead: str) -> None:
+    """Refuse operations that the converter writes and the runtime does not know."""
+    try:
+        _interpreter(model_content=content)
+    except Exception as error:  # whatever the runtime says
+        raise Refused("LiteRT's runtime", error, instead) from error
+
+
+def _interpreter(**given: Any) -> Any:
+    """LiteRT's runtime with a model that is ready to run, which says what it hands over to XNNPACK."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    loaded = Interpreter(num_threads=1, **given)
+    loaded.allocate_tensors()
+    return loaded
 
 
 def _in_integers(content: bytes, network: Compressed, examples: Tensor) -> bytes:
@@ -98,7 +118,7 @@ def _in_integers(content: bytes, network: Compressed, examples: Tensor) -> bytes
         maker = quantizer.Quantizer(content, recipe.static_wi8_ai8())
         return bytes(maker.quantize(seen.get_model_qsvs()).quantized_model)
     except Exception as error:  # whatever the quantiser says of an operation
-        raise ValueError(f"LiteRT's quantiser refuses the network: {reason(error)}; export without --int8") from error
+        raise Refused(QUANTISER, error, WITHOUT) from error
 
 
 def _narrow(x: np.ndarray) -> np.ndarray:
@@ -127,13 +147,10 @@ def tensor_types(content: bytes) -> tuple[Counter[str], list[str]]:
 
 def load_litert(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """The model as a function of inputs in the range the network was trained on, and its outputs as real numbers."""
-    from ai_edge_litert.interpreter import Interpreter
-
     entry = card_behind(path)["input"]
     with quiet():
         try:
-            loaded = Interpreter(model_path=str(path), num_threads=1)
-            loaded.allocate_tensors()  # says what it hands over to XNNPACK
+            loaded = _interpreter(model_path=str(path))
             runner = loaded.get_signature_runner()
         except Exception as error:  # whatever the runtime says
             raise ValueError(f"LiteRT does not run the export: {reason(error)}") from error

@@ -6,10 +6,13 @@ import io
 import json
 import logging
 import os
+import time
 import warnings
 import zipfile
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_compress.compression.candidates import to_module
+from pyro_compress.deploy.refusals import named_in, reason, standing
 from pyro_compress.graph.packing import parts_of, with_inputs
 from pyro_compress.inputs import Input, inputs_of
-from pyro_compress.types import Compressed
+from pyro_compress.types import Compressed, Graph
 
-NAMED = 5
-"""Operations and layers that a message names at most."""
+SEARCH = 60.0
+"""Seconds in which the operation that a tool chain refuses is looked for."""
 CARD = "pyro_compress.json"
 """Name of the card in the archive behind the program."""
 
@@ -110,6 +114,7 @@ def quiet() -> Iterator[None]:
             os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") as nowhere,
             warnings.catch_warnings(),
             redirect_stdout(nowhere),
+            redirect_stderr(nowhere),
         ):
             for stream in kept:
                 os.dup2(nowhere.fileno(), stream)
@@ -122,11 +127,76 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def reason(error: Exception) -> str:
-    """What a tool chain says, in one line."""
-    return " ".join(str(error).split())[:160]
+class Refused(ValueError):
+    """A tool chain does not take a network.
+
+    Args:
+        who: the tool chain.
+        error: what it says.
+        instead: what to export to, or without.
+    """
+
+    def __init__(self, who: str, error: Exception | str, instead: str):
+        said = error if isinstance(error, str) else reason(error)
+        self.who, self.said, self.instead = who, said, instead
+        super().__init__(f"{who} refuses the network: {said}; export {instead}")
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few of them."""
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+def located(network: Compressed, error: Refused, convert: Callable[[Compressed], object]) -> ValueError:
+    """The same with the operation that is refused and the module that it stands behind, where they are found.
+
+    Args:
+        network: what is refused.
+        error: how.
+        convert: does to a network what failed; asked about ever smaller beginnings of this one.
+    """
+    index = first_refused(network, convert)
+    if index is None:
+        index = named_in(error, network.graph)
+    if index is None:
+        return error
+    what = standing(network.graph, index)
+    return ValueError(
+        f"{error.who} refuses {what}: {error.said}; leave it out of the network, or export {error.instead}"
+    )
+
+
+def first_refused(network: Compressed, convert: Callable[[Compressed], object], seconds: float = SEARCH) -> int | None:
+    """The operation that a tool chain refuses though it takes all that it reads; None where that is not found in time.
+
+    Args:
+        network: what it refuses.
+        convert: raises `Refused` for a network that it refuses.
+        seconds: after which no further beginning is tried.
+    """
+    ends, graph = time.monotonic() + seconds, network.graph
+
+    def refused(index: int) -> bool:
+        if time.monotonic() > ends:
+            raise TimeoutError
+        beginning = Compressed(replace(graph, nodes=graph.nodes[: index + 1]), network.tensors, network.meta)
+        try:
+            convert(beginning)
+        except Refused:
+            return True
+        return False
+
+    index, last = 0, len(graph.nodes) - 1
+    try:
+        last *= refused(last)
+        while last:
+            read = _read_by(graph, last)
+            index = read[bisect_left(read, True, hi=len(read) - 1, key=refused)]
+            last = next((one for one in graph.nodes[index].inputs if one and refused(one)), 0)  # of joined branches
+    except TimeoutError:
+        return None
+    return index or None
+
+
+def _read_by(graph: Graph, index: int) -> list[int]:
+    """An operation and all that its value comes from, in order, without the input."""
+    found = {index}
+    for place in range(index, 0, -1):
+        if place in found:
+            found.update(graph.nodes[place].inputs)
+    return sorted(found - {0})

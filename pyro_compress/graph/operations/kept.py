@@ -393,21 +393,3 @@ register("aten", Operation(
     attributes={"call": CALL, "arguments": ARGUMENTS},
     options={"keywords": KEYWORDS, "part": INDEX, "batch": INDEX}, since=5,
 ))  # fmt: skip
-
-
-def refuse_kept(graph: Graph, where: str) -> None:
-    """Refuse a network that torch alone runs.
-
-    Args:
-        graph: the network.
-        where: what cannot run it, for the message.
-
-    Raises:
-        ValueError: with the operations.
-    """
-    if calls := sorted({node.attributes["call"].partition(".")[0] for node in graph.nodes if node.op == "aten"}):
-        more = f" and {len(calls) - 5} more" if len(calls) > 5 else ""
-        names = f"{', '.join(calls[:5])}{more}"
-        raise ValueError(
-            f"{where} has no {names}, which torch alone runs here; export to .pt2 (torch), or keep the .pcn file"
-        )
