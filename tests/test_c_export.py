@@ -334,6 +334,24 @@ def test_what_c_does_not_know_is_named() -> None:
         planned(Compressed(Graph((*network.graph.nodes[:2], kept), (3,)), network.tensors, {}))
 
 
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("false", "it wrote nothing, exit code 1"),
+        ("true", "it wrote nothing, exit code 0"),
+        pytest.param("cc --no-such-option", ".*error: .*--no-such-option.*", marks=needs_compiler),
+    ],
+)
+def test_a_compiler_that_fails(command: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", command)
+    (tmp_path / "n.c").write_text("int main(void) { return 0; }\n")
+    name = command.split()[0]
+    with pytest.raises(
+        ValueError, match=rf"^{name} does not compile the export: {reason}; name another compiler in CC$"
+    ):
+        Library(tmp_path / "n.c", ())
+
+
 def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler -O2")
     record = str(RECORDS / "mnist-lenet-300-100-rate1.5-seed0.pcn")

@@ -59,9 +59,10 @@ def shared(path: Path, options: Sequence[str]) -> ctypes.CDLL:
         built = Path(folder, f"{identifier(path.stem)}.so")
         command = [*compiler(), *options, "-shared", "-fPIC", "-o", str(built), str(path), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
-            raise ValueError(f"{command[0]} does not compile the export: {reason}")
+        if done.returncode or not built.exists():
+            lines = done.stderr.strip().splitlines() or [f"it wrote nothing, exit code {done.returncode}"]
+            reason = next((line for line in lines if "error" in line), lines[-1])
+            raise ValueError(f"{command[0]} does not compile the export: {reason}; name another compiler in CC")
         return ctypes.CDLL(str(built))
 
 
