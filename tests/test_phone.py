@@ -199,9 +199,9 @@ def test_what_the_tool_chain_of_executorch_says(monkeypatch: pytest.MonkeyPatch,
 
 def test_what_the_tool_chain_of_litert_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     needed(".tflite")
-    from ai_edge_litert import interpreter
+    from ai_edge_quantizer import quantizer
 
-    monkeypatch.setattr(interpreter.Interpreter, "get_signature_list", refused)
+    monkeypatch.setattr(quantizer.Quantizer, "quantize", refused)
     found = evens()
     with pytest.raises(
         ValueError, match=r"^LiteRT's quantiser refuses 'conv2d' behind 0: no such kernel; .* --integer$"
