@@ -37,6 +37,40 @@ def two_inputs() -> TensorDataset:
     return [({"numbers": a, "words": b}, int(a[0] > 0) ^ int(b[0] == 2)) for a, b in zip(x, words, strict=True)]
 
 
+class Products(nn.Module):
+    """Weights that belong to no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = (nn.Parameter(0.3 * torch.randn(4, 4, out)) for out in (5, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.einsum("bij,ijk->bik", x.view(-1, 4, 4), self.first).relu()
+        return torch.einsum("bik,ikc->bc", hidden, torch.cat([self.last, self.last[:, :1]], 1))
+
+
+def test_weights_without_a_layer_are_compressed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(400, 16)
+    fitted = pc.fit(Products(), (x, (x[:, 0] > 0).long() + (x[:, 5] > 0).long()), prior="log-uniform", epochs=30)
+    small = fitted.compress(sparsity=0.3)
+    small.save(tmp_path / "p.pcn")
+    loaded = pc.load(tmp_path / "p.pcn")
+    assert {name: tuple(t.shape) for name, t in loaded.named_parameters()} == {"first": (4, 4, 5), "last": (4, 4, 3)}
+    zeros = sum(int((tensor == 0).sum()) for tensor in loaded.parameters())
+    assert zeros >= 0.3 * (80 + 48) - 1
+    assert small.report.units_kept == []
+
+
+def test_steps_that_integers_cannot_take_are_refused() -> None:
+    fitted = pc.fit("mlp", "digits", prior="log-uniform", **SMALL)
+    message = (
+        r"relative step 1e-30 is too fine for \d\.weight, whose integers would exceed 16384: give at least 0\.000\d"
+    )
+    with pytest.raises(ValueError, match=message):
+        fitted.compress(sparsity=0.5, relative_step=1e-30)
+
+
 def test_it_is_the_fit_that_its_parts_make(digits: Splits) -> None:
     """The same posterior, number by number, as by `resolve`, `fit_posterior` and `extract`."""
     for prior in ("log-uniform", "none"):

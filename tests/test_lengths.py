@@ -79,9 +79,21 @@ class Turned(nn.Module):
         return self.head(self.embed(x) + self.places[LONGEST - x.shape[1] :])
 
 
+class Middle(nn.Module):
+    """Reads one step in the middle: its place is half the length, which no multiple of it says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(TOKENS, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, length)` -> `(n, 3)`."""
+        return self.head(self.embed(x)[:, (x.shape[1] - 1) // 2 + 1])
+
+
 def made(name: str) -> nn.Module:
     torch.manual_seed(0)
-    own = {"windows": Windows, "masked": Masked, "flat": Flat, "turned": Turned}
+    own = {"windows": Windows, "masked": Masked, "flat": Flat, "turned": Turned, "middle": Middle}
     return (own[name]() if name in own else build_net(name, (LONGEST,), TOKENS, vocabulary=TOKENS)).eval()
 
 
@@ -96,7 +108,7 @@ def packed(graph: Graph, tensors: dict[str, Tensor]) -> Compressed:
 TAKES = {"lstm": 1, "gru": 1, "gpt": 1, "masked": 1, "turned": 1, "windows": 4}
 
 
-@pytest.mark.parametrize(("name", "least"), [*TAKES.items(), ("flat", 0)])
+@pytest.mark.parametrize(("name", "least"), [*TAKES.items(), ("flat", 0), ("middle", 0)])
 def test_a_graph_gives_what_its_module_gives_at_every_length(name: str, least: int) -> None:
     net = made(name)
     graph = capture(net, (LONGEST,), kind="int64")

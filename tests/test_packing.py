@@ -132,6 +132,20 @@ def test_a_channel_that_never_varies_is_constant() -> None:
     assert torch.allclose(Network(graph, few)(x), Network(graph, tensors)(x), atol=1e-5)
 
 
+def test_a_channel_that_varied_little_may_vary() -> None:
+    """A variance of 0 is what the statistics' examples had; the weights tell whether others can have more."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
+    tensors = {key: value.detach().clone() for key, value in net.state_dict().items()}
+    tensors |= {"0.bias": torch.tensor([-9.0, 1]), "2.weight": torch.tensor([[1.0, 0], [0, 1]])}
+    graph, x = capture(net, (2,)), torch.rand(50, 2)
+    tensors |= batch_statistics(graph, tensors, x)
+    assert tensors["3.running_var"][0] == 0
+    far = torch.tensor([[30.0, 0], [0, 30], [-30, 0], [0, -30]])
+    wanted = Network(graph, tensors)(far)
+    assert wanted[:, 0].abs().max() > 100
+    torch.testing.assert_close(Network(graph, folded(graph, tensors))(far), wanted)
+
+
 @pytest.mark.slow
 def test_a_fit_that_starts_at_a_file_trains_with_real_statistics(tmp_path: Path) -> None:
     """Batch norm's training mode must not change what the network computes by more than a minibatch's noise."""

@@ -67,7 +67,7 @@ def report_text(report: Report, path: Path) -> str:
         *([f"rounding            {grid}"] if (grid := grid_text(report)) else []),
         *([f"fine-tuning         {finetuning}"] if (finetuning := finetuning_text(report)) else []),
         f"parameters          {kept:,} of {total:,} kept ({100 * kept / total:.2f} %)",
-        f"units in the file   {'-'.join(map(str, report.units_before))} -> {'-'.join(map(str, report.units_kept))}",
+        *([f"units in the file   {units}"] if (units := units_text(report)) else []),
         *([f"units that stay     {stuck}"] if (stuck := stuck_text(report)) else []),
         f"bits per kept weight {report.bits_per_kept_weight:.2f}",
         *([f"as fixed point      {fixed}"] if (fixed := fixed_point_text(report)) and not nothing else []),
@@ -77,6 +77,12 @@ def report_text(report: Report, path: Path) -> str:
         f"{path}: {report.file_bytes:,} bytes; dense float32 {report.dense_bytes:,} bytes{smaller}",
     ]
     return "\n".join(lines)
+
+
+def units_text(report: Report) -> str:
+    """Units of every layer, before and now; empty where the weights belong to no layer."""
+    before, now = ("-".join(map(str, units)) for units in (report.units_before, report.units_kept))
+    return f"{before} -> {now}" if before else ""
 
 
 def stuck_text(report: Report) -> str:

@@ -84,8 +84,8 @@ def folded(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with batch norm's means 0 and variances 1; in evaluation the network computes the same.
 
     The bias of a layer that batch norm alone reads goes into its shift, where both have the same channels. Channels
-    that hardly varied over the examples that the statistics were taken from are constant. Batch norm without scale and
-    shift of its own stays as it is.
+    whose weights are all 0 are constant; any other may vary, however little it did over the examples that the
+    statistics were taken from. Batch norm without scale and shift of its own stays as it is.
     """
     found, ranks = dict(tensors), _ranks(graph, tensors)
     for node in foldable_norms(graph):
@@ -93,7 +93,9 @@ def folded(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weight, bias, mean, variance = (
             tensors[p[role]].double() for role in ("weight", "bias", "running_mean", "running_var")
         )
-        scale = torch.where(variance < CONSTANT * eps, 0.0, weight / (variance + eps).sqrt())
+        scale = weight / (variance + eps).sqrt()
+        constant = (variance < CONSTANT * eps) & _without_weights(graph.nodes[node.inputs[0]], tensors, len(scale))
+        scale = torch.where(constant, 0.0, scale)
         shift = bias - mean * scale
         if before := _bias_for_it_alone(graph, node, ranks):
             shift = shift + scale * tensors[before].double()
@@ -101,6 +103,12 @@ def folded(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found[p["weight"]], found[p["bias"]] = (scale * math.sqrt(1 + eps)).float(), shift.float()
         found[p["running_mean"]], found[p["running_var"]] = torch.zeros(len(mean)), torch.ones(len(mean))
     return found
+
+
+def _without_weights(layer: Node, tensors: Mapping[str, Tensor], channels: int) -> Tensor:
+    """Which channels of a layer have no weight but 0, `(channels,)`; of what is no layer, none."""
+    weight = tensors.get(layer.parameters["weight"]) if is_weighted(layer.op) else None
+    return torch.zeros(channels, dtype=torch.bool) if weight is None else (weight == 0).flatten(1).all(1)
 
 
 def vector_step(values: Tensor, levels: int) -> float | None:

@@ -50,6 +50,11 @@ def step_size(size: Size, relative_step: float) -> float:
     return float(np.float32(max(relative_step * math.sqrt(size.mean_square), size.largest / MAX_CODE)))
 
 
+def finest(size: Size) -> float:
+    """The smallest relative step at which the largest value is no larger an integer than any may be."""
+    return size.largest / MAX_CODE / math.sqrt(size.mean_square) if size.largest else 0.0
+
+
 def bits_step(size: Size, bits: int) -> float:
     """Step at which the largest kept weight is the largest integer of so many bits, sign included."""
     return float(np.float32(size.largest / (2 ** (bits - 1) - 1))) if size.largest else 1.0

@@ -17,8 +17,9 @@ from dataclasses import replace
 
 from pyro_compress.compression.candidates import BIAS_LEVELS, Candidates, Draft
 from pyro_compress.compression.order import passes_over, reordered
+from pyro_compress.compression.precision import MAX_CODE, finest
 from pyro_compress.compression.prune import Sparsity, removed_share, ruled
-from pyro_compress.compression.rounding import Grid, Rounding, check_bits
+from pyro_compress.compression.rounding import Grid, Rounding, check_bits, sizes_of
 from pyro_compress.compression.target import NLL_PER_ACCURACY, SearchCallbacks, Target, default_nll_tolerance, target_of
 from pyro_compress.data.several import task_named
 from pyro_compress.pcn import file
@@ -84,6 +85,7 @@ def compress(
     if goal.max_bytes is not None:
         return _within(search, grids, goal.max_bytes, passes)
     if goal.sparsity is not None:
+        _refuse_too_fine(search, rounding.relative_step, goal.sparsity)
         finalists, target = _at(search, grids, goal.sparsity)
     else:
         target = target_of(posterior, splits, goal, device)
@@ -207,6 +209,23 @@ def grids_of(rounding: Rounding, posterior: Posterior, at_sparsity: bool) -> lis
         return [Grid(0.0, bits, lam) for lam in rounding.lams]
     steps = (relative_step,) if relative_step else RELATIVE_STEPS
     return [Grid(step, (), lam) for lam in rounding.lams for step in steps]
+
+
+def _refuse_too_fine(search: Candidates, relative_step: float | None, sparsity: Sparsity) -> None:
+    """Refuse a step that makes larger integers than a file has.
+
+    Raises:
+        ValueError: with the layer, and the smallest step.
+    """
+    if relative_step is None:
+        return
+    least = {name: finest(size) for name, size in sizes_of(search.posterior, search.masks(sparsity)).items()}
+    layer = max(least, key=lambda name: least[name])
+    if relative_step < least[layer]:
+        raise ValueError(
+            f"relative step {relative_step:g} is too fine for {layer}, whose integers would exceed {MAX_CODE}: give at "
+            f"least {math.ceil(least[layer] * 1e4) / 1e4:g}"
+        )
 
 
 def _at(search: Candidates, grids: list[Grid], sparsity: Sparsity) -> tuple[list[Chosen], Target]:

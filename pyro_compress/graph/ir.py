@@ -115,8 +115,10 @@ def first_weights(graph: Graph) -> list[str]:
 
 
 def widths(graph: Graph, tensors: Mapping[str, Any]) -> list[int]:
-    """Live inputs of the first layer with weights, then the number of outputs of every such layer, in order."""
+    """Live inputs of the first layer with weights, then the number of outputs of every such layer; none: empty."""
     weights = [tensors[node.parameters["weight"]] for node in graph.nodes if is_weighted(node.op)]
+    if not weights:
+        return []
     first = weights[0]
     live = (first != 0).reshape(first.shape[0], first.shape[1], math.prod(first.shape[2:])).any(2).any(0)
     return [int(live.sum()), *(int(weight.shape[0]) for weight in weights)]

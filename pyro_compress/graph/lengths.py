@@ -96,6 +96,6 @@ def _holds(net: nn.Module, graph: Graph, length: int) -> bool:
                 wanted = outputs_of(net, x, "at another length")
             if not close(run_graph(at, tensors, x), wanted):
                 return False
-    except (ValueError, RuntimeError):  # of the module, or of shapes that do not fit
+    except (ValueError, RuntimeError, IndexError):  # of the module, or of shapes that do not fit
         return False
     return True
