@@ -8,8 +8,8 @@
 
 Every call adds its rows to `--out`, in place of older ones of the same name. Speed is one thread, all rows in turns
 within one run. `everywhere` takes the networks of `NETWORKS` through every export, each beside the dense network in
-the same engine; data that are missing there are made by `examples/keywords.py`, which wants espeak-ng. `--smoke` does
-all for tiny networks.
+the same engine, in processor time; data that are missing there are made by `examples/keywords.py`, which wants
+espeak-ng. `--smoke` does all for tiny networks.
 """
 
 import argparse
@@ -18,8 +18,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from importlib.metadata import version
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,6 +40,7 @@ from pyro_compress.deploy.export import export, splits_of
 from pyro_compress.deploy.formats import EXPORTERS
 from pyro_compress.deploy.integer import library as integer_library
 from pyro_compress.deploy.measured import Bench, Cell, Row
+from pyro_compress.deploy.wasm.node import Timed
 from pyro_compress.metrics import examples_of
 from pyro_compress.networks.fitted import with_graph
 from pyro_compress.networks.nets import build_net
@@ -79,8 +82,13 @@ NETWORKS = {
     "LeNet-5": ("records/mnist-lenet-5-caffe-rate2-seed0.pcn", "mnist", "lenet-5-caffe"),
     "ResNet-20": ("cifar/resnet-20-compensated-0.005.pcn", "cifar-10", "resnet-20"),
     "keywords, GRU": ("keywords/keywords-gru.pcn", "keywords.npz", "keywords:gru"),
+    "keywords, transformer": ("keywords/keywords-transformer.pcn", "keywords.npz", "keywords:transformer"),
 }
 """File under docs/results, its data, the dense network."""
+VERSIONS = ("torch", "onnxruntime", "numpy", "executorch", "litert-torch", "ai-edge-litert")
+"""Packages whose versions stand beside the rows."""
+WARM = 3
+"""Calls that `in_turns` makes before it measures."""
 FEW = {"train": 10_000, "test": 2_000}
 """Examples that exports are calibrated, judged and scored on, at most, in even steps: some engines are slow."""
 
@@ -106,7 +114,7 @@ def ensembles(run: Path, members: list[int], data_dir: str) -> list[dict]:
     return found
 
 
-def everywhere(file: Path, data: str, net: str, data_dir: str, seconds: float) -> Iterator[dict]:
+def everywhere(file: Path, data: str, net: str, data_dir: str, seconds: float, names: Sequence[str]) -> Iterator[dict]:
     """A file through every export: bytes, scores, time of one example beside the dense network's in the same engine."""
     network = pcn.read(file)
     if data.endswith(".npz"):
@@ -116,7 +124,7 @@ def everywhere(file: Path, data: str, net: str, data_dir: str, seconds: float) -
         data = few(splits, Path(place) / "few.npz")
         splits = splits_of(network, data, data_dir)
         original = dense(net, splits, network)
-        for number, (name, options) in enumerate(ANYWHERE.items()):
+        for number, (name, options) in enumerate((name, ANYWHERE[name]) for name in names):
             small, large = (Path(place) / f"{one}{number}" / name.split()[0] for one in ("small", "large"))
             row = {"export": name}
             try:
@@ -131,7 +139,7 @@ def everywhere(file: Path, data: str, net: str, data_dir: str, seconds: float) -
                     ready.append(called(large, network))
                 except Exception as error:  # whatever a tool chain says
                     row["dense_refused"] = told(error)
-                row["us"] = [float(np.median(times)) / 1e3 for times in in_turns(ready, seconds)]
+                row["us"] = [float(np.median(times)) / 1e3 for times in processor_times(ready, seconds)]
             except ValueError as error:
                 row["refused"] = str(error)
             print(f"{file.name} {name}: {row.get('refused') or row['us']}", file=sys.stderr)
@@ -183,6 +191,29 @@ def called(path: Path, network: Compressed) -> Call:
         return ENGINES[engine](path, 1)(x)
     predict = EXPORTERS[kind].load(path)
     return lambda: predict(x)
+
+
+def processor_times(calls: list[Call], seconds: float) -> list[list[int]]:
+    """Nanoseconds of every call as `in_turns` has them, without those in which the processor did other work.
+
+    A long call is interrupted by whatever else runs on the machine, a short one is not: that would be no comparison.
+    node times itself, with its own clock.
+    """
+    ready = [call if isinstance(call, Timed) else Counted(call) for call in calls]
+    times = in_turns(ready, seconds)
+    return [call.times[WARM:] if isinstance(call, Counted) else of for call, of in zip(ready, times, strict=True)]
+
+
+class Counted:
+    """A call that counts the processor time of this process, all of its threads together."""
+
+    def __init__(self, call: Call):
+        self._call, self.times = call, list[int]()
+
+    def __call__(self) -> None:
+        before = time.process_time_ns()
+        self._call()
+        self.times.append(time.process_time_ns() - before)
 
 
 def kept(told: dict) -> dict:
@@ -264,7 +295,11 @@ def everywhere_table(rows: dict[str, list[dict]]) -> list[str]:
 
 def store(out: Path, found: dict, name: str, rows: object) -> None:
     """Put rows among those that were found, and these into their file."""
-    found[name] = {"rows": rows, "versions": {one: version(one) for one in ("torch", "onnxruntime", "numpy")}}
+    versions = dict[str, str]()
+    for one in VERSIONS:
+        with suppress(PackageNotFoundError):
+            versions[one] = version(one)
+    found[name] = {"rows": rows, "versions": versions}
     write_atomically(out, (json.dumps(found, indent=1) + "\n").encode())
 
 
@@ -274,6 +309,7 @@ def main() -> None:
     parser.add_argument("source", nargs="?", type=Path, help="a .pcn file, a run folder, or one of NETWORKS")
     parser.add_argument("--dense", type=Path, help="run folder of the original network")
     parser.add_argument("--members", nargs="+", type=int, default=[5, 10])
+    parser.add_argument("--exports", nargs="+", choices=ANYWHERE, help="of everywhere; default: all")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--batches", default="1,16,256")
     parser.add_argument("--data-dir", default=os.environ.get("PYRO_COMPRESS_DATA", ""))
@@ -301,9 +337,10 @@ def main() -> None:
             name = what if what == "everywhere" else f"{what} {options.name or source.name}"
             if what == "everywhere":
                 rows = found.get(name, {"rows": {}})["rows"]
-                rows[source] = []
-                for row in everywhere(*networks[source], options.data_dir, options.seconds):
-                    rows[source].append(row)
+                names = options.exports or list(ANYWHERE)
+                rows[source] = [row for row in rows.get(source, []) if row["export"] not in names]
+                for row in everywhere(*networks[source], options.data_dir, options.seconds, names):
+                    rows[source] = sorted([*rows[source], row], key=lambda row: list(ANYWHERE).index(row["export"]))
                     store(options.out, found, name, rows)
             elif what == "speed":
                 (told,) = measure([source], options.dense, options.batches, options.seconds, threads=1)
