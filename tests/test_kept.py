@@ -81,6 +81,19 @@ class StandardizedWeight(nn.Module):
         return self.last(torch.relu(F.linear(torch.relu(self.first(x)), weight, self.inner.bias)))
 
 
+class Filter(nn.Module):
+    """Frequencies times learned complex weights, which are kept as pairs (Rao et al. 2021, GFNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.weight = nn.Parameter(torch.randn(7, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = torch.fft.rfft(self.first(x)) * torch.view_as_complex(self.weight)
+        return self.last(torch.fft.irfft(found, n=12).relu())
+
+
 class Memory(nn.Module):
     """Time in front of the batch, and a recurrent layer."""
 
@@ -122,6 +135,8 @@ FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
     "solved": lambda: Around(
         lambda x: torch.linalg.solve(x.view(-1, 3, 4)[..., :3] + 9 * torch.eye(3), x.view(-1, 3, 4)), last=12
     ),
+    "spectrum": lambda: Around(lambda x: torch.fft.rfft(x).abs(), last=7),
+    "filtered": Filter,
     "tables": Tables,
     "standardized": StandardizedWeight,
     "lstm": Memory,
@@ -212,18 +227,38 @@ def test_examples_that_know_of_each_other_are_refused() -> None:
 
 
 def test_what_is_neither_is_named() -> None:
-    net = Around(Spectrum(), last=7)
-    with pytest.raises(
-        ValueError, match=r"^unsupported operation aten\.fft_rfft\.default in function, which torch makes of"
-    ):
+    net = Around(Placed(), last=12)
+    with pytest.raises(ValueError, match=r"^unsupported operation aten\.searchsorted\.Tensor in function; see docs"):
         capture(net, (6,))
 
 
 def test_what_torch_takes_apart_does_not_hide_what_it_cannot() -> None:
-    """`stack` is taken apart; the message names the operation that stands in the way."""
-    net = Around(nn.Sequential(Stacked(), Spectrum()), last=13)
-    with pytest.raises(ValueError, match=r"^unsupported operation aten\.fft_rfft\.default in function\.1, which"):
+    """`stack` is taken apart; the message names the operation that stands in the way, as the network calls it."""
+    net = Around(nn.Sequential(Stacked(), Singular()), last=4)
+    message = (
+        r"^unsupported operation aten\.linalg_svdvals\.default in function\.1, which torch makes of aten\._linalg_svd"
+    )
+    with pytest.raises(ValueError, match=message):
         capture(net, (6,))
+
+
+def test_complex_weights_are_told_how_to_be_held() -> None:
+    net = Filter()
+    net.weight = nn.Parameter(torch.randn(7, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"^weight is complex; hold real and imaginary parts as one real"):
+        capture(net, (6,))
+    del net.weight
+    net.register_buffer("weight", torch.randn(7, 2))
+    assert capture(net, (6,)).nodes[3].attributes["call"] == "view_as_complex.default"
+    held = Around(lambda x: (torch.fft.rfft(x) * held.factors).abs(), last=7)
+    held.register_buffer("factors", torch.randn(7, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"^factors is complex; hold real and imaginary parts"):
+        capture(held, (6,))
+
+
+class Placed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.searchsorted(torch.tensor([0.0, 1.0]), x).float()
 
 
 class Stacked(nn.Module):
@@ -231,9 +266,9 @@ class Stacked(nn.Module):
         return torch.stack([x, x.sin()], 1).flatten(1)
 
 
-class Spectrum(nn.Module):
+class Singular(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fft.rfft(x).abs()
+        return torch.linalg.svdvals(x.view(-1, 4, 6))
 
 
 def test_exports_without_torch_name_it(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import chain
 from typing import Any
 
 import torch
@@ -44,9 +45,15 @@ def refuse_unsupported(net: nn.Module) -> None:
     for name, parameter in net.named_parameters():
         if is_lazy(parameter):
             raise ValueError(f"{name} has no shape yet; call the network once on an example first")
-        if parameter.dtype != torch.float32:
+        if parameter.dtype != torch.float32 and not parameter.is_complex():
             kind = str(parameter.dtype).removeprefix("torch.")
             raise ValueError(f"{name} is {kind}; networks are float32 here: call net.float() first")
+    for name, tensor in chain(net.named_parameters(), net.named_buffers()):
+        if not is_lazy(tensor) and tensor.is_complex():
+            raise ValueError(
+                f"{name} is complex; hold real and imaginary parts as one real tensor (..., 2), read it by "
+                "torch.view_as_complex"
+            )
 
 
 def exported(net: nn.Module, input_shape: tuple[int, ...], kind: str = "float32") -> torch.export.ExportedProgram:

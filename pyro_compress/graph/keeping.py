@@ -138,7 +138,12 @@ class Keeping:
     def literal_as_json(self, written: Tensor) -> Any:
         """Values that forward writes down."""
         kind = str(written.dtype).removeprefix("torch.")
-        if kind not in KINDS or written.numel() > MOST or not bool(torch.isfinite(written.float()).all()):
+        if (
+            kind not in KINDS
+            or written.is_complex()
+            or written.numel() > MOST
+            or not bool(torch.isfinite(written.float()).all())
+        ):
             raise ValueError("forward makes a tensor; make it in __init__, with register_buffer")
         return {"literal": written.flatten().tolist(), "kind": kind, "shape": list(written.shape)}
 

@@ -54,36 +54,40 @@ NAMES = frozenset(
     abs.default acos.default acosh.default adaptive_avg_pool1d.default _adaptive_avg_pool2d.default
     adaptive_avg_pool2d.default _adaptive_avg_pool3d.default adaptive_avg_pool3d.default adaptive_max_pool1d.default
     adaptive_max_pool2d.default adaptive_max_pool3d.default add.Scalar add.Tensor addmm.default all.default all.dim
-    amax.default amin.default any.default any.dim any.dims arange.default arange.start arange.start_step
-    argmax.default argmin.default argsort.default argsort.stable asin.default asinh.default atan.default
-    atan2.default atanh.default avg_pool1d.default avg_pool2d.default avg_pool3d.default bitwise_and.Scalar
-    bitwise_and.Tensor bitwise_not.default bitwise_or.Scalar bitwise_or.Tensor bitwise_xor.Scalar bitwise_xor.Tensor
-    bmm.default cat.default cdist.default ceil.default clamp.Tensor clamp.default clone.default
-    constant_pad_nd.default contiguous.default conv1d.default conv1d.padding conv2d.default conv2d.padding
-    conv3d.default conv3d.padding conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input
-    convolution.default copy.default copysign.Scalar copysign.Tensor cos.default cosh.default cummax.default
-    cummin.default cumprod.default cumsum.default diagonal.default digamma.default div.Scalar div.Scalar_mode
-    div.Tensor div.Tensor_mode elu.default embedding.default eq.Scalar eq.Tensor erf.default erfc.default
-    erfinv.default exp.default exp2.default expand.default expm1.default eye.default eye.m fill.Scalar fill.Tensor
-    flatten.using_ints flip.default floor.default floor_divide.default fmod.Scalar fmod.Tensor full.default
-    full_like.default gather.default ge.Scalar ge.Tensor gelu.default grid_sampler_2d.default
-    grid_sampler_3d.default group_norm.default gru.input gt.Scalar gt.Tensor hardsigmoid.default hardswish.default
-    hardtanh.default hypot.default im2col.default index.Tensor index_put.default index_select.default
-    isfinite.default isinf.default isnan.default kthvalue.default layer_norm.default le.Scalar le.Tensor
-    leaky_relu.default lgamma.default linalg_cholesky.default linalg_det.default linalg_inv.default
-    linalg_matrix_exp.default linalg_solve.default linalg_vector_norm.default linear.default linspace.default
-    log.default log10.default log1p.default log2.default _log_softmax.default log_softmax.int logcumsumexp.default
-    logical_and.default logical_not.default logical_or.default logical_xor.default logsumexp.default lstm.input
-    lt.Scalar lt.Tensor masked_fill.Scalar masked_fill.Tensor matmul.default matrix_exp.default max.default max.dim
-    max.other max_pool1d.default max_pool2d.default max_pool2d_with_indices.default max_pool3d.default
-    maximum.default mean.default mean.dim median.dim min.default min.dim min.other minimum.default mish.default
-    mm.default mul.Scalar mul.Tensor _native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training.default
-    native_group_norm.default native_layer_norm.default ne.Scalar ne.Tensor neg.default new_full.default
-    new_ones.default new_zeros.default ones.default ones_like.default permute.default pow.Scalar pow.Tensor_Scalar
-    pow.Tensor_Tensor prelu.default prod.default prod.dim_int quantile.scalar reciprocal.default
-    reflection_pad1d.default reflection_pad2d.default reflection_pad3d.default relu.default remainder.Scalar
-    remainder.Tensor repeat.default repeat_interleave.self_int replication_pad1d.default replication_pad2d.default
-    replication_pad3d.default reshape.default rnn_relu.input rnn_tanh.input roll.default round.default rsqrt.default
+    amax.default amin.default angle.default any.default any.dim any.dims arange.default arange.start
+    arange.start_step argmax.default argmin.default argsort.default argsort.stable asin.default asinh.default
+    atan.default atan2.default atanh.default avg_pool1d.default avg_pool2d.default avg_pool3d.default
+    bitwise_and.Scalar bitwise_and.Tensor bitwise_not.default bitwise_or.Scalar bitwise_or.Tensor bitwise_xor.Scalar
+    bitwise_xor.Tensor bmm.default cat.default cdist.default ceil.default clamp.Tensor clamp.default clone.default
+    complex.default _conj.default conj.default _conj_physical.default conj_physical.default constant_pad_nd.default
+    contiguous.default conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv3d.padding
+    conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input convolution.default copy.default
+    copysign.Scalar copysign.Tensor cos.default cosh.default cummax.default cummin.default cumprod.default
+    cumsum.default diagonal.default digamma.default div.Scalar div.Scalar_mode div.Tensor div.Tensor_mode
+    elu.default embedding.default eq.Scalar eq.Tensor erf.default erfc.default erfinv.default exp.default
+    exp2.default expand.default expm1.default eye.default eye.m fft_fft.default fft_fft2.default fft_fftn.default
+    fft_fftshift.default fft_hfft.default fft_ifft.default fft_ifft2.default fft_ifftn.default fft_ifftshift.default
+    fft_ihfft.default fft_irfft.default fft_irfft2.default fft_irfftn.default fft_rfft.default fft_rfft2.default
+    fft_rfftn.default fill.Scalar fill.Tensor flatten.using_ints flip.default floor.default floor_divide.default
+    fmod.Scalar fmod.Tensor full.default full_like.default gather.default ge.Scalar ge.Tensor gelu.default
+    grid_sampler_2d.default grid_sampler_3d.default group_norm.default gru.input gt.Scalar gt.Tensor
+    hardsigmoid.default hardswish.default hardtanh.default hypot.default im2col.default imag.default index.Tensor
+    index_put.default index_select.default isfinite.default isinf.default isnan.default kthvalue.default
+    layer_norm.default le.Scalar le.Tensor leaky_relu.default lgamma.default linalg_cholesky.default
+    linalg_det.default linalg_inv.default linalg_matrix_exp.default linalg_solve.default linalg_vector_norm.default
+    linear.default linspace.default log.default log10.default log1p.default log2.default _log_softmax.default
+    log_softmax.int logcumsumexp.default logical_and.default logical_not.default logical_or.default
+    logical_xor.default logsumexp.default lstm.input lt.Scalar lt.Tensor masked_fill.Scalar masked_fill.Tensor
+    matmul.default matrix_exp.default max.default max.dim max.other max_pool1d.default max_pool2d.default
+    max_pool2d_with_indices.default max_pool3d.default maximum.default mean.default mean.dim median.dim min.default
+    min.dim min.other minimum.default mish.default mm.default mul.Scalar mul.Tensor
+    _native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training.default native_group_norm.default
+    native_layer_norm.default ne.Scalar ne.Tensor neg.default new_full.default new_ones.default new_zeros.default
+    ones.default ones_like.default permute.default polar.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor
+    prelu.default prod.default prod.dim_int quantile.scalar real.default reciprocal.default reflection_pad1d.default
+    reflection_pad2d.default reflection_pad3d.default relu.default remainder.Scalar remainder.Tensor repeat.default
+    repeat_interleave.self_int replication_pad1d.default replication_pad2d.default replication_pad3d.default
+    reshape.default resolve_conj.default rnn_relu.input rnn_tanh.input roll.default round.default rsqrt.default
     rsub.Scalar rsub.Tensor scalar_tensor.default scaled_dot_product_attention.default scatter.src scatter.value
     scatter_add.default scatter_reduce.two select.int select_scatter.default sigmoid.default sign.default
     signbit.default silu.default sin.default sinh.default slice.Tensor slice_scatter.default _softmax.default
@@ -94,7 +98,7 @@ NAMES = frozenset(
     _unsafe_view.default unsqueeze.default upsample_bicubic2d.vec _upsample_bicubic2d_aa.vec upsample_bilinear2d.vec
     _upsample_bilinear2d_aa.vec upsample_linear1d.vec upsample_nearest1d.vec upsample_nearest2d.vec
     upsample_nearest3d.vec upsample_trilinear3d.vec var.correction var.dim var_mean.correction view.default
-    where.self zeros.default zeros_like.default
+    view_as_complex.default view_as_real.default where.self zeros.default zeros_like.default
     """.split()
 )
 """Operations that may be kept, with their overloads, as `torch.ops.aten` calls them."""

@@ -47,7 +47,7 @@ class Made(NamedTuple):
 
 BATCHES = (2, 3)
 """Numbers of examples for which shapes are inferred: what differs between the two depends on the batch."""
-KINDS = ("float32", "int64", "int32", "bool")
+KINDS = ("float32", "int64", "int32", "bool", "complex64")
 """Types of values."""
 
 
