@@ -25,8 +25,8 @@ from pyro_compress.compression.finetuned import FineTuning, Teacher, logits_by
 from pyro_compress.compression.pipeline import compress_run
 from pyro_compress.compression.precision import snapped
 from pyro_compress.compression.quantization_aware import QuantizationAware, distilled
-from pyro_compress.compression.rounding import Grid
-from pyro_compress.compression.target import SearchCallbacks, Trial
+from pyro_compress.compression.rounding import Grid, Rounding
+from pyro_compress.compression.target import SearchCallbacks, Trial, target_of
 from pyro_compress.data.augment import AUGMENTATIONS
 from pyro_compress.graph.network import Network, run_graph
 from pyro_compress.metrics import evaluate
@@ -34,7 +34,7 @@ from pyro_compress.pcn import context, file, runner
 from pyro_compress.pcn.layout import layouts, plain
 from pyro_compress.runs.folder import Run
 from pyro_compress.settings import FineTune
-from pyro_compress.types import Compressed, Graph, Node, Posterior, Splits
+from pyro_compress.types import Compressed, Graph, Node, Posterior, Splits, nonzero
 
 
 @pytest.fixture(scope="module")
@@ -373,6 +373,31 @@ def test_rates_are_searched_for(run: Run, digits: Splits, tmp_path: Path) -> Non
         run.posterior, digits, tmp_path / "b.pcn", pc.Goal(max_bytes=report.file_bytes + 200), FineTuning(how)
     )
     assert small.file_bytes <= report.file_bytes + 200
+
+
+def test_a_bound_on_the_bytes_leaves_the_weights_that_it_has_room_for(run: Run, digits: Splits) -> None:
+    """Else the tolerance, which nobody asked for, would prune what fits."""
+    goal, shares = pc.Goal(tolerance=0.2, nll_tolerance=9.0), list[float]()
+    target = target_of(run.posterior, digits, goal)
+    for most in (None, 1500, 600):
+        kept, removed = search.prune(run.posterior, digits, replace(goal, max_bytes=most), target)
+        shares.append(removed)
+        assert removed == pytest.approx(1 - sum(map(nonzero, kept.values())) / sum(m.numel() for m in kept.values()))
+    fitting, removed = search.compress(run.posterior, digits, replace(goal, max_bytes=1500))
+    assert shares[1] == pytest.approx(removed, abs=0.01)
+    assert len(file.dumps(fitting)[0]) <= 1500
+    assert shares[1] < shares[2] <= shares[0]
+
+
+@pytest.mark.parametrize("goal", [pc.Goal(max_bytes=800), pc.Goal(tolerance=0.5, nll_tolerance=9.0)], ids=str)
+def test_a_file_that_rounding_alone_makes_better_is_said_to_be_so(goal: pc.Goal, run: Run, digits: Splits) -> None:
+    network, _ = search.compress(run.posterior, digits, goal, Rounding(), passes=0)
+    size, scored = len(file.dumps(network)[0]), evaluate(to_module(network), digits, "validation")
+    assert finetuned.beaten(run.posterior, digits, goal, size, scored) == ""
+    worse = replace(scored, nll_nats=scored.nll_nats + 0.01)
+    told = finetuned.beaten(run.posterior, digits, goal, size + 1, worse)
+    assert told.startswith(f"rounding alone makes the better file ({size:,} bytes at a validation NLL of")
+    assert finetuned.beaten(run.posterior, digits, replace(goal, max_bytes=None, sparsity=0.5), size + 1, worse) == ""
 
 
 def test_the_smallest_file_is_the_one_as_it_is_written(

@@ -1,9 +1,9 @@
 """Posterior -> Compressed by fine-tuning: masks, then integers at λ nats per nat of code, chosen on validation.
 
 The masks are those of the sparsity that is given, or the fewest weights with which the unrounded posterior mean is
-still within the tolerance. A given λ is used as it is. Without one a grid is bisected: for the highest λ whose scores
-reach the target, or, with a bound on the bytes, for the lowest whose file fits, and between that and its neighbour for
-what fills the bound.
+still within the tolerance; with a bound on the bytes, as many as rounding alone has room for. A given λ is used as it
+is. Without one a grid is bisected: for the highest λ whose scores reach the target, or, with a bound on the bytes, for
+the lowest whose file fits, and between that and its neighbour for what fills the bound.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from pyro_compress.compression.candidates import origin_of, to_module
 from pyro_compress.compression.finetune import Teach, finetuned
 from pyro_compress.compression.order import reordered
 from pyro_compress.compression.packing import before_folding
-from pyro_compress.compression.search import prune
+from pyro_compress.compression.rounding import Rounding
+from pyro_compress.compression.search import compress, prune
 from pyro_compress.compression.target import SearchCallbacks, Target, Trial, target_of
 from pyro_compress.graph.network import Network
 from pyro_compress.machine import require
 from pyro_compress.metrics import evaluate, logits_of
 from pyro_compress.pcn import file
+from pyro_compress.scores import Quality
 from pyro_compress.settings import FineTune, Goal
 from pyro_compress.types import Compressed, Masks, Posterior, Splits, nonzero
 
@@ -35,6 +37,8 @@ LOWER = tuple(2.0 ** (k / 2) for k in range(-14, -4))
 PER_WEIGHT, PER_SURVIVOR = 28, 70
 """Bytes that fine-tuning holds beside the posterior: of every weight, dense as a step computes with it, and of every
 weight that is left, with gradient, moments and place."""
+SOON = 1 << 20
+"""Weights up to which a search that trains nothing takes seconds."""
 FILLED = 2
 """Halvings of the step between two λ of the grid, one of which fits into a bound on the bytes."""
 
@@ -133,6 +137,33 @@ def compress_finetuned(
     else:
         network = _highest(train_at, lambda: ended)
     return (network if goal.max_bytes is not None else reordered(network, passes)), removed
+
+
+def beaten(posterior: Posterior, splits: Splits, goal: Goal, size: int, scored: Quality, device: str = "cpu") -> str:
+    """That rounding to the nearest, which takes no training, makes the better file, in words; empty where it does not.
+
+    Of what a search is to find, and of networks whose search takes seconds.
+
+    Args:
+        posterior: moments of every weight, and the network.
+        splits: as fine-tuning had them.
+        goal: what was to be reached.
+        size: bytes of the fine-tuned file.
+        scored: validation scores of it.
+        device: where candidates are evaluated.
+    """
+    if goal.sparsity is not None or sum(layer.mean.numel() for layer in posterior.layers.values()) > SOON:
+        return ""
+    try:
+        network, _ = compress(posterior, splits, goal, Rounding(), device, passes=0)
+    except ValueError:  # nothing rounded reaches it
+        return ""
+    other, bytes_ = evaluate(to_module(network), splits, "validation", noise=network.noise), len(file.dumps(network)[0])
+    better = other.nll_nats < scored.nll_nats if goal.max_bytes is not None else bytes_ < size
+    told = (
+        f"{bytes_:,} bytes at a validation NLL of {other.nll_nats:.4f} nats, this one {size:,} at {scored.nll_nats:.4f}"
+    )
+    return f"rounding alone makes the better file ({told}): more epochs of --finetune, or none" if better else ""
 
 
 def _check_memory(masks: Masks) -> None:

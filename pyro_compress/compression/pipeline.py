@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.candidates import to_module
 from pyro_compress.compression.compensated import Compensation, compress_compensated
-from pyro_compress.compression.finetuned import FineTuning, Teacher, compress_finetuned
+from pyro_compress.compression.finetuned import FineTuning, Teacher, beaten, compress_finetuned
 from pyro_compress.compression.fixed_point import fixed_point_of
 from pyro_compress.compression.order import reordered
 from pyro_compress.compression.packing import folded
@@ -240,7 +240,11 @@ def compress_run(
     found = replace(found, relative_step=step or None, lam=lam)
     given = how.lam if isinstance(how, FineTuning) else None
     hints = hints_of(asked, how if isinstance(how, Rounding) else None, isinstance(how, FineTuning), given)
-    return judged(found, splits, target, hints, goal.reference is not None)
+    found = judged(found, splits, target, hints, goal.reference is not None)
+    if isinstance(how, FineTuning) and (goal.max_bytes is not None or found.within_tolerance):
+        worse = beaten(posterior, splits, goal, found.file_bytes, found.validation_after, device)
+        found = replace(found, warnings=[*found.warnings, *([worse] if worse else [])])
+    return found
 
 
 def judged(found: Report, splits: Splits, target: Target, hints: list[str], elsewhere: bool) -> Report:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from pyro_compress.compression.candidates import BIAS_LEVELS, Candidates, Draft
@@ -153,6 +154,8 @@ def _levels(search: Candidates, draft: Draft, target: Target) -> int:
 def prune(posterior: Posterior, splits: Splits, goal: Goal, target: Target, device: str = "cpu") -> tuple[Masks, float]:
     """Masks before any rounding: at the goal's sparsity, or the fewest weights that still reach a target.
 
+    With a bound on the bytes no fewer than rounding alone has room for.
+
     Returns:
         The masks, and the share of the weights that they remove.
     """
@@ -164,6 +167,9 @@ def prune(posterior: Posterior, splits: Splits, goal: Goal, target: Target, devi
             good = target.reached(search.scores(search.draft(1 - KEPT[middle], None)))
             low, high = (middle, high) if good else (low, middle)
         sparsity = 1 - KEPT[low]
+        if goal.max_bytes is not None:
+            with suppress(ValueError):  # nothing that is only rounded fits
+                sparsity = min(sparsity, _within(search, grids_of(Rounding(), posterior, False), goal.max_bytes, 0)[1])
     masks = search.masks(sparsity)
     return masks, removed_share(masks)
 
