@@ -237,6 +237,8 @@ SIDEWAYS = {
     ("bayes/model", "bayes/guides"),
     ("bayes/marginals", "bayes/guides"),
     ("bayes/marginals", "bayes/layers"),
+    ("bayes/marginals", "bayes/quadrature"),
+    ("bayes/quadrature", "bayes/distributions"),
     ("bayes/diagnostics", "bayes/marginals"),
     ("bayes/elbo", "bayes/estimators"),
     ("bayes/elbo", "bayes/guides"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -67,13 +67,15 @@ class Diagnosis:
         log_ratios: log p(data, weights) - log q(weights) of every draw, in nats: what k-hat is computed from. Under
             an improper prior, and from a subset of the rows, it is known up to a constant only.
         ratio_rows: training rows that the target's likelihood was computed from, scaled up to all.
-        kl_nats: KL(posterior ‖ prior) by tensor.
+        kl_nats: KL(posterior ‖ prior) by tensor, in closed form, by quadrature, or the mean over the draws.
+        kl_se_nats: standard errors of those that are means over the draws; of all others nothing is sampled.
     """
 
     groups: Groups
     log_ratios: np.ndarray
     ratio_rows: int
     kl_nats: dict[str, float]
+    kl_se_nats: dict[str, float] = field(default_factory=dict)
 
 
 def seeded_rows(data: Data, rows: int) -> Tensor:
@@ -122,14 +124,24 @@ def diagnose(
         for _ in range(size.prior_draws):
             if not _draw_prior_once(collected, marginals):
                 break
-    kl = kl_by_tensor(marginals)
     values = collected.arrays()
+    kl, errors = _kl(marginals, values["sample_stats"]["kl"][0])
     values["log_likelihood"]["y"] = told_apart(values["log_likelihood"]["y"])
     values["observed_data"] = {"y": subset.y.numpy()}
-    values["constant_data"] = _constants(posterior, plan, kl)
+    values["constant_data"] = _constants(posterior, plan, kl, errors)
     attrs = {"rows_of_elbo": len(ratio_rows), "training_rows": len(train), "draw_seed": seed}
     groups = Groups(values, _dims(plan), _coords(plan, chosen, list(kl)), dict(posterior.provenance.entries) | attrs)
-    return Diagnosis(groups, values["sample_stats"]["elbo"][0], len(ratio_rows), kl)
+    return Diagnosis(groups, values["sample_stats"]["elbo"][0], len(ratio_rows), kl, errors)
+
+
+def _kl(marginals: Marginals, drawn: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
+    """KL by tensor, and the standard error of those that the draws `(draws, tensors)` tell."""
+    kl, errors = dict[str, float](), dict[str, float]()
+    for (name, exact), own in zip(kl_by_tensor(marginals).items(), drawn.T, strict=True):
+        kl[name] = float(own.mean()) if exact is None else exact
+        if exact is None:
+            errors[name] = float(own.std(ddof=1)) / math.sqrt(len(own))
+    return kl, errors
 
 
 def _draw_once(
@@ -274,9 +286,14 @@ def _some(total: int, most: int) -> Tensor:
     return order[:most].long().sort().values
 
 
-def _constants(posterior: Posterior, plan: dict[str, _Stored], kl: dict[str, float]) -> dict[str, np.ndarray]:
+def _constants(
+    posterior: Posterior, plan: dict[str, _Stored], kl: dict[str, float], errors: dict[str, float]
+) -> dict[str, np.ndarray]:
     """KL per tensor, and the pruning score of every output unit that is stored: that of its best weight."""
-    values = {"kl_nats": np.array(list(kl.values()))}
+    values = {
+        "kl_nats": np.array(list(kl.values())),
+        "kl_se_nats": np.array([errors.get(name, 0.0) for name in kl]),
+    }
     for name, stored in plan.items():
         layer = posterior.layers[name]
         values[f"{name}.unit_score"] = unit_scores(layer, posterior.criterion)[stored.units].numpy()
@@ -284,7 +301,7 @@ def _constants(posterior: Posterior, plan: dict[str, _Stored], kl: dict[str, flo
 
 
 def _dims(plan: dict[str, _Stored]) -> dict[str, list[str]]:
-    dims = {"y": ["row"], "kl": ["tensor"], "kl_nats": ["tensor"]}
+    dims = {"y": ["row"], "kl": ["tensor"], "kl_nats": ["tensor"], "kl_se_nats": ["tensor"]}
     for name in plan:
         dims |= {
             f"{name}.element": [f"{name}.index"],

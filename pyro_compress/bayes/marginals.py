@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +25,7 @@ from torch.distributions import kl_divergence
 from pyro_compress.bayes.assignment import Assignment, assigned
 from pyro_compress.bayes.guides import Guide, whole
 from pyro_compress.bayes.layers import bayes_layers, multiplied
+from pyro_compress.bayes.quadrature import kl_by_quadrature
 from pyro_compress.foreign import of_type, own_code, shown
 from pyro_compress.graph.network import Network
 from pyro_compress.machine import channels_last
@@ -409,26 +410,54 @@ def _draw_prior(marginals: Marginals, name: str) -> TensorDraw:
 
 
 @torch.no_grad()
-def kl_by_tensor(marginals: Marginals, draws: int = 20, seed: int = 0) -> dict[str, float]:
-    """KL(posterior ‖ prior) of every tensor in nats; the mean of `draws` estimates where there is no closed form."""
+def kl_by_tensor(marginals: Marginals, seed: int = 0) -> dict[str, float | None]:
+    """KL(posterior ‖ prior) of every tensor in nats, in closed form or by quadrature; None where only draws tell it.
+
+    That is where the prior of a site depends on what another one has drawn, as in a mixture that is learned, or gives
+    no density to single elements.
+
+    Args:
+        marginals: posterior and prior.
+        seed: of the draws that say whether a prior is of that kind.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return {name: sum(_kl_of_sites(marginals, name, draws)) for name in marginals.shapes}
+        return {name: _summed(_kl_of_sites(marginals, name)) for name in marginals.shapes}
 
 
-def _kl_of_sites(marginals: Marginals, name: str, draws: int) -> Iterator[float]:
+def _summed(parts: Iterable[float | None]) -> float | None:
+    """A sum; None as soon as a part is missing."""
+    total = 0.0
+    for part in parts:
+        if part is None:
+            return None
+        total += part
+    return total
+
+
+def _kl_of_sites(marginals: Marginals, name: str) -> Iterator[float | None]:
     for rows, shape in marginals.parts(name):
         parts = {site: rows if marginals.by_row(name, site) else slice(None) for site in marginals.of(name)}
         posterior = {site: marginals.sites.part(site, part) for site, part in parts.items()}
-        _, trace = _prior_trace(marginals, shape, {site: q.sample() for site, q in posterior.items()})
+        drawn = {site: q.sample() for site, q in posterior.items()}
+        priors = _priors(marginals, shape, drawn)
+        if len(posterior) > 1 and not rows.start:
+            others = _priors(marginals, shape, {site: q.sample() for site, q in posterior.items()})
+            if any(log_density(priors[site], drawn[site]) != log_density(others[site], drawn[site]) for site in drawn):
+                yield None
         for site, q in posterior.items():
             if not rows.start or marginals.by_row(name, site):
-                yield _kl_of_site(q, trace.nodes[site]["fn"], draws)
+                yield _kl_of_site(q, priors[site])
 
 
-def _kl_of_site(q: Distribution, p: Distribution, draws: int) -> float:
+def _priors(marginals: Marginals, shape: LayerShape, drawn: dict[str, Tensor]) -> dict[str, Distribution]:
+    """Priors of the sites of a tensor, given values of all of them."""
+    trace = _prior_trace(marginals, shape, drawn)[1]
+    return {site: trace.nodes[site]["fn"] for site in drawn}
+
+
+def _kl_of_site(q: Distribution, p: Distribution) -> float | None:
     try:
         return float(kl_divergence(q.to_event(q.loc.dim()), p))
     except NotImplementedError:
-        drawn = [q.sample() for _ in range(draws)]
-        return sum(float((q.log_prob(value).sum() - p.log_prob(value)).sum()) for value in drawn) / draws
+        return kl_by_quadrature(q, p)

@@ -6,8 +6,8 @@
         return pyro.sample(name, Laplace(0.0, scale).expand(shape).to_event(len(shape)))
 
 Such a prior may have sites of its own beside the weight's, called `f"{name}.anything"`, on the reals or on the positive
-numbers: their posteriors are normal and log-normal. Nothing else has to be known of it: its KL is estimated from the
-weights that a step draws, the posterior starts at the given weights, and weights are ranked by signal to noise.
+numbers: their posteriors are normal and log-normal. Nothing else has to be known of it: a fit estimates its KL
+from the weights that a step draws, the posterior starts at the given weights, weights are ranked by signal to noise.
 """
 
 from __future__ import annotations

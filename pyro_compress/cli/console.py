@@ -69,7 +69,7 @@ def report_text(report: Report, path: Path) -> str:
         f"parameters          {kept:,} of {total:,} kept ({100 * kept / total:.2f} %)",
         *([f"units in the file   {units}"] if (units := units_text(report)) else []),
         *([f"units that stay     {stuck}"] if (stuck := stuck_text(report)) else []),
-        f"bits per kept weight {report.bits_per_kept_weight:.2f}",
+        f"bits per kept value {report.bits_per_kept_weight:.2f}",
         *([f"as fixed point      {fixed}"] if (fixed := fixed_point_text(report)) and not nothing else []),
         "",
         *(f"  {name:<18}{size:>10,} B" for name, size in report.sections_bytes.items()),
@@ -271,6 +271,7 @@ def inspection_text(inspection: Inspection) -> str:
         "",
         *table(layer_rows(inspection.layers)),
         f"kept: {criterion} above {threshold:.3g}; units above: what is left then, a rule of thumb",
+        *["±: standard error of a KL that is a mean over draws"] * any(one.kl_se_nats for one in inspection.layers),
         *["units in file: what `compress` left"] * any(layer.in_file for layer in inspection.layers),
         "",
     ]

@@ -19,7 +19,7 @@ MOVED = click.option(
 )
 
 
-DRAWS = "Networks drawn from the posterior, at least 50; default: 200, of networks of over five million values 100."
+DRAWS = "Networks drawn from the posterior, at least 50; default: 200, of networks of over five million values 80."
 
 
 @click.command(

@@ -55,8 +55,9 @@ def _training(inspection: Inspection, diagnosis: Diagnosis | None, splits: Split
     plots.training_curves(axes[0], inspection.history)
     yield Picture(
         "Training",
-        "Left: the objective and its KL part over the epochs with a posterior. Right: validation error (of a "
-        "regression: RMSE) of the posterior mean. Shaded: epochs that trained point weights only.",
+        "Left: the objective and its KL part over the epochs with a posterior, of one draw where the KL has no closed "
+        "form. Right: validation error (of a regression: RMSE) of the posterior mean. Shaded: epochs "
+        "that trained point weights only.",
         drawing.svg(figure),
     )
 

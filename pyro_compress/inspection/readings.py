@@ -141,10 +141,15 @@ def layer_rows(layers: Iterable[LayerSummary]) -> list[tuple[str, ...]]:
                 f"{layer.weights:,}",
                 f"{layer.kept:,} ({100 * layer.kept / layer.weights:.1f} %)",
                 f"{layer.mean_snr:.2f}",
-                "-" if kl is None else f"{kl:,.0f}",
-                "-" if bits is None else f"{bits:.2f}",
+                "-" if kl is None else f"{kl:,.0f}{_error(layer.kl_se_nats, 0)}",
+                "-" if bits is None else f"{bits:.2f}{_error(layer.bits_se_per_weight, 2)}",
                 f"{layer.inputs} -> {layer.outputs} of {layer.width}",
                 *(f"{one[0]} -> {one[1]}" for one in [layer.in_file] if one),
             )
         )
     return rows
+
+
+def _error(error: float, digits: int) -> str:
+    """A standard error behind its number; nothing where there is none."""
+    return f" ± {error:,.{digits}f}" if error else ""

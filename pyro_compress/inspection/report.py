@@ -134,7 +134,7 @@ def _layers_note(inspection: Inspection) -> str:
         f'<p class="note">Kept: weights whose {escape(criterion)} score is above {threshold:.3g}, a rule of thumb; '
         "compress searches for its own threshold. Units above: inputs that are read and units that are left by that "
         f"rule. {filed}"
-        "Bits per weight: KL divided by the number of weights.</p>"
+        "Bits per weight: KL divided by the number of weights. ±: standard error of a KL that is a mean over draws.</p>"
     )
 
 

@@ -40,6 +40,7 @@ class LayerSummary:
         kept: how many score above the criterion's threshold.
         mean_snr: mean of |mean| / std over the weights; infinite for a deterministic layer.
         kl_nats: KL(posterior ‖ prior); None without a prior. Up to a constant where the prior is improper.
+        kl_se_nats: its standard error, where it is a mean over draws; 0 where nothing of it is sampled.
         inputs: inputs that anything reads once the weights below the threshold are gone.
         outputs: units that are left then: a rule of thumb, no search.
         width: units of the uncompressed layer.
@@ -55,11 +56,17 @@ class LayerSummary:
     outputs: int
     width: int
     in_file: tuple[int, int] | None = None
+    kl_se_nats: float = 0.0
 
     @property
     def bits_per_weight(self) -> float | None:
         """KL in bits per weight: what a coder with the prior as its model would have to spend (bits-back)."""
         return None if self.kl_nats is None else self.kl_nats / math.log(2) / self.weights
+
+    @property
+    def bits_se_per_weight(self) -> float:
+        """Standard error of that."""
+        return self.kl_se_nats / math.log(2) / self.weights
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,8 @@ class Sampled:
         k_hat: Pareto k of the whole posterior against its target.
         elbo_sd: standard deviation of the ELBO's integrand over the draws, in nats; 0 for an exact posterior.
         negative_elbo_nats: -ELBO by draws of whole weights: KL less the mean log-likelihood of the training set.
-        negative_elbo_se_nats: its standard error, over draws and over the rows that stand for all.
+        negative_elbo_se_nats: its standard error, over draws and over the rows that stand for all; of the KL too, where
+            that is a mean over the draws.
         elbo_rows: training rows that the target's likelihood was computed from, scaled up to all.
         rows: training rows of the leave-one-out estimate.
         elpd_loo: PSIS-LOO log predictive density of those rows, in nats per row.
@@ -125,7 +133,8 @@ class Inspection:
         """A line per layer, and what draws say."""
         lines = [f"{self.run.path}: {self.run.config.prior} posterior, {self.training_rows:,} training rows"]
         for layer in self.layers:
-            kl = "" if layer.kl_nats is None else f", KL {layer.kl_nats:,.1f} nats"
+            spread = f" ± {layer.kl_se_nats:,.1f}" if layer.kl_se_nats else ""
+            kl = "" if layer.kl_nats is None else f", KL {layer.kl_nats:,.1f}{spread} nats"
             lines.append(
                 f"  {layer.name}: {layer.kept:,} of {layer.weights:,} weights above {self.criterion[1]:g} by "
                 f"{self.criterion[0]}, mean SNR {layer.mean_snr:.2f}{kl}"
@@ -142,13 +151,17 @@ class Inspection:
             "prior": self.run.config.prior,
             "criterion": self.criterion[0],
             "threshold": self.criterion[1],
-            "layers": [asdict(layer) | {"bits_per_weight": layer.bits_per_weight} for layer in self.layers],
+            "layers": [asdict(layer) | _bits(layer) for layer in self.layers],
             "negative_elbo_nats": [entry["negative_elbo_nats"] for entry in self.history],
             "training_rows": self.training_rows,
             "validation_scores": asdict(self.validation_scores),
             "test_scores": asdict(self.test_scores),
             "sampled": None if self.sampled is None else asdict(self.sampled),
         }
+
+
+def _bits(layer: LayerSummary) -> dict[str, float | None]:
+    return {"bits_per_weight": layer.bits_per_weight, "bits_se_per_weight": layer.bits_se_per_weight}
 
 
 def inspect_run(
@@ -177,7 +190,7 @@ def inspect_run(
     run = load_run(path, data)
     give_back(run.posterior.largest_bytes)
     splits = run.splits(data_dir)
-    diagnosis, sampled, kl = None, None, dict[str, float]()
+    diagnosis, sampled, kl, errors = None, None, dict[str, float](), dict[str, float]()
     if run.config.prior != "none":
         arviz_compat.arviz()  # refuses before any time is spent
         marginals = read_marginals(path / "guide.safetensors", run.config, run.posterior)
@@ -186,7 +199,7 @@ def inspect_run(
             large = run.posterior.parameters_total > LARGE
             size = replace(size, draws=80, prior_draws=min(size.prior_draws, 20)) if large else replace(size, draws=200)
         diagnosis = diagnose(run.posterior, marginals, splits.train, size, seed, all_rows)
-        kl = diagnosis.kl_nats
+        kl, errors = diagnosis.kl_nats, diagnosis.kl_se_nats
         drawn = networks(run.posterior, marginals, PREDICTIVE_DRAWS, seed)
         scores = evaluate_mixture(drawn, splits, ("validation", "test"), run.posterior.noise)
         sampled = _sampled(diagnosis, len(splits.train), *scores)
@@ -195,7 +208,7 @@ def inspect_run(
     mean = Network(run.posterior.graph, run.posterior.tensors, own=True).eval()
     return Inspection(
         run=run,
-        layers=summaries(run.posterior, kl, compressed_tensors(path / "network.pcn")),
+        layers=summaries(run.posterior, kl, compressed_tensors(path / "network.pcn"), errors),
         criterion=(run.posterior.criterion, THRESHOLDS[run.posterior.criterion]),
         history=read_history(path),
         training_rows=len(splits.train),
@@ -253,7 +266,10 @@ def compressed_tensors(path: Path) -> dict[str, Tensor] | None:
 
 
 def summaries(
-    posterior: Posterior, kl_nats: dict[str, float], compressed: dict[str, Tensor] | None = None
+    posterior: Posterior,
+    kl_nats: dict[str, float],
+    compressed: dict[str, Tensor] | None = None,
+    kl_se_nats: dict[str, float] | None = None,
 ) -> tuple[LayerSummary, ...]:
     """One row per layer with weights.
 
@@ -261,6 +277,7 @@ def summaries(
         posterior: moments of every weight, and the network.
         kl_nats: KL by tensor; layers without an entry have no prior.
         compressed: tensors of its file, if there is one.
+        kl_se_nats: standard errors of those that are sampled.
     """
     keep = kept(posterior.layers, posterior.criterion)
     pruned = {name: torch.where(keep[name], layer.mean, 0.0) for name, layer in posterior.layers.items()}
@@ -275,6 +292,7 @@ def summaries(
             kept=counts[name],
             mean_snr=mean_signal_to_noise(layer),
             kl_nats=kl_nats.get(name),
+            kl_se_nats=(kl_se_nats or {}).get(name, 0.0),
             inputs=_live(small, name, 0),
             outputs=_live(small, name, 1),
             width=layer.mean.shape[0],
@@ -297,14 +315,18 @@ def weight_draw_elbo(diagnosis: Diagnosis, training_rows: int) -> tuple[float, f
 
     `KL(q ‖ p) - E_q[log p(y | w)]` (Blundell et al. 2015, eq. 1) with one weight for all rows and all positions of a
     row, as the posterior is defined. Local reparameterization draws another one at every position, which is another
-    objective for convolutions and sequences. Rows and draws are two independent samples: their variances add up.
+    objective for convolutions and sequences. Rows and draws are two independent samples: their variances add up. A KL
+    that only draws tell is the mean over the same draws: draw by draw it is taken off the likelihood.
     """
     values = diagnosis.groups.values
     drawn, rows = values["sample_stats"]["expected_log_likelihood"][0], values["log_likelihood"]["y"][0].mean(0)
+    sampled = [name in diagnosis.kl_se_nats for name in diagnosis.kl_nats]
+    drawn = drawn - values["sample_stats"]["kl"][0][:, sampled].sum(1)
+    exact = sum(kl for name, kl in diagnosis.kl_nats.items() if name not in diagnosis.kl_se_nats)
     variance = drawn.var(ddof=1) / len(drawn)
     if diagnosis.ratio_rows < training_rows:
         variance += training_rows**2 * rows.var(ddof=1) / len(rows)
-    return sum(diagnosis.kl_nats.values()) - float(drawn.mean()), math.sqrt(variance)
+    return exact - float(drawn.mean()), math.sqrt(variance)
 
 
 def _sampled(diagnosis: Diagnosis, training_rows: int, validation: Quality, test: Quality) -> Sampled:

@@ -23,7 +23,7 @@ class Epoch:
         negative_elbo_nats: of the whole training set, at KL weight 1: KL minus expected log-likelihood.
         expected_log_likelihood_nats: of the training set, averaged over all minibatches of the epoch, each under a draw
             of its own.
-        kl_nats: at the end of the epoch.
+        kl_nats: at the end of the epoch; where it has no closed form, of one draw, or of `samples` of them.
         kl_weight: at the end of the epoch.
         validation_accuracy: of the posterior mean; None for regression.
         validation_rmse: of the posterior mean, in the targets' units; None for classification.
