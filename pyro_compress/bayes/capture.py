@@ -26,7 +26,18 @@ from pyro_compress.bayes.compiler import traced
 from pyro_compress.bayes.elbo import Objective
 from pyro_compress.bayes.natural import Natural
 from pyro_compress.bayes.noise import Fill, fast_fill, lift_noise
-from pyro_compress.bayes.step import BETA1, BETA2, EPSILON, Rule, State, Step, Trained, move_naturally, natural_of
+from pyro_compress.bayes.step import (
+    BETA1,
+    BETA2,
+    EPSILON,
+    Rule,
+    State,
+    Step,
+    Trained,
+    move_naturally,
+    natural_of,
+    standing,
+)
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +99,7 @@ def capture_step(
         evaluated: the loss and the expected log-likelihood of a part of it.
         finished: makes the gradients of this process those of the step.
     """
-    names = [t.name for t in trained] + [name for name, _ in objective.elbo.named_buffers()]
+    names = [*(t.name for t in trained), *standing(objective)]
     own = len(new_scalars(trained, data[0].device))
 
     def step(
@@ -114,7 +125,8 @@ def capture_gradient(
 
     Its inputs: (parameters, flat, buffers, noted, scalars, x, y, normal, coin), as in `capture_graph`.
     """
-    names = [name for name, _ in [*objective.elbo.named_parameters(), *objective.elbo.named_buffers()]]
+    moved = [name for name, one in objective.elbo.named_parameters() if one.requires_grad]
+    names = [*moved, *standing(objective)]
 
     def gradient(
         values: list[Tensor], flat: Tensor, buffers: list[Tensor], noted: Tensor, scalars: Scalars,

@@ -27,9 +27,10 @@ from pyro_compress.compression.shrink import Shrunk, trace_shrink
 from pyro_compress.foreign import of_type, record
 from pyro_compress.graph.ir import graph_of, widths
 from pyro_compress.graph.network import tensors_of
+from pyro_compress.networks.fitted import frozen_of
 from pyro_compress.networks.layered import Layered, momenta
 from pyro_compress.settings import FitConfig
-from pyro_compress.types import Removal
+from pyro_compress.types import Graph, Removal
 
 LEAST_SHARE = 0.2
 """Fewer values than this share of the network are not worth the compiler's half minute."""
@@ -62,11 +63,21 @@ def without_dead_units(
     before, after = (sum(tensor.numel() for tensor in part.values()) for part in (masked, small.tensors))
     if before - after < LEAST_SHARE * before:
         return None
-    net = Layered(small.graph, small.tensors, momenta(train_state.mean_net)).to(config.device)
+    net = _layered(small.graph, small.tensors, train_state).to(config.device)
     new = first_train_state(net, small.graph, _likelihood(train_state), example, config, _with_prior(train_state))
     carry(train_state, new, small, masked)
     removal = Removal(epoch, widths_of(train_state), widths_of(new), before, after)
     return replace(new, removals=(*train_state.removals, removal))
+
+
+def _layered(graph: Graph, tensors: dict[str, Tensor], train_state: TrainState) -> Layered:
+    """The network of a graph; frozen is what was so before, and a bias that folding gave to a layer that was."""
+    net, before = Layered(graph, tensors, momenta(train_state.mean_net)), train_state.mean_net
+    known, frozen = {name for name, _ in before.named_parameters(remove_duplicate=False)}, frozen_of(before)
+    for name, parameter in net.named_parameters():
+        like = name if name in known else f"{name.rpartition('.')[0]}.weight"
+        parameter.requires_grad_(like not in frozen)
+    return net
 
 
 def _likelihood(train_state: TrainState) -> Likelihood:
@@ -177,7 +188,7 @@ def with_stored_network(
         raise ValueError("its network is larger than the one that the fit began with")
     zeros = {name: torch.zeros(shape) for name, shape in network["shapes"].items()}
     graph = graph_of(network["graph"])
-    net = Layered(graph, zeros, momenta(train_state.mean_net)).to(config.device)
+    net = _layered(graph, zeros, train_state).to(config.device)
     removals = tuple(record(Removal, removal, "removals") for removal in network["removals"])
     return replace(
         first_train_state(net, graph, _likelihood(train_state), example, config, _with_prior(train_state)),

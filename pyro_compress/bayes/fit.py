@@ -20,12 +20,20 @@ from pyro_compress.bayes.own_guides import Own
 from pyro_compress.bayes.sharded_step import Part, check_sharded, sharded
 from pyro_compress.bayes.shards import shards_of
 from pyro_compress.bayes.step import Rule, Step, eager
-from pyro_compress.bayes.train_state import TrainState, bayesian, check_assigned, chosen, first_train_state
+from pyro_compress.bayes.train_state import (
+    TrainState,
+    bayesian,
+    check_assigned,
+    check_free,
+    chosen,
+    first_train_state,
+    frozen_sentence,
+)
 from pyro_compress.doubts import doubt
 from pyro_compress.graph.ir import convolves
 from pyro_compress.graph.statistics import batch_statistics
 from pyro_compress.metrics import residual_noise
-from pyro_compress.networks.fitted import with_graph
+from pyro_compress.networks.fitted import check_trainable, with_graph
 from pyro_compress.networks.outputs import doubtful_end
 from pyro_compress.settings import COMPILE_STEPS, FitConfig
 from pyro_compress.tensorfile import Given, Later
@@ -76,7 +84,9 @@ def fit_posterior(
         check_sharded(config, on_layers is not None)
     check_keep(net, config.keep)
     net, graph = with_graph(net, splits)
+    check_trainable(net)
     among = chosen(net, graph)
+    check_free(among)
     check_assigned(config, among)
     bayesian(net, config, among)  # refuses before any time is spent
     if config.batch_norm == "frozen" and not any(node.op == "batch_norm" for node in graph.nodes):
@@ -89,7 +99,8 @@ def fit_posterior(
         if progress.group.first:
             for sentence in (
                 doubtful_end(graph, splits.task),
-                left_out(net, graph, [*among.layers, *among.tensors], config.keep),
+                left_out(net, graph, [*among.layers, *among.tensors, *among.frozen], config.keep),
+                frozen_sentence(among),
             ):
                 doubt(log, sentence)
         start = copy.deepcopy(net).to(config.device)

@@ -181,6 +181,8 @@ def bayesianize(
 ) -> nn.Module:
     """Copy a network and give its supported layers (`OPS`) a prior; the given network stays as it is.
 
+    What is frozen (`requires_grad=False`) gets none, be it a weight or a bias.
+
     Args:
         net: any module tree; everything that is not a supported layer stays deterministic.
         prior: a row of `PRIORS`, or priors by pattern, of which each layer has one.
@@ -216,7 +218,9 @@ def bayesianize(
         paths = [path for path, module in modules.items() if type(module) in OPS]
     else:
         paths = [path for path, module in modules.items() if _weight_of(path) in among and operation_of(module)]
-    chosen = [path for path in paths if not any(fnmatchcase(path, pattern) for pattern in keep)]
+    kept = [path for path in paths if _frozen(modules[path], "weight")]
+    kept += [path for path in paths if any(fnmatchcase(path, pattern) for pattern in keep)]
+    chosen = [path for path in paths if path not in kept]
     if not chosen and not more:
         kinds = ", ".join(sorted(kind.__name__ for kind in OPS))
         raise ValueError(f"the network has no layer to put a prior on (supported: {kinds}; kept as is: {len(paths)})")
@@ -229,12 +233,18 @@ def bayesianize(
         assert own is not None
         shape = LayerShape(name, tuple(weight.shape), _grouping_of(module, priors.grouping(name, grouping)))
         bias_name = f"{path}.bias" if path else "bias"
-        layer = BayesLayer(module, shape, own, biases.of(bias_name) if biases else None)
+        layer = BayesLayer(module, shape, own, biases.of(bias_name) if biases and not _frozen(module, "bias") else None)
         if not path:
             return layer
         parent, _, leaf = path.rpartition(".")
         setattr(net.get_submodule(parent), leaf, layer)
     return net
+
+
+def _frozen(module: nn.Module, role: str) -> bool:
+    """Whether a module's parameter of this role must not change."""
+    own = module._parameters.get(role)
+    return own is not None and not own.requires_grad
 
 
 def _weight_of(path: str) -> str:

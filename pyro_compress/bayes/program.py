@@ -7,6 +7,7 @@ are a plate of all training examples, of which `x` is a subsample: the likelihoo
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,11 +21,11 @@ from pyro_compress.bayes.layers import bayes_layers
 from pyro_compress.bayes.model import Likelihood, Model
 from pyro_compress.bayes.own_guides import made_guide, median
 from pyro_compress.bayes.priors import Start
-from pyro_compress.bayes.train_state import bayesian, check_assigned, chosen
+from pyro_compress.bayes.train_state import bayesian, check_assigned, check_free, chosen
 from pyro_compress.graph.checked import evaluating
 from pyro_compress.graph.packing import in_one_row
 from pyro_compress.metrics import SPLITS, examples_of
-from pyro_compress.networks.fitted import with_graph
+from pyro_compress.networks.fitted import check_trainable, with_graph
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Graph, Splits
 
@@ -61,7 +62,9 @@ class ProgramModel(Model):
             x: inputs; several by name, or packed.
             y: labels or targets.
         """
-        pyro.module(self.store, self)
+        with warnings.catch_warnings():  # frozen parameters are meant to stay out of the store
+            warnings.filterwarnings("ignore", ".*was not registered in the param store because requires_grad=False")
+            pyro.module(self.store, self)
         with _Standing(self):
             return super().forward(in_one_row(x, self.splits.inputs) if isinstance(x, Mapping) else x, y)
 
@@ -112,7 +115,9 @@ def program_of(net: nn.Module, splits: Splits, config: FitConfig, noise: float |
         ValueError: what `bayesianize` and `capture` refuse.
     """
     plain, graph = with_graph(net, splits)
+    check_trainable(plain)
     among = chosen(plain, graph)
+    check_free(among)
     check_assigned(config, among)
     likelihood = Likelihood(splits.task, len(examples_of(splits, SPLITS[0])), noise or 1.0, learned=noise is None)
     model = ProgramModel(bayesian(plain, config, among), likelihood, (graph, config, splits)).to(config.device)

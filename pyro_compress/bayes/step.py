@@ -75,7 +75,7 @@ class State:
         parameters: values of the parameters.
         first: first moments of the gradients; empty for log-scales that move by natural gradients.
         second: Adam's second moments; empty for what moves by natural gradients.
-        buffers: batch-norm statistics and the like.
+        buffers: batch-norm statistics and the like, frozen parameters.
         noted: the expected log-likelihood of the training set in the last captured step, in nats.
         count: steps done.
         rows: of every parameter, which rows of a split tensor it is.
@@ -97,7 +97,7 @@ class State:
         first, second = ([torch.zeros_like(value) for value in values] for _ in range(2))
         for mean, spread in pairs:
             first[spread] = second[mean] = second[spread] = none
-        buffers, noted = list(objective.elbo.buffers()), torch.zeros((), device=values[0].device)
+        buffers, noted = list(standing(objective).values()), torch.zeros((), device=values[0].device)
         return cls(values, first, second, buffers, noted, rows=[t.rows for t in trained])
 
     @contextmanager
@@ -133,6 +133,12 @@ class State:
         self.count = count
 
 
+def standing(objective: Objective) -> dict[str, Tensor]:
+    """Tensors that no gradient moves, by name: frozen parameters, batch-norm statistics and the like."""
+    frozen = {name: one.data for name, one in objective.elbo.named_parameters() if not one.requires_grad}
+    return frozen | dict(objective.elbo.named_buffers())
+
+
 def natural_of(trained: Sequence[Trained]) -> Natural | None:
     """The rates of natural gradients; None: Adam moves everything."""
     return next((t.natural for t in trained if t.natural), None)
@@ -161,7 +167,7 @@ def trained_parameters(
     objective: Objective, lr: float, lr_scale: float, lr_group: float, priors: Assignment | None = None,
     natural: Natural | None = None,
 ) -> list[Trained]:  # fmt: skip
-    """Every parameter of model and guide, each once, with its rate and bounds.
+    """Every parameter of model and guide that is not frozen, each once, with its rate and bounds.
 
     Args:
         objective: model and guide.
@@ -188,6 +194,7 @@ def trained_parameters(
     return [
         Trained(name, p, rates.get(id(p), lr), bounds.get(id(p)), moving.get(id(p)), split.get(id(p)))
         for name, p in objective.elbo.named_parameters()
+        if p.requires_grad
     ]
 
 

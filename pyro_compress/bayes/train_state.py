@@ -22,6 +22,7 @@ from pyro_compress.bayes.shards import Shards
 from pyro_compress.bayes.step import State, Trained, trained_parameters
 from pyro_compress.bayes.tensors import across, drawable, with_tensors
 from pyro_compress.graph.ir import first_weights
+from pyro_compress.networks.fitted import frozen_of
 from pyro_compress.settings import FitConfig
 from pyro_compress.types import Graph, Removal
 
@@ -54,17 +55,40 @@ class Chosen(NamedTuple):
         layers: names of the weights of layers (`plain_weights`).
         tensors: names of other tensors (`drawable`).
         across: those of them that have a row for every input, `(in, out)`.
+        frozen: names of those that are frozen (`requires_grad=False`) and so get none.
     """
 
     layers: Collection[str]
     tensors: Collection[str] = ()
     across: Collection[str] = ()
+    frozen: Collection[str] = ()
 
 
 def chosen(net: nn.Module, graph: Graph) -> Chosen:
-    """Everything in a network that can have a prior."""
-    plain = plain_weights(net, graph)
-    return Chosen(plain, drawable(net, graph, plain), across(graph))
+    """Everything in a network that can have a prior and is not frozen."""
+    plain, frozen = plain_weights(net, graph), frozen_of(net)
+    tensors = drawable(net, graph, plain)
+    layers, others = ([name for name in names if name not in frozen] for names in (plain, tensors))
+    return Chosen(layers, others, across(graph), [name for name in [*plain, *tensors] if name in frozen])
+
+
+def frozen_sentence(among: Chosen) -> str:
+    """Which layers keep their values and have no prior; empty if none."""
+    paths = [name.rpartition(".")[0] or name for name in among.frozen]
+    more = f" and {len(paths) - 8} more" if len(paths) > 8 else ""
+    return f"frozen (requires_grad=False), so without a prior: {', '.join(paths[:8])}{more}" if paths else ""
+
+
+def check_free(among: Chosen) -> None:
+    """Refuse a network all of whose weights are frozen.
+
+    Raises:
+        ValueError: as said.
+    """
+    if among.frozen and not among.layers and not among.tensors:
+        raise ValueError(
+            f"{frozen_sentence(among)}; no other weight could have one: unfreeze some, or fit with prior 'none'"
+        )
 
 
 def bayesian(net: nn.Module, config: FitConfig, among: Chosen) -> nn.Module:

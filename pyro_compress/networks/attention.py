@@ -32,7 +32,16 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(size, size, given.out_proj.bias is not None)
         self.register_load_state_dict_pre_hook(_split)
         self.load_state_dict(given.state_dict())
+        self._freeze_like(given)
         self.train(given.training)
+
+    def _freeze_like(self, given: nn.MultiheadAttention) -> None:
+        for name, one in given.named_parameters():
+            owners = [self.q, self.k, self.v] if name.startswith("in_proj_") else [self.out_proj]
+            for owner in owners:
+                owner.get_parameter(name.removeprefix("in_proj_").removeprefix("out_proj.")).requires_grad_(
+                    one.requires_grad
+                )
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,

@@ -25,6 +25,24 @@ def with_graph(net: nn.Module, splits: Splits) -> tuple[nn.Module, Graph]:
     return net, graph
 
 
+def frozen_of(net: nn.Module) -> set[str]:
+    """Names of the parameters that no training may change (`requires_grad=False`), of shared ones all."""
+    return {name for name, one in net.named_parameters(remove_duplicate=False) if not one.requires_grad}
+
+
+def check_trainable(net: nn.Module) -> None:
+    """Refuse a network that no training may change.
+
+    Raises:
+        ValueError: it has parameters, and all of them are frozen.
+    """
+    if any(True for _ in net.parameters()) and not any(one.requires_grad for one in net.parameters()):
+        raise ValueError(
+            "every parameter of the network is frozen (requires_grad=False), so there is nothing to fit: unfreeze "
+            "some; weights that are to stay as they are go to compress as they are"
+        )
+
+
 def check_all_tokens(net: nn.Module, graph: Graph, splits: Splits) -> None:
     """Refuse tokens without a row in their table; of the test split it is asked whether it can be read, nothing else.
 

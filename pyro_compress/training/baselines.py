@@ -12,7 +12,7 @@ from pyro_compress.doubts import doubt
 from pyro_compress.graph.ir import convolves, multiplied
 from pyro_compress.graph.network import tensors_of
 from pyro_compress.metrics import residual_noise
-from pyro_compress.networks.fitted import with_graph
+from pyro_compress.networks.fitted import check_trainable, with_graph
 from pyro_compress.networks.outputs import doubtful_end
 from pyro_compress.provenance import Provenance
 from pyro_compress.settings import FitConfig
@@ -51,8 +51,12 @@ def fit_baseline(
     """
     config = config.on(splits.origin, splits.task)
     net, graph = with_graph(net, splits)
+    check_trainable(net)
     parameters = dict(net.named_parameters(remove_duplicate=False))
-    weights = [name for name in multiplied(graph) if name in parameters and parameters[name].dim() > 1]
+    wide = [name for name in multiplied(graph) if name in parameters and parameters[name].dim() > 1]
+    weights = [name for name in wide if parameters[name].requires_grad]
+    if config.pruning != "none" and wide and not weights:
+        raise ValueError("every weight is frozen (requires_grad=False): unfreeze some, or leave --pruning out")
     net, plan = copy.deepcopy(net).to(config.device), point_plan(config)
     progress = Progress(splits, config, on_epoch, checkpointer or Checkpointer(), on_step, convolves(graph))
     if progress.group.first:
