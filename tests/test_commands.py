@@ -3,6 +3,9 @@
 import json
 import os
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -116,3 +119,49 @@ def test_no_code_begins_with_its_command(monkeypatch: pytest.MonkeyPatch) -> Non
     assert NO_CODE not in os.environ
     assert "--no-code" in run("fit", "--no-code", "--net", "math:pi").output
     assert NO_CODE not in os.environ
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_an_interrupt_is_no_failure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line and exit code 130, whatever the command was about."""
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(main.commands[name], "parse_args", interrupted)
+    result = run(name)
+    assert (result.exit_code, result.stderr, result.stdout) == (130, "stopped before it was done\n", "")
+
+
+SLOW = """
+import os, signal, torch
+def net(input_shape, classes):
+    os.kill(os.getpid(), signal.SIGINT)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))
+"""
+
+
+def test_an_interrupt_before_the_first_epoch(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    command = [sys.executable, "-m", "pyro_compress", "fit", "--net", "slow:net", "--out", "run", "--epochs", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "stopped before it was done"
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_while_the_program_is_loaded() -> None:
+    """It is no command yet that is interrupted."""
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'pyro_compress.cli.main':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from pyro_compress.__main__ import run\n"
+        "run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped before it was done\n")

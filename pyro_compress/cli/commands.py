@@ -22,6 +22,8 @@ ORDER = ("", *HEADINGS[:-1], ELSEWHERE, "What is removed and rounded", "Fine-tun
 """Headings as they follow each other; others come last."""
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")
 """What torch says where nothing is left: of the machine's limits, not a fault of ours."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the signal's number, as shells have it."""
 NUMBERS: dict[type[click.ParamType], str] = {
     click.types.IntParamType: "N",
     click.IntRange: "N",
@@ -123,13 +125,24 @@ class Group(click.Group):
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         """As click makes one."""
-        with shown_errors():
+        with interruptible(), shown_errors():
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Parse and run the command."""
-        with shown_errors():
+        with interruptible(), shown_errors():
             return super().invoke(ctx)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends every command with one line and exit code 130, which is no failure's; click would make it 1."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            echo("stopped before it was done", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 @contextmanager
@@ -188,8 +201,10 @@ def wrapped(text: str) -> str:
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main` as a command runs: what a user did wrong is one line and exit code 1."""
     try:
-        with one_line_errors():
+        with interruptible(), one_line_errors():
             main()
+    except click.exceptions.Exit as ended:
+        sys.exit(ended.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_compress.cli.commands import echo, one_line_errors, quiet_option, tell
+from pyro_compress.cli.commands import INTERRUPTED, echo, one_line_errors, quiet_option, tell
 from pyro_compress.cli.console import outcome_line, outcome_text, submitted_text
 from pyro_compress.cli.ignored import COMPARE, StrictCommand
 from pyro_compress.cli.options import (
@@ -95,7 +95,7 @@ def compare(
         except KeyboardInterrupt:
             if row is None:
                 echo(f"stopped, what is done is kept; the same command goes on, in {place_of(study, out)}", err=True)
-            raise click.exceptions.Exit(130) from None
+            raise click.exceptions.Exit(INTERRUPTED) from None
     _print_tables(results, elpd, markdown, as_json)
 
 

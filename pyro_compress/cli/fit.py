@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pyro_compress.cli.commands import RESULTS, Option, echo, hushed, one_line_errors, quiet_option, tell
+from pyro_compress.cli.commands import INTERRUPTED, RESULTS, Option, echo, hushed, one_line_errors, quiet_option, tell
 from pyro_compress.cli.console import epoch_printer
 from pyro_compress.cli.ignored import FIT, StrictCommand
 from pyro_compress.cli.options import (
@@ -110,7 +110,7 @@ def fit(
                 if group.first:
                     again = f"{where} --force" if force else f"{where}"
                     echo(f"stopped, state kept; go on with: pyro-compress fit --resume {again}", err=True)
-                raise click.exceptions.Exit(130) from None
+                raise click.exceptions.Exit(INTERRUPTED) from None
     if group.first:
         config = run.config if resume else config
         history = read_history(run.path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pyro_compress.cli.commands import echo, one_line_errors, quiet_option, tell
+from pyro_compress.cli.commands import INTERRUPTED, echo, one_line_errors, quiet_option, tell
 from pyro_compress.cli.console import searched_text, submitted_text, trials_shown
 from pyro_compress.cli.ignored import TUNE, StrictCommand
 from pyro_compress.cli.options import (
@@ -88,7 +88,7 @@ def tune(
         except KeyboardInterrupt:
             again = f"pyro-compress tune {study} --out {place_of(study, out)} --resume"
             echo(f"stopped, state kept; go on with: {again}", err=True)
-            raise click.exceptions.Exit(130) from None
+            raise click.exceptions.Exit(INTERRUPTED) from None
     if as_json:
         echo(json.dumps(outcome.to_dict()))
     else:
