@@ -257,6 +257,25 @@ def test_a_file_of_numbered_classes_is_evaluated_on_its_table(tmp_path: Path, mo
     assert [one.exit_code for one in results] == [0, 0, 0, 0, 1]
     same, later = (json.loads(one.stdout) for one in results[2:4])
     assert later["nll_nats"] < 2 * same["nll_nats"] + 1
+    said = "all 60 rows were scored, and it is what the network was fitted on: training rows are among them"
+    assert f"t.csv: {said}" in " ".join(results[2].stderr.split())
+    assert "rows were scored" not in results[3].stderr  # another table
+    Path("copy.csv").write_bytes(Path("t.csv").read_bytes())
+    Path("elsewhere").mkdir()
+    Path("t.csv").rename("elsewhere/t.csv")
+    copied, moved = (CliRunner().invoke(main, ("evaluate", "r/network.pcn", "--data", name, "--json"))
+                     for name in ("copy.csv", "elsewhere/t.csv"))  # fmt: skip
+    assert "rows were scored" not in copied.stderr  # the fit's own is gone, and of a copy the name says nothing
+    assert "all 60 rows were scored; if it is t.csv of the fit, training rows are among them" in " ".join(
+        moved.stderr.split()
+    )
+    Path("elsewhere/t.csv").rename("t.csv")
+    copied = CliRunner().invoke(main, ("evaluate", "r", "--data", "copy.csv", "--json"))
+    assert f"copy.csv: {said}" in " ".join(copied.stderr.split())
+    assert json.loads(copied.stdout)["examples"] == 60
+    own = CliRunner().invoke(main, ("evaluate", "r", "--json"))  # its test part
+    assert json.loads(own.stdout)["examples"] == 12
+    assert "rows were scored" not in own.stderr
     assert "new.csv: column 'y' holds class '2' (row 1); the network knows 0, 1" in results[4].output
 
 

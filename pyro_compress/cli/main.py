@@ -51,7 +51,8 @@ def main(ctx: click.Context) -> None:
     "--data",
     default=None,
     metavar="NAME",
-    help="Data set, .npz file, table or folder; default: what it was fitted on.",
+    help="Other data: a table, text or .npz file is scored whole, of a data set or folder the --split; default: the "
+    "--split of what it was fitted on. (--data of compress and inspect says where those lie now.)",
 )
 @click.option("--split", type=Name(["train", "validation", "test"]), default="test", help="Part of the data.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as one JSON object and nothing else.")

@@ -86,7 +86,7 @@ class Report:
         units_before: widths from input to output.
         units_kept: widths from input to output that are still there; inputs count if anything reads them.
         units_stuck: operation -> units without weights that stay because their channels meet it.
-        bits_per_kept_weight: 8 × file bytes / parameters kept.
+        bits_per_kept_weight: 8 × bytes of the whole file / `parameters_kept`, biases among them.
         file_bytes: size of the file.
         dense_bytes: size of the uncompressed network as float32.
         sections_bytes: bytes of each part of the file.

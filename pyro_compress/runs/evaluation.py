@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import filecmp
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import nn
 
 from pyro_compress import metrics
@@ -22,6 +25,7 @@ from pyro_compress.data.splits import (
 )
 from pyro_compress.data.table_files import is_table
 from pyro_compress.data.text import is_text
+from pyro_compress.doubts import doubt
 from pyro_compress.graph.network import Network
 from pyro_compress.machine import prepare
 from pyro_compress.networks.bounded import bounded, check_inputs, check_outputs, shape_of, shown
@@ -32,6 +36,8 @@ from pyro_compress.runs.folder import Run, load_run
 from pyro_compress.scores import Quality
 from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Graph, Preprocessing, Splits, kind_of
+
+log = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
@@ -62,9 +68,10 @@ def evaluate(
     Args:
         target: run folder or file.
         data: data set name, `.npz` file (with `x` and `y`, or as for fitting), table or text; None: what it was fitted
-            on.
+            on, of which `split` counts.
         split: `train`, `validation` or `test`. A `.npz` file given as `data` is scored on `x_test` (or `x`), a table
-            on all its rows, a text that the network was not fitted on from its beginning to its end: `test` alone.
+            on all its rows, a text that the network was not fitted on from its beginning to its end: `test` alone. A
+            warning says so where these are the very data of the fit, training rows among them.
         data_dir: folder of the torchvision data sets.
         device: `auto`, `cpu` or `cuda`.
         threads: CPU threads; 0 leaves torch's default.
@@ -89,6 +96,7 @@ def evaluate(
         if split != "test":
             raise ValueError(f"{data} is scored as a whole: it has no {split} split; leave --split out")
         examples = load_examples(Path(data), loaded.known, loaded.reading)
+        doubt(log, _fitted_sentence(data, loaded.data, len(examples)))
         check_inputs(loaded.graph, tuple(examples.x.shape[1:]), kind_of(examples.x), data, examples.inputs)
         if (task := loaded.reading.task) in ("classification", "regression"):
             check_outputs(loaded.plan, *shown(examples.y), data)
@@ -101,6 +109,26 @@ def evaluate(
     check_inputs(loaded.graph, splits.input_shape, splits.kind, data or loaded.data, splits.inputs)
     check_outputs(loaded.plan, splits.output_shape, splits.task, data or loaded.data)
     return Evaluation(metrics.evaluate(network, splits, split, device, loaded.noise), splits.sizes[split])
+
+
+def _fitted_sentence(data: str, own: str, scored: int) -> str:
+    """What is to be said of data that are scored whole, where they are those of the fit, or may be; empty if not."""
+    given, known = Path(data), Path(own)
+    if given.suffix.lower() == ".npz" and _has_test(given):
+        return ""
+    said = f"{data}: all {scored:,} rows were scored"
+    if known.is_file():
+        if not filecmp.cmp(given, known, shallow=False):
+            return ""
+        return f"{said}, and it is what the network was fitted on: training rows are among them (see --data, --split)"
+    return f"{said}; if it is {own} of the fit, training rows are among them" if given.name == known.name else ""
+
+
+def _has_test(path: Path) -> bool:
+    """Whether a `.npz` file is scored on a part of its own, which no fit trains on."""
+    with np.load(path, allow_pickle=False) as archive:
+        names = {name.lower() for name in archive.files}
+    return "x" not in names and any(name.endswith("_test") for name in names)
 
 
 def _all_scored(data: str, loaded: Loaded) -> bool:
