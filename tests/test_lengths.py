@@ -16,6 +16,7 @@ from pyro_compress.graph.capture import capture
 from pyro_compress.graph.ir import graph_of
 from pyro_compress.graph.network import Network, tensors_of
 from pyro_compress.length import Length
+from pyro_compress.networks.layered import Layered
 from pyro_compress.networks.nets import build_net
 from pyro_compress.pcn import file, header, runner
 from pyro_compress.pcn.file import loads
@@ -119,6 +120,35 @@ def test_a_graph_gives_what_its_module_gives_at_every_length(name: str, least: i
         expected = net(x)
         close(network(x), expected, 1e-5)
         close(torch.from_numpy(runner.run(numbers, x.numpy())), expected, 1e-5)
+
+
+class Weighted(nn.Module):
+    """Fixed weights for the places of seven tokens, which one token would be multiplied by as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(9, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1], dtype=torch.float32) / x.shape[1]
+        found: Tensor = self.out((self.table(x) * places[:, None]).sum(1))
+        return found
+
+
+def test_a_network_of_one_length_refuses_the_others() -> None:
+    """Also the length that its numbers would be broadcast to; whoever traces it gets what it computes."""
+    torch.manual_seed(0)
+    net = Weighted().eval()
+    graph = capture(net, (7,), kind="int64")
+    assert graph.least == 0
+    for module in (Network(graph, net.state_dict()), Layered(graph, net.state_dict())):
+        for length in (1, 2, 6, 8):
+            with pytest.raises(ValueError, match=rf"^inputs of shape \({length},\); this network takes \(7,\)$"):
+                module(torch.ones(4, length, dtype=torch.int64))
+        x = torch.randint(0, 9, (4, 7))
+        close(module(x), net(x), 1e-6)
+        program = torch.export.export(module, (x,), dynamic_shapes={"x": {0: torch.export.Dim("rows", min=2, max=64)}})
+        close(program.module()(x[:3]), net(x[:3]), 1e-6)
 
 
 @pytest.mark.parametrize(("length", "least"), [(0, "1"), (13, "1"), (3, "4"), (11, "")])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from pyro_compress.graph.operations.kept import whole_tensors
@@ -98,14 +99,20 @@ def one_of(x: Tensor | Mapping[str, Tensor] | None, named: Mapping[str, Tensor],
 
     Raises:
         TypeError: other inputs than the network's.
+        ValueError: one of another shape.
     """
     given = named if x is None else x
     if not isinstance(given, Mapping):
+        if (torch.compiler.is_compiling() or not torch.jit.is_tracing()) and not graph.fits(tuple(given.shape[1:])):
+            raise ValueError(f"inputs of shape {tuple(given.shape[1:])}; this network takes {graph.takes}")
         return given
     known = [one.name for one in graph.inputs]
     if sorted(given) != sorted(known):
         found, takes = (", ".join(sorted(names)) for names in (given, known))
         raise TypeError(f"inputs {found or '(none)'}; the network takes {takes or 'one, without a name'}")
+    for one in graph.inputs:
+        if (shape := tuple(given[one.name].shape[1:])) != one.shape:
+            raise ValueError(f"{one.name} of shape {shape}; this network takes {one.shape}")
     return in_one_row(given, graph.inputs)
 
 
