@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,10 @@ KINDS = ("float32", "int64", "bool")
 """Types of inputs that are packed."""
 EXACT = 1 << 24
 """Largest whole number up to which float32 holds every one."""
+BYTES = 255.0
+"""What bytes are divided by."""
+SCALES = (1e-30, 1e30)
+"""Least and largest value that whole numbers may be divided by."""
 
 
 @dataclass(frozen=True)
@@ -32,40 +36,49 @@ class Input:
         name: of the parameter of `forward` that takes it.
         shape: of one example.
         kind: type of its values, one of `KINDS`.
+        scale: of numbers, the raw value that becomes 1.0; 1 where they are taken as they are; 0: nobody said, as in
+            files of earlier versions, and bytes are divided by 255.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: str = "float32"
+    scale: float = field(default=0.0, compare=False)
 
     @property
     def size(self) -> int:
         """Values of one example."""
         return math.prod(self.shape)
 
+    @property
+    def spelled(self) -> list[Any]:
+        """As JSON values, which `inputs_of` reads."""
+        return [self.name, list(self.shape), self.kind, *([self.scale] if self.scale else [])]
+
 
 def inputs_of(given: Any) -> tuple[Input, ...]:
     """Inputs from what JSON or a user says of them, in the order of their names.
 
     Args:
-        given: `{name: shape}` or `{name: (shape, kind)}`, or a list of `[name, shape, kind]`.
+        given: `{name: shape}`, `{name: (shape, kind)}` or `{name: (shape, kind, scale)}`, or a list of
+            `[name, shape, kind]`, with a scale behind it where one is known.
 
     Raises:
-        ValueError: names that are none, shapes or types that no input may have, or too many.
+        ValueError: names that are none, shapes, types or scales that no input may have, or too many.
 
     Examples:
-        >>> inputs_of({"tokens": ((5,), "int64"), "image": (1, 8, 8)})
-        (Input(name='image', shape=(1, 8, 8), kind='float32'), Input(name='tokens', shape=(5,), kind='int64'))
+        >>> [one.spelled for one in inputs_of({"tokens": ((5,), "int64"), "image": ((1, 8, 8), "float32", 255.0)})]
+        [['image', [1, 8, 8], 'float32', 255.0], ['tokens', [5], 'int64']]
     """
     if isinstance(given, Mapping):
-        given = [(name, *(of if _is_pair(of) else (of, "float32"))) for name, of in sorted(given.items())]
+        given = [(name, *(of if _has_kind(of) else (of, "float32"))) for name, of in sorted(given.items())]
     if not isinstance(given, list | tuple) or len(given) > MOST:
         raise ValueError(f"inputs are at most {MOST}, each with a name, a shape and a type")
     found = []
     for one in given:
-        if not isinstance(one, list | tuple) or len(one) != 3:
-            raise ValueError("an input is a name, a shape and a type")
-        name, shape, kind = one
+        if not isinstance(one, list | tuple) or len(one) not in (3, 4):
+            raise ValueError("an input is a name, a shape and a type, with a scale where one is known")
+        name, shape, kind, scale = (*one, 0.0)[:4]
         if not isinstance(name, str) or not NAME.fullmatch(name) or name.startswith("__"):
             raise ValueError(f"an input is called {name!r:.60}; names are letters, digits and underscores")
         if kind not in KINDS:
@@ -76,15 +89,26 @@ def inputs_of(given: Any) -> tuple[Input, ...]:
             or not all(type(n) is int and 0 < n < 1 << 31 for n in shape)
         ):
             raise ValueError(f"input {name} of shape {shape!r:.60}; a shape is one or more positive numbers")
-        found.append(Input(name, tuple(shape), kind))
+        if type(scale) not in (int, float) or not (scale == 0 or SCALES[0] <= scale <= SCALES[1]):
+            raise ValueError(f"input {name} is divided by {scale!r:.30}; a scale is a positive number, or 0 for none")
+        found.append(Input(name, tuple(shape), kind, float(scale) if kind == "float32" else 0.0))
     names = [one.name for one in found]
     if names != sorted(set(names)):
         raise ValueError(f"inputs {', '.join(names)}: every name once, in their order")
     return tuple(found)
 
 
-def _is_pair(given: Any) -> bool:
-    return isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[1], str)
+def _has_kind(given: Any) -> bool:
+    return isinstance(given, list | tuple) and len(given) in (2, 3) and isinstance(given[1], str)
+
+
+def inputs_in(arrays: Mapping[str, np.ndarray]) -> tuple[Input, ...]:
+    """What arrays `(n, *shape)` by name are as inputs: their shapes, types and scales.
+
+    Raises:
+        ValueError: as `inputs_of`.
+    """
+    return inputs_of({name: (array.shape[1:], kind_of(array), scale_of(array)) for name, array in arrays.items()})
 
 
 def size_of(inputs: Sequence[Input]) -> int:
@@ -102,7 +126,7 @@ def slices(inputs: Sequence[Input]) -> list[slice]:
 
 
 def packed(arrays: Mapping[str, np.ndarray], inputs: Sequence[Input], what: str = "") -> np.ndarray:
-    """Rows `(n, values)`, float32, of arrays `(n, *shape)` by name.
+    """Rows `(n, values)`, float32, of arrays `(n, *shape)` by name, whole numbers divided by the scale of their input.
 
     Args:
         arrays: one per input.
@@ -111,7 +135,7 @@ def packed(arrays: Mapping[str, np.ndarray], inputs: Sequence[Input], what: str 
 
     Raises:
         ValueError: an array is missing or one too many, another shape, another number of examples, a value that is
-            none or that float32 does not hold.
+            none or that float32 does not hold, raw values where scaled ones belong.
     """
     before = f"{what}: " if what else ""
     if {*arrays} != {one.name for one in inputs}:
@@ -126,12 +150,30 @@ def packed(arrays: Mapping[str, np.ndarray], inputs: Sequence[Input], what: str 
         array = np.asarray(arrays[one.name])
         if array.shape[1:] != one.shape:
             raise ValueError(f"{before}one example of {one.name} has shape {array.shape[1:]}; wanted is {one.shape}")
-        if kind_of(array) != one.kind and not (one.kind == "float32" and array.dtype.kind in "biuf"):
+        if array.dtype.kind not in {"float32": "biuf", "int64": "iu", "bool": "b"}[one.kind]:
             raise ValueError(f"{before}{one.name} is {array.dtype}; this network takes {one.kind}")
         if one.kind == "int64" and array.size and max(-int(array.min()), int(array.max())) > EXACT:
             raise ValueError(f"{before}{one.name} has whole numbers beyond {EXACT}")
-        rows[:, where] = array.reshape(len(array), -1)
+        values = _scaled(array, one, before) if one.kind == "float32" else array
+        rows[:, where] = values.reshape(len(array), -1)
     return rows
+
+
+def _scaled(array: np.ndarray, one: Input, before: str) -> np.ndarray:
+    """Numbers in the range that a network was trained on."""
+    if one.scale == 1 and array.dtype == np.uint8:
+        raise ValueError(
+            f"{before}{one.name} is uint8, and this network was trained on other numbers, taken as they are; "
+            "give it in the type and range of the training data"
+        )
+    scale = one.scale or scale_of(array)
+    values = array / np.float32(scale) if scale != 1 and array.dtype.kind in "iu" else array
+    if one.scale not in (0, 1) and values.size and not 0 <= values.min() <= values.max() <= 1:
+        raise ValueError(
+            f"{before}{one.name} has values from {array.min():g} to {array.max():g}; this network takes integers "
+            f"from 0 to {one.scale:g}, or floats already divided by that"
+        )
+    return values
 
 
 def kind_of(array: np.ndarray) -> str:
@@ -139,6 +181,11 @@ def kind_of(array: np.ndarray) -> str:
     if array.dtype.kind == "b":
         return "bool"
     return "int64" if array.dtype.kind in "iu" and array.dtype != np.uint8 else "float32"
+
+
+def scale_of(array: np.ndarray) -> float:
+    """What the whole numbers of an array are divided by where nothing else is known: 255 for bytes; 1: nothing."""
+    return BYTES if array.dtype == np.uint8 else 1.0
 
 
 def unpacked(rows: np.ndarray, inputs: Sequence[Input]) -> dict[str, np.ndarray]:

@@ -155,7 +155,7 @@ FLOORS = [
     {"runs/config", "runs/budget"},
     {"runs/folder", "runs/command_budget"},
     {"runs/run", "runs/saved", "studies/tables", "runs/identity"},
-    {"runs/rehearsal", "runs/store", "runs/unlabelled"},
+    {"runs/answers", "runs/rehearsal", "runs/store", "runs/unlabelled"},
     {
         "runs/evaluation",
         "runs/post_training",
@@ -330,7 +330,8 @@ SIDEWAYS = {
     *[("deploy/formats", f"deploy/phone/{room}") for room in ("executorch", "litert")],
     *[("deploy/onnx_four_bits", f"deploy/{room}") for room in ("onnx_files", "onnx_model", "onnx_torch")],
     *[(f"deploy/{hall}", "deploy/onnx_four_bits") for hall in ("formats", "entries")],
-    *[("deploy/export", f"deploy/{room}") for room in ("card", "ensemble", "formats")],
+    *[("deploy/export", f"deploy/{room}") for room in ("card", "ensemble", "formats", "said")],
+    ("deploy/formats", "deploy/said"),
     *[("deploy/bench", f"deploy/{room}") for room in ("engines", "entries", "export", "formats", "measured", "memory")],
 }
 

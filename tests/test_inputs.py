@@ -13,6 +13,7 @@ from torch import nn
 
 import pyro_compress as pc
 from pyro_compress.cli.main import main
+from pyro_compress.deploy.arrays import load_runner
 from pyro_compress.deploy.torch_files import load_program, load_safetensors
 from pyro_compress.graph.network import Network
 from pyro_compress.graph.packing import pack, parts_of, with_inputs, with_one_input
@@ -60,6 +61,7 @@ def test_rows_and_inputs_are_the_same_values() -> None:
     given = arrays(5)
     rows, inputs = pack(given)
     assert inputs == INPUTS
+    assert [one.scale for one in inputs] == [255.0, 1.0, 0.0]
     back = unpacked(rows.numpy(), INPUTS)
     np.testing.assert_array_equal(back["image"], given["image"] / np.float32(255))
     np.testing.assert_array_equal(back["words"], given["words"])
@@ -105,6 +107,10 @@ def test_the_graph_is_the_network_and_comes_back_from_a_file(tmp_path: Path) -> 
         ([["a", [1], "float32"]] * 2, "every name once, in their order"),
         ([["a", [1]]], "a name, a shape and a type"),
         ([["a", [1], "float32"]] * 65, "at most 64"),
+        ([["a", [1], "float32", -1]], "a scale is a positive number"),
+        ([["a", [1], "float32", float("nan")]], "a scale is a positive number"),
+        ([["a", [1], "float32", True]], "a scale is a positive number"),
+        ([["a", [1], "float32", 1, 1]], "a name, a shape and a type"),
     ],
 )
 def test_inputs_that_are_none(told: object, message: str) -> None:
@@ -164,6 +170,10 @@ def test_every_command_and_every_export(tmp_path: Path, monkeypatch: pytest.Monk
     network = file.read(Path("small.pcn"))
     rows, _ = pack(test)
     parts, wanted = parts_of(rows, INPUTS), runner.run(network, rows.numpy())
+    scales = {"image": 255.0, "price": 1.0, "words": 0.0}
+    assert {one.name: one.scale for one in network.graph.inputs} == scales
+    assert {one.name: one.scale for one in pc.load_run("run").posterior.graph.inputs} == scales
+    assert "(1, 6, 6) float32: raw integers from 0 to 255, divided by 255" in ok("info", "small.pcn")
     for out in ("m.onnx", "m.pt2", "m.safetensors", "folder"):
         ok("export", "small.pcn", "--out", out)
     import onnxruntime
@@ -180,20 +190,91 @@ def test_every_command_and_every_export(tmp_path: Path, monkeypatch: pytest.Monk
     for outputs in found:
         np.testing.assert_allclose(outputs, wanted, rtol=1e-4, atol=1e-5)
     np.savez("examples.npz", **{name: part.numpy() for name, part in parts.items()})
-    printed = subprocess.run(
-        [sys.executable, "folder/run.py", "examples.npz"], capture_output=True, text=True, check=True
-    )
-    assert printed.stdout.split() == [str(i) for i in wanted.argmax(1)]
+    np.savez("bytes.npz", **test)
+    np.savez("whole.npz", **test | {"image": test["image"].astype(np.int64), "words": test["words"].astype(np.uint8)})
+    np.savez("raw.npz", **test | {"image": test["image"].astype(np.float32)})
+    example = str(Path(__file__).parents[1] / "examples" / "onnx_runtime.py")
+    for program in ([sys.executable, "folder/run.py"], [sys.executable, example, "m.onnx"]):
+        for name in ("examples", "bytes", "whole"):
+            printed = subprocess.run([*program, f"{name}.npz"], capture_output=True, text=True, check=True)
+            assert printed.stdout.split() == [str(i) for i in wanted.argmax(1)]
+            assert [one.classes[0] for one in pc.predict("small.pcn", f"{name}.npz")] == printed.stdout.split()
+        refused = subprocess.run([*program, "raw.npz"], capture_output=True, text=True)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("error: image")
+        assert "values from 0 to 255" in refused.stderr
+    with pytest.raises(
+        ValueError, match="image has values from 0 to 255; this network takes integers from 0 to 255, or"
+    ):
+        pc.predict("small.pcn", "raw.npz")
+    told = json.loads(Path("folder/network.json").read_text())["input"]["inputs"]
+    assert told == json.loads(session.get_modelmeta().custom_metadata_map["input"])["inputs"]
+    assert [(one["name"], one["scale"], one["range"]) for one in told] == [
+        ("image", 255.0, [0, 1]), ("price", 1.0, None), ("words", 1.0, [0, 6])
+    ]  # fmt: skip
     for data in ("data.npz", "examples.npz", {name: part.numpy() for name, part in parts.items()}):
         told = pc.predict("small.pcn", data)
         assert [one.classes[0] for one in told] == [str(i) for i in wanted.argmax(1)]
     np.savez("other.npz", y=labels(test), **{f"x.{name}": a for name, a in test.items() if name != "price"})
     result = CliRunner().invoke(main, ["evaluate", "small.pcn", "--data", "other.npz"])
     assert result.exit_code == 1
-    assert "other.npz: examples are image (1, 6, 6) float32, words (4,) int64; this network takes" in result.output
+    assert "other.npz: x: inputs image, words; this network takes image, price, words" in result.output
     result = CliRunner().invoke(main, ["predict", "small.pcn", "other.npz"])
     assert result.exit_code == 1
     assert "inputs image, words; this network takes image, price, words" in result.output
+
+
+def test_scales_of_known_inputs() -> None:
+    """Whole numbers are divided whatever their type; floats must be scaled already; nothing is guessed."""
+    known = inputs_of({"image": ((2,), "float32", 255.0), "price": ((1,), "float32", 1.0), "words": ((1,), "int64")})
+    raw = np.array([[0, 255], [51, 102]])
+    beside = {"price": np.array([[3.5], [-1]]), "words": np.array([[1], [2]], np.uint8)}
+    wanted = [[0, 1, 3.5, 1], [np.float32(0.2), np.float32(0.4), -1, 2]]
+    for image in (raw.astype(np.uint8), raw, raw.astype(np.uint16), (raw / 255).astype(np.float32)):
+        assert packed({"image": image} | beside, known).tolist() == wanted
+    with pytest.raises(
+        ValueError, match="image has values from 0 to 255; this network takes integers from 0 to 255, or"
+    ):
+        packed({"image": raw.astype(np.float32)} | beside, known)
+    with pytest.raises(ValueError, match="image has values from -1 to 255"):
+        packed({"image": np.where(raw, raw, -1)} | beside, known)
+    with pytest.raises(ValueError, match="price is uint8, and this network was trained on other numbers"):
+        packed({"image": raw} | beside | {"price": np.array([[3], [4]], np.uint8)}, known)
+
+
+def test_files_of_earlier_versions_divide_bytes(tmp_path: Path) -> None:
+    """They say nothing of scales: bytes are divided as they were, and an export takes the scale from its data."""
+    net = Mixed().eval()
+    tensors = {name: value.detach().numpy() for name, value in net.state_dict().items()}
+    train, test = arrays(200), arrays(40, seed=1)
+    content = {f"x_train.{name}": a for name, a in train.items()} | {f"x_test.{name}": a for name, a in test.items()}
+    np.savez(tmp_path / "data.npz", y_train=labels(train), y_test=labels(test), **content)
+    graph = pc.capture(net, SHAPES)
+    assert [one.scale for one in graph.inputs] == [0.0, 0.0, 0.0]
+    old = Compressed(graph, tensors, {"parameters_total": 1, "data": str(tmp_path / "data.npz")})
+    (tmp_path / "old.pcn").write_bytes(file.dumps(old)[0])
+    wanted = net(**parts_of(pack(test)[0], INPUTS)).argmax(1)
+    assert [one.classes[0] for one in pc.predict(tmp_path / "old.pcn", test)] == [str(int(i)) for i in wanted]
+    pc.export(tmp_path / "old.pcn", tmp_path / "folder")
+    runner = load_runner(tmp_path / "folder")
+    assert runner.card["input"]["inputs"][0]["scale"] == 255.0
+    assert runner.predict(test) == [str(int(i)) for i in wanted]
+    with pytest.raises(ValueError, match="image: values from 0 to 255; this network takes integers from 0 to 255, or"):
+        runner.predict(test | {"image": test["image"].astype(np.float32)})
+    rows = runner.prepare(test)
+    assert np.array_equal(runner.prepare(rows), rows)
+    with pytest.raises(ValueError, match="no array price; this network takes image, price, words"):
+        runner.predict({name: a for name, a in test.items() if name != "price"})
+
+
+def test_a_loaded_network_refuses_other_shapes() -> None:
+    net = Mixed().eval()
+    module = Network(pc.capture(net, SHAPES), net.state_dict())
+    parts = parts_of(pack(arrays(3))[0], INPUTS)
+    with pytest.raises(ValueError, match=r"^image of shape \(6, 6, 1\); this network takes \(1, 6, 6\)$"):
+        module(**parts | {"image": parts["image"].transpose(1, 3)})
+    with pytest.raises(ValueError, match=r"^inputs of shape \(40,\); this network takes \(41,\)$"):
+        module(torch.zeros(2, 40))
 
 
 def test_data_made_by_hand() -> None:

@@ -19,8 +19,8 @@ from pyro_compress.compression.pipeline import save
 from pyro_compress.data.tasks import TASKS
 from pyro_compress.foreign import from_cell
 from pyro_compress.pcn import file
+from pyro_compress.runs.answers import READERS
 from pyro_compress.runs.folder import Run
-from pyro_compress.runs.prediction import READERS
 from pyro_compress.types import Compressed, Graph, Node, Splits
 
 LINEAR = Node("linear", (1,), {"weight": "1.weight"})

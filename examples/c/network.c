@@ -669,11 +669,13 @@ int main(void)
     size_t got;
     while ((got = fread(example, sizeof *example, NETWORK_INPUTS, stdin)) == NETWORK_INPUTS) {
         network_run(example, 1, output, workspace);
-
-        size_t best = 0;
-        for (size_t i = 1; i < NETWORK_OUTPUTS; i++)
-            best = output[i] > output[best] ? i : best;
-        puts(network_classes[best]);
+        {
+            size_t best = 0;
+            for (size_t i = 0; i < NETWORK_OUTPUTS; i++)
+                best = output[i] > output[best] ? i : best;
+            fputs(network_classes[best], stdout);
+        }
+        putchar('\n');
     }
     if (got > 0) {
         fprintf(stderr, "error: the last example has %lu values of %d\n", (unsigned long)got, NETWORK_INPUTS);

@@ -37,7 +37,9 @@ def service(path: str) -> FastAPI:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     about = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
-    entry, names = about["input"], about["classes"]
+    entry, names, task = about["input"], about["classes"], about.get("task", "classification")
+    if task != "classification" or "inputs" in entry:
+        raise ValueError(f"{path}: {task} of {entry['meaning']}; this service is for one class of one input")
     kind = np.dtype(entry["dtype"])
     shape = session.get_inputs()[0].shape[1:]
     app = FastAPI(title="pyro-compress", description=f"takes {entry['meaning']}")

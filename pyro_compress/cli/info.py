@@ -60,7 +60,9 @@ def _facts(found: Info) -> Iterator[tuple[str, str]]:
     yield "task", name_shown(found.task)
     shape = shapes_taken(found.input_shape, found.shortest)
     yield "input", f"{shape} {name_shown(found.input_kind)}: {name_shown(found.input_meaning)}"
-    yield from ((f"input {name_shown(one.name)}", f"{one.shape} {one.kind}") for one in found.inputs)
+    for one in found.inputs:
+        divided = f": raw integers from 0 to {one.scale:g}, divided by {one.scale:g}" if one.scale not in (0, 1) else ""
+        yield f"input {name_shown(one.name)}", f"{one.shape} {one.kind}{divided}"
     if outputs := outputs_of(found.task):
         yield from ((f"output {name_shown(one.name)}", f"{one.size} for {one.task}") for one in outputs.each)
     if found.output_shape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,14 @@ from pyro_compress.data.labels import read_labels, texts
 from pyro_compress.data.positions import position_labels, tokens_in, without_lengths, yes_or_no
 from pyro_compress.data.streaming import ArrayFile, Streamed, scaled
 from pyro_compress.foreign import ordinary
-from pyro_compress.inputs import Input, inputs_of, kind_of, packed
+from pyro_compress.inputs import BYTES as BYTES
+from pyro_compress.inputs import Input, inputs_in, packed, scale_of
 from pyro_compress.settings import ReadConfig
 from pyro_compress.types import PER_POSITION, Preprocessing
 
 log = logging.getLogger(__name__)
 
 CHUNK_VALUES = 1 << 22
-BYTES = 255.0
-"""What bytes are divided by that are no mere yes and no."""
 COLOURS = (1, 3, 4)
 """How many channels images have, most of them."""
 LARGE = 100
@@ -36,10 +36,16 @@ Y = ("y", "y_train", "y_test", *(f"y_{name}" for name in VALIDATION))
 """Names of arrays of labels."""
 
 
-def load_npz(path: Path, task: str = "classification") -> Arrays:
-    """Read `x_train`, `y_train`, `x_test`, `y_test` from a `.npz` file, with `classes`, `x_val`, `y_val` if given."""
+def load_npz(path: Path, task: str = "classification", takes: tuple[Input, ...] = ()) -> Arrays:
+    """Read `x_train`, `y_train`, `x_test`, `y_test` from a `.npz` file, with `classes`, `x_val`, `y_val` if given.
+
+    Args:
+        path: the file.
+        task: says what stands for labels.
+        takes: of several inputs those that a network is known to take.
+    """
     arrays, labels = with_labels(read_npz(path), path)
-    arrays, inputs = joined(arrays, path)
+    arrays, inputs = joined(arrays, path, takes)
     arrays = completed(arrays, task, path) | labels
     names = ("x_train", "y_train", "x_test", "y_test")
     x_train, y_train, x_test, y_test = wanted(arrays, names, path)
@@ -69,7 +75,7 @@ def joined(
     """The arrays of a file with several inputs, `x_train.NAME`, one per part: `x_train`; and what lies in a row.
 
     Bytes (uint8) are divided by 255, whole numbers of other types are tokens, everything else is taken as it is.
-    Where a network is `known` to take some, those have to be there.
+    Where a network is `known` to take some, those have to be there, and their scales count.
 
     Raises:
         ValueError: parts with other inputs, `x_train` beside `x_train.NAME`, arrays that do not fit each other.
@@ -80,7 +86,7 @@ def joined(
         (array,) = wanted(arrays, (name,), path)
         if array.ndim < 2 or array.dtype.kind not in "biuf":
             raise ValueError(f"{path}: {name} is {array.dtype} of shape {array.shape}; wanted are numbers (n, ...)")
-        parts.setdefault(part.lower(), {})[own] = array / np.float32(BYTES) if array.dtype == np.uint8 else array
+        parts.setdefault(part.lower(), {})[own] = array
     if both := parts.keys() & arrays.keys():
         raise ValueError(f"{path} has an array {min(both)} beside {min(both)}.NAME: one input, or several with names")
     if known and not parts:
@@ -88,9 +94,15 @@ def joined(
     if not parts:
         return arrays, ()
     first = parts.get("x_train") or next(iter(parts.values()))
-    inputs = known or inputs_of({name: (array.shape[1:], kind_of(array)) for name, array in first.items()})
+    inputs = tuple(_scaled(one, first) for one in known) or inputs_in(first)
     rows = {part: packed(found, inputs, f"{path}: {part}") for part, found in parts.items()}
     return {name: array for name, array in arrays.items() if "." not in name} | rows, inputs
+
+
+def _scaled(one: Input, arrays: dict[str, np.ndarray]) -> Input:
+    """An input with the scale of its array, where an earlier version did not write it down."""
+    unknown = one.kind == "float32" and not one.scale and one.name in arrays
+    return replace(one, scale=scale_of(arrays[one.name])) if unknown else one
 
 
 def completed(arrays: dict[str, np.ndarray], task: str, path: Path) -> dict[str, np.ndarray]:

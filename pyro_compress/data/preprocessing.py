@@ -49,6 +49,25 @@ def numbered(classes: int) -> tuple[str, ...]:
     return tuple(str(i) for i in range(classes))
 
 
+def class_names(known: Preprocessing, outputs: int, reading: ReadConfig) -> tuple[str, ...]:
+    """Names of the classes of a network with so many outputs; of bytes what they are as characters."""
+    names = known.classes if len(known.classes) == outputs else numbered(outputs)
+    if reading.task == "next-token" and not reading.tokens and reading.vocabulary in ("", "bytes"):
+        return tuple(chr(i) if i < 128 and chr(i).isprintable() else f"0x{i:02x}" for i in range(outputs))
+    return names
+
+
+def target_names(known: Preprocessing, outputs: int) -> tuple[Quantity, ...]:
+    """The targets of a network with so many outputs; numbered, and in units of their own, where nothing is known."""
+    plain = tuple(Quantity(f"target {i}") for i in range(outputs))
+    return known.targets if len(known.targets) == outputs else plain
+
+
+def pad_of(reading: ReadConfig) -> int:
+    """The token that fills up short sequences; -1: none."""
+    return reading.pad if reading.tokens else -1
+
+
 def _less(column: Column, field: str) -> dict[str, Any]:
     return {key: value for key, value in asdict(column).items() if key != field}
 

@@ -49,6 +49,7 @@ from pyro_compress.data.table_files import is_table
 from pyro_compress.data.table_splits import table_data, table_splits
 from pyro_compress.data.text import is_text, text_examples, text_splits, with_vocabulary
 from pyro_compress.foreign import unknown
+from pyro_compress.inputs import Input
 from pyro_compress.outputs import is_several, outputs_of
 from pyro_compress.pcn.meta import ENTRIES
 from pyro_compress.settings import ReadConfig
@@ -63,6 +64,7 @@ def load_splits(
     reading: ReadConfig | None = None,
     known: Preprocessing | None = None,
     shape: tuple[int, ...] | None = None,
+    takes: tuple[Input, ...] = (),
 ) -> Splits:
     """Load a data set and hold out a validation split, the same one in every run.
 
@@ -75,6 +77,7 @@ def load_splits(
         known: preprocessing of the network that the data are for: its scale, classes, columns and targets count, and
             not what these data would have by themselves.
         shape: of one example, as the network takes it.
+        takes: of several inputs those that the network takes, with their scales.
 
     Raises:
         ValueError: unknown name, missing files, arrays that do not fit each other.
@@ -82,7 +85,7 @@ def load_splits(
     if not data:
         raise ValueError("no data are named, and the network does not say what it was fitted on; name them with --data")
     reading = reading or ReadConfig()
-    found = _loaded(data, (data_dir, download), validation, reading, (known, shape))
+    found = _loaded(data, (data_dir, download), validation, reading, (known, shape, takes))
     _check_meta(data, found)
     if found.task == "next-token" and not reading.tokens:
         reading = replace(reading, vocabulary=with_vocabulary(reading))
@@ -101,9 +104,9 @@ def _check_meta(data: str, splits: Splits) -> None:
 
 def _loaded(
     data: str, source: tuple[str, bool], validation: float | None, reading: ReadConfig,
-    network: tuple[Preprocessing | None, tuple[int, ...] | None],
+    network: tuple[Preprocessing | None, tuple[int, ...] | None, tuple[Input, ...]],
 ) -> Splits:  # fmt: skip
-    path, (known, shape) = Path(data), network
+    path, (known, shape, takes) = Path(data), network
     if data not in DATASETS and is_text(path, reading):
         return text_splits(path, validation, reading, known)
     if is_table(path):
@@ -115,7 +118,7 @@ def _loaded(
     if data in DATASETS:
         arrays = DATASETS[data](*source)
     elif path.suffix.lower() == ".npz":
-        arrays = load_npz(path, reading.task)
+        arrays = load_npz(path, reading.task, takes)
     elif path.is_dir():
         arrays = load_folder(path, reading)
     else:
@@ -257,7 +260,9 @@ def _labels_beside(x: Any, y: np.ndarray, what: str, labels: str, reading: ReadC
     return LABELS[reading.task](y, labels)
 
 
-def load_examples(path: Path, known: Preprocessing | None = None, reading: ReadConfig | None = None) -> Data:
+def load_examples(
+    path: Path, known: Preprocessing | None = None, reading: ReadConfig | None = None, takes: tuple[Input, ...] = ()
+) -> Data:
     """Labelled examples of a `.npz` file (its `x` and `y`, or `x_test` and `y_test`) or of a table.
 
     Args:
@@ -265,6 +270,7 @@ def load_examples(path: Path, known: Preprocessing | None = None, reading: ReadC
         known: preprocessing of the network they are for: with a scale, raw values cannot pass for scaled ones; its
             classes say which output a label means.
         reading: task and target columns of the network.
+        takes: of several inputs those that it takes, with their scales.
 
     Raises:
         ValueError: missing arrays or columns, mismatched lengths, NaNs, values out of the network's range, a class
@@ -278,7 +284,7 @@ def load_examples(path: Path, known: Preprocessing | None = None, reading: ReadC
             raise ValueError(f"{path}: this network was not fitted on a table; give a .npz file")
         return standardized(table_data(path, known.columns, reading, known.classes), known.targets)
     arrays, labels_of = with_labels(read_npz(path), path)
-    arrays, several = joined(arrays, path)
+    arrays, several = joined(arrays, path, takes)
     arrays = completed(arrays, reading.task, path) | labels_of
     for suffix in ("", "_test"):
         if f"x{suffix}" in arrays and f"y{suffix}" in arrays:

@@ -9,9 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pyro_compress.data.splits import preprocessing_of
+from pyro_compress.data.preprocessing import class_names, numbered, pad_of, preprocessing_of, reading_of, target_names
 from pyro_compress.foreign import json_of, of_type, ordinary, table
-from pyro_compress.graph.ir import tables
+from pyro_compress.graph.ir import lookups, tables
+from pyro_compress.inputs import slices
 from pyro_compress.outputs import outputs_of
 from pyro_compress.pcn.file import plan_of, shapes_of
 from pyro_compress.scores import Quality
@@ -40,6 +41,10 @@ def card(network: Compressed, scores: Quality, examples: int, raw: bool = False)
     """
     known = preprocessing_of(network.meta)
     shape = network.graph.input_shape
+    if raw and network.graph.inputs:
+        raise ValueError(
+            "raw bytes as input were asked for, but this network takes several inputs, as floats and tokens"
+        )
     if raw and not 1 < known.scale <= 255:
         were = "taken as they are" if known.scale == 1 else f"of more than 8 bits, divided by {known.scale:g}"
         raise ValueError(f"raw bytes as input were asked for, but this network was trained on values {were}")
@@ -53,25 +58,66 @@ def card(network: Compressed, scores: Quality, examples: int, raw: bool = False)
         "meaning": meaning(known, raw),
     }
     if rows := tokens_of(network):
-        entry |= {"range": [0, rows - 1], "meaning": f"tokens, whole numbers from 0 to {rows - 1}"}
-    if several := network.graph.inputs:
-        entry["inputs"] = [{"name": one.name, "shape": list(one.shape), "dtype": one.kind} for one in several]
+        entry |= {"range": [0, rows - 1], "meaning": _tokens(rows)}
+    if network.graph.inputs:
+        entry["inputs"] = _inputs(network)
         entry["meaning"] = "the inputs named here; in one row of float32, they lie one behind the other in this order"
     if known.columns:
         entry["columns"] = [asdict(column) for column in known.columns]
-    outputs = plan_of(network).output[0]
     scored = {"split": "test", "examples": examples, **asdict(scores)}
-    if several_outputs := outputs_of(network.task):
-        described = {"output": "outputs", "outputs": [asdict(one) for one in several_outputs.each]}
-        described |= {"targets": [asdict(target) for target in known.targets]}
-        return _origin(network) | {"scores": scored, "input": entry, "classes": list(known.classes)} | described
-    if known.targets:
-        described = {"output": "standardized", "targets": [asdict(target) for target in known.targets]}
-        return _origin(network) | {"scores": scored, "input": entry, "classes": []} | described
-    if network.task == "reconstruction":
-        return _origin(network) | {"scores": scored, "input": entry, "classes": [], "output": "values"}
-    names = known.classes if len(known.classes) == outputs else tuple(str(i) for i in range(outputs))
-    return _origin(network) | {"accuracy": scored, "input": entry, "output": "logits", "classes": list(names)}
+    about = _origin(network) | {"task": network.task, "input": entry}
+    return about | _said(network, known) | {SCORED.get(network.task, "scores"): scored}
+
+
+SCORED = dict.fromkeys(("classification", "next-token", "tagging", "segmentation", "multi-label"), "accuracy")
+"""Task -> under what name its scores stand; others: `scores`."""
+
+
+def _said(network: Compressed, known: Preprocessing) -> dict[str, Any]:
+    """What the outputs are, and what they are called."""
+    task, reading, size = network.task, reading_of(network.meta), plan_of(network).output[0]
+    if outputs := outputs_of(task):
+        units, named = target_names(known, outputs.targets), known.classes
+        named = named if len(named) == outputs.size - outputs.targets else ()
+        each = zip(outputs.each, outputs.of_classes(named), outputs.of_numbers(units), strict=True)
+        listed = [
+            asdict(one)
+            | ({"targets": list(map(asdict, own))} if own else {"classes": list(names or numbered(one.size))})
+            for one, names, own in each
+        ]
+        described = {"output": "outputs", "outputs": listed, "classes": list(known.classes)}
+        return described | {"targets": [asdict(one) for one in known.targets]}
+    if task == "regression":
+        units = target_names(known, size)
+        return {"output": "standardized", "classes": [], "targets": [asdict(one) for one in units]}
+    if task == "reconstruction":
+        return {"output": "values", "classes": []}
+    pad = {"pad": pad_of(reading)} if task == "next-token" and pad_of(reading) >= 0 else {}
+    return {"output": "logits", "classes": list(class_names(known, size, reading))} | pad
+
+
+def _inputs(network: Compressed) -> list[dict[str, Any]]:
+    """What each of several inputs is."""
+    rows = {
+        (where.start, where.stop): shapes_of(network)[name][0]
+        for name, where in lookups(network.graph).items()
+        if where is not None
+    }
+    found = []
+    for one, where in zip(network.graph.inputs, slices(network.graph.inputs), strict=True):
+        scale, known = one.scale or 1.0, rows.get((where.start, where.stop), 0)
+        within, meant = ([0, 1] if scale != 1 else None), meaning(Preprocessing(scale, ()))
+        if one.kind == "int64":
+            within, meant = ([0, known - 1], _tokens(known)) if known else (None, "tokens, whole numbers")
+        if one.kind == "bool":
+            within, meant = [0, 1], "yes and no, 1 and 0"
+        entry = {"name": one.name, "shape": list(one.shape), "dtype": one.kind, "scale": scale}
+        found.append(entry | {"range": within, "meaning": meant})
+    return found
+
+
+def _tokens(rows: int) -> str:
+    return f"tokens, whole numbers from 0 to {rows - 1}"
 
 
 def tokens_of(network: Compressed) -> int:

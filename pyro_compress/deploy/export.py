@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from pyro_compress.data.splits import filled, load_splits, preprocessing_of, rea
 from pyro_compress.deploy.card import card
 from pyro_compress.deploy.ensemble import ensemble
 from pyro_compress.deploy.formats import SAME, Exporter, Predict, exporter_of
+from pyro_compress.deploy.said import EXAMPLES, check_said
 from pyro_compress.doubts import keep
 from pyro_compress.kinds import foreign_to_export, is_export
 from pyro_compress.machine import prepare
-from pyro_compress.metrics import evaluate
+from pyro_compress.metrics import evaluate, examples_of
 from pyro_compress.networks.bounded import bounded, check_inputs, check_outputs
 from pyro_compress.pcn import file
 from pyro_compress.pcn.gate import Limits, Plan, limited
@@ -120,6 +121,7 @@ def export(
     network, splits = _source(path, data, data_dir, request.members, limited(request.max_memory))
     name = data or str(network.meta.get("data", ""))
     check_inputs(network.graph, splits.input_shape, splits.kind, name, splits.inputs)
+    network = replace(network, graph=replace(network.graph, inputs=splits.inputs))  # with scales, in old files as well
     plan = file.plan_of(network)
     check_outputs(plan, splits.output_shape, splits.task, name)
     _check_room(plan, exporter, request)
@@ -128,6 +130,8 @@ def export(
         about = card(network, scores, splits.sizes["test"], request.raw)
         notes = exporter.write(network, about, temporary, request, splits)
         measured = _compare(network, exporter.load(temporary), splits, request)
+        if exporter.program:
+            check_said(network, exporter.program(temporary), examples_of(splits, "test").x[:EXAMPLES])
         parts = [part for part in (temporary, *temporary.rglob("*")) if part.is_file() and part.name != LOCK]
         size = sum(part.stat().st_size for part in parts)
     return Exported(path=out, bytes=size, examples=splits.sizes["test"], notes=tuple(notes), **measured)
@@ -153,7 +157,8 @@ def _source(
         raise ValueError(f"{path} is no run folder; a file holds no posterior to draw an ensemble from")
     config = (run := load_run(path)).config
     where = data_dir or config.data_dir
-    splits = load_splits(data or config.data, where, config.validation, reading=config.reading, known=run.known)
+    takes = run.posterior.graph.inputs
+    splits = load_splits(data or config.data, where, config.validation, False, config.reading, run.known, takes=takes)
     drawn = ensemble(path, members.number, splits, members.sparsity, members.seed)
     scores = evaluate(to_module(drawn), splits, "validation", noise=drawn.noise)
     keep(outside(target_of(run.posterior, splits, Goal()), scores, HINTS))
@@ -170,7 +175,8 @@ def splits_of(network: Compressed, data: str | None, data_dir: str) -> Splits:
     if not name and (calibration := str(network.meta.get("calibration", ""))):
         return labelled_by(network, calibration, reading)
     known = filled(preprocessing_of(network.meta), file.plan_of(network).output)
-    return load_splits(name, data_dir, network.meta.get("validation"), reading=reading, known=known)
+    share, takes = network.meta.get("validation"), network.graph.inputs
+    return load_splits(name, data_dir, share, reading=reading, known=known, takes=takes)
 
 
 def _compare(network: Compressed, predict: Predict, splits: Splits, request: ExportConfig) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pyro_compress.deploy.c import source as c_source
 from pyro_compress.deploy.integer import library as integer_library
 from pyro_compress.deploy.integer.chosen import write_integer
 from pyro_compress.deploy.phone import executorch, litert
+from pyro_compress.deploy.said import Program
 from pyro_compress.deploy.wasm import build as wasm_build
 from pyro_compress.deploy.wasm import node as wasm_node
 from pyro_compress.foreign import meant
@@ -45,6 +46,7 @@ class Exporter:
         need: raises one clear error where a package or a program is missing.
         beside: suffixes of the files that are written beside the one that is named.
         bytes: memory that writing and checking it takes per value of the network, about.
+        program: what lies in it that takes examples as people have them and prints what the network says.
     """
 
     write: Write
@@ -53,6 +55,7 @@ class Exporter:
     need: Callable[[], object] = lambda: None
     beside: tuple[str, ...] = ()
     bytes: int = BYTES_PER_VALUE
+    program: Callable[[Path], Program] | None = None
 
 
 def _onnx(network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits) -> list[str]:
@@ -145,7 +148,7 @@ EXPORTERS: dict[str, Exporter] = {
     ".safetensors": Exporter(_safetensors, _with_torch(lambda path: torch_files.load_safetensors(path, UNLIMITED))),
     ".c": Exporter(_c, _load_c, ("raw", "integer"), c_library.compiler),
     ".wasm": Exporter(_wasm, wasm_node.load_wasm, ("raw",), _need_wasm, wasm_build.BESIDE),
-    "folder": Exporter(_folder, lambda path: arrays.load_runner(path).run, ("sparse",)),
+    "folder": Exporter(_folder, lambda path: arrays.load_runner(path).run, ("sparse",), program=arrays.load_runner),
 }
 
 SAME = {".js": ".wasm"}

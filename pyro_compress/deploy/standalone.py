@@ -6,7 +6,10 @@ In a program:
     runner = Runner()
     names = [runner.classes[i] for i in runner.logits(images).argmax(1)]
 
-On a command line: `python run.py examples.npy` prints one class name (or the targets) per example.
+On a command line: `python run.py examples.npy` (or `.npz`, of several inputs by their names) prints a line per example:
+the name of a class; numbers in their own units; of several labels those that it has; of a class per position all of
+them; of a text the token behind its end; of a reconstruction its root mean squared error; of several outputs all of
+them by name, with tabs between them.
 """
 
 import json
@@ -52,41 +55,42 @@ class Runner:
         return _sparse_linear if node["parameters"].get("weight") in self.card["sparse"] else OPERATIONS[node["op"]].run
 
     def prepare(self, examples: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
-        """Inputs for the network, `(n, *shape)` float32 in the range it was trained on; several inputs by their names.
+        """Inputs for the network, `(n, *shape)` in the type and range it was trained on; several inputs by their names.
 
         Args:
-            examples: integers are raw and are divided by the scale; floats must be scaled already.
+            examples: integers are raw and are divided by the scale, unless they are tokens; floats must be scaled
+                already. Of several inputs an array by name, or rows in which they lie one behind the other.
 
         Raises:
             ValueError: another shape, or values that look raw where scaled ones belong.
         """
         entry = self.card["input"]
         if isinstance(examples, Mapping):
-            examples = _row(examples, entry)
-        shape, scale = tuple(entry["shape"]), entry["scale"]
-        if examples.shape[1:] != shape:
-            raise ValueError(f"examples of shape {examples.shape[1:]}; this network takes (n, *{shape})")
-        x = examples.astype(np.float32)
-        if scale != 1 and np.issubdtype(examples.dtype, np.integer):
-            x /= np.float32(scale)
-        if scale != 1 and x.size and not (0 <= x.min() and x.max() <= 1):
+            return _row(examples, entry)
+        if not entry.get("inputs"):
+            return _taken(examples, entry, "examples")
+        if examples.shape[1:] != tuple(entry["shape"]):
             raise ValueError(
-                f"values from {examples.min():g} to {examples.max():g}; this network takes integers from 0 to "
-                f"{scale:g}, or floats already divided by that"
+                f"an array of shape {examples.shape}; this network takes {_names(entry)}: give a .npz file"
             )
-        return x
+        return _row(_parts(examples, entry), entry)
 
     def logits(self, examples: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
         """Outputs `(n, classes)` for examples as `prepare` takes them."""
         return self.run(self.prepare(examples))
 
     def predict(self, examples: np.ndarray | Mapping[str, np.ndarray]) -> list[str]:
-        """What the network says of every example: the name of a class, or its targets in their own units."""
-        outputs = self.logits(examples)
-        if "targets" not in self.card:
-            return [self.classes[i] for i in outputs.argmax(1)]
-        means, stds = (np.array([target[key] for target in self.card["targets"]]) for key in ("mean", "std"))
-        return [" ".join(f"{value:.7g}" for value in row) for row in outputs * stds + means]
+        """What the network says of every example, a line each."""
+        x = self.prepare(examples)
+        outputs = self.run(x)
+        if "outputs" not in self.card:
+            return READERS[self.card["task"]](outputs, x, self.card)
+        told, start = [], 0
+        for one in self.card["outputs"]:
+            lines = READERS[one["task"]](outputs[:, start : start + one["size"]], x, one)
+            told.append([f"{one['name']}={line}" for line in lines])
+            start += one["size"]
+        return ["\t".join(row) for row in zip(*told, strict=True)]
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """Outputs for prepared inputs."""
@@ -100,21 +104,101 @@ class Runner:
 
 def _row(arrays: Mapping[str, np.ndarray], entry: dict[str, Any]) -> np.ndarray:
     """Several inputs, `(n, *shape)` by name, one behind the other."""
-    names = [one["name"] for one in entry.get("inputs", [])]
-    if missing := [name for name in names if name not in arrays]:
-        raise ValueError(f"no array {missing[0]}; this network takes {', '.join(names)}")
-    if not names:
+    inputs = entry.get("inputs", [])
+    if not inputs:
         raise ValueError("this network takes one array")
+    if missing := [one["name"] for one in inputs if one["name"] not in arrays]:
+        raise ValueError(f"no array {missing[0]}; this network takes {_names(entry)}")
     rows = []
-    for one in entry["inputs"]:
+    for one in inputs:
         array = np.asarray(arrays[one["name"]])
-        if array.shape[1:] != tuple(one["shape"]):
-            raise ValueError(f"examples of {one['name']} of shape {array.shape[1:]}; wanted is (n, *{one['shape']})")
-        rows.append(array.reshape(len(array), -1).astype(np.float32))
+        if one["dtype"] == "float32" and one["scale"] == 1 and array.dtype == np.uint8:
+            raise ValueError(f"{one['name']} is uint8; this network takes {one['meaning']}, which were none")
+        rows.append(_taken(array, one, one["name"]).reshape(len(array), -1).astype(np.float32))
     if len({len(row) for row in rows}) > 1:
-        counts = [f"{len(row)} examples of {name}" for row, name in zip(rows, names, strict=True)]
+        counts = [f"{len(row)} examples of {one['name']}" for row, one in zip(rows, inputs, strict=True)]
         raise ValueError(f"{', '.join(counts)}; every input has one row per example")
     return np.concatenate(rows, 1)
+
+
+def _parts(rows: np.ndarray, entry: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Several inputs that lie one behind the other, by name, each in its own type."""
+    sizes = [int(np.prod(one["shape"])) for one in entry["inputs"]]
+    pieces = np.split(rows, np.cumsum(sizes)[:-1], 1)
+    return {
+        one["name"]: piece.reshape(len(rows), *one["shape"]).astype(one["dtype"])
+        for one, piece in zip(entry["inputs"], pieces, strict=True)
+    }
+
+
+def _names(entry: dict[str, Any]) -> str:
+    return ", ".join(one["name"] for one in entry["inputs"])
+
+
+def _taken(array: np.ndarray, entry: dict[str, Any], what: str) -> np.ndarray:
+    """Examples of one input, in the type and range that the network was trained on."""
+    shape, scale, within = tuple(entry["shape"]), entry["scale"], entry["range"]
+    if array.shape[1:] != shape:
+        raise ValueError(f"{what} of shape {array.shape[1:]}; this network takes (n, *{shape})")
+    if array.dtype.kind not in ("biuf" if entry["dtype"] == "float32" else "biu"):
+        raise ValueError(f"{what} are {array.dtype}; this network takes {entry['meaning']}")
+    if entry["dtype"] != "float32":
+        if within and array.size and not within[0] <= array.min() <= array.max() <= within[1]:
+            told = f"{what}: numbers from {int(array.min())} to {int(array.max())}"
+            raise ValueError(f"{told}; this network takes {entry['meaning']}")
+        return array.astype(entry["dtype"])
+    x = array.astype(np.float32)
+    if scale != 1 and array.dtype.kind in "iu":
+        x /= np.float32(scale)
+    if scale != 1 and x.size and not (0 <= x.min() and x.max() <= 1):
+        raise ValueError(
+            f"{what}: values from {array.min():g} to {array.max():g}; this network takes integers from 0 to {scale:g}, "
+            "or floats already divided by that"
+        )
+    return x
+
+
+def _class(outputs: np.ndarray, x: np.ndarray, about: dict[str, Any]) -> list[str]:
+    return [about["classes"][i] for i in outputs.argmax(1)]
+
+
+def _labels(outputs: np.ndarray, x: np.ndarray, about: dict[str, Any]) -> list[str]:
+    """Those whose probability is above one half."""
+    return [";".join(about["classes"][i] for i in np.flatnonzero(row > 0)) for row in outputs]
+
+
+def _numbers(outputs: np.ndarray, x: np.ndarray, about: dict[str, Any]) -> list[str]:
+    means, stds = (np.array([target[key] for target in about["targets"]]) for key in ("mean", "std"))
+    return [" ".join(f"{value:.7g}" for value in row) for row in outputs * stds + means]
+
+
+def _places(outputs: np.ndarray, x: np.ndarray, about: dict[str, Any]) -> list[str]:
+    """The class of every position."""
+    return [" ".join(about["classes"][i] for i in row.ravel()) for row in outputs.argmax(1)]
+
+
+def _next_token(outputs: np.ndarray, x: np.ndarray, about: dict[str, Any]) -> list[str]:
+    """Behind the last token of every sequence that is no padding."""
+    last = ((x != about.get("pad", -1)) * np.arange(x.shape[1])).max(1)
+    return [about["classes"][row[:, place].argmax()] for row, place in zip(outputs, last, strict=True)]
+
+
+def _error(outputs: np.ndarray, x: np.ndarray, about: dict[str, Any]) -> list[str]:
+    """Root mean squared error of a reconstruction."""
+    gaps = (outputs.astype(np.float64) - x).reshape(len(x), -1)
+    return [f"{gap:.7g}" for gap in np.sqrt((gaps**2).mean(1))]
+
+
+READERS: dict[str, Callable[[np.ndarray, np.ndarray, dict[str, Any]], list[str]]] = {
+    "classification": _class,
+    "regression": _numbers,
+    "next-token": _next_token,
+    "tagging": _places,
+    "segmentation": _places,
+    "multi-label": _labels,
+    "reconstruction": _error,
+}
+"""Task -> (outputs, inputs, names and units) -> a line per example."""
 
 
 def _tensor(folder: Path, card: dict[str, Any], name: str) -> Any:
@@ -139,9 +223,9 @@ def _sparse_linear(x: np.ndarray, p: Parameters, a: dict[str, Any]) -> np.ndarra
 
 
 def main() -> int:
-    """Print the class (or the targets) of every example in a .npy file."""
+    """Print what the network says of every example in a .npy or .npz file."""
     if len(sys.argv) != 2:
-        print("usage: python run.py examples.npy", file=sys.stderr)
+        print("usage: python run.py examples.npy (or .npz)", file=sys.stderr)
         return 2
     runner = Runner()
     try:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_compress.inputs import Input, inputs_of, kind_of, packed, size_of, slices
+from pyro_compress.inputs import Input, packed, size_of, slices
+from pyro_compress.inputs import inputs_in as inputs_of_arrays
 
 
 def parts_of(rows: Tensor, inputs: Sequence[Input]) -> dict[str, Tensor]:
@@ -46,20 +47,26 @@ def pack(arrays: Mapping[str, Tensor | np.ndarray]) -> tuple[Tensor, tuple[Input
         >>> x.tolist(), [one.name for one in inputs]
         ([[0.5, 1.0, 2.0], [1.5, 3.0, 4.0]], ['price', 'tokens'])
     """
-    plain = _plain(arrays)
-    inputs = inputs_of({name: (array.shape[1:], kind_of(array)) for name, array in plain.items()})
+    inputs = inputs_of_arrays(plain := _plain(arrays))
     return torch.from_numpy(packed(plain, inputs)), inputs
 
 
 def pack_for(arrays: Mapping[str, Tensor | np.ndarray], inputs: Sequence[Input], what: str) -> Tensor:
-    """The same for a network that takes these inputs; `what` names the arrays in messages."""
+    """The same for a network that takes these inputs, whole numbers divided by their own scales.
+
+    Args:
+        arrays: `(n, *shape)` by name.
+        inputs: what the network takes.
+        what: names the arrays in messages.
+
+    Raises:
+        ValueError: as `pyro_compress.inputs.packed`.
+    """
     return torch.from_numpy(packed(_plain(arrays), inputs, what))
 
 
 def _plain(arrays: Mapping[str, Tensor | np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays with bytes divided."""
-    plain = {name: np.asarray(array) for name, array in arrays.items()}
-    return {name: array / np.float32(255) if array.dtype == np.uint8 else array for name, array in plain.items()}
+    return {name: np.asarray(array) for name, array in arrays.items()}
 
 
 def with_one_input(net: nn.Module, inputs: Sequence[Input]) -> nn.Module:

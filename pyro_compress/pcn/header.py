@@ -128,7 +128,7 @@ def write(graph: Graph, shapes: Shapes, meta: dict[str, Any], several: bool = Fa
     if version >= OF_KINDS:
         document["graph"] = {"operations": needed, "kind": graph.kind} | document["graph"]
     if graph.inputs:
-        document["graph"]["inputs"] = [[one.name, list(one.shape), one.kind] for one in graph.inputs]
+        document["graph"]["inputs"] = [one.spelled for one in graph.inputs]
     if graph.least:
         document["graph"]["least"] = graph.least
     return version, varint(0) + _sized(_deflate(_json(document), DICTIONARIES[version][0]))

@@ -95,7 +95,7 @@ def evaluate(
     if data is not None and _all_scored(data, loaded):
         if split != "test":
             raise ValueError(f"{data} is scored as a whole: it has no {split} split; leave --split out")
-        examples = load_examples(Path(data), loaded.known, loaded.reading)
+        examples = load_examples(Path(data), loaded.known, loaded.reading, loaded.graph.inputs)
         doubt(log, _fitted_sentence(data, loaded.data, len(examples)))
         check_inputs(loaded.graph, tuple(examples.x.shape[1:]), kind_of(examples.x), data, examples.inputs)
         if (task := loaded.reading.task) in ("classification", "regression"):
@@ -174,9 +174,10 @@ def load_target(
     meta, shape, plan = compressed.meta, _expected(compressed.graph), file.plan_of(compressed)
     known, name = filled(preprocessing_of(meta), plan.output), str(meta.get("data", ""))
     how, share = reading_of(meta), meta.get("validation")
+    takes = compressed.graph.inputs
     return Loaded(
         to_module(compressed), compressed.graph, name, known, how, compressed.noise,
-        lambda other, folder: load_splits(other or name, folder, share, False, how, known, shape), plan,
+        lambda other, folder: load_splits(other or name, folder, share, False, how, known, shape, takes), plan,
     )  # fmt: skip
 
 
@@ -191,7 +192,9 @@ def _load_run(run: Run, data_dir: str, data: str | None) -> Loaded:
     return Loaded(
         Network(posterior.graph, posterior.tensors, own=True).eval(), posterior.graph, config.data, known, how,
         posterior.noise,
-        lambda other, folder: load_splits(other or config.data, folder or where, share, False, how, own, shape), plan,
+        lambda other, folder: load_splits(
+            other or config.data, folder or where, share, False, how, own, shape, posterior.graph.inputs
+        ), plan,
     )  # fmt: skip
 
 

@@ -97,8 +97,8 @@ class Run:
         if self.data and config.test_data and beside.is_file():
             moved = replace(moved, test_data=str(beside))
         where = data_dir or config.data_dir
-        shape = self.posterior.graph.input_shape
-        splits = load_splits(data, where, config.validation, False, moved, self.known, shape)
+        shape, takes = self.posterior.graph.input_shape, self.posterior.graph.inputs
+        splits = load_splits(data, where, config.validation, False, moved, self.known, shape, takes)
         self._check_same(splits, data)
         return splits
 

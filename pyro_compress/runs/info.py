@@ -233,7 +233,9 @@ def _from_card(card: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], p
         input_shape=tuple(of_type(given.get("shape"), list[int], "shape")),
         input_kind=of_type(given.get("dtype"), str, "dtype"),
         input_meaning=SEVERAL if several else of_type(given.get("meaning"), str, "meaning"),
-        inputs=inputs_of([[one.get(part) for part in ("name", "shape", "dtype")] for one in several]),
+        inputs=inputs_of(
+            [[*(one.get(part) for part in ("name", "shape", "dtype")), one.get("scale", 0)] for one in several]
+        ),
         classes=_texts(card.get("classes"), "classes"),
         columns=_texts(columns, "columns"),
         targets=_texts(targets, "targets"),

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_compress.data.datasets import DATASETS
-from pyro_compress.data.preprocessing import numbered
-from pyro_compress.data.several import parted, task_named
+from pyro_compress.data.several import task_named
 from pyro_compress.data.unlabelled import Inputs, array_inputs, load_inputs, rows
 from pyro_compress.graph.packing import pack_for
 from pyro_compress.machine import prepare
 from pyro_compress.metrics import TALLIED, examples_of, logits_of
 from pyro_compress.networks.bounded import bounded, check_inputs
-from pyro_compress.outputs import Outputs, outputs_of
+from pyro_compress.outputs import outputs_of
 from pyro_compress.pcn.gate import MAX_MEMORY_MIB, limited
+from pyro_compress.runs.answers import Answer, answer_of, told
 from pyro_compress.runs.evaluation import Loaded, load_target
 from pyro_compress.runs.predictions import Prediction, Predictions
-from pyro_compress.types import Quantity, kind_of
+from pyro_compress.types import kind_of
 
 BATCH = 1000
 """Examples whose outputs are held at a time."""
@@ -75,10 +75,8 @@ def predict(
         for x in part.split(TALLIED if task_named(loaded.reading.task).positions else BATCH):
             names = given.names[len(named) : len(named) + len(x)]
             named += names
-            parts = _each(loaded.reading.task, logits_of(network, x, device))
-            for (own, before), (task, outputs) in zip(found.items(), parts, strict=True):
-                read = READERS[task](outputs, x, answers[own])
-                before += [Prediction(name, *one) for name, one in zip(names, read, strict=True)]
+            for own, read in told(loaded.reading.task, logits_of(network, x, device), x, answer).items():
+                found[own] += [Prediction(name, *one) for name, one in zip(names, read, strict=True)]
     tasks = (
         [one.task for one in several.each] if (several := outputs_of(loaded.reading.task)) else [loaded.reading.task]
     )
@@ -89,15 +87,6 @@ def predict(
     if not answer.parts:
         return all_of[""]
     return Predictions(tuple(map(Prediction, named)), loaded.reading.task, given.kind, outputs=all_of)
-
-
-def _each(task: str, outputs: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The task of every output of a network, and its values."""
-    if (several := outputs_of(task)) is None:
-        yield task, outputs
-        return
-    for one, part, _ in parted(several, outputs, None):
-        yield one.task, part
 
 
 def _named(data: Any) -> bool:
@@ -126,118 +115,16 @@ def _inputs(data: str | Path | np.ndarray | Tensor | Mapping[str, Any], loaded: 
     return load_inputs(str(data), loaded.graph, loaded.known, loaded.reading)
 
 
-class Answer(NamedTuple):
-    """How outputs are read.
-
-    Attributes:
-        classes: their names.
-        top: how many are named for each input.
-        targets: of regression, in the order of the outputs.
-        values: names of the numbers that are predicted.
-        noise: of each of them, in its own units.
-        pad: token that fills up short sequences; -1: none.
-        parts: of several outputs how each is read.
-    """
-
-    classes: tuple[str, ...]
-    top: int
-    targets: tuple[Quantity, ...]
-    values: tuple[str, ...]
-    noise: tuple[float, ...]
-    pad: int
-    parts: Mapping[str, Answer] = {}
-
-
 def _answer(loaded: Loaded, top: int | None, file: str) -> Answer:
     task, output, known = loaded.reading.task, loaded.plan.output, loaded.known
     fits = output == loaded.graph.input_shape if task == "reconstruction" else len(output) >= 1
     if not fits or (task != "reconstruction" and (len(output) > 1) is not task_named(task).positions):
         raise ValueError(f"{file}: outputs of shape {output} are none of {task}, which it says to be its task")
-    if outputs := outputs_of(task):
+    if outputs_of(task):
         if top is not None:
             raise ValueError(f"top {top}: of several outputs the most probable class of each is told; leave it out")
-        return Answer((), 0, (), (), (), -1, _parts(outputs, loaded))
+        return answer_of(loaded.plan.output, known, loaded.reading, loaded.noise)
     if top is not None and (task in ("regression", "reconstruction", "multi-label") or top < 1):
         why = "every label above one half is told" if task == "multi-label" else f"{task} predicts numbers"
         raise ValueError(f"top {top}: give a positive number" if top < 1 else f"top {top}: {why}; leave it out")
-    if task == "reconstruction":
-        return Answer((), 0, (), ("error (RMSE)",), (), -1)
-    if task == "regression":
-        plain = tuple(Quantity(f"target {i}") for i in range(output[0]))
-        targets = known.targets if len(known.targets) == output[0] else plain
-        noise = () if loaded.noise is None else tuple(loaded.noise * one.std for one in targets)
-        return Answer((), 0, targets, tuple(one.name for one in targets), noise, -1)
-    names = known.classes if len(known.classes) == output[0] else tuple(map(str, range(output[0])))
-    if task == "next-token" and not loaded.reading.tokens and loaded.reading.vocabulary in ("", "bytes"):
-        names = tuple(chr(i) if i < 128 and chr(i).isprintable() else f"0x{i:02x}" for i in range(len(names)))
-    return Answer(names, top or 1, (), (), (), loaded.reading.pad if loaded.reading.tokens else -1)
-
-
-def _parts(outputs: Outputs, loaded: Loaded) -> dict[str, Answer]:
-    """How each of several outputs is read."""
-    known, found = loaded.known, dict[str, Answer]()
-    units = known.targets or [Quantity(f"target {i}") for i in range(outputs.targets)]
-    named = known.classes if len(known.classes) == outputs.size - outputs.targets else ()
-    pairs = zip(outputs.each, outputs.of_classes(named), outputs.of_numbers(units), strict=True)
-    for one, classes, targets in pairs:
-        names = tuple(classes) if one.task == "regression" or classes else numbered(one.size)
-        noise = () if loaded.noise is None else tuple(loaded.noise * quantity.std for quantity in targets)
-        found[one.name] = Answer(names, 1, tuple(targets), tuple(unit.name for unit in targets), noise, -1)
-    return found
-
-
-Told = tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]
-"""Classes, their probabilities, values."""
-
-
-def _ranked(shares: Tensor, classes: Sequence[str], top: int) -> Iterator[Told]:
-    """The largest of `(n, classes)` first; of equal ones the class that comes first, as when they are scored."""
-    ordered, places = shares.sort(dim=1, descending=True, stable=True)
-    for which, numbers in zip(places[:, :top].tolist(), ordered[:, :top].tolist(), strict=True):
-        yield tuple(classes[i] for i in which), tuple(numbers), ()
-
-
-def _classes(outputs: Tensor, x: Tensor, answer: Answer) -> Iterator[Told]:
-    return _ranked(outputs.double().log_softmax(1).exp(), answer.classes, answer.top)
-
-
-def _labels(outputs: Tensor, x: Tensor, answer: Answer) -> Iterator[Told]:
-    return _ranked(outputs.double().sigmoid(), answer.classes, len(answer.classes))
-
-
-def _numbers(outputs: Tensor, x: Tensor, answer: Answer) -> Iterator[Told]:
-    means, stds = (torch.tensor([getattr(t, name) for t in answer.targets]).double() for name in ("mean", "std"))
-    return (((), (), tuple(row)) for row in (outputs.double() * stds + means).tolist())
-
-
-def _next_token(outputs: Tensor, x: Tensor, answer: Answer) -> Iterator[Told]:
-    """Behind the last token of every sequence that is no padding."""
-    there = x != answer.pad
-    last = (there * torch.arange(x.shape[1])).amax(1)
-    return _classes(outputs[torch.arange(len(x)), :, last], x, answer)
-
-
-def _positions(outputs: Tensor, x: Tensor, answer: Answer) -> Iterator[Told]:
-    """How many of the positions have each class, those of padding apart."""
-    guess, classes = outputs.argmax(1).flatten(1), outputs.shape[1]
-    there = (x != answer.pad).flatten(1) if answer.pad >= 0 else torch.ones_like(guess, dtype=torch.bool)
-    placed = guess + classes * torch.arange(len(guess))[:, None]
-    counts = placed[there].bincount(minlength=classes * len(guess)).view(-1, classes).double()
-    return _ranked(counts / counts.sum(1, keepdim=True).clamp(min=1), answer.classes, answer.top)
-
-
-def _errors(outputs: Tensor, x: Tensor, answer: Answer) -> Iterator[Told]:
-    gaps = (outputs.double() - x.double()).flatten(1).square().mean(1).sqrt()
-    return (((), (), (gap,)) for gap in gaps.tolist())
-
-
-READERS: dict[str, Callable[[Tensor, Tensor, Answer], Iterator[Told]]] = {
-    "classification": _classes,
-    "regression": _numbers,
-    "next-token": _next_token,
-    "tagging": _positions,
-    "segmentation": _positions,
-    "multi-label": _labels,
-    "reconstruction": _errors,
-}
-"""Task -> (outputs, inputs, how they are read) -> what is said of every input."""
+    return answer_of(loaded.plan.output, known, loaded.reading, loaded.noise, top or 1)

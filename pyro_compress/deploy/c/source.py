@@ -123,8 +123,10 @@ def told(card: Mapping[str, Any], kind: str, outputs: int) -> list[str]:
         "scores" if "scores" in card else "accuracy": json.dumps(card.get("scores") or card["accuracy"]),
         "input": f"{count(tuple(entry['shape']))} values ({kind}, {'x'.join(map(str, entry['shape']))}): "
         f"{entry['meaning']}",
+        "inputs": json.dumps(entry["inputs"]) if "inputs" in entry else "",
         "columns": json.dumps(entry["columns"]) if "columns" in entry else "",
         "output": f"{outputs} values: {card['output']}",
+        "outputs": json.dumps(card["outputs"]) if "outputs" in card else "",
         "classes": json.dumps(card["classes"]) if card["classes"] else "",
         "targets": json.dumps(card["targets"]) if "targets" in card else "",
     }
@@ -166,24 +168,41 @@ def _declarations(card: Mapping[str, Any], sizes: Sizes) -> str:
     if card["input"]["dtype"] == "int64":
         labels.append(f"const size_t name_tokens = {_tokens(card)};")
         declared.append("extern const size_t name_tokens;")
-    if "targets" not in card:
-        known, places = card["classes"], _places(card, sizes.outputs)
+    if "targets" not in card or "outputs" in card:
+        names, places = _names(card, sizes.outputs), _places(card, sizes.outputs)
         number_of = f"NAME_OUTPUTS / {places}" if places > 1 else "NAME_OUTPUTS"
-        names = known if len(known) * places == sizes.outputs else map(str, range(sizes.outputs))
         declared += [f"extern const char *const name_classes[{number_of}];"]
         words = ",\n".join(map(string, names))
         labels.append(f"const char *const name_classes[{number_of}] = {{\n{words}\n}};")
-    for key in ("mean", "std") if "targets" in card else ():
-        values = ", ".join(number(target[key]) for target in card["targets"])
+    units = _units(card)
+    for key in ("mean", "std") if units else ():
+        values = ", ".join(number(target[key]) for target in units)
         declared.append(f"extern const float name_target_{key}[NAME_OUTPUTS];")
         labels.append(f"const float name_target_{key}[NAME_OUTPUTS] = {{{values}}};")
     text = templates.DECLARATIONS.replace("{declared}", "\n".join([*declared, ""]))
     return text.replace("{labels}", "\n".join([*labels, ""]))
 
 
+def _names(card: Mapping[str, Any], outputs: int) -> list[str]:
+    """Of every output; of a class per position those of the classes."""
+    if "outputs" in card:
+        return [name for one in card["outputs"] for name in one.get("classes") or [t["name"] for t in one["targets"]]]
+    known = card["classes"]
+    return list(known if len(known) * _places(card, outputs) == outputs else map(str, range(outputs)))
+
+
+def _units(card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Mean and standard deviation of what every output stands for: 0 and 1 beside a regression; empty without one."""
+    if "outputs" not in card:
+        return list(card.get("targets", []))
+    plain = {"mean": 0.0, "std": 1.0}
+    found = [unit for one in card["outputs"] for unit in one.get("targets") or [plain] * one["size"]]
+    return found if any("targets" in one for one in card["outputs"]) else []
+
+
 def _places(card: Mapping[str, Any], outputs: int) -> int:
     """Positions of which each has a class; their scores lie class by class. 1: the example has one."""
-    classes = len(card["classes"])
+    classes = 0 if "outputs" in card else len(card["classes"])
     return outputs // classes if classes and outputs % classes == 0 else 1
 
 
@@ -270,9 +289,56 @@ def _run(sizes: Sizes) -> str:
 
 def _program(card: Mapping[str, Any], sizes: Sizes) -> str:
     """The program that the file becomes with -DNAME_MAIN."""
-    check = templates.CHECK if card["input"]["range"] == [0, 1] else ""
-    check = templates.CHECK_TOKENS if _tokens(card) else check
-    places = _places(card, sizes.outputs)
-    print_ = templates.CLASS if places == 1 else templates.CLASSES.replace("{places}", str(places))
-    print_ = templates.TARGET if "targets" in card else print_
-    return templates.MAIN.replace("{check}", check).replace("{print}", print_)
+    said = "".join(_printed(card, sizes))
+    return templates.MAIN.replace("{check}", "".join(_checks(card))).replace("{print}", said)
+
+
+def _checks(card: Mapping[str, Any]) -> Iterator[str]:
+    """What refuses an example that is out of the range of its inputs."""
+    entry, start = card["input"], 0
+    if _tokens(card):
+        yield templates.CHECK_TOKENS
+        return
+    for one in entry.get("inputs", [entry]):
+        end, within = start + count(tuple(one["shape"])), one["range"] if one["dtype"] != "uint8" else None
+        known = {"start": start, "end": end, "name": one["name"] if "inputs" in entry else "this network"}
+        if within and one["dtype"] == "float32":
+            yield _filled(templates.CHECK, scale=f"(double){number(one['scale'])}", **known)
+        elif within:
+            yield _filled(templates.CHECK_WHOLE, low=within[0], high=within[1], **known)
+        start = end
+
+
+def _printed(card: Mapping[str, Any], sizes: Sizes) -> Iterator[str]:
+    """What prints what the network says of an example."""
+    start, several = 0, card.get("outputs", [])
+    for index, one in enumerate(several):
+        end = start + one["size"]
+        yield f'fputs("{chr(92) + "t" if index else ""}{one["name"]}=", stdout);\n'
+        yield _filled(SAYING[one["task"]], start=start, end=end, **UNITS)
+        start = end
+    if several:
+        return
+    places, kind = _places(card, sizes.outputs), card["input"]["dtype"]
+    template = SAYING.get(card.get("task", "classification"), templates.CLASSES)
+    template = templates.CLASSES if template == templates.CLASS and places > 1 else template
+    value = {"uint8": "(float)example[i] / name_scale"}.get(kind, "example[i]")
+    there = f"example[i] != {card['pad']}" if "pad" in card else "1"
+    yield _filled(template, start=0, end="NAME_OUTPUTS", places=places, value=value, there=there, **UNITS)
+
+
+SAYING = {
+    "classification": templates.CLASS,
+    "regression": templates.TARGET,
+    "multi-label": templates.LABELS,
+    "next-token": templates.NEXT,
+    "reconstruction": templates.ERROR,
+}
+"""Task -> what prints its outputs; others have a class per position."""
+UNITS = {"mean": "(double)name_target_mean[i]", "std": "(double)name_target_std[i]"}
+
+
+def _filled(template: str, **values: Any) -> str:
+    for key, value in values.items():
+        template = template.replace(f"{{{key}}}", str(value))
+    return template.lstrip("\n")

@@ -99,7 +99,8 @@ static float output[NAME_OUTPUTS], workspace[NAME_WORKSPACE];
 size_t got;
 while ((got = fread(example, sizeof *example, NAME_INPUTS, stdin)) == NAME_INPUTS) {
 {check}name_run(example, 1, output, workspace);
-{print}}
+{print}putchar('\\n');
+}
 if (got > 0) {
 fprintf(stderr, "error: the last example has %lu values of %d\\n", (unsigned long)got, NAME_INPUTS);
 return 1;
@@ -110,9 +111,17 @@ return 0;
 """
 
 CHECK = """
-for (size_t i = 0; i < NAME_INPUTS; i++)
+for (size_t i = {start}; i < {end}; i++)
 if (!(example[i] >= 0 && example[i] <= 1)) {
-fprintf(stderr, "error: a value of %g; this network takes raw values divided by %g\\n", example[i], name_scale);
+fprintf(stderr, "error: a value of %g; {name} takes raw values divided by %g\\n", example[i], {scale});
+return 1;
+}
+"""
+
+CHECK_WHOLE = """
+for (size_t i = {start}; i < {end}; i++)
+if (!(example[i] >= {low} && example[i] <= {high} && example[i] == floorf(example[i]))) {
+fprintf(stderr, "error: a value of %g; {name} takes whole numbers from {low} to {high}\\n", example[i]);
 return 1;
 }
 """
@@ -126,10 +135,46 @@ return 1;
 """
 
 CLASS = """
-size_t best = 0;
-for (size_t i = 1; i < NAME_OUTPUTS; i++)
+{
+size_t best = {start};
+for (size_t i = {start}; i < {end}; i++)
 best = output[i] > output[best] ? i : best;
-puts(name_classes[best]);
+fputs(name_classes[best], stdout);
+}
+"""
+
+LABELS = """
+{
+int more = 0;
+for (size_t i = {start}; i < {end}; i++)
+if (output[i] > 0) {
+if (more++)
+putchar(';');
+fputs(name_classes[i], stdout);
+}
+}
+"""
+
+NEXT = """
+{
+size_t place = 0, best = 0;
+for (size_t i = 1; i < {places}; i++)
+place = {there} ? i : place;
+for (size_t i = 1; i < NAME_OUTPUTS / {places}; i++)
+best = output[i * {places} + place] > output[best * {places} + place] ? i : best;
+fputs(name_classes[best], stdout);
+}
+"""
+
+ERROR = """
+{
+double sum = 0;
+for (size_t i = 0; i < NAME_OUTPUTS; i++) {
+const double gap = (double)output[i] - (double)({value});
+sum += gap * gap;
+}
+printf("%.7g", sqrt(sum / NAME_OUTPUTS));
+}
 """
 
 CLASSES = """
@@ -138,11 +183,12 @@ size_t best = 0;
 for (size_t i = 1; i < NAME_OUTPUTS / {places}; i++)
 best = output[i * {places} + place] > output[best * {places} + place] ? i : best;
 fputs(name_classes[best], stdout);
-putchar(place + 1 < {places} ? ' ' : '\\n');
+if (place + 1 < {places})
+putchar(' ');
 }
 """
 
 TARGET = """
-for (size_t i = 0; i < NAME_OUTPUTS; i++)
-printf(i + 1 < NAME_OUTPUTS ? "%.7g " : "%.7g\\n", output[i] * name_target_std[i] + name_target_mean[i]);
+for (size_t i = {start}; i < {end}; i++)
+printf(i + 1 < {end} ? "%.7g " : "%.7g", (double)output[i] * {std} + {mean});
 """

@@ -10,7 +10,8 @@ export async function load(source = new URL("./model.wasm", import.meta.url)) {
   const { memory, input, output, run } = (await WebAssembly.instantiate(module)).exports;
   const [section] = WebAssembly.Module.customSections(module, "pyro-compress");
   const card = JSON.parse(new TextDecoder().decode(section));
-  const { shape, dtype, range, meaning } = card.input;
+  const { shape, dtype, meaning } = card.input;
+  const parts = partsOf(card.input);
   const inputs = product(shape), outputs = product(card.output_shape);
   const Values = { uint8: Uint8Array, int64: Int32Array }[dtype] ?? Float32Array;
   const given = new Values(memory.buffer, input.value, inputs);
@@ -21,8 +22,10 @@ export async function load(source = new URL("./model.wasm", import.meta.url)) {
       const examples = values.length / inputs;
       if (values[Symbol.toStringTag] !== Values.name) throw new TypeError(`this network takes ${Values.name === "Int32Array" ? "an" : "a"} ${Values.name}: ${meaning}`);
       if (!Number.isInteger(examples)) throw new RangeError(`${values.length} values; an example has ${inputs} (${shape.join(" × ")})`);
-      if (range) for (const value of values)
-        if (!(value >= range[0] && value <= range[1])) throw new RangeError(`a value of ${value}; this network takes ${meaning}`);
+      for (const { start, end, range, takes } of parts)
+        for (let i = 0; i < examples; i++)
+          for (const value of values.subarray(i * inputs + start, i * inputs + end))
+            if (!(value >= range[0] && value <= range[1])) throw new RangeError(`a value of ${value}; ${takes}`);
       const results = new Float32Array(examples * outputs);
       for (let i = 0; i < examples; i++) {
         given.set(values.subarray(i * inputs, (i + 1) * inputs));
@@ -32,6 +35,15 @@ export async function load(source = new URL("./model.wasm", import.meta.url)) {
       return results;
     },
   };
+}
+
+// Where inputs with a range lie in an example.
+function partsOf({ inputs, ...one }) {
+  let end = 0;
+  return (inputs ?? [{ ...one, name: "this network" }]).map(({ name, shape, range, meaning }) => {
+    const start = end;
+    return { start, end: end += product(shape), range, takes: `${name} takes ${meaning}` };
+  }).filter(({ range }) => range);
 }
 
 const product = (shape) => shape.reduce((a, b) => a * b, 1);
