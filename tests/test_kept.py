@@ -94,6 +94,24 @@ class Filter(nn.Module):
         return self.last(torch.fft.irfft(found, n=12).relu())
 
 
+class Relative(nn.Module):
+    """Attention with a bias that is computed (so torch runs it), its heads put back in one row by a view."""
+
+    def __init__(self, heads: int = 2) -> None:
+        super().__init__()
+        self.heads, self.first, self.last = heads, nn.Linear(6, 18), nn.Linear(6, 3)
+        self.bias = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, steps, size = x.shape
+        q, k, v = self.first(x).view(n, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if self.heads == 1:  # without a dimension of heads, as in SAM
+            out = F.scaled_dot_product_attention(q[:, 0], k[:, 0], v[:, 0], attn_mask=self.bias.sin()[None])
+            return self.last(out.mean(1))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias.sin())
+        return self.last(out.transpose(1, 2).reshape(n, steps, size).mean(1))
+
+
 class Memory(nn.Module):
     """Time in front of the batch, and a recurrent layer."""
 
@@ -137,13 +155,15 @@ FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
     ),
     "spectrum": lambda: Around(lambda x: torch.fft.rfft(x).abs(), last=7),
     "filtered": Filter,
+    "relative": Relative,
+    "headless": lambda: Relative(1),
     "tables": Tables,
     "standardized": StandardizedWeight,
     "lstm": Memory,
     "gru": lambda: Memory(nn.GRU),
     "rnn": lambda: Memory(nn.RNN),
 }
-SHAPES = {"tables": (4, 5), "lstm": (4, 5), "gru": (4, 5), "rnn": (4, 5)}
+SHAPES = {"relative": (4, 6), "headless": (4, 6), "tables": (4, 5), "lstm": (4, 5), "gru": (4, 5), "rnn": (4, 5)}
 
 
 def taken(name: str) -> tuple[nn.Module, Graph, dict[str, Tensor], Tensor]:
@@ -403,7 +423,9 @@ def test_a_counter_is_found() -> None:
         capture(Around(lambda x: x * (1 + next(counts))), (6,))
 
 
-@pytest.mark.parametrize("name", [pytest.param("tables", marks=pytest.mark.slow), "where", "merged"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("tables", marks=pytest.mark.slow), "where", "merged", "relative", "headless"]
+)
 def test_torchs_exporter_writes_them_to_onnx(name: str, tmp_path: Path) -> None:
     _, graph, tensors, x = taken(name)
     network = Compressed(graph, {n: _stored(n, graph, t) for n, t in tensors.items()}, {})

@@ -33,6 +33,7 @@ def build_by_torch(network: Compressed, card: Mapping[str, Any]) -> onnx.ModelPr
         ValueError: the exporter's package is missing, or an operation has no counterpart in ONNX.
     """
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     try:
         import onnxscript  # noqa: F401
@@ -50,7 +51,7 @@ def build_by_torch(network: Compressed, card: Mapping[str, Any]) -> onnx.ModelPr
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):  # as it is taken apart: its strides are these
             warnings.simplefilter("ignore")
             made = torch.onnx.export(
                 module, tuple(examples.values()), input_names=names, output_names=[card["output"]],

@@ -233,8 +233,13 @@ def call(inputs: Sequence[Tensor], parameters: Mapping[str, Tensor], attributes:
     keywords = {name: value(one) for name, one in attributes.get("keywords", {}).items()}
     if any(argument.name == "device" for argument in function._schema.arguments):
         keywords["device"] = device
+    arguments, alone = value(attributes["arguments"]), False
+    if operation == "scaled_dot_product_attention" and arguments[0].dim() == 3:  # ONNX wants a dimension of heads
+        alone, arguments = True, [_with_a_head(one) for one in arguments]
+        keywords = {name: _with_a_head(one) for name, one in keywords.items()}
     try:
-        found: Any = function(*value(attributes["arguments"]), **keywords)
+        found: Any = function(*arguments, **keywords)
+        found = found[:, 0] if alone else found
     except (IndexError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError | NotImplementedError):
             raise
@@ -247,6 +252,10 @@ def call(inputs: Sequence[Tensor], parameters: Mapping[str, Tensor], attributes:
     if not isinstance(found, torch.Tensor):
         raise ValueError(f"{attributes['call']} gives no tensor")
     return found
+
+
+def _with_a_head(argument: Any) -> Any:
+    return argument[:, None] if getattr(argument, "ndim", 0) == 3 else argument
 
 
 def inferred(attributes: Attributes, inputs: Sequence[Value], parameters: Roles) -> tuple[Value, int, int]:
