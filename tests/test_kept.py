@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import pyro_compress as pc
 from pyro_compress.bayes.assignment import everywhere
 from pyro_compress.bayes.extract import extract, mean_tensors
 from pyro_compress.bayes.fit import fit_posterior
@@ -30,6 +31,7 @@ from pyro_compress.deploy.torch_files import load_program, write_program
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.network import Network, tensors_of
 from pyro_compress.graph.operations.kept import NAMES, whole_tensors
+from pyro_compress.networks.weights import put_weights
 from pyro_compress.pcn import file, gate, runner
 from pyro_compress.runs.config import resolve
 from pyro_compress.scores import Scores
@@ -414,6 +416,50 @@ def test_numbers_without_a_dimension_stay_so_in_numpy() -> None:
     tensors = {name: tensor.detach().numpy() for name, tensor in tensors_of(net).items()}
     network = file.loads(file.dumps(Compressed(capture(net, (4,), trained=False), tensors, {}))[0])
     np.testing.assert_allclose(runner.run(network, x.numpy()), net(x).detach().numpy(), atol=1e-6)
+
+
+class Causal(nn.Module):
+    """A mask of minus infinity in a buffer, and an upper bound of infinity, as many networks have them."""
+
+    mask: Tensor
+    bound: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 24), nn.Linear(8, 3)
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+        self.register_buffer("bound", torch.tensor(torch.inf), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.first(x.view(-1, 4, 5)).chunk(3, -1)
+        return self.last(torch.minimum((q @ k.transpose(1, 2) + self.mask).softmax(-1) @ v, self.bound)[:, -1])
+
+
+def test_infinite_buffers_are_numbers_in_files(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Causal().eval(), torch.randn(60, 1, 4, 5)
+    fitted = pc.fit(net, (x, x[:, 0, -1, :3].argmax(1)), prior="gaussian", epochs=3)
+    posterior = fitted.posterior
+    assert posterior.tensors["mask"].min() == -(2.0**100)
+    fitted.compress(tolerance=0.5).save(tmp_path / "n.pcn")
+    loaded = pc.load(tmp_path / "n.pcn")
+    assert loaded.mask.min() < -1e29
+    held = {name: loaded.get_parameter(name) for name in ("first.weight", "first.bias", "last.weight", "last.bias")}
+    net.load_state_dict(held, strict=False)
+    torch.testing.assert_close(loaded(x), net(x))
+    net.mask[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="mask holds values that are no numbers"):
+        capture(net, (1, 4, 5))
+
+
+def test_weights_of_a_network_with_infinite_buffers_are_taken() -> None:
+    net, other = Causal(), Causal()
+    given = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    put_weights(other, given, "causal", "w.safetensors")
+    assert torch.equal(other.first.weight, net.first.weight)
+    given["mask"] = torch.full((4, 4), -torch.inf)
+    with pytest.raises(ValueError, match="mask holds 10 of 16 values that are not finite, the first at"):
+        put_weights(other, given, "causal", "w.safetensors")
 
 
 def test_a_counter_is_found() -> None:

@@ -121,8 +121,9 @@ def load_means(into: nn.Module, net: nn.Module, guide: Guide) -> None:
 
 
 def net_with(net: nn.Module, found: dict[str, LayerPosterior]) -> dict[str, Tensor]:
-    """`state_dict` of a network with the means of what has a prior, under all names that it has."""
-    tensors = dict(net.state_dict())
+    """`state_dict` of a network, its buffers finite, with the means of what has a prior, under all its names."""
+    stored = net.state_dict()
+    tensors = {name: tensor for name, tensor in tensors_of(net).items() if name in stored}
     for layer in bayes_layers(net):
         for shape, _ in layer.parts:
             if shape.name in found:

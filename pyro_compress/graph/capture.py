@@ -51,6 +51,8 @@ def capture(
     for name, tensor in used:
         if name in whole:
             refuse_rounded(name, tensor)
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise ValueError(f"{name} holds values that are no numbers (NaN), which no file can hold")
     gate.check(found.graph, {name: tuple(tensor.shape) for name, tensor in used}, gate.UNLIMITED)
     compare(net, found, run_node, (outputs,) if isinstance(outputs, int) else outputs)
     if trained:

@@ -122,6 +122,18 @@ def fixed_of(graph: Graph) -> set[str]:
     return {node.parameters[role] for node in normed for role in STATISTICS_ROLES} | whole_tensors(graph)
 
 
+ENDLESS = 2.0**100
+"""What stands for infinity: no sum with it leaves float32, and its exponential is 0."""
+
+
 def tensors_of(net: nn.Module) -> dict[str, Tensor]:
-    """A network's tensors by name: its state dict, and the buffers that it leaves out."""
-    return dict(net.named_buffers(remove_duplicate=False)) | dict(net.state_dict())
+    """A network's tensors by name: its state dict, and the buffers that it leaves out, these without infinities."""
+    buffers = dict(net.named_buffers(remove_duplicate=False))
+    return buffers | dict(net.state_dict()) | {name: finite(buffer) for name, buffer in buffers.items()}
+
+
+def finite(buffer: Tensor) -> Tensor:
+    """A buffer with a number in place of infinity that does the same in a mask or a bound, and that a file can hold."""
+    if not buffer.is_floating_point() or not buffer.isinf().any():
+        return buffer
+    return buffer.clamp(-ENDLESS, ENDLESS)

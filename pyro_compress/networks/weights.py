@@ -124,12 +124,13 @@ def put_weights(
 
 
 def _value(tensor: Tensor, own: Tensor, what: str) -> Tensor:
-    """A tensor as the network holds it: dense, in its precision, finite."""
+    """A tensor as the network holds it: dense, in its precision, finite but where its own is not (masks, bounds)."""
     if own.is_floating_point() and not tensor.is_floating_point():
         raise ValueError(f"{what} holds {tensor.dtype}, no real numbers; save the weights as float32")
     found = (tensor if tensor.layout is torch.strided else tensor.to_dense()).to(own.dtype)
-    if found.is_floating_point() and (broken := int((~torch.isfinite(found)).sum())):
-        first = (~torch.isfinite(found)).nonzero()[0].tolist()
+    wrong = ~(torch.isfinite(found) | (found == own)) if found.is_floating_point() else torch.zeros(0, dtype=torch.bool)
+    if broken := int(wrong.sum()):
+        first = wrong.nonzero()[0].tolist()
         raise ValueError(
             f"{what} holds {broken:,} of {found.numel():,} values that are not finite, the first at {first}: "
             "the training that made it broke, or its numbers do not fit into float32"
