@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -119,6 +120,14 @@ def test_no_code_begins_with_its_command(monkeypatch: pytest.MonkeyPatch) -> Non
     assert NO_CODE not in os.environ
     assert "--no-code" in run("fit", "--no-code", "--net", "math:pi").output
     assert NO_CODE not in os.environ
+
+
+@pytest.fixture(autouse=True, scope="module")
+def heard() -> Iterator[None]:
+    """Ctrl-C is heard, by what is started here too, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("name", ORDER)

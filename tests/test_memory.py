@@ -203,7 +203,7 @@ def test_a_search_keeps_only_what_may_win(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_misses_its_target_is_not_counted_in_bytes(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    graph, weights = capture(net, (64,)), {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    graph, weights = capture(net, (1, 8, 8)), {name: tensor.detach() for name, tensor in net.state_dict().items()}
     layer = LayerPosterior(weights["1.weight"], torch.full((10, 64), 0.1))
     posterior = Posterior(graph, {"1.weight": layer}, {"1.bias": weights["1.bias"]}, "snr", Provenance())
     candidates, counted = Candidates(posterior, digits, "snr", "cpu", [0.5]), list[int]()

@@ -94,8 +94,8 @@ def folded(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensors[p[role]].double() for role in ("weight", "bias", "running_mean", "running_var")
         )
         scale = weight / (variance + eps).sqrt()
-        constant = (variance < CONSTANT * eps) & _without_weights(graph.nodes[node.inputs[0]], tensors, len(scale))
-        scale = torch.where(constant, 0.0, scale)
+        if (dead := _without_weights(graph, node, tensors, ranks)) is not None:
+            scale = torch.where((variance < CONSTANT * eps) & dead, 0.0, scale)
         shift = bias - mean * scale
         if before := _bias_for_it_alone(graph, node, ranks):
             shift = shift + scale * tensors[before].double()
@@ -105,10 +105,15 @@ def folded(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _without_weights(layer: Node, tensors: Mapping[str, Tensor], channels: int) -> Tensor:
-    """Which channels of a layer have no weight but 0, `(channels,)`; of what is no layer, none."""
+def _without_weights(graph: Graph, norm: Node, tensors: Mapping[str, Tensor], ranks: list[int]) -> Tensor | None:
+    """Which channels of the layer before batch norm have no weight but 0, `(channels,)`; None where it is no layer."""
+    (source,) = norm.inputs
+    layer = graph.nodes[source]
     weight = tensors.get(layer.parameters["weight"]) if is_weighted(layer.op) else None
-    return torch.zeros(channels, dtype=torch.bool) if weight is None else (weight == 0).flatten(1).all(1)
+    elsewhere = is_last(layer.op) and ranks[source] != 2  # on sequences a linear layer's axis is the last
+    if weight is None or elsewhere or len(weight) != len(tensors[norm.parameters["weight"]]):
+        return None
+    return (weight == 0).flatten(1).all(1)
 
 
 def vector_step(values: Tensor, levels: int) -> float | None:

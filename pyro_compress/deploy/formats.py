@@ -168,7 +168,7 @@ def exporter_of(out: Path, request: ExportConfig) -> Exporter:
     kind = out.suffix or "folder"
     if out.name.startswith(".") and out.name in (*EXPORTERS, *SAME):
         raise ValueError(f"{out} is a suffix without a name; give one, as in {out.with_name(f'model{out.name}')}")
-    if out.name.endswith("."):
+    if out.name.endswith(".") and out.name != "..":
         raise ValueError(f"{out} ends in a dot; name a suffix behind it, or leave it out for a folder")
     if kind not in EXPORTERS:
         known = f"{', '.join(EXPORTERS)} (a name without suffix)"

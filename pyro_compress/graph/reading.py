@@ -62,7 +62,7 @@ def read(program: torch.export.ExportedProgram, input_shape: tuple[int, ...], ki
     refuse_changed_tensors(program)
     if changes_views(program.graph):
         program = program.run_decompositions({})
-    called = {node.name: node for node in program.graph.nodes}
+    called, reasons = {node.name: node for node in program.graph.nodes}, dict[str, str]()
     for last in (*(False,) * (ROUNDS - 1), True):
         try:
             if unknown := list(_unknown(program.graph)):
@@ -71,7 +71,8 @@ def read(program: torch.export.ExportedProgram, input_shape: tuple[int, ...], ki
             return _Reading(program, kind).read(input_shape)
         except _Unreadable as error:
             if last or (parts := _in_parts(program, error.missing)) is None:
-                raise ValueError(error.told(called)) from error
+                raise ValueError(error.told(called, reasons)) from error
+            reasons.setdefault(error.node.name, str(error))
             program = parts
     raise AssertionError
 
@@ -88,12 +89,19 @@ class _Unreadable(ValueError):
         super().__init__(reason)
         self.node, self.missing = node, missing
 
-    def told(self, called: Mapping[str, fx.Node]) -> str:
-        """A message that names the operation as the network calls it; `called` holds its calls by name."""
+    def told(self, called: Mapping[str, fx.Node], reasons: Mapping[str, str]) -> str:
+        """A message that names the operation as the network calls it.
+
+        Args:
+            called: calls of the network by name.
+            reasons: why those that torch took apart could not be read, by name.
+        """
         node, reason = self.node, str(self)
         sources = list(node.meta.get("from_node", ()))
         while sources:
             node, sources = called.get(sources[0].name, node), list(sources[0].from_node)
+        if (first := reasons.get(node.name, UNKNOWN)) != UNKNOWN:
+            return f"{described(node)}: {first}"
         what = described(node)
         if node.target != self.node.target:
             what += f", which torch makes of {self.node.target}"
