@@ -424,10 +424,10 @@ class Causal(nn.Module):
     mask: Tensor
     bound: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, masked: float = -torch.inf) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(5, 24), nn.Linear(8, 3)
-        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+        self.register_buffer("mask", torch.full((4, 4), masked).triu(1))
         self.register_buffer("bound", torch.tensor(torch.inf), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -435,9 +435,10 @@ class Causal(nn.Module):
         return self.last(torch.minimum((q @ k.transpose(1, 2) + self.mask).softmax(-1) @ v, self.bound)[:, -1])
 
 
-def test_infinite_buffers_are_numbers_in_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("masked", [-torch.inf, torch.finfo(torch.float32).min])
+def test_infinite_buffers_are_numbers_in_files(masked: float, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net, x = Causal().eval(), torch.randn(60, 1, 4, 5)
+    net, x = Causal(masked).eval(), torch.randn(60, 1, 4, 5)
     fitted = pc.fit(net, (x, x[:, 0, -1, :3].argmax(1)), prior="gaussian", epochs=3)
     posterior = fitted.posterior
     assert posterior.tensors["mask"].min() == -(2.0**100)

@@ -123,7 +123,7 @@ def fixed_of(graph: Graph) -> set[str]:
 
 
 ENDLESS = 2.0**100
-"""What stands for infinity: no sum with it leaves float32, and its exponential is 0."""
+"""What stands for infinity, and for the largest numbers of float32: a sum with it is one, its exponential 0."""
 
 
 def tensors_of(net: nn.Module) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ def tensors_of(net: nn.Module) -> dict[str, Tensor]:
 
 
 def finite(buffer: Tensor) -> Tensor:
-    """A buffer with a number in place of infinity that does the same in a mask or a bound, and that a file can hold."""
-    if not buffer.is_floating_point() or not buffer.isinf().any():
+    """A buffer with a number that a file can hold in place of infinity and the like: it does the same in a mask."""
+    if not buffer.is_floating_point() or not (buffer.abs() > ENDLESS).any():
         return buffer
     return buffer.clamp(-ENDLESS, ENDLESS)
