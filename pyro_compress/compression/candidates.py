@@ -88,7 +88,7 @@ class Candidates:
             weights = {name: torch.where(masks[name], layer.mean, 0.0) for name, layer in layers.items()}
             steps = dict[str, float]()
         else:
-            weights, steps = rounded_weights(self.posterior, masks, grid, self._sizes(sparsity, masks))
+            weights, steps = rounded_weights(self.posterior, masks, grid, self.measured(sparsity, masks))
         del masks
         tensors = self.posterior.dense | weights
         del weights
@@ -137,7 +137,7 @@ class Candidates:
             self.stopped = watched(trial) is True or self.stopped
         return scored, size
 
-    def _sizes(self, sparsity: Sparsity, masks: Masks) -> dict[str, Size]:
+    def measured(self, sparsity: Sparsity, masks: Masks) -> dict[str, Size]:
         """How large what each layer keeps is: the same at every step size."""
         key = tuple(sparsity.items()) if isinstance(sparsity, Mapping) else sparsity
         if key not in self.sizes:

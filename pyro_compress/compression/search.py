@@ -20,7 +20,7 @@ from pyro_compress.compression.candidates import BIAS_LEVELS, Candidates, Draft
 from pyro_compress.compression.order import passes_over, reordered
 from pyro_compress.compression.precision import MAX_CODE, finest
 from pyro_compress.compression.prune import Sparsity, removed_share, ruled
-from pyro_compress.compression.rounding import Grid, Rounding, check_bits, sizes_of
+from pyro_compress.compression.rounding import Grid, Rounding, check_bits
 from pyro_compress.compression.target import NLL_PER_ACCURACY, SearchCallbacks, Target, default_nll_tolerance, target_of
 from pyro_compress.data.several import task_named
 from pyro_compress.pcn import file
@@ -225,7 +225,8 @@ def _refuse_too_fine(search: Candidates, relative_step: float | None, sparsity: 
     """
     if relative_step is None:
         return
-    least = {name: finest(size) for name, size in sizes_of(search.posterior, search.masks(sparsity)).items()}
+    sizes = search.measured(sparsity, search.masks(sparsity))
+    least = {name: finest(size) for name, size in sizes.items()}
     layer = max(least, key=lambda name: least[name])
     if relative_step < least[layer]:
         raise ValueError(

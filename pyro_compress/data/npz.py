@@ -18,8 +18,7 @@ from pyro_compress.data.labels import read_labels, texts
 from pyro_compress.data.positions import position_labels, tokens_in, without_lengths, yes_or_no
 from pyro_compress.data.streaming import ArrayFile, Streamed, scaled
 from pyro_compress.foreign import ordinary
-from pyro_compress.inputs import BYTES as BYTES
-from pyro_compress.inputs import Input, inputs_in, packed, scale_of
+from pyro_compress.inputs import BYTES, Input, inputs_in, packed, scale_of
 from pyro_compress.settings import ReadConfig
 from pyro_compress.types import PER_POSITION, Preprocessing
 

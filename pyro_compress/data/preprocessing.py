@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
+from pyro_compress.outputs import Output, Outputs
 from pyro_compress.settings import STORED, ReadConfig
 from pyro_compress.types import Column, Preprocessing, Quantity, Splits
 
@@ -61,6 +63,14 @@ def target_names(known: Preprocessing, outputs: int) -> tuple[Quantity, ...]:
     """The targets of a network with so many outputs; numbered, and in units of their own, where nothing is known."""
     plain = tuple(Quantity(f"target {i}") for i in range(outputs))
     return known.targets if len(known.targets) == outputs else plain
+
+
+def described(outputs: Outputs, known: Preprocessing) -> Iterator[tuple[Output, tuple[str, ...], tuple[Quantity, ...]]]:
+    """Each of several outputs, the names of its classes, and its targets; of both one is empty."""
+    units, named = target_names(known, outputs.targets), known.classes
+    named = named if len(named) == outputs.size - outputs.targets else ()
+    for one, classes, targets in zip(outputs.each, outputs.of_classes(named), outputs.of_numbers(units), strict=True):
+        yield one, tuple(classes) or (() if targets else numbered(one.size)), tuple(targets)
 
 
 def pad_of(reading: ReadConfig) -> int:

@@ -15,12 +15,13 @@ from torch import Tensor
 from pyro_compress.data.datasets import DATASETS, Arrays
 from pyro_compress.data.images import ImageFiles
 from pyro_compress.data.layout import images_in, is_image
-from pyro_compress.data.npz import BYTES, input_scale, inputs, joined, read_npz, scale_for, wanted
+from pyro_compress.data.npz import input_scale, inputs, joined, read_npz, scale_for, wanted
 from pyro_compress.data.streaming import ArrayFile, Streamed
 from pyro_compress.data.table_files import is_table, read_table
 from pyro_compress.data.tabular import inputs_of
 from pyro_compress.data.text import last_window
 from pyro_compress.foreign import ordinary
+from pyro_compress.inputs import BYTES
 from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Graph, Preprocessing
 

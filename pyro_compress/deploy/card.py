@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pyro_compress.data.preprocessing import class_names, numbered, pad_of, preprocessing_of, reading_of, target_names
+from pyro_compress.data.preprocessing import class_names, described, pad_of, preprocessing_of, reading_of, target_names
 from pyro_compress.foreign import json_of, of_type, ordinary, table
 from pyro_compress.graph.ir import lookups, tables
 from pyro_compress.inputs import slices
@@ -77,16 +77,12 @@ def _said(network: Compressed, known: Preprocessing) -> dict[str, Any]:
     """What the outputs are, and what they are called."""
     task, reading, size = network.task, reading_of(network.meta), plan_of(network).output[0]
     if outputs := outputs_of(task):
-        units, named = target_names(known, outputs.targets), known.classes
-        named = named if len(named) == outputs.size - outputs.targets else ()
-        each = zip(outputs.each, outputs.of_classes(named), outputs.of_numbers(units), strict=True)
         listed = [
-            asdict(one)
-            | ({"targets": list(map(asdict, own))} if own else {"classes": list(names or numbered(one.size))})
-            for one, names, own in each
+            asdict(one) | ({"targets": list(map(asdict, own))} if own else {"classes": list(names)})
+            for one, names, own in described(outputs, known)
         ]
-        described = {"output": "outputs", "outputs": listed, "classes": list(known.classes)}
-        return described | {"targets": [asdict(one) for one in known.targets]}
+        said = {"output": "outputs", "outputs": listed, "classes": list(known.classes)}
+        return said | {"targets": [asdict(one) for one in known.targets]}
     if task == "regression":
         units = target_names(known, size)
         return {"output": "standardized", "classes": [], "targets": [asdict(one) for one in units]}

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from pyro_compress.graph import recurrence_shapes
 from pyro_compress.graph.changes import described
 from pyro_compress.graph.ir import tables
-from pyro_compress.graph.network import finite
+from pyro_compress.graph.network import finite_buffers
 from pyro_compress.graph.packing import inputs_in, random_rows
 from pyro_compress.graph.reading import Read
 from pyro_compress.types import Graph, Node
@@ -188,8 +188,7 @@ def compare(net: nn.Module, found: Read, run: RunNode, outputs: tuple[int, ...] 
 
 def held_tensors(net: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, those that are shared under all of their names; buffers without infinities."""
-    buffers = {name: finite(buffer) for name, buffer in net.named_buffers(remove_duplicate=False)}
-    return dict(net.named_parameters(remove_duplicate=False)) | buffers
+    return dict(net.named_parameters(remove_duplicate=False)) | finite_buffers(net)
 
 
 def close(got: Tensor, wanted: Tensor) -> bool:

@@ -123,16 +123,21 @@ def fixed_of(graph: Graph) -> set[str]:
 
 
 ENDLESS = 2.0**100
-"""What stands for infinity, and for the largest numbers of float32: a sum with it is one, its exponential 0."""
+"""What stands for infinity and the like: sums with it are finite, and the exponential of minus it is 0."""
 
 
 def tensors_of(net: nn.Module) -> dict[str, Tensor]:
-    """A network's tensors by name: its state dict, and the buffers that it leaves out, these without infinities."""
-    buffers = dict(net.named_buffers(remove_duplicate=False))
-    return buffers | dict(net.state_dict()) | {name: finite(buffer) for name, buffer in buffers.items()}
+    """A network's tensors by name: its state dict, and the buffers that it leaves out; buffers without infinities."""
+    buffers = finite_buffers(net)
+    return buffers | dict(net.state_dict()) | buffers
 
 
-def finite(buffer: Tensor) -> Tensor:
+def finite_buffers(net: nn.Module) -> dict[str, Tensor]:
+    """Buffers by name, those that are shared under all of their names, without infinities."""
+    return {name: _finite(buffer) for name, buffer in net.named_buffers(remove_duplicate=False)}
+
+
+def _finite(buffer: Tensor) -> Tensor:
     """A buffer with a number that a file can hold in place of infinity and the like: it does the same in a mask."""
     if not buffer.is_floating_point() or not (buffer.abs() > ENDLESS).any():
         return buffer

@@ -63,14 +63,14 @@ def read(program: torch.export.ExportedProgram, input_shape: tuple[int, ...], ki
     if changes_views(program.graph):
         program = program.run_decompositions({})
     called, reasons = {node.name: node for node in program.graph.nodes}, dict[str, str]()
-    for last in (*(False,) * (ROUNDS - 1), True):
+    for left in reversed(range(ROUNDS)):
         try:
             if unknown := list(_unknown(program.graph)):
                 missing = {node.target for node in unknown}
                 raise _Unreadable(UNKNOWN, unknown[0], missing)  # type: ignore[arg-type]
             return _Reading(program, kind).read(input_shape)
         except _Unreadable as error:
-            if last or (parts := _in_parts(program, error.missing)) is None:
+            if not left or (parts := _in_parts(program, error.missing)) is None:
                 raise ValueError(error.told(called, reasons)) from error
             reasons.setdefault(error.node.name, str(error))
             program = parts

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_compress.data.preprocessing import class_names, numbered, pad_of, target_names
+from pyro_compress.data.preprocessing import class_names, described, pad_of, target_names
 from pyro_compress.data.several import parted
 from pyro_compress.outputs import Outputs, outputs_of
 from pyro_compress.settings import ReadConfig
@@ -65,14 +65,10 @@ def _noise(noise: float | None, targets: Sequence[Quantity]) -> tuple[float, ...
 
 def _parts(outputs: Outputs, known: Preprocessing, noise: float | None) -> dict[str, Answer]:
     """How each of several outputs is read."""
-    found, units = dict[str, Answer](), target_names(known, outputs.targets)
-    named = known.classes if len(known.classes) == outputs.size - outputs.targets else ()
-    pairs = zip(outputs.each, outputs.of_classes(named), outputs.of_numbers(units), strict=True)
-    for one, classes, targets in pairs:
-        names = tuple(classes) if one.task == "regression" or classes else numbered(one.size)
-        values = tuple(unit.name for unit in targets)
-        found[one.name] = Answer(names, 1, tuple(targets), values, _noise(noise, targets), -1)
-    return found
+    return {
+        one.name: Answer(names, 1, targets, tuple(unit.name for unit in targets), _noise(noise, targets), -1)
+        for one, names, targets in described(outputs, known)
+    }
 
 
 def told(task: str, outputs: Tensor, x: Tensor, answer: Answer) -> dict[str, Iterator[Told]]:
