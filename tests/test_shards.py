@@ -109,6 +109,7 @@ CASES: dict[str, tuple[dict[str, Any], Rule]] = {
     "spike-and-slab:two": ({"prior": "spike-and-slab", "samples": 2}, Rule()),
     "soft-weight-sharing:weight": ({"prior": "soft-weight-sharing"}, Rule()),
     "tokens": ({"prior": "horseshoe", "estimator": "local"}, Rule()),
+    "frozen": ({"prior": "horseshoe", "estimator": "local"}, Rule(clip_norm=0.05)),
 }
 SIZES = (24, 24, 21)
 """Examples of the minibatches: the last falls into uneven parts."""
@@ -117,6 +118,8 @@ SIZES = (24, 24, 21)
 def train_state_of(name: str, shards: Shards | None = None) -> TrainState:
     torch.manual_seed(0)
     net = Tokens() if name == "tokens" else convolutional()
+    if name == "frozen":
+        net.requires_grad_(requires_grad=False)[3].requires_grad_()  # type: ignore[index]
     x = WORDS if name == "tokens" else X
     config = resolve(FitConfig(**({"estimator": "weight", "device": "cpu"} | CASES[name][0])), 300)
     graph = capture(net, tuple(x.shape[1:]), kind=str(x.dtype).removeprefix("torch."))
