@@ -154,6 +154,16 @@ def test_natural_gradients(tmp_path: Path) -> None:
     assert (tmp_path / "rows.json").read_text() == first
 
 
+def test_bench_equal_time(tmp_path: Path) -> None:
+    """Both estimators have the same time: epochs as many times more as they are cheaper."""
+    run(script("bench_equal_time"), "--smoke", "--json", "rows.json", cwd=tmp_path)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["estimator"], row["epochs"]) for row in rows][:1] == [("local", 2)]
+    assert rows[1]["epochs"] >= 2
+    assert "| gaussian | weight |" in run(script("bench_equal_time"), "--smoke", "--json", "rows.json", cwd=tmp_path)
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows
+
+
 def test_bench_fit(tmp_path: Path) -> None:
     script = next(path for path in SCRIPTS if path.stem == "bench_fit")
     run(script, "--smoke", "--json", "rows.json", cwd=tmp_path)
