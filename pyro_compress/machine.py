@@ -50,7 +50,7 @@ def prepare(device: str = "auto", threads: int = 0, deterministic: bool = False)
 
 
 SLOW_BFLOAT16 = (
-    "this processor computes no products in bfloat16 (AVX512-BF16, AMX or ARM's BF16 would): --precision bfloat16 is "
+    "this processor computes no products in bfloat16 (AVX512-BF16, AMX or ARM's BF16 would): --precision {} is "
     "likely slower here than float32"
 )
 

@@ -37,6 +37,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from pyro_compress.bayes.capture import captured
+from pyro_compress.bayes.estimators import COARSE
 from pyro_compress.bayes.layers import bayesianize
 from pyro_compress.bayes.model import Likelihood, classifier
 from pyro_compress.bayes.priors import PRIORS
@@ -130,7 +131,8 @@ def state(of: Subject, prior: str, estimator: str) -> TrainState:
     natural = estimator == "natural"
     config = FitConfig(
         prior=prior, estimator="weight" if natural else estimator, optimizer="natural" if natural else "adam",
-        lr=1e-3, lr_scale=1e-3, lr_group=1e-3, precision=of.precision, device=of.x.device.type,
+        lr=1e-3, lr_scale=1e-3, lr_group=1e-3, device=of.x.device.type,
+        precision="float32" if of.precision == COARSE and estimator != "local" else of.precision,
     )  # fmt: skip
     net = of.network()
     graph = capture(net, tuple(of.x.shape[1:]), kind=str(of.x.dtype).removeprefix("torch."))
@@ -322,7 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", nargs="+", type=int, default=None, help="default: 500 1200")
     parser.add_argument("--net", nargs="+", default=[], metavar="NAME")
-    parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
+    parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16", COARSE), default=["float32"])
     parser.add_argument("--batch", nargs="+", type=int, default=[100, 1000])
     parser.add_argument("--priors", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS))
     parser.add_argument("--rounds", type=int, default=31)

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from pyro_compress.bayes.estimators import ESTIMATORS
+from pyro_compress.bayes.estimators import COARSE, ESTIMATORS, estimator_of
 from pyro_compress.bayes.guides import MeanField
 from pyro_compress.bayes.layers import BayesLayer, bayes_layers, bayesianize, multiplied
 from pyro_compress.bayes.priors import PRIORS, Start
+from pyro_compress.runs.config import resolve
+from pyro_compress.settings import FitConfig
 from pyro_compress.types import WeightDraw
 
 MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -86,7 +88,8 @@ class Once(nn.Module):
         self.estimator, self.net, self.guide = estimator, net, guide
 
     def forward(self, x: Tensor) -> Tensor:
-        with ESTIMATORS[self.estimator](self.guide.marginal, bayes_layers(self.net), len(x)):
+        name, _, precision = self.estimator.partition(" ")
+        with estimator_of(name, precision)(self.guide.marginal, bayes_layers(self.net), len(x)):
             trace = pyro.poutine.trace(self.guide).get_trace(x)
             return pyro.poutine.replay(self.net, trace=trace)(x)
 
@@ -118,6 +121,34 @@ def test_mean_and_variance_of_outputs(name: str, prior: str, grouping: str, bias
     errors = math.sqrt(1 / DRAWS + 1 / BRUTE)
     assert ((got.mean(0) - wanted.mean(0)).abs() / (wanted.std(0) * errors)).max() < 5
     assert (got.std(0) / wanted.std(0) - 1).abs().max() < 5 * 2 * errors / math.sqrt(2)
+
+
+@pytest.mark.parametrize(("name", "prior", "grouping", "bias"), [
+    ("linear", "horseshoe", "input", "none"), ("conv2d", "gaussian", "weight", "same"),
+    ("linear on sequences", "horseshoe", "weight", "same"),
+])  # fmt: skip
+def test_variances_of_few_digits(name: str, prior: str, grouping: str, bias: str) -> None:
+    """With the same noise: outputs and gradients are those of float32 within bfloat16's 8 bits, no closer than they."""
+    net, guide, x = problem(name, prior, grouping, bias)
+    found = []
+    for precision in ("float32", COARSE):
+        torch.manual_seed(0)
+        x.requires_grad_()
+        outputs = Once(f"local {precision}", net, guide)(x)
+        assert outputs.dtype == torch.float32
+        gradients = torch.autograd.grad(outputs.square().sum(), [x, *guide.parameters()], allow_unused=True)
+        found.append([outputs.detach(), *(one for one in gradients if one is not None)])
+    for fine, coarse in zip(*found, strict=True):
+        assert float((coarse - fine).norm()) <= 2**-7 * float(fine.norm())
+    assert not torch.equal(found[0][0], found[1][0])
+
+
+@pytest.mark.parametrize("given", [{"estimator": "weight"}, {"estimator": "flipout"}, {"guide": "auto-normal"}])
+def test_precision_of_variances_that_there_are_not(given: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="precision 'bfloat16-variances' is of the products of variances, and est"):
+        resolve(FitConfig(prior="gaussian", precision=COARSE, **given), 1000)
+    with pytest.raises(ValueError, match="precision 'bfloat16-variances' goes with a prior only"):
+        resolve(FitConfig(prior="none", precision=COARSE), 1000)
 
 
 POSITIONS = {"conv": (nn.Conv1d(1, 1, 1), (1, 8)), "sequence": (nn.Linear(1, 1), (8, 1))}

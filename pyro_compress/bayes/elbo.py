@@ -17,7 +17,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyro_compress.bayes.estimators import ESTIMATORS
+from pyro_compress.bayes.estimators import estimator_of
 from pyro_compress.bayes.guides import Guide, MeanField
 from pyro_compress.bayes.layers import Drawn, bayes_layers
 from pyro_compress.bayes.model import Model
@@ -142,7 +142,8 @@ class Objective:
         estimator: name in `ESTIMATORS`.
         closed_form: sites whose KL is closed-form.
         size: examples in the training set.
-        precision: `float32`, or `bfloat16` for the matrix products (torch's autocast).
+        precision: `float32`, `bfloat16` for the matrix products (torch's autocast), or `bfloat16-variances` for those
+            of variances alone.
         shards: the processes that its weights are split among; None: this one has all.
     """
 
@@ -171,7 +172,7 @@ class Objective:
         with (
             products(self.precision, x),
             terms,
-            ESTIMATORS[self.estimator](self.elbo.guide.marginal, self.layers, len(y)),
+            estimator_of(self.estimator, self.precision)(self.elbo.guide.marginal, self.layers, len(y)),
         ):
             loss = (call or self.elbo)(x, y)
         return loss / self.size, terms.log_likelihood_nats / self.elbo.elbo.num_particles

@@ -91,8 +91,8 @@ def _resolve_baseline(config: FitConfig) -> FitConfig:
         raise ValueError(f"patience {config.patience} could end pruning {config.pruning!r} early; leave it out")
     if config.pruning == "rewind" and config.lr_schedule != "constant":
         raise ValueError("pruning 'rewind' trains every round alike; use lr_schedule 'constant'")
-    for name in ("grouping", "estimator", "keep", "batch_norm"):
-        if (value := getattr(config, name)) not in (None, "weight", (), "update"):
+    for name in ("grouping", "estimator", "keep", "batch_norm", "precision"):
+        if (value := getattr(config, name)) not in (None, "weight", (), "update", "float32", "bfloat16"):
             raise ValueError(f"{name} {value!r} goes with a prior only; with prior 'none' leave it out")
     if config.optimizer not in BASELINE_LR:
         raise ValueError(
@@ -108,6 +108,7 @@ def _resolve_baseline(config: FitConfig) -> FitConfig:
 
 def _resolve_prior(config: FitConfig, epochs: int, examples: int) -> FitConfig:
     from pyro_compress.bayes.assignment import assigned
+    from pyro_compress.bayes.estimators import COARSE
     from pyro_compress.bayes.guides import GUIDES
     from pyro_compress.bayes.own_guides import own_guide
 
@@ -140,6 +141,11 @@ def _resolve_prior(config: FitConfig, epochs: int, examples: int) -> FitConfig:
         raise ValueError(
             f"estimator {estimator!r} needs the marginal of every weight, which guide {config.guide!r} draws through "
             "an auxiliary site; use --estimator weight, or --guide mean-field"
+        )
+    if config.precision == COARSE and estimator != "local":
+        raise ValueError(
+            f"precision {COARSE!r} is of the products of variances, and estimator {estimator!r} has none: use "
+            "--estimator local, or --precision bfloat16"
         )
     if config.shrink_every and (auto or config.bias_prior != "none"):
         raise ValueError(

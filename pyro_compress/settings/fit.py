@@ -84,8 +84,9 @@ class TrainingConfig(Config):
         "late-decay", "Learning rates over training.", among=Names("training/point.py", "SCHEDULES")
     )
     precision: str = setting(
-        "float32", "Precision of the matrix products in training steps; bfloat16 pays where the processor has it.",
-        among=("float32", "bfloat16"),
+        "float32", "Precision of the matrix products in training steps; bfloat16 pays where the processor has it. "
+        "bfloat16-variances: with --estimator local, of those of variances alone, which need few digits.",
+        among=("float32", "bfloat16", "bfloat16-variances"),
     )  # fmt: skip
     patience: int = setting(
         0, "After so many epochs without a better validation NLL, let the rates fall over as many and end (with "

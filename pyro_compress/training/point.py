@@ -59,8 +59,8 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def products(precision: str, x: Tensor) -> AbstractContextManager[object]:
-    """What a forward pass over `x` runs in, to have the matrix products of a step in `float32` or `bfloat16`."""
-    if precision == "float32":
+    """What a forward pass over `x` runs in, to have the matrix products of a step in `bfloat16`; else in `float32`."""
+    if precision != "bfloat16":
         return nullcontext()
     return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
 

@@ -62,8 +62,8 @@ class Progress:
         self.splits, self.config, self.on_epoch, self.checkpointer = splits, config, on_epoch, checkpointer
         self.on_step, self.stopped = on_step, False
         self.group, generator = checkpointer.group, torch.Generator().manual_seed(config.seed)
-        if self.group.first and config.precision == "bfloat16" and not has_bfloat16(config.device):
-            log.warning("%s", SLOW_BFLOAT16)
+        if self.group.first and config.precision != "float32" and not has_bfloat16(config.device):
+            log.warning("%s", SLOW_BFLOAT16.format(config.precision))
         augment = AUGMENTATIONS.get(config.augment)
         self.minibatches = Minibatches(
             splits.train, config.batch_size, generator, config.device, augment, self.group, convolved
