@@ -7,7 +7,6 @@ Everything here can be written with the parts as well: `splits_from`, `resolve`,
 from __future__ import annotations
 
 import html
-import inspect
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -20,13 +19,13 @@ from pyro_compress.atomic import write_atomically
 from pyro_compress.compression.pipeline import Report, compress_run, load, way_of
 from pyro_compress.compression.target import SearchCallbacks
 from pyro_compress.data.examples import batch_size_of
-from pyro_compress.data.sources import Takes, splits_from
+from pyro_compress.data.sources import splits_from
 from pyro_compress.doubts import gathered, keep
-from pyro_compress.foreign import unknown
 from pyro_compress.graph.network import Network
 from pyro_compress.places import check_file
 from pyro_compress.runs.config import never_shrinks, resolve
 from pyro_compress.runs.folder import Run
+from pyro_compress.runs.given import named, net_name, settings_of, takes
 from pyro_compress.runs.run import initial_net
 from pyro_compress.runs.saved import Sites, write_run
 from pyro_compress.scores import ratio_text
@@ -275,7 +274,7 @@ def fit(
     if prior == "none" and (useless := sorted(n for n, one in given.items() if n in rows and one != rows[n].default)):
         raise ValueError(f"{', '.join(useless)}: goes with a prior; prior is 'none'")
     guide = guide if isinstance(guide, str) else _brought(guide)
-    config = FitConfig(prior=spelled(prior), guide=guide, **named(settings, declared(FitConfig), "of a fit"))
+    config = FitConfig(prior=spelled(prior), guide=guide, **settings_of(net, settings, "of a fit"))
     reading = config.reading
     task, share = settings.get("task", ""), config.validation if validation is None else validation
     splits = splits_from(train, share, test, reading, config.data_dir, task, takes(net))
@@ -323,35 +322,6 @@ def _brought(guide: Any) -> str:
     from pyro_compress.bayes.own_guides import bring_guide
 
     return bring_guide(guide)
-
-
-def net_name(net: nn.Module | str) -> str:
-    """What a configuration calls a network."""
-    return net if isinstance(net, str) else type(net).__name__
-
-
-def takes(net: nn.Module | str) -> Takes:
-    """What a network takes: names of its inputs, rows of its embedding if it has one."""
-    if isinstance(net, str):
-        return Takes()
-    if not isinstance(net, nn.Module):
-        raise ValueError(f"the network is {net!r:.80}, no torch.nn.Module; give a module, or the name of a network")
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    known = inspect.signature(net.forward).parameters.values()
-    names = tuple(one.name for one in known if one.kind in positional)
-    return Takes(names, next((one.num_embeddings for one in net.modules() if isinstance(one, nn.Embedding)), 0))
-
-
-def named(given: dict[str, Any], known: Iterable[str], what: str) -> dict[str, Any]:
-    """Settings, all of which something has.
-
-    Raises:
-        ValueError: one is not; says what was probably meant.
-    """
-    for name in given:
-        if name not in (names := list(known)):
-            raise unknown(f"setting {what}", name, names)
-    return given
 
 
 def table(title: str, rows: Iterable[tuple[str, str]]) -> str:

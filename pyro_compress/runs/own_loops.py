@@ -19,10 +19,10 @@ from pyro_compress.networks.fitted import with_graph
 from pyro_compress.provenance import Provenance
 from pyro_compress.runs.config import resolve
 from pyro_compress.runs.folder import Run
-from pyro_compress.runs.in_memory import named, spelled, takes
+from pyro_compress.runs.given import settings_of, takes
+from pyro_compress.runs.in_memory import spelled
 from pyro_compress.runs.saved import Sites, write_run
 from pyro_compress.settings import FitConfig
-from pyro_compress.settings.declared import declared
 from pyro_compress.training.baselines import point_posterior
 from pyro_compress.training.laplace import laplace
 from pyro_compress.types import Posterior, Splits
@@ -66,7 +66,7 @@ def program(
     """
     from pyro_compress.bayes.program import guide_of, program_of
 
-    config = FitConfig(prior=spelled(prior), **named(settings, declared(FitConfig), "of a program"))
+    config = FitConfig(prior=spelled(prior), **settings_of(net, settings, "of a program"))
     if config.prior == "none":
         raise ValueError("a program has a prior; 'none' is a plain network")
     splits = taken_whole(data, config.reading, settings.get("task", ""), takes(net))

@@ -19,12 +19,12 @@ from pyro_compress.doubts import gathered
 from pyro_compress.graph.checked import evaluating
 from pyro_compress.metrics import evaluate
 from pyro_compress.networks.fitted import shaped
-from pyro_compress.runs.in_memory import Compression, compressed, configured, named, net_name, table, takes
+from pyro_compress.runs.given import net_name, settings_of, takes
+from pyro_compress.runs.in_memory import Compression, compressed, configured, table
 from pyro_compress.runs.post_training import Trained, load_trained, start_of, trained_of
 from pyro_compress.runs.unlabelled import labelled, placed
 from pyro_compress.scores import Quality
 from pyro_compress.settings import FitConfig, Goal
-from pyro_compress.settings.declared import declared
 from pyro_compress.training.callbacks import Callbacks
 from pyro_compress.types import Splits
 
@@ -118,7 +118,7 @@ def trained(
         raise ValueError("prior goes with pc.fit: here the weights are taken as they are")
     if (train is None) == (calibration is None):
         raise ValueError("give train, examples with labels, or calibration, examples without")
-    config = FitConfig(prior="log-uniform", init=str(init), **named(settings, declared(FitConfig), "of a network"))
+    config = FitConfig(prior="log-uniform", init=str(init), **settings_of(net, settings, "of a network"))
     config = replace(config, net=net_name(net))
     with gathered() as doubts:
         if calibration is not None:
