@@ -231,6 +231,7 @@ def test_the_bar_of_a_notebook_and_the_lines_elsewhere(monkeypatch: pytest.Monke
         ({"epoch": 3}, "unknown setting of a fit 'epoch'; did you mean epochs?"),
         ({"epochs": 0}, "epochs 0: it must be positive"),
         ({"prior": "horsehoe"}, "unknown prior 'horsehoe'"),
+        ({"prior": ["*=gaussian"]}, "is a list; several go to tensors by their names: {'conv"),
         ({"prior": 3}, "is a int; it must be a Pyro function or a Prior"),
         ({"train": "nowhere"}, "unknown data set 'nowhere'"),
     ],

@@ -98,6 +98,11 @@ def as_prior(given: Any, name: str) -> Prior:
     """
     if isinstance(given, Prior):
         return given
+    if isinstance(given, list | tuple):
+        raise ValueError(
+            f"prior {given!r:.80} is a {type(given).__name__}; several go to tensors by their names: "
+            "{'conv*': 'horseshoe', '*': 'gaussian'}"
+        )
     if not callable(given):
         raise ValueError(f"prior {shown(name)} is a {type(given).__name__}; it must be a Pyro function or a Prior")
     taken = list(inspect.signature(given).parameters.values())
