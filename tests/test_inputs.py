@@ -318,3 +318,15 @@ def test_names_that_forward_does_not_take() -> None:
         pc.capture(Mixed(), {"image": (1, 6, 6), "words": ((4,), "int64")})
     with pytest.raises(ValueError, match=r"on image .*, words \(4,\) float32: .*indices"):
         pc.capture(Mixed(), {"image": (1, 6, 6), "words": (4,), "price": (1,)})
+
+
+def test_each_of_several_inputs_is_doubted_by_itself(caplog) -> None:
+    """Numbers of words may be large; numbers that are taken as they are may not, and are named."""
+    rng = np.random.default_rng(0)
+    words, price = rng.integers(0, 5000, (300, 4)), rng.normal(size=(300, 1))
+    y = np.arange(300) % 2
+    pc.splits_from(({"words": words, "price": price}, y))
+    assert not caplog.text
+    pc.splits_from(({"words": words, "price": price * 1000}, y))
+    assert "price: inputs reach" in caplog.text
+    assert "--input-mean" not in caplog.text  # which goes with one input

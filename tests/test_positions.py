@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
+import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.outputs import with_columns
@@ -178,3 +179,72 @@ def test_an_autoencoder_goes_through_every_command(tmp_path: Path) -> None:
     assert "RMSE" in through(tmp_path, tmp_path / "a.npz", "reconstruction", ("--hidden", "8"))
     np.savez(tmp_path / "b.npz", x=x[:50])
     assert "on 50 examples" in called("evaluate", str(tmp_path / "a.pcn"), "--data", str(tmp_path / "b.npz"))
+
+
+class Tagger(nn.Module):
+    """Reads words, and two numbers at each of them; `(n, length, classes)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(300, 6), nn.Linear(8, 3)
+
+    def forward(self, words: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.out(torch.cat([self.words(words), numbers], -1))
+        return found
+
+
+def tagged(n: int) -> dict[str, np.ndarray]:
+    """Words, two numbers at each, a class at each; some have none."""
+    rng = np.random.default_rng(n)
+    words, numbers = rng.integers(0, 300, (n, 5)), rng.normal(size=(n, 5, 2)).astype(np.float32)
+    y = (words > 150).astype(int) + (numbers[..., 0] > 0)
+    y[:, 4] = np.where(rng.random(n) < 0.5, -100, y[:, 4])
+    return {"words": words, "numbers": numbers, "y": y}
+
+
+def test_several_inputs_with_a_class_per_position(tmp_path: Path, caplog) -> None:
+    """They are tagged, and what evaluate says of the file is what the module itself says."""
+    data, given = tmp_path / "a.npz", {"train": tagged(300), "test": tagged(80)}
+    np.savez(data, **{f"y_{part}": arrays["y"] for part, arrays in given.items()}, **{
+        f"x_{part}.{name}": arrays[name] for part, arrays in given.items() for name in ("words", "numbers")
+    })  # fmt: skip
+    fitted = pc.fit(Tagger(), str(data), task="tagging", prior="log-uniform", epochs=2, device="cpu", compile="off")
+    assert "inputs reach" not in caplog.text  # numbers of words are no numbers to be scaled
+    path = fitted.compress(sparsity=0.2).save(tmp_path / "a.pcn")
+    module, test = pc.load(path), given["test"]
+    x, y = {name: torch.from_numpy(test[name]) for name in ("words", "numbers")}, torch.from_numpy(test["y"])
+    with torch.no_grad():
+        guess = module(**x).argmax(1)
+    assert guess.shape == y.shape
+    known = y != -100
+    found = pc.evaluate(path, str(data))
+    assert found.scores.accuracy == pytest.approx(float((guess == y)[known].double().mean()))
+    said = pc.predict(path, {name: test[name] for name in ("words", "numbers")})
+    assert [row.classes[0] for row in said] == [str(int(row.bincount().argmax())) for row in guess]
+    for out in ("a.onnx", "folder"):
+        assert pc.export(path, tmp_path / out, data=str(data)).difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"task": "tagging", "y": np.zeros((40, 4), int)},
+            r"positions \(4,\); no input has these in its shape: numbers",
+        ),
+        ({"task": "tagging", "pad": 0}, "--pad goes with one input; of several, label what is filled up -100"),
+        ({"task": "next-token"}, "next-token goes with one input of tokens, and there are numbers, words; give --task"),
+    ],
+)
+def test_what_several_inputs_are_refused(settings: dict, message: str) -> None:
+    given = tagged(40)
+    y = settings.pop("y", given.pop("y"))
+    with pytest.raises(ValueError, match=message):
+        pc.fit(Tagger(), ({name: given[name] for name in ("words", "numbers")}, y), epochs=1, **settings)
+
+
+def test_next_tokens_of_several_inputs_are_nobodys(tmp_path: Path) -> None:
+    arrays = {f"x_{part}.{name}": tagged(40)[name] for part in ("train", "test") for name in ("words", "numbers")}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match="next-token goes with one input of tokens"):
+        load_splits(str(tmp_path / "a.npz"), reading=ReadConfig(task="next-token"))

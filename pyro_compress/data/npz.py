@@ -15,10 +15,10 @@ from torch import Tensor
 
 from pyro_compress.data.datasets import Arrays
 from pyro_compress.data.labels import read_labels, texts
-from pyro_compress.data.positions import position_labels, tokens_in, without_lengths, yes_or_no
+from pyro_compress.data.positions import check_one_input, position_labels, tokens_in, without_lengths, yes_or_no
 from pyro_compress.data.streaming import ArrayFile, Streamed, scaled
 from pyro_compress.foreign import ordinary
-from pyro_compress.inputs import BYTES, Input, inputs_in, packed, scale_of
+from pyro_compress.inputs import BYTES, Input, inputs_in, packed, scale_of, slices
 from pyro_compress.settings import ReadConfig
 from pyro_compress.types import PER_POSITION, Preprocessing
 
@@ -45,7 +45,7 @@ def load_npz(path: Path, task: str = "classification", takes: tuple[Input, ...] 
     """
     arrays, labels = with_labels(read_npz(path), path)
     arrays, inputs = joined(arrays, path, takes)
-    arrays = completed(arrays, task, path) | labels
+    arrays = completed(arrays, task, path, inputs) | labels
     names = ("x_train", "y_train", "x_test", "y_test")
     x_train, y_train, x_test, y_test = wanted(arrays, names, path)
     own = [name for name in VALIDATION if f"x_{name}" in arrays and f"y_{name}" in arrays][:1]
@@ -104,15 +104,21 @@ def _scaled(one: Input, arrays: dict[str, np.ndarray]) -> Input:
     return replace(one, scale=scale_of(arrays[one.name])) if unknown else one
 
 
-def completed(arrays: dict[str, np.ndarray], task: str, path: Path) -> dict[str, np.ndarray]:
+def completed(
+    arrays: dict[str, np.ndarray], task: str, path: Path, inputs: Sequence[Input] = ()
+) -> dict[str, np.ndarray]:
     """The arrays of a file with what a task makes of them.
 
     The next tokens are those of the same sequences one further on, where no `y` says otherwise; labels beyond
     `lengths` count for nothing; what is reconstructed needs no `y`.
+
+    Raises:
+        ValueError: next tokens of several `inputs`; lengths that do not fit.
     """
     for name in [name for name in arrays if name == "x" or name.startswith("x_")]:
         x, label, lengths = arrays[name], f"y{name[1:]}", f"lengths{name[1:]}"
         if label not in arrays and task == "next-token" and x.ndim == 2 and x.shape[1] > 1:
+            check_one_input(inputs, path)
             arrays |= {name: x[:, :-1], label: x[:, 1:]}
         if label not in arrays and task == "reconstruction":
             arrays[label] = x
@@ -283,10 +289,25 @@ def _exceeds(x: Any, bound: int) -> bool:
     return any(x.source.read(int(row)).max() > bound for row in x.rows)
 
 
-def doubtful_inputs(x: Any, scale: float) -> list[str]:
-    """What is doubtful about the range and the layout of training examples that are held in memory."""
+def doubtful_inputs(x: Any, scale: float, several: Sequence[Input] = ()) -> list[str]:
+    """What is doubtful about the range and the layout of training examples that are held in memory.
+
+    Args:
+        x: the examples.
+        scale: what whole numbers were divided by.
+        several: of several inputs what lies in a row; those of numbers are looked at one by one.
+    """
     if not isinstance(x, Tensor):
         return []
+    if several:
+        numbers = [
+            (one, x[:, where]) for one, where in zip(several, slices(several), strict=True) if one.kind == "float32"
+        ]
+        return [
+            f"{one.name}: {text.partition(', or give --input-mean')[0]}"
+            for one, part in numbers
+            for text in doubtful_inputs(part.reshape(-1, *one.shape), one.scale)
+        ]
     largest = float(x.abs().max())
     if x.ndim == 4 and x.shape[3] in COLOURS and x.shape[1] not in COLOURS:
         own = tuple(x.shape[1:])

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_compress.data.preprocessing import numbered
 from pyro_compress.data.streaming import Streamed
 from pyro_compress.data.tasks import IGNORED
+from pyro_compress.inputs import Input
 from pyro_compress.settings import ReadConfig
 from pyro_compress.types import Data
 
@@ -67,7 +68,7 @@ def tokens_in(x: Any, what: str, reading: ReadConfig) -> Tensor:
     return torch.from_numpy(x.astype(np.int64))
 
 
-def masked(x: Tensor, y: Tensor, what: str, reading: ReadConfig) -> Tensor:
+def masked(x: Tensor, y: Tensor, what: str, reading: ReadConfig, several: Sequence[Input] = ()) -> Tensor:
     """Labels of positions, `IGNORED` where there is none: by their own value, or because the input is padding.
 
     Args:
@@ -75,21 +76,42 @@ def masked(x: Tensor, y: Tensor, what: str, reading: ReadConfig) -> Tensor:
         y: labels `(n, *positions)`.
         what: names the labels in messages.
         reading: which label and which token say so.
+        several: of several inputs what lies in a row of `x`; one of them at least has these positions, first or last
+            in its shape.
 
     Raises:
-        ValueError: other positions than the inputs have.
+        ValueError: other positions than the inputs have; padding or next tokens of several inputs.
     """
-    positions = tuple(x.shape[1 if reading.tokens else 2 :])
-    if tuple(y.shape[1:]) != positions:
-        raise ValueError(
-            f"{what}: labels of positions {tuple(y.shape[1:])}; inputs of shape {tuple(x.shape[1:])} have {positions}"
-        )
+    if reading.task == "next-token":
+        check_one_input(several, what)
+    given, positions = tuple(y.shape[1:]), tuple(x.shape[1 if reading.tokens else 2 :])
+    if several and not any(given in (one.shape[: len(given)], one.shape[-len(given) :]) for one in several):
+        shapes = ", ".join(f"{one.name} {one.shape}" for one in several)
+        raise ValueError(f"{what}: labels of positions {given}; no input has these in its shape: {shapes}")
+    if several and reading.pad >= 0:
+        raise ValueError(f"{what}: --pad goes with one input; of several, label what is filled up -100")
+    if not several and given != positions:
+        raise ValueError(f"{what}: labels of positions {given}; inputs of shape {tuple(x.shape[1:])} have {positions}")
     if reading.ignore >= 0:
         y = y.masked_fill(y == reading.ignore, IGNORED)
     if reading.pad >= 0 and reading.tokens:
         padding = x == reading.pad if reading.task != "next-token" else y == reading.pad
         y = y.masked_fill(padding, IGNORED)
     return y
+
+
+def check_one_input(several: Sequence[Input], what: object) -> None:
+    """Refuse next tokens of several inputs, of which nobody says whose they are.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if several:
+        names = ", ".join(one.name for one in several)
+        raise ValueError(
+            f"{what}: next-token goes with one input of tokens, and there are {names}; give --task tagging, with the "
+            "next tokens (n, length) as labels"
+        )
 
 
 def position_classes(

@@ -144,7 +144,7 @@ def split(
     if shape and tuple(x["train"].shape[1:]) != tuple(shape):
         got = tuple(x["train"].shape[1:])
         raise ValueError(f"{name}: one example has shape {got}; this network takes {tuple(shape)}")
-    doubtful = [] if reading.tokens else doubtful_inputs(x["train"], scale)
+    doubtful = [] if reading.tokens else doubtful_inputs(x["train"], scale, arrays.inputs)
     say(name, [*doubtful, *_shared(arrays)] if not known else [])
     labels = {part: y for part, (_, y) in given.items()}
     if isinstance(arrays.y_train, Mapping):
@@ -152,8 +152,8 @@ def split(
             x, labels, name, reading, known, validation=validation, scale=scale, tokens=reading.tokens
         )
     if reading.task not in ("classification", "regression"):
-        declared, known_classes = arrays.classes, known.classes if known else ()
-        found, classes = _of_task(x, labels, (declared, known_classes), name, reading)
+        called = arrays.classes, known.classes if known else ()
+        found, classes = _of_task(x, labels, called, name, reading, arrays.inputs)
         parts = held_out(found, validation, reading, name)
         return splits_of(parts, classes, scale=scale, task=reading.task, tokens=reading.tokens)
     if reading.task == "regression":
@@ -172,6 +172,7 @@ def _of_task(
     names: tuple[Sequence[str], Sequence[str]],
     name: str,
     reading: ReadConfig,
+    several: Sequence[Input],
 ) -> tuple[dict[str, Data], tuple[str, ...]]:
     """Examples of a task that is neither classification nor regression, and the names of its classes.
 
@@ -181,6 +182,7 @@ def _of_task(
         names: of the classes, as the data and as the network say.
         name: of the data.
         reading: task, and which positions count for nothing.
+        several: of several inputs what lies in a row.
     """
     if reading.task == "reconstruction":
         return {part: own_targets(values, f"{name}: x_{part}") for part, values in x.items()}, ()
@@ -193,7 +195,7 @@ def _of_task(
         if declared and len(declared) != first:
             raise ValueError(f"{name}: {len(declared)} names of classes for {first} labels")
         return {part: Data(x[part], y) for part, y in labels.items()}, tuple(known or declared or numbered(first))
-    masks = {part: masked(x[part], y, f"{name}: y_{part}", reading) for part, y in labels.items()}
+    masks = {part: masked(x[part], y, f"{name}: y_{part}", reading, several) for part, y in labels.items()}
     classes = position_classes({f"{name}: y_{part}": y for part, y in masks.items()}, declared, known, reading)
     return {part: Data(x[part], y) for part, y in masks.items()}, classes
 
@@ -285,7 +287,7 @@ def load_examples(
         return standardized(table_data(path, known.columns, reading, known.classes), known.targets)
     arrays, labels_of = with_labels(read_npz(path), path)
     arrays, several = joined(arrays, path, takes)
-    arrays = completed(arrays, reading.task, path) | labels_of
+    arrays = completed(arrays, reading.task, path, several) | labels_of
     for suffix in ("", "_test"):
         if f"x{suffix}" in arrays and f"y{suffix}" in arrays:
             check_several(bool(labels_of), reading.task, str(path), given=True)
@@ -302,7 +304,7 @@ def load_examples(
             if reading.task == "reconstruction":
                 return own_targets(found, what)
             if reading.task in PER_POSITION:
-                labels = masked(found, labels, f"{path}: y{suffix}", reading)
+                labels = masked(found, labels, f"{path}: y{suffix}", reading, several)
                 check_labels(labels, len(known.classes) or MOST_CLASSES, f"{path}: y{suffix}")
             if reading.task == "classification":
                 labels = torch.from_numpy(_known_places(labels, class_names(arrays, path), known, f"{path}: y{suffix}"))
