@@ -317,8 +317,8 @@ class RegressionScores:
         return self.relative_rmse <= error
 
     def bound(self, tolerance: float) -> str:
-        """The RMSE that is still within the tolerance."""
-        return f"RMSE of {self.rmse * (1 + tolerance):.5g}"
+        """The relative RMSE that is still within the tolerance: what counts where targets have units of their own."""
+        return f"RMSE / spread of {self.relative_rmse * (1 + tolerance):.4f}"
 
 
 def ratio_text(ratio: float) -> str:

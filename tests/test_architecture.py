@@ -155,7 +155,7 @@ FLOORS = [
     {"runs/config", "runs/budget"},
     {"runs/folder", "runs/command_budget"},
     {"runs/run", "runs/saved", "studies/tables", "runs/identity"},
-    {"runs/answers", "runs/rehearsal", "runs/store", "runs/unlabelled"},
+    {"runs/answers", "runs/given", "runs/rehearsal", "runs/store", "runs/unlabelled"},
     {
         "runs/evaluation",
         "runs/post_training",
