@@ -14,7 +14,8 @@ from pyro_compress.compression.pipeline import Report
 from pyro_compress.compression.rounding import Rounding
 from pyro_compress.compression.target import Target
 from pyro_compress.compression.verdict import at_chance, hints_of, larger, outside
-from pyro_compress.scores import RegressionScores, Scores, ratio_text
+from pyro_compress.metrics import regression_scores
+from pyro_compress.scores import RegressionScores, Scores, SeveralScores, ratio_text
 from pyro_compress.settings import Goal
 from pyro_compress.types import Data, Quantity, Splits
 
@@ -36,14 +37,52 @@ def test_outside_of_the_tolerance(after: Scores, said: bool) -> None:
     found = outside(TARGET, after, ["a smaller --sparsity", "more --tolerance"])
     assert bool(found) is said
     if said:
-        assert f"validation accuracy {100 * after.accuracy:.2f} % and {after.nll_nats:.4f} nats" in found
+        assert f"validation accuracy of {after.accuracy:.4f} and {after.nll_nats:.4f} nats" in found
+        assert "where a validation accuracy of 0.9650 and an NLL of 0.1100 nats were asked for" in found
         assert found.endswith("try a smaller --sparsity, or more --tolerance")
 
 
 def test_an_error_that_was_asked_for_counts_instead() -> None:
     target = replace(TARGET, error=0.1, nll_tolerance=float("inf"))
     assert outside(target, replace(GOOD, accuracy=0.91, nll_nats=9.0), ["x"]) == ""
-    assert "error of 0.1" in outside(target, replace(GOOD, accuracy=0.89), ["x"])
+    assert "validation error of 0.11 and 0.1000 nats, where a validation error of 0.1 were asked for" in outside(
+        target, replace(GOOD, accuracy=0.89), ["x"]
+    )
+
+
+def test_several_targets_are_bounded_by_what_is_counted_of_them() -> None:
+    """Of targets in units of their own the RMSE is that of the largest; the tolerance is of the RMSE / spread."""
+    y, units = torch.zeros(400, 2), (Quantity("share", 0.0, 0.1), Quantity("price", 0.0, 1000.0))
+
+    def scored(share: float, price: float) -> RegressionScores:
+        """With such errors of the standardised targets, the same in every row."""
+        return regression_scores(y + torch.tensor([share, price]), y, units, 1.0)
+
+    before, after = scored(0.4, 0.1), scored(0.6, 0.05)
+    assert before.rmse == pytest.approx(((0.04**2 + 100**2) / 2) ** 0.5)
+    assert before.relative_rmse == pytest.approx(((0.4**2 + 0.1**2) / 2) ** 0.5)
+    assert after.rmse < before.rmse  # of the price, which is better
+    target = Target(before, 0.1, float("inf"))
+    assert str(target) == "a validation RMSE / spread of 0.3207"  # 0.29155 and a tenth
+    assert target.reached(replace(after, relative_rmse=0.3207))
+    assert not target.reached(after)
+    said = outside(target, after, ["x"])
+    assert "validation RMSE / spread of 0.4257 and" in said
+    assert "a validation RMSE / spread of 0.3207 were asked for" in said
+
+
+def test_several_outputs_are_bounded_one_by_one() -> None:
+    before = SeveralScores({"digit": GOOD, "ink": RegressionScores(9.0, 1.0, 0.2)}, 1.1)
+    after = SeveralScores({"digit": GOOD, "ink": RegressionScores(18.0, 1.0, 0.4)}, 1.1)
+    assert (
+        "validation digit: accuracy of 0.9700, ink: RMSE / spread of 0.4000 and 1.1000 nats, where a validation "
+        in (said := outside(Target(before, 0.5, 9.0), after, ["x"]))
+    )
+    assert "digit: accuracy of 0.4700, ink: RMSE / spread of 0.3000 and an NLL of 10.1000 nats were asked for" in said
+    asked = outside(Target(before, 0.0, float("inf"), 0.3), after, ["x"])  # the mean of both errors is 0.215
+    assert (
+        "validation digit: error of 0.03, ink: error of 0.4 and 1.1000 nats, where a validation error of 0.3" in asked
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pyro_compress.data.several import task_named
 from pyro_compress.graph.network import Network
 from pyro_compress.metrics import evaluate
-from pyro_compress.scores import Quality, TextScores
+from pyro_compress.scores import Quality, SeveralScores, TextScores
 from pyro_compress.settings import Goal
 from pyro_compress.types import Posterior, Splits
 
@@ -82,6 +82,13 @@ class Target:
         """Whether scores are good enough."""
         near = scores.within(self.reference, self.tolerance) if self.error is None else scores.reaches(self.error)
         return near and scores.nll_nats <= self.reference.nll_nats + self.nll_tolerance
+
+    def counted(self, scores: Quality) -> str:
+        """What scores are by the measure that the target is of, in the same words: of several outputs, of each."""
+        if self.error is None:
+            return scores.bound(0.0)
+        parts = scores.parts if isinstance(scores, SeveralScores) else {"": scores}
+        return ", ".join(f"{name}{': ' * bool(name)}error of {part.error:.4g}" for name, part in parts.items())
 
     @property
     def nats(self) -> float:

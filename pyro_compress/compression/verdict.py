@@ -27,10 +27,9 @@ def outside(target: Target, after: Quality, hints: Sequence[str]) -> str:
     """
     if target.reached(after):
         return ""
-    measure, cell = next(iter(after.cells.items()))
     return (
-        f"outside the tolerance: validation {measure} {cell} and {after.nll_nats:.4f} nats, where {target} were asked "
-        f"for; try {', '.join([*hints[:-1], f'or {hints[-1]}' if len(hints) > 1 else hints[-1]])}"
+        f"outside the tolerance: validation {target.counted(after)} and {after.nll_nats:.4f} nats, where {target} were "
+        f"asked for; try {', '.join([*hints[:-1], f'or {hints[-1]}' if len(hints) > 1 else hints[-1]])}"
     )
 
 
