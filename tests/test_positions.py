@@ -1,5 +1,6 @@
 """A class per position, several labels, inputs as targets: data, refusals, every command."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pyro_compress.cli.main import main
 from pyro_compress.data.splits import load_splits
 from pyro_compress.networks.outputs import with_columns
 from pyro_compress.settings import ReadConfig
+from pyro_compress.types import Preprocessing
 
 GENERATOR = np.random.default_rng(0)
 
@@ -248,3 +250,26 @@ def test_next_tokens_of_several_inputs_are_nobodys(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match="next-token goes with one input of tokens"):
         load_splits(str(tmp_path / "a.npz"), reading=ReadConfig(task="next-token"))
+
+
+@pytest.mark.parametrize(
+    ("reading", "message"),
+    [
+        (ReadConfig(pad=0), "--pad goes with a class per position .*, not with classification, of which every example"),
+        (ReadConfig(tokens=300, ignore=2), "--ignore goes with a class per position"),
+        (ReadConfig("next-token", pad=0), r"--pad is a token of an array, whole numbers \(n, length\) with --tokens N"),
+    ],
+)
+def test_what_counts_for_nothing_is_refused_before_a_fit(reading: ReadConfig, message: str, tmp_path: Path) -> None:
+    """Of a file, of arrays, of several inputs; a file of earlier versions that says so is read."""
+    words, y = tagged(60)["words"], np.arange(60) % 2
+    np.savez(tmp_path / "a.npz", x_train=words, y_train=y, x_test=words[:20], y_test=y[:20])
+    (tmp_path / "a.txt").write_text("a text of some words. " * 400)
+    data = str(tmp_path / ("a.txt" if reading.task == "next-token" else "a.npz"))
+    with pytest.raises(ValueError, match=message):
+        load_splits(data, reading=reading)
+    assert load_splits(data, reading=reading, known=Preprocessing(1.0, ())).train
+    if reading.task == "classification":
+        for x in (words, {"words": words, "numbers": tagged(60)["numbers"]}):
+            with pytest.raises(ValueError, match=message):
+                pc.splits_from((x, y), reading=replace(reading, tokens=0 if isinstance(x, dict) else 300))

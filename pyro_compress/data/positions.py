@@ -14,7 +14,7 @@ from pyro_compress.data.streaming import Streamed
 from pyro_compress.data.tasks import IGNORED
 from pyro_compress.inputs import Input
 from pyro_compress.settings import ReadConfig
-from pyro_compress.types import Data
+from pyro_compress.types import PER_POSITION, Data
 
 MOST_CLASSES = 1 << 16
 """Labels beyond this are no numbers of classes."""
@@ -98,6 +98,25 @@ def masked(x: Tensor, y: Tensor, what: str, reading: ReadConfig, several: Sequen
         padding = x == reading.pad if reading.task != "next-token" else y == reading.pad
         y = y.masked_fill(padding, IGNORED)
     return y
+
+
+def check_counting(reading: ReadConfig, what: object) -> None:
+    """Refuse before a fit what says which positions count where nothing would ask for it.
+
+    Raises:
+        ValueError: padding or a label of no class, and no class per position; padding of what is no tokens.
+    """
+    found = {"--pad": reading.pad, "--ignore": reading.ignore}
+    if reading.task not in PER_POSITION and (given := [name for name, value in found.items() if value >= 0]):
+        raise ValueError(
+            f"{what}: {', '.join(given)} goes with a class per position ({', '.join(PER_POSITION)}), not with "
+            f"{reading.task}, of which every example counts; leave it out"
+        )
+    if reading.pad >= 0 and not reading.tokens:
+        raise ValueError(
+            f"{what}: --pad is a token of an array, whole numbers (n, length) with --tokens N; here are none: "
+            "leave it out"
+        )
 
 
 def check_one_input(several: Sequence[Input], what: object) -> None:

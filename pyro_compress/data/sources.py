@@ -20,6 +20,7 @@ from pyro_compress.data.examples import Examples, examples_of
 from pyro_compress.data.held_out import drawn
 from pyro_compress.data.npz import check_finite
 from pyro_compress.data.outputs import splits_of
+from pyro_compress.data.positions import check_counting
 from pyro_compress.data.preprocessing import numbered
 from pyro_compress.data.several import task_named
 from pyro_compress.data.splits import load_splits, split
@@ -100,7 +101,9 @@ def splits_from(
     if takes.vocabulary and not reading.tokens and not isinstance(x, dict) and kind_of(x) == "int64" and x.ndim == 2:
         reading = replace(reading, tokens=takes.vocabulary)
     arrays = _arrays(found, reading)
-    return replace(split(arrays, share, "train", reading), inputs=arrays.inputs)
+    splits = replace(split(arrays, share, "train", reading), inputs=arrays.inputs)
+    check_counting(reading, "train")
+    return splits
 
 
 class Shapes(NamedTuple):

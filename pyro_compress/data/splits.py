@@ -35,7 +35,14 @@ from pyro_compress.data.npz import (
     with_labels,
 )
 from pyro_compress.data.outputs import classes_of, say, splits_of, standardized, with_targets
-from pyro_compress.data.positions import MOST_CLASSES, check_labels, masked, own_targets, position_classes
+from pyro_compress.data.positions import (
+    MOST_CLASSES,
+    check_counting,
+    check_labels,
+    masked,
+    own_targets,
+    position_classes,
+)
 from pyro_compress.data.preprocessing import PREPROCESSING as PREPROCESSING
 from pyro_compress.data.preprocessing import filled as filled
 from pyro_compress.data.preprocessing import numbered as numbered
@@ -86,6 +93,8 @@ def load_splits(
         raise ValueError("no data are named, and the network does not say what it was fitted on; name them with --data")
     reading = reading or ReadConfig()
     found = _loaded(data, (data_dir, download), validation, reading, (known, shape, takes))
+    if known is None:
+        check_counting(reading, data)
     _check_meta(data, found)
     if found.task == "next-token" and not reading.tokens:
         reading = replace(reading, vocabulary=with_vocabulary(reading))
