@@ -1,6 +1,7 @@
 """Sequences shorter than the longest: which networks take them, and that every way of running one gives the same."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 import pyro_compress as pc
 from pyro_compress.compression.shrink import shrink
+from pyro_compress.deploy.arrays import load_runner
+from pyro_compress.deploy.torch_files import load_safetensors
 from pyro_compress.graph.capture import capture
 from pyro_compress.graph.ir import graph_of
 from pyro_compress.graph.network import Network, tensors_of
@@ -248,3 +251,38 @@ def test_a_file_on_disk_answers_short_texts(tmp_path: Path) -> None:
     (row,) = pc.predict(path, str(note)).rows
     scores = net(torch.tensor([list(b"be")]))[0, :, -1].detach().softmax(0)
     assert row.probabilities[0] == pytest.approx(float(scores.max()), rel=1e-4)
+
+
+def of_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+EXPORTS: dict[str, Callable[[Path], Callable[[np.ndarray], np.ndarray]]] = {
+    "a.onnx": of_onnx,
+    "a.pt2": lambda path: lambda x: torch.export.load(path).module()(torch.from_numpy(x)).detach().numpy(),
+    "folder": lambda path: load_runner(path).logits,
+    "a.safetensors": lambda path: lambda x: load_safetensors(path)(torch.from_numpy(x)).detach().numpy(),
+}
+
+
+@pytest.mark.parametrize("out", EXPORTS)
+def test_an_export_of_one_length_says_so(out: str, tmp_path: Path) -> None:
+    """And refuses the others, where the file itself takes them."""
+    net = made("windows")
+    arrays = {f"x_{part}": texts(LONGEST).repeat(20, 1).numpy() for part in ("train", "test")}
+    np.savez(tmp_path / "a.npz", **arrays, y_train=np.arange(100) % 3, y_test=np.arange(100) % 3)
+    about = {"data": str(tmp_path / "a.npz"), "tokens": TOKENS, "task": "classification"}
+    graph = capture(net, (LONGEST,), kind="int64")
+    (path := tmp_path / "a.pcn").write_bytes(file.dumps(replace(packed(graph, tensors_of(net)), meta=about))[0])
+    exported = pc.export(path, tmp_path / out)
+    run, short = EXPORTS[out](tmp_path / out), texts(7)
+    close(torch.from_numpy(run(texts(LONGEST).numpy())), net(texts(LONGEST)), 1e-5)
+    if out == "a.safetensors":
+        assert exported.notes == ()
+        close(torch.from_numpy(run(short.numpy())), net(short), 1e-5)
+        return
+    assert exported.notes[-1] == "sequences are of 12 tokens here; a.pcn itself takes (4 to 12,)"
+    with pytest.raises(Exception, match=r"12|dimensions"):
+        run(short.numpy())

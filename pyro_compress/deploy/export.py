@@ -37,7 +37,7 @@ from pyro_compress.runs.unlabelled import labelled_by
 from pyro_compress.scores import Quality
 from pyro_compress.settings import Goal
 from pyro_compress.settings.export import ExportConfig, Members
-from pyro_compress.types import Compressed, Splits
+from pyro_compress.types import Compressed, Graph, Splits
 
 AGREEMENT = 1e-5
 """Largest difference of outputs that passes, relative to the largest output (or to 1)."""
@@ -128,13 +128,20 @@ def export(
     with replacing(out, exporter.beside) as temporary:
         scores = evaluate(bounded(to_module(network), plan), splits, "test", noise=network.noise)
         about = card(network, scores, splits.sizes["test"], request.raw)
-        notes = exporter.write(network, about, temporary, request, splits)
+        notes = [*exporter.write(network, about, temporary, request, splits), *_length(network.graph, exporter, path)]
         measured = _compare(network, exporter.load(temporary), splits, request)
         if exporter.program:
             check_said(network, exporter.program(temporary), examples_of(splits, "test").x[:EXAMPLES])
         parts = [part for part in (temporary, *temporary.rglob("*")) if part.is_file() and part.name != LOCK]
         size = sum(part.stat().st_size for part in parts)
     return Exported(path=out, bytes=size, examples=splits.sizes["test"], notes=tuple(notes), **measured)
+
+
+def _length(graph: Graph, exporter: Exporter, path: Path) -> list[str]:
+    """That an export takes sequences of one length alone, where its network takes shorter ones."""
+    if not graph.least or exporter.lengths:
+        return []
+    return [f"sequences are of {graph.input_shape[0]} tokens here; {path.name} itself takes {graph.takes}"]
 
 
 def _check_room(plan: Plan, exporter: Exporter, request: ExportConfig) -> None:

@@ -47,6 +47,7 @@ class Exporter:
         beside: suffixes of the files that are written beside the one that is named.
         bytes: memory that writing and checking it takes per value of the network, about.
         program: what lies in it that takes examples as people have them and prints what the network says.
+        lengths: whether it takes the shorter sequences that its network takes.
     """
 
     write: Write
@@ -56,6 +57,7 @@ class Exporter:
     beside: tuple[str, ...] = ()
     bytes: int = BYTES_PER_VALUE
     program: Callable[[Path], Program] | None = None
+    lengths: bool = False
 
 
 def _onnx(network: Compressed, card: Mapping[str, Any], path: Path, request: ExportConfig, splits: Splits) -> list[str]:
@@ -145,7 +147,9 @@ EXPORTERS: dict[str, Exporter] = {
     ".pt2": Exporter(_program, _with_torch(torch_files.program_of_rows), bytes=32),
     ".pte": Exporter(_executorch, executorch.load_executorch, ("int8",), executorch.need_executorch, bytes=64),
     ".tflite": Exporter(_litert, litert.load_litert, ("int8",), litert.need_litert, bytes=64),
-    ".safetensors": Exporter(_safetensors, _with_torch(lambda path: torch_files.load_safetensors(path, UNLIMITED))),
+    ".safetensors": Exporter(
+        _safetensors, _with_torch(lambda path: torch_files.load_safetensors(path, UNLIMITED)), lengths=True
+    ),
     ".c": Exporter(_c, _load_c, ("raw", "integer"), c_library.compiler),
     ".wasm": Exporter(_wasm, wasm_node.load_wasm, ("raw",), _need_wasm, wasm_build.BESIDE),
     "folder": Exporter(_folder, lambda path: arrays.load_runner(path).run, ("sparse",), program=arrays.load_runner),
