@@ -236,7 +236,7 @@ def test_a_run_finds_its_data_from_everywhere(fit, tmp_path: Path, monkeypatch: 
     assert run.called == run.posterior.provenance.data == "mine.npz"
     assert run.splits().sizes == run.sizes
     os.replace(run.config.data, "moved.npz")
-    with pytest.raises(ValueError, match=r"mine\.npz is not there any more; say with --data where"):
+    with pytest.raises(ValueError, match=r"mine\.npz is not there any more; say with --data \(data= in Python\) where"):
         run.splits()
     assert load_run(run.path, "moved.npz").splits().sizes == run.sizes
     for data, message in (

@@ -90,7 +90,10 @@ def load_splits(
         ValueError: unknown name, missing files, arrays that do not fit each other.
     """
     if not data:
-        raise ValueError("no data are named, and the network does not say what it was fitted on; name them with --data")
+        raise ValueError(
+            "no data are named, and the network does not say what it was fitted on; name them with --data (data= in "
+            "Python)"
+        )
     reading = reading or ReadConfig()
     found = _loaded(data, (data_dir, download), validation, reading, (known, shape, takes))
     if known is None:

@@ -38,7 +38,7 @@ def ensemble(folder: Path, members: int, splits: Splits, sparsity: float | None 
     if run.config.prior == "none":
         raise ValueError(f"{folder} holds a deterministic network (prior none); there is nothing to draw")
     if splits.task != "classification":
-        raise ValueError(f"an ensemble averages class probabilities; {folder} is a {splits.task}")
+        raise ValueError(f"an ensemble averages class probabilities; the task of {folder} is {splits.task}")
     from pyro_compress.bayes.marginals import networks, read_marginals
 
     posterior = run.posterior

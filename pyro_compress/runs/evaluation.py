@@ -120,7 +120,8 @@ def _fitted_sentence(data: str, own: str, scored: int) -> str:
     if known.is_file():
         if not filecmp.cmp(given, known, shallow=False):
             return ""
-        return f"{said}, and it is what the network was fitted on: training rows are among them (see --data, --split)"
+        alone = "without --data (data= in Python) its test split alone is scored"
+        return f"{said}, and it is what the network was fitted on: training rows are among them; {alone}"
     return f"{said}; if it is {own} of the fit, training rows are among them" if given.name == known.name else ""
 
 

@@ -91,7 +91,9 @@ class Run:
         """
         config, data = self.config, self.data or self.config.data
         if Path(data).is_absolute() and not Path(data).exists():
-            raise ValueError(f"{data} is not there any more; say with --data where the run's data are now")
+            raise ValueError(
+                f"{data} is not there any more; say with --data (data= in Python) where the run's data are now"
+            )
         beside = Path(data).parent / Path(config.test_data).name
         moved = config.reading
         if self.data and config.test_data and beside.is_file():
