@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyro_compress.atomic import drop_left, sync_folder, sync_tree
-from pyro_compress.locks import claimed
+from pyro_compress.locks import claimed, is_free
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,18 @@ Complete = Callable[[Path], bool]
 def unfinished(out: Path) -> Path:
     """Where a folder lies until it is complete."""
     return out.parent / f".{out.name}.unfinished"
+
+
+def incomplete(out: Path) -> str:
+    """What is to be said of a fit whose folder is not complete, and what to do; empty where there is none."""
+    folder = unfinished(out)
+    if out.exists() or not folder.is_dir():
+        return ""
+    if not is_free(folder / LOCK):
+        return f"the fit of {out} still runs; wait for its end"
+    if any(folder.glob(CHECKPOINTS)):
+        return f"the fit of {out} was stopped; go on with: pyro-compress fit --resume {out}"
+    return f"the fit of {out} was stopped before its first checkpoint, there is nothing to resume; start it again"
 
 
 def replaced(out: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import pyro_compress as pc
 from pyro_compress import placing
 from pyro_compress.cli.main import main
 from pyro_compress.foreign import ordinary
@@ -158,9 +159,21 @@ def test_links_that_lead_in_a_circle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["inspect", "report", "compress", "evaluate", "info"])
 def test_a_fit_that_was_stopped_is_told_of(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its state lies under a hidden name: that there is no such folder helps nobody."""
+    """Its state lies under a hidden name: that there is no such folder helps nobody. Nor does advice that fails."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / ".run.unfinished").mkdir()
-    result = CliRunner().invoke(main, [command, "run"])
-    assert result.exit_code == 2
-    assert "the fit of run was stopped; go on with: pyro-compress fit --resume run" in " ".join(result.output.split())
+    (folder := tmp_path / ".run.unfinished").mkdir()
+
+    def said(*words: str, code: int = 2) -> str:
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == code
+        return " ".join(result.output.split())
+
+    never = "the fit of run was stopped before its first checkpoint, there is nothing to resume; start it again"
+    assert never in said(command, "run")
+    assert never in said("fit", "--resume", "run", code=1)
+    (folder / "checkpoint-000001.safetensors").touch()
+    assert "the fit of run was stopped; go on with: pyro-compress fit --resume run" in said(command, "run")
+    with pytest.raises(ValueError, match="the fit of run was stopped; go on with"):
+        pc.load_run("run")
+    with claimed(folder / ".lock"):
+        assert "the fit of run still runs; wait for its end" in said(command, "run")

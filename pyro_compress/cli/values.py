@@ -22,11 +22,11 @@ class RunPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path."""
         from pyro_compress.kinds import is_run
-        from pyro_compress.placing import recover, unfinished
+        from pyro_compress.placing import incomplete, recover
 
         recover(Path(value), is_run)
-        if not Path(value).exists() and unfinished(Path(value)).is_dir():
-            self.fail(f"the fit of {value} was stopped; go on with: pyro-compress fit --resume {value}", param, ctx)
+        if said := incomplete(Path(value)):
+            self.fail(said, param, ctx)
         if self.of_file and Path(value).is_file():
             self.fail(f"{value} is a file; {self.of_file}", param, ctx)
         return super().convert(value, param, ctx)

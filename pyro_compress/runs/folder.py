@@ -31,7 +31,17 @@ from pyro_compress.kinds import EXAMPLES, foreign_to_run, is_run
 from pyro_compress.networks.bounded import check_inputs
 from pyro_compress.pcn import gate
 from pyro_compress.places import check_folder, check_name
-from pyro_compress.placing import CHECKPOINTS, emptied, located, making, put_in_place, recover, unfinished, unordinary
+from pyro_compress.placing import (
+    CHECKPOINTS,
+    emptied,
+    incomplete,
+    located,
+    making,
+    put_in_place,
+    recover,
+    unfinished,
+    unordinary,
+)
 from pyro_compress.process_group import ALONE, ProcessGroup
 from pyro_compress.runs.config import options_of, preprocessing_in, read_config
 from pyro_compress.runs.posterior_file import read_posterior
@@ -194,10 +204,8 @@ def unfinished_config(out: Path, group: ProcessGroup = ALONE) -> FitConfig:
 
 def _unfinished_text(out: Path, path: Path) -> bytes:
     if not path.is_file() or not any(path.parent.glob(CHECKPOINTS)):
-        state = (
-            "is complete" if (out / "posterior.safetensors").is_file() else "has no unfinished fit with a checkpoint"
-        )
-        raise ValueError(f"{out} {state}; nothing to resume")
+        state = "is complete" if (out / "posterior.safetensors").is_file() else "has no unfinished fit"
+        raise ValueError(incomplete(out) or f"{out} {state}; nothing to resume")
     return path.read_bytes()
 
 
@@ -230,7 +238,8 @@ def load_run(path: Path, data: str = "") -> Run:
     recover(path, is_run)
     if not (path / "config.toml").is_file() or not (path / "posterior.safetensors").is_file():
         raise ValueError(
-            f"{path} is no run folder (it needs config.toml and posterior.safetensors, as fit writes them)"
+            incomplete(path)
+            or f"{path} is no run folder (it needs config.toml and posterior.safetensors, as fit writes them)"
         )
     where = path / "config.toml"
     document = read_toml(where)
