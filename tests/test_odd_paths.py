@@ -177,3 +177,24 @@ def test_a_fit_that_was_stopped_is_told_of(command: str, tmp_path: Path, monkeyp
         pc.load_run("run")
     with claimed(folder / ".lock"):
         assert "the fit of run still runs; wait for its end" in said(command, "run")
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        ("compare run", "the TOML file of a study; files that are there stand side by side with: pyro-compress bench"),
+        ("tune run", "the TOML file of a search"),
+        ("bench run", "a .pcn file, as compress writes it into a run's folder"),
+        ("fit --config run", "a TOML file, as a run's config.toml"),
+        ("compress run --config run", "a TOML file with a [compress] table"),
+        ("report run --network run", "a .pcn file, as compress writes it"),
+    ],
+)
+def test_a_folder_where_a_file_is_wanted(
+    command: str, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    result = CliRunner().invoke(main, command.split())
+    assert result.exit_code == 2
+    assert f"run is a folder; give {wanted}" in " ".join(result.output.split())

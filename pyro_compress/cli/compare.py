@@ -21,6 +21,7 @@ from pyro_compress.cli.options import (
     runs_option,
     submit_options,
 )
+from pyro_compress.cli.values import FilePath
 
 if TYPE_CHECKING:
     from pyro_compress.studies.study import Comparison, Sweep
@@ -46,7 +47,12 @@ class Seeds(click.ParamType):
         "compare study.toml --submit --slurm partition=gpu,time=60",
     ),
 )  # fmt: skip
-@click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument(
+    "study",
+    type=FilePath(
+        "the TOML file of a study; files that are there stand side by side with: pyro-compress bench FILE.pcn FILE.pcn"
+    ),
+)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=None, help="Results folder; default studies/NAME."
 )

@@ -27,7 +27,7 @@ from pyro_compress.cli.options import (
     setting_options,
 )
 from pyro_compress.cli.sources import command_of, default_name, of_run, of_weights, rounding_of
-from pyro_compress.cli.values import RunPath
+from pyro_compress.cli.values import FilePath, RunPath
 from pyro_compress.doubts import keep, kept
 from pyro_compress.settings import CompressConfig, FitConfig
 from pyro_compress.settings.declared import declared, flat, having, options_in
@@ -77,7 +77,7 @@ OF_FILE = "give a run folder, or --init FILE with its network (--net; a .pcn fil
 @network_options
 @code_options
 @click.option(
-    "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), callback=load_config, is_eager=True,
+    "--config", type=FilePath("a TOML file with a [compress] table"), callback=load_config, is_eager=True,
     expose_value=False, help="TOML file with these options in a [compress] table, as tune writes it.",
 )  # fmt: skip
 @setting_options(CompressConfig)

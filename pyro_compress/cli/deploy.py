@@ -19,7 +19,7 @@ from pyro_compress.cli.options import (
     setting_options,
     threads_option,
 )
-from pyro_compress.cli.values import RunPath
+from pyro_compress.cli.values import FilePath, RunPath
 from pyro_compress.settings.export import ExportConfig
 
 
@@ -67,7 +67,11 @@ def export(
     ),
 )  # fmt: skip
 @click.argument(
-    "pcn", metavar="FILE.pcn...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
+    "pcn",
+    metavar="FILE.pcn...",
+    nargs=-1,
+    required=True,
+    type=FilePath("a .pcn file, as compress writes it into a run's folder"),
 )
 @click.option(
     "--dense", type=RunPath(file_okay=False), default=None,

@@ -22,6 +22,7 @@ from pyro_compress.cli.options import (
     given,
     setting_options,
 )
+from pyro_compress.cli.values import FilePath
 from pyro_compress.doubts import keep
 from pyro_compress.foreign import file_name
 from pyro_compress.settings import FitConfig
@@ -47,7 +48,7 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     ),
 )  # fmt: skip
 @click.option(
-    "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), callback=load_config, is_eager=True,
+    "--config", type=FilePath("a TOML file, as a run's config.toml"), callback=load_config, is_eager=True,
     expose_value=False, help="TOML file with the same options (a run's config.toml, say); the command line wins.",
 )  # fmt: skip
 @code_options

@@ -12,7 +12,7 @@ from pyro_compress.cli.commands import echo, one_line_errors, quiet_option, tell
 from pyro_compress.cli.console import inspection_text, progress_shown, restarts_text
 from pyro_compress.cli.ignored import INSPECT, REPORT, StrictCommand
 from pyro_compress.cli.options import code_options, data_options, threads_option
-from pyro_compress.cli.values import RunPath
+from pyro_compress.cli.values import FilePath, RunPath
 
 MOVED = click.option(
     "--data", default="", show_default=False, metavar="NAME", help="Where the run's data are now, if they were moved."
@@ -98,7 +98,7 @@ def _inspect(
 )
 @click.option(
     "--network",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=FilePath("a .pcn file, as compress writes it"),
     default=None,
     help="A .pcn file of the run; default RUN/network.pcn, if there is one.",
 )

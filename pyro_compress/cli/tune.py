@@ -21,6 +21,7 @@ from pyro_compress.cli.options import (
     setting_options,
     submit_options,
 )
+from pyro_compress.cli.values import FilePath
 from pyro_compress.settings.studies import SearchConfig
 
 STORAGE = "PYRO_COMPRESS_STORAGE"
@@ -33,7 +34,7 @@ STORAGE = "PYRO_COMPRESS_STORAGE"
         "tune study.toml --worker  # on another machine, with the same folder",
     ),
 )  # fmt: skip
-@click.argument("study", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("study", type=FilePath("the TOML file of a search"))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="Results folder; default tuning/NAME.")
 @runs_option
 @setting_options(SearchConfig, ("trials", "minutes", "sampler", "seed"), "Instead of the study's", unset=True)

@@ -32,6 +32,20 @@ class RunPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class FilePath(click.Path):
+    """A path of a file; where a folder is given instead, what to give is said."""
+
+    def __init__(self, wanted: str) -> None:
+        super().__init__(path_type=Path, exists=True, dir_okay=False)
+        self.wanted = wanted
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        if Path(value).is_dir():
+            self.fail(f"{value} is a folder; give {self.wanted}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class Value(click.ParamType):
     """A value of a setting: a word of the command line or a value of a TOML file, parsed and checked."""
 
