@@ -55,7 +55,7 @@ TASKS = {
     "text": Task(
         "GRU of 128 units, bytes of licences and documentation", "language.py text",
         "--task next-token --data text --context 64 --net gru --prior log-uniform --epochs 16", "--tolerance 0.02",
-        ("bits_per_byte", "{:.3f} bits per byte"),
+        ("bits", "{:.3f} bits per byte"),
     ),
     "words": Task(
         "trigrams by two convolutions, the language of a word out of eight", "word_languages.py words.npz",

@@ -19,12 +19,14 @@ import ablation
 import artefact
 import bench_browser
 import bench_deploy
+import bench_equal_time
 import bench_microcontroller
 import bench_step
 import compare_post_training
 import digits_chain
 import natural_gradients
 import networks_end_to_end
+import other_tasks
 import paper
 import post_training_table
 import results_priors
@@ -137,14 +139,19 @@ def language() -> str:
 
 
 def cifar() -> str:
-    heads = ["made small by", "validation may lose", "file", "ratio", "test error before", "after"]
+    heads = ["network", "made small by", "validation may lose", "file", "ratio", "test error before", "after"]
     cells = [
-        [row["way"], f"{100 * row['tolerance']:.1f} points", f"{row['bytes']:,} B", f"{row['ratio']:.1f}",
-         f"{row['test_error_percent_before']:.2f} %", f"{row['test_error_percent']:.2f} %"]
+        [row["network"], row["way"], f"{100 * row['tolerance']:.1f} points", f"{row['bytes']:,} B",
+         f"{row['ratio']:.1f}", f"{row['test_error_percent_before']:.2f} %", f"{row['test_error_percent']:.2f} %"]
         for row in stored("cifar.json")
     ]  # fmt: skip
     commands = list(dict.fromkeys(one for row in stored("cifar.json") for one in (row["fit"], row["command"])))
     return "\n".join([lines(heads, cells), "", "```", *commands, "```"])
+
+
+def tasks() -> str:
+    rows = stored("tasks.json")
+    return "\n".join([other_tasks.table(rows), "", other_tasks.commands(rows)])
 
 
 def coder() -> str:
@@ -239,6 +246,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "every-file": every_file,
     "record-commands": record_commands,
     "cifar": cifar,
+    "tasks": tasks,
     "without-training": lambda: post_training_table.table(stored("post_training.json")),
     "compared": compared,
     "language": language,
@@ -252,6 +260,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scaling": lambda: bench_step.table(stored("scaling.json")),
     "fit": fits,
     "gradients": gradients,
+    "equal-time": lambda: bench_equal_time.table(stored("equal-time.json")),
     "memory": memory,
     "distributed": distributed,
     "searches": searches,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import pyro_compress as pc
 from pyro_compress.cli.main import main
 from pyro_compress.compression.calibrated import OperatingPoint, Rounded, calibrated, work_of
-from pyro_compress.compression.compensated import LAMBDAS, Compensation, compress_compensated
+from pyro_compress.compression.compensated import LAMBDAS, STEPS, Compensation, compress_compensated
 from pyro_compress.compression.compensation import (
     CodeLengths,
     Problem,
@@ -26,7 +26,7 @@ from pyro_compress.compression.compensation import (
     rounded_at,
     rounded_layer,
 )
-from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_of, moments, sensitivities
+from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_of, moments, positions_of, sensitivities
 from pyro_compress.compression.repair import affordable
 from pyro_compress.compression.target import SearchCallbacks, Target, Trial
 from pyro_compress.compression.uses import ROWS, Use, patches, uses_of
@@ -301,6 +301,24 @@ def test_lambda_rises_beyond_the_first_range_where_none_is_too_high(trained, dig
         trained, digits, Compensation(repair=0), loose, callbacks=SearchCallbacks(candidate=seen.append)
     )
     assert max(trial.lam for trial in seen) > 2 * LAMBDAS[1]
+
+
+def test_a_large_network_is_searched_once(trained, digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other dampings and orders are left where the first search was long; its candidates are the same."""
+    seen: list[list[Trial]] = []
+    for searched in (math.inf, 1.0):
+        monkeypatch.setattr("pyro_compress.compression.compensated.SEARCHED", searched)
+        seen.append([])
+        told = SearchCallbacks(candidate=seen[-1].append)
+        compress_compensated(trained, digits, Compensation(repair=0), Goal(tolerance=0.01), callbacks=told)
+    whole, once = seen
+    assert once == whole[: len(once)]
+    assert len(once) <= STEPS < len(whole)
+
+
+def test_rows_of_wide_layers_are_fewer() -> None:
+    """60,000 up to 2,236 inputs; then as many as 3e11 multiply-adds take, and four of each input at the least."""
+    assert [positions_of(n) for n in (9, 2236, 3000, 4608)] == [60_000, 60_000, 33_333, 4 * 4608]
 
 
 def test_nats_that_may_be_lost_of_a_text_are_those_of_its_bits() -> None:

@@ -11,7 +11,7 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from pyro_compress.compression.calibrated import OperatingPoint, Rounded, calibrated
+from pyro_compress.compression.calibrated import OperatingPoint, Rounded, calibrated, work_of
 from pyro_compress.compression.candidates import BIAS_LEVELS, origin_of, to_module
 from pyro_compress.compression.packing import before_folding, packed
 from pyro_compress.compression.prune import removed_share
@@ -42,6 +42,8 @@ SLOPE, BYTES = 0.9, 0.5
 HOPELESS = 1.05
 """A point that would take so many times the best one's bytes, by these powers, is left."""
 
+SEARCHED = 2e13
+"""Multiply-adds of roundings after which dampings and orders, which are worth a tenth, are left as they are."""
 BEHIND = 1.3
 """A file of so many times another's bytes is not caught up with by dampings and orders, which are worth a tenth."""
 
@@ -120,7 +122,7 @@ class _Search:
         self.posterior, self.splits, self.goal, self.device, self.callbacks = posterior, splits, goal, device, callbacks
         self.target = target_of(posterior, splits, goal, device)
         self.best: _Candidate | None = None
-        self.stopped = False
+        self.stopped, self.looks = False, 0
         self.network = calibrated(
             posterior.graph,
             posterior.tensors,
@@ -148,6 +150,7 @@ class _Search:
 
     def look(self, point: OperatingPoint) -> _Candidate:
         """Round at a point."""
+        self.looks += 1
         rounded = self.network.rounded(point)
         network, bound = self.candidate(rounded, BIAS_LEVELS[0]), self.goal.max_bytes
         size, scored = len(file.dumps(network, in_context=COMPILED)[0]), self.scores_of(network)
@@ -181,6 +184,9 @@ class _Search:
         self.between(OperatingPoint(1.0, dampings[place], first))
         self.callbacks.trial(done, total)
         if beside is not None and self.best is not None and self.best.size > BEHIND * beside:
+            return
+        if self.looks * work_of(self.network.graph, self.network.tensors, self.posterior.layers) > SEARCHED:
+            self.callbacks.trial(total, total)
             return
         for way in (1, -1):
             moved = False
