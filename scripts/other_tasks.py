@@ -90,10 +90,10 @@ def row(name: str, task: Task, folder: Path, seed: int) -> dict[str, Any]:
         typed(task.data, folder)
     run, file = f"{name}-{seed}", f"{name}-{seed}.pcn"
     fit = f"fit {task.fit} --seed {seed} --threads 1 --out {run}"
-    started = time.perf_counter()
+    started, minutes = time.perf_counter(), None
     if not (folder / run).exists():
         typed(f"{fit} --quiet", folder)
-    minutes = (time.perf_counter() - started) / 60
+        minutes = (time.perf_counter() - started) / 60
     compress = f"compress {run} {task.compress} --out {file}"
     found = json.loads(typed(f"{compress} --json --force", folder))
     score = task.score[0]
