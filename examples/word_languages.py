@@ -2,7 +2,7 @@
 
     apt install wamerican wdutch wfrench wngerman witalian wportuguese wspanish wswedish
     python word_languages.py words.npz
-    pyro-compress fit --data words.npz --tokens 256 --pad 0 --net word_languages:network --prior log-uniform -o words
+    pyro-compress fit --data words.npz --tokens 256 --net word_languages:network --prior log-uniform -o words
 
 A word is its bytes in Latin-1, in small letters, filled up with 0. Words that several languages have are left out. A
 word and its language are in one split only: a tenth of the words is the test split.

@@ -59,7 +59,7 @@ TASKS = {
     ),
     "words": Task(
         "trigrams by two convolutions, the language of a word out of eight", "word_languages.py words.npz",
-        "--data words.npz --tokens 256 --pad 0 --net word_languages:network --prior log-uniform --epochs 16",
+        "--data words.npz --tokens 256 --net word_languages:network --prior log-uniform --epochs 16",
         "--tolerance 0.005", ("accuracy", "{:.2%}"),
     ),
 }  # fmt: skip

@@ -176,7 +176,7 @@ def test_word_languages(tmp_path: Path) -> None:
     program, out = EXAMPLES / "word_languages.py", tmp_path / "words.npz"
     command = [sys.executable, str(program), str(out), "--lists", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)
-    splits = load_splits(str(out), reading=ReadConfig(tokens=256, pad=0))
+    splits = load_splits(str(out), reading=ReadConfig(tokens=256))
     x = torch.cat([part.x for part in (splits.train, splits.validation, splits.test)])
     y = torch.cat([part.y for part in (splits.train, splits.validation, splits.test)])
     assert torch.equal(x[:, 1], 0xE0 + y)  # the language's own letter
