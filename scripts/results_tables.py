@@ -204,6 +204,18 @@ def distributed() -> str:
     return lines(heads, rows)
 
 
+def sharded() -> str:
+    told = stored("sharded.json")
+    rows = [
+        [str(row["processes"]), f"{row['peak_mib']:,.0f}", f"{row['peak_mib'] / told[0]['peak_mib']:.2f}",
+         f"{row['ms_per_step'] / 1000:.1f}", "yes" if row["same_parameters"] else "no",
+         f"{row['negative_elbo_nats']:,.0f}"]
+        for row in told
+    ]  # fmt: skip
+    heads = ["processes", "peak of each, MiB", "of one process", "s per step", "same parameters", "-ELBO, nats"]
+    return lines(heads, rows)
+
+
 def searches() -> str:
     told, rows = stored("tuning.json"), []
     for arm in dict.fromkeys((row["sampler"], row["mode"]) for row in told):
@@ -257,12 +269,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "natural": lambda: natural_gradients.table(stored("natural.json")),
     "natural-step": lambda: bench_step.table(stored("natural-step.json")),
     "step": lambda: bench_step.table(stored("step.json")),
+    "step-bfloat16": lambda: bench_step.table(stored("step-bfloat16.json")),
     "scaling": lambda: bench_step.table(stored("scaling.json")),
     "fit": fits,
     "gradients": gradients,
     "equal-time": lambda: bench_equal_time.table(stored("equal-time.json")),
     "memory": memory,
     "distributed": distributed,
+    "sharded": sharded,
     "searches": searches,
     "front": front,
     "speed-lenet-300-100": lambda: deployed("speed", LENET_300),
