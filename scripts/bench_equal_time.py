@@ -72,8 +72,7 @@ def rows_of(config: FitConfig, splits: Splits) -> list[dict]:
         epochs = max(round(config.epochs * pilots["local"] / pilots[name]), 2)
         fit, seconds, whole = timed(resolve(replace(arm, epochs=epochs), train), splits)
         last, posterior = fit.history[-1], extract(fit)
-        means = posterior.dense | {name: layer.mean for name, layer in posterior.layers.items()}
-        scores = evaluate(Network(posterior.graph, means).eval(), splits, "test")
+        scores = evaluate(Network(posterior.graph, posterior.tensors).eval(), splits, "test")
         rows.append({
             "network": config.net, "prior": config.prior, "seed": config.seed, "estimator": name, "epochs": epochs,
             "seconds_per_epoch": statistics.median(seconds), "seconds": whole,
