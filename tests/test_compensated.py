@@ -26,7 +26,7 @@ from pyro_compress.compression.compensation import (
     rounded_at,
     rounded_layer,
 )
-from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_of, moments, positions_of, sensitivities
+from pyro_compress.compression.curvature import Moments, Sensitivity, drawn_of, moments, sensitivities
 from pyro_compress.compression.repair import affordable
 from pyro_compress.compression.target import SearchCallbacks, Target, Trial
 from pyro_compress.compression.uses import ROWS, Use, patches, uses_of
@@ -314,11 +314,6 @@ def test_a_large_network_is_searched_once(trained, digits, monkeypatch: pytest.M
     whole, once = seen
     assert once == whole[: len(once)]
     assert len(once) <= STEPS < len(whole)
-
-
-def test_rows_of_wide_layers_are_fewer() -> None:
-    """60,000 up to 2,236 inputs; then as many as 3e11 multiply-adds take, and four of each input at the least."""
-    assert [positions_of(n) for n in (9, 2236, 3000, 4608)] == [60_000, 60_000, 33_333, 4 * 4608]
 
 
 def test_nats_that_may_be_lost_of_a_text_are_those_of_its_bits() -> None:

@@ -13,13 +13,13 @@ from torch import Tensor
 from pyro_compress.compression.compensation import Found, problem_of, rounded_layer
 from pyro_compress.compression.curvature import (
     CHUNK,
+    POSITIONS,
     Moments,
     Sensitivity,
     Uses,
     drawn_of,
     moments,
     most_values,
-    positions_of,
     sensitivities,
 )
 from pyro_compress.compression.repair import Divergence, repaired
@@ -202,7 +202,7 @@ def work_of(graph: Graph, tensors: Mapping[str, Tensor], names: Collection[str] 
         for use in uses:
             groups, rows, n = use.size
             outputs = math.prod(made[index]) if use.node.op not in GATES else made[index][0] * rows
-            positions = 0 if use.by_element else min(positions_of(n), IMAGES * outputs // (groups * rows))
+            positions = 0 if use.by_element else min(POSITIONS, IMAGES * outputs // (groups * rows))
             total += n * n * groups * (2 * positions + SOLVED * n + SWEPT * rows)
     return total
 

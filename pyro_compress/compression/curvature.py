@@ -30,8 +30,6 @@ DRAWS = 3
 """Labels that are drawn per example for the sensitivity of outputs."""
 POSITIONS = 60_000
 """Rows that the moments of one layer's inputs are taken from, about, where there are more."""
-MOMENTS, LEAST_ROWS = 3e11, 4
-"""Multiply-adds of the moments of one layer's inputs, about, at the most; and rows of each input, at the least."""
 CHUNK = 128
 """Examples that are worked on at a time."""
 
@@ -194,11 +192,6 @@ def most_values(graph: Graph, tensors: dict[str, Tensor], x: Tensor) -> int:
     return 2 * most // len(x)
 
 
-def positions_of(n: int) -> int:
-    """Rows that the moments of so many inputs are taken from, about, where there are more."""
-    return int(min(POSITIONS, max(LEAST_ROWS * n, MOMENTS / n**2)))
-
-
 def moments(now: list[Tensor], before: list[Tensor], use: Use) -> Moments:
     """Moments of what a weight's rows are multiplied with, from the same examples in chunks.
 
@@ -216,7 +209,7 @@ def moments(now: list[Tensor], before: list[Tensor], use: Use) -> Moments:
         return Moments(counted, counted)
     second, cross = torch.zeros(2, groups, n, n, dtype=torch.float64)
     same = all(one is other for one, other in zip(now, before, strict=True))
-    total, share = 0, positions_of(n) // len(now)
+    total, share = 0, POSITIONS // len(now)
     for index, (one, other) in enumerate(zip(now, before, strict=True)):
         a = patches(one, use, share, index)
         second += a.permute(1, 2, 0) @ a.transpose(0, 1)
